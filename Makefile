@@ -1,0 +1,44 @@
+# Everything runs in .venv, made on first use and again when pyproject.toml changes.
+# The test environment contains torch, for parity only. Where pip would choose its CUDA build (gigabytes),
+# point PIP_EXTRA_INDEX_URL at an index of CPU builds, or install one into .venv beforehand.
+
+BIN := .venv/bin
+# The first interpreter that is new enough and can make a virtual environment; `make PYTHON=... test` overrides.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint slow clean
+.DELETE_ON_ERROR:
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
+
+demo: .venv/base.stamp ## run the demo; installs the base package only
+	$(BIN)/python -m launch.demo
+
+test: lint ## lint, then the fast tests
+	$(BIN)/pytest -n 2
+
+lint: .venv/test.stamp ## ruff, ruff format, pyright
+	$(BIN)/pre-commit run --all-files
+
+slow: .venv/test.stamp ## the slow tests only
+	$(BIN)/pytest -n 2 -m slow
+
+clean: ## remove .venv, caches and build products
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(or $(PYTHON),false) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo 'PYTHON: got "$(PYTHON)", expected Python >= 3.11 with venv; install one or run make PYTHON=/path/to/python3' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/base.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+.venv/test.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,test]'
+	touch $@ .venv/base.stamp

@@ -1,0 +1,1 @@
+"""Runs as small Python files: the docstring gives command, hardware, time and result."""

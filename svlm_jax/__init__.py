@@ -1,0 +1,20 @@
+"""StreamingVLM in JAX: `svlm_jax.from_pretrained(DIR_OR_HUB_ID)` gives a model, its tokenizer and its processor.
+
+Importing this package imports no jax; `from_pretrained` does.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from svlm_jax.pretrained import Pretrained, from_pretrained
+
+__all__ = ["Pretrained", "from_pretrained"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        from svlm_jax import pretrained
+
+        return getattr(pretrained, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

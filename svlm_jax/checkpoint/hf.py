@@ -1,0 +1,315 @@
+"""Hugging Face checkpoints: one table, read in both directions.
+
+Each row says which tensor of the file is which parameter, and how its axes regroup (an einops pattern, reversed on the way
+out). Reading goes tensor by tensor from the safetensors shards into the target shardings; the host holds a few tensors at a
+time, never the model. Both key layouts are read (`model.layers` / `visual.` and `model.language_model.layers` /
+`model.visual.`), the first is written, as transformers 5 does.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from svlm_jax import sharding
+from svlm_jax.config import ModelConfig
+from svlm_jax.errors import InputError
+from svlm_jax.model.vlm import Parameters, stack_layers, stacked_path
+
+Progress = Callable[[int, int], None]
+GENERATION = "generation_config.json"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# Buffers that old exports carry although they follow from the config.
+_IGNORED = re.compile(r".*rotary(_pos)?_emb\.inv_freq")
+
+# Hugging Face name, our path, pattern from the file's axes to ours. {i} is the layer.
+# Axes: d width, n heads, h head dim, f mlp width, v vocabulary, c q/k/v, e patch numbers as (channel, frame, row, column).
+TABLE: tuple[tuple[str, str, str], ...] = (
+    ("model.embed_tokens.weight", "text.embedding", "v d -> v d"),
+    ("model.layers.{i}.input_layernorm.weight", "text.layers.{i}.norm1.scale", "d -> d"),
+    ("model.layers.{i}.post_attention_layernorm.weight", "text.layers.{i}.norm2.scale", "d -> d"),
+    ("model.layers.{i}.self_attn.q_proj.weight", "text.layers.{i}.attention.q.kernel", "(n h) d -> d n h"),
+    ("model.layers.{i}.self_attn.q_proj.bias", "text.layers.{i}.attention.q.bias", "(n h) -> n h"),
+    ("model.layers.{i}.self_attn.k_proj.weight", "text.layers.{i}.attention.k.kernel", "(n h) d -> d n h"),
+    ("model.layers.{i}.self_attn.k_proj.bias", "text.layers.{i}.attention.k.bias", "(n h) -> n h"),
+    ("model.layers.{i}.self_attn.v_proj.weight", "text.layers.{i}.attention.v.kernel", "(n h) d -> d n h"),
+    ("model.layers.{i}.self_attn.v_proj.bias", "text.layers.{i}.attention.v.bias", "(n h) -> n h"),
+    ("model.layers.{i}.self_attn.o_proj.weight", "text.layers.{i}.attention.out.kernel", "d (n h) -> n h d"),
+    ("model.layers.{i}.mlp.gate_proj.weight", "text.layers.{i}.mlp.gate.kernel", "f d -> d f"),
+    ("model.layers.{i}.mlp.up_proj.weight", "text.layers.{i}.mlp.up.kernel", "f d -> d f"),
+    ("model.layers.{i}.mlp.down_proj.weight", "text.layers.{i}.mlp.down.kernel", "d f -> f d"),
+    ("model.norm.weight", "text.norm.scale", "d -> d"),
+    ("lm_head.weight", "text.head.kernel", "v d -> d v"),
+    ("visual.patch_embed.proj.weight", "vision.patch_embed.kernel", "d e0 e1 e2 e3 -> (e0 e1 e2 e3) d"),
+    ("visual.blocks.{i}.norm1.weight", "vision.blocks.{i}.norm1.scale", "d -> d"),
+    ("visual.blocks.{i}.norm2.weight", "vision.blocks.{i}.norm2.scale", "d -> d"),
+    ("visual.blocks.{i}.attn.qkv.weight", "vision.blocks.{i}.attention.qkv.kernel", "(c n h) d -> d c n h"),
+    ("visual.blocks.{i}.attn.qkv.bias", "vision.blocks.{i}.attention.qkv.bias", "(c n h) -> c n h"),
+    ("visual.blocks.{i}.attn.proj.weight", "vision.blocks.{i}.attention.out.kernel", "d (n h) -> n h d"),
+    ("visual.blocks.{i}.attn.proj.bias", "vision.blocks.{i}.attention.out.bias", "d -> d"),
+    ("visual.blocks.{i}.mlp.gate_proj.weight", "vision.blocks.{i}.mlp.gate.kernel", "f d -> d f"),
+    ("visual.blocks.{i}.mlp.gate_proj.bias", "vision.blocks.{i}.mlp.gate.bias", "f -> f"),
+    ("visual.blocks.{i}.mlp.up_proj.weight", "vision.blocks.{i}.mlp.up.kernel", "f d -> d f"),
+    ("visual.blocks.{i}.mlp.up_proj.bias", "vision.blocks.{i}.mlp.up.bias", "f -> f"),
+    ("visual.blocks.{i}.mlp.down_proj.weight", "vision.blocks.{i}.mlp.down.kernel", "d f -> f d"),
+    ("visual.blocks.{i}.mlp.down_proj.bias", "vision.blocks.{i}.mlp.down.bias", "d -> d"),
+    ("visual.merger.ln_q.weight", "vision.merger.norm.scale", "d -> d"),
+    ("visual.merger.mlp.0.weight", "vision.merger.up.kernel", "f d -> d f"),
+    ("visual.merger.mlp.0.bias", "vision.merger.up.bias", "f -> f"),
+    ("visual.merger.mlp.2.weight", "vision.merger.down.kernel", "d f -> f d"),
+    ("visual.merger.mlp.2.bias", "vision.merger.down.bias", "d -> d"),
+)
+
+
+class Row(NamedTuple):
+    """One tensor: its name and shape in the file, its path and shape here, the pattern between them and the pattern's sizes."""
+
+    name: str
+    file_shape: tuple[int, ...]
+    path: str
+    shape: tuple[int, ...]
+    pattern: str
+    sizes: dict[str, int]
+
+    def read(self, tensor: np.ndarray) -> np.ndarray:
+        """File axes -> ours; a view where the pattern allows."""
+        return einops.rearrange(tensor, self.pattern, **self.sizes)
+
+    def write(self, parameter: np.ndarray) -> np.ndarray:
+        """Our axes -> the file's."""
+        left, right = self.pattern.split(" -> ")
+        return einops.rearrange(parameter, f"{right} -> {left}", **self.sizes)
+
+
+def rows(config: ModelConfig) -> list[Row]:
+    """The table spelled out for a model: every tensor of its checkpoint, in file order."""
+    text, vision = config.text, config.vision
+    heads, kv = text.num_attention_heads, text.num_key_value_heads
+    wide = vision.hidden_size * vision.merge_unit
+    text_sizes = {"d": text.hidden_size, "f": text.intermediate_size, "v": text.vocab_size, "h": text.head_dim}
+    vision_sizes = {"d": vision.hidden_size, "f": vision.intermediate_size, "n": vision.num_heads, "h": vision.head_dim}
+    patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+    vision_sizes |= {"c": 3, **{f"e{axis}": size for axis, size in enumerate(patch)}}
+    special = {
+        "vision.merger.norm.scale": {"d": vision.hidden_size},
+        "vision.merger.up.kernel": {"f": wide, "d": wide},
+        "vision.merger.up.bias": {"f": wide},
+        "vision.merger.down.kernel": {"f": wide, "d": vision.out_hidden_size},
+        "vision.merger.down.bias": {"d": vision.out_hidden_size},
+    }
+    result = []
+    for name, path, pattern in TABLE:
+        if path == "text.head.kernel" and config.tie_word_embeddings:
+            continue
+        sizes = special.get(path, vision_sizes if path.startswith("vision.") else text_sizes)
+        if path.startswith("text."):
+            sizes = sizes | {"n": kv if re.search(r"attention\.[kv]\.", path) else heads}
+        used = {axis: sizes[axis] for axis in re.findall(r"\w+", pattern.split(" -> ")[0])}
+        shapes = [_shape(side, used) for side in pattern.split(" -> ")]
+        count = 1
+        if "{i}" in path:
+            count = text.num_hidden_layers if path.startswith("text.") else vision.depth
+        for i in range(count):
+            result.append(Row(name.replace("{i}", str(i)), shapes[0], path.replace("{i}", str(i)), shapes[1], pattern, used))
+    return result
+
+
+def _shape(side: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    groups = re.findall(r"\(([^)]*)\)|(\w+)", side)
+    return tuple(int(np.prod([sizes[axis] for axis in (group or single).split()])) for group, single in groups)
+
+
+class Files:
+    """The safetensors files of a checkpoint directory, opened lazily; tensors by their classic name."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._open: dict[str, Any] = {}
+        if (self.directory / INDEX).is_file():
+            weights = json.loads((self.directory / INDEX).read_text())["weight_map"]
+            self.files = {classic(name): (name, file) for name, file in weights.items()}
+            lost = sorted({file for file in weights.values() if not (self.directory / file).is_file()})
+            if lost:
+                raise InputError(str(self.directory), f"no {', '.join(lost)}", "every shard that the index names", "download them")
+        elif (self.directory / SINGLE).is_file():
+            self.files = {classic(name): (name, SINGLE) for name in self._handle(SINGLE).keys()}  # noqa: SIM118
+        else:
+            raise InputError(str(directory), "no safetensors", f"{SINGLE} or {INDEX}", "point to a checkpoint directory")
+
+    def _handle(self, file: str):
+        import safetensors
+
+        if file not in self._open:
+            try:
+                self._open[file] = safetensors.safe_open(self.directory / file, framework="numpy")
+            except (safetensors.SafetensorError, OSError) as error:
+                raise InputError(str(self.directory / file), f"an unreadable file ({error})", "whole safetensors", "download it again") from None
+        return self._open[file]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        stored, file = self.files[name]
+        return tuple(self._slice(stored, file).get_shape())
+
+    def read(self, name: str) -> np.ndarray:
+        stored, file = self.files[name]
+        try:
+            return self._handle(file).get_tensor(stored)
+        except Exception as error:  # safetensors raises its own and numpy's errors alike
+            raise InputError(f"{self.directory / file} {stored}", error, "a whole tensor", "download the file again") from error
+
+    def _slice(self, stored: str, file: str):
+        import safetensors
+
+        try:
+            return self._handle(file).get_slice(stored)
+        except safetensors.SafetensorError as error:
+            raise InputError(f"{self.directory / file} {stored}", error, "the tensor that the index names", "download both again") from None
+
+
+def classic(name: str) -> str:
+    """Key of either layout -> the classic one."""
+    return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", name))
+
+
+def check(files: Files, table: list[Row], config: ModelConfig) -> None:
+    """Compare names and shapes of the files with the model; all differences in one error, before anything is read."""
+    wanted = {row.name: row.file_shape for row in table}
+    found = {name for name in files.files if not _IGNORED.fullmatch(name)}
+    if config.tie_word_embeddings and "lm_head.weight" in found:
+        found.discard("lm_head.weight")
+        if not np.array_equal(files.read("lm_head.weight"), files.read("model.embed_tokens.weight")):
+            raise InputError(f"{files.directory} lm_head.weight", "a matrix that differs from the embeddings", "equal ones (tie_word_embeddings is true)", "set tie_word_embeddings to false in config.json")
+    wrong = [f"missing {name}" for name in wanted if name not in found]
+    wrong += [f"unmatched {name}" for name in sorted(found - set(wanted))]
+    wrong += [
+        f"wrong shape {name} {list(shape)} (model: {list(wanted[name])})"
+        for name in wanted
+        if name in found and (shape := files.shape(name)) != wanted[name]
+    ]
+    if wrong:
+        raise InputError(str(files.directory), f"{len(wrong)} wrong tensors: {'; '.join(wrong)}", "the tensors of config.json", "use the config.json that came with the weights")
+
+
+def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, progress: Progress | None = None) -> Parameters:
+    """Parameters of a checkpoint in `param_dtype`, in the form (`scan_layers`) and on the mesh asked for.
+
+    Args:
+        mesh: where to put them (`sharding.PARAMETERS`); the default device without one.
+        progress: called with (tensors done, tensors in all).
+
+    Raises:
+        InputError: files that are missing or broken, or tensors that are not the model's (all of them in one line).
+    """
+    files, table = Files(directory), rows(config)
+    check(files, table, config)
+    targets: Mapping[str, Any] = {}
+    if mesh is not None:
+        sharding.check(config, mesh)
+        targets = sharding.shardings({row.path: row.shape for row in table}, mesh)
+    result: Parameters = {}
+    layers: list[jax.Array] = []
+    for done, row in enumerate(table, start=1):
+        array = _put(row.read(files.read(row.name)).astype(config.param_dtype, copy=False), targets.get(row.path))
+        stacked = stacked_path(row.path) if config.scan_layers else None
+        if stacked is None:
+            result[row.path] = array
+        else:  # rows of one parameter follow one another, so no more than one stack is held twice
+            layers.append(array)
+            if len(layers) == config.text.num_hidden_layers:
+                result[stacked[0]] = jax.block_until_ready(stack_layers(layers))
+                layers.clear()
+        if progress:
+            progress(done, len(table))
+    return result
+
+
+def _put(array: np.ndarray, target: NamedSharding | None) -> jax.Array:
+    if target is None:
+        return jax.device_put(array)
+    return jax.make_array_from_callback(array.shape, target, lambda index: array[index])
+
+
+def write(
+    directory: str | Path,
+    config: ModelConfig,
+    values: Mapping[str, jax.Array],
+    *,
+    max_shard_bytes: int = 5 * 10**9,
+    progress: Progress | None = None,
+) -> None:
+    """Write config.json, generation_config.json and safetensors shards into an existing directory; the host holds one shard.
+
+    Args:
+        values: parameters in either form, written in `config.param_dtype`; sharded ones are gathered one at a time, and with
+            many processes the first one writes.
+    """
+    directory, table = Path(directory), rows(config)
+    itemsize = jnp.dtype(config.param_dtype).itemsize
+    shards = _plan(table, itemsize, max_shard_bytes)
+    names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    done = 0
+    for name, shard in zip(names, shards, strict=True):
+        tensors: dict[str, np.ndarray] = {}
+        for row in shard:
+            tensors[row.name] = np.ascontiguousarray(row.write(_fetch(values, row.path).astype(config.param_dtype, copy=False)))
+            done += 1
+            if progress:
+                progress(done, len(table))
+        if jax.process_index() == 0:
+            _save(tensors, directory / name)
+    if jax.process_index() == 0:
+        if len(shards) > 1:
+            total = sum(int(np.prod(row.shape)) for row in table) * itemsize
+            files = {row.name: name for name, shard in zip(names, shards, strict=True) for row in shard}
+            _json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))})
+        text = config.to_hf()["text_config"]
+        _json(directory / "config.json", config.to_hf())
+        if not (directory / GENERATION).exists():
+            _json(directory / GENERATION, {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None})
+
+
+def _plan(table: list[Row], itemsize: int, limit: int) -> list[list[Row]]:
+    """Rows by layer, as published checkpoints have them, cut into shards of at most `limit` bytes (or one tensor)."""
+    shards: list[list[Row]] = [[]]
+    size = 0
+    for row in sorted(table, key=lambda row: [(int(part), "") if part.isdigit() else (-1, part) for part in row.name.split(".")]):
+        bytes_ = int(np.prod(row.shape)) * itemsize
+        if shards[-1] and size + bytes_ > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(row)
+        size += bytes_
+    return shards
+
+
+def _fetch(values: Mapping[str, jax.Array], path: str) -> np.ndarray:
+    """One parameter, whole, on this host; from the stack when there is one."""
+    stacked = stacked_path(path)
+    value = values[path] if stacked is None or path in values else values[stacked[0]][stacked[1]]
+    if not value.is_fully_addressable:
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(value, tiled=True)
+    return np.asarray(value)
+
+
+def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
+    import safetensors
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(str(path), f"a failed write ({error})", "room on the disk", "free some or choose another place") from None
+
+
+def _json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

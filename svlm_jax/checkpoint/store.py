@@ -1,0 +1,79 @@
+"""The Orbax form of a model: what training saves and resumes from.
+
+A directory with `params/` (Orbax, decoder stacked), `config.json` and the tokenizer and processor files that came along, so
+that an export to Hugging Face needs nothing else.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, SingleDeviceSharding
+
+from svlm_jax import sharding
+from svlm_jax.config import ModelConfig
+from svlm_jax.errors import InputError
+from svlm_jax.model.vlm import Parameters, shapes, unstack
+
+PARAMS = "params"
+
+
+def is_store(directory: str | Path) -> bool:
+    """Whether a directory is in the Orbax form."""
+    return (Path(directory) / PARAMS).is_dir()
+
+
+def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Array]) -> None:
+    """Write stacked parameters and the config into an existing directory."""
+    from orbax.checkpoint import v1 as ocp
+
+    directory = Path(directory).absolute()
+    ocp.save(directory / PARAMS, _nest(values))
+    if jax.process_index() == 0:
+        (directory / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
+
+
+def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None) -> Parameters:
+    """Read parameters into `param_dtype`, the form (`scan_layers`) and the mesh asked for.
+
+    Raises:
+        InputError: a checkpoint that does not read or is of another model.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    directory = Path(directory).absolute()
+    stored = shapes(replace(config, scan_layers=True))
+    if mesh is None:
+        targets: Mapping[str, Any] = dict.fromkeys(stored, SingleDeviceSharding(jax.devices()[0]))
+    else:
+        sharding.check(config, mesh)
+        targets = sharding.shardings({path: leaf.shape for path, leaf in stored.items()}, mesh)
+    wanted = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=targets[path]) for path, leaf in stored.items()}
+    try:
+        values = _flatten(ocp.load(directory / PARAMS, _nest(wanted)))
+    except Exception as error:  # Orbax wraps every cause in an error of its own
+        cause = error.__cause__ or error
+        raise InputError(str(directory), f"parameters that do not load ({cause})", "those of its config.json", "use another step") from error
+    return values if config.scan_layers else unstack(values)
+
+
+def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in values.items():
+        *parents, leaf = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat

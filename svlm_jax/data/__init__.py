@@ -1,0 +1,1 @@
+"""Host side: chat, video, dataset and batch. numpy, never jax."""

@@ -1,0 +1,329 @@
+"""Files and objects to uint8 RGB frames: images, videos sampled by the clock, and a small writer.
+
+Owns decoding and everything that can be wrong with a file. Does not know the sizes a model likes, patches or tokens.
+numpy and PIL; PyAV only inside the functions that need it. Units: seconds counted from the first frame of the video
+stream, pixels, levels 0..255. Axes: F frames · H, W pixels · 3 channels R, G, B.
+"""
+
+import os
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from svlm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import av
+
+PATCH = 14  # pixels on a side of a patch; a smaller image is enlarged before the model sees it
+SLACK = 1e-3  # seconds; Matroska and FLV round time stamps to a millisecond
+SEEK_BACK = 5.0  # seconds; second try when the keyframe found lies after the start (an index by decoding time)
+CUT_SHORT = 1.0  # seconds by which a header may exceed its frames before we call the file cut short
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what PIL's plugins raise for broken files
+
+ImageSource = str | os.PathLike | Image.Image | np.ndarray
+
+
+def load_image(source: ImageSource) -> np.ndarray:
+    """A path, PIL image or array -> uint8 [H, W, 3].
+
+    EXIF orientation is applied, as transformers' `load_image` does. Transparency is laid on white, as transformers 5's
+    Qwen processor does with a PIL image. 16-bit levels are scaled to 8 bits (PIL clips them); grayscale, palette and
+    CMYK become RGB; an animation gives its first picture. Arrays: uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or
+    [H, W, 4]; a uint8 [H, W, 3] array comes back as it is. A side shorter than a patch is allowed, with one warning.
+
+    Raises:
+        InputError: no such file, not an image, broken or too large for PIL's limit; an array of another shape or dtype.
+    """
+    if isinstance(source, np.ndarray):
+        image = _image_of_array(source)
+    elif isinstance(source, Image.Image):
+        image = _readable_image(source, "image")
+    elif isinstance(source, (str, os.PathLike)):
+        path = _existing_file(source, "image")
+        image = _readable_image(path, f"image {path}")
+    else:
+        raise InputError("image", type(source).__name__, "a path, a PIL image or an array", "load it as one of these")
+    height, width = image.shape[:2]
+    if min(height, width) < PATCH:
+        small = f"image of {width}x{height} px is smaller than one {PATCH}x{PATCH} patch and will be upscaled"
+        warnings.warn(small, stacklevel=2)
+    return image
+
+
+def _image_of_array(array: np.ndarray) -> np.ndarray:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if (
+        array.ndim not in (2, 3)
+        or channels not in (1, 3, 4)
+        or array.dtype not in (np.uint8, np.uint16)
+        or not array.size
+    ):
+        got, expected = f"{array.dtype} {list(array.shape)}", "uint8 [H, W, 3] (or uint16; 1 or 4 channels; [H, W])"
+        raise InputError("image array", got, expected, "move channels last and convert the values to 0..255 uint8")
+    if array.dtype == np.uint16:
+        array = _to_8_bits(array)
+    if channels == 4:
+        return _rgb(Image.fromarray(array), "image array")
+    return array if channels == 3 else np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+
+
+def _readable_image(source: Path | Image.Image, field: str) -> np.ndarray:
+    try:
+        if isinstance(source, Image.Image):
+            return _rgb(source, field)
+        with Image.open(source) as image:
+            return _rgb(image, field)
+    except InputError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise InputError(field, error, "a smaller image", "scale it down first") from error
+    except UNREADABLE as error:
+        remedy = "open it in a viewer to check it and save it again as PNG or JPEG"
+        raise InputError(field, f"{type(error).__name__} ({error})", "a readable image", remedy) from error
+
+
+def _rgb(image: Image.Image, field: str) -> np.ndarray:
+    """Any PIL image -> uint8 [H, W, 3], upright and opaque."""
+    if min(image.size) < 1:
+        raise InputError(field, f"{image.width}x{image.height} px", "at least 1x1 px", "leave this image out")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        levels = np.asarray(image)
+        if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:  # "I" also holds 16-bit PGM files
+            raise InputError(field, "32-bit levels", "8 or 16 bits a channel", "scale it to 0..255 and save it as PNG")
+        return np.repeat(_to_8_bits(levels)[..., None], 3, axis=2)
+    if "transparency" in image.info or image.mode[-1] in "Aa":
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _to_8_bits(levels: np.ndarray) -> np.ndarray:
+    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257, to the nearest
+
+
+def as_frames(source: Sequence[ImageSource] | np.ndarray) -> np.ndarray:
+    """Images of one size (anything `load_image` takes), or a uint8 [F, H, W, 3] array -> uint8 [F, H, W, 3].
+
+    Raises:
+        InputError: no images, different sizes, or an image that `load_image` refuses.
+    """
+    if isinstance(source, (str, os.PathLike, Image.Image)) or not hasattr(source, "__len__"):
+        raise InputError("frames", type(source).__name__, "a list of images", "put a single image into a list")
+    if not len(source):
+        raise InputError("frames", "an empty list", "at least 1 image", "check the folder or pattern they come from")
+    if isinstance(source, np.ndarray) and source.ndim == 4 and source.shape[3] == 3 and source.dtype == np.uint8:
+        return source
+    images = [load_image(image) for image in source]
+    for number, image in enumerate(images):
+        if image.shape != images[0].shape:
+            (height, width), (rows, columns) = image.shape[:2], images[0].shape[:2]
+            expected = f"{columns}x{rows} px as image 0"
+            raise InputError(f"frames: image {number}", f"{width}x{height} px", expected, "resize them to one size")
+    return np.stack(images)
+
+
+def read_video(
+    source: str | os.PathLike,
+    fps: float | int = 2.0,
+    start: float | int = 0.0,
+    duration: float | int | None = None,
+    max_frames: int = 768,
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Sample a video file by the clock.
+
+    Frame k is the one on screen at `start + k / fps`, by the time stamps and not by a frame rate, up to (and without)
+    `start + duration` or the end of the video. Returns (frames uint8 [F, H, W, 3], times float64 [F] in seconds, fps).
+    Rotation by quarter turns is applied, mirroring is not; pixels count as square; a change of size in mid-video is
+    scaled to the first. When a file breaks off, the frames before are returned with a warning that says where and why.
+
+    Args:
+        fps: frames a second to sample, not that of the file.
+        start, duration: seconds; no duration means to the end.
+        max_frames: a longer result is an error, never a thinned one.
+
+    Raises:
+        InputError: a wrong argument; a missing, empty or broken file; no video in it; a start beyond its end; too long.
+    """
+    path = _existing_file(source, "video")
+    _check_clock(fps, start, duration)
+    room, got = max_frames / fps, f"more than max_frames={max_frames} frames"
+    remedy = "set a shorter duration, lower fps, or raise max_frames"
+    too_long = InputError(f"video {path}", got, f"at most {room:g} s at {fps:g} fps", remedy)
+    if duration is None or duration - SLACK > room:  # ask the header first: decoding up to the limit may take minutes
+        length = _claimed_length(path)
+        if length is not None and min(length - start, duration or length) - SLACK > room:
+            raise too_long
+    images, times = [], []
+    for time, image in sample_video(path, fps, start, duration):
+        if len(times) == max_frames:
+            raise too_long
+        images.append(image)
+        times.append(time)
+    return np.stack(images), np.asarray(times, np.float64), float(fps)
+
+
+def sample_video(
+    source: str | os.PathLike, fps: float | int = 2.0, start: float | int = 0.0, duration: float | int | None = None
+) -> Iterator[tuple[float, np.ndarray]]:
+    """`read_video` one frame at a time, for streams: yields (second, uint8 [H, W, 3]); same rules, errors, warnings."""
+    path = _existing_file(source, "video")
+    _check_clock(fps, start, duration)
+    until = float("inf") if duration is None else start + duration
+    sent, due, gone, size = 0, float(start), 0.0, None
+    for gone, frame in _shown(path, start):
+        size = size or (frame.width, frame.height)
+        image = None  # a frame that no sample falls on is never converted
+        while due < min(gone, until) - SLACK:
+            image = _picture(frame, size) if image is None else image
+            yield due, image
+            sent += 1
+            due = start + sent / fps
+        if due >= until - SLACK:
+            return
+    if not sent:
+        raise InputError("start", f"{start:g} s", f"less than {gone:g} s, where {path} ends", "choose an earlier start")
+
+
+def _check_clock(fps: float | int, start: float | int, duration: float | int | None) -> None:
+    for name, value in (("fps", fps), ("duration", duration)):
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(name, value, "a number above 0", "2 fps is usual; without a duration all is read")
+    if not 0 <= start < float("inf"):
+        raise InputError("start", start, "0 or more seconds", "count from the beginning of the video")
+
+
+def _existing_file(source: str | os.PathLike, what: str) -> Path:
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"{what} {source}", "no such file", "a file", "check the path (download links first)")
+    if path.is_dir():
+        raise InputError(f"{what} {path}", "a directory", "a file", "name one file in it")
+    if path.is_file() and not path.stat().st_size:
+        raise InputError(f"{what} {path}", "an empty file", f"a readable {what}", "copy or download it again")
+    return path
+
+
+def _shown(path: Path, start: float | int) -> Iterator[tuple[float, "av.VideoFrame"]]:
+    """(second at which the frame leaves the screen, frame), from one on screen at or before `start`."""
+    held = None
+    for second, length, frame in _decoded(path, start):
+        if held is not None:
+            yield second, held
+        held, gone = frame, second + max(length, 2 * SLACK)
+    if held is not None:
+        yield gone, held
+
+
+def _decoded(path: Path, start: float | int) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
+    """(second, seconds on screen or 0, frame) in order; seeks that land too late are repeated, libav's errors told."""
+    import av
+
+    last, reason = None, "no frame that can be decoded"
+    for target in dict.fromkeys((start, max(start - SEEK_BACK, 0.0), 0.0)):
+        try:
+            for second, length, frame in _from_keyframe(path, target):
+                if last is None and target > 0 and second > start + SLACK:
+                    break
+                last = second
+                yield second, length, frame
+        except av.FFmpegError as error:
+            reason = f"{type(error).__name__} ({error.strerror})"
+            if last is not None:
+                warnings.warn(f"video {path}: decoding stopped at {last:.3f} s: {reason}", stacklevel=2)
+        if last is not None:
+            return
+    raise InputError(f"video {path}", reason, "a readable video", "play it to check it, and copy or convert it again")
+
+
+def _from_keyframe(path: Path, target: float | int) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
+    """Decode from the keyframe at or before `target` seconds, as far as the container's index is right."""
+    import av
+
+    with av.open(str(path), metadata_errors="ignore") as container:
+        stream = _video_stream(container, path)
+        stream.thread_type = "AUTO"
+        tick, origin = float(stream.time_base), stream.start_time or 0
+        usual = 1 / float(stream.guessed_rate) if stream.guessed_rate else 0.0
+        if target > 0:
+            container.seek(origin + int(target / tick), stream=stream)
+        second, length = None, 0.0
+        for frame in container.decode(stream):
+            if frame.pts is not None:
+                second = (frame.pts - origin) * tick
+            elif second is None and target > 0:
+                return  # no time stamps: a seek leaves us nowhere
+            else:
+                second = 0.0 if second is None else second + length
+            length = (frame.duration or 0) * tick or usual
+            yield second, length, frame
+        if second is not None and stream.duration and second + length < stream.duration * tick - CUT_SHORT:
+            claimed = f"its header says {stream.duration * tick:.3f} s"
+            warnings.warn(f"video {path}: ends at {second + length:.3f} s but {claimed}: cut short?", stacklevel=2)
+
+
+def _video_stream(container: "av.container.InputContainer", path: Path) -> "av.VideoStream":
+    from av.stream import Disposition
+
+    for stream in container.streams.video:
+        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no video
+            return stream
+    raise InputError(f"video {path}", "no video stream", "a file with one", "check that it is not audio only")
+
+
+def _claimed_length(path: Path) -> float | None:
+    """Seconds of video by the header; None where it is silent or unreadable (decoding then tells why)."""
+    import av
+
+    try:
+        with av.open(str(path), metadata_errors="ignore") as container:
+            stream = _video_stream(container, path)
+            return float(stream.duration * stream.time_base) if stream.duration else None
+    except av.FFmpegError:
+        return None
+
+
+def _picture(frame: "av.VideoFrame", size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3], upright; `size` is (width, height) before the rotation."""
+    image = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+    turns = round(frame.rotation / 90) % 4  # both count counter-clockwise
+    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+
+
+def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float | int) -> None:
+    """uint8 [F, H, W, 3] -> an mp4 file (H.264 where the codec is there, else MPEG-4), whole or not at all.
+
+    Raises:
+        InputError: no frames, wrong dtype or shape, odd sides (yuv420p halves them), fps, folder, not `.mp4`.
+    """
+    import av
+
+    path = Path(path)
+    _check_clock(fps, 0.0, None)
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
+        got, expected = f"{frames.dtype} {list(frames.shape)}", "uint8 [F, H, W, 3], F >= 1"
+        raise InputError("frames", got, expected, "convert them first, for example with as_frames")
+    if frames.shape[1] % 2 or frames.shape[2] % 2:
+        raise InputError("frames", f"{frames.shape[2]}x{frames.shape[1]} px", "even sides", "crop or pad by one pixel")
+    if path.suffix.lower() != ".mp4" or not path.parent.is_dir():
+        raise InputError("path", path, "a .mp4 file in an existing folder", "rename it or make the folder")
+    part = path.with_name(f"{path.name}.tmp")
+    try:
+        with av.open(str(part), "w", format="mp4") as container:
+            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+            for frame in frames:
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                container.mux(stream.encode(picture))
+            container.mux(stream.encode())
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

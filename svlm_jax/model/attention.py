@@ -1,0 +1,112 @@
+"""Attention: the one function that every layer calls and every kernel will implement.
+
+Visibility is two integers a query and one a slot, never a dense mask: query t sees slot s iff
+
+    first[t] <= index[s] <= last[t]    and    index[s] >= 0
+
+which says causal (0, own index), padding (index -1), windows and frames (first and last patch of the segment), packed samples,
+and a ring buffer whose slots are in any order. A query that sees nothing returns zeros.
+
+Axes: B batch, T queries, S slots, N query heads, K kv heads, G = N/K, H head dim.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from svlm_jax.model.rope import Rotary, rotate
+
+# Largest float32 score block that is materialised, in elements (256 MB): bounds memory for long prompts and big frames.
+SCORE_BUDGET = 1 << 26
+QUERY_BLOCK = 512
+
+
+def attention(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    *,
+    first: jax.Array,
+    last: jax.Array,
+    index: jax.Array,
+    rotary: Rotary | None = None,
+    span: int | None = None,
+) -> jax.Array:
+    """softmax(q k^T / sqrt(H)) v over the visible slots, softmax in float32.
+
+    Args:
+        q: [B, T, N, H] queries, rotated.
+        k, v: [B, K, S, H] keys and values, head-major as the cache holds them; N is a multiple of K.
+        first, last: [B, T] int32, the range of slot indexes that a query sees.
+        index: [B, S] int32, the index of each slot, -1 for a slot that holds nothing.
+        rotary: rotation of the slots [B, S, H/2] when the keys are unrotated.
+        span: a static promise that S = T, that slot s has index s (or -1), and that no range is longer than `span`; then only
+            neighbouring blocks are looked at.
+
+    Returns:
+        [B, T, N, H] in the dtype of q.
+    """
+    batch, length, heads, _ = q.shape
+    slots = k.shape[2]
+    if k.shape != v.shape or k.shape[0] != batch or heads % k.shape[1]:
+        raise ValueError(f"attention: got q {q.shape}, k {k.shape}, v {v.shape}; expected [B,T,N,H], [B,K,S,H] twice, N % K == 0")
+    if span is not None and slots != length:
+        raise ValueError(f"attention: span needs as many slots as queries, got {slots} and {length}")
+    if rotary is not None:
+        k = rotate(k, rotary, head_axis=1)
+    if span is not None and 3 * span < slots:
+        return _local(q, k, v, first, last, index, span)
+    if batch * heads * length * slots <= SCORE_BUDGET:
+        return _attend(q, k, v, first, last, index)
+    block = max(8, min(QUERY_BLOCK, SCORE_BUDGET // (batch * heads * slots)))
+    queries = tuple(_blocks(x, block, fill) for x, fill in ((q, 0), (first, 1), (last, 0)))
+    out = jax.lax.map(jax.checkpoint(lambda x: _attend(x[0], k, v, x[1], x[2], index)), queries)
+    return _unblock(out, length)
+
+
+def _attend(q, k, v, first, last, index):
+    batch, length, heads, width = q.shape
+    kv_heads = k.shape[1]
+    # float32 inputs mean float32 products (no TF32, no bfloat16 passes); bfloat16 accumulates in float32.
+    dot = partial(jnp.einsum, precision="highest" if q.dtype == jnp.float32 else None)
+    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, width)
+    scores = dot("btkgh,bksh->bkgts", grouped, k, preferred_element_type=jnp.float32) * width**-0.5
+    slot = index[:, None, :]
+    visible = ((first[:, :, None] <= slot) & (slot <= last[:, :, None]) & (slot >= 0))[:, None, None]
+    peak = jax.lax.stop_gradient(jnp.max(jnp.where(visible, scores, -jnp.inf), axis=-1, keepdims=True))
+    weights = jnp.where(visible, jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0)), 0.0)
+    mass = jnp.sum(weights, axis=-1, keepdims=True)
+    weights = (weights / jnp.where(mass > 0, mass, 1.0)).astype(v.dtype)
+    return dot("bkgts,bksh->btkgh", weights, v).reshape(q.shape)
+
+
+def _local(q, k, v, first, last, index, span):
+    """Blocks of `span` queries against their own and the two neighbouring blocks of slots."""
+    batch, length, heads, _ = q.shape
+    queries = tuple(_blocks(x, span, fill) for x, fill in ((q, 0), (first, 1), (last, 0)))
+    keys, values = (_neighbours(_blocks(x.swapaxes(1, 2), span, 0)).swapaxes(2, 3) for x in (k, v))
+    slots = _neighbours(_blocks(index, span, -1), fill=-1)
+    at_once = max(1, SCORE_BUDGET // (3 * batch * heads * span * span))
+    attend = jax.checkpoint(lambda x: _attend(x[0], x[3], x[4], x[1], x[2], x[5]))
+    out = jax.lax.map(attend, (*queries, keys, values, slots), batch_size=at_once)
+    return _unblock(out, length)
+
+
+def _blocks(x: jax.Array, size: int, fill: int) -> jax.Array:
+    """[B, T, ...] -> [ceil(T/size), B, size, ...], padded with `fill`."""
+    count = -(-x.shape[1] // size)
+    padding = [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
+    x = jnp.pad(x, padding, constant_values=fill)
+    return x.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _neighbours(blocks: jax.Array, fill: int = 0) -> jax.Array:
+    """[n, B, size, ...] -> [n, B, 3*size, ...]: each block between the one before and the one after."""
+    edge = jnp.full_like(blocks[:1], fill)
+    return jnp.concatenate([jnp.concatenate([edge, blocks[:-1]]), blocks, jnp.concatenate([blocks[1:], edge])], axis=2)
+
+
+def _unblock(blocks: jax.Array, length: int) -> jax.Array:
+    out = blocks.swapaxes(0, 1)
+    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]

@@ -1,0 +1,50 @@
+"""Rotary embeddings: chunked M-RoPE for text, two axes for patches. Positions, angles and the rotation are float32: bfloat16
+positions are off by 4 near 2048.
+
+Axes: B batch, T tokens, P patches, H head dim.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Rotary(NamedTuple):
+    """Cosine and sine of the angles, float32 [B, T, H/2]; the two halves of a head share them."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def frequencies(dim: int, theta: float) -> np.ndarray:
+    """Inverse frequencies theta^(-2i/dim), float32 [dim/2], rounded as transformers rounds them."""
+    exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
+    return (np.float32(1) / np.float32(theta) ** exponent).astype(np.float32)
+
+
+def text_rotary(positions: jax.Array, sections: tuple[int, int, int], theta: float) -> Rotary:
+    """M-RoPE (arXiv 2409.12191, 2.1): the first `sections[0]` frequencies turn with t, the next with h, the last with w.
+
+    Args:
+        positions: [B, 3, T] float32, not necessarily whole numbers.
+        sections: frequencies of each axis; they add up to H/2.
+    """
+    axis = np.repeat(np.arange(3), sections)
+    angles = positions.astype(jnp.float32)[:, axis, :].swapaxes(1, 2) * frequencies(2 * sum(sections), theta)
+    return Rotary(jnp.cos(angles), jnp.sin(angles))
+
+
+def vision_rotary(place: jax.Array, head_dim: int, theta: float) -> Rotary:
+    """Rotation by row (first quarter of a head) and column (second quarter) of a patch; place [B, P, 2] int32."""
+    turns = frequencies(head_dim // 2, theta)
+    angles = (place.astype(jnp.float32)[..., None] * turns).reshape(*place.shape[:2], head_dim // 2)
+    return Rotary(jnp.cos(angles), jnp.sin(angles))
+
+
+def rotate(x: jax.Array, rotary: Rotary, head_axis: int) -> jax.Array:
+    """Rotate heads: x [B, T, N, H] with head_axis 2, or [B, N, T, H] with head_axis 1. Computed in float32, returned as x's dtype."""
+    cos, sin = (jnp.expand_dims(part, head_axis) for part in rotary)
+    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)

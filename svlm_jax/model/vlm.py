@@ -1,0 +1,130 @@
+"""Qwen2.5-VL as one model: vision rows take the place of the pads, the decoder does the rest.
+
+Axes: B batch, T tokens, M merged vision rows, D width, V vocabulary.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+
+from svlm_jax.config import ModelConfig
+from svlm_jax.inputs import Inputs
+from svlm_jax.model.cache import Cache
+from svlm_jax.model.text import Decoder
+from svlm_jax.model.vision import VisionTower
+
+
+class QwenVL(nnx.Module):
+    """The whole model; one path for text, images, clips and batches of samples with different grids."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.config = config
+        self.vision = VisionTower(config, rngs)
+        self.text = Decoder(config, rngs)
+
+    def embed(self, inputs: Inputs) -> jax.Array:
+        """Embeddings [B, T, D] with the vision rows in their places."""
+        x = self.text.embed(jnp.asarray(inputs.ids))
+        if inputs.vision is None:
+            return x
+        rows = jnp.asarray(inputs.rows)[..., None]
+        features = self.vision(inputs.vision).astype(x.dtype)
+        return jnp.where(rows >= 0, jnp.take_along_axis(features, jnp.maximum(rows, 0), axis=1), x)
+
+    def hidden(self, inputs: Inputs, cache: Cache | None = None, start=None) -> tuple[jax.Array, Cache | None]:
+        """Final hidden states [B, T, D]; with a cache, the inputs are written to it from slot `start`."""
+        return self.text(self.embed(inputs), jnp.asarray(inputs.index), jnp.asarray(inputs.positions), cache, start)
+
+    def __call__(self, inputs: Inputs) -> jax.Array:
+        """Logits, float32 [B, T, V], of a whole sequence (each token sees itself and what comes before)."""
+        return self.text.logits(self.hidden(inputs)[0])
+
+
+Parameters = dict[str, jax.Array]
+
+
+@cache
+def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure of a model without its arrays: (graph, state of ShapeDtypeStructs). Costs no memory at any size."""
+    return nnx.split(nnx.eval_shape(lambda: QwenVL(config, nnx.Rngs(0))))
+
+
+def shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every parameter, by dotted path ("text.layers.0.mlp.up.kernel")."""
+    return {_dotted(path): leaf.get_value() for path, leaf in nnx.to_flat_state(abstract(config)[1])}
+
+
+def parameters(model: QwenVL) -> Parameters:
+    """Every parameter of a model, by dotted path."""
+    return {_dotted(path): leaf.get_value() for path, leaf in nnx.to_flat_state(nnx.state(model))}
+
+
+def from_parameters(config: ModelConfig, values: Mapping[str, Any]) -> QwenVL:
+    """A model around given arrays, which are not copied. Missing, unknown or wrong-shaped ones are one ValueError."""
+    graph, state = abstract(config)
+    flat = {_dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
+    wrong = [f"missing {path}" for path in flat if path not in values]
+    wrong += [f"unknown {path}" for path in values if path not in flat]
+    wrong += [
+        f"{path} {tuple(value.shape)} instead of {flat[path][1].get_value().shape}"
+        for path, value in values.items()
+        if path in flat and tuple(value.shape) != flat[path][1].get_value().shape
+    ]
+    if wrong:
+        raise ValueError("parameters: " + "; ".join(wrong))
+    filled = [(path, leaf.replace(values[dotted])) for dotted, (path, leaf) in flat.items()]
+    return nnx.merge(graph, nnx.from_flat_state(filled))
+
+
+def random_model(config: ModelConfig, seed: int = 0) -> QwenVL:
+    """A freshly initialised model (normal 0.02), for tests, benchmarks and training from nothing."""
+    return QwenVL(config, nnx.Rngs(seed))
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def stacked_path(path: str) -> tuple[str, int] | None:
+    """("text.layers.mlp.up.kernel", 3) for "text.layers.3.mlp.up.kernel"; None for what is not a decoder layer."""
+    match = re.fullmatch(r"text\.layers\.(\d+)\.(.+)", path)
+    return (f"text.layers.{match[2]}", int(match[1])) if match else None
+
+
+def stack(values: Mapping[str, jax.Array]) -> Parameters:
+    """Parameters of a decoder with one array a layer -> stacked on a leading axis (`scan_layers`); shardings follow."""
+    groups: dict[str, list[tuple[int, jax.Array]]] = {}
+    result: Parameters = {}
+    for path, value in values.items():
+        layer = stacked_path(path)
+        if layer is None:
+            result[path] = value
+        else:
+            groups.setdefault(layer[0], []).append((layer[1], value))
+    return result | {path: stack_layers([value for _, value in sorted(group)]) for path, group in groups.items()}
+
+
+def stack_layers(layers: Sequence[jax.Array]) -> jax.Array:
+    """One parameter of every layer -> [L, ...], each device stacking what it holds."""
+    sharding = layers[0].sharding
+    if isinstance(sharding, NamedSharding):
+        sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+    return jax.jit(lambda *xs: jnp.stack(xs), out_shardings=sharding)(*layers)
+
+
+def unstack(values: Mapping[str, jax.Array]) -> Parameters:
+    """The inverse of `stack`."""
+    result: Parameters = {}
+    for path, value in values.items():
+        if path.startswith("text.layers.") and stacked_path(path) is None:
+            rest = path.removeprefix("text.layers.")
+            result |= {f"text.layers.{layer}.{rest}": value[layer] for layer in range(value.shape[0])}
+        else:
+            result[path] = value
+    return result

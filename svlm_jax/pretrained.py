@@ -1,0 +1,98 @@
+"""A model with its tokenizer and processor, from a directory or the Hugging Face hub.
+
+    vlm = svlm_jax.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
+    vlm.caption("photo.jpg")
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+
+from svlm_jax.checkpoint import hf, store
+from svlm_jax.config import Dtype, ModelConfig
+from svlm_jax.data.batch import Sample, collate
+from svlm_jax.data.chat import Tokenizer
+from svlm_jax.data.processor import FILES, Processor
+from svlm_jax.errors import InputError
+from svlm_jax.model.vlm import QwenVL, from_parameters
+from svlm_jax.stream.generate import generate
+from svlm_jax.stream.sampling import Sampling
+
+WANTED = ("config.json", "*.safetensors", "model.safetensors.index.json", *FILES)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """What `from_pretrained` returns."""
+
+    model: QwenVL
+    tokenizer: Tokenizer
+    processor: Processor
+    eos_token_ids: tuple[int, ...]
+
+    def caption(self, source: Any, prompt: str | None = None, **options: Any) -> str:
+        """Describe an image or a video (path, PIL image, array, or a list of frames taken at 2 a second).
+
+        Args:
+            prompt: what to say with it; "Describe this image." or "... video." by default.
+            options: of `generate`.
+        """
+        clip = self.processor.open(source)
+        text = prompt or f"Describe this {'video' if clip.video else 'image'}."
+        return self.generate([self.processor.prompt(text, clip)], **options)[0]
+
+    def generate(
+        self, samples: Sequence[Sample], *, max_new_tokens: int = 128, sampling: Sampling = Sampling(), seed: int = 0
+    ) -> list[str]:
+        """Replies to a batch of prompts (`processor.prompt`), greedy unless `sampling` says otherwise."""
+        inputs = collate(samples, self.model.config.vision, side="left")
+        replies = generate(
+            self.model, inputs, max_new_tokens=max_new_tokens, eos=self.eos_token_ids, sampling=sampling, seed=seed
+        )
+        return [self.tokenizer.decode(reply.tolist(), skip_special_tokens=True).strip() for reply in replies]
+
+
+def from_pretrained(
+    name: str | Path, *, processor: str | Path | None = None, dtype: Dtype | None = None, mesh: Mesh | None = None, progress=None
+) -> Pretrained:
+    """Load a checkpoint directory (Hugging Face or Orbax form) or a hub id.
+
+    Args:
+        processor: a directory with the tokenizer and processor files, if they are not beside the weights.
+        dtype: of computation and parameters; that of config.json by default.
+        mesh: devices to shard over (`svlm_jax.sharding.make_mesh`).
+        progress: called with (tensors done, tensors in all).
+
+    Raises:
+        InputError: what is missing or wrong, in one line.
+    """
+    directory = local_directory(name)
+    config = ModelConfig.from_file(directory)
+    config = replace(config.compute(dtype or config.dtype), scan_layers=False)
+    beside = Processor.from_directory(processor or directory, config)  # before the weights: a missing tokenizer shows at once
+    values = store.load(directory, config, mesh) if store.is_store(directory) else hf.load(directory, config, mesh, progress)
+    return Pretrained(from_parameters(config, values), beside.tokenizer, beside, _eos(directory, config))
+
+
+def local_directory(name: str | Path) -> Path:
+    """`name` itself when it is a directory, else the hub snapshot of that id (downloaded if need be)."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=list(WANTED)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError("model", f"{name} ({reason})", "a directory or a hub id that can be reached", "check the name") from None
+
+
+def _eos(directory: Path, config: ModelConfig) -> tuple[int, ...]:
+    path = directory / hf.GENERATION
+    eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
+    return config.eos_token_ids if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)

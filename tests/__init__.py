@@ -1,0 +1,1 @@
+"""Tests are claims about the library; the tree mirrors the source."""

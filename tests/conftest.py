@@ -1,0 +1,44 @@
+"""What every test runs on: eight virtual CPU devices, float32 matmuls, no network; and where the small models lie.
+
+The environment is set before jax is imported. A given JAX_PLATFORMS or OMP_NUM_THREADS is respected.
+"""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; the tests are parallel already
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    return DATA
+
+
+@pytest.fixture(scope="session")
+def tiny_dir() -> Path:
+    """A checkpoint with its own output head."""
+    return DATA / "models" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def tiny_tied_dir() -> Path:
+    """A checkpoint whose output head is the embedding."""
+    return DATA / "models" / "tiny_tied"
+
+
+@pytest.fixture(scope="session")
+def processor_dir() -> Path:
+    """Tokenizer, chat template and image settings."""
+    return DATA / "processor"
