@@ -167,9 +167,7 @@ class ModelConfig:
         path = Path(path)
         path = path / "config.json" if path.is_dir() else path
         if not path.is_file():
-            raise InputError(
-                "config.json", f"no file {path}", "a Hugging Face config.json", "point to a checkpoint directory"
-            )
+            raise InputError("config.json", f"no file {path}", "a Hugging Face config.json", "point to a checkpoint directory")
         try:
             raw = json.loads(path.read_text())
         except json.JSONDecodeError as error:
@@ -197,9 +195,7 @@ class ModelConfig:
         dtype = root.pop("torch_dtype", None) or root.pop("dtype", None) or text.get("dtype") or "bfloat16"
         root.pop("dtype", None)
         if dtype not in ("float32", "bfloat16"):
-            raise InputError(
-                f"{source} dtype", repr(dtype), "'float32' or 'bfloat16'", "convert the checkpoint to one of them"
-            )
+            raise InputError(f"{source} dtype", repr(dtype), "'float32' or 'bfloat16'", "convert the checkpoint to one of them")
         _check_supported(text, vision, source)
         rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
         text.setdefault("rope_theta", rope.get("rope_theta", TextConfig.rope_theta))
@@ -210,9 +206,7 @@ class ModelConfig:
         text_config = _read(TextConfig, text, f"{source} text_config")
         vision_config = _read(VisionConfig, vision, f"{source} vision_config")
         known = {
-            f.name: root.pop(f.name)
-            for f in fields(cls)
-            if f.name in root and f.name.endswith(("token_id", "embeddings"))
+            f.name: root.pop(f.name) for f in fields(cls) if f.name in root and f.name.endswith(("token_id", "embeddings"))
         }
         for name, value in known.items():
             _check_type(f"{source} {name}", value, bool if name == "tie_word_embeddings" else int)
@@ -307,9 +301,7 @@ def _check_supported(text: Mapping[str, Any], vision: Mapping[str, Any], source:
     }
     for name, (got, expected) in asked.items():
         if got != expected:
-            raise InputError(
-                f"{source} {name}", repr(got), repr(expected), "this variant of the architecture is not supported"
-            )
+            raise InputError(f"{source} {name}", repr(got), repr(expected), "this variant of the architecture is not supported")
 
 
 _Half = TypeVar("_Half", TextConfig, VisionConfig)
@@ -338,12 +330,10 @@ def _read(cls: type[_Half], values: dict[str, Any], source: str) -> _Half:
 
 
 def _write(config: TextConfig | VisionConfig) -> dict[str, Any]:
-    return {
-        f.name: list(value) if isinstance(value := getattr(config, f.name), tuple) else value for f in fields(config)
-    }
+    return {f.name: list(value) if isinstance(value := getattr(config, f.name), tuple) else value for f in fields(config)}
 
 
-def _check_type(name: str, value: object, kind: type) -> None:
+def _check_type(name: str, value: Any, kind: type) -> None:
     if kind is bool:
         right = isinstance(value, bool)
     else:

@@ -8,7 +8,7 @@ sample, so vision shards over the batch like everything else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,10 +30,10 @@ class VisionInput:
     nothing and are seen by none. frame_span: static bucket that holds the patches of any one frame.
     """
 
-    patches: np.ndarray
-    place: np.ndarray
-    window: np.ndarray
-    frame: np.ndarray
+    patches: Any  # numpy on the host, jax inside a jitted function, anything while jax walks the tree
+    place: Any
+    window: Any
+    frame: Any
     frame_span: int
 
 
@@ -44,10 +44,10 @@ class Inputs(NamedTuple):
     (t, h, w). rows [B, T] int32: which merged vision row of this sample stands here, -1 where a token does.
     """
 
-    ids: np.ndarray
-    index: np.ndarray
-    positions: np.ndarray
-    rows: np.ndarray
+    ids: Any
+    index: Any
+    positions: Any
+    rows: Any
     vision: VisionInput | None = None
 
 
@@ -90,7 +90,7 @@ def lay_out(clips: Sequence[tuple[np.ndarray, tuple[int, int, int]]], config: Vi
     unit = config.merge_unit
     patches = np.zeros((size, config.patch_dim), np.float32)
     place = np.zeros((size, 2), np.int32)
-    window, frame = (np.broadcast_to(np.int32(NOTHING), (size, 2)).copy() for _ in range(2))
+    window, frame = (np.full((size, 2), NOTHING, np.int32) for _ in range(2))
     rows: list[np.ndarray] = []
     start = 0
     for pixels, grid in clips:

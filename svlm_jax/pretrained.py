@@ -1,7 +1,7 @@
 """A model with its tokenizer and processor, from a directory or the Hugging Face hub.
 
-    vlm = svlm_jax.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
-    vlm.caption("photo.jpg")
+vlm = svlm_jax.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
+vlm.caption("photo.jpg")
 """
 
 import json
@@ -14,11 +14,11 @@ from jax.sharding import Mesh
 
 from svlm_jax.checkpoint import hf, store
 from svlm_jax.config import Dtype, ModelConfig
-from svlm_jax.data.batch import Sample, collate
+from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.data.chat import Tokenizer
 from svlm_jax.data.processor import FILES, Processor
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import QwenVL, from_parameters
+from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
 from svlm_jax.stream.generate import generate
 from svlm_jax.stream.sampling import Sampling
 
@@ -34,6 +34,11 @@ class Pretrained:
     processor: Processor
     eos_token_ids: tuple[int, ...]
 
+    @property
+    def parameters(self) -> Parameters:
+        """Every parameter, by dotted path."""
+        return parameters(self.model)
+
     def caption(self, source: Any, prompt: str | None = None, **options: Any) -> str:
         """Describe an image or a video (path, PIL image, array, or a list of frames taken at 2 a second).
 
@@ -41,7 +46,10 @@ class Pretrained:
             prompt: what to say with it; "Describe this image." or "... video." by default.
             options: of `generate`.
         """
-        clip = self.processor.open(source)
+        return self.caption_clip(self.processor.open(source), prompt, **options)
+
+    def caption_clip(self, clip: Clip, prompt: str | None = None, **options: Any) -> str:
+        """`caption` of what `processor.open` returned (which takes fps, start and duration)."""
         text = prompt or f"Describe this {'video' if clip.video else 'image'}."
         return self.generate([self.processor.prompt(text, clip)], **options)[0]
 
@@ -57,7 +65,12 @@ class Pretrained:
 
 
 def from_pretrained(
-    name: str | Path, *, processor: str | Path | None = None, dtype: Dtype | None = None, mesh: Mesh | None = None, progress=None
+    name: str | Path,
+    *,
+    processor: str | Path | None = None,
+    dtype: Dtype | None = None,
+    mesh: Mesh | None = None,
+    progress=None,
 ) -> Pretrained:
     """Load a checkpoint directory (Hugging Face or Orbax form) or a hub id.
 
@@ -89,7 +102,9 @@ def local_directory(name: str | Path) -> Path:
         return Path(snapshot_download(str(name), allow_patterns=list(WANTED)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError("model", f"{name} ({reason})", "a directory or a hub id that can be reached", "check the name") from None
+        raise InputError(
+            "model", f"{name} ({reason})", "a directory or a hub id that can be reached", "check the name"
+        ) from None
 
 
 def _eos(directory: Path, config: ModelConfig) -> tuple[int, ...]:

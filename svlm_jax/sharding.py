@@ -98,7 +98,9 @@ def shardings(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Na
                 wrong.append(f"{path} {shape} axis {axis} by {ways}")
         result[path] = NamedSharding(mesh, spec(axes))
     if wrong:
-        raise InputError("mesh", f"{len(wrong)} parameters that do not divide ({wrong[0]})", "sizes that divide", "use fewer ways")
+        raise InputError(
+            "mesh", f"{len(wrong)} parameters that do not divide ({wrong[0]})", "sizes that divide", "use fewer ways"
+        )
     return result
 
 

@@ -32,7 +32,7 @@ class Span(NamedTuple):
     step: float = 1.0
 
 
-def temporal_step(tokens_per_second: int, temporal_patch_size: int, fps: float) -> float:
+def temporal_step(tokens_per_second: int, temporal_patch_size: int, fps: float | int) -> float:
     """Positions between two temporal patches of a video at `fps`: 2 at 2 fps, 0.5 at 8 fps. Not truncated, unlike
     transformers (StreamingVLM keeps the fraction and is trained with it)."""
     return tokens_per_second * temporal_patch_size / fps

@@ -48,9 +48,7 @@ def one_line(error: pytest.ExceptionInfo[InputError], *parts: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    height=st.integers(1, 5000), width=st.integers(1, 5000), config=st.sampled_from([QWEN_IMAGE, STREAM_FRAME, SMALL])
-)
+@given(height=st.integers(1, 5000), width=st.integers(1, 5000), config=st.sampled_from([QWEN_IMAGE, STREAM_FRAME, SMALL]))
 def test_smart_resize_gives_the_library_sizes_and_refuses_what_it_refuses(height, width, config):
     library = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     try:

@@ -138,7 +138,9 @@ class Files:
             self.files = {classic(name): (name, file) for name, file in weights.items()}
             lost = sorted({file for file in weights.values() if not (self.directory / file).is_file()})
             if lost:
-                raise InputError(str(self.directory), f"no {', '.join(lost)}", "every shard that the index names", "download them")
+                raise InputError(
+                    str(self.directory), f"no {', '.join(lost)}", "every shard that the index names", "download them"
+                )
         elif (self.directory / SINGLE).is_file():
             self.files = {classic(name): (name, SINGLE) for name in self._handle(SINGLE).keys()}  # noqa: SIM118
         else:
@@ -151,7 +153,9 @@ class Files:
             try:
                 self._open[file] = safetensors.safe_open(self.directory / file, framework="numpy")
             except (safetensors.SafetensorError, OSError) as error:
-                raise InputError(str(self.directory / file), f"an unreadable file ({error})", "whole safetensors", "download it again") from None
+                raise InputError(
+                    str(self.directory / file), f"an unreadable file ({error})", "whole safetensors", "download it again"
+                ) from None
         return self._open[file]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -171,7 +175,9 @@ class Files:
         try:
             return self._handle(file).get_slice(stored)
         except safetensors.SafetensorError as error:
-            raise InputError(f"{self.directory / file} {stored}", error, "the tensor that the index names", "download both again") from None
+            raise InputError(
+                f"{self.directory / file} {stored}", error, "the tensor that the index names", "download both again"
+            ) from None
 
 
 def classic(name: str) -> str:
@@ -186,7 +192,12 @@ def check(files: Files, table: list[Row], config: ModelConfig) -> None:
     if config.tie_word_embeddings and "lm_head.weight" in found:
         found.discard("lm_head.weight")
         if not np.array_equal(files.read("lm_head.weight"), files.read("model.embed_tokens.weight")):
-            raise InputError(f"{files.directory} lm_head.weight", "a matrix that differs from the embeddings", "equal ones (tie_word_embeddings is true)", "set tie_word_embeddings to false in config.json")
+            raise InputError(
+                f"{files.directory} lm_head.weight",
+                "a matrix that differs from the embeddings",
+                "equal ones (tie_word_embeddings is true)",
+                "set tie_word_embeddings to false in config.json",
+            )
     wrong = [f"missing {name}" for name in wanted if name not in found]
     wrong += [f"unmatched {name}" for name in sorted(found - set(wanted))]
     wrong += [
@@ -195,7 +206,12 @@ def check(files: Files, table: list[Row], config: ModelConfig) -> None:
         if name in found and (shape := files.shape(name)) != wanted[name]
     ]
     if wrong:
-        raise InputError(str(files.directory), f"{len(wrong)} wrong tensors: {'; '.join(wrong)}", "the tensors of config.json", "use the config.json that came with the weights")
+        raise InputError(
+            str(files.directory),
+            f"{len(wrong)} wrong tensors: {'; '.join(wrong)}",
+            "the tensors of config.json",
+            "use the config.json that came with the weights",
+        )
 
 
 def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, progress: Progress | None = None) -> Parameters:
@@ -259,7 +275,7 @@ def write(
     for name, shard in zip(names, shards, strict=True):
         tensors: dict[str, np.ndarray] = {}
         for row in shard:
-            tensors[row.name] = np.ascontiguousarray(row.write(_fetch(values, row.path).astype(config.param_dtype, copy=False)))
+            tensors[row.name] = np.ascontiguousarray(row.write(fetch(values, row.path).astype(config.param_dtype, copy=False)))
             done += 1
             if progress:
                 progress(done, len(table))
@@ -273,14 +289,19 @@ def write(
         text = config.to_hf()["text_config"]
         _json(directory / "config.json", config.to_hf())
         if not (directory / GENERATION).exists():
-            _json(directory / GENERATION, {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None})
+            _json(
+                directory / GENERATION,
+                {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None},
+            )
 
 
 def _plan(table: list[Row], itemsize: int, limit: int) -> list[list[Row]]:
     """Rows by layer, as published checkpoints have them, cut into shards of at most `limit` bytes (or one tensor)."""
     shards: list[list[Row]] = [[]]
     size = 0
-    for row in sorted(table, key=lambda row: [(int(part), "") if part.isdigit() else (-1, part) for part in row.name.split(".")]):
+    for row in sorted(
+        table, key=lambda row: [(int(part), "") if part.isdigit() else (-1, part) for part in row.name.split(".")]
+    ):
         bytes_ = int(np.prod(row.shape)) * itemsize
         if shards[-1] and size + bytes_ > limit:
             shards.append([])
@@ -290,7 +311,7 @@ def _plan(table: list[Row], itemsize: int, limit: int) -> list[list[Row]]:
     return shards
 
 
-def _fetch(values: Mapping[str, jax.Array], path: str) -> np.ndarray:
+def fetch(values: Mapping[str, jax.Array], path: str) -> np.ndarray:
     """One parameter, whole, on this host; from the stack when there is one."""
     stacked = stacked_path(path)
     value = values[path] if stacked is None or path in values else values[stacked[0]][stacked[1]]
@@ -307,8 +328,11 @@ def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
 
     try:
         save_file(tensors, path, metadata={"format": "pt"})  # transformers refuses files without it
+        path.chmod(0o644)  # safetensors makes files that only their owner can read
     except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(str(path), f"a failed write ({error})", "room on the disk", "free some or choose another place") from None
+        raise InputError(
+            str(path), f"a failed write ({error})", "room on the disk", "free some or choose another place"
+        ) from None
 
 
 def _json(path: Path, value: Mapping[str, Any]) -> None:

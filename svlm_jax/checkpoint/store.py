@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from svlm_jax import sharding
@@ -32,13 +31,16 @@ def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Ar
     from orbax.checkpoint import v1 as ocp
 
     directory = Path(directory).absolute()
-    ocp.save(directory / PARAMS, _nest(values))
+    ocp.save(str(directory / PARAMS), _nest(values))
     if jax.process_index() == 0:
         (directory / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
 
 
-def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None) -> Parameters:
+def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, only: str | None = None) -> Parameters:
     """Read parameters into `param_dtype`, the form (`scan_layers`) and the mesh asked for.
+
+    Args:
+        only: read this one parameter (a path of the stacked form) and nothing else.
 
     Raises:
         InputError: a checkpoint that does not read or is of another model.
@@ -52,12 +54,20 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None) -
     else:
         sharding.check(config, mesh)
         targets = sharding.shardings({path: leaf.shape for path, leaf in stored.items()}, mesh)
-    wanted = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=targets[path]) for path, leaf in stored.items()}
+    wanted = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=targets[path])
+        for path, leaf in stored.items()
+        if only in (None, path)
+    }
+    context = ocp.Context()
+    context.pytree.loading.partial_load = only is not None
     try:
-        values = _flatten(ocp.load(directory / PARAMS, _nest(wanted)))
+        with context:
+            values = _flatten(ocp.load(str(directory / PARAMS), _nest(wanted)))
     except Exception as error:  # Orbax wraps every cause in an error of its own
-        cause = error.__cause__ or error
-        raise InputError(str(directory), f"parameters that do not load ({cause})", "those of its config.json", "use another step") from error
+        cause = " ".join(str(error.__cause__ or error).split())[:300]
+        got = f"parameters that do not load ({cause})"
+        raise InputError(str(directory), got, "those of its config.json", "use another checkpoint") from error
     return values if config.scan_layers else unstack(values)
 
 

@@ -8,7 +8,6 @@ Axes: F frames · H, W pixels · P = t*h*w patches · C = 3 * 2 * 14 * 14 = 1176
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from itertools import repeat
 
 import numpy as np
 from einops import rearrange
@@ -24,7 +23,7 @@ PIL_BICUBIC = 3  # `resample` in the JSON files is PIL's enumeration
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """How pixels are prepared. One side of a resized frame is a multiple of `factor` = patch_size * merge_size.
+    """How pixels are prepared. The sides of a resized frame are multiples of `factor` = patch_size * merge_size.
 
     Attributes:
         min_pixels, max_pixels: bounds on height * width of one resized frame.
@@ -75,16 +74,17 @@ class PixelConfig:
             if found[name] is None:
                 found[name], keys[name] = size.get(edge), f"{name} (or size.{edge})"
         required = ("min_pixels", "max_pixels", "mean", "std")
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in found.items() if v is not None or k in required}
+        values: dict = {k: v for k, v in found.items() if v is not None or k in required}
         _validate(values, source, keys)
-        return cls(**{k: tuple(map(float, v)) if isinstance(v, tuple) else v for k, v in values.items()})
+        values["mean"], values["std"] = (tuple(map(float, values[k])) for k in ("mean", "std"))
+        return cls(**values)
 
 
 def _validate(values: dict, source: str, keys: dict[str, str]) -> None:
     """Raise InputError for the first wrong value; `keys` maps a field to its name in the user's file."""
     for name, value in values.items():
         if name in ("mean", "std"):
-            ok = isinstance(value, tuple) and len(value) == 3 and all(_is_number(v) for v in value)
+            ok = isinstance(value, (tuple, list)) and len(value) == 3 and all(_is_number(v) for v in value)
             ok, expected = ok and (name == "mean" or all(v > 0 for v in value)), "3 numbers (std above 0)"
         elif name == "rescale":
             ok, expected = _is_number(value) and value > 0, "a number above 0, normally 1/255"
@@ -94,9 +94,7 @@ def _validate(values: dict, source: str, keys: dict[str, str]) -> None:
             field, got = f"{source}: {keys.get(name, name)}", "nothing" if value is None else repr(value)
             raise InputError(field, got, expected, "use the value of the model's own file")
     if values["min_pixels"] > values["max_pixels"]:
-        raise InputError(
-            f"{source}: min_pixels", values["min_pixels"], f"<= {values['max_pixels']}", "raise max_pixels"
-        )
+        raise InputError(f"{source}: min_pixels", values["min_pixels"], f"<= {values['max_pixels']}", "raise max_pixels")
 
 
 def _is_number(value: object) -> bool:
@@ -145,7 +143,7 @@ def normalise(frames: np.ndarray, config: PixelConfig) -> np.ndarray:
     mean and divided by std in float32. The torch processors (so the video one) fold rescale into mean and std instead,
     `(level - mean * 255) / (std * 255)`, which rounds once less: the two differ by less than 1e-6.
     """
-    mean, std = (np.tile(np.float32(v), (frames.shape[2], 1)) for v in (config.mean, config.std))
+    mean, std = (np.tile(np.asarray(v, np.float32), (frames.shape[2], 1)) for v in (config.mean, config.std))
     return _standardise(frames, mean, std, config)  # tiled to [W, 3]: numpy is slow with an inner axis of 3
 
 
@@ -190,11 +188,11 @@ def preprocess(frames: np.ndarray, config: PixelConfig) -> tuple[np.ndarray, tup
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
         got = f"{frames.dtype} {list(frames.shape)}"
         raise InputError("frames", got, "uint8 [F, H, W, 3] with F >= 1", "read them with svlm_jax.data.video")
-    height, width = smart_resize(*frames.shape[1:3], config)
+    height, width = smart_resize(frames.shape[1], frames.shape[2], config)
     if frames.shape[1:3] != (height, width):
         with ThreadPoolExecutor() as pool:  # PIL releases the interpreter lock; this is most of the cost
-            frames = np.stack(list(pool.map(resize, frames, repeat(height), repeat(width))))
+            frames = np.stack(list(pool.map(lambda frame: resize(frame, height, width), frames)))
     patches, grid = patchify(frames, config)
-    mean, std = (np.float32(v)[:, None] for v in (config.mean, config.std))
+    mean, std = (np.asarray(v, np.float32)[:, None] for v in (config.mean, config.std))
     by_channel = rearrange(patches, "p (c n) -> p c n", c=3)
     return _standardise(by_channel, mean, std, config).reshape(patches.shape), grid

@@ -53,7 +53,9 @@ class Processor:
         """An image (path, PIL image or uint8 array [H, W, 3]) as patches."""
         return Clip(*preprocess(load_image(source)[None], self.image_config))
 
-    def video(self, source: Any, *, fps: float = 2.0, start: float = 0.0, duration: float | None = None) -> Clip:
+    def video(
+        self, source: Any, *, fps: float | int = 2.0, start: float | int = 0.0, duration: float | int | None = None
+    ) -> Clip:
         """A video file, or a sequence of frames already taken at `fps`, as patches."""
         if isinstance(source, str | Path):
             frames, _, fps = read_video(source, fps=fps, start=start, duration=duration)
@@ -90,7 +92,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     try:
         return AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise InputError(str(directory), f"a tokenizer that does not load ({error})", "Qwen's files", "copy them again") from None
+        raise InputError(
+            str(directory), f"a tokenizer that does not load ({error})", "Qwen's files", "copy them again"
+        ) from None
 
 
 def _pixels(path: Path, default: PixelConfig) -> PixelConfig:

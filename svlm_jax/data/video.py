@@ -20,6 +20,7 @@ from svlm_jax.errors import InputError
 
 if TYPE_CHECKING:
     import av
+    from av.container import InputContainer
 
 PATCH = 14  # pixels on a side of a patch; a smaller image is enlarged before the model sees it
 SLACK = 1e-3  # seconds; Matroska and FLV round time stamps to a millisecond
@@ -59,12 +60,7 @@ def load_image(source: ImageSource) -> np.ndarray:
 
 def _image_of_array(array: np.ndarray) -> np.ndarray:
     channels = array.shape[2] if array.ndim == 3 else 1
-    if (
-        array.ndim not in (2, 3)
-        or channels not in (1, 3, 4)
-        or array.dtype not in (np.uint8, np.uint16)
-        or not array.size
-    ):
+    if array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.dtype not in (np.uint8, np.uint16) or not array.size:
         got, expected = f"{array.dtype} {list(array.shape)}", "uint8 [H, W, 3] (or uint16; 1 or 4 channels; [H, W])"
         raise InputError("image array", got, expected, "move channels last and convert the values to 0..255 uint8")
     if array.dtype == np.uint16:
@@ -224,7 +220,7 @@ def _shown(path: Path, start: float | int) -> Iterator[tuple[float, "av.VideoFra
 
 def _decoded(path: Path, start: float | int) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
     """(second, seconds on screen or 0, frame) in order; seeks that land too late are repeated, libav's errors told."""
-    import av
+    from av.error import FFmpegError
 
     last, reason = None, "no frame that can be decoded"
     for target in dict.fromkeys((start, max(start - SEEK_BACK, 0.0), 0.0)):
@@ -234,7 +230,7 @@ def _decoded(path: Path, start: float | int) -> Iterator[tuple[float, float, "av
                     break
                 last = second
                 yield second, length, frame
-        except av.FFmpegError as error:
+        except FFmpegError as error:
             reason = f"{type(error).__name__} ({error.strerror})"
             if last is not None:
                 warnings.warn(f"video {path}: decoding stopped at {last:.3f} s: {reason}", stacklevel=2)
@@ -250,7 +246,7 @@ def _from_keyframe(path: Path, target: float | int) -> Iterator[tuple[float, flo
     with av.open(str(path), metadata_errors="ignore") as container:
         stream = _video_stream(container, path)
         stream.thread_type = "AUTO"
-        tick, origin = float(stream.time_base), stream.start_time or 0
+        tick, origin = float(stream.time_base or 1), stream.start_time or 0
         usual = 1 / float(stream.guessed_rate) if stream.guessed_rate else 0.0
         if target > 0:
             container.seek(origin + int(target / tick), stream=stream)
@@ -269,7 +265,7 @@ def _from_keyframe(path: Path, target: float | int) -> Iterator[tuple[float, flo
             warnings.warn(f"video {path}: ends at {second + length:.3f} s but {claimed}: cut short?", stacklevel=2)
 
 
-def _video_stream(container: "av.container.InputContainer", path: Path) -> "av.VideoStream":
+def _video_stream(container: "InputContainer", path: Path) -> "av.VideoStream":
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -281,12 +277,13 @@ def _video_stream(container: "av.container.InputContainer", path: Path) -> "av.V
 def _claimed_length(path: Path) -> float | None:
     """Seconds of video by the header; None where it is silent or unreadable (decoding then tells why)."""
     import av
+    from av.error import FFmpegError
 
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
             stream = _video_stream(container, path)
-            return float(stream.duration * stream.time_base) if stream.duration else None
-    except av.FFmpegError:
+            return stream.duration * float(stream.time_base or 1) if stream.duration else None
+    except FFmpegError:
         return None
 
 

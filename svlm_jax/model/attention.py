@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
 
 from svlm_jax.model.rope import Rotary, rotate
 
@@ -23,16 +24,16 @@ QUERY_BLOCK = 512
 
 
 def attention(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K S H"],
+    v: Float[Array, "B K S H"],
     *,
-    first: jax.Array,
-    last: jax.Array,
-    index: jax.Array,
+    first: Int[Array, "B T"],
+    last: Int[Array, "B T"],
+    index: Int[Array, "B S"],
     rotary: Rotary | None = None,
     span: int | None = None,
-) -> jax.Array:
+) -> Float[Array, "B T N H"]:
     """softmax(q k^T / sqrt(H)) v over the visible slots, softmax in float32.
 
     Args:
@@ -50,7 +51,9 @@ def attention(
     batch, length, heads, _ = q.shape
     slots = k.shape[2]
     if k.shape != v.shape or k.shape[0] != batch or heads % k.shape[1]:
-        raise ValueError(f"attention: got q {q.shape}, k {k.shape}, v {v.shape}; expected [B,T,N,H], [B,K,S,H] twice, N % K == 0")
+        raise ValueError(
+            f"attention: got q {q.shape}, k {k.shape}, v {v.shape}; expected [B,T,N,H], [B,K,S,H] twice, N % K == 0"
+        )
     if span is not None and slots != length:
         raise ValueError(f"attention: span needs as many slots as queries, got {slots} and {length}")
     if rotary is not None:

@@ -7,10 +7,11 @@ One array a layer, head-major: the layout in which XLA neither copies nor transp
 Axes: B batch, K kv heads, S slots, H head dim.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.config import TextConfig
 
@@ -25,7 +26,7 @@ class Cache(NamedTuple):
     positions: jax.Array
 
     @classmethod
-    def empty(cls, config: TextConfig, batch: int, capacity: int, dtype: str) -> Self:
+    def empty(cls, config: TextConfig, batch: int, capacity: int, dtype: str) -> "Cache":
         """A cache of `capacity` slots a stream, all empty."""
         shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
         keys, values = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)) for _ in range(2))
@@ -35,7 +36,7 @@ class Cache(NamedTuple):
     def capacity(self) -> int:
         return self.index.shape[1]
 
-    def place(self, index: jax.Array, positions: jax.Array, start: jax.Array) -> Self:
+    def place(self, index: Int[Array, "B T"], positions: Float32[Array, "B 3 T"], start: Int[Array, ""]) -> "Cache":
         """Describe the slots start .. start+T of every stream: index [B, T], positions [B, 3, T]. The caller keeps
         start + T <= capacity (dynamic_update_slice would clamp, not wrap)."""
         return self._replace(
@@ -44,6 +45,6 @@ class Cache(NamedTuple):
         )
 
 
-def write(held: jax.Array, new: jax.Array, start: jax.Array) -> jax.Array:
+def write(held: Float[Array, "B K S H"], new: Float[Array, "B T K H"], start: Int[Array, ""]) -> Float[Array, "B K S H"]:
     """Write new [B, T, K, H] into held [B, K, S, H] at slots start .. start+T."""
     return jax.lax.dynamic_update_slice(held, new.swapaxes(1, 2).astype(held.dtype), (0, 0, start, 0))

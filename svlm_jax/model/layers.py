@@ -13,14 +13,20 @@ def matmul(x: jax.Array, kernel: jax.Array, contract: int) -> jax.Array:
     return jnp.tensordot(x, kernel.astype(x.dtype), axes=contract, precision=precision)
 
 
+def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: str) -> jax.Array:
+    """An initial parameter; zeros without `rngs`, for when only the shape is wanted (tracing a random one is 10x slower)."""
+    if rngs is None:
+        return jnp.zeros(shape, dtype)
+    return (INIT_SCALE * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+
+
 class Linear(nnx.Module):
     """y = x W + b. kernel [*ins, *outs], bias [*outs]; x [..., *ins] -> [..., *outs], so heads are an axis of their own."""
 
-    def __init__(self, ins, outs, *, bias: bool, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, ins, outs, *, bias: bool, dtype: str, rngs: nnx.Rngs | None) -> None:
         ins, outs = (tuple(n) if isinstance(n, tuple) else (n,) for n in (ins, outs))
         self.contract = len(ins)
-        kernel = INIT_SCALE * jax.random.normal(rngs.params(), (*ins, *outs), jnp.float32)
-        self.kernel = nnx.Param(kernel.astype(dtype))
+        self.kernel = nnx.Param(normal(rngs, (*ins, *outs), dtype))
         self.bias = nnx.Param(jnp.zeros(outs, dtype)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -44,7 +50,7 @@ class RMSNorm(nnx.Module):
 class GatedMLP(nnx.Module):
     """down(silu(gate(x)) * up(x)): x [..., D] -> [..., D] through width F."""
 
-    def __init__(self, size: int, hidden: int, *, bias: bool, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, size: int, hidden: int, *, bias: bool, dtype: str, rngs: nnx.Rngs | None) -> None:
         self.gate = Linear(size, hidden, bias=bias, dtype=dtype, rngs=rngs)
         self.up = Linear(size, hidden, bias=bias, dtype=dtype, rngs=rngs)
         self.down = Linear(hidden, size, bias=bias, dtype=dtype, rngs=rngs)

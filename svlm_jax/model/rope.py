@@ -9,6 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Float32, Int
 
 
 class Rotary(NamedTuple):
@@ -18,13 +19,13 @@ class Rotary(NamedTuple):
     sin: jax.Array
 
 
-def frequencies(dim: int, theta: float) -> np.ndarray:
+def frequencies(dim: int, theta: float) -> Float32[np.ndarray, " dim//2"]:
     """Inverse frequencies theta^(-2i/dim), float32 [dim/2], rounded as transformers rounds them."""
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     return (np.float32(1) / np.float32(theta) ** exponent).astype(np.float32)
 
 
-def text_rotary(positions: jax.Array, sections: tuple[int, int, int], theta: float) -> Rotary:
+def text_rotary(positions: Float32[Array, "B 3 T"], sections: tuple[int, int, int], theta: float) -> Rotary:
     """M-RoPE (arXiv 2409.12191, 2.1): the first `sections[0]` frequencies turn with t, the next with h, the last with w.
 
     Args:
@@ -36,15 +37,15 @@ def text_rotary(positions: jax.Array, sections: tuple[int, int, int], theta: flo
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 
 
-def vision_rotary(place: jax.Array, head_dim: int, theta: float) -> Rotary:
+def vision_rotary(place: Int[Array, "B P 2"], head_dim: int, theta: float) -> Rotary:
     """Rotation by row (first quarter of a head) and column (second quarter) of a patch; place [B, P, 2] int32."""
     turns = frequencies(head_dim // 2, theta)
     angles = (place.astype(jnp.float32)[..., None] * turns).reshape(*place.shape[:2], head_dim // 2)
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 
 
-def rotate(x: jax.Array, rotary: Rotary, head_axis: int) -> jax.Array:
-    """Rotate heads: x [B, T, N, H] with head_axis 2, or [B, N, T, H] with head_axis 1. Computed in float32, returned as x's dtype."""
+def rotate(x: Float[Array, "B _ _ H"], rotary: Rotary, head_axis: int) -> Float[Array, "B _ _ H"]:
+    """Rotate heads: x [B, T, N, H] with head_axis 2, or [B, N, T, H] with head_axis 1. Float32 inside, x's dtype outside."""
     cos, sin = (jnp.expand_dims(part, head_axis) for part in rotary)
     left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)

@@ -8,17 +8,18 @@ Axes: B batch, T new tokens, S cache slots, L layers, D width, N query heads, K 
 """
 
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.config import ModelConfig, Remat, TextConfig
 from svlm_jax.model.attention import attention
 from svlm_jax.model.cache import Cache, write
-from svlm_jax.model.layers import INIT_SCALE, GatedMLP, Linear, RMSNorm, matmul
+from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, matmul, normal
 from svlm_jax.model.rope import Rotary, rotate, text_rotary
 from svlm_jax.sharding import constrain
 
@@ -44,7 +45,7 @@ class Seen(NamedTuple):
 class TextAttention(nnx.Module):
     """Grouped-query attention over the cache, or over the new tokens alone."""
 
-    def __init__(self, config: TextConfig, *, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TextConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
         size, width = config.hidden_size, config.head_dim
         heads, kv_heads = (config.num_attention_heads, width), (config.num_key_value_heads, width)
         self.q = Linear(size, heads, bias=True, dtype=dtype, rngs=rngs)
@@ -52,7 +53,7 @@ class TextAttention(nnx.Module):
         self.v = Linear(size, kv_heads, bias=True, dtype=dtype, rngs=rngs)
         self.out = Linear(heads, size, bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, seen: Seen, held: tuple[jax.Array, jax.Array] | None):
+    def __call__(self, x: Float[Array, "B T D"], seen: Seen, held: tuple[jax.Array, jax.Array] | None):
         """x [B, T, D] -> (out [B, T, D], this layer's keys and values [B, K, S, H] with the new tokens in them)."""
         q = rotate(constrain(self.q(x), "batch", "length", "heads", None), seen.rotary, head_axis=2)
         k, v = self.k(x), self.v(x)
@@ -67,13 +68,13 @@ class TextAttention(nnx.Module):
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
-    def __init__(self, config: TextConfig, *, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: TextConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
         self.norm1 = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         self.attention = TextAttention(config, dtype=dtype, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, seen: Seen, held: tuple[jax.Array, jax.Array] | None = None):
+    def __call__(self, x: Float[Array, "B T D"], seen: Seen, held: tuple[jax.Array, jax.Array] | None = None):
         out, held = self.attention(self.norm1(x), seen, held)
         x = x + out
         x = x + self.mlp(self.norm2(x))
@@ -83,57 +84,74 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Embeddings, layers, final norm and head: embed [V, D], head [D, V] unless tied."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
         text, dtype = config.text, config.param_dtype
-        self.config, self.dtype, self.remat, self.scan = text, config.dtype, config.remat, config.scan_layers
-        init = INIT_SCALE * jax.random.normal(rngs.params(), (text.vocab_size, text.hidden_size), jnp.float32)
-        self.embedding = nnx.Param(init.astype(dtype))
+        self.config, self.dtype = text, config.dtype
+        self.remat: Remat = config.remat
+        self.scan = config.scan_layers
+        self.embedding = nnx.Param(normal(rngs, (text.vocab_size, text.hidden_size), dtype))
         make = partial(DecoderLayer, text, dtype=dtype)
         if self.scan:
-            fork = nnx.split_rngs(splits=text.num_hidden_layers)
-            self.layers = fork(nnx.vmap(lambda keys: make(rngs=keys), in_axes=0, out_axes=0))(rngs)
+            keys = None if rngs is None else rngs.fork(split=text.num_hidden_layers)
+            axis = None if keys is None else 0
+            stacked = nnx.vmap(lambda keys: make(rngs=keys), in_axes=axis, axis_size=text.num_hidden_layers)
+            self.layers: Any = stacked(keys)
         else:
             self.layers = nnx.List([make(rngs=rngs) for _ in range(text.num_hidden_layers)])
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=dtype)
         head = partial(Linear, text.hidden_size, text.vocab_size, bias=False, dtype=dtype, rngs=rngs)
         self.head = None if config.tie_word_embeddings else head()
 
-    def embed(self, ids: jax.Array) -> jax.Array:
+    def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """ids [B, T] -> [B, T, D]."""
         table = constrain(self.embedding[...], "vocab", None)  # gathered over fsdp before the lookup, not after
         return jnp.take(table, ids, axis=0).astype(self.dtype)
 
-    def __call__(self, x: jax.Array, index: jax.Array, positions: jax.Array, cache: Cache | None = None, start=None):
-        """Run the layers over new tokens.
+    def __call__(
+        self, x: Float[Array, "B T D"], index: Int[Array, "B T"], positions: Float32[Array, "B 3 T"]
+    ) -> Float[Array, "B T D"]:
+        """Whole sequences, without a cache: final hidden states after the norm.
 
         Args:
-            x: [B, T, D] embeddings of the new tokens.
-            index: [B, T] int32, place of each in its sequence, -1 on padding; a token sees what has an index <= its own.
-            positions: [B, 3, T] float32 rotary positions.
-            cache, start: where keys and values are kept, and the first slot of the new tokens; without a cache the new
-                tokens see one another alone.
-
-        Returns:
-            (hidden [B, T, D] after the final norm, the cache with the new tokens in it).
+            x: embeddings.
+            index: place of each token in its sequence, -1 on padding; a token sees what has an index <= its own.
+            positions: rotary (t, h, w).
         """
         rotary = self._rotary(positions)
-        first, last = jnp.where(index < 0, 1, 0), jnp.maximum(index, 0)
-        if cache is None:
-            seen = Seen(rotary, first, last, index, rotary, None)
-            x = self._through(x, seen)
-        else:
-            if self.scan:
-                raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack it first")
-            cache = cache.place(index, positions, start)
-            seen = Seen(rotary, first, last, cache.index, self._rotary(cache.positions), start)
-            held = []
-            for layer, *kv in zip(self.layers, cache.keys, cache.values, strict=True):
-                x, kv = layer(x, seen, tuple(kv))
-                held.append(kv)
-            cache = cache._replace(keys=tuple(k for k, _ in held), values=tuple(v for _, v in held))
-        return self.norm(x), cache
+        seen = Seen(rotary, *_range(index), index, rotary, None)
+        if not self.scan:
+            for layer in self.layers:
+                x = _remat(lambda x, layer=layer: layer(x, seen)[0], self.remat)(x)
+            return self.norm(x)
+        graph, stacked = nnx.split(self.layers)
+        body = _remat(lambda x, state: nnx.merge(graph, state)(x, seen)[0], self.remat)
+        return self.norm(jax.lax.scan(lambda x, state: (body(x, state), None), x, stacked)[0])
 
-    def logits(self, hidden: jax.Array) -> jax.Array:
+    def extend(
+        self,
+        x: Float[Array, "B T D"],
+        index: Int[Array, "B T"],
+        positions: Float32[Array, "B 3 T"],
+        cache: Cache,
+        start: Int[Array, ""],
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """New tokens on top of a cache: as above, and their keys and values go into the slots start .. start+T.
+
+        Raises:
+            ValueError: the decoder is stacked (`unstack` its parameters first).
+        """
+        if self.scan:
+            raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack its parameters first")
+        cache = cache.place(index, positions, start)
+        seen = Seen(self._rotary(positions), *_range(index), cache.index, self._rotary(cache.positions), start)
+        keys, values = [], []
+        for layer, k, v in zip(self.layers, cache.keys, cache.values, strict=True):
+            x, (k, v) = layer(x, seen, (k, v))
+            keys.append(k)
+            values.append(v)
+        return self.norm(x), cache._replace(keys=tuple(keys), values=tuple(values))
+
+    def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
         """hidden [..., D] -> float32 [..., V]."""
         table = self.embedding[...].T if self.head is None else self.head.kernel[...]
         return matmul(hidden, table, 1).astype(jnp.float32)
@@ -141,14 +159,10 @@ class Decoder(nnx.Module):
     def _rotary(self, positions: jax.Array) -> Rotary:
         return text_rotary(positions, self.config.mrope_section, self.config.rope_theta)
 
-    def _through(self, x: jax.Array, seen: Seen) -> jax.Array:
-        if not self.scan:
-            for layer in self.layers:
-                x = _remat(lambda x, layer=layer: layer(x, seen)[0], self.remat)(x)
-            return x
-        graph, stacked = nnx.split(self.layers)
-        body = _remat(lambda x, state: nnx.merge(graph, state)(x, seen)[0], self.remat)
-        return jax.lax.scan(lambda x, state: (body(x, state), None), x, stacked)[0]
+
+def _range(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """First and last index that a token sees: everything up to itself; nothing for padding."""
+    return jnp.where(index < 0, 1, 0), jnp.maximum(index, 0)
 
 
 def _remat(function, policy: Remat):

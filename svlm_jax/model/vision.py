@@ -9,6 +9,7 @@ Axes: B batch, P patches, C numbers a patch, E width, N heads, H head dim (80 in
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float, Int
 
 from svlm_jax.config import MERGER_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
 from svlm_jax.inputs import VisionInput
@@ -16,20 +17,20 @@ from svlm_jax.model.attention import attention
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm
 from svlm_jax.model.rope import Rotary, rotate, vision_rotary
 
-jax.tree_util.register_dataclass(
-    VisionInput, data_fields=["patches", "place", "window", "frame"], meta_fields=["frame_span"]
-)
+jax.tree_util.register_dataclass(VisionInput, data_fields=["patches", "place", "window", "frame"], meta_fields=["frame_span"])
 
 
 class VisionAttention(nnx.Module):
     """Multi-head attention inside segments. qkv kernel [E, 3, N, H]: q, k and v are an axis, so sharding cannot cut across."""
 
-    def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
         size, heads = config.hidden_size, (config.num_heads, config.head_dim)
         self.qkv = Linear(size, (3, *heads), bias=True, dtype=dtype, rngs=rngs)
         self.out = Linear(heads, size, bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, rotary: Rotary, segment: jax.Array, index: jax.Array, span: int) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B P E"], rotary: Rotary, segment: Int[Array, "B P 2"], index: Int[Array, "B P"], span: int
+    ) -> Float[Array, "B P E"]:
         q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
         q, k = rotate(q, rotary, head_axis=2), rotate(k, rotary, head_axis=2)
         first, last = segment[..., 0], segment[..., 1]
@@ -40,13 +41,15 @@ class VisionAttention(nnx.Module):
 class VisionBlock(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
-    def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
         self.norm1 = RMSNorm(config.hidden_size, MERGER_EPS, dtype=dtype)
         self.norm2 = RMSNorm(config.hidden_size, MERGER_EPS, dtype=dtype)
         self.attention = VisionAttention(config, dtype=dtype, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array, rotary: Rotary, segment: jax.Array, index: jax.Array, span: int) -> jax.Array:
+    def __call__(
+        self, x: Float[Array, "B P E"], rotary: Rotary, segment: Int[Array, "B P 2"], index: Int[Array, "B P"], span: int
+    ) -> Float[Array, "B P E"]:
         x = x + self.attention(self.norm1(x), rotary, segment, index, span)
         return x + self.mlp(self.norm2(x))
 
@@ -54,13 +57,13 @@ class VisionBlock(nnx.Module):
 class Merger(nnx.Module):
     """Norm, then four neighbouring patches -> one row through a two-layer MLP with the exact (erf) gelu."""
 
-    def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
         wide = config.hidden_size * config.merge_unit
         self.norm = RMSNorm(config.hidden_size, MERGER_EPS, dtype=dtype)
         self.up = Linear(wide, wide, bias=True, dtype=dtype, rngs=rngs)
         self.down = Linear(wide, config.out_hidden_size, bias=True, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[Array, "B P E"]) -> Float[Array, "B M D"]:
         x = self.norm(x).reshape(x.shape[0], -1, self.up.kernel.shape[0])
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
@@ -68,14 +71,14 @@ class Merger(nnx.Module):
 class VisionTower(nnx.Module):
     """patches [B, P, C] -> rows [B, M, D], both in window order."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
         self.config, self.dtype = config.vision, config.dtype
         vision, dtype = config.vision, config.param_dtype
         self.patch_embed = Linear(vision.patch_dim, vision.hidden_size, bias=False, dtype=dtype, rngs=rngs)
         self.blocks = nnx.List([VisionBlock(vision, dtype=dtype, rngs=rngs) for _ in range(vision.depth)])
         self.merger = Merger(vision, dtype=dtype, rngs=rngs)
 
-    def __call__(self, vision: VisionInput) -> jax.Array:
+    def __call__(self, vision: VisionInput) -> Float[Array, "B M D"]:
         x = self.patch_embed(jnp.asarray(vision.patches).astype(self.dtype))
         rotary = vision_rotary(jnp.asarray(vision.place), self.config.head_dim, VISION_ROPE_THETA)
         real = vision.frame[..., 0] <= vision.frame[..., 1]

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.inputs import Inputs
@@ -23,12 +24,12 @@ from svlm_jax.model.vision import VisionTower
 class QwenVL(nnx.Module):
     """The whole model; one path for text, images, clips and batches of samples with different grids."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
         self.config = config
         self.vision = VisionTower(config, rngs)
         self.text = Decoder(config, rngs)
 
-    def embed(self, inputs: Inputs) -> jax.Array:
+    def embed(self, inputs: Inputs) -> Float[Array, "B T D"]:
         """Embeddings [B, T, D] with the vision rows in their places."""
         x = self.text.embed(jnp.asarray(inputs.ids))
         if inputs.vision is None:
@@ -37,13 +38,17 @@ class QwenVL(nnx.Module):
         features = self.vision(inputs.vision).astype(x.dtype)
         return jnp.where(rows >= 0, jnp.take_along_axis(features, jnp.maximum(rows, 0), axis=1), x)
 
-    def hidden(self, inputs: Inputs, cache: Cache | None = None, start=None) -> tuple[jax.Array, Cache | None]:
-        """Final hidden states [B, T, D]; with a cache, the inputs are written to it from slot `start`."""
-        return self.text(self.embed(inputs), jnp.asarray(inputs.index), jnp.asarray(inputs.positions), cache, start)
+    def hidden(self, inputs: Inputs) -> Float[Array, "B T D"]:
+        """Final hidden states of whole sequences."""
+        return self.text(self.embed(inputs), jnp.asarray(inputs.index), jnp.asarray(inputs.positions))
 
-    def __call__(self, inputs: Inputs) -> jax.Array:
-        """Logits, float32 [B, T, V], of a whole sequence (each token sees itself and what comes before)."""
-        return self.text.logits(self.hidden(inputs)[0])
+    def extend(self, inputs: Inputs, cache: Cache, start: Int[Array, ""]) -> tuple[Float[Array, "B T D"], Cache]:
+        """Final hidden states of new tokens on top of a cache, which gets them in the slots start .. start+T."""
+        return self.text.extend(self.embed(inputs), jnp.asarray(inputs.index), jnp.asarray(inputs.positions), cache, start)
+
+    def __call__(self, inputs: Inputs) -> Float32[Array, "B T V"]:
+        """Logits of whole sequences (each token sees itself and what comes before)."""
+        return self.text.logits(self.hidden(inputs))
 
 
 Parameters = dict[str, jax.Array]
@@ -52,7 +57,7 @@ Parameters = dict[str, jax.Array]
 @cache
 def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
     """Structure of a model without its arrays: (graph, state of ShapeDtypeStructs). Costs no memory at any size."""
-    return nnx.split(nnx.eval_shape(lambda: QwenVL(config, nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: QwenVL(config, None)))
 
 
 def shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

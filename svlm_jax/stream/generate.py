@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float32, Int, Int32
 
 from svlm_jax.inputs import Inputs, bucket
 from svlm_jax.model.cache import Cache
@@ -57,6 +58,28 @@ def generate(
     return replies
 
 
+def prefill(model: QwenVL, inputs: Inputs, cache: Cache) -> tuple[Float32[Array, "B V"], Cache]:
+    """Run padded prompts into the slots [0, T) of a cache; float32 logits [B, V] after the newest token of each."""
+    hidden, cache = model.extend(inputs, cache, jnp.int32(0))
+    newest = jnp.argmax(jnp.asarray(inputs.index), axis=1)
+    return model.text.logits(jnp.take_along_axis(hidden, newest[:, None, None], axis=1)[:, 0]), cache
+
+
+def decode(
+    model: QwenVL,
+    token: Int32[Array, " B"],
+    index: Int32[Array, " B"],
+    position: Float32[Array, " B"],
+    cache: Cache,
+    slot: Int[Array, ""],
+) -> tuple[Float32[Array, "B V"], Cache]:
+    """One token [B] of every stream, at place `index` [B] of its sequence and `position` [B] on all three axes, into `slot`
+    (one for all); float32 logits [B, V]."""
+    positions = jnp.broadcast_to(position[:, None, None], (len(token), 3, 1))
+    hidden, cache = model.text.extend(model.text.embed(token[:, None]), index[:, None], positions, cache, slot)
+    return model.text.logits(hidden[:, 0]), cache
+
+
 @partial(jax.jit, static_argnames=("graph", "sampling", "capacity"))
 def _generate(graph, state, inputs: Inputs, key, eos, limit, *, sampling: Sampling, capacity: int):
     model = nnx.merge(graph, state)
@@ -64,9 +87,7 @@ def _generate(graph, state, inputs: Inputs, key, eos, limit, *, sampling: Sampli
     text = model.config.text
     index = jnp.asarray(inputs.index)
     cache = Cache.empty(text, batch, length + capacity, model.config.dtype)
-    hidden, cache = model.hidden(inputs, cache, jnp.int32(0))
-    newest = jnp.argmax(index, axis=1)
-    logits = model.text.logits(jnp.take_along_axis(hidden, newest[:, None, None], axis=1)[:, 0])
+    logits, cache = prefill(model, inputs, cache)
     after = jnp.max(index, axis=1) + 1
     turn = jnp.max(jnp.where(index[:, None] >= 0, jnp.asarray(inputs.positions), 0), axis=(1, 2)) + 1
 
@@ -80,10 +101,9 @@ def _generate(graph, state, inputs: Inputs, key, eos, limit, *, sampling: Sampli
 
     def step(loop: _Loop) -> _Loop:
         count = loop.count - 1
-        token = jax.lax.dynamic_slice(loop.tokens, (0, count), (batch, 1))
-        place = jnp.broadcast_to((turn + count)[:, None, None], (batch, 3, 1))
-        x, cache = model.text(model.text.embed(token), (after + count)[:, None], place, loop.cache, length + count)
-        return choose(loop._replace(cache=cache), model.text.logits(x[:, 0]))
+        token = jax.lax.dynamic_slice(loop.tokens, (0, count), (batch, 1))[:, 0]
+        logits, cache = decode(model, token, after + count, turn + count, loop.cache, length + count)
+        return choose(loop._replace(cache=cache), logits)
 
     seen = see(jnp.zeros((batch, text.vocab_size), bool), jnp.asarray(inputs.ids), index >= 0)
     tokens, done = jnp.zeros((batch, capacity), jnp.int32), jnp.zeros((batch,), bool)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float32, Int, Int32, Key
 
 from svlm_jax.errors import InputError
 
@@ -32,13 +33,13 @@ class Sampling:
                 raise InputError(f"sampling {name}", getattr(self, name), expected, "change it")
 
 
-def see(seen: jax.Array, ids: jax.Array, real: jax.Array) -> jax.Array:
+def see(seen: Bool[Array, "B V"], ids: Int[Array, "B T"], real: Bool[Array, "B T"]) -> Bool[Array, "B V"]:
     """Mark ids [B, T] where `real` [B, T] in the set of seen ids [B, V] bool."""
     rows = jnp.arange(ids.shape[0])[:, None]
     return seen.at[rows, jnp.where(real, ids, seen.shape[1])].set(True, mode="drop")
 
 
-def scores(logits: jax.Array, seen: jax.Array, sampling: Sampling) -> jax.Array:
+def scores(logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], sampling: Sampling) -> Float32[Array, "B V"]:
     """Logits [B, V] float32 after repetition penalty (each seen id once: divided if positive, multiplied if not) and with
     suppressed ids at -inf. The greedy token is the argmax of these."""
     if sampling.repetition_penalty != 1.0:
@@ -49,7 +50,7 @@ def scores(logits: jax.Array, seen: jax.Array, sampling: Sampling) -> jax.Array:
     return logits
 
 
-def kept(logits: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
+def kept(logits: Float32[Array, "B V"], sampling: Sampling) -> tuple[Float32[Array, "B k"], Int32[Array, "B k"]]:
     """Temperature, then top-k, then top-p, of processed scores [B, V].
 
     Returns:
@@ -65,7 +66,9 @@ def kept(logits: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
     return top, ids
 
 
-def sample(logits: jax.Array, seen: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+def sample(
+    logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], key: Key[Array, ""], sampling: Sampling
+) -> Int32[Array, " B"]:
     """The next token [B] int32 from logits [B, V] float32 and the seen ids [B, V] bool."""
     processed = scores(logits, seen, sampling)
     if sampling.temperature == 0:

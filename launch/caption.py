@@ -1,0 +1,47 @@
+"""Describe an image or a video.
+
+python -m launch.caption photo.jpg --model Qwen/Qwen2.5-VL-3B-Instruct
+python -m launch.caption match.mp4 --model DIR --prompt "Who has the ball?" --start 60 --duration 8 --max-new-tokens 64
+"""
+
+import argparse
+import time
+
+from launch.cli import Progress, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="image or video file")
+    parser.add_argument("--model", required=True, help="checkpoint directory (Hugging Face or Orbax) or hub id")
+    parser.add_argument("--processor", help="directory with tokenizer and processor files, if not in --model")
+    parser.add_argument("--prompt", help='what to ask (default: "Describe this image." or "... video.")')
+    parser.add_argument("--fps", type=float, default=2.0, help="frames a second taken of a video (default 2)")
+    parser.add_argument("--start", type=float, default=0.0, metavar="S", help="second to start at")
+    parser.add_argument("--duration", type=float, metavar="S", help="seconds to watch (default: to the end)")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
+    parser.add_argument("--top-k", type=int, default=50)
+    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of computation (default: the checkpoint's)")
+    args = parser.parse_args()
+
+    from svlm_jax.pretrained import from_pretrained
+    from svlm_jax.stream.sampling import Sampling
+
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    vlm = from_pretrained(args.model, processor=args.processor, dtype=args.dtype, progress=Progress("load"))
+    clip = vlm.processor.open(args.source, fps=args.fps, start=args.start, duration=args.duration)
+    t, h, w = clip.grid
+    started = time.monotonic()
+    options = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "seed": args.seed}
+    text = vlm.caption_clip(clip, args.prompt, **options)
+    print(text)
+    seconds = time.monotonic() - started
+    print(f"[{args.source}: {t} x {h} x {w} patches, {seconds:.1f} s with compilation]")
+
+
+if __name__ == "__main__":
+    run(main)

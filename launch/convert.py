@@ -1,0 +1,66 @@
+"""Convert a checkpoint: Hugging Face -> JAX (Orbax, for training), a training checkpoint -> Hugging Face, or re-shard and cast.
+
+    python -m launch.convert Qwen/Qwen2.5-VL-7B-Instruct /data/7b-jax            # a Hugging Face source means --to orbax
+    python -m launch.convert /data/7b-jax /data/7b-hf --max-shard-size 5GB --verify
+
+SOURCE is a directory or a hub id. TARGET must not exist; it appears when it is complete.
+"""
+
+import argparse
+import os
+import re
+from pathlib import Path
+
+from launch.cli import Progress, run
+from svlm_jax.errors import InputError
+
+
+def parse_size(text: str) -> int:
+    """ "5GB" -> 5_000_000_000; also MB, KB, GiB, MiB, KiB and plain bytes."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if not match or float(match[1]) <= 0:
+        raise InputError("--max-shard-size", repr(text), "a size such as 5GB or 512MiB", "give a number and a unit")
+    power = "KMG".index(match[2].upper()) + 1 if match[2] else 0
+    return max(1, int(float(match[1]) * (1024 if match[3] else 1000) ** power))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="checkpoint directory (Hugging Face or Orbax) or hub id")
+    parser.add_argument("target", type=Path, help="directory to make")
+    parser.add_argument("--to", choices=("hf", "orbax"), help="form of the target (default: the other one)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the parameters (default: the source's)")
+    parser.add_argument("--processor", type=Path, help="directory with tokenizer and processor files, if not in SOURCE")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default 5GB)")
+    parser.add_argument("--verify", action="store_true", help="read the result again and compare every tensor")
+    args = parser.parse_args()
+    limit = parse_size(args.max_shard_size)
+
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed; leave accelerators to those who need them
+    from svlm_jax.checkpoint import convert, store
+    from svlm_jax.data.processor import FILES
+    from svlm_jax.pretrained import local_directory
+
+    source = local_directory(args.source)
+    to = args.to or ("hf" if store.is_store(source) else "orbax")
+    beside = [directory / name for name in FILES for directory in (args.processor or source,) if (directory / name).is_file()]
+    if not any(path.name in ("tokenizer.json", "vocab.json") for path in beside):
+        print(f"note: no tokenizer in {args.processor or source}; --processor DIR adds one")
+    print(f"{source} -> {args.target} ({to}, {args.dtype or 'same dtype'})")
+    config = convert.convert(
+        source,
+        args.target,
+        to=to,
+        beside=beside,
+        dtype=args.dtype,
+        max_shard_bytes=limit,
+        verify=args.verify,
+        progress=Progress("convert"),
+    )
+    size = sum(path.stat().st_size for path in args.target.rglob("*") if path.is_file())
+    verified = ", verified bit by bit" if args.verify else ""
+    print(f"wrote {args.target}: {config.param_dtype}, {size / 1e9:.2f} GB{verified}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,51 @@
+"""A first look, with nothing downloaded: makes a clip and captions it with the small model of the tests.
+
+That model has random weights (it exists to check numbers), so its words mean nothing yet; what runs is the real path: mp4 ->
+frames -> patches -> vision tower -> decoder -> words.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from launch.cli import run
+
+DATA = Path(__file__).parent.parent / "tests" / "data"
+FPS, SECONDS, HEIGHT, WIDTH, BALL = 10, 4, 112, 168, 9
+
+
+def clip() -> np.ndarray:
+    """A white ball that crosses a green pitch, uint8 [F, H, W, 3]."""
+    frames = np.empty((FPS * SECONDS, HEIGHT, WIDTH, 3), np.uint8)
+    frames[:] = (40, 130, 60)
+    frames[:, :, WIDTH // 2 - 1 : WIDTH // 2 + 1] = 230
+    row, column = np.mgrid[:HEIGHT, :WIDTH]
+    for number, frame in enumerate(frames):
+        share = number / (len(frames) - 1)
+        y, x = HEIGHT * (0.5 + 0.3 * np.sin(6 * share)), WIDTH * (0.1 + 0.8 * share)
+        frame[(row - y) ** 2 + (column - x) ** 2 < BALL**2] = 255
+    return frames
+
+
+def main() -> None:
+    from svlm_jax import from_pretrained
+    from svlm_jax.data.video import write_video
+
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "pitch.mp4"
+        write_video(path, clip(), FPS)
+        print(f"made {path.name}: {SECONDS} s, {WIDTH} x {HEIGHT}, {path.stat().st_size / 1000:.1f} kB")
+        vlm = from_pretrained(DATA / "models" / "tiny", processor=DATA / "processor")
+        size = sum(value.size for value in vlm.parameters.values())
+        print(f"model: {size / 1e3:.0f} thousand random parameters, {vlm.model.config.dtype}")
+        for attempt in ("first, with compilation", "again"):
+            started = time.monotonic()
+            text = vlm.caption(str(path), "What happens?", max_new_tokens=24)
+            print(f"caption ({attempt}, {time.monotonic() - started:.2f} s): {text!r}")
+    print("random weights, so random words; next: python -m launch.caption FILE --model Qwen/Qwen2.5-VL-3B-Instruct")
+
+
+if __name__ == "__main__":
+    run(main)

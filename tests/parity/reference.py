@@ -1,0 +1,310 @@
+"""The other side of every parity test: small transformers models, prompts that both libraries take, and what torch makes of them.
+
+A test module that imports this one is skipped where torch is missing. Prompts are written as a tuple of pieces: a number is
+that many random text tokens, a `Picture` an image or a clip. Token structure is known from the pieces, never from the ids.
+
+Axes: B batch, T tokens, P patches, E vision width, D width, V vocabulary.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from svlm_jax.checkpoint import hf
+from svlm_jax.config import ModelConfig, VisionConfig
+from svlm_jax.data.batch import Clip, Sample
+from svlm_jax.inputs import Inputs, window_order
+from svlm_jax.model import vlm
+from svlm_jax.spans import Kind, Span, positions, temporal_step, vision_span
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from transformers.vision_utils import get_vision_window_index  # noqa: E402
+
+TOLERANCE = 1e-4  # largest difference, as a share of the largest torch value, in float32
+VISION_START, VISION_END, IMAGE, VIDEO = 306, 307, 308, 309  # in the vocabulary of 313 of the random models
+TEXT_IDS = 300  # text tokens are below
+
+# Grouped queries 7:1, head_dim 8 and 16, vision head_dim 20, MLP widths and a vocabulary that do not divide by 8.
+SHAPES: dict[str, dict[str, Any]] = {
+    "seven_to_one": {
+        "text": {"hidden_size": 56, "intermediate_size": 90, "num_hidden_layers": 3, "num_attention_heads": 7, "num_key_value_heads": 1},
+        "sections": [1, 2, 1],
+        "vision": {"hidden_size": 40, "intermediate_size": 54, "num_heads": 2, "depth": 3, "fullatt_block_indexes": [1], "window_size": 112},
+        "tied": False,
+    },
+    "tied_wide_heads": {
+        "text": {"hidden_size": 224, "intermediate_size": 300, "num_hidden_layers": 2, "num_attention_heads": 14, "num_key_value_heads": 2},
+        "sections": [2, 3, 3],
+        "vision": {"hidden_size": 60, "intermediate_size": 50, "num_heads": 3, "depth": 3, "fullatt_block_indexes": [0, 2], "window_size": 56},
+        "tied": True,
+    },
+    "wide_256": {
+        "text": {"hidden_size": 256, "intermediate_size": 500, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2},
+        "sections": [4, 6, 6],
+        "vision": {"hidden_size": 160, "intermediate_size": 300, "num_heads": 2, "depth": 4, "fullatt_block_indexes": [1, 3], "window_size": 112},
+        "tied": False,
+    },
+}  # fmt: skip
+
+
+class Pair(NamedTuple):
+    """One set of weights in both libraries, and the directory they were read from."""
+
+    torch: Any
+    model: vlm.QwenVL
+    config: ModelConfig
+    directory: Path
+
+
+def library_config(name: str) -> Any:
+    """The transformers config of a random model."""
+    shape = SHAPES[name]
+    rope = {"type": "mrope", "mrope_section": shape["sections"], "rope_theta": 1e6}
+    text = {
+        "vocab_size": 313,
+        "rms_norm_eps": 1e-6,
+        "rope_scaling": rope,
+        "bos_token_id": 310,
+        "eos_token_id": 311,
+        **shape["text"],
+    }
+    vision = {"out_hidden_size": shape["text"]["hidden_size"], "tokens_per_second": 2, **shape["vision"]}
+    ids = {
+        "image_token_id": IMAGE,
+        "video_token_id": VIDEO,
+        "vision_start_token_id": VISION_START,
+        "vision_end_token_id": VISION_END,
+    }
+    return transformers.Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, tie_word_embeddings=shape["tied"], dtype="float32", **ids
+    )
+
+
+def randomise(model: Any, seed: int) -> None:
+    """Weights that show every mistake: outputs of order 1, norms off 1, biases off 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if name.endswith("bias"):
+                parameter.copy_(0.2 * noise)
+            elif parameter.ndim == 1:
+                parameter.copy_(1 + 0.2 * noise)
+            else:
+                parameter.copy_(noise * min(0.2, max(0.05, parameter[0].numel() ** -0.5)))
+
+
+def read_torch(directory: Path, dtype: Any = None) -> Any:
+    """A checkpoint in transformers, with plain softmax attention; float32 unless said otherwise."""
+    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        directory, dtype=dtype or torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    return model.eval()
+
+
+def read_jax(directory: Path, **changes: Any) -> tuple[vlm.QwenVL, ModelConfig]:
+    """A checkpoint here; `changes` to its config by name."""
+    from dataclasses import replace
+
+    config = replace(ModelConfig.from_file(directory), **changes)
+    return vlm.from_parameters(config, hf.load(directory, config)), config
+
+
+def random_checkpoint(name: str, directory: Path, seed: int = 0) -> Path:
+    """A random model of `SHAPES`, written by transformers."""
+    model = transformers.Qwen2_5_VLForConditionalGeneration(library_config(name))
+    randomise(model, seed)
+    model.save_pretrained(directory)
+    return directory
+
+
+class Picture(NamedTuple):
+    """An image, or a clip taken at `fps`: grid (t, h, w) in patches."""
+
+    grid: tuple[int, int, int]
+    fps: float | None = None
+
+
+Piece = int | Picture
+
+
+def image(h: int, w: int) -> Picture:
+    return Picture((1, h, w))
+
+
+def video(t: int, h: int, w: int, fps: float = 2.0) -> Picture:
+    return Picture((t, h, w), fps)
+
+
+def make_sample(pieces: Sequence[Piece], config: ModelConfig, seed: int) -> Sample:
+    """Random tokens and random patches of standard deviation 1, with vision markers around every picture."""
+    rng = np.random.default_rng(seed)
+    ids: list[int] = []
+    spans: list[Span] = []
+    clips: list[Clip] = []
+
+    def say(tokens: Sequence[int]) -> None:
+        ids.extend(tokens)
+        spans.append(Span(Kind.USER_TEXT, len(tokens)))
+
+    for piece in pieces:
+        if isinstance(piece, int):
+            say(rng.integers(0, TEXT_IDS, piece).tolist())
+            continue
+        step = (
+            1.0
+            if piece.fps is None
+            else temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, piece.fps)
+        )
+        patches = rng.normal(size=(int(np.prod(piece.grid)), config.vision.patch_dim)).astype(np.float32)
+        clips.append(Clip(patches, piece.grid, step, video=piece.fps is not None))
+        span = vision_span(piece.grid, step=step)
+        say([config.vision_start_token_id])
+        ids.extend([config.image_token_id if piece.fps is None else config.video_token_id] * span.length)
+        spans.append(span)
+        say([config.vision_end_token_id])
+    return Sample(np.array(ids, np.int32), tuple(spans), tuple(clips))
+
+
+def make_samples(prompts: Sequence[Sequence[Piece]], config: ModelConfig, seed: int = 0) -> list[Sample]:
+    return [make_sample(pieces, config, seed=100 * seed + number) for number, pieces in enumerate(prompts)]
+
+
+def our_positions(samples: Sequence[Sample], side: str) -> Any:
+    """Positions of the spans, as torch takes them: float32 [3, B, T], padded to the longest."""
+    size = max(len(sample.ids) for sample in samples)
+    place = np.zeros((3, len(samples), size), np.float32)
+    for b, sample in enumerate(samples):
+        place[:, b, _where(len(sample.ids), size, side)] = positions(sample.spans)
+    return torch.from_numpy(place)
+
+
+def torch_inputs(samples: Sequence[Sample], config: ModelConfig, side: str = "right", dtype: Any = None) -> dict[str, Any]:
+    """What the library's forward and generate take for these samples, padded to the longest."""
+    size = max(len(sample.ids) for sample in samples)
+    ids, mask, types = (torch.zeros((len(samples), size), dtype=torch.long) for _ in range(3))
+    for b, sample in enumerate(samples):
+        here = _where(len(sample.ids), size, side)
+        ids[b, here] = torch.from_numpy(sample.ids).long()
+        mask[b, here] = 1
+        flags = iter(2 if clip.video else 1 for clip in sample.clips)
+        kinds = np.concatenate([np.full(span.length, 0 if span.grid is None else next(flags)) for span in sample.spans])
+        types[b, here] = torch.from_numpy(kinds).long()
+    result = {"input_ids": ids, "attention_mask": mask}
+    for video_, pixels, grids in ((False, "pixel_values", "image_grid_thw"), (True, "pixel_values_videos", "video_grid_thw")):
+        clips = [clip for sample in samples for clip in sample.clips if clip.video == video_]
+        if clips:
+            result[pixels] = torch.from_numpy(np.concatenate([clip.patches for clip in clips])).to(dtype or torch.float32)
+            result[grids] = torch.tensor([clip.grid for clip in clips])
+            result["mm_token_type_ids"] = types.int()
+        if clips and video_:
+            result["second_per_grid_ts"] = torch.tensor([clip.step / config.vision.tokens_per_second for clip in clips])
+    return result
+
+
+def _where(length: int, size: int, side: str) -> slice:
+    return slice(size - length, size) if side == "left" else slice(0, length)
+
+
+def real_tokens(values: Any, samples: Sequence[Sample], side: str) -> list[np.ndarray]:
+    """[B, T, ...] of either library, padded on `side` -> one array without padding a sample."""
+    values = as_numpy(values)
+    return [values[b, _where(len(sample.ids), values.shape[1], side)] for b, sample in enumerate(samples)]
+
+
+def as_numpy(values: Any) -> np.ndarray:
+    return values.detach().float().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, np.float32)
+
+
+def pad_tokens(values: Sequence[np.ndarray], inputs: Inputs) -> np.ndarray:
+    """One array a sample -> float32 [B, T, ...] where `inputs` has its tokens, zeros elsewhere."""
+    out = np.zeros((*inputs.ids.shape, *values[0].shape[1:]), np.float32)
+    out[inputs.index >= 0] = np.concatenate(values)
+    return out
+
+
+@dataclass
+class Trace:
+    """What torch hooks saw in one forward: inputs and outputs of every call, by module name."""
+
+    inputs: dict[str, list[np.ndarray]]
+    outputs: dict[str, list[np.ndarray]]
+    logits: Any
+
+
+def trace(model: Any, inputs: dict[str, Any]) -> Trace:
+    """One forward of the library with every rung of the ladder recorded."""
+    seen = Trace(defaultdict(list), defaultdict(list), None)
+    visual, text = model.model.visual, model.model.language_model
+    modules = {"patch_embed": visual.patch_embed, "merger": visual.merger, "norm": text.norm}
+    modules |= {f"block{i}": block for i, block in enumerate(visual.blocks)}
+    modules |= {f"layer{i}": layer for i, layer in enumerate(text.layers)}
+
+    def record(name: str):
+        def hook(_module, args, kwargs, out):
+            first = args[0] if args else kwargs["hidden_states"]
+            seen.inputs[name].append(as_numpy(first))
+            seen.outputs[name].append(as_numpy(out[0] if isinstance(out, tuple) else out))
+
+        return hook
+
+    def tower(_module, _args, _kwargs, out):
+        seen.outputs["tower"].append(as_numpy(out.pooler_output))
+
+    handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in modules.items()]
+    handles.append(visual.register_forward_hook(tower, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            seen.logits = model(**inputs, use_cache=False).logits
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen
+
+
+def by_clip(calls: Sequence[np.ndarray], samples: Sequence[Sample], patches_a_row: int) -> list[list[np.ndarray]]:
+    """Outputs of the library's tower (one call for all images, then one for all clips) -> [sample][clip] rows."""
+    order = [
+        (b, c) for flag in (False, True) for b, s in enumerate(samples) for c, clip in enumerate(s.clips) if clip.video == flag
+    ]
+    counts = [len(samples[b].clips[c].patches) // patches_a_row for b, c in order]
+    parts = dict(zip(order, np.split(np.concatenate(calls), np.cumsum(counts)[:-1]), strict=True))
+    return [[parts[b, c] for c in range(len(sample.clips))] for b, sample in enumerate(samples)]
+
+
+def from_their_windows(rows: np.ndarray, grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
+    """Rows (patches or merged units) in the library's window order -> patchify order."""
+    sizes = config.spatial_merge_size, config.window_size, config.patch_size
+    return _scatter(rows, get_vision_window_index(torch.tensor([grid]), *sizes)[0].numpy())
+
+
+def from_our_windows(rows: np.ndarray, grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
+    """Rows in the order of `inputs.window_order` -> patchify order."""
+    return _scatter(rows, window_order(grid, config)[0])
+
+
+def to_our_windows(rows: np.ndarray, grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
+    """The inverse of `from_our_windows`."""
+    units = window_order(grid, config)[0]
+    return rows.reshape(len(units), -1, rows.shape[-1])[units].reshape(rows.shape)
+
+
+def _scatter(rows: np.ndarray, units: np.ndarray) -> np.ndarray:
+    grouped = rows.reshape(len(units), -1, rows.shape[-1])
+    out = np.empty_like(grouped)
+    out[units] = grouped
+    return out.reshape(rows.shape)
+
+
+def ratio(ours: Any, theirs: Any) -> float:
+    """Largest difference as a share of the largest value of the reference; nan when ours has one."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    assert ours.shape == theirs.shape, f"shape {ours.shape} instead of {theirs.shape}"
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())

@@ -1,0 +1,98 @@
+"""In bfloat16 (parameters and computation) the error is at most twice that of plain torch bfloat16.
+
+The reference is torch in float32 with the same weights, rounded to bfloat16; errors are root mean squares over all real rows.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from svlm_jax.data.batch import collate
+from tests.parity import reference as ref
+from tests.parity.reference import image, torch, video
+
+FACTOR = 2.0
+PROMPTS = ((9, image(12, 18), 30), (4, video(2, 8, 12), 120), (200,))
+
+
+class Errors(NamedTuple):
+    ours: float
+    torch: float
+
+
+@pytest.fixture(scope="session")
+def errors(checkpoint, tmp_path_factory):
+    """Errors of every part of a model, by model name."""
+
+    @cache
+    def run(name: str) -> dict[str, Errors]:
+        directory = tmp_path_factory.mktemp(f"{name}_bfloat16")
+        half = ref.read_torch(checkpoint(name), torch.bfloat16)
+        half.save_pretrained(directory)
+        exact = ref.read_torch(directory, torch.float32)
+        model, config = ref.read_jax(directory)
+        assert (config.dtype, config.param_dtype) == ("bfloat16", "bfloat16")
+        samples = ref.make_samples(PROMPTS, config)
+        reference, plain = (ref.trace(each, ref.torch_inputs(samples, config)) for each in (exact, half))
+        inputs = collate(samples, config.vision)
+        graph, state = nnx.split(model)
+
+        @jax.jit
+        def forward(state, inputs, embedded):
+            model = nnx.merge(graph, state)
+            rows = model.vision(inputs.vision)
+            hidden = model.text(embedded.astype("bfloat16"), inputs.index, inputs.positions)[0]
+            return rows, hidden, model(inputs)
+
+        embedded = reference.inputs["layer0"][0]
+        rows, hidden, logits = forward(state, inputs, ref.pad_tokens(ref.real_tokens(embedded, samples, "right"), inputs))
+        same = decode(half, samples, config, embedded)
+        return {
+            "tower": compare(
+                *(np.concatenate(sum(ref.by_clip(seen.outputs["tower"], samples, 4), [])) for seen in (reference, plain)),
+                np.concatenate(tower_rows(rows, samples, config)),
+            ),
+            "decoder": compare(*(flat(values, samples) for values in (reference.outputs["norm"][0], same, hidden))),
+            "logits": compare(*(flat(values, samples) for values in (reference.logits, plain.logits, logits))),
+        }
+
+    return run
+
+
+def decode(model, samples, config, embedded) -> torch.Tensor:
+    """The library's decoder in bfloat16 on the embeddings of the float32 run."""
+    place = ref.our_positions(samples, "right")
+    mask = ref.torch_inputs(samples, config)["attention_mask"]
+    with torch.no_grad():
+        x = torch.from_numpy(embedded).to(torch.bfloat16)
+        return model.model.language_model(inputs_embeds=x, position_ids=place, attention_mask=mask).last_hidden_state
+
+
+def tower_rows(rows, samples, config):
+    for row, sample in zip(ref.as_numpy(rows), samples, strict=True):
+        start = 0
+        for clip in sample.clips:
+            count = len(clip.patches) // config.vision.merge_unit
+            yield ref.from_our_windows(row[start : start + count], clip.grid, config.vision)
+            start += count
+
+
+def flat(values, samples) -> np.ndarray:
+    return np.concatenate(ref.real_tokens(values, samples, "right"))
+
+
+def compare(reference: np.ndarray, plain: np.ndarray, ours: np.ndarray) -> Errors:
+    assert ours.shape == plain.shape == reference.shape
+    return Errors(*(float(np.sqrt(np.mean((values - reference) ** 2))) for values in (ours, plain)))
+
+
+@pytest.mark.parametrize("part", ["tower", "decoder", "logits"])
+@pytest.mark.parametrize("name", ["tiny", "wide_256"])
+def test_error_is_at_most_twice_that_of_plain_torch(errors, name, part, record_property):
+    found = errors(name)[part]
+    record_property(f"{name} {part}", f"{found.ours:.2e} / {found.torch:.2e} = {found.ours / found.torch:.2f}")
+    assert 0 < found.ours <= FACTOR * found.torch

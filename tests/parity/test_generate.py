@@ -1,0 +1,185 @@
+"""Greedy replies are those of `transformers.generate`, token for token; the sampling processors keep what the library's keep."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from svlm_jax.data.batch import Sample, collate
+from svlm_jax.stream import sampling
+from svlm_jax.stream.generate import generate
+from svlm_jax.stream.sampling import Sampling
+from tests.parity import reference as ref
+from tests.parity.reference import image, torch, transformers, video
+
+NEW = 64
+MODELS = ("tiny", "tiny_tied", "seven_to_one")
+ALONE = {  # frames of 33 to 64 patches and prompts of one bucket: one compilation a model
+    "an image": (7, image(6, 10), 5),
+    "two images": (3, image(6, 6), 4, image(8, 6), 5),
+    "a clip": (6, video(2, 6, 8), 9),
+    "a long clip": (6, video(5, 4, 6), 9),
+}
+BATCH = ((5, image(6, 10), 9), (20,), (3, video(2, 8, 6), 4, image(4, 4), 2), (40, image(2, 6), 11))
+every_model = pytest.mark.parametrize("name", MODELS)
+
+
+def their_replies(model, samples, config, monkeypatch, eos=None, new=NEW, **options) -> list[list[int]]:
+    """Replies of the library to a left-padded batch, which is given our positions (it agrees on all but long clips: see
+    test_positions); a reply ends with its first eos."""
+    place = ref.our_positions(samples, "left").long()
+    mask = ref.torch_inputs(samples, config, "left")["attention_mask"]
+    delta = torch.stack([row.max() + 1 for row in place.unbind(1)])[:, None] - mask.sum(1, keepdim=True)
+    monkeypatch.setattr(model.model, "get_rope_index", lambda *args, **kwargs: (place, delta))
+    return plain_replies(model, samples, config, eos, new, **options)
+
+
+def plain_replies(model, samples, config, eos=None, new=NEW, **options) -> list[list[int]]:
+    inputs = ref.torch_inputs(samples, config, "left")
+    settings = transformers.GenerationConfig(
+        do_sample=False, max_new_tokens=new, eos_token_id=list(eos) if eos else None, pad_token_id=0, **options
+    )
+    model.generation_config = settings
+    with torch.no_grad():
+        rows = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :].tolist()
+    return [cut(row, eos or ()) for row in rows]
+
+
+def cut(row: list[int], eos) -> list[int]:
+    ends = [n for n, token in enumerate(row) if token in eos]
+    return row[: ends[0] + 1] if ends else row
+
+
+def our_replies(model, samples: list[Sample], config, **options) -> list[list[int]]:
+    inputs = collate(samples, config.vision, side="left", token_buckets=(64, 128), patch_buckets=(128,))
+    return [reply.tolist() for reply in generate(model, inputs, max_new_tokens=NEW, **options)]
+
+
+@pytest.fixture(scope="session")
+def batch(pair):
+    """(pair, samples, our free-running replies) of the mixed batch, by model."""
+
+    @cache
+    def run(name: str):
+        both = pair(name)
+        samples = ref.make_samples(BATCH, both.config)
+        return both, samples, our_replies(both.model, samples, both.config)
+
+    return run
+
+
+@every_model
+@pytest.mark.parametrize("prompt", [name for name in ALONE if name != "a long clip"])
+def test_reply_is_that_of_the_library(pair, name, prompt):
+    both = pair(name)
+    samples = ref.make_samples([ALONE[prompt]], both.config)
+    ours = our_replies(both.model, samples, both.config)
+    assert len(ours[0]) == NEW
+    assert ours == plain_replies(both.torch, samples, both.config)
+
+
+@every_model
+def test_reply_to_a_long_clip_is_that_of_the_library_at_our_positions(pair, name, monkeypatch):
+    both = pair(name)
+    samples = ref.make_samples([ALONE["a long clip"]], both.config)
+    assert our_replies(both.model, samples, both.config) == their_replies(both.torch, samples, both.config, monkeypatch)
+
+
+@every_model
+def test_reply_to_text_alone_is_that_of_the_library(pair, name):
+    both = pair(name)
+    samples = ref.make_samples([(25,)], both.config)
+    assert our_replies(both.model, samples, both.config) == plain_replies(both.torch, samples, both.config)
+
+
+@every_model
+def test_replies_to_a_padded_batch_are_those_of_the_library(batch, name):
+    both, samples, ours = batch(name)
+    assert {len(reply) for reply in ours} == {NEW}
+    assert ours == plain_replies(both.torch, samples, both.config)
+
+
+def test_rows_stop_at_their_own_eos(batch):
+    both, samples, free = batch("seven_to_one")
+    eos = tuple(sorted({free[0][3], free[1][30], free[2][11]}))
+    expected = plain_replies(both.torch, samples, both.config, eos)
+    assert len({len(reply) for reply in expected}) > 2
+    assert our_replies(both.model, samples, both.config, eos=eos) == expected
+
+
+def test_repetition_penalty_counts_the_prompt_as_the_library_does(pair):
+    both = pair("seven_to_one")
+    samples = ref.make_samples([ALONE["an image"]], both.config)
+    penalty = {"repetition_penalty": 1.4}
+    ours = our_replies(both.model, samples, both.config, sampling=Sampling(**penalty))
+    assert ours == plain_replies(both.torch, samples, both.config, **penalty)
+    assert ours != plain_replies(both.torch, samples, both.config)
+
+
+def test_same_seed_same_reply_other_seed_another(batch):
+    both, samples, greedy = batch("seven_to_one")
+    draw = {seed: our_replies(both.model, samples, both.config, sampling=Sampling(1.0), seed=seed) for seed in (0, 1)}
+    assert draw[0] == our_replies(both.model, samples, both.config, sampling=Sampling(1.0), seed=0)
+    assert draw[0] != draw[1]
+    assert greedy not in draw.values()
+
+
+VOCABULARY = 200
+
+
+def random_logits(batch: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(scale=3, size=(batch, VOCABULARY)).astype(np.float32)
+
+
+def test_repetition_penalty_is_that_of_the_library():
+    logits, ids = random_logits(), np.random.default_rng(1).integers(0, VOCABULARY, (3, 40))
+    expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(torch.from_numpy(ids), torch.from_numpy(logits.copy()))
+    real = jnp.ones(ids.shape, bool)
+    seen = sampling.see(jnp.zeros(logits.shape, bool), jnp.asarray(ids), real)
+    ours = sampling.scores(jnp.asarray(logits), seen, Sampling(repetition_penalty=1.3))
+    np.testing.assert_allclose(ours, expected, rtol=1e-6)
+
+
+def test_ids_on_padding_are_not_seen():
+    seen = sampling.see(jnp.zeros((1, 5), bool), jnp.array([[0, 3, 4]]), jnp.array([[False, True, True]]))
+    assert seen.tolist() == [[False, False, False, True, True]]
+
+
+def test_suppressed_ids_are_those_of_the_library():
+    logits = random_logits()
+    processor = transformers.generation.SuppressTokensLogitsProcessor([3, 7], device="cpu")
+    expected = processor(torch.zeros((3, 0), dtype=torch.long), torch.from_numpy(logits.copy()))
+    ours = sampling.scores(jnp.asarray(logits), jnp.zeros(logits.shape, bool), Sampling(suppressed=(3, 7)))
+    np.testing.assert_array_equal(ours, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.9, 1.7])
+@pytest.mark.parametrize("top_k", [0, 1, 50])
+@pytest.mark.parametrize("top_p", [0.1, 0.8, 0.95, 1.0])
+def test_kept_tokens_and_their_probabilities_are_those_of_the_library(temperature, top_k, top_p):
+    logits = random_logits(batch=8)
+    expected = transformers.TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits.copy()))
+    if top_k:
+        expected = transformers.TopKLogitsWarper(top_k)(None, expected)
+    if top_p < 1:
+        expected = transformers.TopPLogitsWarper(top_p)(None, expected)
+    top, ids = sampling.kept(jnp.asarray(logits), Sampling(temperature, top_k, top_p))
+    ours = np.full(logits.shape, -np.inf, np.float32)
+    np.put_along_axis(ours, np.asarray(ids), np.asarray(top), axis=1)
+    np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(expected.numpy()))
+    np.testing.assert_allclose(jax.nn.softmax(ours), torch.softmax(expected, dim=-1), rtol=0, atol=1e-6)
+
+
+def test_draws_follow_the_kept_probabilities():
+    settings = Sampling(temperature=0.8, top_k=5, top_p=0.9)
+    logits = jnp.asarray(random_logits(batch=1))
+    top, ids = sampling.kept(logits, settings)
+    wanted = np.zeros(VOCABULARY)
+    wanted[np.asarray(ids[0])] = jax.nn.softmax(top[0])
+    many = 20_000
+    drawn = sampling.sample(jnp.repeat(logits, many, axis=0), jnp.zeros((many, VOCABULARY), bool), jax.random.key(0), settings)
+    found = np.bincount(np.asarray(drawn), minlength=VOCABULARY) / many
+    assert np.all(found[wanted == 0] == 0)
+    np.testing.assert_allclose(found, wanted, atol=4 * 0.5 / many**0.5)  # four standard deviations of the worst case

@@ -1,0 +1,214 @@
+"""Rung by rung against transformers in float32: every module gets the library's own input, so the first red rung is the guilty one.
+
+The vision tower works in window order here and in the library; both sides are brought back to patchify order to compare.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from svlm_jax.config import VISION_ROPE_THETA
+from svlm_jax.data.batch import Sample, collate
+from svlm_jax.inputs import Inputs
+from svlm_jax.model import attention
+from svlm_jax.model.rope import text_rotary, vision_rotary
+from svlm_jax.model.text import Seen
+from tests.parity import reference as ref
+from tests.parity.reference import image, torch, video
+
+
+class Scene(NamedTuple):
+    """Prompts of one batch; `agree` says whether transformers gives them our positions (else it is given ours)."""
+
+    prompts: tuple[tuple[ref.Piece, ...], ...]
+    side: str = "right"
+    agree: bool = True
+
+
+MIXED = ((5, image(6, 10), 9), (7,), (3, video(3, 8, 12), 4, image(16, 16), 2))
+SCENES = {
+    "ragged image": Scene(((7, image(6, 10), 5),)),
+    "tall image": Scene(((4, image(26, 14), 5),)),
+    "image that fills its windows": Scene(((4, image(16, 16), 5),)),
+    "clip": Scene(((6, video(3, 8, 12), 5),)),
+    "two images": Scene(((3, image(6, 10), 4, image(26, 14), 5),)),
+    "left-padded batch": Scene(MIXED, side="left"),
+    "right-padded batch": Scene(MIXED, side="right"),
+    "long prompt": Scene(((500, image(6, 10), 480, video(2, 8, 6), 40),)),
+    "long clip at 8 fps": Scene(((6, video(9, 4, 6, fps=8.0), 5),), agree=False),
+}
+CLIMBS = [("seven_to_one", scene) for scene in SCENES]
+CLIMBS += [("tied_wide_heads", scene) for scene in ("clip", "left-padded batch", "long prompt")]
+TOKEN_BUCKETS = (64, 128, 256, 1088)  # the long prompt has 1063 tokens
+
+
+class Climb(NamedTuple):
+    """Everything both libraries computed for one scene."""
+
+    pair: ref.Pair
+    samples: list[Sample]
+    side: str
+    inputs: Inputs
+    seen: ref.Trace
+    ours: dict[str, np.ndarray]
+
+
+@pytest.fixture(scope="session", params=CLIMBS, ids=lambda climb: " ".join(climb))
+def climb(request, pair) -> Climb:
+    name, scene = request.param[0], SCENES[request.param[1]]
+    both = pair(name)
+    samples = ref.make_samples(scene.prompts, both.config)
+    given = ref.torch_inputs(samples, both.config, scene.side)
+    if not scene.agree:
+        given["position_ids"] = ref.our_positions(samples, scene.side)
+    seen = ref.trace(both.torch, given)
+    inputs = collate(samples, both.config.vision, side=scene.side, token_buckets=TOKEN_BUCKETS)
+    graph, state = nnx.split(both.model)
+    ours = forward(graph, state, inputs, feed(seen, samples, scene.side, inputs, both.config))
+    return Climb(both, samples, scene.side, inputs, seen, {name: np.asarray(value) for name, value in ours.items()})
+
+
+def feed(seen: ref.Trace, samples, side, inputs: Inputs, config) -> dict[str, np.ndarray]:
+    """The library's inputs of every rung, where our arrays have them."""
+    fed = {}
+    for name, calls in seen.inputs.items():
+        if name.startswith(("layer", "norm")):
+            fed[name] = ref.pad_tokens(ref.real_tokens(calls[0], samples, side), inputs)
+        elif name.startswith(("block", "merger")):
+            fed[name] = np.zeros((*inputs.vision.patches.shape[:2], config.vision.hidden_size), np.float32)
+            for b, parts in enumerate(ref.by_clip(calls, samples, 1)):
+                for (start, clip), rows in zip(starts(samples[b]), parts, strict=True):
+                    rows = ref.from_their_windows(rows, clip.grid, config.vision)
+                    fed[name][b, start : start + len(rows)] = ref.to_our_windows(rows, clip.grid, config.vision)
+    return fed
+
+
+@partial(jax.jit, static_argnames="graph")
+def forward(graph, state, inputs: Inputs, fed) -> dict[str, jax.Array]:
+    """Every rung on the library's input of that rung, the decoder and the whole model on their own."""
+    model = nnx.merge(graph, state)
+    tower, decoder = model.vision, model.text
+    out = {"patch_embed": tower.patch_embed(inputs.vision.patches), "tower": tower(inputs.vision)}
+    index = jnp.where(inputs.vision.frame[..., 0] <= inputs.vision.frame[..., 1], jnp.arange(out["patch_embed"].shape[1]), -1)
+    rotary = vision_rotary(inputs.vision.place, tower.config.head_dim, VISION_ROPE_THETA)
+    for i, block in enumerate(tower.blocks):
+        full = i in tower.config.fullatt_block_indexes
+        segment = inputs.vision.frame if full else inputs.vision.window
+        span = inputs.vision.frame_span if full else tower.config.window_patches
+        out[f"block{i}"] = block(fed[f"block{i}"], rotary, segment, index, span)
+    out["merger"] = tower.merger(fed["merger"])
+    turn = text_rotary(inputs.positions, decoder.config.mrope_section, decoder.config.rope_theta)
+    first, last = jnp.where(inputs.index < 0, 1, 0), jnp.maximum(inputs.index, 0)
+    for i, layer in enumerate(decoder.layers):
+        out[f"layer{i}"] = layer(fed[f"layer{i}"], Seen(turn, first, last, inputs.index, turn, None))[0]
+    out["norm"] = decoder.norm(fed["norm"])
+    out["decoder"] = decoder(fed["layer0"], inputs.index, inputs.positions)[0]
+    out["head"] = decoder.logits(out["norm"])
+    out["embed"] = model.embed(inputs)
+    out["logits"] = model(inputs)
+    return out
+
+
+def starts(sample: Sample):
+    """(first patch, clip) of every clip of a sample."""
+    return zip(np.cumsum([0] + [len(clip.patches) for clip in sample.clips]), sample.clips, strict=False)
+
+
+def vision_rows(climb: Climb, rung: str, merged: bool, theirs_in_windows: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Ours and theirs of a vision rung, in patchify order, all clips of all samples one after the other."""
+    config = climb.pair.config.vision
+    unit = config.merge_unit if merged else 1
+    ours, theirs = [], []
+    for b, parts in enumerate(ref.by_clip(climb.seen.outputs[rung], climb.samples, unit)):
+        for (start, clip), rows in zip(starts(climb.samples[b]), parts, strict=True):
+            here = climb.ours[rung][b, start // unit :][: len(rows)]
+            ours.append(ref.from_our_windows(here, clip.grid, config))
+            theirs.append(ref.from_their_windows(rows, clip.grid, config) if theirs_in_windows else rows)
+    return np.concatenate(ours), np.concatenate(theirs)
+
+
+def token_rows(climb: Climb, rung: str, theirs) -> tuple[np.ndarray, np.ndarray]:
+    """Ours and theirs of a text rung at the real tokens of all samples."""
+    sides = (climb.ours[rung], theirs)
+    return tuple(np.concatenate(ref.real_tokens(values, climb.samples, climb.side)) for values in sides)
+
+
+def test_positions_are_those_of_the_library_where_the_rules_agree(climb: Climb, request):
+    given = ref.torch_inputs(climb.samples, climb.pair.config, climb.side)
+    agree = SCENES[request.node.callspec.params["climb"][1]].agree
+    keys = ("input_ids", "mm_token_type_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
+    theirs = climb.pair.torch.model.get_rope_index(**{key: given.get(key) for key in keys})[0]
+    theirs = np.concatenate(ref.real_tokens(theirs.permute(1, 2, 0), climb.samples, climb.side))
+    ours = np.concatenate(ref.real_tokens(climb.inputs.positions.swapaxes(1, 2), climb.samples, climb.side))
+    assert np.array_equal(ours, theirs) == agree
+
+
+def test_patch_embedding_is_the_strided_convolution(climb: Climb, measure):
+    measure("patch_embed", *vision_rows(climb, "patch_embed", merged=False, theirs_in_windows=False))
+
+
+def test_window_block(climb: Climb, measure):
+    vision = climb.pair.config.vision
+    for i in set(range(vision.depth)) - set(vision.fullatt_block_indexes):
+        measure("window block", *vision_rows(climb, f"block{i}", merged=False, theirs_in_windows=True))
+
+
+def test_full_block_attends_within_one_frame(climb: Climb, measure):
+    for i in climb.pair.config.vision.fullatt_block_indexes:
+        measure("full block", *vision_rows(climb, f"block{i}", merged=False, theirs_in_windows=True))
+
+
+def test_merger(climb: Climb, measure):
+    measure("merger", *vision_rows(climb, "merger", merged=True, theirs_in_windows=True))
+
+
+def test_tower(climb: Climb, measure):
+    measure("tower", *vision_rows(climb, "tower", merged=True, theirs_in_windows=False))
+
+
+def test_vision_rows_take_the_place_of_the_pads(climb: Climb, measure):
+    measure("embed", *token_rows(climb, "embed", climb.seen.inputs["layer0"][0]))
+
+
+def test_decoder_layer(climb: Climb, measure):
+    for i in range(climb.pair.config.text.num_hidden_layers):
+        measure("decoder layer", *token_rows(climb, f"layer{i}", climb.seen.outputs[f"layer{i}"][0]))
+
+
+def test_final_norm(climb: Climb, measure):
+    measure("norm", *token_rows(climb, "norm", climb.seen.outputs["norm"][0]))
+
+
+def test_all_layers_and_final_norm(climb: Climb, measure):
+    measure("decoder", *token_rows(climb, "decoder", climb.seen.outputs["norm"][0]))
+
+
+def test_head(climb: Climb, measure):
+    measure("head", *token_rows(climb, "head", climb.seen.logits))
+
+
+def test_end_to_end(climb: Climb, measure):
+    measure("end to end", *token_rows(climb, "logits", climb.seen.logits))
+
+
+def test_padding_is_finite(climb: Climb):
+    assert [name for name, value in climb.ours.items() if not np.isfinite(value).all()] == []
+
+
+def test_attention_in_blocks_of_queries_changes_nothing(pair, monkeypatch, measure):
+    monkeypatch.setattr(attention, "SCORE_BUDGET", 1 << 14)  # far below what these prompts need
+    monkeypatch.setattr(attention, "QUERY_BLOCK", 48)  # does not divide the prompt
+    both = pair("seven_to_one")
+    samples = ref.make_samples(MIXED, both.config)
+    with torch.no_grad():
+        theirs = both.torch(**ref.torch_inputs(samples, both.config, "left")).logits
+    graph, state = nnx.split(both.model)
+    inputs = collate(samples, both.config.vision, side="left")
+    ours = jax.jit(lambda state, inputs: nnx.merge(graph, state)(inputs))(state, inputs)
+    ours, theirs = (np.concatenate(ref.real_tokens(values, samples, "left")) for values in (ours, theirs))
+    measure("end to end in blocks", ours, theirs)
