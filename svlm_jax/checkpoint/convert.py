@@ -71,7 +71,8 @@ def convert(
         InputError: a source that does not fit its config, a target that exists, a full disk, a result that differs.
     """
     config = ModelConfig.from_file(source)
-    config = replace(config.compute(dtype or config.param_dtype), scan_layers=to == "orbax")
+    stacked = to == "orbax" or store.is_store(source)  # an export reads layers out of the stacks it is given
+    config = replace(config.compute(dtype or config.param_dtype), scan_layers=stacked)
     with whole(target) as draft:
         for path in beside:
             shutil.copy(path, draft)

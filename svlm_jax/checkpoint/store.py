@@ -19,6 +19,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import Parameters, shapes, unstack
 
 PARAMS = "params"
+IN_FLIGHT = 1 << 30  # host bytes that Orbax may hold besides the parameters, on top of the largest of them
 
 
 def is_store(directory: str | Path) -> bool:
@@ -31,7 +32,12 @@ def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Ar
     from orbax.checkpoint import v1 as ocp
 
     directory = Path(directory).absolute()
-    ocp.save(str(directory / PARAMS), _nest(values))
+    context = ocp.Context()
+    context.array.saving.use_compression = False  # weights do not compress enough to pay for the time
+    largest = max(value.nbytes for value in values.values())
+    context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = largest + IN_FLIGHT
+    with context:
+        ocp.save(str(directory / PARAMS), _nest(values))
     if jax.process_index() == 0:
         (directory / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
 
@@ -61,6 +67,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
     }
     context = ocp.Context()
     context.pytree.loading.partial_load = only is not None
+    context.memory.read_concurrent_bytes = IN_FLIGHT + max(leaf.size * leaf.dtype.itemsize for leaf in wanted.values())
     try:
         with context:
             values = _flatten(ocp.load(str(directory / PARAMS), _nest(wanted)))
@@ -68,7 +75,12 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
         cause = " ".join(str(error.__cause__ or error).split())[:300]
         got = f"parameters that do not load ({cause})"
         raise InputError(str(directory), got, "those of its config.json", "use another checkpoint") from error
-    return values if config.scan_layers else unstack(values)
+    if config.scan_layers:
+        return values
+    result: Parameters = {}
+    for path in list(values):
+        result |= unstack({path: values.pop(path)})  # one stack at a time is held twice
+    return result
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Greedy replies are those of `transformers.generate`, token for token; the sampling processors keep what the library's keep."""
+"""Greedy replies are those of `transformers.generate`, token for token; sampling keeps what the library's processors keep."""
 
 from functools import cache
 

@@ -9,7 +9,6 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svlm_jax.config import ModelConfig
 from svlm_jax.spans import positions
 from tests.parity import reference as ref
 from tests.parity.reference import Picture, image, video
@@ -28,13 +27,9 @@ def short_clips(draw) -> Picture:
 PROMPTS = st.lists(st.one_of(st.integers(1, 40), IMAGES, short_clips()), min_size=1, max_size=6)
 
 
-def theirs(model, samples, config: ModelConfig) -> list[np.ndarray]:
-    """[3, n] positions of every sample."""
-    inputs = ref.torch_inputs(samples, config)
-    names = ("input_ids", "image_grid_thw", "video_grid_thw", "second_per_grid_ts", "attention_mask")
-    types = inputs.get("mm_token_type_ids", inputs["attention_mask"] * 0)
-    found = model.model.get_rope_index(mm_token_type_ids=types, **{name: inputs.get(name) for name in names})[0]
-    return [rows.T for rows in ref.real_tokens(found.permute(1, 2, 0), samples, "right")]
+def theirs(both: ref.Pair, samples) -> list[np.ndarray]:
+    """[3, n] positions of every sample, from the library."""
+    return [rows.T for rows in ref.their_positions(both.torch, samples, both.config)]
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
@@ -42,14 +37,14 @@ def theirs(model, samples, config: ModelConfig) -> list[np.ndarray]:
 def test_images_and_short_clips_have_the_positions_of_the_library(pair, prompts):
     both = pair("seven_to_one")
     samples = ref.make_samples(prompts, both.config)
-    for sample, expected in zip(samples, theirs(both.torch, samples, both.config), strict=True):
+    for sample, expected in zip(samples, theirs(both, samples), strict=True):
         np.testing.assert_array_equal(positions(sample.spans), expected)
 
 
 def test_after_a_long_clip_the_library_goes_back_to_the_side_of_the_picture(pair):
     both = pair("seven_to_one")
     (sample,) = ref.make_samples([(4, video(6, 4, 6), 3)], both.config)
-    ours, (other,) = positions(sample.spans), theirs(both.torch, [sample], both.config)
+    ours, (other,) = positions(sample.spans), theirs(both, [sample])
     vision = slice(5, 5 + 6 * 2 * 3)
     np.testing.assert_array_equal(ours[:, : vision.stop], other[:, : vision.stop])
     assert ours[0, vision].max() == 5 + 2 * 5
@@ -60,7 +55,7 @@ def test_after_a_long_clip_the_library_goes_back_to_the_side_of_the_picture(pair
 def test_the_library_truncates_fractions_of_a_temporal_step(pair):
     both = pair("seven_to_one")
     (sample,) = ref.make_samples([(4, video(4, 8, 8, fps=8.0), 3)], both.config)
-    ours, (other,) = positions(sample.spans), theirs(both.torch, [sample], both.config)
+    ours, (other,) = positions(sample.spans), theirs(both, [sample])
     frames = slice(5, 5 + 4 * 16, 16)
     assert ours[0, frames].tolist() == [5, 5.5, 6, 6.5]
     assert other[0, frames].tolist() == [5, 5, 6, 6]

@@ -1,0 +1,273 @@
+"""Claims about svlm_jax.checkpoint: what is wrong with files is said at once and in one line; Orbax gives back every bit."""
+
+import gc
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from svlm_jax.checkpoint import hf, store
+from svlm_jax.config import ModelConfig
+from svlm_jax.errors import InputError
+from svlm_jax.model.vlm import shapes, stack, unstack
+from svlm_jax.sharding import make_mesh
+
+
+@pytest.fixture(scope="module")
+def config(tiny_dir):
+    return ModelConfig.from_file(tiny_dir)
+
+
+@pytest.fixture(scope="module")
+def values(config, tiny_dir):
+    return hf.load(tiny_dir, config)
+
+
+@pytest.fixture(scope="module")
+def stacked_values(values):
+    return stack(values)
+
+
+def changed(source, target, change):
+    """A copy of a checkpoint whose tensors `change` has edited."""
+    shutil.copy(source / "config.json", target)
+    tensors = load_file(source / hf.SINGLE)
+    change(tensors)
+    save_file(tensors, target / hf.SINGLE)
+    return target
+
+
+def refusal(directory, config=None, mesh=None, load=hf.load):
+    with pytest.raises(InputError) as error:
+        load(directory, config or ModelConfig.from_file(directory), mesh)
+    message = str(error.value)
+    assert "\n" not in message and str(directory) in message
+    return message
+
+
+def same(got, want):
+    assert got.keys() == want.keys()
+    for path, value in want.items():
+        assert got[path].dtype == value.dtype
+        np.testing.assert_array_equal(got[path], value, err_msg=path)
+
+
+# --- Hugging Face ---
+
+
+def test_every_parameter_is_loaded_and_nothing_else(config, values):
+    assert {path: (leaf.shape, leaf.dtype) for path, leaf in shapes(config).items()} == {
+        path: (value.shape, value.dtype) for path, value in values.items()
+    }
+
+
+def test_tensors_that_are_missing_unmatched_or_of_another_shape_are_one_error(tiny_dir, tmp_path):
+    def change(tensors):
+        del tensors["model.norm.weight"], tensors["visual.blocks.2.attn.qkv.bias"]
+        tensors["model.layers.9.mlp.up_proj.weight"] = np.zeros((2, 2), np.float32)
+        tensors["visual.extra"] = np.zeros(3, np.float32)
+        tensors["lm_head.weight"] = np.zeros((447, 64), np.float32)
+
+    message = refusal(changed(tiny_dir, tmp_path, change))
+    for part in (
+        "5 wrong tensors",
+        "missing model.norm.weight",
+        "missing visual.blocks.2.attn.qkv.bias",
+        "unmatched model.layers.9.mlp.up_proj.weight",
+        "unmatched visual.extra",
+        "wrong shape lm_head.weight [447, 64] (model: [448, 64])",
+    ):
+        assert part in message
+
+
+def test_both_key_layouts_load_the_same(config, values, tiny_dir, tmp_path):
+    def change(tensors):
+        for name in list(tensors):
+            new = name.replace("visual.", "model.visual.") if name.startswith("visual.") else name
+            new = new.replace("model.", "model.language_model.") if name.startswith("model.") else new
+            tensors[new] = tensors.pop(name)
+        assert "model.visual.merger.ln_q.weight" in tensors and "model.language_model.norm.weight" in tensors
+
+    same(hf.load(changed(tiny_dir, tmp_path, change), config), values)
+
+
+def test_rotary_buffers_of_old_exports_are_ignored(config, values, tiny_dir, tmp_path):
+    def change(tensors):
+        tensors["visual.rotary_pos_emb.inv_freq"] = np.zeros(4, np.float32)
+        tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(4, np.float32)
+
+    same(hf.load(changed(tiny_dir, tmp_path, change), config), values)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 200, -1, -4096])
+def test_a_truncated_file_is_one_line(config, tiny_dir, tmp_path, keep):
+    content = (tiny_dir / hf.SINGLE).read_bytes()
+    (tmp_path / hf.SINGLE).write_bytes(content[:keep])
+    assert "download it again" in refusal(tmp_path, config)
+
+
+def sharded(tiny_dir, tmp_path, **extra):
+    """The checkpoint in two shards with an index."""
+    tensors = load_file(tiny_dir / hf.SINGLE)
+    names = sorted(tensors)
+    shards = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, own in shards.items():
+        save_file({name: tensors[name] for name in own}, tmp_path / file)
+    weights = {name: file for file, own in shards.items() for name in own} | extra
+    (tmp_path / hf.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
+    return tmp_path
+
+
+def test_shards_load_as_one_file_does(config, values, tiny_dir, tmp_path):
+    same(hf.load(sharded(tiny_dir, tmp_path), config), values)
+
+
+def test_shards_that_are_not_there_are_named(config, tiny_dir, tmp_path):
+    directory = sharded(tiny_dir, tmp_path, more="c.safetensors")
+    (directory / "b.safetensors").unlink()
+    assert "no b.safetensors, c.safetensors" in refusal(directory, config)
+
+
+def test_a_tensor_that_only_the_index_knows_is_named(config, tiny_dir, tmp_path):
+    directory = sharded(tiny_dir, tmp_path, **{"model.norm.weight": "a.safetensors", "lm_head.weight": "b.safetensors"})
+    message = refusal(directory, config)
+    assert "model.norm.weight" in message or "lm_head.weight" in message
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"weight_map": 3}'])
+def test_a_broken_index_is_one_line(config, tiny_dir, tmp_path, content):
+    shutil.copy(tiny_dir / hf.SINGLE, tmp_path)
+    (tmp_path / hf.INDEX).write_text(content)
+    assert "index" in refusal(tmp_path, config)
+
+
+def test_a_directory_without_weights_is_one_line(config, tmp_path):
+    assert "no safetensors" in refusal(tmp_path, config)
+    assert "no safetensors" in refusal(tmp_path / "nowhere", config)
+
+
+def test_a_tied_checkpoint_may_repeat_its_embedding_as_its_head(tiny_tied_dir, tmp_path):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+
+    config = ModelConfig.from_file(tiny_tied_dir)
+    assert "text.head.kernel" not in shapes(config)
+    same(hf.load(changed(tiny_tied_dir, tmp_path, change), config), hf.load(tiny_tied_dir, config))
+
+
+def test_a_tied_checkpoint_with_a_head_of_its_own_is_refused(tiny_tied_dir, tmp_path):
+    def change(tensors):
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
+        tensors["lm_head.weight"][-1, -1] += 1e-3
+
+    assert "tie_word_embeddings" in refusal(changed(tiny_tied_dir, tmp_path, change))
+
+
+def test_loading_into_a_stack_is_stacking_what_was_loaded(config, values, stacked_values, tiny_dir):
+    stacked = hf.load(tiny_dir, replace(config, scan_layers=True))
+    same(stacked, stacked_values)
+    same(unstack(stacked), values)
+
+
+def test_loading_into_another_precision_rounds_once(config, values, tiny_dir):
+    half = hf.load(tiny_dir, config.compute("bfloat16"))
+    same(half, {path: np.asarray(value).astype("bfloat16") for path, value in values.items()})
+
+
+def test_progress_counts_every_tensor(config, tiny_dir):
+    seen = []
+    hf.load(tiny_dir, config, progress=lambda done, total: seen.append((done, total)))
+    count = len(hf.rows(config))
+    assert seen == [(n, count) for n in range(1, count + 1)]
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["unrolled", "stacked"])
+def test_loading_holds_no_second_copy(config, tiny_dir, stacked):
+    gc.collect()
+    before = {id(array) for array in jax.live_arrays()}
+    held = []
+
+    def measure(done, total):
+        held.append(sum(array.nbytes for array in jax.live_arrays() if id(array) not in before))
+
+    result = hf.load(tiny_dir, replace(config, scan_layers=stacked), progress=measure)
+    sizes = [value.nbytes for value in result.values()]
+    assert held[-1] == sum(sizes)
+    assert max(held) <= sum(sizes) + max(sizes)
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["unrolled", "stacked"])
+def test_what_is_written_reads_back_bit_for_bit(config, values, stacked_values, tmp_path, stacked):
+    hf.write(tmp_path, config, stacked_values if stacked else values, max_shard_bytes=100_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2 and (tmp_path / hf.INDEX).is_file()
+    again = ModelConfig.from_file(tmp_path)
+    assert (again.text, again.vision) == (config.text, config.vision)
+    same(hf.load(tmp_path, again), values)
+
+
+# --- Orbax ---
+
+
+@pytest.fixture(scope="module")
+def saved(config, stacked_values, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("orbax")
+    store.save(directory, config, stacked_values)
+    return directory
+
+
+def test_a_store_is_told_from_hugging_face_files(saved, tiny_dir):
+    assert store.is_store(saved) and not store.is_store(tiny_dir)
+    assert (ModelConfig.from_file(saved).text, ModelConfig.from_file(saved).vision) == (
+        ModelConfig.from_file(tiny_dir).text,
+        ModelConfig.from_file(tiny_dir).vision,
+    )
+
+
+@pytest.mark.parametrize("ways", [None, {"fsdp": 8}, {"fsdp": 2, "tensor": 2}])
+def test_a_store_gives_back_every_bit_in_either_form_on_any_mesh(config, values, stacked_values, saved, ways):
+    mesh = ways and make_mesh(**ways)
+    stacked = store.load(saved, replace(config, scan_layers=True), mesh)
+    same(stacked, stacked_values)
+    same(store.load(saved, config, mesh), values)
+    if mesh:
+        kernel = stacked["text.layers.mlp.up.kernel"]
+        assert kernel.addressable_shards[0].data.size * mesh.devices.size == kernel.size
+
+
+def test_a_store_saved_from_a_mesh_is_the_same(config, values, tiny_dir, tmp_path):
+    stacked = replace(config, scan_layers=True)
+    store.save(tmp_path, config, hf.load(tiny_dir, stacked, make_mesh(fsdp=4, tensor=2)))
+    same(store.load(tmp_path, config), values)
+
+
+def test_an_unstacked_parameter_keeps_the_sharding_of_its_stack(config, saved):
+    mesh = make_mesh(fsdp=8)
+    for path, value in store.load(saved, config, mesh).items():
+        if path.endswith("mlp.up.kernel"):
+            assert value.addressable_shards[0].data.size * 8 == value.size
+
+
+@pytest.mark.parametrize("damage", ["metadata", "data", "all"])
+def test_a_damaged_store_is_one_line(config, saved, tmp_path, damage):
+    directory = tmp_path / "copy"
+    shutil.copytree(saved, directory)
+    for path in sorted((directory / store.PARAMS).rglob("*")):
+        if path.is_file() and (damage == "all" or (damage == "metadata") == ("METADATA" in path.name)):
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert "parameters that do not load" in refusal(directory, config, load=store.load)
+
+
+def test_a_store_of_another_model_is_one_line(config, saved):
+    wider = replace(config, text=replace(config.text, intermediate_size=256))
+    assert "parameters that do not load" in refusal(saved, wider, load=store.load)
+
+
+def test_a_store_in_another_precision_is_cast(config, values, saved):
+    same(
+        store.load(saved, config.compute("bfloat16")),
+        {path: np.asarray(value).astype("bfloat16") for path, value in values.items()},
+    )

@@ -1,0 +1,182 @@
+"""Claims about svlm_jax.from_pretrained: a directory captions images and clips; whatever is missing is said in one line."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import svlm_jax
+from svlm_jax.checkpoint import hf, store
+from svlm_jax.config import ModelConfig
+from svlm_jax.data.video import write_video
+from svlm_jax.errors import InputError
+from svlm_jax.model.vlm import parameters, stack
+from svlm_jax.sharding import make_mesh
+
+LENGTH = {"max_new_tokens": 16}
+
+
+def picture(seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (70, 90, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_dir, processor_dir):
+    return svlm_jax.from_pretrained(tiny_dir, processor=processor_dir)
+
+
+@pytest.fixture
+def copy(tiny_dir, processor_dir, tmp_path):
+    """A directory with everything in it, to be damaged."""
+    for source in (processor_dir, tiny_dir):
+        shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def refusal(name, **options):
+    with pytest.raises(InputError) as error:
+        svlm_jax.from_pretrained(name, **options)
+    message = str(error.value)
+    assert "\n" not in message and ": got " in message and "; " in message
+    return message
+
+
+# --- captions ---
+
+
+def test_an_image_is_captioned_the_same_as_array_as_picture_and_as_file(vlm, tmp_path):
+    Image.fromarray(picture()).save(tmp_path / "photo.png")
+    want = vlm.caption(picture(), **LENGTH)
+    assert isinstance(want, str) and want
+    for source in (Image.fromarray(picture()), tmp_path / "photo.png", str(tmp_path / "photo.png")):
+        assert vlm.caption(source, **LENGTH) == want
+
+
+def test_a_caption_is_the_reply_to_the_default_prompt(vlm):
+    sample = vlm.processor.prompt("Describe this image.", vlm.processor.image(picture()))
+    assert vlm.caption(picture(), **LENGTH) == vlm.generate([sample], **LENGTH)[0]
+    asked = vlm.processor.prompt("What?", vlm.processor.image(picture()))
+    assert vlm.caption(picture(), "What?", **LENGTH) == vlm.generate([asked], **LENGTH)[0]
+
+
+def test_a_list_of_frames_is_captioned_as_a_clip(vlm):
+    frames = [picture(seed) for seed in range(4)]
+    clip = vlm.processor.video(frames)
+    assert clip.video and clip.grid[0] == 2 and clip.step == 2.0
+    want = vlm.generate([vlm.processor.prompt("Describe this video.", clip)], **LENGTH)[0]
+    assert vlm.caption(frames, **LENGTH) == want
+    assert vlm.caption([Image.fromarray(frame) for frame in frames], **LENGTH) == want
+    assert vlm.caption(np.stack(frames), **LENGTH) == want
+
+
+def test_a_video_file_is_captioned(vlm, tmp_path):
+    frames = np.repeat(np.stack([picture(seed)[:64, :64] for seed in range(2)]), 2, axis=0)
+    write_video(tmp_path / "clip.mp4", frames, 2)
+    clip = vlm.processor.open(tmp_path / "clip.mp4")
+    assert clip.video and clip.grid[0] == 2
+    want = vlm.generate([vlm.processor.prompt("Describe this video.", clip)], **LENGTH)[0]
+    assert vlm.caption(str(tmp_path / "clip.mp4"), **LENGTH) == want
+
+
+def test_a_batch_of_prompts_gets_the_replies_of_each_alone(vlm):
+    samples = [
+        vlm.processor.prompt("Describe this image.", vlm.processor.image(picture(1))),
+        vlm.processor.prompt("Hello"),
+        vlm.processor.prompt("And these?", vlm.processor.image(picture(2)), vlm.processor.image(picture(3)[:60, :60])),
+    ]
+    together = vlm.generate(samples, **LENGTH)
+    assert together == [vlm.generate([sample], **LENGTH)[0] for sample in samples]
+
+
+# --- loading ---
+
+
+def same(one, other):
+    """The same weights, token ids and patches: so the same captions."""
+    assert one.eos_token_ids == other.eos_token_ids == (435,)
+    values, wanted = parameters(one.model), parameters(other.model)
+    assert values.keys() == wanted.keys()
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(values[path], value, err_msg=path)
+    mine, theirs = (vlm.processor.prompt("What is this?", vlm.processor.image(picture())) for vlm in (one, other))
+    np.testing.assert_array_equal(mine.ids, theirs.ids)
+    np.testing.assert_array_equal(mine.clips[0].patches, theirs.clips[0].patches)
+
+
+def test_a_directory_with_everything_in_it_needs_no_processor(copy, vlm):
+    same(svlm_jax.from_pretrained(str(copy)), vlm)
+
+
+def test_the_orbax_form_is_the_same_model(tiny_dir, processor_dir, tmp_path, vlm):
+    config = ModelConfig.from_file(tiny_dir)
+    store.save(tmp_path, config, stack(hf.load(tiny_dir, config)))
+    same(svlm_jax.from_pretrained(tmp_path, processor=processor_dir), vlm)
+
+
+def test_a_model_on_a_mesh_captions_the_same(tiny_dir, processor_dir, vlm):
+    spread = svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, mesh=make_mesh(fsdp=4, tensor=2))
+    assert spread.caption(picture(), **LENGTH) == vlm.caption(picture(), **LENGTH)
+
+
+def test_the_precision_may_be_chosen(tiny_dir, processor_dir, vlm):
+    assert {str(value.dtype) for value in parameters(vlm.model).values()} == {"float32"}
+    half = svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, dtype="bfloat16")
+    assert {str(value.dtype) for value in parameters(half.model).values()} == {"bfloat16"}
+    assert half.model.config.dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("content", "ids"), [('{"eos_token_id": [5, 6]}', (5, 6)), ('{"eos_token_id": 7}', (7,)), ("{}", (435,))]
+)
+def test_the_generation_config_has_the_last_word_on_the_end(copy, content, ids):
+    (copy / hf.GENERATION).write_text(content)
+    assert svlm_jax.from_pretrained(copy).eos_token_ids == ids
+
+
+def test_progress_is_passed_on(tiny_dir, processor_dir):
+    seen = []
+    svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, progress=lambda done, total: seen.append(done / total))
+    assert seen[-1] == 1.0 and len(seen) > 50
+
+
+# --- what is missing or wrong ---
+
+
+def test_a_missing_tokenizer_is_one_line_before_the_weights_are_read(tiny_dir):
+    seen = []
+    assert "no tokenizer.json or vocab.json" in refusal(tiny_dir, progress=lambda *n: seen.append(n))
+    assert not seen
+
+
+@pytest.mark.parametrize("name", ["nobody/nothing-at-all", "not a hub id", "a/b/c/d", "/no/such/directory", "missing"])
+def test_a_name_that_is_neither_a_directory_nor_a_hub_id_is_one_line(name):
+    assert refusal(name).startswith(f"model: got {name} (")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", "{"),
+        ("tokenizer.json", "{"),
+        ("preprocessor_config.json", "{"),
+        ("video_preprocessor_config.json", "[]"),
+        (hf.GENERATION, "{"),
+        (hf.GENERATION, "[]"),
+        (hf.GENERATION, '{"eos_token_id": "<|im_end|>"}'),
+        (hf.SINGLE, "{"),
+    ],
+)
+def test_a_broken_file_is_one_line_that_names_its_directory(copy, file, content):
+    (copy / file).write_text(content)
+    assert str(copy) in refusal(copy)
+
+
+@pytest.mark.parametrize("file", ["config.json", hf.SINGLE])
+def test_a_missing_file_is_one_line(copy, file):
+    (copy / file).unlink()
+    assert str(copy) in refusal(copy)
+
+
+def test_an_unknown_precision_is_refused(tiny_dir, processor_dir):
+    assert "float16" in refusal(tiny_dir, processor=processor_dir, dtype="float16")
