@@ -1,5 +1,6 @@
 """What every command shares: one line for bad input, and progress as a bar on a terminal or plain lines elsewhere."""
 
+import logging
 import sys
 import time
 import warnings
@@ -13,6 +14,7 @@ LINE_EVERY = 5.0  # seconds between plain progress lines
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; InputError becomes one line on stderr and exit code 2, warnings become one line each."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs whole tracebacks of what we say in one line
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         main()

@@ -1,7 +1,7 @@
 """Convert a checkpoint: Hugging Face -> JAX (Orbax, for training), a training checkpoint -> Hugging Face, or re-shard and cast.
 
     python -m launch.convert Qwen/Qwen2.5-VL-7B-Instruct /data/7b-jax            # a Hugging Face source means --to orbax
-    python -m launch.convert /data/7b-jax /data/7b-hf --max-shard-size 5GB --verify
+    python -m launch.convert /data/7b-jax /data/7b-hf --max-shard-size 2GB --verify
 
 SOURCE is a directory or a hub id. TARGET must not exist; it appears when it is complete.
 """
@@ -31,7 +31,9 @@ def main() -> None:
     parser.add_argument("--to", choices=("hf", "orbax"), help="form of the target (default: the other one)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the parameters (default: the source's)")
     parser.add_argument("--processor", type=Path, help="directory with tokenizer and processor files, if not in SOURCE")
-    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a safetensors file (default 5GB)")
+    parser.add_argument(
+        "--max-shard-size", default="4GB", metavar="SIZE", help="of a safetensors file (default 4GB); the host holds one"
+    )
     parser.add_argument("--verify", action="store_true", help="read the result again and compare every tensor")
     args = parser.parse_args()
     limit = parse_size(args.max_shard_size)

@@ -3,6 +3,8 @@
 import gc
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -251,19 +253,45 @@ def test_an_unstacked_parameter_keeps_the_sharding_of_its_stack(config, saved):
             assert value.addressable_shards[0].data.size * 8 == value.size
 
 
-@pytest.mark.parametrize("damage", ["metadata", "data", "all"])
-def test_a_damaged_store_is_one_line(config, saved, tmp_path, damage):
-    directory = tmp_path / "copy"
+REFUSED = """
+import json, sys
+from dataclasses import replace
+from svlm_jax.checkpoint import store
+from svlm_jax.config import ModelConfig
+from svlm_jax.errors import InputError
+
+for directory in sys.argv[1:]:
+    try:
+        store.load(directory, ModelConfig.from_file(directory))
+    except InputError as error:
+        print(json.dumps([directory, str(error)]))
+"""
+
+
+def damaged(saved, directory, damage):
+    """A copy of a store with half of every file of a kind, or with the config of a wider model."""
     shutil.copytree(saved, directory)
-    for path in sorted((directory / store.PARAMS).rglob("*")):
+    if damage == "config":
+        raw = json.loads((directory / "config.json").read_text())
+        raw["text_config"]["intermediate_size"] *= 2
+        (directory / "config.json").write_text(json.dumps(raw))
+        return
+    for path in (directory / store.PARAMS).rglob("*"):
         if path.is_file() and (damage == "all" or (damage == "metadata") == ("METADATA" in path.name)):
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    assert "parameters that do not load" in refusal(directory, config, load=store.load)
 
 
-def test_a_store_of_another_model_is_one_line(config, saved):
-    wider = replace(config, text=replace(config.text, intermediate_size=256))
-    assert "parameters that do not load" in refusal(saved, wider, load=store.load)
+def test_a_damaged_store_or_one_of_another_model_is_one_line(saved, tmp_path):
+    """In a process of its own: after a read that fails, threads of Orbax go on and complain to no one."""
+    directories = [tmp_path / damage for damage in ("metadata", "data", "all", "config")]
+    for directory in directories:
+        damaged(saved, directory, directory.name)
+    command = [sys.executable, "-c", REFUSED, *map(str, directories)]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    lines = dict(json.loads(line) for line in said if line.startswith("["))
+    assert list(lines) == list(map(str, directories))
+    for directory, message in lines.items():
+        assert message.startswith(f"{directory}: got parameters that do not load (") and "\n" not in message
 
 
 def test_a_store_in_another_precision_is_cast(config, values, saved):

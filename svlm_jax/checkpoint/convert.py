@@ -7,6 +7,8 @@ leaves nothing under the final name.
 import os
 import shutil
 import tempfile
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +20,9 @@ import numpy as np
 from svlm_jax.checkpoint import hf, store
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
+from svlm_jax.model.vlm import stacked_path
 
+REMOVALS = 100  # tries, 0.1 s apart
 Form = Literal["hf", "orbax"]
 
 
@@ -43,7 +47,17 @@ def whole(target: str | Path) -> Iterator[Path]:
             str(target), f"a failed write ({error})", "room on a writable disk", "free some or choose another place"
         ) from error
     finally:
+        _remove(draft)
+
+
+def _remove(draft: Path) -> None:
+    """Remove what a failure left. Orbax's threads may still be writing there, so look again until it stays away."""
+    for _ in range(REMOVALS):
+        if not draft.exists():
+            return
         shutil.rmtree(draft, ignore_errors=True)
+        time.sleep(0.1)
+    warnings.warn(f"could not remove {draft}", stacklevel=2)
 
 
 def convert(
@@ -53,7 +67,7 @@ def convert(
     to: Form,
     beside: Sequence[Path] = (),
     dtype: Dtype | None = None,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = 4 * 10**9,
     verify: bool = False,
     progress: hf.Progress | None = None,
 ) -> ModelConfig:
@@ -62,7 +76,7 @@ def convert(
     Args:
         beside: tokenizer and processor files to put next to the weights.
         dtype: of the parameters written; the source's by default.
-        verify: read the result again and compare every tensor bit by bit before it gets its name.
+        verify: read source and result again and compare every tensor bit by bit before the result gets its name.
 
     Returns:
         The config written.
@@ -81,8 +95,9 @@ def convert(
             store.save(draft, config, values)
         else:
             hf.write(draft, config, values, max_shard_bytes=max_shard_bytes, progress=progress)
+        del values
         if verify:
-            _verify(draft, config, values)
+            _verify(source, draft, config)
     return config
 
 
@@ -92,24 +107,37 @@ def _load(directory: str | Path, config: ModelConfig, progress: hf.Progress | No
     return hf.load(directory, config, progress=progress)
 
 
-def _verify(directory: Path, config: ModelConfig, values: hf.Parameters) -> None:
-    """Compare a directory with the parameters it was written from, reading one parameter at a time."""
-    if store.is_store(directory):
-        pairs = ((path, value, store.load(directory, config, only=path)[path]) for path, value in values.items())
-    else:
-        files, table = hf.Files(directory), hf.rows(config)
-        hf.check(files, table, config)
-        pairs = ((row.name, hf.fetch(values, row.path), row.read(files.read(row.name))) for row in table)
-    differing = [name for name, wrote, read in pairs if not np.array_equal(_bits(wrote), _bits(read))]
+def _verify(source: str | Path, result: Path, config: ModelConfig) -> None:
+    """Compare two directories of either form, one parameter at a time."""
+    differing = [
+        path
+        for (path, before), (_, after) in zip(_tensors(source, config), _tensors(result, config), strict=True)
+        if not np.array_equal(_bits(before.astype(config.param_dtype, copy=False)), _bits(after))
+    ]
     if differing:
-        raise InputError(
-            "--verify", f"{len(differing)} tensors that read back differently ({differing[0]})", "equal bits", "check the disk"
-        )
+        got = f"{len(differing)} tensors that read back differently ({differing[0]})"
+        raise InputError("--verify", got, "equal bits", "check the disk")
 
 
-def _bits(array) -> np.ndarray:
-    array = np.ascontiguousarray(array)
-    return array.view(np.uint8)
+def _tensors(directory: str | Path, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Every parameter, one a layer, in the order of the table; what a stack holds is read once."""
+    table = hf.rows(config)
+    if not store.is_store(directory):
+        files = hf.Files(directory)
+        hf.check(files, table, config)
+        yield from ((row.path, row.read(files.read(row.name))) for row in table)
+        return
+    held: tuple[str, np.ndarray] | None = None
+    for row in table:
+        path, layer = stacked_path(row.path) or (row.path, None)
+        if held is None or held[0] != path:
+            held = None  # before the next is read
+            held = (path, np.asarray(store.load(directory, replace(config, scan_layers=True), only=path)[path]))
+        yield row.path, held[1] if layer is None else held[1][layer]
+
+
+def _bits(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).view(np.uint8)
 
 
 def _umask() -> int:

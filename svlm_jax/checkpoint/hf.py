@@ -273,7 +273,7 @@ def write(
     config: ModelConfig,
     values: Mapping[str, jax.Array],
     *,
-    max_shard_bytes: int = 5 * 10**9,
+    max_shard_bytes: int = 4 * 10**9,
     progress: Progress | None = None,
 ) -> None:
     """Write config.json, generation_config.json and safetensors shards into an existing directory; the host holds one shard.

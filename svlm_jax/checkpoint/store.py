@@ -19,6 +19,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import Parameters, shapes, unstack
 
 PARAMS = "params"
+WHOLE = 1 << 32  # bytes up to which an array is written from where it lies; a larger one is cut in chunks, through copies
 IN_FLIGHT = 1 << 30  # host bytes that Orbax may hold besides the parameters, on top of the largest of them
 
 
@@ -28,16 +29,25 @@ def is_store(directory: str | Path) -> bool:
 
 
 def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Array]) -> None:
-    """Write stacked parameters and the config into an existing directory."""
+    """Write stacked parameters and the config into an existing directory.
+
+    Raises:
+        InputError: a full or unwritable disk.
+    """
     from orbax.checkpoint import v1 as ocp
 
     directory = Path(directory).absolute()
     context = ocp.Context()
+    context.array.saving.ocdbt_target_data_file_size = WHOLE
     context.array.saving.use_compression = False  # weights do not compress enough to pay for the time
     largest = max(value.nbytes for value in values.values())
     context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = largest + IN_FLIGHT
-    with context:
-        ocp.save(str(directory / PARAMS), _nest(values))
+    try:
+        with context:
+            ocp.save(str(directory / PARAMS), _nest(values))
+    except Exception as error:  # Orbax and tensorstore wrap a full disk in errors of their own
+        got = f"a failed write ({_cause(error)})"
+        raise InputError(str(directory), got, "room on a writable disk", "free some or choose another place") from error
     if jax.process_index() == 0:
         (directory / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
 
@@ -72,8 +82,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
         with context:
             values = _flatten(ocp.load(str(directory / PARAMS), _nest(wanted)))
     except Exception as error:  # Orbax wraps every cause in an error of its own
-        cause = " ".join(str(error.__cause__ or error).split())[:300]
-        got = f"parameters that do not load ({cause})"
+        got = f"parameters that do not load ({_cause(error)})"
         raise InputError(str(directory), got, "those of its config.json", "use another checkpoint") from error
     if config.scan_layers:
         return values
@@ -81,6 +90,10 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
     for path in list(values):
         result |= unstack({path: values.pop(path)})  # one stack at a time is held twice
     return result
+
+
+def _cause(error: Exception) -> str:
+    return " ".join(str(error.__cause__ or error).split())[:300]
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:
