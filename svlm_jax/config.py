@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from svlm_jax.errors import InputError
 
@@ -143,6 +143,9 @@ class ModelConfig:
     hf_extra: str = field(default="{}", repr=False)
 
     def __post_init__(self) -> None:
+        for name, known in (("dtype", get_args(Dtype)), ("param_dtype", get_args(Dtype)), ("remat", get_args(Remat))):
+            if getattr(self, name) not in known:
+                raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(known)}", "choose one of them")
         if self.vision.out_hidden_size != self.text.hidden_size:
             raise InputError(
                 "vision_config.out_hidden_size",
@@ -170,7 +173,7 @@ class ModelConfig:
             raise InputError("config.json", f"no file {path}", "a Hugging Face config.json", "point to a checkpoint directory")
         try:
             raw = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # broken JSON or not UTF-8
             raise InputError(
                 str(path), f"broken JSON ({error})", "a Hugging Face config.json", "download the file again"
             ) from None
@@ -189,9 +192,10 @@ class ModelConfig:
         else:
             own = {f.name for f in fields(cls)} | set(_ROOT_KEYS)
             text = {key: root.pop(key) for key in list(root) if key not in own}
-        root["tie_word_embeddings"] = bool(root.get("tie_word_embeddings", False)) or bool(
-            text.pop("tie_word_embeddings", False)
-        )
+        ties = [tie for tie in (root.get("tie_word_embeddings"), text.pop("tie_word_embeddings", None)) if tie is not None]
+        for tie in ties:
+            _check_type(f"{source} tie_word_embeddings", tie, bool)
+        root["tie_word_embeddings"] = any(ties)
         dtype = root.pop("torch_dtype", None) or root.pop("dtype", None) or text.get("dtype") or "bfloat16"
         root.pop("dtype", None)
         if dtype not in ("float32", "bfloat16"):
@@ -292,6 +296,9 @@ def _section(root: dict[str, Any], key: str, source: str) -> dict[str, Any]:
 def _check_supported(text: Mapping[str, Any], vision: Mapping[str, Any], source: str) -> None:
     """Refuse what this model would compute differently from what the file asks for."""
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        remedy = "use the config.json that came with the weights"
+        raise InputError(f"{source} text rope_scaling", repr(rope), "an object", remedy)
     rope_types = {rope[key] for key in ("type", "rope_type") if key in rope} - {"mrope", "default"}
     asked = {
         "text hidden_act": (text.get("hidden_act", "silu"), "silu"),
@@ -322,7 +329,9 @@ def _read(cls: type[_Half], values: dict[str, Any], source: str) -> _Half:
         )
     taken = {name: values.pop(name) for name in names if values.get(name) is not None}
     for name, value in taken.items():
-        many = isinstance(value, list | tuple) and name in ("mrope_section", "fullatt_block_indexes")
+        many = name in ("mrope_section", "fullatt_block_indexes")
+        if many and not isinstance(value, list | tuple):
+            raise InputError(f"{source}.{name}", repr(value), "a list of whole numbers", "mend config.json")
         for item in value if many else [value]:
             _check_type(f"{source}.{name}", item, float if names[name].type is float else int)
         taken[name] = tuple(value) if many else value

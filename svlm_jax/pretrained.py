@@ -109,5 +109,15 @@ def local_directory(name: str | Path) -> Path:
 
 def _eos(directory: Path, config: ModelConfig) -> tuple[int, ...]:
     path = directory / hf.GENERATION
-    eos = json.loads(path.read_text()).get("eos_token_id") if path.is_file() else None
-    return config.eos_token_ids if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    if not path.is_file():
+        return config.eos_token_ids
+    try:
+        eos = json.loads(path.read_text()).get("eos_token_id")
+    except (ValueError, AttributeError) as error:
+        raise InputError(str(path), f"broken JSON ({error})", "a generation config", "download the file again") from None
+    if eos is None:
+        return config.eos_token_ids
+    ids = tuple(eos) if isinstance(eos, list) else (eos,)
+    if not all(type(one) is int for one in ids):
+        raise InputError(f"{path} eos_token_id", repr(eos), "a token id or a list of them", "mend the file")
+    return ids

@@ -153,7 +153,11 @@ class Files:
         self.directory = Path(directory)
         self._open: dict[str, Any] = {}
         if (self.directory / INDEX).is_file():
-            weights = json.loads((self.directory / INDEX).read_text())["weight_map"]
+            try:
+                weights = dict(json.loads((self.directory / INDEX).read_text())["weight_map"])
+            except (ValueError, KeyError, TypeError) as error:
+                got = f"no weight_map ({type(error).__name__}: {error})"
+                raise InputError(str(self.directory / INDEX), got, "tensor names and files", "download it again") from None
             self.files = {classic(name): (name, file) for name, file in weights.items()}
             lost = sorted({file for file in weights.values() if not (self.directory / file).is_file()})
             if lost:

@@ -20,7 +20,7 @@ from svlm_jax.model.vlm import Parameters, shapes, unstack
 
 PARAMS = "params"
 WHOLE = 1 << 32  # bytes up to which an array is written from where it lies; a larger one is cut in chunks, through copies
-IN_FLIGHT = 1 << 30  # host bytes that Orbax may hold besides the parameters, on top of the largest of them
+IN_FLIGHT = 1 << 28  # bytes: on saving, what Orbax may hold besides the largest array; on loading, what counts as large
 
 
 def is_store(directory: str | Path) -> bool:
@@ -76,11 +76,12 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
         if only in (None, path)
     }
     context = ocp.Context()
-    context.pytree.loading.partial_load = only is not None
-    context.memory.read_concurrent_bytes = IN_FLIGHT + max(leaf.size * leaf.dtype.itemsize for leaf in wanted.values())
+    context.pytree.loading.partial_load = True
+    values: Parameters = {}
     try:
-        with context:
-            values = _flatten(ocp.load(str(directory / PARAMS), _nest(wanted)))
+        for group in _groups(wanted):
+            with context:
+                values |= _flatten(ocp.load(str(directory / PARAMS), _nest({path: wanted[path] for path in group})))
     except Exception as error:  # Orbax wraps every cause in an error of its own
         got = f"parameters that do not load ({_cause(error)})"
         raise InputError(str(directory), got, "those of its config.json", "use another checkpoint") from error
@@ -90,6 +91,15 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
     for path in list(values):
         result |= unstack({path: values.pop(path)})  # one stack at a time is held twice
     return result
+
+
+def _groups(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
+    """What to read at once: the large arrays one by one, largest first, for tensorstore holds two copies of what it reads; then
+    all others together."""
+    size = {path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()}
+    large = sorted((path for path in size if size[path] > IN_FLIGHT), key=lambda path: -size[path])
+    small = [path for path in size if size[path] <= IN_FLIGHT]
+    return [[path] for path in large] + ([small] if small else [])
 
 
 def _cause(error: Exception) -> str:

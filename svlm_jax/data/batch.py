@@ -70,6 +70,9 @@ def collate(
         seen = np.concatenate([np.full(span.length, span.grid is not None) for span in sample.spans])
         if seen.sum() != len(order):
             raise ValueError(f"sample {b}: {seen.sum()} vision tokens for {len(order)} merged patches")
+        asked, given = [span.grid for span in sample.spans if span.grid is not None], [clip.grid for clip in sample.clips]
+        if asked != given:
+            raise ValueError(f"sample {b}: spans of grids {asked}, clips of {given}")
         rows[b, here][seen] = order
     return Inputs(ids, index, place, rows, _stack(clips) if patches else None)
 

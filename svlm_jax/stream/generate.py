@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float32, Int, Int32
 
+from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs, bucket
 from svlm_jax.model.cache import Cache
 from svlm_jax.model.vlm import QwenVL
@@ -47,6 +48,8 @@ def generate(
     Returns:
         One int32 array of at most `max_new_tokens` ids a prompt.
     """
+    if max_new_tokens < 1:
+        raise InputError("max_new_tokens", max_new_tokens, "at least 1", "ask for a token or more")
     capacity = bucket(max_new_tokens, REPLY_BUCKETS, "max_new_tokens")
     graph, state = nnx.split(model)
     key, ends = jax.random.key(seed), jnp.array(eos or (-1,), jnp.int32)
