@@ -1,28 +1,20 @@
-"""What a model is: frozen dataclasses, read from and written to a Hugging Face `config.json`.
+"""What a model is: frozen dataclasses and the presets of the published sizes (`hf_config` reads and writes config.json).
 
-Owns the field names (the Hugging Face ones), their checks and the presets of the published sizes. Knows nothing of arrays.
+Owns the field names (the Hugging Face ones) and the checks between them. Knows nothing of arrays.
 Units: sizes in elements, `window_size` and `patch_size` in pixels, `tokens_per_second` in temporal positions a second.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self, get_args
 
 from svlm_jax.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "save_attention", "save_projections"]
 
-MODEL_TYPE = "qwen2_5_vl"
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 MERGER_EPS = 1e-6  # RMSNorm epsilon of the whole vision tower; not in any config.json
 VISION_ROPE_THETA = 10_000.0
-# Keys of the old flat config.json that stay at the root of the nested form; all others belong to the text model.
-_ROOT_KEYS = ("architectures", "dtype", "torch_dtype", "model_type", "transformers_version", "vision_token_id")
-# Derived by transformers from other keys; wrong once a model is resized, so they are not carried over.
-_DERIVED_TEXT_KEYS = ("layer_types", "rope_theta", "rope_scaling", "rope_parameters", "type", "rope_type")
 
 
 @dataclass(frozen=True)
@@ -164,103 +156,6 @@ class ModelConfig:
         eos = json.loads(self.hf_extra).get("text_config", {}).get("eos_token_id")
         return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
 
-    @classmethod
-    def from_file(cls, path: str | Path) -> Self:
-        """Read a `config.json`, or the one in a directory."""
-        path = Path(path)
-        path = path / "config.json" if path.is_dir() else path
-        if not path.is_file():
-            raise InputError("config.json", f"no file {path}", "a Hugging Face config.json", "point to a checkpoint directory")
-        try:
-            raw = json.loads(path.read_text())
-        except ValueError as error:  # broken JSON or not UTF-8
-            raise InputError(
-                str(path), f"broken JSON ({error})", "a Hugging Face config.json", "download the file again"
-            ) from None
-        return cls.from_hf(raw, source=str(path))
-
-    @classmethod
-    def from_hf(cls, raw: Mapping[str, Any], source: str = "config.json") -> Self:
-        """Read the dictionary of a config.json, in the old flat form (transformers 4) or the nested one (transformers 5)."""
-        if not isinstance(raw, Mapping) or raw.get("model_type") != MODEL_TYPE:
-            got = repr(raw.get("model_type")) if isinstance(raw, Mapping) else type(raw).__name__
-            raise InputError(f"{source} model_type", got, repr(MODEL_TYPE), "use a Qwen2.5-VL checkpoint")
-        root = dict(raw)
-        vision = _section(root, "vision_config", source)
-        if "text_config" in root:
-            text = _section(root, "text_config", source)
-        else:
-            own = {f.name for f in fields(cls)} | set(_ROOT_KEYS)
-            text = {key: root.pop(key) for key in list(root) if key not in own}
-        ties = [tie for tie in (root.get("tie_word_embeddings"), text.pop("tie_word_embeddings", None)) if tie is not None]
-        for tie in ties:
-            _check_type(f"{source} tie_word_embeddings", tie, bool)
-        root["tie_word_embeddings"] = any(ties)
-        dtype = root.pop("torch_dtype", None) or root.pop("dtype", None) or text.get("dtype") or "bfloat16"
-        root.pop("dtype", None)
-        if dtype not in ("float32", "bfloat16"):
-            raise InputError(f"{source} dtype", repr(dtype), "'float32' or 'bfloat16'", "convert the checkpoint to one of them")
-        _check_supported(text, vision, source)
-        rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-        text.setdefault("rope_theta", rope.get("rope_theta", TextConfig.rope_theta))
-        text["mrope_section"] = rope.get("mrope_section", text.get("mrope_section"))
-        for derived in _DERIVED_TEXT_KEYS:
-            if derived != "rope_theta":
-                text.pop(derived, None)
-        text_config = _read(TextConfig, text, f"{source} text_config")
-        vision_config = _read(VisionConfig, vision, f"{source} vision_config")
-        known = {
-            f.name: root.pop(f.name) for f in fields(cls) if f.name in root and f.name.endswith(("token_id", "embeddings"))
-        }
-        for name, value in known.items():
-            _check_type(f"{source} {name}", value, bool if name == "tie_word_embeddings" else int)
-        extra = {**root, "text_config": text, "vision_config": vision}
-        return cls(
-            text_config,
-            vision_config,
-            dtype=dtype,
-            param_dtype=dtype,
-            hf_extra=json.dumps(extra, sort_keys=True),
-            **known,
-        )
-
-    def to_hf(self) -> dict[str, Any]:
-        """The dictionary of a config.json in the nested form that transformers 5 writes; keys sorted."""
-        extra = json.loads(self.hf_extra)
-        text = {
-            **extra.pop("text_config", {}),
-            **_write(self.text),
-            "model_type": "qwen2_5_vl_text",
-            "dtype": self.param_dtype,
-        }
-        section, theta = text.pop("mrope_section"), text.pop("rope_theta")
-        text["rope_parameters"] = {
-            "mrope_section": section,
-            "rope_theta": theta,
-            "rope_type": "default",
-            "type": "mrope",
-        }
-        text["layer_types"] = ["full_attention"] * self.text.num_hidden_layers
-        text.setdefault("hidden_act", "silu")
-        vision = {
-            **extra.pop("vision_config", {}),
-            **_write(self.vision),
-            "model_type": "qwen2_5_vl_vision",
-            "dtype": self.param_dtype,
-        }
-        vision.setdefault("hidden_act", "silu")
-        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith(("token_id", "embeddings"))}
-        root = {"architectures": [ARCHITECTURE], **extra, **own, "model_type": MODEL_TYPE, "dtype": self.param_dtype}
-        return dict(
-            sorted(
-                {
-                    **root,
-                    "text_config": dict(sorted(text.items())),
-                    "vision_config": dict(sorted(vision.items())),
-                }.items()
-            )
-        )
-
 
 def preset(name: str) -> ModelConfig:
     """The shape of a published model: "3b", "7b", "32b" or "72b" (their config.json on the Hugging Face hub)."""
@@ -279,77 +174,6 @@ _PRESETS = {  # hidden_size, intermediate_size, layers, heads, kv heads, vocabul
     "32b": (5120, 27648, 64, 40, 8, 152064, 3456, False),
     "72b": (8192, 29568, 80, 64, 8, 152064, 3456, False),
 }
-
-
-def _section(root: dict[str, Any], key: str, source: str) -> dict[str, Any]:
-    value = root.pop(key, None)
-    if not isinstance(value, Mapping):
-        raise InputError(
-            f"{source} {key}",
-            type(value).__name__ if value is not None else "nothing",
-            "an object",
-            "use the config.json that came with the weights",
-        )
-    return dict(value)
-
-
-def _check_supported(text: Mapping[str, Any], vision: Mapping[str, Any], source: str) -> None:
-    """Refuse what this model would compute differently from what the file asks for."""
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        remedy = "use the config.json that came with the weights"
-        raise InputError(f"{source} text rope_scaling", repr(rope), "an object", remedy)
-    rope_types = {rope[key] for key in ("type", "rope_type") if key in rope} - {"mrope", "default"}
-    asked = {
-        "text hidden_act": (text.get("hidden_act", "silu"), "silu"),
-        "text use_sliding_window": (bool(text.get("use_sliding_window", False)), False),
-        "text rope type": (min(rope_types) if rope_types else "mrope", "mrope"),
-        "vision hidden_act": (vision.get("hidden_act", "silu"), "silu"),
-    }
-    for name, (got, expected) in asked.items():
-        if got != expected:
-            raise InputError(f"{source} {name}", repr(got), repr(expected), "this variant of the architecture is not supported")
-
-
-_Half = TypeVar("_Half", TextConfig, VisionConfig)
-
-
-def _read(cls: type[_Half], values: dict[str, Any], source: str) -> _Half:
-    """Take the fields of `cls` out of `values` (what is left is carried along), naming every missing one in one error."""
-    if cls is TextConfig:
-        values["num_key_value_heads"] = values.get("num_key_value_heads") or values.get("num_attention_heads")
-    names = {f.name: f for f in fields(cls)}
-    missing = [name for name, f in names.items() if values.get(name) is None and f.default is MISSING]
-    if missing:
-        raise InputError(
-            source,
-            f"no {', '.join(missing)}",
-            "every size of the model",
-            "use the config.json that came with the weights",
-        )
-    taken = {name: values.pop(name) for name in names if values.get(name) is not None}
-    for name, value in taken.items():
-        many = name in ("mrope_section", "fullatt_block_indexes")
-        if many and not isinstance(value, list | tuple):
-            raise InputError(f"{source}.{name}", repr(value), "a list of whole numbers", "mend config.json")
-        for item in value if many else [value]:
-            _check_type(f"{source}.{name}", item, float if names[name].type is float else int)
-        taken[name] = tuple(value) if many else value
-    return cls(**taken)
-
-
-def _write(config: TextConfig | VisionConfig) -> dict[str, Any]:
-    return {f.name: list(value) if isinstance(value := getattr(config, f.name), tuple) else value for f in fields(config)}
-
-
-def _check_type(name: str, value: Any, kind: type) -> None:
-    if kind is bool:
-        right = isinstance(value, bool)
-    else:
-        right = isinstance(value, kind | int) and not isinstance(value, bool) and value >= 0
-    if not right:
-        expected = {bool: "true or false", int: "a whole number >= 0", float: "a number >= 0"}[kind]
-        raise InputError(name, repr(value), expected, "mend config.json")
 
 
 def _check_divides(name: str, value: int, by_name: str, by: int) -> None:

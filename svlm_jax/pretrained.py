@@ -4,7 +4,6 @@ vlm = svlm_jax.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
 vlm.caption("photo.jpg")
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf, store
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.data.batch import Clip, Sample, collate
@@ -84,7 +84,7 @@ def from_pretrained(
         InputError: what is missing or wrong, in one line.
     """
     directory = local_directory(name)
-    config = ModelConfig.from_file(directory)
+    config = hf_config.read(directory)
     config = replace(config.compute(dtype or config.dtype), scan_layers=False)
     beside = Processor.from_directory(processor or directory, config)  # before the weights: a missing tokenizer shows at once
     values = store.load(directory, config, mesh) if store.is_store(directory) else hf.load(directory, config, mesh, progress)
@@ -111,10 +111,7 @@ def _eos(directory: Path, config: ModelConfig) -> tuple[int, ...]:
     path = directory / hf.GENERATION
     if not path.is_file():
         return config.eos_token_ids
-    try:
-        eos = json.loads(path.read_text()).get("eos_token_id")
-    except (ValueError, AttributeError) as error:
-        raise InputError(str(path), f"broken JSON ({error})", "a generation config", "download the file again") from None
+    eos = hf_config.read_json(path, "a generation config").get("eos_token_id")
     if eos is None:
         return config.eos_token_ids
     ids = tuple(eos) if isinstance(eos, list) else (eos,)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf, store
-from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import shapes, stack, unstack
 from svlm_jax.sharding import make_mesh
@@ -21,7 +21,7 @@ from svlm_jax.sharding import make_mesh
 
 @pytest.fixture(scope="module")
 def config(tiny_dir):
-    return ModelConfig.from_file(tiny_dir)
+    return hf_config.read(tiny_dir)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def changed(source, target, change):
 
 def refusal(directory, config=None, mesh=None, load=hf.load):
     with pytest.raises(InputError) as error:
-        load(directory, config or ModelConfig.from_file(directory), mesh)
+        load(directory, config or hf_config.read(directory), mesh)
     message = str(error.value)
     assert "\n" not in message and str(directory) in message
     return message
@@ -156,7 +156,7 @@ def test_a_tied_checkpoint_may_repeat_its_embedding_as_its_head(tiny_tied_dir, t
     def change(tensors):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
 
-    config = ModelConfig.from_file(tiny_tied_dir)
+    config = hf_config.read(tiny_tied_dir)
     assert "text.head.kernel" not in shapes(config)
     same(hf.load(changed(tiny_tied_dir, tmp_path, change), config), hf.load(tiny_tied_dir, config))
 
@@ -206,7 +206,7 @@ def test_loading_holds_no_second_copy(config, tiny_dir, stacked):
 def test_what_is_written_reads_back_bit_for_bit(config, values, stacked_values, tmp_path, stacked):
     hf.write(tmp_path, config, stacked_values if stacked else values, max_shard_bytes=100_000)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2 and (tmp_path / hf.INDEX).is_file()
-    again = ModelConfig.from_file(tmp_path)
+    again = hf_config.read(tmp_path)
     assert (again.text, again.vision) == (config.text, config.vision)
     same(hf.load(tmp_path, again), values)
 
@@ -223,9 +223,9 @@ def saved(config, stacked_values, tmp_path_factory):
 
 def test_a_store_is_told_from_hugging_face_files(saved, tiny_dir):
     assert store.is_store(saved) and not store.is_store(tiny_dir)
-    assert (ModelConfig.from_file(saved).text, ModelConfig.from_file(saved).vision) == (
-        ModelConfig.from_file(tiny_dir).text,
-        ModelConfig.from_file(tiny_dir).vision,
+    assert (hf_config.read(saved).text, hf_config.read(saved).vision) == (
+        hf_config.read(tiny_dir).text,
+        hf_config.read(tiny_dir).vision,
     )
 
 
@@ -257,12 +257,12 @@ REFUSED = """
 import json, sys
 from dataclasses import replace
 from svlm_jax.checkpoint import store
-from svlm_jax.config import ModelConfig
+from svlm_jax import hf_config
 from svlm_jax.errors import InputError
 
 for directory in sys.argv[1:]:
     try:
-        store.load(directory, ModelConfig.from_file(directory))
+        store.load(directory, hf_config.read(directory))
     except InputError as error:
         print(json.dumps([directory, str(error)]))
 """

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from svlm_jax import hf_config
 from svlm_jax.config import ModelConfig, TextConfig, VisionConfig, preset
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import shapes
@@ -71,7 +72,7 @@ def bare(config: ModelConfig) -> ModelConfig:
 
 
 def nested() -> dict:
-    return ModelConfig.from_hf(PUBLISHED).to_hf()
+    return hf_config.dump(hf_config.parse(PUBLISHED))
 
 
 def edited(raw: dict, path: str, value: object) -> dict:
@@ -91,7 +92,7 @@ def edited(raw: dict, path: str, value: object) -> dict:
 def refusal(raw: object) -> str:
     """The one line with which a dictionary is refused."""
     with pytest.raises(InputError) as error:
-        ModelConfig.from_hf(raw)
+        hf_config.parse(raw)
     message = str(error.value)
     assert "\n" not in message
     assert all(part in message for part in (": got ", ", expected ", "; "))
@@ -113,7 +114,7 @@ def test_one_array_a_layer_holds_as_many_parameters_as_the_stack():
 
 
 def test_the_7b_preset_is_the_published_config():
-    assert bare(preset("7b")) == bare(ModelConfig.from_hf(PUBLISHED))
+    assert bare(preset("7b")) == bare(hf_config.parse(PUBLISHED))
     assert preset("7b").eos_token_ids == (151645,)
 
 
@@ -123,11 +124,11 @@ def test_only_the_3b_preset_ties_its_embeddings():
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_preset_survives_the_way_through_config_json(name):
-    raw = json.loads(json.dumps(preset(name).to_hf()))
-    back = ModelConfig.from_hf(raw)
+    raw = json.loads(json.dumps(hf_config.dump(preset(name))))
+    back = hf_config.parse(raw)
     assert bare(back) == bare(preset(name))
     assert back.eos_token_ids == preset(name).eos_token_ids
-    assert back.to_hf() == raw
+    assert hf_config.dump(back) == raw
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
@@ -154,7 +155,7 @@ def test_compute_sets_both_precisions_unless_told_otherwise():
 
 def test_the_flat_and_the_nested_form_read_the_same():
     assert "text_config" not in PUBLISHED and "hidden_size" not in nested()
-    assert bare(ModelConfig.from_hf(nested())) == bare(ModelConfig.from_hf(PUBLISHED))
+    assert bare(hf_config.parse(nested())) == bare(hf_config.parse(PUBLISHED))
 
 
 def test_the_nested_form_carries_what_transformers_5_reads():
@@ -171,11 +172,11 @@ def test_the_nested_form_carries_what_transformers_5_reads():
 
 
 def test_a_resized_model_is_written_with_its_own_sizes():
-    config = ModelConfig.from_hf(nested())
+    config = hf_config.parse(nested())
     smaller = replace(config, text=replace(config.text, num_hidden_layers=3, rope_theta=5e5))
-    raw = smaller.to_hf()
+    raw = hf_config.dump(smaller)
     assert raw["text_config"]["layer_types"] == ["full_attention"] * 3
-    assert bare(ModelConfig.from_hf(raw)) == bare(smaller)
+    assert bare(hf_config.parse(raw)) == bare(smaller)
 
 
 @pytest.mark.parametrize("form", ["flat", "nested"])
@@ -184,40 +185,40 @@ def test_keys_that_nothing_reads_survive_in_their_section(form):
     raw = edited(raw, "vision_config.spatial_patch_size", 15)
     raw = edited(raw, "attention_dropout" if form == "flat" else "text_config.attention_dropout", 0.25)
     raw = edited(raw, "vision_token_id", 7)
-    written = ModelConfig.from_hf(raw).to_hf()
+    written = hf_config.dump(hf_config.parse(raw))
     assert written["vision_config"]["spatial_patch_size"] == 15
     assert written["text_config"]["attention_dropout"] == 0.25
     assert written["vision_token_id"] == 7
-    assert ModelConfig.from_hf(written).to_hf() == written
+    assert hf_config.dump(hf_config.parse(written)) == written
 
 
 def test_reading_leaves_the_dictionary_as_it_was():
     raw = copy.deepcopy(PUBLISHED)
-    ModelConfig.from_hf(raw)
+    hf_config.parse(raw)
     assert raw == PUBLISHED
 
 
 @pytest.mark.parametrize(("eos", "ids"), [(5, (5,)), ([5, 6], (5, 6)), (None, ()), (GONE, ())])
 def test_eos_may_be_one_id_many_or_none(eos, ids):
-    assert ModelConfig.from_hf(edited(PUBLISHED, "eos_token_id", eos)).eos_token_ids == ids
+    assert hf_config.parse(edited(PUBLISHED, "eos_token_id", eos)).eos_token_ids == ids
 
 
 def test_missing_kv_heads_mean_one_a_query_head():
-    assert ModelConfig.from_hf(edited(PUBLISHED, "num_key_value_heads", GONE)).text.num_key_value_heads == 28
+    assert hf_config.parse(edited(PUBLISHED, "num_key_value_heads", GONE)).text.num_key_value_heads == 28
 
 
 def test_tied_embeddings_may_be_named_in_either_section():
     raw = edited(edited(nested(), "tie_word_embeddings", GONE), "text_config.tie_word_embeddings", True)
-    assert ModelConfig.from_hf(raw).tie_word_embeddings
-    assert ModelConfig.from_hf(edited(nested(), "tie_word_embeddings", True)).tie_word_embeddings
+    assert hf_config.parse(raw).tie_word_embeddings
+    assert hf_config.parse(edited(nested(), "tie_word_embeddings", True)).tie_word_embeddings
 
 
 @pytest.mark.parametrize(("path", "value"), [("torch_dtype", "float32"), ("dtype", "float32")])
 def test_the_precision_of_the_file_is_that_of_the_model(path, value):
     raw = edited(edited(PUBLISHED, "torch_dtype", GONE), path, value)
-    config = ModelConfig.from_hf(raw)
+    config = hf_config.parse(raw)
     assert (config.dtype, config.param_dtype) == ("float32", "float32")
-    assert config.to_hf()["dtype"] == "float32" and "torch_dtype" not in config.to_hf()
+    assert hf_config.dump(config)["dtype"] == "float32" and "torch_dtype" not in hf_config.dump(config)
 
 
 @settings(max_examples=60, deadline=None)
@@ -240,7 +241,7 @@ def test_every_legal_model_survives_config_json(heads, groups, sections, layers,
     text = TextConfig(vocab, width, 3 * width, layers, heads * groups, heads, eps, sections, theta)
     vision = VisionConfig(depth, 160, 7, 2, width, tuple(full), tokens_per_second=3, window_size=56)
     config = ModelConfig(text, vision, tie_word_embeddings=tied, dtype=dtype, param_dtype=dtype)
-    assert bare(ModelConfig.from_hf(json.loads(json.dumps(config.to_hf())))) == config
+    assert bare(hf_config.parse(json.loads(json.dumps(hf_config.dump(config))))) == config
 
 
 # --- what is refused ---
@@ -370,20 +371,20 @@ def test_sizes_that_do_not_fit_together_are_refused(path, value, part):
 
 def test_a_file_and_its_directory_read_the_same(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
-    assert ModelConfig.from_file(tmp_path) == ModelConfig.from_file(tmp_path / "config.json") == ModelConfig.from_hf(PUBLISHED)
+    assert hf_config.read(tmp_path) == hf_config.read(tmp_path / "config.json") == hf_config.parse(PUBLISHED)
 
 
 def test_an_error_in_a_file_names_the_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(edited(PUBLISHED, "depth", 1) | {"vocab_size": -1}))
     with pytest.raises(InputError, match=r"config\.json text_config\.vocab_size: got -1") as error:
-        ModelConfig.from_file(tmp_path)
+        hf_config.read(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 def test_a_missing_file_is_one_line(tmp_path):
     for path in (tmp_path, tmp_path / "nothing.json"):
         with pytest.raises(InputError, match="no file") as error:
-            ModelConfig.from_file(path)
+            hf_config.read(path)
         assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -391,5 +392,5 @@ def test_a_missing_file_is_one_line(tmp_path):
 def test_broken_json_is_one_line_with_the_file(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError) as error:
-        ModelConfig.from_file(tmp_path)
+        hf_config.read(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path / "config.json") in str(error.value)

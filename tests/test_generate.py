@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf
-from svlm_jax.config import ModelConfig
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import from_parameters
@@ -15,7 +15,7 @@ from svlm_jax.stream.sampling import Sampling
 
 @pytest.fixture(scope="module")
 def model(tiny_dir):
-    config = ModelConfig.from_file(tiny_dir)
+    config = hf_config.read(tiny_dir)
     return from_parameters(config, hf.load(tiny_dir, config))
 
 

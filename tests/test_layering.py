@@ -23,6 +23,7 @@ MAX_LINES = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.errors", "pallas_kernels"),
     ("svlm_jax.config",),
+    ("svlm_jax.hf_config",),
     ("svlm_jax.spans svlm_jax.inputs",),
     ("svlm_jax.sharding svlm_jax.model.attention svlm_jax.model.layers svlm_jax.model.rope svlm_jax.model.cache",),
     ("svlm_jax.model.vision svlm_jax.model.text",),
@@ -35,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 PLACES = {name: (rank, group) for rank, layer in enumerate(LAYERS) for group in layer for name in group.split()}
 
-HOST_SIDE = ("svlm_jax.config", "svlm_jax.spans", "svlm_jax.inputs", "svlm_jax.data")
+HOST_SIDE = ("svlm_jax.config", "svlm_jax.hf_config", "svlm_jax.spans", "svlm_jax.inputs", "svlm_jax.data")
 LATE = {"av", "transformers", "grain", "orbax", "huggingface_hub", "tensorflow_datasets", "torch"}
 KERNEL_IMPORTS = {"jax", "numpy", "pallas_kernels"} | sys.stdlib_module_names
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import svlm_jax
+from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf, store
-from svlm_jax.config import ModelConfig
 from svlm_jax.data.video import write_video
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import parameters, stack
@@ -109,7 +109,7 @@ def test_a_directory_with_everything_in_it_needs_no_processor(copy, vlm):
 
 
 def test_the_orbax_form_is_the_same_model(tiny_dir, processor_dir, tmp_path, vlm):
-    config = ModelConfig.from_file(tiny_dir)
+    config = hf_config.read(tiny_dir)
     store.save(tmp_path, config, stack(hf.load(tiny_dir, config)))
     same(svlm_jax.from_pretrained(tmp_path, processor=processor_dir), vlm)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf
-from svlm_jax.config import ModelConfig, preset
+from svlm_jax.config import preset
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import from_parameters, shapes
@@ -27,7 +28,7 @@ WHOLE = (r"attention.q.bias", r"attention.k.bias", r"attention.v.bias", r"attent
 
 @pytest.fixture(scope="module")
 def config(tiny_dir):
-    return ModelConfig.from_file(tiny_dir)
+    return hf_config.read(tiny_dir)
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf
-from svlm_jax.config import ModelConfig
 from svlm_jax.inputs import lay_out
 from svlm_jax.model import attention as attention_module
 from svlm_jax.model.vlm import from_parameters
@@ -19,7 +19,7 @@ CLOSE = 2e-5  # absolute, of rows of order one in float32
 @pytest.fixture(scope="module")
 def tower(tiny_tied_dir):
     """The tower of a small checkpoint, as a compiled function of a VisionInput; windows of 16 patches, the last layer full."""
-    config = ModelConfig.from_file(tiny_tied_dir)
+    config = hf_config.read(tiny_tied_dir)
     graph, state = nnx.split(from_parameters(config, hf.load(tiny_tied_dir, config)).vision)
     run = jax.jit(lambda vision: nnx.merge(graph, state)(vision))
     run.config = config.vision

@@ -17,6 +17,7 @@ from typing import Literal
 
 import numpy as np
 
+from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf, store
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
@@ -84,7 +85,7 @@ def convert(
     Raises:
         InputError: a source that does not fit its config, a target that exists, a full disk, a result that differs.
     """
-    config = ModelConfig.from_file(source)
+    config = hf_config.read(source)
     stacked = to == "orbax" or store.is_store(source)  # an export reads layers out of the stacks it is given
     config = replace(config.compute(dtype or config.param_dtype), scan_layers=stacked)
     with whole(target) as draft:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from svlm_jax import sharding
+from svlm_jax import hf_config, sharding
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import Parameters, add, layer_of, stacked_path
@@ -153,11 +153,9 @@ class Files:
         self.directory = Path(directory)
         self._open: dict[str, Any] = {}
         if (self.directory / INDEX).is_file():
-            try:
-                weights = dict(json.loads((self.directory / INDEX).read_text())["weight_map"])
-            except (ValueError, KeyError, TypeError) as error:
-                got = f"no weight_map ({type(error).__name__}: {error})"
-                raise InputError(str(self.directory / INDEX), got, "tensor names and files", "download it again") from None
+            weights = hf_config.read_json(self.directory / INDEX, "tensor names and files").get("weight_map")
+            if not isinstance(weights, dict):
+                raise InputError(str(self.directory / INDEX), "no weight_map", "tensor names and files", "download it again")
             self.files = {classic(name): (name, file) for name, file in weights.items()}
             lost = sorted({file for file in weights.values() if not (self.directory / file).is_file()})
             if lost:
@@ -305,8 +303,8 @@ def write(
             total = sum(int(np.prod(row.shape)) for row in table) * itemsize
             files = {row.name: name for name, shard in zip(names, shards, strict=True) for row in shard}
             _json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))})
-        text = config.to_hf()["text_config"]
-        _json(directory / "config.json", config.to_hf())
+        text = hf_config.dump(config)["text_config"]
+        _json(directory / "config.json", hf_config.dump(config))
         if not (directory / GENERATION).exists():
             _json(
                 directory / GENERATION,

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from svlm_jax import sharding
+from svlm_jax import hf_config, sharding
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import Parameters, shapes, unstack
@@ -49,7 +49,7 @@ def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Ar
         got = f"a failed write ({_cause(error)})"
         raise InputError(str(directory), got, "room on a writable disk", "free some or choose another place") from error
     if jax.process_index() == 0:
-        (directory / "config.json").write_text(json.dumps(config.to_hf(), indent=2) + "\n")
+        (directory / "config.json").write_text(json.dumps(hf_config.dump(config), indent=2) + "\n")
 
 
 def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, only: str | None = None) -> Parameters:

@@ -1,6 +1,5 @@
 """Images, videos and words to a Sample: the tokenizer and pixel settings of a checkpoint directory. Host side, never jax."""
 
-import json
 import mimetypes
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from svlm_jax.data.chat import Tokenizer, Turn, encode
 from svlm_jax.data.pixels import QWEN_IMAGE, STREAM_FRAME, PixelConfig, preprocess
 from svlm_jax.data.video import as_frames, load_image, read_video
 from svlm_jax.errors import InputError
+from svlm_jax.hf_config import read_json
 from svlm_jax.spans import temporal_step
 
 # What travels with the weights: copied on conversion, looked for on loading.
@@ -100,7 +100,4 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 def _pixels(path: Path, default: PixelConfig) -> PixelConfig:
     if not path.is_file():
         return default
-    try:
-        return PixelConfig.from_dict(json.loads(path.read_text()), source=str(path))
-    except json.JSONDecodeError as error:
-        raise InputError(str(path), f"broken JSON ({error})", "a preprocessor config", "copy it again") from None
+    return PixelConfig.from_dict(read_json(path, "a preprocessor config"), source=str(path))

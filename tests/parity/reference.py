@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf
 from svlm_jax.config import ModelConfig, VisionConfig
 from svlm_jax.data.batch import Clip, Sample
@@ -108,7 +109,7 @@ def read_torch(directory: Path, dtype: Any = None) -> Any:
 
 def read_jax(directory: Path, **changes: Any) -> tuple[vlm.QwenVL, ModelConfig]:
     """A checkpoint here; `changes` to its config by name."""
-    config = replace(ModelConfig.from_file(directory), **changes)
+    config = replace(hf_config.read(directory), **changes)
     return vlm.from_parameters(config, hf.load(directory, config)), config
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf
-from svlm_jax.config import ModelConfig
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, transformers, video
 
@@ -60,7 +60,7 @@ def assert_same_bits(ours: dict, theirs: dict) -> None:
 
 
 def export(source: Path, target: Path, *, scan_layers: bool = False, **options) -> None:
-    config = replace(ModelConfig.from_file(source), scan_layers=scan_layers)
+    config = replace(hf_config.read(source), scan_layers=scan_layers)
     hf.write(target, config, hf.load(source, config), **options)
 
 
@@ -81,9 +81,9 @@ def test_export_loads_in_transformers_and_computes_the_same(source, tmp_path, na
     ours, info = read(tmp_path, output_loading_info=True, **options)
     assert {key: list(value) for key, value in info.items() if value} == {}
     original = read(directory, **options)
-    assert ours.dtype == original.dtype == getattr(torch, ModelConfig.from_file(directory).param_dtype)
+    assert ours.dtype == original.dtype == getattr(torch, hf_config.read(directory).param_dtype)
     assert_same_bits(ours.state_dict(), original.state_dict())
-    config = ModelConfig.from_file(directory)
+    config = hf_config.read(directory)
     samples = ref.make_samples([(5, image(6, 10), 4, video(2, 8, 6), 3)], config)
     with torch.no_grad():
         first, second = (model.eval()(**ref.torch_inputs(samples, config)).logits for model in (ours, original))
@@ -106,7 +106,7 @@ def test_shards_hold_what_the_index_says(checkpoint, tmp_path, limit):
 
 def test_shards_are_read_back(checkpoint, tmp_path):
     export(checkpoint("tiny_tied"), tmp_path, max_shard_bytes=50_000)
-    config = ModelConfig.from_file(tmp_path)
+    config = hf_config.read(tmp_path)
     ours, first = hf.load(tmp_path, config), hf.load(checkpoint("tiny_tied"), config)
     assert set(ours) == set(first)
     assert all(np.array_equal(ours[path], first[path]) for path in first)
@@ -115,7 +115,7 @@ def test_shards_are_read_back(checkpoint, tmp_path):
 def test_transformers_shards_are_read(checkpoint, tmp_path):
     ref.read_torch(checkpoint("tiny")).save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    config = ModelConfig.from_file(tmp_path)
+    config = hf_config.read(tmp_path)
     ours, first = hf.load(tmp_path, config), hf.load(checkpoint("tiny"), config)
     assert all(np.array_equal(ours[path], first[path]) for path in first)
 
@@ -123,7 +123,7 @@ def test_transformers_shards_are_read(checkpoint, tmp_path):
 def test_tied_model_has_one_leaf_and_writes_no_head(checkpoint, tmp_path):
     export(checkpoint("tiny_tied"), tmp_path)
     assert "lm_head.weight" not in tensors(tmp_path)
-    config = ModelConfig.from_file(tmp_path)
+    config = hf_config.read(tmp_path)
     assert "text.head.kernel" not in hf.load(tmp_path, config)
 
 
@@ -132,7 +132,7 @@ def test_nested_config_comes_back_key_by_key(checkpoint, tmp_path, name):
     ref.read_torch(checkpoint(name)).save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     assert "text_config" in raw
-    ours = json.loads(json.dumps(ModelConfig.from_hf(raw).to_hf()))
+    ours = json.loads(json.dumps(hf_config.dump(hf_config.parse(raw))))
     assert ours == raw
 
 
@@ -146,12 +146,12 @@ def test_flat_config_means_the_same_to_transformers(checkpoint, name):
         found["vision_config"].pop("dtype", None)  # the library leaves it empty; we say it
         return found
 
-    assert seen(ModelConfig.from_hf(raw).to_hf()) == seen(raw)
+    assert seen(hf_config.dump(hf_config.parse(raw))) == seen(raw)
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_tied", "seven_to_one"])
 def test_both_forms_of_config_give_one_model(checkpoint, tmp_path, name):
     ref.read_torch(checkpoint(name)).config.save_pretrained(tmp_path)
-    first, second = ModelConfig.from_file(checkpoint(name)), ModelConfig.from_file(tmp_path)
+    first, second = hf_config.read(checkpoint(name)), hf_config.read(tmp_path)
     assert replace(first, hf_extra="{}") == replace(second, hf_extra="{}")
     assert first.eos_token_ids == second.eos_token_ids
