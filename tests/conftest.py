@@ -14,7 +14,11 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; the tests are parallel already
 
 import jax
+import jaxtyping
 import pytest
+
+# Shapes and types in signatures are checked on every call (once a trace, inside jit).
+jaxtyping.install_import_hook(["svlm_jax.model", "svlm_jax.stream", "svlm_jax.inputs", "svlm_jax.spans"], "beartype.beartype")
 
 jax.config.update("jax_default_matmul_precision", "highest")
 

@@ -70,7 +70,7 @@ def test_positions_have_no_gap_of_more_than_one_and_never_run_back_over_a_span(s
 def test_positions_of_a_suffix_are_those_of_the_whole_when_started_where_the_prefix_ends(spans, cut):
     head, tail = spans[:cut], spans[cut:]
     whole, first = positions(spans), positions(head)
-    following = first.max() + 1 if first.size else 0.0
+    following = float(first.max()) + 1 if first.size else 0.0
     np.testing.assert_array_equal(whole[:, total(head) :], positions(tail, start=following))
 
 

@@ -14,6 +14,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from svlm_jax.model.rope import Rotary, rotate
@@ -28,9 +29,9 @@ def attention(
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     *,
-    first: Int[Array, "B T"],
-    last: Int[Array, "B T"],
-    index: Int[Array, "B S"],
+    first: Int[Array | np.ndarray, "B T"],
+    last: Int[Array | np.ndarray, "B T"],
+    index: Int[Array | np.ndarray, "B S"],
     rotary: Rotary | None = None,
     span: int | None = None,
 ) -> Float[Array, "B T N H"]:
@@ -56,6 +57,7 @@ def attention(
         )
     if span is not None and slots != length:
         raise ValueError(f"attention: span needs as many slots as queries, got {slots} and {length}")
+    first, last, index = (jnp.asarray(x) for x in (first, last, index))
     if rotary is not None:
         k = rotate(k, rotary, head_axis=1)
     if span is not None and 3 * span < slots:

@@ -19,7 +19,7 @@ class Rotary(NamedTuple):
     sin: jax.Array
 
 
-def frequencies(dim: int, theta: float) -> Float32[np.ndarray, " dim//2"]:
+def frequencies(dim: int, theta: float) -> Float32[np.ndarray, " half"]:
     """Inverse frequencies theta^(-2i/dim), float32 [dim/2], rounded as transformers rounds them."""
     exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     return (np.float32(1) / np.float32(theta) ** exponent).astype(np.float32)

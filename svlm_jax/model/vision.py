@@ -79,8 +79,9 @@ class VisionTower(nnx.Module):
         self.merger = Merger(vision, dtype=dtype, rngs=rngs)
 
     def __call__(self, vision: VisionInput) -> Float[Array, "B M D"]:
-        x = self.patch_embed(jnp.asarray(vision.patches).astype(self.dtype))
-        rotary = vision_rotary(jnp.asarray(vision.place), self.config.head_dim, VISION_ROPE_THETA)
+        vision = jax.tree.map(jnp.asarray, vision)
+        x = self.patch_embed(vision.patches.astype(self.dtype))
+        rotary = vision_rotary(vision.place, self.config.head_dim, VISION_ROPE_THETA)
         real = vision.frame[..., 0] <= vision.frame[..., 1]
         index = jnp.where(real, jnp.arange(x.shape[1]), -1)
         for number, block in enumerate(self.blocks):

@@ -55,7 +55,7 @@ Parameters = dict[str, jax.Array]
 
 
 @cache
-def abstract(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+def abstract(config: ModelConfig) -> tuple[Any, Any]:
     """Structure of a model without its arrays: (graph, state of ShapeDtypeStructs). Costs no memory at any size."""
     return nnx.split(nnx.eval_shape(lambda: QwenVL(config, None)))
 
@@ -141,14 +141,14 @@ def unstack(values: Mapping[str, jax.Array]) -> Parameters:
 
 
 @jax.jit
-def layer_of(stacked: jax.Array, layer: int) -> jax.Array:
+def layer_of(stacked: jax.Array, layer: int | jax.Array) -> jax.Array:
     """One layer [...] of a stacked parameter [L, ...]; compiles once for all layers."""
     taken = jax.lax.dynamic_index_in_dim(_bits(stacked), layer, keepdims=False)
     return jax.lax.bitcast_convert_type(taken, stacked.dtype)
 
 
 @partial(jax.jit, donate_argnums=0)
-def _set_layer(stacked: jax.Array, value: jax.Array, layer: int) -> jax.Array:
+def _set_layer(stacked: jax.Array, value: jax.Array, layer: int | jax.Array) -> jax.Array:
     written = jax.lax.dynamic_update_index_in_dim(_bits(stacked), _bits(value), layer, 0)
     return jax.lax.bitcast_convert_type(written, stacked.dtype)
 
