@@ -2,7 +2,7 @@
 
 import json
 import os
-import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,14 +22,13 @@ ROOT = Path(__file__).parent.parent
 
 def command(module: str, *args: object, limit: int | None = None) -> subprocess.CompletedProcess[str]:
     """Run `python -m launch.MODULE ARGS`; `limit` is the largest file it may write, in bytes (a full disk)."""
-
-    def cap() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
     env = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-m", f"launch.{module}", *map(str, args)]
-    return subprocess.run(line, capture_output=True, text=True, env=env, cwd=ROOT, preexec_fn=cap, check=False)
+    if limit is not None:
+        if shutil.which("prlimit") is None:
+            pytest.skip("needs prlimit (util-linux)")
+        line = ["prlimit", f"--fsize={limit}", *line]
+    return subprocess.run(line, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
 
 
 def refusal(result: subprocess.CompletedProcess[str], *, noisy: bool = False) -> str:
