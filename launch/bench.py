@@ -1,7 +1,7 @@
 """Measure, and keep the numbers: every figure in docs/ comes from here.
 
     python -m launch.bench convert --shape 7b --scratch /data/tmp     # a checkpoint of random weights, both ways: time, memory
-    python -m launch.bench aot --shape 7b                             # prefill and decode compiled ahead of time: flops, bytes
+    python -m launch.bench aot --shape 7b [--target h100]             # compiled ahead of time: flops, bytes, copies
     python -m launch.bench table                                      # docs/benchmarks.md from docs/benchmarks/*.json
 
 Each run writes docs/benchmarks/NAME.json with its command, device and versions, and the table anew.
@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import tempfile
 import time
 import zlib
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from svlm_jax.errors import InputError
 
 DOCS = Path(__file__).parent.parent / "docs"
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "safetensors")
+REPLY = 20  # tokens of a decode loop
 POLL = 0.05  # seconds between looks at a child's memory
 
 
@@ -39,7 +42,7 @@ def record(name: str, what: str, rows: list[dict[str, Any]], out: Path) -> None:
 
     device = jax.devices()[0]
     entry = {
-        "what": what,
+        "what": what.strip(),
         "command": "python -m launch.bench " + " ".join(sys.argv[1:]),
         "date": date.today().isoformat(),
         "device": f"{device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
@@ -181,53 +184,89 @@ def bench_aot(args: argparse.Namespace) -> None:
     config = preset(args.shape)
     graph, state = abstract(config)
     tokens, patches, slots = args.tokens, args.patches, args.slots
+    sharding = h100() if args.target == "h100" else None
 
     def sds(*shape: int, dtype="int32") -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    vision = VisionInput(
-        sds(1, patches, 1176, dtype="float32"), sds(1, patches, 2), sds(1, patches, 2), sds(1, patches, 2), patches
-    )
+    def reply(state, token, index, position, cache, slot):
+        model = nnx.merge(graph, state)
+
+        def step(loop):
+            count, token, cache = loop
+            logits, cache = decode(model, token, index + count, position + count, cache, slot + count)
+            return count + 1, jnp.argmax(logits, -1).astype(jnp.int32), cache
+
+        return jax.lax.while_loop(lambda loop: loop[0] < REPLY, step, (jnp.int32(0), token, cache))
+
+    pair = sds(1, patches, 2)
+    vision = VisionInput(sds(1, patches, 1176, dtype="float32"), pair, pair, pair, patches)
     inputs = Inputs(sds(1, tokens), sds(1, tokens), sds(1, 3, tokens, dtype="float32"), sds(1, tokens), vision)
     cache = jax.eval_shape(lambda: Cache.empty(config.text, 1, slots, config.dtype))
     steps = {
         f"prefill, {tokens} tokens and {patches} patches": (
             lambda state, inputs, cache: prefill(nnx.merge(graph, state), inputs, cache),
             (state, inputs, cache),
-            (2,),
+            2,
         ),
-        f"decode, one token, {slots} slots": (
-            lambda state, token, index, position, cache, slot: decode(
-                nnx.merge(graph, state), token, index, position, cache, slot
-            ),
-            (state, sds(1), sds(1), sds(1, dtype="float32"), cache, jnp.int32(0)),
-            (4,),
+        f"decode, a loop of {REPLY} tokens over {slots} slots (flops and bytes: one token)": (
+            reply,
+            (state, sds(1), sds(1), sds(1, dtype="float32"), cache, sds()),
+            4,
         ),
     }
+    layer = cache.keys[0].size
     rows = []
     for name, (function, arguments, donated) in steps.items():
+        if sharding is not None:
+            place = partial(jax.ShapeDtypeStruct, sharding=sharding)
+            arguments = jax.tree.map(lambda x, place=place: place(x.shape, x.dtype), arguments)
         started = time.monotonic()
-        compiled = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
-        cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
-        if cost is None or memory is None:
-            raise InputError("aot", f"no cost analysis on {jax.default_backend()}", "a backend that has one", "use the CPU")
-        rows.append(
-            {
-                "step": name,
-                "compile (s)": round(time.monotonic() - started, 1),
-                "TFLOP": round(cost["flops"] / 1e12, 3),
-                "bytes accessed (GB)": round(cost["bytes accessed"] / 1e9, 2),
+        compiled = jax.jit(function, donate_argnums=donated).trace(*arguments).lower().compile()
+        row: dict[str, Any] = {"step": name, "compile (s)": round(time.monotonic() - started, 1)}
+        if cost := compiled.cost_analysis():  # none for a device that is not there
+            row |= {"TFLOP": round(cost["flops"] / 1e12, 3), "bytes accessed (GB)": round(cost["bytes accessed"] / 1e9, 2)}
+        if memory := compiled.memory_analysis():
+            row |= {
                 "arguments (GB)": round(memory.argument_size_in_bytes / 1e9, 2),
                 "of them updated in place (GB)": round(memory.alias_size_in_bytes / 1e9, 2),
                 "temporary (GB)": round(memory.temp_size_in_bytes / 1e9, 2),
             }
-        )
+        if args.target == "h100":
+            row["copies or transposes as large as a layer's keys"] = large_moves(compiled.as_text() or "", layer)
+        rows.append(row)
         print(json.dumps(rows[-1]))
-    what = (
-        f"The {args.shape} shape in bfloat16 compiled ahead of time for this device, nothing run: XLA's own count of flops and "
-        "bytes. A CPU has no bfloat16 units, so XLA widens the weights to float32, which shows in bytes and temporaries."
-    )
-    record(f"aot_{args.shape}", what, rows, args.out)
+    what = f"The {args.shape} shape in bfloat16 compiled ahead of time for {args.target}, nothing run: XLA's own counts. "
+    if args.target == "cpu":
+        what += "A CPU has no bfloat16 units, so XLA widens the weights to float32, which shows in bytes and temporaries."
+    record(f"aot_{args.shape}_{args.target}", what, rows, args.out)
+
+
+def h100():
+    """The sharding of one H100 that is not there; needs the CUDA plugin of this jax version and ptxas."""
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    import jax
+    from jax.experimental import topologies
+
+    description = Path(__file__).with_name("h100.txtpb").read_text()
+    try:
+        there = topologies.get_topology_desc("h100", platform="cuda", target_config=description, topology="1x1x1")
+    except Exception as error:  # jax raises what its plugin raises
+        got = f"h100 ({str(error).splitlines()[0]})"
+        remedy = "pip install --no-deps jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, and put ptxas on PATH"
+        raise InputError("--target", got, "the CUDA plugin", remedy) from None
+    mesh = jax.sharding.Mesh(there.devices[:1], ("x",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def large_moves(hlo: str, elements: int) -> int:
+    """How many copies and transposes (or fusions of them) of at least that many elements a compiled program holds."""
+    count = 0
+    for line in hlo.splitlines():
+        made = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = \w+\[([\d,]+)\]\S* (copy|transpose|fusion)\(", line)
+        if made and (made[3] != "fusion" or re.search("transpose|copy", made[1])):
+            count += int(np.prod([int(size) for size in made[2].split(",")])) >= elements
+    return count
 
 
 def main() -> None:
@@ -240,6 +279,7 @@ def main() -> None:
     convert.set_defaults(run=bench_convert)
     aot = commands.add_parser("aot", help="compile prefill and decode ahead of time")
     aot.add_argument("--shape", default="7b")
+    aot.add_argument("--target", choices=("cpu", "h100"), default="cpu", help="h100 needs no GPU (default cpu)")
     aot.add_argument("--tokens", type=int, default=1024, help="prompt bucket")
     aot.add_argument("--patches", type=int, default=4096, help="vision bucket")
     aot.add_argument("--slots", type=int, default=16384, help="cache capacity")
