@@ -1,6 +1,7 @@
 """Images, videos and words to a Sample: the tokenizer and pixel settings of a checkpoint directory. Host side, never jax."""
 
 import mimetypes
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory, through transformers."""
     if not any((Path(directory) / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise InputError(str(directory), "no tokenizer.json or vocab.json", "a tokenizer", "copy the tokenizer files there")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there is no news: only tokenizers are used
     from transformers import AutoTokenizer
 
     try:
