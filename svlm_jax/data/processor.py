@@ -88,7 +88,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     """The tokenizer of a checkpoint directory, through transformers."""
     if not any((Path(directory) / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise InputError(str(directory), "no tokenizer.json or vocab.json", "a tokenizer", "copy the tokenizer files there")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that torch is not there is no news: only tokenizers are used
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     from transformers import AutoTokenizer
 
     try:
