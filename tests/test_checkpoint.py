@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import einops
 import jax
 import numpy as np
 import pytest
@@ -299,3 +300,14 @@ def test_a_store_in_another_precision_is_cast(config, values, saved):
         store.load(saved, config.compute("bfloat16")),
         {path: np.asarray(value).astype("bfloat16") for path, value in values.items()},
     )
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_tied"])
+def test_every_row_regroups_axes_as_its_pattern_says(data_dir, model):
+    files = hf.Files(data_dir / "models" / model)
+    for row in hf.rows(hf_config.read(data_dir / "models" / model)):
+        tensor = files.read(row.name)
+        ours = einops.rearrange(tensor, row.pattern, **row.sizes)
+        assert ours.shape == row.shape
+        assert np.array_equal(row.read(tensor), ours), row.name
+        assert np.array_equal(row.write(ours), tensor), row.name
