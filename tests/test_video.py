@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from svlm_jax.data.image import as_frames, load_image
 from svlm_jax.data.pixels import QWEN_IMAGE, preprocess
-from svlm_jax.data.video import as_frames, load_image, read_video, sample_video, write_video
+from svlm_jax.data.video import read_video, sample_video, write_video
 from svlm_jax.errors import InputError
 
 av = pytest.importorskip("av")

@@ -9,8 +9,9 @@ from typing import Any
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.batch import Clip, Sample
 from svlm_jax.data.chat import Tokenizer, Turn, encode
+from svlm_jax.data.image import as_frames, load_image
 from svlm_jax.data.pixels import QWEN_IMAGE, STREAM_FRAME, PixelConfig, preprocess
-from svlm_jax.data.video import as_frames, load_image, read_video
+from svlm_jax.data.video import read_video
 from svlm_jax.errors import InputError
 from svlm_jax.hf_config import read_json
 from svlm_jax.spans import temporal_step
