@@ -51,12 +51,12 @@ class Inputs(NamedTuple):
     vision: VisionInput | None = None
 
 
-def bucket(size: int, sizes: Sequence[int], name: str) -> int:
+def bucket(size: int, sizes: Sequence[int], name: str, remedy: str = "use fewer or smaller frames, or a shorter prompt") -> int:
     """The smallest static size that holds `size`."""
     for candidate in sizes:
         if size <= candidate:
             return candidate
-    raise InputError(name, size, f"at most {sizes[-1]}", "use fewer or smaller frames, or a shorter prompt")
+    raise InputError(name, size, f"at most {sizes[-1]}", remedy)
 
 
 def window_order(grid: tuple[int, int, int], config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ REPLY_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class _Loop(NamedTuple):
-    """State of the decode loop: tokens so far [B, R], their number, which replies have ended [B], cache, ids seen [B, V]."""
+    """State of the decode loop: tokens so far [B, R], their number, which replies have ended [B], cache, ids seen [B, V], random key."""
 
     tokens: jax.Array
     count: jax.Array
@@ -50,7 +50,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise InputError("max_new_tokens", max_new_tokens, "at least 1", "ask for a token or more")
-    capacity = bucket(max_new_tokens, REPLY_BUCKETS, "max_new_tokens")
+    capacity = bucket(max_new_tokens, REPLY_BUCKETS, "max_new_tokens", "ask for fewer")
     graph, state = nnx.split(model)
     key, ends = jax.random.key(seed), jnp.array(eos or (-1,), jnp.int32)
     tokens, count = _generate(graph, state, inputs, key, ends, max_new_tokens, sampling=sampling, capacity=capacity)
