@@ -18,6 +18,7 @@ from svlm_jax.errors import InputError
 # Padded static sizes. A stream has one resolution and so one bucket; captions of any image share a few compilations.
 TOKEN_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
 PATCH_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+SMALLER = "use fewer or smaller frames, or a shorter prompt"
 NOTHING = (1, 0)  # first > last: a query that sees no slot
 
 
@@ -51,7 +52,7 @@ class Inputs(NamedTuple):
     vision: VisionInput | None = None
 
 
-def bucket(size: int, sizes: Sequence[int], name: str, remedy: str = "use fewer or smaller frames, or a shorter prompt") -> int:
+def bucket(size: int, sizes: Sequence[int], name: str, remedy: str = SMALLER) -> int:
     """The smallest static size that holds `size`."""
     for candidate in sizes:
         if size <= candidate:

@@ -25,7 +25,8 @@ REPLY_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 class _Loop(NamedTuple):
-    """State of the decode loop: tokens so far [B, R], their number, which replies have ended [B], cache, ids seen [B, V], random key."""
+    """State of the decode loop: tokens so far [B, R], their number, which replies have ended [B], the cache, ids seen [B, V],
+    the random key."""
 
     tokens: jax.Array
     count: jax.Array
