@@ -251,7 +251,7 @@ def h100():
     description = Path(__file__).with_name("h100.txtpb").read_text()
     try:
         there = topologies.get_topology_desc("h100", platform="cuda", target_config=description, topology="1x1x1")
-    except Exception as error:  # jax raises what its plugin raises
+    except (RuntimeError, ValueError) as error:  # NotImplementedError and JaxRuntimeError are RuntimeErrors
         got = f"h100 ({str(error).splitlines()[0]})"
         remedy = "pip install --no-deps jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, and put ptxas on PATH"
         raise InputError("--target", got, "the CUDA plugin", remedy) from None

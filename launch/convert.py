@@ -45,7 +45,9 @@ def main() -> None:
 
     source = local_directory(args.source)
     to = args.to or ("hf" if store.is_store(source) else "orbax")
-    beside = [directory / name for name in FILES for directory in (args.processor or source,) if (directory / name).is_file()]
+    places = [args.processor, source] if args.processor else [source]  # of a file in both, the processor's
+    found = {name: [place / name for place in places if (place / name).is_file()] for name in FILES}
+    beside = [paths[0] for paths in found.values() if paths]
     if not any(path.name in ("tokenizer.json", "vocab.json") for path in beside):
         print(f"note: no tokenizer in {args.processor or source}; --processor DIR adds one")
     print(f"{source} -> {args.target} ({to}, {args.dtype or 'same dtype'})")

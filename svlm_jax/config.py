@@ -13,7 +13,7 @@ from svlm_jax.errors import InputError
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "save_attention", "save_projections"]
 
-MERGER_EPS = 1e-6  # RMSNorm epsilon of the whole vision tower; not in any config.json
+VISION_EPS = 1e-6  # RMSNorm epsilon of the whole vision tower; not in any config.json
 VISION_ROPE_THETA = 10_000.0
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from svlm_jax import hf_config
-from svlm_jax.checkpoint import hf, store
+from svlm_jax.checkpoint import convert, hf
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.data.chat import Tokenizer
@@ -87,7 +87,7 @@ def from_pretrained(
     config = hf_config.read(directory)
     config = replace(config.compute(dtype or config.dtype), scan_layers=False)
     beside = Processor.from_directory(processor or directory, config)  # before the weights: a missing tokenizer shows at once
-    values = store.load(directory, config, mesh) if store.is_store(directory) else hf.load(directory, config, mesh, progress)
+    values = convert.load(directory, config, mesh, progress)
     return Pretrained(from_parameters(config, values), beside.tokenizer, beside, _eos(directory, config))
 
 

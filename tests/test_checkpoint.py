@@ -311,3 +311,11 @@ def test_every_row_regroups_axes_as_its_pattern_says(data_dir, model):
         assert ours.shape == row.shape
         assert np.array_equal(row.read(tensor), ours), row.name
         assert np.array_equal(row.write(ours), tensor), row.name
+
+
+def test_a_tensor_of_a_type_that_numpy_lacks_is_one_line(tmp_path):
+    header = b'{"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}'
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
+    with pytest.raises(InputError, match="got F8_E8M0, expected float32 or bfloat16; use the unquantised") as error:
+        hf.Files(tmp_path).read("a")
+    assert "\n" not in str(error.value)

@@ -76,6 +76,28 @@ def test_an_orbax_conversion_that_fails_leaves_nothing_either(tmp_path, tiny_dir
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_processor_given_does_not_lose_what_lies_beside_the_weights(tmp_path, tiny_dir, processor_dir):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_dir, source)
+    (source / "generation_config.json").write_text('{"eos_token_id": [435, 433], "top_k": 7}')
+    result = command("convert", source, tmp_path / "out", "--to", "hf", "--processor", processor_dir)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["top_k"] == 7
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
+
+
+def test_tensors_are_never_cast_unasked(tmp_path, tiny_dir):
+    source = tmp_path / "source"
+    shutil.copytree(tiny_dir, source)
+    raw = json.loads((source / "config.json").read_text()) | {"torch_dtype": "bfloat16"}
+    (source / "config.json").write_text(json.dumps(raw))
+    line = refusal(command("convert", source, tmp_path / "out", "--to", "hf", "--verify"))
+    assert "tensors of float32" in line
+    assert "--dtype" in line
+    result = command("convert", source, tmp_path / "out", "--to", "hf", "--verify", "--dtype", "float32")
+    assert result.returncode == 0, result.stderr
+
+
 def test_an_existing_target_is_never_touched(tmp_path, tiny_dir):
     (tmp_path / "out").mkdir()
     assert "already" in refusal(command("convert", tiny_dir, tmp_path / "out"))

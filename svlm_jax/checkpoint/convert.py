@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jax.sharding import Mesh
 
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf, store
@@ -61,6 +62,15 @@ def _remove(draft: Path) -> None:
     warnings.warn(f"could not remove {draft}", stacklevel=2)
 
 
+def load(
+    directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, progress: hf.Progress | None = None
+) -> hf.Parameters:
+    """Parameters of a directory of either form (`hf.load`, `store.load`)."""
+    if store.is_store(directory):
+        return store.load(directory, config, mesh)
+    return hf.load(directory, config, mesh, progress)
+
+
 def convert(
     source: str | Path,
     target: str | Path,
@@ -76,7 +86,7 @@ def convert(
 
     Args:
         beside: tokenizer and processor files to put next to the weights.
-        dtype: of the parameters written; the source's by default.
+        dtype: of the parameters written; by default that of the source's config.json, which its tensors must then have.
         verify: read source and result again and compare every tensor bit by bit before the result gets its name.
 
     Returns:
@@ -86,12 +96,14 @@ def convert(
         InputError: a source that does not fit its config, a target that exists, a full disk, a result that differs.
     """
     config = hf_config.read(source)
+    if dtype is None and not store.is_store(source):
+        _check_dtypes(hf.Files(source), config)
     stacked = to == "orbax" or store.is_store(source)  # an export reads layers out of the stacks it is given
     config = replace(config.compute(dtype or config.param_dtype), scan_layers=stacked)
     with whole(target) as draft:
         for path in beside:
             shutil.copy(path, draft)
-        values = _load(source, config, progress)
+        values = load(source, config, progress=progress)
         if to == "orbax":
             store.save(draft, config, values)
         else:
@@ -102,10 +114,12 @@ def convert(
     return config
 
 
-def _load(directory: str | Path, config: ModelConfig, progress: hf.Progress | None = None) -> hf.Parameters:
-    if store.is_store(directory):
-        return store.load(directory, config)
-    return hf.load(directory, config, progress=progress)
+def _check_dtypes(files: hf.Files, config: ModelConfig) -> None:
+    """Refuse to cast what nobody asked to cast."""
+    stored = sorted({files.dtype(name) for name in files.files})
+    if stored != [config.param_dtype]:
+        expected = f"{config.param_dtype} alone, as its config.json says"
+        raise InputError(str(files.directory), f"tensors of {', '.join(stored)}", expected, "choose with --dtype")
 
 
 def _verify(source: str | Path, result: Path, config: ModelConfig) -> None:

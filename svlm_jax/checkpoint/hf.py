@@ -183,12 +183,22 @@ class Files:
         stored, file = self.files[name]
         return tuple(self._slice(stored, file).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """How a tensor is stored: "float32", "bfloat16", or the file's own word for any other type."""
+        word = str(self._slice(*self.files[name]).get_dtype())
+        return {"F32": "float32", "BF16": "bfloat16"}.get(word, word)
+
     def read(self, name: str) -> np.ndarray:
+        import safetensors
+
         stored, file = self.files[name]
+        where = f"{self.directory / file} {stored}"
         try:
             return self._handle(file).get_tensor(stored)
-        except Exception as error:  # safetensors raises its own and numpy's errors alike
-            raise InputError(f"{self.directory / file} {stored}", error, "a whole tensor", "download the file again") from error
+        except AttributeError:  # what safetensors raises for a type that numpy lacks
+            raise InputError(where, self.dtype(name), "float32 or bfloat16", "use the unquantised checkpoint") from None
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(where, error, "a whole tensor", "download the file again") from error
 
     def _slice(self, stored: str, file: str):
         import safetensors

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from svlm_jax.config import MERGER_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
+from svlm_jax.config import VISION_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
 from svlm_jax.inputs import VisionInput
 from svlm_jax.model.attention import attention
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm
@@ -42,8 +42,8 @@ class VisionBlock(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
     def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
-        self.norm1 = RMSNorm(config.hidden_size, MERGER_EPS, dtype=dtype)
-        self.norm2 = RMSNorm(config.hidden_size, MERGER_EPS, dtype=dtype)
+        self.norm1 = RMSNorm(config.hidden_size, VISION_EPS, dtype=dtype)
+        self.norm2 = RMSNorm(config.hidden_size, VISION_EPS, dtype=dtype)
         self.attention = VisionAttention(config, dtype=dtype, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
 
@@ -59,7 +59,7 @@ class Merger(nnx.Module):
 
     def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
         wide = config.hidden_size * config.merge_unit
-        self.norm = RMSNorm(config.hidden_size, MERGER_EPS, dtype=dtype)
+        self.norm = RMSNorm(config.hidden_size, VISION_EPS, dtype=dtype)
         self.up = Linear(wide, wide, bias=True, dtype=dtype, rngs=rngs)
         self.down = Linear(wide, config.out_hidden_size, bias=True, dtype=dtype, rngs=rngs)
 

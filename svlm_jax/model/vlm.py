@@ -87,11 +87,6 @@ def from_parameters(config: ModelConfig, values: Mapping[str, Any]) -> QwenVL:
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
-def random_model(config: ModelConfig, seed: int = 0) -> QwenVL:
-    """A freshly initialised model (normal 0.02), for tests, benchmarks and training from nothing."""
-    return QwenVL(config, nnx.Rngs(seed))
-
-
 def _dotted(path: tuple) -> str:
     return ".".join(str(part) for part in path)
 
