@@ -1,4 +1,4 @@
-"""What the model takes: two tuples of arrays, and how images and clips are laid out in them. numpy only, so that data workers
+"""What the model takes: two bundles of arrays, and how images and clips are laid out in them. numpy only, so that data workers
 can build them (`model/vision` registers VisionInput as a jax pytree).
 
 Patches travel in WINDOW ORDER: every attention window of the vision tower is one contiguous run, so the tower never permutes
