@@ -21,15 +21,25 @@ class Kind(IntEnum):
     REPLY = 4
 
 
+class Part(IntEnum):
+    """Where in its turn a span stands: HEAD is the markup that opens the turn, TAIL what closes it; of a user turn BODY is the
+    time text and TAIL begins with the question, of a reply TAIL begins with its last word (the " ..." of trained models)."""
+
+    HEAD = 0
+    BODY = 1
+    TAIL = 2
+
+
 class Span(NamedTuple):
-    """A run of `length` tokens of one kind in one turn. VISION spans are the pads alone (the markers are text) and carry their
-    patch grid (t, h, w) and `step`, the temporal positions from one t to the next."""
+    """A run of `length` tokens of one kind in one turn. Pads carry their patch grid (t, h, w) and `step`, the temporal positions
+    from one t to the next; a VISION span without a grid is the marker before or after them."""
 
     kind: Kind
     length: int
     turn: int = 0
     grid: tuple[int, int, int] | None = None
     step: float = 1.0
+    part: Part = Part.BODY
 
 
 def temporal_step(tokens_per_second: int, temporal_patch_size: int, fps: float | int) -> float:
@@ -67,3 +77,11 @@ def positions(spans: Iterable[Span], merge: int = 2, start: float = 0.0) -> np.n
 def total(spans: Sequence[Span]) -> int:
     """Tokens in a list of spans."""
     return sum(span.length for span in spans)
+
+
+def truncate(length: int, first: int, last: int) -> tuple[range, range]:
+    """Places of a run of tokens that survive: the first `first` and the last `last` of `length`; all of them when the two
+    would meet. The rule of sink and sliding window, for streaming and for training data."""
+    if first + last >= length:
+        return range(length), range(length, length)
+    return range(first), range(length - last, length)

@@ -1,6 +1,7 @@
 """Chat turns to tokens and spans, in the Qwen format. Host side: numpy, never jax.
 
 Text between vision blocks is tokenised in one piece; the markers are special tokens, so the pieces tokenise as the whole does.
+`encode` renders a conversation; `opening`, `user_turn` and `reply_turn` the turns of a stream, which training data shares.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,9 +11,10 @@ import numpy as np
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.batch import Clip, Sample
-from svlm_jax.spans import Kind, Span, vision_span
+from svlm_jax.spans import Kind, Part, Span, vision_span
 
 SYSTEM_PROMPT = "You are a helpful assistant."
+PREVIOUS_HEAD, TURN_HEAD, TURN_END = 4, 3, 2  # tokens of <|im_start|>previous text\n, <|im_start|>user\n, <|im_end|>\n
 _KINDS = {"system": Kind.SYSTEM, "previous text": Kind.PREVIOUS, "user": Kind.USER_TEXT, "assistant": Kind.REPLY}
 
 
@@ -70,3 +72,76 @@ def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, 
     if reply:
         say("<|im_start|>assistant\n", Kind.REPLY, len(turns))
     return Sample(np.array(ids, np.int32), tuple(spans), tuple(clips))
+
+
+class Tokens(NamedTuple):
+    """A run of tokens: ids int32 [n] and the spans that add up to n."""
+
+    ids: np.ndarray
+    spans: tuple[Span, ...]
+
+    @classmethod
+    def join(cls, *runs: tuple[Span, list[int]]) -> "Tokens":
+        ids = [token for _, tokens in runs for token in tokens]
+        return cls(np.array(ids, np.int32), tuple(span for span, _ in runs if span.length))
+
+
+def opening(previous: str, tokenizer: Tokenizer) -> Tokens:
+    """What a stream begins with: the system turn and the previous-text turn (empty or not)."""
+    system = tokenizer.encode(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n", add_special_tokens=False)
+    turn = tokenizer.encode(f"<|im_start|>previous text\n{previous}<|im_end|>\n", add_special_tokens=False)
+    head, body, tail = turn[:PREVIOUS_HEAD], turn[PREVIOUS_HEAD:-TURN_END], turn[-TURN_END:]
+    return Tokens.join(
+        _run(Kind.SYSTEM, system, 0, Part.BODY),
+        _run(Kind.PREVIOUS, head, 0, Part.HEAD),
+        _run(Kind.PREVIOUS, body, 0, Part.BODY),
+        _run(Kind.PREVIOUS, tail, 0, Part.TAIL),
+    )
+
+
+def user_turn(
+    start: float | int,
+    end: float | int,
+    grid: tuple[int, int, int],
+    step: float | int,
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    *,
+    question: str = "",
+    blank: bool = False,
+    turn: int = 0,
+) -> Tokens:
+    """The user turn of one chunk, and the header of the reply to it.
+
+    Args:
+        start, end: seconds, printed with one decimal.
+        grid, step: of the chunk's frames.
+        question: stands after the vision.
+        blank: a blank after the time text, as training data has it in all turns but the first.
+        turn: its number.
+    """
+    text = f"<|im_start|>user\nTime={start:.1f}-{end:.1f}s{' ' if blank else ''}"
+    time = tokenizer.encode(text, add_special_tokens=False)
+    tail = tokenizer.encode(f"{question}<|im_end|>\n", add_special_tokens=False)
+    head = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
+    pads = vision_span(grid, config.vision.spatial_merge_size, turn, step)
+    return Tokens.join(
+        _run(Kind.USER_TEXT, time[:TURN_HEAD], turn, Part.HEAD),
+        _run(Kind.USER_TEXT, time[TURN_HEAD:], turn, Part.BODY),
+        _run(Kind.VISION, [config.vision_start_token_id], turn, Part.HEAD),
+        (pads, [config.video_token_id] * pads.length),
+        _run(Kind.VISION, [config.vision_end_token_id], turn, Part.TAIL),
+        _run(Kind.USER_TEXT, tail, turn, Part.TAIL),
+        _run(Kind.REPLY, head, turn, Part.HEAD),
+    )
+
+
+def reply_turn(tokens: Sequence[int], turn: int) -> tuple[Span, ...]:
+    """Spans of the tokens of a reply, its <|im_end|> included: the last two are the TAIL (" ..." and <|im_end|>)."""
+    tail = min(TURN_END, len(tokens))
+    body = Span(Kind.REPLY, len(tokens) - tail, turn), Span(Kind.REPLY, tail, turn, part=Part.TAIL)
+    return tuple(span for span in body if span.length)
+
+
+def _run(kind: Kind, tokens: list[int], turn: int, part: Part) -> tuple[Span, list[int]]:
+    return Span(kind, len(tokens), turn, part=part), tokens
