@@ -1,7 +1,9 @@
-"""What a model is: frozen dataclasses and the presets of the published sizes (`hf_config` reads and writes config.json).
+"""What a model is and how a stream is run: frozen dataclasses, and the presets of the published sizes (`hf_config` reads and
+writes config.json).
 
-Owns the field names (the Hugging Face ones) and the checks between them. Knows nothing of arrays.
-Units: sizes in elements, `window_size` and `patch_size` in pixels, `tokens_per_second` in temporal positions a second.
+Owns the field names (of a model: the Hugging Face ones) and the checks between them. Knows nothing of arrays.
+Units: sizes in elements, `window_size` and `patch_size` in pixels, `tokens_per_second` in temporal positions a second; of a
+stream: windows in chunks, sink, slide and replies in tokens.
 """
 
 import json
@@ -12,6 +14,8 @@ from svlm_jax.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "save_attention", "save_projections"]
+Mode = Literal["streaming", "full", "window", "recompute"]
+Rebase = Literal["shrink", "append"]
 
 VISION_EPS = 1e-6  # RMSNorm epsilon of the whole vision tower; not in any config.json
 VISION_ROPE_THETA = 10_000.0
@@ -155,6 +159,62 @@ class ModelConfig:
         """End-of-sequence ids that config.json names (generation_config.json, when there, has the last word)."""
         eos = json.loads(self.hf_extra).get("text_config", {}).get("eos_token_id")
         return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """What a stream keeps and how it counts (StreamingVLM, arXiv 2510.09608, section 3; the defaults are the paper's).
+
+    Attributes:
+        mode: "streaming" (compact cache), "full" (nothing is evicted), "window" (everything is forgotten every
+            `window_chunks`), "recompute" (windows, but no cache: each chunk computes all that is retained anew).
+        vision_window: chunks whose frames are retained.
+        text_rounds: newest replies that stay turns of their own; the words of older ones move into the previous text.
+        sink, slide: words that are retained at the beginning of the previous text, and tokens at its end; None: all of it.
+        rebase: "shrink" gives the retained tokens contiguous positions every chunk, "append" leaves them as computed.
+        axes: 3 (M-RoPE) or 1 (all tokens count up by one: what LiveCC was trained with).
+        fps, chunk_seconds: frames a second, and seconds a chunk; an even number of frames a chunk.
+        max_new_tokens: longest reply.
+        question_tokens: room for questions that are retained at one time.
+    """
+
+    mode: Mode = "streaming"
+    vision_window: int = 16
+    text_rounds: int = 16
+    sink: int | None = 512
+    slide: int | None = 512
+    rebase: Rebase = "shrink"
+    axes: int = 3
+    window_chunks: int = 100
+    fps: float | int = 2.0
+    chunk_seconds: float | int = 1.0
+    max_new_tokens: int = 20
+    question_tokens: int = 256
+
+    @property
+    def chunk_frames(self) -> int:
+        return round(self.fps * self.chunk_seconds)
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a largest number of retained tokens."""
+        return self.mode == "window" or (self.mode != "full" and self.sink is not None)
+
+    def __post_init__(self) -> None:
+        for name, known in (("mode", get_args(Mode)), ("rebase", get_args(Rebase)), ("axes", (1, 3))):
+            if getattr(self, name) not in known:
+                raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(map(str, known))}", "choose one of them")
+        for name in ("vision_window", "text_rounds", "window_chunks", "max_new_tokens", "question_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(name, getattr(self, name), "1 or more", "raise it")
+        if (self.sink is None) != (self.slide is None):
+            raise InputError("sink and slide", f"{self.sink} and {self.slide}", "two numbers, or neither", "set both")
+        if self.sink is not None and self.slide is not None and (self.sink < 0 or self.slide < 1):
+            raise InputError("sink and slide", f"{self.sink} and {self.slide}", "0 or more, and 1 or more", "raise them")
+        frames = self.fps * self.chunk_seconds
+        if not (0 < frames < 10_000 and frames == round(frames) and round(frames) % 2 == 0):
+            got = f"{self.fps:g} fps in chunks of {self.chunk_seconds:g} s"
+            raise InputError("fps", got, "an even number of frames a chunk", "2 fps and 1 s are usual")
 
 
 def preset(name: str) -> ModelConfig:

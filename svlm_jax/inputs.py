@@ -8,6 +8,7 @@ sample, so vision shards over the batch like everything else.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,6 +78,50 @@ def window_order(grid: tuple[int, int, int], config: VisionConfig) -> tuple[np.n
     return units, window[units]
 
 
+class Layout(NamedTuple):
+    """How the patches of some grids stand in a bucket. order [n] int: the patch (in patchify order, over all grids) at each
+    place. place, window, frame, frame_span: as in VisionInput. rows [M] int32: where merged unit m, counted over all grids in
+    patchify order, stands among the vision tower's outputs."""
+
+    order: np.ndarray
+    place: np.ndarray
+    window: np.ndarray
+    frame: np.ndarray
+    rows: np.ndarray
+    frame_span: int
+
+
+@lru_cache(maxsize=64)
+def layout(grids: tuple[tuple[int, int, int], ...], config: VisionConfig, size: int) -> Layout:
+    """The layout of images and clips one after the other in a bucket of `size` patches (a stream asks for one every chunk)."""
+    unit = config.merge_unit
+    place = np.zeros((size, 2), np.int32)
+    window, frame = (np.full((size, 2), NOTHING, np.int32) for _ in range(2))
+    orders, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    start = 0
+    for grid in grids:
+        t, h, w = grid
+        count = t * h * w
+        if start + count > size:
+            raise ValueError(f"vision bucket of {size} patches: got {start + count}")
+        units, numbers = window_order(grid, config)
+        order = (units[:, None] * unit + np.arange(unit)).reshape(-1)
+        here = slice(start, start + count)
+        orders.append(start + order)
+        place[here] = _places(grid, config.spatial_merge_size)[order]
+        window[here] = start + _runs(np.repeat(numbers, unit))
+        frame[here] = start + _runs(np.repeat(np.arange(t), h * w))
+        inverse = np.empty_like(units)
+        inverse[units] = np.arange(len(units))
+        rows.append(start // unit + inverse)
+        start += count
+    frame_span = bucket(max((h * w for _, h, w in grids), default=1), PATCH_BUCKETS, "patches in a frame")
+    arrays = (np.concatenate(orders), place, window, frame, np.concatenate(rows).astype(np.int32))
+    for array in arrays:
+        array.flags.writeable = False
+    return Layout(*arrays, frame_span)
+
+
 def lay_out(clips: Sequence[tuple[np.ndarray, tuple[int, int, int]]], config: VisionConfig, size: int):
     """Put images and clips of one sample one after the other, in window order, padded to `size` patches.
 
@@ -85,35 +130,24 @@ def lay_out(clips: Sequence[tuple[np.ndarray, tuple[int, int, int]]], config: Vi
         size: patches in the bucket.
 
     Returns:
-        A VisionInput without batch axis, and rows [M] int32: where merged unit m, counted over all clips in patchify order,
-        stands among the vision tower's outputs.
+        A VisionInput without batch axis, and the rows of its `layout`.
     """
-    unit = config.merge_unit
+    for pixels, (t, h, w) in clips:
+        if pixels.shape != (t * h * w, config.patch_dim):
+            raise ValueError(f"patches of grid {(t, h, w)}: got {pixels.shape}, expected ({t * h * w}, {config.patch_dim})")
+    laid = layout(tuple(grid for _, grid in clips), config, size)
     patches = np.zeros((size, config.patch_dim), np.float32)
-    place = np.zeros((size, 2), np.int32)
-    window, frame = (np.full((size, 2), NOTHING, np.int32) for _ in range(2))
-    rows: list[np.ndarray] = []
-    start = 0
-    for pixels, grid in clips:
-        t, h, w = grid
-        count = t * h * w
-        if pixels.shape != (count, config.patch_dim):
-            raise ValueError(f"patches of grid {grid}: got shape {pixels.shape}, expected ({count}, {config.patch_dim})")
-        if start + count > size:
-            raise ValueError(f"vision bucket of {size} patches: got {start + count}")
-        units, numbers = window_order(grid, config)
-        order = (units[:, None] * unit + np.arange(unit)).reshape(-1)
-        here = slice(start, start + count)
-        patches[here] = pixels[order]
-        place[here] = _places(grid, config.spatial_merge_size)[order]
-        window[here] = start + _runs(np.repeat(numbers, unit))
-        frame[here] = start + _runs(np.repeat(np.arange(t), h * w))
-        inverse = np.empty_like(units)
-        inverse[units] = np.arange(len(units))
-        rows.append(start // unit + inverse)
-        start += count
-    frame_span = bucket(max((grid[1] * grid[2] for _, grid in clips), default=1), PATCH_BUCKETS, "patches in a frame")
-    return VisionInput(patches, place, window, frame, frame_span), np.concatenate(rows or [np.zeros(0)]).astype(np.int32)
+    if clips:
+        pixels = clips[0][0] if len(clips) == 1 else np.concatenate([pixels for pixels, _ in clips])
+        np.take(pixels, laid.order, axis=0, out=patches[: len(laid.order)])
+    return VisionInput(patches, laid.place, laid.window, laid.frame, laid.frame_span), laid.rows
+
+
+def stack(clips: Sequence[VisionInput]) -> VisionInput:
+    """A batch of what `lay_out` made of each sample."""
+    names = ("patches", "place", "window", "frame")
+    arrays = {name: np.stack([getattr(clip, name) for clip in clips]) for name in names}
+    return VisionInput(**arrays, frame_span=max(clip.frame_span for clip in clips))
 
 
 def _places(grid: tuple[int, int, int], merge: int) -> np.ndarray:

@@ -109,12 +109,19 @@ def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
     return NamedSharding(mesh, spec(("batch", *(None,) * (ndim - 1))))
 
 
+def sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+    """Sharding of an activation or a cache by its logical axes; an axis that does not divide (a batch of one) stays whole."""
+    return NamedSharding(mesh, spec(_divisible(mesh, shape, axes)))
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """Pin an activation to its logical axes when a mesh is set (`jax.set_mesh`); an axis that does not divide (a batch of one)
-    stays whole."""
+    """Pin an activation to its logical axes when a mesh is set (`jax.set_mesh`), as `sharding` does."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(name not in mesh.axis_names for name in AXES):
         return x
+    return jax.lax.with_sharding_constraint(x, spec(_divisible(mesh, x.shape, axes)))
+
+
+def _divisible(mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
     ways = (math.prod(mesh.shape[name] for name in RULES[axis]) for axis in axes)
-    whole = tuple(None if size % n else axis for size, axis, n in zip(x.shape, axes, ways, strict=True))
-    return jax.lax.with_sharding_constraint(x, spec(whole))
+    return tuple(None if size % n else axis for size, axis, n in zip(shape, axes, ways, strict=True))

@@ -31,8 +31,8 @@ class Part(IntEnum):
 
 
 class Span(NamedTuple):
-    """A run of `length` tokens of one kind in one turn. Pads carry their patch grid (t, h, w) and `step`, the temporal positions
-    from one t to the next; a VISION span without a grid is the marker before or after them."""
+    """A run of `length` tokens of one kind in one turn. Pads carry their patch grid (t, h, w) and `step`, the temporal
+    positions from one t to the next; a VISION span without a grid is the marker before or after them."""
 
     kind: Kind
     length: int

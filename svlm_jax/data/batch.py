@@ -7,7 +7,7 @@ import numpy as np
 
 from svlm_jax.config import VisionConfig
 from svlm_jax.errors import InputError
-from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, Inputs, VisionInput, bucket, lay_out
+from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, Inputs, VisionInput, bucket, lay_out, stack
 from svlm_jax.spans import Span, positions, total
 
 
@@ -74,10 +74,4 @@ def collate(
         if asked != given:
             raise ValueError(f"sample {b}: spans of grids {asked}, clips of {given}")
         rows[b, here][seen] = order
-    return Inputs(ids, index, place, rows, _stack(clips) if patches else None)
-
-
-def _stack(clips: Sequence[VisionInput]) -> VisionInput:
-    names = ("patches", "place", "window", "frame")
-    arrays = {name: np.stack([getattr(clip, name) for clip in clips]) for name in names}
-    return VisionInput(**arrays, frame_span=max(clip.frame_span for clip in clips))
+    return Inputs(ids, index, place, rows, stack(clips) if patches else None)

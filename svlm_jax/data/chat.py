@@ -25,6 +25,10 @@ class Tokenizer(Protocol):
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
+    def get_added_vocab(self) -> dict[str, int]: ...
+
+    def __len__(self) -> int: ...
+
 
 class Turn(NamedTuple):
     """One turn: role ("system", "previous text", "user", "assistant") and its text and clips in order."""

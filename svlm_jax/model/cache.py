@@ -1,19 +1,29 @@
 """The key-value cache: a functional pytree of static capacity, written in place under jit.
 
-Owns what is held and where; knows nothing of why (the host decides what is written and what survives). Keys are UNROTATED and
-rotated on use from the position of their slot, so contiguous RoPE is a change of `positions` and nothing cached is rewritten.
-One array a layer, head-major: the layout in which XLA neither copies nor transposes the cache around a decode loop.
+Owns what is held and where; knows nothing of why. The host (stream/policy) decides which token goes into which slot and what
+survives; its decision arrives once a chunk as `index` and `positions` of every slot (`arrange`), so eviction, the move of old
+replies and contiguous RoPE touch these two small arrays and no key or value. Slots are in any order: they are used again as
+they become free, like those of a ring buffer, and what a token sees is decided by indexes alone. A slot whose index is larger
+than that of a query is invisible to it, so the slots of a reply are described before the reply is made.
 
-Axes: B batch, K kv heads, S slots, H head dim.
+Keys are UNROTATED and rotated on use from the position of their slot. One array a layer, head-major: the layout in which XLA
+neither copies nor transposes the cache around a decode loop.
+
+Axes: B batch (streams), K kv heads, S slots, H head dim, T new tokens.
 """
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.config import TextConfig
+from svlm_jax.sharding import constrain, sharding
+
+LOGICAL = ("batch", "heads", None, None)  # axes of keys and values; index and positions are small and whole
 
 
 class Cache(NamedTuple):
@@ -26,25 +36,26 @@ class Cache(NamedTuple):
     positions: jax.Array
 
     @classmethod
-    def empty(cls, config: TextConfig, batch: int, capacity: int, dtype: str) -> "Cache":
-        """A cache of `capacity` slots a stream, all empty."""
+    def empty(cls, config: TextConfig, batch: int, capacity: int, dtype: str, mesh: Mesh | None = None) -> "Cache":
+        """A cache of `capacity` slots a stream, all empty; over a mesh, streams are cut over data and heads over tensor."""
         shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
-        keys, values = (tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers)) for _ in range(2))
+        place = None if mesh is None else sharding(mesh, shape, LOGICAL)
+        keys, values = (tuple(jnp.zeros(shape, dtype, device=place) for _ in range(config.num_hidden_layers)) for _ in range(2))
         return cls(keys, values, jnp.full((batch, capacity), -1, jnp.int32), jnp.zeros((batch, 3, capacity), jnp.float32))
 
     @property
     def capacity(self) -> int:
         return self.index.shape[1]
 
-    def place(self, index: Int[Array, "B T"], positions: Float32[Array, "B 3 T"], start: Int[Array, ""]) -> "Cache":
-        """Describe the slots start .. start+T of every stream: index [B, T], positions [B, 3, T]. The caller keeps
-        start + T <= capacity (dynamic_update_slice would clamp, not wrap)."""
-        return self._replace(
-            index=jax.lax.dynamic_update_slice(self.index, index.astype(jnp.int32), (0, start)),
-            positions=jax.lax.dynamic_update_slice(self.positions, positions.astype(jnp.float32), (0, 0, start)),
-        )
+    def arrange(self, index: Int[Array | np.ndarray, "B S"], positions: Float32[Array | np.ndarray, "B 3 S"]) -> "Cache":
+        """Describe every slot anew: what survives, in which order, at which positions."""
+        return self._replace(index=jnp.asarray(index), positions=jnp.asarray(positions))
 
 
-def write(held: Float[Array, "B K S H"], new: Float[Array, "B T K H"], start: Int[Array, ""]) -> Float[Array, "B K S H"]:
-    """Write new [B, T, K, H] into held [B, K, S, H] at slots start .. start+T."""
-    return jax.lax.dynamic_update_slice(held, new.swapaxes(1, 2).astype(held.dtype), (0, 0, start, 0))
+def write(
+    held: Float[Array, "B K S H"], new: Float[Array, "B T K H"], slots: Int[Array | np.ndarray, "B T"]
+) -> Float[Array, "B K S H"]:
+    """Write new [B, T, K, H] into held [B, K, S, H] at slots [B, T]; what has a slot of S or more (padding, streams that are
+    done) is dropped."""
+    rows = jnp.arange(held.shape[0])[:, None]
+    return constrain(held.at[rows, :, slots].set(new.astype(held.dtype), mode="drop"), *LOGICAL)

@@ -32,14 +32,14 @@ _POLICIES = {
 
 class Seen(NamedTuple):
     """What every layer of one pass shares: rotation of the new tokens; range of indexes each sees; index and rotation of the
-    slots; where the new tokens go in the cache (None without a cache)."""
+    slots; into which slots the new tokens go [B, T] (None without a cache)."""
 
     rotary: Rotary
     first: jax.Array
     last: jax.Array
     index: jax.Array
     slot_rotary: Rotary
-    start: jax.Array | None
+    slots: jax.Array | None
 
 
 class TextAttention(nnx.Module):
@@ -57,10 +57,10 @@ class TextAttention(nnx.Module):
         """x [B, T, D] -> (out [B, T, D], this layer's keys and values [B, K, S, H] with the new tokens in them)."""
         q = rotate(constrain(self.q(x), "batch", "length", "heads", None), seen.rotary, head_axis=2)
         k, v = self.k(x), self.v(x)
-        if held is None or seen.start is None:
+        if held is None or seen.slots is None:
             k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
         else:
-            k, v = write(held[0], k, seen.start), write(held[1], v, seen.start)
+            k, v = write(held[0], k, seen.slots), write(held[1], v, seen.slots)
         out = attention(q, k, v, first=seen.first, last=seen.last, index=seen.index, rotary=seen.slot_rotary)
         return self.out(checkpoint_name(out, "attention")), (k, v)
 
@@ -132,18 +132,18 @@ class Decoder(nnx.Module):
         x: Float[Array, "B T D"],
         index: Int[Array, "B T"],
         positions: Float32[Array, "B 3 T"],
+        slots: Int[Array, "B T"],
         cache: Cache,
-        start: Int[Array, ""],
     ) -> tuple[Float[Array, "B T D"], Cache]:
-        """New tokens on top of a cache: as above, and their keys and values go into the slots start .. start+T.
+        """New tokens on top of a cache that describes them (`Cache.arrange`): as above, and their keys and values go into
+        `slots`; those with a slot beyond the capacity are held nowhere.
 
         Raises:
             ValueError: the decoder is stacked (`unstack` its parameters first).
         """
         if self.scan:
             raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack its parameters first")
-        cache = cache.place(index, positions, start)
-        seen = Seen(self._rotary(positions), *_range(index), cache.index, self._rotary(cache.positions), start)
+        seen = Seen(self._rotary(positions), *_range(index), cache.index, self._rotary(cache.positions), slots)
         keys, values = [], []
         for layer, k, v in zip(self.layers, cache.keys, cache.values, strict=True):
             x, (k, v) = layer(x, seen, (k, v))

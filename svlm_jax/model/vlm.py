@@ -29,22 +29,27 @@ class QwenVL(nnx.Module):
         self.vision = VisionTower(config, rngs)
         self.text = Decoder(config, rngs)
 
-    def embed(self, inputs: Inputs) -> Float[Array, "B T D"]:
-        """Embeddings [B, T, D] with the vision rows in their places."""
+    def embed(self, inputs: Inputs, features: Float[Array, "B M D"] | None = None) -> Float[Array, "B T D"]:
+        """Embeddings [B, T, D] with the vision rows in their places: `features` [B, M, D], or what the vision tower makes of
+        `inputs.vision`."""
         x = self.text.embed(jnp.asarray(inputs.ids))
-        if inputs.vision is None:
+        if inputs.vision is not None:
+            features = self.vision(inputs.vision)
+        if features is None:
             return x
         rows = jnp.asarray(inputs.rows)[..., None]
-        features = self.vision(inputs.vision).astype(x.dtype)
-        return jnp.where(rows >= 0, jnp.take_along_axis(features, jnp.maximum(rows, 0), axis=1), x)
+        return jnp.where(rows >= 0, jnp.take_along_axis(features.astype(x.dtype), jnp.maximum(rows, 0), axis=1), x)
 
     def hidden(self, inputs: Inputs) -> Float[Array, "B T D"]:
         """Final hidden states of whole sequences."""
         return self.text(self.embed(inputs), jnp.asarray(inputs.index), jnp.asarray(inputs.positions))
 
-    def extend(self, inputs: Inputs, cache: Cache, start: Int[Array, ""]) -> tuple[Float[Array, "B T D"], Cache]:
-        """Final hidden states of new tokens on top of a cache, which gets them in the slots start .. start+T."""
-        return self.text.extend(self.embed(inputs), jnp.asarray(inputs.index), jnp.asarray(inputs.positions), cache, start)
+    def extend(
+        self, inputs: Inputs, slots: Int[Array, "B T"], cache: Cache, features: Float[Array, "B M D"] | None = None
+    ) -> tuple[Float[Array, "B T D"], Cache]:
+        """Final hidden states of new tokens on top of a cache that describes them, which gets them in `slots` [B, T]."""
+        x = self.embed(inputs, features)
+        return self.text.extend(x, jnp.asarray(inputs.index), jnp.asarray(inputs.positions), slots, cache)
 
     def __call__(self, inputs: Inputs) -> Float32[Array, "B T V"]:
         """Logits of whole sequences (each token sees itself and what comes before)."""

@@ -67,12 +67,13 @@ def kept(logits: Float32[Array, "B V"], sampling: Sampling) -> tuple[Float32[Arr
 
 
 def sample(
-    logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], key: Key[Array, ""], sampling: Sampling
+    logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], keys: Key[Array, " B"], sampling: Sampling
 ) -> Int32[Array, " B"]:
-    """The next token [B] int32 from logits [B, V] float32 and the seen ids [B, V] bool."""
+    """The next token [B] int32 from logits [B, V] float32, the seen ids [B, V] bool and a random key for each row, so that a
+    row's draw does not depend on its neighbours."""
     processed = scores(logits, seen, sampling)
     if sampling.temperature == 0:
         return jnp.argmax(processed, axis=-1).astype(jnp.int32)
     top, ids = kept(processed, sampling)
-    choice = jax.random.categorical(key, top, axis=-1)
+    choice = jax.vmap(jax.random.categorical)(keys, top)
     return jnp.take_along_axis(ids, choice[:, None], axis=1)[:, 0].astype(jnp.int32)

@@ -1,0 +1,151 @@
+"""The retained sequence of one stream on the host: ids, spans, positions and slots, carried from chunk to chunk.
+
+`next_turn` applies what `policy` decides and appends the user turn, `with_reply` what was generated. Both return a new value.
+Knows no device. Units: places and slots in tokens, seconds on the video's clock.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from svlm_jax.config import ModelConfig, StreamConfig
+from svlm_jax.data.batch import Clip
+from svlm_jax.data.chat import TURN_END, Tokenizer, Tokens, reply_turn, user_turn
+from svlm_jax.errors import InputError
+from svlm_jax.spans import Kind, Part, Span
+from svlm_jax.stream import policy
+from svlm_jax.stream.policy import NOWHERE
+
+
+class Chunk(NamedTuple):
+    """One step of video for one stream: seconds [start, end), its frames as patches, and a question that comes with it."""
+
+    start: float
+    end: float
+    clip: Clip
+    question: str = ""
+
+
+class Sequence(NamedTuple):
+    """What a stream retains, in order, and how it began.
+
+    ids, slots [n] int32 (slot NOWHERE: not computed yet), positions [3, n] float32, spans that add up to n. chunk counts the
+    chunks since the stream began, `since` is the one at which it was last begun afresh. clips: (turn, frames) of the retained
+    vision, for a mode that computes it again every chunk.
+    """
+
+    opening: Tokens
+    query: str
+    seed: int
+    chunk: int
+    since: int
+    ids: np.ndarray
+    slots: np.ndarray
+    positions: np.ndarray
+    spans: tuple[Span, ...]
+    clips: tuple[tuple[int, Clip], ...] = ()
+
+    @property
+    def cached(self) -> int:
+        """Tokens whose keys and values are held; the others follow them."""
+        return int(np.count_nonzero(self.slots >= 0))
+
+
+class Language(NamedTuple):
+    """What a stream needs of a tokenizer and a model: how turns are written, the ids of "\\n" and <|im_end|>."""
+
+    tokenizer: Tokenizer
+    config: ModelConfig
+    newline: np.ndarray
+    end: int
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, config: ModelConfig) -> "Language":
+        (end,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+        return cls(tokenizer, config, np.array(tokenizer.encode("\n", add_special_tokens=False), np.int32), end)
+
+    def never_said(self) -> tuple[int, ...]:
+        """Ids that no reply may hold: chat and vision markup other than <|im_end|>, and rows of the vocabulary without text."""
+        markup = set(self.tokenizer.get_added_vocab().values()) - {self.end}
+        return tuple(sorted(markup | set(range(len(self.tokenizer), self.config.text.vocab_size))))
+
+
+def start(opening: Tokens, query: str, seed: int) -> Sequence:
+    """A stream that has seen nothing."""
+    length = len(opening.ids)
+    nowhere, positions = np.full(length, NOWHERE, np.int32), np.zeros((3, length), np.float32)
+    return Sequence(opening, query, seed, 0, 0, opening.ids, nowhere, positions, opening.spans)
+
+
+def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Language) -> Sequence:
+    """What is retained when the reply to `chunk` begins: evicted, with the new turn, at its new positions. The slots of new
+    tokens are NOWHERE."""
+    if config.mode == "window" and held.chunk - held.since == config.window_chunks:
+        held = start(held.opening, held.query, held.seed)._replace(chunk=held.chunk, since=held.chunk)
+    number = held.chunk - held.since
+    spans, order = policy.evict(held.spans, number, config)
+    question = held.query + chunk.question if number == 0 else chunk.question
+    grid, step = chunk.clip.grid, chunk.clip.step
+    turn = user_turn(
+        chunk.start, chunk.end, grid, step, language.tokenizer, language.config, question=question, turn=held.chunk
+    )
+    ids, kept = [held.ids[order], turn.ids], spans
+    if spans[-1].kind == Kind.REPLY:  # every other turn has its "\n" already
+        ids.insert(1, language.newline)
+        kept += (Span(Kind.REPLY, len(language.newline), spans[-1].turn, part=Part.TAIL),)
+    kept += turn.spans
+    _check_questions(kept, config)
+    sequence = np.concatenate(ids)
+    slots = np.full(len(sequence), NOWHERE, np.int32)
+    clips: tuple[tuple[int, Clip], ...] = ((held.chunk, chunk.clip),)
+    if config.mode == "recompute":
+        turns = {span.turn for span in spans if span.grid is not None}
+        clips = tuple(clip for clip in held.clips if clip[0] in turns) + clips
+    else:
+        slots[: len(order)] = held.slots[order]
+    merge = language.config.vision.spatial_merge_size
+    if config.rebase == "shrink" or config.mode == "recompute":
+        positions = policy.positions(kept, config, merge)
+    else:
+        positions = _appended(held.positions[:, order], slots, kept, config, merge)
+    return held._replace(ids=sequence, slots=slots, positions=positions, spans=kept, clips=clips)
+
+
+def _check_questions(spans: tuple[Span, ...], config: StreamConfig) -> None:
+    """Refuse a question for which there may be no slot in a later chunk."""
+    asked = sum(span.length - TURN_END for span in spans if span.kind == Kind.USER_TEXT and span.part == Part.TAIL)
+    if asked > config.question_tokens:
+        got, expected = f"{asked} tokens of questions retained", f"at most {config.question_tokens} (question_tokens)"
+        raise InputError("question", got, expected, "ask a shorter one, or wait until the last ones are forgotten")
+
+
+def _appended(held: np.ndarray, slots: np.ndarray, spans: tuple[Span, ...], config: StreamConfig, merge: int) -> np.ndarray:
+    """Positions as they were computed, and those of new tokens after the temporal one of the newest."""
+    cached = int(np.count_nonzero(slots >= 0))
+    left, new = cached, []
+    for span in spans:
+        gone = min(left, span.length)
+        left -= gone
+        if gone < span.length:
+            new.append(span if gone == 0 else span._replace(length=span.length - gone))
+    start = float(held[0, cached - 1]) + 1 if cached else 0.0
+    return np.concatenate([held[:, :cached], policy.positions(new, config, merge, start)], axis=1)
+
+
+def with_reply(held: Sequence, tokens: np.ndarray, slots: np.ndarray, config: StreamConfig, language: Language) -> Sequence:
+    """With a reply: tokens [n] int32 as generated, slots [>= n] that they were given. The newest token is in no slot; an
+    <|im_end|> is appended to a reply that was cut."""
+    start = held.positions[0, -1] + 1
+    ended = tokens if tokens[-1] == language.end else np.append(tokens, np.int32(language.end))
+    given = np.full(len(ended), NOWHERE, np.int32)
+    given[: len(tokens) - 1] = slots[: len(tokens) - 1]
+    turn = held.spans[-1].turn
+    place = np.broadcast_to(start + np.arange(len(ended), dtype=np.float32), (3, len(ended)))
+    return held._replace(
+        chunk=held.chunk + 1,
+        ids=np.concatenate([held.ids, ended]).astype(np.int32),
+        slots=np.concatenate([held.slots, given]),
+        positions=np.concatenate([held.positions, place], axis=1),
+        spans=held.spans + reply_turn(ended.tolist(), turn),
+        clips=held.clips if config.mode == "recompute" else (),
+    )
