@@ -77,18 +77,20 @@ class Session:
         sampling: Sampling = Sampling(temperature=0.9, repetition_penalty=1.05),
         rows: int = 1,
         previous: str = "",
+        markup: bool = False,
     ) -> None:
         """Args:
         grid: (t, h, w) in patches of the largest chunk.
-        sampling: ids that no reply may hold (chat and vision markup) are suppressed on top of it.
+        sampling: chat and vision markup is suppressed on top of it, unless `markup` (a replay suppresses what the recorded
+            run did).
         rows: streams at a time.
         previous: previous text that streams begin with, unless they say otherwise.
         """
         self.config, self.batch, self.grid = config, rows, grid
         self.values, self.model_config = parameters(model), model.config
         self.language = Language.of(tokenizer, model.config)
-        never = tuple(sorted({*sampling.suppressed, *self.language.never_said()}))
-        self.sampling = replace(sampling, suppressed=never)
+        never = () if markup else self.language.never_said()
+        self.sampling = replace(sampling, suppressed=tuple(sorted({*sampling.suppressed, *never})))
         self.opening = chat.opening(previous, tokenizer)
         clips = config.vision_window if config.mode == "recompute" else 1
         self.patches = clips * grid[0] * grid[1] * grid[2]
