@@ -23,7 +23,7 @@ class Kind(IntEnum):
 
 class Part(IntEnum):
     """Where in its turn a span stands: HEAD is the markup that opens the turn, TAIL what closes it; of a user turn BODY is the
-    time text and TAIL begins with the question, of a reply TAIL begins with its last word (the " ..." of trained models)."""
+    time text and a question, of a reply TAIL begins with its last word (the " ..." of trained models)."""
 
     HEAD = 0
     BODY = 1

@@ -4,6 +4,7 @@ Text between vision blocks is tokenised in one piece; the markers are special to
 `encode` renders a conversation; `opening`, `user_turn` and `reply_turn` the turns of a stream, which training data shares.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -11,10 +12,12 @@ import numpy as np
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.batch import Clip, Sample
+from svlm_jax.errors import InputError
 from svlm_jax.spans import Kind, Part, Span, vision_span
 
 SYSTEM_PROMPT = "You are a helpful assistant."
 PREVIOUS_HEAD, TURN_HEAD, TURN_END = 4, 3, 2  # tokens of <|im_start|>previous text\n, <|im_start|>user\n, <|im_end|>\n
+_MARKUP = re.compile(r"<\|\w+\|>")
 _KINDS = {"system": Kind.SYSTEM, "previous text": Kind.PREVIOUS, "user": Kind.USER_TEXT, "assistant": Kind.REPLY}
 
 
@@ -111,8 +114,8 @@ def user_turn(
     tokenizer: Tokenizer,
     config: ModelConfig,
     *,
-    question: str = "",
-    blank: bool = False,
+    asked: str = "",
+    query: str = "",
     turn: int = 0,
 ) -> Tokens:
     """The user turn of one chunk, and the header of the reply to it.
@@ -120,13 +123,13 @@ def user_turn(
     Args:
         start, end: seconds, printed with one decimal.
         grid, step: of the chunk's frames.
-        question: stands after the vision.
-        blank: a blank after the time text, as training data has it in all turns but the first.
+        asked: stands right after the time text: a question (`question_text`), or the blank of training data.
+        query: stands after the vision; a stream has one in its first turn.
         turn: its number.
     """
-    text = f"<|im_start|>user\nTime={start:.1f}-{end:.1f}s{' ' if blank else ''}"
+    text = f"<|im_start|>user\nTime={start:.1f}-{end:.1f}s{asked}"
     time = tokenizer.encode(text, add_special_tokens=False)
-    tail = tokenizer.encode(f"{question}<|im_end|>\n", add_special_tokens=False)
+    tail = tokenizer.encode(f"{query}<|im_end|>\n", add_special_tokens=False)
     head = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
     pads = vision_span(grid, config.vision.spatial_merge_size, turn, step)
     return Tokens.join(
@@ -138,6 +141,23 @@ def user_turn(
         _run(Kind.USER_TEXT, tail, turn, Part.TAIL),
         _run(Kind.REPLY, head, turn, Part.HEAD),
     )
+
+
+def plain(text: str, field: str) -> str:
+    """`text`, which holds no special tokens: they would be tokenised as such, and pads be taken for frames."""
+    if found := _MARKUP.search(text):
+        raise InputError(field, f"special token {found[0]}", "plain text", "remove it")
+    return text
+
+
+def question_text(question: str, *, first: bool = False) -> str:
+    """What a question becomes in a user turn, right after the time text and before the vision: training data and a viewer's
+    question in a live stream alike. A blank goes before it, but not in the first turn of all.
+
+    Raises:
+        InputError: special tokens in it.
+    """
+    return plain(question, "question") if first else f" {plain(question, 'question')}"
 
 
 def reply_turn(tokens: Sequence[int], turn: int) -> tuple[Span, ...]:

@@ -38,7 +38,7 @@ def arrays(path: str | Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(str(path), "no such file", "the arrays of the recording", "copy it beside the JSON file")
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:
             return {name: stored[name] for name in stored.files}
     except (OSError, EOFError, ValueError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(str(path), f"an unreadable file ({error})", "a whole npz", AGAIN) from None

@@ -28,12 +28,14 @@ LOGICAL = ("batch", "heads", None, None)  # axes of keys and values; index and p
 
 class Cache(NamedTuple):
     """keys, values: one [B, K, S, H] a layer. index [B, S] int32: place of the slot's token in its sequence, -1 when empty.
-    positions [B, 3, S] float32: (t, h, w) of each slot."""
+    positions [B, 3, S] float32: (t, h, w) of each slot. rotated: the keys as they are at these positions, one [B, K, S, H] a
+    layer, for a decode loop (in which no position changes); () otherwise."""
 
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
     index: jax.Array
     positions: jax.Array
+    rotated: tuple[jax.Array, ...] = ()
 
     @classmethod
     def empty(cls, config: TextConfig, batch: int, capacity: int, dtype: str, mesh: Mesh | None = None) -> "Cache":
@@ -57,5 +59,10 @@ def write(
 ) -> Float[Array, "B K S H"]:
     """Write new [B, T, K, H] into held [B, K, S, H] at slots [B, T]; what has a slot of S or more (padding, streams that are
     done) is dropped."""
+    if slots.size == 1:
+        # Of one update XLA makes a dynamic-update-slice, which on a CPU it fuses into two readers, with a copy of the cache for
+        # each; of two, one of which is dropped, it makes a scatter in place.
+        new, slots = (jnp.concatenate([x, x], axis=1) for x in (new, jnp.asarray(slots)))
+        slots = slots.at[:, 1].set(held.shape[2])
     rows = jnp.arange(held.shape[0])[:, None]
     return constrain(held.at[rows, :, slots].set(new.astype(held.dtype), mode="drop"), *LOGICAL)

@@ -8,6 +8,7 @@ Axes: B batch, T new tokens, S cache slots, L layers, D width, N query heads, K 
 """
 
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple
 
 import jax
@@ -31,15 +32,23 @@ _POLICIES = {
 
 
 class Seen(NamedTuple):
-    """What every layer of one pass shares: rotation of the new tokens; range of indexes each sees; index and rotation of the
-    slots; into which slots the new tokens go [B, T] (None without a cache)."""
+    """What every layer of one pass shares: rotation of the new tokens; range of indexes each sees; index of the slots; rotation
+    of the slots (None where the keys are held rotated); into which slots the new tokens go [B, T] (None without a cache)."""
 
     rotary: Rotary
     first: jax.Array
     last: jax.Array
     index: jax.Array
-    slot_rotary: Rotary
+    slot_rotary: Rotary | None
     slots: jax.Array | None
+
+
+class Held(NamedTuple):
+    """Keys and values [B, K, S, H] of one layer of a cache, and its rotated keys or None."""
+
+    keys: jax.Array
+    values: jax.Array
+    rotated: jax.Array | None
 
 
 class TextAttention(nnx.Module):
@@ -53,16 +62,20 @@ class TextAttention(nnx.Module):
         self.v = Linear(size, kv_heads, bias=True, dtype=dtype, rngs=rngs)
         self.out = Linear(heads, size, bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], seen: Seen, held: tuple[jax.Array, jax.Array] | None):
-        """x [B, T, D] -> (out [B, T, D], this layer's keys and values [B, K, S, H] with the new tokens in them)."""
+    def __call__(self, x: Float[Array, "B T D"], seen: Seen, held: Held | None) -> tuple[Float[Array, "B T D"], Held | None]:
+        """x [B, T, D] -> (out [B, T, D], what the layer holds with the new tokens in it)."""
         q = rotate(constrain(self.q(x), "batch", "length", "heads", None), seen.rotary, head_axis=2)
         k, v = self.k(x), self.v(x)
         if held is None or seen.slots is None:
-            k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
         else:
-            k, v = write(held[0], k, seen.slots), write(held[1], v, seen.slots)
-        out = attention(q, k, v, first=seen.first, last=seen.last, index=seen.index, rotary=seen.slot_rotary)
-        return self.out(checkpoint_name(out, "attention")), (k, v)
+            turned = None
+            if held.rotated is not None:
+                turned = write(held.rotated, rotate(k, seen.rotary, head_axis=2), seen.slots)
+            held = Held(write(held.keys, k, seen.slots), write(held.values, v, seen.slots), turned)
+            keys, values = held.keys if turned is None else turned, held.values
+        out = attention(q, keys, values, first=seen.first, last=seen.last, index=seen.index, rotary=seen.slot_rotary)
+        return self.out(checkpoint_name(out, "attention")), held
 
 
 class DecoderLayer(nnx.Module):
@@ -74,7 +87,9 @@ class DecoderLayer(nnx.Module):
         self.attention = TextAttention(config, dtype=dtype, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B T D"], seen: Seen, held: tuple[jax.Array, jax.Array] | None = None):
+    def __call__(
+        self, x: Float[Array, "B T D"], seen: Seen, held: Held | None = None
+    ) -> tuple[Float[Array, "B T D"], Held | None]:
         out, held = self.attention(self.norm1(x), seen, held)
         x = x + out
         x = x + self.mlp(self.norm2(x))
@@ -143,13 +158,20 @@ class Decoder(nnx.Module):
         """
         if self.scan:
             raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack its parameters first")
-        seen = Seen(self._rotary(positions), *_range(index), cache.index, self._rotary(cache.positions), slots)
-        keys, values = [], []
-        for layer, k, v in zip(self.layers, cache.keys, cache.values, strict=True):
-            x, (k, v) = layer(x, seen, (k, v))
-            keys.append(k)
-            values.append(v)
-        return self.norm(x), cache._replace(keys=tuple(keys), values=tuple(values))
+        slot_rotary = None if cache.rotated else self._rotary(cache.positions)
+        seen = Seen(self._rotary(positions), *_range(index), cache.index, slot_rotary, slots)
+        layers: list[Held] = []
+        held = map(Held, cache.keys, cache.values, cache.rotated or repeat(None))
+        for layer, one in zip(self.layers, held, strict=True):
+            x, one = layer(x, seen, one)
+            layers.append(one)
+        keys, values, rotated = zip(*layers, strict=True)
+        return self.norm(x), cache._replace(keys=keys, values=values, rotated=rotated if cache.rotated else ())
+
+    def rotated(self, cache: Cache) -> Cache:
+        """The cache with its keys as they are at its positions beside it: rotated once for a loop, not once a token."""
+        rotary = self._rotary(cache.positions)
+        return cache._replace(rotated=tuple(rotate(keys, rotary, head_axis=1) for keys in cache.keys))
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
         """hidden [..., D] -> float32 [..., V]."""

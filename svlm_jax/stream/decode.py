@@ -68,7 +68,8 @@ def reply(
 
 
 def go_on(model: QwenVL, loop: Loop, plan: Plan, limit: Int[Array, ""] | int, sampling: Sampling) -> Loop:
-    """Compute the newest token and choose the next one, until there are `limit` tokens or all replies have ended."""
+    """Compute the newest token and choose the next one, until there are `limit` tokens or all replies have ended. Keys are
+    rotated once for the loop: no position changes in it."""
 
     def step(loop: Loop) -> Loop:
         count = loop.count - 1
@@ -79,7 +80,9 @@ def go_on(model: QwenVL, loop: Loop, plan: Plan, limit: Int[Array, ""] | int, sa
         hidden, cache = model.text.extend(model.text.embed(token), place, positions, slot, loop.cache)
         return _choose(model, hidden[:, 0], loop._replace(cache=cache), plan, sampling)
 
-    return jax.lax.while_loop(lambda loop: (loop.count < limit) & ~jnp.all(loop.done), step, loop)
+    loop = loop._replace(cache=model.text.rotated(loop.cache))
+    loop = jax.lax.while_loop(lambda loop: (loop.count < limit) & ~jnp.all(loop.done), step, loop)
+    return loop._replace(cache=loop.cache._replace(rotated=()))
 
 
 def _choose(model: QwenVL, hidden: Float[Array, "B D"], loop: Loop, plan: Plan, sampling: Sampling) -> Loop:

@@ -10,11 +10,13 @@ import numpy as np
 
 from svlm_jax.config import ModelConfig, StreamConfig
 from svlm_jax.data.batch import Clip
-from svlm_jax.data.chat import TURN_END, Tokenizer, Tokens, reply_turn, user_turn
+from svlm_jax.data.chat import Tokenizer, Tokens, question_text, reply_turn, user_turn
 from svlm_jax.errors import InputError
-from svlm_jax.spans import Kind, Part, Span
+from svlm_jax.spans import Kind, Part, Span, total
 from svlm_jax.stream import policy
 from svlm_jax.stream.policy import NOWHERE
+
+LATEST = 9_999_999.0  # seconds; the longest time text that capacities allow for (115 days)
 
 
 class Chunk(NamedTuple):
@@ -52,22 +54,31 @@ class Sequence(NamedTuple):
 
 
 class Language(NamedTuple):
-    """What a stream needs of a tokenizer and a model: how turns are written, the ids of "\\n" and <|im_end|>."""
+    """What a stream needs of a tokenizer and a model: how turns are written, the ids of "\n" and <|im_end|>, and the tokens of
+    text in the longest user turn without a question."""
 
     tokenizer: Tokenizer
     config: ModelConfig
     newline: np.ndarray
     end: int
+    plain_turn: int
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, config: ModelConfig) -> "Language":
-        (end,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
-        return cls(tokenizer, config, np.array(tokenizer.encode("\n", add_special_tokens=False), np.int32), end)
+        newline, (end,) = (tokenizer.encode(text, add_special_tokens=False) for text in ("\n", "<|im_end|>"))
+        turn = longest_turn((1, 2, 2), tokenizer, config)
+        text = total([span for span in turn if span.kind == Kind.USER_TEXT])
+        return cls(tokenizer, config, np.array(newline, np.int32), end, text)
 
     def never_said(self) -> tuple[int, ...]:
         """Ids that no reply may hold: chat and vision markup other than <|im_end|>, and rows of the vocabulary without text."""
         markup = set(self.tokenizer.get_added_vocab().values()) - {self.end}
         return tuple(sorted(markup | set(range(len(self.tokenizer), self.config.text.vocab_size))))
+
+
+def longest_turn(grid: tuple[int, int, int], tokenizer: Tokenizer, config: ModelConfig) -> tuple[Span, ...]:
+    """Spans of the longest user turn without a question, for frames of that grid."""
+    return user_turn(LATEST, LATEST, grid, 1.0, tokenizer, config).spans
 
 
 def start(opening: Tokens, query: str, seed: int) -> Sequence:
@@ -84,17 +95,23 @@ def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Lang
         held = start(held.opening, held.query, held.seed)._replace(chunk=held.chunk, since=held.chunk)
     number = held.chunk - held.since
     spans, order = policy.evict(held.spans, number, config)
-    question = held.query + chunk.question if number == 0 else chunk.question
-    grid, step = chunk.clip.grid, chunk.clip.step
     turn = user_turn(
-        chunk.start, chunk.end, grid, step, language.tokenizer, language.config, question=question, turn=held.chunk
+        chunk.start,
+        chunk.end,
+        chunk.clip.grid,
+        chunk.clip.step,
+        language.tokenizer,
+        language.config,
+        asked=question_text(chunk.question, first=number == 0) if chunk.question else "",
+        query=held.query if number == 0 else "",
+        turn=held.chunk,
     )
     ids, kept = [held.ids[order], turn.ids], spans
     if spans[-1].kind == Kind.REPLY:  # every other turn has its "\n" already
         ids.insert(1, language.newline)
         kept += (Span(Kind.REPLY, len(language.newline), spans[-1].turn, part=Part.TAIL),)
     kept += turn.spans
-    _check_questions(kept, config)
+    _check_questions(kept, config, language)
     sequence = np.concatenate(ids)
     slots = np.full(len(sequence), NOWHERE, np.int32)
     clips: tuple[tuple[int, Clip], ...] = ((held.chunk, chunk.clip),)
@@ -111,9 +128,11 @@ def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Lang
     return held._replace(ids=sequence, slots=slots, positions=positions, spans=kept, clips=clips)
 
 
-def _check_questions(spans: tuple[Span, ...], config: StreamConfig) -> None:
+def _check_questions(spans: tuple[Span, ...], config: StreamConfig, language: Language) -> None:
     """Refuse a question for which there may be no slot in a later chunk."""
-    asked = sum(span.length - TURN_END for span in spans if span.kind == Kind.USER_TEXT and span.part == Part.TAIL)
+    user = [span for span in spans if span.kind == Kind.USER_TEXT]
+    turns = {turn: sum(span.length for span in user if span.turn == turn) for turn in {span.turn for span in user}}
+    asked = sum(max(0, length - language.plain_turn) for length in turns.values())
     if asked > config.question_tokens:
         got, expected = f"{asked} tokens of questions retained", f"at most {config.question_tokens} (question_tokens)"
         raise InputError("question", got, expected, "ask a shorter one, or wait until the last ones are forgotten")

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from svlm_jax.config import ModelConfig, StreamConfig
 from svlm_jax.data import chat
-from svlm_jax.data.chat import Tokenizer
+from svlm_jax.data.chat import Tokenizer, plain
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import TOKEN_BUCKETS, VisionInput, bucket
 from svlm_jax.model.cache import Cache
@@ -35,7 +35,6 @@ from svlm_jax.stream.decode import Loop, Plan, go_on, reply
 from svlm_jax.stream.sampling import Sampling
 from svlm_jax.stream.sequence import Chunk, Language, Sequence
 
-LATEST = 9_999_999.0  # seconds; the longest time text that capacities allow for (115 days)
 GROWTH = 64  # chunks by which the cache of a mode without bound grows
 PIECE, TILE = 16, 128  # tokens and slots are rounded up to multiples of what kernels take at once
 OnToken = Callable[[int, int], None]
@@ -94,7 +93,7 @@ class Session:
         self.opening = chat.opening(previous, tokenizer)
         clips = config.vision_window if config.mode == "recompute" else 1
         self.patches = clips * grid[0] * grid[1] * grid[2]
-        self.turn = chat.user_turn(LATEST - config.chunk_seconds, LATEST, grid, 1.0, tokenizer, model.config).spans
+        self.turn = sequence.longest_turn(grid, tokenizer, model.config)
         self.capacity = _round(policy.capacity(config, self.opening.spans, self.turn, GROWTH), TILE)
         # A turn, the two tokens of the last reply that are not computed yet, and its "\n"; a longer one goes in pieces.
         self.piece = _round(total(self.turn) + 3, PIECE)
@@ -111,12 +110,12 @@ class Session:
     ) -> StreamState:
         """Begin a stream in a row, in place of what was there: `query` stands in its first turn, `previous` is the text that
         came before, `seed` that of its draws."""
-        opening = self.opening if previous is None else chat.opening(previous, self.language.tokenizer)
+        opening = self.opening if previous is None else chat.opening(plain(previous, "previous text"), self.language.tokenizer)
         need = policy.capacity(self.config, opening.spans, self.turn, GROWTH)
         if self.config.bounded and need > self.capacity:
             got = f"{len(opening.ids)} tokens, with which the stream needs {need} slots"
             raise InputError("previous text", got, f"{self.capacity} slots", "shorten it, or give it to the session")
-        return self._with(state, row, sequence.start(opening, query, seed))
+        return self._with(state, row, sequence.start(opening, plain(query, "query"), seed))
 
     def leave(self, state: StreamState, row: int = 0) -> StreamState:
         """End the stream of a row."""

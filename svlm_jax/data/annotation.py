@@ -1,0 +1,263 @@
+"""One annotated window of a video as a training sample: its JSONL record, its turns, its tokens and labels.
+
+Owns the record format, which words and questions belong to which second, and where the loss is. Does not know files, frames or
+batches. Host side: numpy, never jax. Units: seconds of the video; lengths in tokens. One turn a second.
+
+Source: StreamingVLM (arXiv 2510.09608), dataset class `LMMDataset`. Its habits, which trained the published models, are kept: a
+question stands between the time text and the vision, its answer before the newline that opens a reply; all user turns but the
+first have a blank after the time text; the first turn has no query. What stands between special tokens is tokenised in one
+piece: where a tokenizer has a token for two newlines (Qwen's has), the header's and the reply's are that one, without a label.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from svlm_jax.config import ModelConfig
+from svlm_jax.data.batch import Clip, Sample
+from svlm_jax.data.chat import PREVIOUS_HEAD, TURN_END, TURN_HEAD, Tokenizer, Tokens, opening, plain, question_text, user_turn
+from svlm_jax.errors import InputError
+from svlm_jax.spans import Kind, Part, Span, total, truncate
+
+NO_LOSS = -100  # label of a token that is not learned
+REPLY_TAIL = 1 + TURN_END  # " ...", <|im_end|>, newline
+SLACK = 1e-6  # seconds
+FOREVER = 1e9  # seconds; no video is as long (and a NaN is not below it)
+_REMEDY = "mend the record or leave it out"
+
+
+class Word(NamedTuple):
+    """A spoken word and when it is said."""
+
+    start: float
+    end: float
+    text: str
+
+
+class Question(NamedTuple):
+    """A question, when it is asked, and the answer."""
+
+    time: float
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """One record: a window `start` .. `end` of a video and what is said in it.
+
+    Attributes:
+        query: what the viewer asks for; streaming puts it into its first turn, training does not use it.
+        previous: what was said before the window.
+        words: in order of time. Those that end before the window are said in its first second, those that end after it never.
+        questions: as recorded; see `training_turns` for which are asked.
+    """
+
+    video: str
+    start: float
+    end: float
+    query: str
+    previous: str
+    words: tuple[Word, ...]
+    questions: tuple[Question, ...] = ()
+
+    @property
+    def seconds(self) -> int:
+        """Turns in the window; a last, broken second counts."""
+        return math.ceil(self.end - self.start - SLACK)
+
+
+class Second(NamedTuple):
+    """One second of a window: a user turn and the reply. `asked` is what stands between the time text and the vision."""
+
+    start: float
+    end: float
+    asked: str
+    reply: str
+
+
+def parse_line(line: str | bytes, source: str) -> Annotation:
+    """`parse` of one line of a JSONL file."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:  # broken JSON, or not UTF-8
+        raise InputError(source, f"broken JSON ({error})", "a JSON list on one line", "check the file and its seeks") from None
+    return parse(record, source)
+
+
+def parse(record: Any, source: str = "annotation") -> Annotation:
+    """A decoded record to an Annotation; unknown keys are ignored.
+
+    Args:
+        source: what errors call it, for example a file and a line number.
+
+    Raises:
+        InputError: the key, what it holds, what it should.
+    """
+    user, assistant = (_content(record, turn, role, source) for turn, role in enumerate(("user", "assistant")))
+    clip, text = (_element(user, 0, turn, kind, source) for turn, kind in enumerate(("video", "text")))
+    said = _element(assistant, 1, 0, "text_stream", source)
+    here = [f"{source} [{turn}].content[{place}]" for turn, place in ((0, 0), (0, 1), (1, 0))]
+    video = _get(clip, "video", str, here[0])
+    start, end = (_number(_get(clip, key, None, here[0]), f"{here[0]}.{key}") for key in ("video_start", "video_end"))
+    if not video:
+        raise InputError(f"{here[0]}.video", "an empty text", "the path of a video", _REMEDY)
+    if start < 0:
+        raise InputError(f"{here[0]}.video_start", start, "0 or more seconds", _REMEDY)
+    if end <= start:
+        raise InputError(f"{here[0]}.video_end", end, f"more than video_start = {start:g}", _REMEDY)
+    query = plain(_get(text, "text", str, here[1]), f"{here[1]}.text")
+    previous = plain(_get(text, "previous", str, here[1], ""), f"{here[1]}.previous")
+    words = _words(_get(said, "text_stream", list, here[2]), f"{here[2]}.text_stream")
+    questions = _questions(_get(said, "qa_stream", list, here[2], []), f"{here[2]}.qa_stream")
+    return Annotation(video, start, end, query, previous, words, questions)
+
+
+def training_turns(annotation: Annotation) -> tuple[Second, ...]:
+    """What is asked and said in each second of the window.
+
+    A reply has the words that end in the second, its last instant included, in their order. A question is asked in the second
+    that its time lies in (first instant excluded, last included). Questions wait in a line: at most one is asked a second, and
+    one whose second has gone by (two in the same second, or one at the start of the window) is never asked and keeps back all
+    that follow, as in the original.
+    """
+    turns: list[Second] = []
+    said = asked = 0
+    for number in range(annotation.seconds):
+        start, end = annotation.start + number, annotation.start + number + 1
+        first = said
+        while said < len(annotation.words) and annotation.words[said].end <= end:
+            said += 1
+        question, answer = "", ""
+        if asked < len(annotation.questions) and start < annotation.questions[asked].time <= end:
+            _, question, answer = annotation.questions[asked]
+            asked += 1
+        words = "".join(f" {word.text.strip()}" for word in annotation.words[first:said])
+        turns.append(Second(start, end, question_text(question, first=number == 0), f"{answer}\n{words} ..."))
+    return tuple(turns)
+
+
+def sample(
+    annotation: Annotation, clips: Sequence[Clip], tokenizer: Tokenizer, config: ModelConfig, *, sink: int, slide: int
+) -> tuple[Sample, np.ndarray]:
+    """The training sample of a window, and its labels [n] int32: a token's own id where it is learned (each reply from its
+    fourth token to its <|im_end|>), NO_LOSS elsewhere. The shift to the next token is the loss's business.
+
+    Args:
+        clips: the frames of each second.
+        sink, slide: tokens of the previous-text turn that stay when it is longer than both: the first, its header among them,
+            and the last, <|im_end|> and newline among them. 0 and 0: all of it.
+
+    Raises:
+        InputError: not one clip a second; a sink or slide that cuts the turn's markup.
+    """
+    turns = training_turns(annotation)
+    if len(clips) != len(turns):
+        expected = f"one for each of the {len(turns)} seconds from {annotation.start:g} to {annotation.end:g}"
+        raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
+    parts = [_shortened(opening(annotation.previous, tokenizer), sink, slide)]
+    learned = [np.zeros(len(parts[0].ids), bool)]
+    for number, (turn, clip) in enumerate(zip(turns, clips, strict=True)):
+        asked = user_turn(turn.start, turn.end, clip.grid, clip.step, tokenizer, config, asked=turn.asked, turn=number)
+        asked = Tokens(asked.ids[:-TURN_HEAD], asked.spans[:-1])  # the header of the reply is tokenised with the reply
+        reply = _reply(turn.reply, number, tokenizer)
+        place = np.arange(len(reply.ids))
+        parts += [asked, reply]
+        learned += [np.zeros(len(asked.ids), bool), (place >= TURN_HEAD) & (place < len(place) - 1)]
+    ids = np.concatenate([part.ids for part in parts])
+    spans = tuple(span for part in parts for span in part.spans)
+    labels = np.where(np.concatenate(learned), ids, np.int32(NO_LOSS))
+    return Sample(ids, spans, tuple(clips)), labels
+
+
+def _shortened(start: Tokens, sink: int, slide: int) -> Tokens:
+    """The opening with its previous-text turn cut to `sink` + `slide` tokens, all of them in the middle of the words."""
+    if sink == slide == 0:
+        return start
+    if sink < PREVIOUS_HEAD or slide < TURN_END:
+        expected = f"at least {PREVIOUS_HEAD} and {TURN_END} tokens (the turn's markup), or 0 and 0"
+        raise InputError("sink and slide", f"{sink} and {slide}", expected, "512 and 512 are usual")
+    system, *turn = start.spans
+    length = total(turn)
+    kept = np.array([place for run in truncate(length, sink, slide) for place in run])
+    spans = [span._replace(length=span.length - (length - len(kept)) * (span.part is Part.BODY)) for span in turn]
+    ids = np.concatenate([start.ids[: system.length], start.ids[system.length + kept]])
+    return Tokens(ids, (system, *(span for span in spans if span.length)))
+
+
+def _reply(text: str, number: int, tokenizer: Tokenizer) -> Tokens:
+    ids = tokenizer.encode(f"<|im_start|>assistant\n{text}<|im_end|>\n", add_special_tokens=False)
+    lengths = {Part.HEAD: TURN_HEAD, Part.BODY: len(ids) - TURN_HEAD - REPLY_TAIL, Part.TAIL: REPLY_TAIL}
+    spans = (Span(Kind.REPLY, length, number, part=part) for part, length in lengths.items() if length)
+    return Tokens(np.array(ids, np.int32), tuple(spans))
+
+
+def _content(record: Any, turn: int, role: str, source: str) -> list:
+    if not isinstance(record, list) or len(record) != 2:
+        got = f"a list of {len(record)}" if isinstance(record, list) else type(record).__name__
+        raise InputError(source, got, "a list of two turns, user and assistant", _REMEDY)
+    where = f"{source} [{turn}]"
+    if not isinstance(record[turn], dict):
+        raise InputError(where, type(record[turn]).__name__, f"the {role}'s turn, an object", _REMEDY)
+    if (got := _get(record[turn], "role", str, where)) != role:
+        raise InputError(f"{where}.role", repr(got), repr(role), _REMEDY)
+    return _get(record[turn], "content", list, where)
+
+
+def _element(content: list, turn: int, place: int, kind: str, source: str) -> dict:
+    where = f"{source} [{turn}].content[{place}]"
+    if len(content) <= place or not isinstance(content[place], dict):
+        got = "nothing" if len(content) <= place else type(content[place]).__name__
+        raise InputError(where, got, f'an object of type "{kind}"', _REMEDY)
+    if (got := _get(content[place], "type", str, where)) != kind:
+        raise InputError(f"{where}.type", repr(got), repr(kind), _REMEDY)
+    return content[place]
+
+
+def _get(holder: dict, key: str, kind: type | None, where: str, default: Any = None) -> Any:
+    """holder[key], of type `kind` (None: any); `default`, unless it is None, where the key is missing."""
+    value = holder.get(key, default)
+    if key not in holder and default is None:
+        raise InputError(f"{where}.{key}", "nothing", "this key", _REMEDY)
+    if kind is not None and not isinstance(value, kind):
+        expected = {str: "a text", list: "a list"}[kind]
+        raise InputError(f"{where}.{key}", repr(value)[:40], expected, _REMEDY)
+    return value
+
+
+def _number(value: Any, field: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < FOREVER:
+        raise InputError(field, repr(value)[:40], "a number of seconds", _REMEDY)
+    return value
+
+
+def _words(entries: list, field: str) -> tuple[Word, ...]:
+    words: list[Word] = []
+    for place, entry in enumerate(entries):
+        where = f"{field}[{place}]"
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[2], str):
+            raise InputError(where, repr(entry)[:40], "[start, end, word]", _REMEDY)
+        word = Word(_number(entry[0], f"{where}[0]"), _number(entry[1], f"{where}[1]"), plain(entry[2], f"{where}[2]"))
+        if word.end < word.start:
+            raise InputError(where, f"end {word.end:g} before start {word.start:g}", "start <= end", _REMEDY)
+        if words and (word.start < words[-1].start or word.end < words[-1].end):
+            got, before = (f"{one.start:g}-{one.end:g}" for one in (word, words[-1]))
+            raise InputError(where, f"{got} after {before}", "words in order of time", "sort them, or leave the record out")
+        words.append(word)
+    return tuple(words)
+
+
+def _questions(entries: list, field: str) -> tuple[Question, ...]:
+    """Entries are [anything, time, question, answer]."""
+    questions = []
+    for place, entry in enumerate(entries):
+        where = f"{field}[{place}]"
+        if not isinstance(entry, list) or len(entry) < 4 or not all(isinstance(text, str) for text in entry[2:4]):
+            raise InputError(where, repr(entry)[:40], "[.., time, question, answer]", _REMEDY)
+        question, answer = (plain(entry[i], f"{where}[{i}]") for i in (2, 3))
+        questions.append(Question(_number(entry[1], f"{where}[1]"), question, answer))
+    return tuple(questions)

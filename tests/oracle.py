@@ -1,0 +1,293 @@
+"""What streaming must do, told slowly: a list of tokens that is cut and extended one token at a time.
+
+Owns the semantics that the engine is compared with: which tokens are retained, which are computed when, what each computed
+token could see and where everything stood at that moment. Written from the description of the original alone: it imports
+nothing of svlm_jax and knows no cache slots, spans or weights. Units: tokens, rotary positions, chunks.
+
+A user turn and the reply to it share a number; turns are chunks. Tokens are labelled by who builds a turn, so no id is ever
+looked for (the two ids that the stream itself adds, <|im_end|> and the "\\n" after it, are given to the constructor).
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+SYSTEM, PREVIOUS, USER, REPLY = "system", "previous", "user", "reply"  # roles
+# Parts of turns. HEAD opens one, END is its <|im_end|>, NEWLINE the "\n" after that. A system turn is all WORDS, a user turn
+# has TIME, VISION (both markers and the pads) and QUERY between HEAD and END; whatever the model says, its <|im_end|> too, is
+# SAID.
+HEAD, WORDS, TIME, VISION, QUERY, SAID, END, NEWLINE = "head", "words", "time", "vision", "query", "said", "end", "newline"
+
+Place = tuple[float, float, float]  # position on the axes (t, h, w)
+
+
+class Part(NamedTuple):
+    """A labelled run of ids. Pads are a run of their own with their patch grid (t, h, w) and `step`, the temporal positions
+    from one t to the next: tokens_per_second * 2 / fps, not truncated."""
+
+    role: str
+    part: str
+    ids: list[int]
+    grid: tuple[int, int, int] | None = None
+    step: float = 1.0
+
+
+def opening_parts(encode: Callable[[str], list[int]], previous: str) -> list[Part]:
+    """The system turn and the previous-text turn; `encode` is the tokenizer's."""
+    return [
+        Part(SYSTEM, WORDS, encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")),
+        Part(PREVIOUS, HEAD, encode("<|im_start|>previous text\n")),
+        Part(PREVIOUS, WORDS, encode(previous)),
+        Part(PREVIOUS, END, encode("<|im_end|>")),
+        Part(PREVIOUS, NEWLINE, encode("\n")),
+    ]
+
+
+def turn_parts(
+    encode: Callable[[str], list[int]],
+    start: float,
+    end: float,
+    grid: tuple[int, int, int],
+    *,
+    step: float,
+    query: str = "",
+    merge: int = 2,
+) -> list[Part]:
+    """A user turn (seconds `start` to `end`, patch grid (t, h, w)) and the head of the reply to it."""
+    pads = grid[0] * (grid[1] // merge) * (grid[2] // merge)
+    return [
+        Part(USER, HEAD, encode("<|im_start|>user\n")),
+        Part(USER, TIME, encode(f"Time={start:.1f}-{end:.1f}s")),
+        Part(USER, VISION, encode("<|vision_start|>")),
+        Part(USER, VISION, encode("<|video_pad|>") * pads, grid, step),
+        Part(USER, VISION, encode("<|vision_end|>")),
+        Part(USER, QUERY, encode(query)),
+        Part(USER, END, encode("<|im_end|>")),
+        Part(USER, NEWLINE, encode("\n")),
+        Part(REPLY, HEAD, encode("<|im_start|>assistant\n")),
+    ]
+
+
+class Pad(NamedTuple):
+    """Where a pad stands in its vision block: `index` counts the block's pads, the rest are its coordinates in merged units."""
+
+    index: int
+    frame: int
+    row: int
+    column: int
+    step: float
+
+
+@dataclass(eq=False)  # two tokens are never the same token
+class Token:
+    """A token that was made once and has this serial number for ever. `seen` is None until it is computed; from then on it
+    lists (serial, place) of all that it could see, itself last, where each of them stood at that moment."""
+
+    serial: int
+    id: int
+    role: str
+    part: str
+    turn: int
+    pad: Pad | None = None
+    place: Place | None = None
+    seen: list[tuple[int, Place]] | None = None
+
+
+@dataclass(frozen=True)
+class Windows:
+    """What a stream keeps. vision_window, text_rounds and window_chunks in chunks, sink and slide in tokens of previous text
+    (slide None: never cut); positions, axes and mode as in `Oracle`."""
+
+    vision_window: int = 16
+    text_rounds: int = 16
+    sink: int = 512
+    slide: int | None = 512
+    positions: Literal["shrink", "append"] = "shrink"
+    axes: Literal[1, 3] = 3
+    mode: Literal["streaming", "full", "window", "recompute"] = "streaming"
+    window_chunks: int = 100
+
+
+class Computed(NamedTuple):
+    """One computation of a token, as it was then (a token can be computed again, moved and deleted later)."""
+
+    serial: int
+    id: int
+    turn: int
+    pad: Pad | None
+    seen: list[tuple[int, Place]]
+
+
+class Step(NamedTuple):
+    """What one call computed, in order, and how many retained tokens were computed already."""
+
+    cached_before: int
+    computed: list[Computed]
+
+
+@dataclass
+class Oracle:
+    """A stream: `begin`, then `turn` and `reply` by turns.
+
+    Positions: "shrink" counts afresh over what is retained, every chunk; "append" counts on, and a computed token never moves.
+    Modes: "streaming" evicts; "full" never does; "window" keeps all for `window_chunks` chunks and then begins anew with the
+    opening; "recompute" evicts as streaming does and computes whatever is retained again every chunk.
+    """
+
+    windows: Windows
+    im_end: int
+    newline: int
+    merge: int = 2
+    retained: list[Token] = field(init=False, default_factory=list)
+    opening: list[Part] = field(init=False, default_factory=list)
+    chunk: int = field(init=False, default=-1)  # number of the turn at hand
+    made: int = field(init=False, default=0)  # tokens so far, for serial numbers
+    latest: float = field(
+        init=False, default=-1.0
+    )  # temporal position of the token computed last, retained or not; for "append"
+
+    @property
+    def ids(self) -> list[int]:
+        return [token.id for token in self.retained]
+
+    @property
+    def cached(self) -> int:
+        """Retained tokens that are computed. The others, the newest of a reply, stand at the end."""
+        return len([token for token in self.retained if token.seen is not None])
+
+    @property
+    def positions(self) -> np.ndarray:
+        """float32 [3, cached]: where the computed tokens stand."""
+        places = [token.place for token in self.retained if token.seen is not None]
+        return np.array(places, np.float32).reshape(-1, 3).T
+
+    def begin(self, opening: Iterable[Part]) -> None:
+        """The system turn and the previous-text turn; computed with the first user turn."""
+        assert not self.retained
+        self.opening = list(opening)
+        self._append(self.opening)
+
+    def turn(self, parts: Iterable[Part]) -> Step:
+        """Make room, append a user turn and the head of the reply to it, and compute all that is not computed."""
+        self.chunk += 1
+        window = self.windows.mode == "window"
+        if window and self.chunk > 0 and self.chunk % self.windows.window_chunks == 0:
+            self.retained = []
+            self.latest = -1.0
+            self._append(self.opening)
+        elif self.windows.mode in ("streaming", "recompute"):
+            self._evict()
+        if self.windows.mode == "recompute":
+            for token in self.retained:
+                token.seen = None
+            self.latest = -1.0
+        before = self.cached
+        if self.retained[-1].part != NEWLINE:  # a reply, and its turn is not closed yet
+            assert self.retained[-1].role == REPLY
+            self._append([Part(REPLY, NEWLINE, [self.newline])], self.chunk - 1)
+        self._append(parts)
+        return Step(before, self._compute(pending=0))
+
+    def reply(self, ids: Iterable[int]) -> Step:
+        """The tokens that were generated, each of which was computed to get the next one; the newest was not."""
+        before = self.cached
+        said = list(ids)
+        assert said and self.im_end not in said[:-1]
+        self._append([Part(REPLY, SAID, said)])
+        pending = 1
+        if said[-1] != self.im_end:
+            self._append([Part(REPLY, SAID, [self.im_end])])
+            pending = 2
+        return Step(before, self._compute(pending))
+
+    def _append(self, parts: Iterable[Part], turn: int | None = None) -> None:
+        for part in parts:
+            for index, id in enumerate(part.ids):
+                pad = None
+                if part.grid is not None:
+                    rows, columns = part.grid[1] // self.merge, part.grid[2] // self.merge
+                    assert len(part.ids) == part.grid[0] * rows * columns
+                    pad = Pad(index, index // (rows * columns), index // columns % rows, index % columns, part.step)
+                number = self.chunk if turn is None else turn
+                self.retained.append(Token(self.made, id, part.role, part.part, number, pad))
+                self.made += 1
+
+    # Eviction: section "Eviction" of the description, step by step.
+
+    def _evict(self) -> None:
+        vision, rounds = self.windows.vision_window, self.windows.text_rounds
+        if self.chunk >= rounds:
+            oldest = self._oldest(REPLY)
+            self._move_words(oldest)
+            if vision > rounds:
+                self._delete(USER, self._oldest(USER, TIME), TIME)
+            self._delete(REPLY, oldest)
+        if self.chunk >= vision and vision < rounds:
+            self._delete(USER, self._oldest(USER, VISION), VISION)
+        if self.chunk >= max(vision, rounds):
+            self._delete(USER, self._oldest(USER))
+        if self.chunk > 0 and self.windows.slide is not None:
+            self._truncate(self.windows.sink, self.windows.slide)
+
+    def _oldest(self, role: str, part: str | None = None) -> int:
+        """Number of the oldest turn of this role that (still) has such a part."""
+        return min(token.turn for token in self.retained if token.role == role and part in (None, token.part))
+
+    def _delete(self, role: str, turn: int, part: str | None = None) -> None:
+        for token in list(self.retained):
+            if (token.role, token.turn) == (role, turn) and part in (None, token.part):
+                self.retained.remove(token)
+
+    def _move_words(self, turn: int) -> None:
+        """Words of a reply, all that was said but the last two tokens, to the end of the previous text. They stay computed."""
+        said = [token for token in self.retained if (token.role, token.turn, token.part) == (REPLY, turn, SAID)]
+        for token in said[:-2]:
+            self.retained.remove(token)
+            end = [other for other in self.retained if (other.role, other.part) == (PREVIOUS, END)]
+            self.retained.insert(self.retained.index(end[0]), token)
+            token.role, token.part, token.turn = PREVIOUS, WORDS, end[0].turn
+
+    def _truncate(self, sink: int, slide: int) -> None:
+        """Of the previous text's words keep the first `sink` and the last `slide` - 1: with <|im_end|> and "\\n" those are the
+        last `slide` + 1 tokens. A word in either stays, so the two never cross."""
+        assert slide >= 1
+        words = [token for token in self.retained if (token.role, token.part) == (PREVIOUS, WORDS)]
+        for index, token in enumerate(words):
+            if index >= sink and index < len(words) - (slide - 1):
+                self.retained.remove(token)
+
+    # Positions and what is seen.
+
+    def _compute(self, pending: int) -> list[Computed]:
+        """Compute what is not computed but the `pending` last tokens, each seeing all retained tokens before it and itself."""
+        append = self.windows.positions == "append"
+        ready = self.retained[: len(self.retained) - pending]
+        walked = [token for token in ready if token.seen is None] if append else ready
+        for token, place in zip(walked, self._walk(walked, self.latest + 1 if append else 0.0), strict=True):
+            token.place = place
+        computed: list[Computed] = []
+        visible: list[tuple[int, Place]] = []
+        for token in ready:
+            assert token.place is not None
+            visible.append((token.serial, token.place))
+            if token.seen is None:
+                token.seen = list(visible)
+                self.latest = token.place[0]
+                computed.append(Computed(token.serial, token.id, token.turn, token.pad, token.seen))
+        return computed
+
+    def _walk(self, tokens: list[Token], start: float) -> list[Place]:
+        """Positions of a sequence from `start` on."""
+        places: list[Place] = []
+        following = corner = start  # `corner` is where the vision block at hand begins
+        for token in tokens:
+            if token.pad is None or self.windows.axes == 1:
+                place = (following, following, following)
+            else:
+                corner = following if token.pad.index == 0 else corner
+                place = (corner + token.pad.frame * token.pad.step, corner + token.pad.row, corner + token.pad.column)
+            places.append(place)
+            following = max(place) + 1  # the last pad of a block is the largest on every axis
+        return places
