@@ -87,13 +87,13 @@ def _vision_rows(turn: Sequence, where: np.ndarray) -> np.ndarray:
     return mark
 
 
-def plan(rows: Rows, forced: List[np.ndarray | None], longest: int, vocabulary: int, end: int) -> Plan:
+def plan(rows: Rows, forced: List[np.ndarray | None], longest: int, banned: np.ndarray, end: int) -> Plan:
     """The replies to come, of at most `longest` tokens, which the id `end` ends; `forced`: ids that a reply is to hold, or
-    None."""
+    None; `banned` [V] bool: ids that none may hold."""
     batch = len(rows)
     index, position = np.zeros(batch, np.int32), np.zeros(batch, np.float32)
     slots, draws = np.zeros((batch, longest), np.int32), np.zeros((batch, 2), np.uint32)
-    dictated, seen = np.full((batch, longest), -1, np.int32), np.zeros((batch, vocabulary), bool)
+    dictated, seen = np.full((batch, longest), -1, np.int32), np.zeros((batch, len(banned)), bool)
     for b, (row, some) in enumerate(zip(rows, forced, strict=True)):
         if row is not None:
             index[b], position[b], slots[b] = len(row.slots), row.turn.positions[0, -1] + 1, row.ahead
@@ -101,4 +101,4 @@ def plan(rows: Rows, forced: List[np.ndarray | None], longest: int, vocabulary: 
         if some is not None:
             dictated[b, : len(some)] = some
     done = np.array([row is None for row in rows])
-    return Plan(index, position, slots, np.array([end], np.int32), draws, seen, done, dictated)
+    return Plan(index, position, slots, np.array([end], np.int32), draws, seen, done, dictated, banned)

@@ -25,7 +25,7 @@ class Plan(NamedTuple):
     slots [B, R] int32: where its tokens go. eos [E] int32: ids that end a reply. draws [B, 2] uint32: seed of the
     stream and number of the reply; with the number of the token they make the random key, so a draw depends on nothing else.
     seen [B, V] bool: ids that the repetition penalty counts. done [B] bool: rows that make no reply. forced [B, R] int32: ids
-    that are dictated, -1 where the model chooses; or None.
+    that are dictated, -1 where the model chooses; or None. banned [V] bool: ids that no reply may hold; or None.
     """
 
     index: Any
@@ -36,6 +36,7 @@ class Plan(NamedTuple):
     seen: Any
     done: Any
     forced: Any = None
+    banned: Any = None
 
 
 class Loop(NamedTuple):
@@ -88,7 +89,8 @@ def go_on(model: QwenVL, loop: Loop, plan: Plan, limit: Int[Array, ""] | int, sa
 def _choose(model: QwenVL, hidden: Float[Array, "B D"], loop: Loop, plan: Plan, sampling: Sampling) -> Loop:
     """Choose the next token of every reply from the hidden state [B, D] of the newest computed one."""
     logits = model.text.logits(hidden)
-    token = sample(logits, loop.seen, _keys(jnp.asarray(plan.draws), loop.count), sampling)
+    banned = None if plan.banned is None else jnp.asarray(plan.banned)
+    token = sample(logits, loop.seen, _keys(jnp.asarray(plan.draws), loop.count), sampling, banned)
     if plan.forced is not None:
         dictated = jax.lax.dynamic_index_in_dim(jnp.asarray(plan.forced), loop.count, axis=1, keepdims=False)
         token = jnp.where(dictated >= 0, dictated, token)

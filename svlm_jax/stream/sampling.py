@@ -39,15 +39,17 @@ def see(seen: Bool[Array, "B V"], ids: Int[Array, "B T"], real: Bool[Array, "B T
     return seen.at[rows, jnp.where(real, ids, seen.shape[1])].set(True, mode="drop")
 
 
-def scores(logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], sampling: Sampling) -> Float32[Array, "B V"]:
+def scores(
+    logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], sampling: Sampling, banned: Bool[Array, " V"] | None = None
+) -> Float32[Array, "B V"]:
     """Logits [B, V] float32 after repetition penalty (each seen id once: divided if positive, multiplied if not) and with
-    suppressed ids at -inf. The greedy token is the argmax of these."""
+    suppressed and banned ids at -inf. The greedy token is the argmax of these."""
     if sampling.repetition_penalty != 1.0:
         penalty = sampling.repetition_penalty
         logits = jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
     if sampling.suppressed:
         logits = logits.at[:, jnp.array(sampling.suppressed)].set(-jnp.inf)
-    return logits
+    return logits if banned is None else jnp.where(banned, -jnp.inf, logits)
 
 
 def kept(logits: Float32[Array, "B V"], sampling: Sampling) -> tuple[Float32[Array, "B k"], Int32[Array, "B k"]]:
@@ -67,11 +69,15 @@ def kept(logits: Float32[Array, "B V"], sampling: Sampling) -> tuple[Float32[Arr
 
 
 def sample(
-    logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], keys: Key[Array, " B"], sampling: Sampling
+    logits: Float32[Array, "B V"],
+    seen: Bool[Array, "B V"],
+    keys: Key[Array, " B"],
+    sampling: Sampling,
+    banned: Bool[Array, " V"] | None = None,
 ) -> Int32[Array, " B"]:
-    """The next token [B] int32 from logits [B, V] float32, the seen ids [B, V] bool and a random key for each row, so that a
-    row's draw does not depend on its neighbours."""
-    processed = scores(logits, seen, sampling)
+    """The next token [B] int32 from logits [B, V] float32, the seen ids [B, V] bool, ids that may not be chosen [V] bool, and a
+    random key for each row, so that a row's draw does not depend on its neighbours."""
+    processed = scores(logits, seen, sampling, banned)
     if sampling.temperature == 0:
         return jnp.argmax(processed, axis=-1).astype(jnp.int32)
     top, ids = kept(processed, sampling)

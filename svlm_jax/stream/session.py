@@ -88,8 +88,10 @@ class Session:
         self.config, self.batch, self.grid = config, rows, grid
         self.values, self.model_config = parameters(model), model.config
         self.language = Language.of(tokenizer, model.config)
-        never = () if markup else self.language.never_said()
-        self.sampling = replace(sampling, suppressed=tuple(sorted({*sampling.suppressed, *never})))
+        self.sampling = replace(sampling, suppressed=())
+        banned = np.zeros(model.config.text.vocab_size, bool)
+        banned[[*sampling.suppressed, *(() if markup else self.language.never_said())]] = True
+        self.banned = banned
         self.opening = chat.opening(previous, tokenizer)
         clips = config.vision_window if config.mode == "recompute" else 1
         self.patches = clips * grid[0] * grid[1] * grid[2]
@@ -99,10 +101,10 @@ class Session:
         self.piece = _round(total(self.turn) + 3, PIECE)
         self.mesh = _mesh(self.values)
 
-    def start(self) -> StreamState:
-        """A state without streams."""
+    def start(self, capacity: int | None = None) -> StreamState:
+        """A state without streams, of `self.capacity` slots unless a mode without bound has grown it."""
         config = self.model_config
-        cache = Cache.empty(config.text, self.batch, self.capacity, config.dtype, self.mesh)
+        cache = Cache.empty(config.text, self.batch, capacity or self.capacity, config.dtype, self.mesh)
         return StreamState(cache, (None,) * self.batch)
 
     def join(
@@ -155,7 +157,7 @@ class Session:
         size = self.piece
         if self.config.mode == "recompute":
             size = bucket(max((len(row.slots) for row in rows if row), default=1), TOKEN_BUCKETS, "retained tokens")
-        plan = batch.plan(rows, forced or [None] * self.batch, longest, text.vocab_size, self.language.end)
+        plan = batch.plan(rows, forced or [None] * self.batch, longest, self.banned, self.language.end)
         clock.lap("policy")
         with jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext():
             features = jax.block_until_ready(_see(self.values, frames, config=self.model_config))
