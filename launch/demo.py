@@ -13,19 +13,19 @@ import numpy as np
 from launch.cli import run
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
-FPS, SECONDS, HEIGHT, WIDTH, BALL = 10, 4, 112, 168, 9
+FPS, SECONDS, HEIGHT, WIDTH = 10, 6, 112, 168
 
 
-def clip() -> np.ndarray:
-    """A white ball that crosses a green pitch, uint8 [F, H, W, 3]."""
-    frames = np.empty((FPS * SECONDS, HEIGHT, WIDTH, 3), np.uint8)
+def clip(seconds: int, height: int, width: int) -> np.ndarray:
+    """A white ball that crosses a green pitch, uint8 [F, H, W, 3] at FPS frames a second."""
+    frames = np.empty((FPS * seconds, height, width, 3), np.uint8)
     frames[:] = (40, 130, 60)
-    frames[:, :, WIDTH // 2 - 1 : WIDTH // 2 + 1] = 230
-    row, column = np.mgrid[:HEIGHT, :WIDTH]
+    frames[:, :, width // 2 - 1 : width // 2 + 1] = 230
+    row, column = np.mgrid[:height, :width]
     for number, frame in enumerate(frames):
         share = number / (len(frames) - 1)
-        y, x = HEIGHT * (0.5 + 0.3 * np.sin(6 * share)), WIDTH * (0.1 + 0.8 * share)
-        frame[(row - y) ** 2 + (column - x) ** 2 < BALL**2] = 255
+        y, x = height * (0.5 + 0.3 * np.sin(6 * share)), width * (0.1 + 0.8 * share)
+        frame[(row - y) ** 2 + (column - x) ** 2 < (height / 12) ** 2] = 255
     return frames
 
 
@@ -35,7 +35,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "pitch.mp4"
-        write_video(path, clip(), FPS)
+        write_video(path, clip(SECONDS, HEIGHT, WIDTH), FPS)
         print(f"made {path.name}: {SECONDS} s, {WIDTH} x {HEIGHT}, {path.stat().st_size / 1000:.1f} kB")
         vlm = from_pretrained(DATA / "models" / "tiny", processor=DATA / "processor")
         size = sum(value.size for value in vlm.parameters.values())

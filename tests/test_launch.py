@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from launch import bench
+from launch.bench import report as bench
 from launch.convert import parse_size
 from svlm_jax.data.video import write_video
 from svlm_jax.errors import InputError

@@ -1,0 +1,54 @@
+"""Measure, and keep the numbers:
+
+    python -m launch.bench convert --shape 7b --scratch /data/tmp     # a checkpoint of random weights, both ways: time, memory
+    python -m launch.bench aot --shape 7b [--target h100]             # compiled ahead of time: flops, bytes, copies
+    python -m launch.bench stream --shape mid --seconds 60            # the engine: latency by stage, slots and memory
+    python -m launch.bench table                                      # docs/benchmarks.md from docs/benchmarks/*.json
+
+Each run writes docs/benchmarks/NAME.json with its command, device and versions, and the table anew.
+"""
+
+import argparse
+from pathlib import Path
+
+from launch.bench import aot, convert, stream
+from launch.bench.report import DOCS, table
+from launch.cli import run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=DOCS, help="where benchmarks/ and benchmarks.md go (default: docs)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    conversion = commands.add_parser("convert", help="checkpoint conversion: time and memory")
+    conversion.add_argument("--shape", default="7b", help="3b, 7b, 32b or 72b")
+    conversion.add_argument("--scratch", type=Path, help="directory with room for three checkpoints (default: the system's)")
+    conversion.set_defaults(run=convert.bench)
+    compiling = commands.add_parser("aot", help="compile prefill and decode ahead of time")
+    compiling.add_argument("--shape", default="7b")
+    compiling.add_argument("--target", choices=("cpu", "h100"), default="cpu", help="h100 needs no GPU (default cpu)")
+    compiling.add_argument("--tokens", type=int, default=1024, help="prompt bucket")
+    compiling.add_argument("--patches", type=int, default=4096, help="vision bucket")
+    compiling.add_argument("--slots", type=int, default=16384, help="cache capacity")
+    compiling.set_defaults(run=aot.bench)
+    streaming = commands.add_parser("stream", help="the streaming engine against stream time")
+    streaming.add_argument("--shape", default="mid", help="tiny, mid, 3b, 7b, 32b or 72b (default mid: 42 M parameters)")
+    streaming.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
+    streaming.add_argument("--modes", default="streaming", help="some of full,window,recompute,streaming")
+    streaming.add_argument("--fps", default="2", help="frames a second; several with commas")
+    streaming.add_argument("--rows", default="1", help="streams at a time; several with commas")
+    streaming.add_argument("--seconds", type=int, default=60, help="of video (default 60)")
+    streaming.add_argument("--height", type=int, default=252)
+    streaming.add_argument("--width", type=int, default=448)
+    streaming.add_argument("--name", default="stream", help="of the entry in docs/benchmarks (default stream)")
+    streaming.add_argument("--plot", action="store_true", help="draw latency and slots against stream time")
+    streaming.set_defaults(run=stream.bench)
+    commands.add_parser("table", help="write benchmarks.md anew").set_defaults(run=lambda args: table(args.out))
+    args = parser.parse_args()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,234 @@
+"""The streaming engine against stream time: latency by stage, slots and memory, for each mode, fps and number of streams.
+
+The video is a clip that is encoded and decoded like any other, played again and again. Replies are of full length (the id that
+ends one is suppressed), so every chunk costs what the dearest one does.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.bench.report import record
+from launch.cli import Progress
+from launch.demo import DATA, clip
+from svlm_jax.config import ModelConfig, StreamConfig, TextConfig, VisionConfig, preset
+from svlm_jax.errors import InputError
+
+QUERY = "Commentate on this match"
+CLIP_SECONDS, FPS = 30, 10
+STAGES = ("video", "patches", "policy", "vision", "prefill", "decode", "text")
+NOT_MODEL = ("video", "patches", "policy", "text")
+MODES = ("full", "window", "recompute", "streaming")
+SMALL = {  # sizes that a laptop streams, with the vocabulary of the tests' tokenizer: text, vision
+    "tiny": (TextConfig(448, 64, 128, 2, 4, 2, 1e-6, (2, 3, 3)), VisionConfig(2, 32, 48, 2, 64, (1,), 2)),
+    "mid": (TextConfig(448, 512, 1408, 12, 8, 2, 1e-6, (8, 12, 12)), VisionConfig(8, 256, 704, 8, 512, (1, 3, 5, 7), 2)),
+}
+
+
+def shape(name: str, dtype: str | None) -> ModelConfig:
+    """A config by name: tiny (0.2 M parameters), mid (42 M), or a published one; float32 on a CPU unless asked."""
+    import jax
+
+    if name in SMALL:
+        text, vision = SMALL[name]
+        config = ModelConfig(text, vision, 440, 441, 438, 439)
+    else:
+        config = preset(name)
+    usual = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return config.compute(dtype or usual)  # pyright: ignore[reportArgumentType]
+
+
+class Run:
+    """One model and one setting of the engine, watching the clip for ever."""
+
+    def __init__(self, model: Any, config: StreamConfig, frames: Path, rows: int) -> None:
+        from svlm_jax.data.processor import Processor
+        from svlm_jax.stream.sampling import Sampling
+        from svlm_jax.stream.session import Session
+
+        self.config, self.frames, self.rows = config, frames, rows
+        self.processor = Processor.from_directory(DATA / "processor", model.config)
+        tokenizer = self.processor.tokenizer
+        (end,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+        sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))
+        first, _ = next(self.watch(1))
+        grid = self.processor.video(first, fps=config.fps).grid
+        self.session = Session(model, tokenizer, config, grid, sampling=sampling, rows=rows)
+        self.state = self.session.start()
+        for row in range(rows):
+            self.state = self.session.join(self.state, row, query=QUERY, seed=row)
+
+    def watch(self, chunks: int) -> Iterator[tuple[np.ndarray, float]]:
+        """(frames [F, H, W, 3], milliseconds to decode them) of chunk after chunk; the clip is played again and again."""
+        from svlm_jax.data.video import sample_video
+
+        count, sent, frames, started = self.config.chunk_frames, 0, [], time.perf_counter()
+        while True:
+            for _, frame in sample_video(self.frames, self.config.fps):
+                frames.append(frame)
+                if len(frames) == count:
+                    yield np.stack(frames), 1000 * (time.perf_counter() - started)
+                    frames, started, sent = [], time.perf_counter(), sent + 1
+                    if sent == chunks:
+                        return
+
+    def run(self, chunks: int, progress: Progress) -> list[dict[str, Any]]:
+        """Every chunk: milliseconds by stage, slots in use, resident memory, programs compiled."""
+        from svlm_jax.stream.sequence import Chunk
+
+        seconds, told = self.config.chunk_seconds, []
+        with Compilations() as compiled:
+            for number, (frames, decoding) in enumerate(self.watch(chunks)):
+                started, before = time.perf_counter(), compiled.count
+                clip = self.processor.video(frames, fps=self.config.fps)
+                patches = 1000 * (time.perf_counter() - started)
+                chunk = Chunk(number * seconds, (number + 1) * seconds, clip)
+                self.state, (reply, *_) = self.session.step(self.state, [chunk] * self.rows)
+                stream = self.state.streams[0]
+                assert reply is not None and stream is not None
+                ms = {"video": decoding, "patches": patches, **reply.ms}
+                told.append(
+                    {
+                        "second": chunk.end,
+                        "ms": ms,
+                        "total": sum(ms.values()),
+                        "tokens": len(reply.tokens),
+                        "slots": reply.after,
+                        "position": float(stream.positions.max()),
+                        "memory": resident(),
+                        "compiled": compiled.count - before,
+                    }
+                )
+                progress(number + 1, chunks)
+        return told
+
+
+class Compilations:
+    """Counts the programs that XLA compiles while it is entered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+    def __enter__(self) -> "Compilations":
+        import jax
+
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import jax
+
+        jax.monitoring.unregister_event_duration_listener(self._heard)
+
+
+def resident() -> int:
+    """Bytes of this process in memory (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def summary(name: str, run: Run, told: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row: medians of the last fifth of the chunks, and what has changed since the beginning."""
+    last = told[-max(1, len(told) // 5) :]
+    total = float(np.median([one["total"] for one in last]))
+    stages = {stage: float(np.median([one["ms"][stage] for one in last])) for stage in STAGES}
+    outside = sum(stages[stage] for stage in NOT_MODEL)
+    row = {
+        "run": name,
+        "streams": run.rows,
+        "ms a chunk": round(total, 1),
+        "ms/token": round(total / last[-1]["tokens"] / run.rows, 2),
+        "real time x streams": round(1000 * run.config.chunk_seconds * run.rows / total, 2),
+        **{f"{stage} (ms)": round(ms, 1) for stage, ms in stages.items()},
+        "outside the model (%)": round(100 * outside / total, 1),
+        "slots used": last[-1]["slots"],
+        "slots": run.state.cache.capacity,
+        "memory (MB)": round(last[-1]["memory"] / 1e6),
+    }
+    if len(told) >= 400:
+        early = told[100:200]
+        then = np.median([one["total"] for one in early])
+        row["last 100 / chunks 100-200"] = round(float(np.median([one["total"] for one in told[-100:]]) / then), 3)
+        row["memory, end / chunk 200"] = round(told[-1]["memory"] / told[200]["memory"], 4)
+        row["compiled after chunk 20"] = sum(one["compiled"] for one in told[20:])
+        row["largest position, last 100"] = max(one["position"] for one in told[-100:])
+        row["slots used, last 100"] = f"{min(one['slots'] for one in told[-100:])}-{max(one['slots'] for one in told[-100:])}"
+        row["last second"] = told[-1]["second"]
+    return row
+
+
+def bench(args: argparse.Namespace) -> None:
+    from flax import nnx
+
+    from svlm_jax.data.video import write_video
+    from svlm_jax.model.vlm import QwenVL
+
+    modes, counts, rates = args.modes.split(","), _numbers("--rows", args.rows), _numbers("--fps", args.fps)
+    if unknown := sorted(set(modes) - set(MODES)):
+        raise InputError("--modes", ", ".join(unknown), f"some of {', '.join(MODES)}", "separate them by commas")
+    model = QwenVL(shape(args.shape, args.dtype), nnx.Rngs(0))
+    rows: list[dict[str, Any]] = []
+    series: dict[str, list[dict[str, Any]]] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "clip.mp4"
+        write_video(path, clip(CLIP_SECONDS, args.height, args.width), FPS)
+        for mode, fps, streams in itertools.product(modes, rates, counts):
+            name = f"{mode}, {fps:g} fps" + (f", {streams:g} streams" if streams > 1 else "")
+            run = Run(model, StreamConfig(mode=mode, fps=fps), path, int(streams))
+            series[name] = run.run(args.seconds, Progress(name, "chunks"))
+            rows.append(summary(name, run, series[name]))
+            print(json.dumps(rows[-1]), flush=True)
+    plot = f"benchmarks/{args.name}.svg" if args.plot else None
+    if plot is not None:
+        draw(series, args.out / plot, f"{args.shape}, {args.height}x{args.width}, {model.config.dtype}")
+    what = (
+        f"The streaming engine, {args.shape} shape (random weights, {model.config.dtype}), on {args.height}x{args.width} video "
+        f"for {args.seconds} s, every reply of {StreamConfig().max_new_tokens} tokens. Milliseconds are medians over the last "
+        "fifth; ms/token is a whole chunk over its tokens, as the paper counts."
+    )
+    record(args.name, what, rows, args.out, plot)
+
+
+def draw(series: dict[str, list[dict[str, Any]]], path: Path, title: str) -> None:
+    """Latency a token (whole chunk over its tokens) and slots in use against stream time."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("--plot", "no matplotlib", "the bench extra", "pip install 'svlm-jax[bench]'") from None
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
+    for name, told in series.items():
+        second = [one["second"] for one in told]
+        ms = np.array([one["total"] / one["tokens"] for one in told])
+        width = max(1, len(ms) // 200)  # medians of neighbours, so that the noise of one chunk does not hide the trend
+        above.plot(
+            second[width - 1 :: width], [np.median(ms[i : i + width]) for i in range(0, len(ms) - width + 1, width)], label=name
+        )
+        below.plot(second, [one["slots"] for one in told], label=name)
+    above.set(ylabel="ms a token", title=title, yscale="log")
+    below.set(ylabel="slots in use", xlabel="stream time (s)")
+    above.legend()
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _numbers(flag: str, text: str) -> list[float]:
+    try:
+        return [float(one) for one in text.split(",")]
+    except ValueError:
+        raise InputError(flag, text, "numbers", "separate them by commas") from None
