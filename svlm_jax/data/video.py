@@ -49,12 +49,12 @@ def read_video(
         InputError: a wrong argument; a missing, empty or broken file; no video in it; a start beyond its end; too long.
     """
     path = existing_file(source, "video")
-    _check_clock(fps, start, duration)
+    check_clock(fps, start, duration)
     room, got = max_frames / fps, f"more than max_frames={max_frames} frames"
     remedy = "set a shorter duration, lower fps, or raise max_frames"
     too_long = InputError(f"video {path}", got, f"at most {room:g} s at {fps:g} fps", remedy)
     if duration is None or duration - SLACK > room:  # ask the header first: decoding up to the limit may take minutes
-        length = _claimed_length(path)
+        length = claimed_length(path)
         if length is not None and min(length - start, duration or length) - SLACK > room:
             raise too_long
     images, times = [], []
@@ -71,14 +71,14 @@ def sample_video(
 ) -> Iterator[tuple[float, np.ndarray]]:
     """`read_video` one frame at a time, for streams: yields (second, uint8 [H, W, 3]); same rules, errors, warnings."""
     path = existing_file(source, "video")
-    _check_clock(fps, start, duration)
+    check_clock(fps, start, duration)
     until = float("inf") if duration is None else start + duration
     sent, due, gone, size = 0, float(start), 0.0, None
     for gone, frame in _shown(path, start):
         size = size or (frame.width, frame.height)
         image = None  # a frame that no sample falls on is never converted
         while due < min(gone, until) - SLACK:
-            image = _picture(frame, size) if image is None else image
+            image = picture(frame, size) if image is None else image
             yield due, image
             sent += 1
             due = start + sent / fps
@@ -88,7 +88,7 @@ def sample_video(
         raise InputError("start", f"{start:g} s", f"less than {gone:g} s, where {path} ends", "choose an earlier start")
 
 
-def _check_clock(fps: float | int, start: float | int, duration: float | int | None) -> None:
+def check_clock(fps: float | int, start: float | int, duration: float | int | None) -> None:
     for name, value in (("fps", fps), ("duration", duration)):
         if value is not None and not 0 < value < float("inf"):
             raise InputError(name, value, "a number above 0", "2 fps is usual; without a duration all is read")
@@ -133,7 +133,7 @@ def _from_keyframe(path: Path, target: float | int) -> Iterator[tuple[float, flo
     import av
 
     with av.open(str(path), metadata_errors="ignore") as container:
-        stream = _video_stream(container, path)
+        stream = video_stream(container, path)
         stream.thread_type = "AUTO"
         tick, origin = float(stream.time_base or 1), stream.start_time or 0
         usual = 1 / float(stream.guessed_rate) if stream.guessed_rate else 0.0
@@ -154,7 +154,7 @@ def _from_keyframe(path: Path, target: float | int) -> Iterator[tuple[float, flo
             warnings.warn(f"video {path}: ends at {second + length:.3f} s but {claimed}: cut short?", stacklevel=2)
 
 
-def _video_stream(container: "InputContainer", path: Path) -> "av.VideoStream":
+def video_stream(container: "InputContainer", path: Path) -> "av.VideoStream":
     from av.stream import Disposition
 
     for stream in container.streams.video:
@@ -163,20 +163,20 @@ def _video_stream(container: "InputContainer", path: Path) -> "av.VideoStream":
     raise InputError(f"video {path}", "no video stream", "a file with one", "check that it is not audio only")
 
 
-def _claimed_length(path: Path) -> float | None:
+def claimed_length(path: Path) -> float | None:
     """Seconds of video by the header; None where it is silent or unreadable (decoding then tells why)."""
     import av
     from av.error import FFmpegError
 
     try:
         with av.open(str(path), metadata_errors="ignore") as container:
-            stream = _video_stream(container, path)
+            stream = video_stream(container, path)
             return stream.duration * float(stream.time_base or 1) if stream.duration else None
     except FFmpegError:
         return None
 
 
-def _picture(frame: "av.VideoFrame", size: tuple[int, int]) -> np.ndarray:
+def picture(frame: "av.VideoFrame", size: tuple[int, int]) -> np.ndarray:
     """uint8 [H, W, 3], upright; `size` is (width, height) before the rotation."""
     image = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
     turns = round(frame.rotation / 90) % 4  # both count counter-clockwise
@@ -192,7 +192,7 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float | int) -
     import av
 
     path = Path(path)
-    _check_clock(fps, 0.0, None)
+    check_clock(fps, 0.0, None)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
         got, expected = f"{frames.dtype} {list(frames.shape)}", "uint8 [F, H, W, 3], F >= 1"
         raise InputError("frames", got, expected, "convert them first, for example with as_frames")

@@ -1,0 +1,97 @@
+"""Playing a source: decoding and preparing run ahead in a thread; chunks that nobody was ready for are dropped, and said.
+
+The policy. Without a pace every chunk is delivered, as fast as it is taken. At the pace of the clock (a live source, or a file
+that is played at its own speed) a chunk can be had once its last frame is there; when more than `LATE` complete ones wait, all
+but the newest are dropped, oldest first. Chunks are dropped whole, and each is reported.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from svlm_jax.data.source import Chunk, Source
+
+AHEAD = 4  # chunks that are prepared before they are wanted
+LATE = 2  # complete chunks that may wait
+MOST = 64  # complete chunks that are held while nobody takes any
+
+
+class Player(AbstractContextManager):
+    """Iterate over (chunk, what `prepare` made of it)."""
+
+    def __init__(
+        self,
+        source: Source,
+        prepare: Callable[[Chunk], Any],
+        *,
+        pace: bool = False,
+        report: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Args:
+        prepare: run in the thread.
+        pace: keep to the clock even if the source could go faster.
+        report: told the chunks that are dropped, in the thread that takes.
+        clock: seconds, for tests.
+        """
+        self.source, self.prepare, self.report, self.clock = source, prepare, report, clock
+        self.wait, self.timed = pace and not source.live, pace or source.live
+        self.ready: deque[tuple[Chunk, Any]] = deque()
+        self.lost: list[Chunk] = []
+        self.changed = threading.Condition()
+        self.ended = self.stopped = False
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._read, name="decode", daemon=True)
+
+    def __iter__(self) -> Iterator[tuple[Chunk, Any]]:
+        self.thread.start()
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.ready or self.ended)
+                if self.timed and len(self.ready) > LATE:
+                    self.lost += [self.ready.popleft()[0] for _ in range(len(self.ready) - 1)]
+                taken = self.ready.popleft() if self.ready else None
+                lost, self.lost = self.lost, []
+                self.changed.notify_all()
+            if lost:
+                self.report(lost)
+            if taken is None:
+                break
+            yield taken
+        if self.error is not None:
+            raise self.error
+
+    def _read(self) -> None:
+        try:
+            began = None
+            for chunk in self.source:
+                began = self.clock() - chunk.start if began is None else began
+                item = (chunk, self.prepare(chunk))
+                with self.changed:
+                    if self.wait:
+                        self.changed.wait_for(lambda: self.stopped, timeout=max(0.0, began + chunk.end - self.clock()))
+                    while not self.timed and len(self.ready) >= AHEAD and not self.stopped:
+                        self.changed.wait()
+                    if self.stopped:
+                        return
+                    self.ready.append(item)
+                    if len(self.ready) > MOST:
+                        self.lost.append(self.ready.popleft()[0])
+                    self.changed.notify_all()
+        except BaseException as error:  # goes to the thread that takes
+            self.error = error
+        finally:
+            with self.changed:
+                self.ended = True
+                self.changed.notify_all()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop reading; a thread that is held up by a slow source ends by itself when that answers."""
+        with self.changed:
+            self.stopped = True
+            self.changed.notify_all()
+        if self.thread.is_alive():
+            self.thread.join(timeout=1.0)
