@@ -20,7 +20,7 @@ MOST = 64  # complete chunks that are held while nobody takes any
 
 
 class Player(AbstractContextManager):
-    """Iterate over (chunk, what `prepare` made of it)."""
+    """Iterate over (chunk, what `prepare` made of it), once; closes the source."""
 
     def __init__(
         self,
@@ -50,7 +50,9 @@ class Player(AbstractContextManager):
         self.thread.start()
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.ready or self.ended)
+                self.changed.wait_for(lambda: self.ready or self.ended or self.stopped)
+                if self.stopped:
+                    return
                 if self.timed and len(self.ready) > LATE:
                     self.lost += [self.ready.popleft()[0] for _ in range(len(self.ready) - 1)]
                 taken = self.ready.popleft() if self.ready else None
@@ -84,14 +86,19 @@ class Player(AbstractContextManager):
         except BaseException as error:  # goes to the thread that takes
             self.error = error
         finally:
+            self.source.close()  # here: nobody may close it while this thread reads
             with self.changed:
                 self.ended = True
                 self.changed.notify_all()
 
-    def __exit__(self, *_: object) -> None:
-        """Stop reading; a thread that is held up by a slow source ends by itself when that answers."""
+    def stop(self) -> None:
+        """Give no more chunks; may be called from a signal handler."""
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop reading; a thread that is held up by a slow source ends by itself when that answers."""
+        self.stop()
         if self.thread.is_alive():
             self.thread.join(timeout=1.0)

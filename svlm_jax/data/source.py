@@ -129,8 +129,8 @@ class FolderSource(Source):
 
 
 class StreamSource(Source):
-    """A webcam or a URL, through PyAV. Frame k is the one that was on show k / fps seconds after the first; when it is late, the
-    picture stands still. A camera that goes away ends the stream, which says so in `ending`."""
+    """A webcam or a URL, through PyAV. Frame k is the one that was on show k / fps seconds after the first; when it is late,
+    the picture stands still. A camera that goes away ends the stream, which says so in `ending`."""
 
     def __init__(self, name: str, address: str, form: str | None, *clock: Any) -> None:
         super().__init__(name, *clock)
@@ -149,8 +149,8 @@ class StreamSource(Source):
         except InputError:
             self.container.close()
             raise
-        length = self.container.duration
-        self.live = length is None or length <= 0 or form is not None
+        length = self.container.duration or 0
+        self.live = length <= 0 or form is not None
         self.total = self._chunks_in(None if self.live else length / 1e6)
         self.skip = 0.0 if self.live else float(self.start)  # of a live source, `start` only names its first second
 

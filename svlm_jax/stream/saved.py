@@ -7,6 +7,7 @@ renamed, so a file under its own name is whole.
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -61,22 +62,22 @@ def save(path: str | Path, session: Session, state: StreamState, extra: dict[str
         partial_path.unlink(missing_ok=True)
 
 
-def load(path: str | Path, session: Session) -> tuple[StreamState, dict[str, Any]]:
-    """The state of a file and the caller's own part.
+def peek(path: str | Path) -> dict[str, Any]:
+    """The caller's own part of a saved state.
 
     Raises:
-        InputError: no such file, a broken one, one of another version, model or settings.
+        InputError: no such file, a broken one, one of another version.
     """
-    from safetensors import SafetensorError, safe_open
+    return _open(path)[0]["extra"]
 
-    try:
-        with safe_open(str(path), framework="numpy") as file:
-            notes = file.metadata() or {}
-            told = _told(notes, str(path))
-            _compare(told["settings"], _settings(session), str(path))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError) as error:
-        raise InputError(str(path), f"an unreadable file ({error})", "a saved state", "check the path") from None
+
+def load(path: str | Path, session: Session) -> StreamState:
+    """A saved state.
+
+    Raises:
+        InputError: as `peek`; or a state of another model or of other settings.
+    """
+    told, tensors = _open(path, partial(_compare, ours=_settings(session), source=str(path)))
     cache, streams = session.start(told["capacity"]).cache, []
     for b, described in enumerate(told["streams"]):
         if described is None:
@@ -87,7 +88,22 @@ def load(path: str | Path, session: Session) -> tuple[StreamState, dict[str, Any
         layers = range(len(cache.keys))
         held = tuple(tuple(mine[f"{name}.{layer}"] for layer in layers) for name in ("keys", "values"))
         cache = _scatter(cache, b, streams[-1].slots[: streams[-1].cached], held)
-    return StreamState(cache, tuple(streams)), told["extra"]
+    return StreamState(cache, tuple(streams))
+
+
+def _open(path: str | Path, check: Callable[[dict[str, Any]], None] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The JSON of a file and, when `check` (which is given the settings) has passed, its tensors."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), framework="numpy") as file:
+            told = _told(file.metadata() or {}, str(path))
+            if check is None:
+                return told, {}
+            check(told["settings"])
+            return told, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError) as error:
+        raise InputError(str(path), f"an unreadable file ({error})", "a saved state", "check the path") from None
 
 
 def _told(notes: dict[str, str], source: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from svlm_jax.config import ModelConfig, StreamConfig
 from svlm_jax.data import chat
+from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import Tokenizer, plain
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import TOKEN_BUCKETS, VisionInput, bucket
@@ -118,6 +119,22 @@ class Session:
             got = f"{len(opening.ids)} tokens, with which the stream needs {need} slots"
             raise InputError("previous text", got, f"{self.capacity} slots", "shorten it, or give it to the session")
         return self._with(state, row, sequence.start(opening, plain(query, "query"), seed))
+
+    def warm(self, state: StreamState, *, tokens: bool = False) -> StreamState:
+        """Compile all that `step` runs, on a chunk of black in a row that is then free again.
+
+        Args:
+            tokens: also what `on_token` needs.
+        """
+        t, h, w = self.grid
+        clip = Clip(np.zeros((t * h * w, self.model_config.vision.patch_dim), np.float32), self.grid, video=True)
+        free = state.streams.index(None)
+        state = self.join(state, free)
+        chunks: list[Chunk | None] = [None] * self.batch
+        chunks[free] = Chunk(0.0, float(self.config.chunk_seconds), clip)
+        for on_token in (None, lambda row, token: None)[: 2 if tokens else 1]:
+            state, _ = self.step(state, chunks, on_token=on_token)
+        return self.leave(state, free)
 
     def leave(self, state: StreamState, row: int = 0) -> StreamState:
         """End the stream of a row."""

@@ -37,13 +37,14 @@ def _cue(kind: str, number: int, start: float | int, end: float | int, text: str
     return said and f"{_stamp(start, '.')} --> {_stamp(end, '.')}\n{html.escape(said, quote=False)}\n\n"  # no "-->" is left
 
 
-class Subtitles(AbstractContextManager):
+class Subtitles(AbstractContextManager["Subtitles"]):
     """A file of captions, open for writing; a context manager. Make it before the model is loaded: it refuses early."""
 
-    def __init__(self, path: str | os.PathLike, *, append: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike, *, append: bool = False, keep: int | None = None) -> None:
         """Args:
             append: go on after the last whole cue of a file written here, if there is one (SubRip goes on counting); what a
                 crash left unfinished behind it is cut off with a warning. Without it a file that exists is refused.
+            keep: bytes to go on after (a `size` of before); what follows them will be written again.
 
         Raises:
             InputError: no such folder, another ending, a file that exists or is of another kind, an unwritable place.
@@ -58,7 +59,7 @@ class Subtitles(AbstractContextManager):
         if os.path.lexists(self.path) and not append:
             raise InputError(self.field, "a file that exists", "a new name", "rename or remove it, or append to it")
         with self._told():
-            kept = self._whole_cues() if self.path.is_file() else b""
+            kept = self._whole_cues(keep) if self.path.is_file() else b""
             self.file = FileIO(path, "a", opener=lambda name, mode: os.open(name, mode | (0 if append else os.O_EXCL), 0o666))
         self.size, self.number = len(kept), kept.count(self.ending) + 1
         if self.kind == ".vtt" and not kept:
@@ -100,9 +101,12 @@ class Subtitles(AbstractContextManager):
                 raise
         self.size += len(data)
 
-    def _whole_cues(self) -> bytes:
-        """What the file holds of whole cues; the rest is cut off."""
+    def _whole_cues(self, keep: int | None) -> bytes:
+        """What the file holds of whole cues, `keep` bytes at most; the rest is cut off."""
         data, opening = self.path.read_bytes(), OPENINGS[self.kind]
+        if keep is not None and len(data) > keep:
+            os.truncate(self.path, keep)
+            data = data[:keep]
         if data[: len(opening)] != opening[: len(data)]:
             raise InputError(self.field, "a file of another kind", "one written here", "choose another name")
         kept = data[: data.rfind(self.ending) + len(self.ending)] if self.ending in data else b""
