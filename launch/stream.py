@@ -279,10 +279,11 @@ class Watch:
         args, vlm, started = self.args, self.vlm, time.monotonic()
         previous = args.previous_text
         self.session = Session(vlm.model, vlm.tokenizer, self.config, clip.grid, sampling=self.sampling, previous=previous)
+        state = self.session.warm(self.session.start(), tokens=args.tokens)
         if args.resume:
+            del state  # makes room for the saved one
             self.state = saved.load(args.resume, self.session)
         else:
-            state = self.session.warm(self.session.start(), tokens=args.tokens)
             self.state = self.session.join(state, query=args.query, seed=args.seed)
         t, h, w = clip.grid
         merge = vlm.model.config.vision.spatial_merge_size
