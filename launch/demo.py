@@ -1,11 +1,10 @@
-"""A first look, with nothing downloaded: makes a clip and captions it with the small model of the tests.
+"""A first look, with nothing downloaded: makes a clip and streams it through the small model of the tests.
 
 That model has random weights (it exists to check numbers), so its words mean nothing yet; what runs is the real path: mp4 ->
-frames -> patches -> vision tower -> decoder -> words.
+frames -> patches -> vision tower -> decoder with its ring of slots -> words, second by second.
 """
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from launch.cli import run
 
 DATA = Path(__file__).parent.parent / "tests" / "data"
-FPS, SECONDS, HEIGHT, WIDTH = 10, 6, 112, 168
+FPS, SECONDS, HEIGHT, WIDTH = 10, 12, 112, 168
 
 
 def clip(seconds: int, height: int, width: int) -> np.ndarray:
@@ -31,6 +30,7 @@ def clip(seconds: int, height: int, width: int) -> np.ndarray:
 
 def main() -> None:
     from svlm_jax import from_pretrained
+    from svlm_jax.config import StreamConfig
     from svlm_jax.data.video import write_video
 
     with tempfile.TemporaryDirectory() as directory:
@@ -40,11 +40,16 @@ def main() -> None:
         vlm = from_pretrained(DATA / "models" / "tiny", processor=DATA / "processor")
         size = sum(value.size for value in vlm.parameters.values())
         print(f"model: {size / 1e3:.0f} thousand random parameters, {vlm.model.config.dtype}")
-        for attempt in ("first, with compilation", "again"):
-            started = time.monotonic()
-            text = vlm.caption(str(path), "What happens?", max_new_tokens=24)
-            print(f"caption ({attempt}, {time.monotonic() - started:.2f} s): {text!r}")
-    print("random weights, so random words; next: python -m launch.caption FILE --model Qwen/Qwen2.5-VL-3B-Instruct")
+        windows = StreamConfig(vision_window=4, text_rounds=4, sink=16, slide=16)
+        print(f"watching, with windows of {windows.vision_window} s of frames and {windows.text_rounds} replies")
+        spent = []
+        for reply in vlm.watch(path, query="Commentate on this match", config=windows):
+            spent.append(sum(reply.ms.values()))
+            words = "".join(one if one.isprintable() else " " for one in reply.text)
+            print(f"{reply.start:4.0f} s  {spent[-1]:6.0f} ms  {reply.after:3d} slots  {words}", flush=True)
+    steady = sum(spent[1:]) / len(spent[1:])
+    print(f"first chunk with compilation; then {steady:.0f} ms a chunk, {1000 / steady:.0f} times real time")
+    print("random weights, so random words; next: python -m launch.stream FILE --model Qwen/Qwen2.5-VL-3B-Instruct")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 vlm = svlm_jax.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
 vlm.caption("photo.jpg")
+for reply in vlm.watch("match.mp4", query="Commentate on this match"):
+    print(reply.start, reply.text)
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +16,18 @@ from jax.sharding import Mesh
 
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert, hf
-from svlm_jax.config import Dtype, ModelConfig
+from svlm_jax.config import Dtype, ModelConfig, StreamConfig
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.data.chat import Tokenizer
+from svlm_jax.data.pace import Player
 from svlm_jax.data.processor import FILES, Processor
+from svlm_jax.data.source import open_source
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
 from svlm_jax.stream.generate import generate
-from svlm_jax.stream.sampling import Sampling
+from svlm_jax.stream.sampling import COMMENTARY, Sampling
+from svlm_jax.stream.sequence import Chunk
+from svlm_jax.stream.session import Reply, Session
 
 WANTED = ("config.json", "*.safetensors", "model.safetensors.index.json", *FILES)
 
@@ -52,6 +59,45 @@ class Pretrained:
         """`caption` of what `processor.open` returned (which takes fps, start and duration)."""
         text = prompt or f"Describe this {'video' if clip.video else 'image'}."
         return self.generate([self.processor.prompt(text, clip)], **options)[0]
+
+    def watch(
+        self,
+        source: Any,
+        *,
+        query: str = "",
+        previous: str = "",
+        start: float | int = 0.0,
+        duration: float | int | None = None,
+        config: StreamConfig = StreamConfig(),
+        sampling: Sampling = COMMENTARY,
+        seed: int = 0,
+    ) -> Iterator[Reply]:
+        """Comment on a video (file, folder of frames, URL, number of a webcam) chunk by chunk, in memory that does not grow.
+        A file is watched as fast as possible; what a live source drops is warned of. `launch.stream` does more with it.
+
+        Args:
+            query: what is asked for, in the first turn.
+            previous: commentary that came before.
+            start, duration: seconds.
+            config: windows, mode, frames a second.
+        """
+        clock = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
+        session, state = None, None
+
+        def lost(chunks: Sequence[Any]) -> None:
+            warnings.warn(f"dropped {chunks[0].start:g} to {chunks[-1].end:g} s: too late", stacklevel=3)
+
+        with Player(
+            open_source(source, **clock), lambda chunk: self.processor.video(chunk.frames, fps=config.fps), report=lost
+        ) as player:
+            for chunk, clip in player:
+                if session is None or state is None:
+                    options = {"sampling": sampling, "previous": previous}
+                    session = Session(self.model, self.tokenizer, config, clip.grid, **options)
+                    state = session.join(session.start(), query=query, seed=seed)
+                state, (reply,) = session.step(state, [Chunk(chunk.start, chunk.end, clip)])
+                if reply is not None:
+                    yield reply
 
     def generate(
         self, samples: Sequence[Sample], *, max_new_tokens: int = 128, sampling: Sampling = Sampling(), seed: int = 0

@@ -33,6 +33,9 @@ class Sampling:
                 raise InputError(f"sampling {name}", getattr(self, name), expected, "change it")
 
 
+COMMENTARY = Sampling(temperature=0.9, repetition_penalty=1.05)  # what StreamingVLM streams with
+
+
 def see(seen: Bool[Array, "B V"], ids: Int[Array, "B T"], real: Bool[Array, "B T"]) -> Bool[Array, "B V"]:
     """Mark ids [B, T] where `real` [B, T] in the set of seen ids [B, V] bool."""
     rows = jnp.arange(ids.shape[0])[:, None]

@@ -33,7 +33,7 @@ from svlm_jax.spans import total
 from svlm_jax.stream import batch, policy, sequence
 from svlm_jax.stream.batch import Piece, Row
 from svlm_jax.stream.decode import Loop, Plan, go_on, reply
-from svlm_jax.stream.sampling import Sampling
+from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk, Language, Sequence
 
 GROWTH = 64  # chunks by which the cache of a mode without bound grows
@@ -74,7 +74,7 @@ class Session:
         config: StreamConfig,
         grid: tuple[int, int, int],
         *,
-        sampling: Sampling = Sampling(temperature=0.9, repetition_penalty=1.05),
+        sampling: Sampling = COMMENTARY,
         rows: int = 1,
         previous: str = "",
         markup: bool = False,
