@@ -6,7 +6,7 @@ Text between vision blocks is tokenised in one piece; the markers are special to
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -21,6 +21,7 @@ _MARKUP = re.compile(r"<\|\w+\|>")
 _KINDS = {"system": Kind.SYSTEM, "previous text": Kind.PREVIOUS, "user": Kind.USER_TEXT, "assistant": Kind.REPLY}
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What is used of a transformers tokenizer."""
 

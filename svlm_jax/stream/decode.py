@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from svlm_jax.model.cache import Cache
 from svlm_jax.model.vlm import QwenVL
@@ -108,6 +108,6 @@ def _choose(model: QwenVL, hidden: Float[Array, "B D"], loop: Loop, plan: Plan, 
     )
 
 
-def _keys(draws: Int[Array, "B 2"], count: Int[Array, ""]) -> Key[Array, " B"]:
+def _keys(draws: Integer[Array, "B 2"], count: Int[Array, ""]) -> Key[Array, " B"]:
     fold = jax.random.fold_in
     return jax.vmap(lambda draw: fold(fold(jax.random.key(draw[0]), draw[1]), count))(draws)

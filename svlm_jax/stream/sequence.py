@@ -22,8 +22,8 @@ LATEST = 9_999_999.0  # seconds; the longest time text that capacities allow for
 class Chunk(NamedTuple):
     """One step of video for one stream: seconds [start, end), its frames as patches, and a question that comes with it."""
 
-    start: float
-    end: float
+    start: float | int
+    end: float | int
     clip: Clip
     question: str = ""
 

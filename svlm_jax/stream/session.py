@@ -54,8 +54,8 @@ class Reply(NamedTuple):
     streams of a batch); before, after: tokens held in the cache when the chunk began (evicted) and when the reply ended;
     logits [n, V] float32 if they were asked for."""
 
-    start: float
-    end: float
+    start: float | int
+    end: float | int
     text: str
     tokens: np.ndarray
     ms: Mapping[str, float]
@@ -118,6 +118,8 @@ class Session:
         if self.config.bounded and need > self.capacity:
             got = f"{len(opening.ids)} tokens, with which the stream needs {need} slots"
             raise InputError("previous text", got, f"{self.capacity} slots", "shorten it, or give it to the session")
+        if not 0 <= seed < 2**32:
+            raise InputError("seed", seed, "0 to 4294967295", "choose another")
         return self._with(state, row, sequence.start(opening, plain(query, "query"), seed))
 
     def warm(self, state: StreamState, *, tokens: bool = False) -> StreamState:

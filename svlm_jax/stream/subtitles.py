@@ -104,11 +104,11 @@ class Subtitles(AbstractContextManager["Subtitles"]):
     def _whole_cues(self, keep: int | None) -> bytes:
         """What the file holds of whole cues, `keep` bytes at most; the rest is cut off."""
         data, opening = self.path.read_bytes(), OPENINGS[self.kind]
+        if data[: len(opening)] != opening[: len(data)]:
+            raise InputError(self.field, "a file of another kind", "one written here", "choose another name")
         if keep is not None and len(data) > keep:
             os.truncate(self.path, keep)
             data = data[:keep]
-        if data[: len(opening)] != opening[: len(data)]:
-            raise InputError(self.field, "a file of another kind", "one written here", "choose another name")
         kept = data[: data.rfind(self.ending) + len(self.ending)] if self.ending in data else b""
         if kept != data:
             os.truncate(self.path, len(kept))
