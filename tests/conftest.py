@@ -18,7 +18,9 @@ import jaxtyping
 import pytest
 
 # Shapes and types in signatures are checked on every call (once a trace, inside jit).
-jaxtyping.install_import_hook(["svlm_jax.model", "svlm_jax.stream", "svlm_jax.inputs", "svlm_jax.spans"], "beartype.beartype")
+jaxtyping.install_import_hook(
+    ["svlm_jax.model", "svlm_jax.stream", "svlm_jax.train", "svlm_jax.inputs", "svlm_jax.spans"], "beartype.beartype"
+)
 
 jax.config.update("jax_default_matmul_precision", "highest")
 

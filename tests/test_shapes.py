@@ -33,10 +33,10 @@ def check_cache(cache, config):
     assert cache.positions.shape == (1, 3, CAPACITY) and cache.positions.dtype == jnp.float32
 
 
-def run(graph, state, inputs, cache, start):
+def run(graph, state, inputs, cache, slots):
     """Final hidden states, the logits of the last token, the cache."""
     model = nnx.merge(graph, state)
-    hidden, cache = model.extend(inputs, cache, start)
+    hidden, cache = model.extend(inputs, slots, cache)
     return hidden, model.text.logits(hidden[:, -1]), cache
 
 
@@ -52,8 +52,8 @@ def test_a_prompt_and_a_decode_step_have_the_documented_shapes(case):
             rows=abstract_of(jnp.int32, 1, length),
             vision=seen,
         )
-        start = abstract_of(jnp.int32)
-        hidden, logits, cache = jax.eval_shape(lambda *arguments: run(graph, *arguments), state, inputs, cache, start)
+        slots = abstract_of(jnp.int32, 1, length)
+        hidden, logits, cache = jax.eval_shape(lambda *arguments: run(graph, *arguments), state, inputs, cache, slots)
         assert hidden.shape == (1, length, config.text.hidden_size) and hidden.dtype == jnp.bfloat16
         assert logits.shape == (1, config.text.vocab_size) and logits.dtype == jnp.float32
         check_cache(cache, config)

@@ -9,6 +9,7 @@ Axes: B batch, T tokens, D width, V vocabulary, c tokens in a block.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.inputs import Inputs
@@ -19,13 +20,13 @@ from svlm_jax.sharding import constrain
 BLOCK = 512  # tokens of each row whose logits exist at one time (0.3 GB in float32 at V = 152064)
 
 
-def loss(model: QwenVL, inputs: Inputs, labels: Int[Array, "B T"]) -> tuple[Float32[Array, ""], Int[Array, ""]]:
+def loss(model: QwenVL, inputs: Inputs, labels: Int[Array | np.ndarray, "B T"]) -> tuple[Float32[Array, ""], Int[Array, ""]]:
     """(mean loss, count) of a batch; see `cross_entropy`."""
     return cross_entropy(model.text, model.hidden(inputs), labels)
 
 
 def cross_entropy(
-    text: Decoder, hidden: Float[Array, "B T D"], labels: Int[Array, "B T"], block: int = BLOCK
+    text: Decoder, hidden: Float[Array, "B T D"], labels: Int[Array | np.ndarray, "B T"], block: int = BLOCK
 ) -> tuple[Float32[Array, ""], Int[Array, ""]]:
     """(mean, count): the mean of -log p(label) in nats over the labelled tokens of the batch, and their number.
 

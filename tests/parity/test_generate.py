@@ -179,7 +179,8 @@ def test_draws_follow_the_kept_probabilities():
     wanted = np.zeros(VOCABULARY)
     wanted[np.asarray(ids[0])] = jax.nn.softmax(top[0])
     many = 20_000
-    drawn = sampling.sample(jnp.repeat(logits, many, axis=0), jnp.zeros((many, VOCABULARY), bool), jax.random.key(0), settings)
+    keys = jax.random.split(jax.random.key(0), many)
+    drawn = sampling.sample(jnp.repeat(logits, many, axis=0), jnp.zeros((many, VOCABULARY), bool), keys, settings)
     found = np.bincount(np.asarray(drawn), minlength=VOCABULARY) / many
     assert np.all(found[wanted == 0] == 0)
     np.testing.assert_allclose(found, wanted, atol=4 * 0.5 / many**0.5)  # four standard deviations of the worst case

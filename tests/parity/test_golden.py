@@ -18,6 +18,7 @@ from svlm_jax.data.pixels import STREAM_FRAME, normalise, patchify
 from svlm_jax.inputs import Inputs
 from svlm_jax.model import vlm
 from svlm_jax.spans import Kind, Span, positions, temporal_step, vision_span
+from svlm_jax.train.loss import cross_entropy
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, video
 
@@ -95,12 +96,11 @@ def test_training_loss_and_gradients_are_the_recorded_ones(training: Training, t
     config, values = read(tiny_dir, form)
     frozen = {path: value for path, value in values.items() if path.startswith("vision.")}
     trained = {path: value for path, value in values.items() if path not in frozen}
-    target = jnp.asarray(training.labels[0, 1:])
 
     def loss(trained, frozen, inputs):
-        logits = vlm.from_parameters(config, trained | frozen)(inputs)[0]
-        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[:-1]), jnp.maximum(target, 0)[:, None], axis=1)[:, 0]
-        return -jnp.sum(jnp.where(target >= 0, chosen, 0)) / jnp.sum(target >= 0), logits
+        model = vlm.from_parameters(config, trained | frozen)
+        hidden = model.hidden(inputs)
+        return cross_entropy(model.text, hidden, jnp.asarray(training.labels))[0], model.text.logits(hidden[0])
 
     (value, logits), found = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained, frozen, training.inputs)
     arrays, length = training.arrays, len(training.arrays["input_ids"])
