@@ -36,7 +36,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 PLACES = {name: (rank, group) for rank, layer in enumerate(LAYERS) for group in layer for name in group.split()}
 
-HOST_SIDE = ("svlm_jax.config", "svlm_jax.hf_config", "svlm_jax.spans", "svlm_jax.inputs", "svlm_jax.data", "svlm_jax.stream.subtitles")
+HOST_SIDE = (
+    "svlm_jax.config",
+    "svlm_jax.hf_config",
+    "svlm_jax.spans",
+    "svlm_jax.inputs",
+    "svlm_jax.data",
+    "svlm_jax.stream.subtitles",
+)
 LATE = {"av", "transformers", "grain", "orbax", "huggingface_hub", "tensorflow_datasets", "torch"}
 KERNEL_IMPORTS = {"jax", "numpy", "pallas_kernels"} | sys.stdlib_module_names
 

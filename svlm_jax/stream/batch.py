@@ -6,12 +6,13 @@ Axes: B streams, T tokens of a piece, S slots, R longest reply, P patches, V voc
 
 from collections.abc import Iterator
 from collections.abc import Sequence as List
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.inputs import Inputs, VisionInput, lay_out, stack
+from svlm_jax.inputs import PATCH_BUCKETS, Inputs, VisionInput, bucket, lay_out, stack
 from svlm_jax.stream.decode import Plan
 from svlm_jax.stream.sequence import Sequence
 
@@ -28,11 +29,13 @@ class Row(NamedTuple):
 Rows = List[Row | None]
 
 
-def vision(rows: Rows, config: ModelConfig, size: int) -> tuple[VisionInput, list[np.ndarray]]:
-    """Frames to look at, [B, P = size, C], and the row of the vision tower's output for each of a stream's vision tokens."""
+def vision(rows: Rows, config: ModelConfig, size: int, frame: int) -> tuple[VisionInput, list[np.ndarray]]:
+    """Frames to look at, [B, P = size, C], and the row of the vision tower's output for each of a stream's vision tokens;
+    `frame`: most patches in a frame, so that other shapes are the same program."""
     clips = [[(clip.patches, clip.grid) for _, clip in row.turn.clips] if row else [] for row in rows]
     laid = [lay_out(some, config.vision, size) for some in clips]
-    return stack([one for one, _ in laid]), [where for _, where in laid]
+    frames = replace(stack([one for one, _ in laid]), frame_span=bucket(frame, PATCH_BUCKETS, "patches in a frame"))
+    return frames, [where for _, where in laid]
 
 
 def describe(rows: Rows, capacity: int) -> tuple[np.ndarray, np.ndarray]:

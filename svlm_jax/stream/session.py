@@ -7,6 +7,7 @@ is made, so nothing compiles after the first chunk, however long replies and que
 Axes: B streams, T tokens of a prefill piece, P patches, M vision rows, S slots, R longest reply, D width, V vocabulary.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
@@ -80,7 +81,7 @@ class Session:
         markup: bool = False,
     ) -> None:
         """Args:
-        grid: (t, h, w) in patches of the largest chunk.
+        grid: (t, h, w) in patches of the largest chunk; frames of other shapes may be as many patches.
         sampling: chat and vision markup is suppressed on top of it, unless `markup` (a replay suppresses what the recorded
             run did).
         rows: streams at a time.
@@ -95,7 +96,7 @@ class Session:
         self.banned = banned
         self.opening = chat.opening(previous, tokenizer)
         clips = config.vision_window if config.mode == "recompute" else 1
-        self.patches = clips * grid[0] * grid[1] * grid[2]
+        self.patches = clips * math.prod(grid)
         self.turn = sequence.longest_turn(grid, tokenizer, model.config)
         self.capacity = _round(policy.capacity(config, self.opening.spans, self.turn, GROWTH), TILE)
         # A turn, the two tokens of the last reply that are not computed yet, and its "\n"; a longer one goes in pieces.
@@ -166,12 +167,14 @@ class Session:
         Raises:
             InputError: a frame larger than the session's grid, too many questions, a cache that is too small.
         """
+        if all(chunk is None for chunk in chunks):
+            return state, [None] * self.batch
         clock = _Clock()
         turns = [self._turn(stream, chunk) for stream, chunk in zip(state.streams, chunks, strict=True)]
         cache = self._room(state.cache, turns)
         longest, text = self.config.max_new_tokens, self.model_config.text
         rows = [turn and Row(turn, *policy.allocate(turn.slots, longest, cache.capacity)) for turn in turns]
-        frames, where = batch.vision(rows, self.model_config, self.patches)
+        frames, where = batch.vision(rows, self.model_config, self.patches, math.prod(self.grid[1:]))
         table = batch.describe(rows, cache.capacity)
         size = self.piece
         if self.config.mode == "recompute":
@@ -206,9 +209,11 @@ class Session:
             return None
         if stream is None:
             raise ValueError("step: got a chunk for a row without a stream; join first")
-        if any(ours < theirs for ours, theirs in zip(self.grid, chunk.clip.grid, strict=True)):
-            got = "x".join(map(str, chunk.clip.grid))
-            raise InputError("grid of a chunk", got, f"at most {'x'.join(map(str, self.grid))}", "make a session for it")
+        t, h, w = chunk.clip.grid
+        most = math.prod(self.grid)
+        if t * h * w > most or h * w > math.prod(self.grid[1:]):
+            got, expected = f"{t} x {h}x{w} patches", f"at most {most}, {math.prod(self.grid[1:])} in a frame"
+            raise InputError("frames of a chunk", got, expected, "make a session for them")
         return sequence.next_turn(stream, chunk, self.config, self.language)
 
     def _room(self, cache: Cache, turns: List[Sequence | None]) -> Cache:

@@ -129,14 +129,12 @@ def replay(trace: Trace, model: QwenVL, tokenizer: Tokenizer, pixels: PixelConfi
             looks.append(recording.difference(clip.patches, recorded).max())
     every = {name: all(equal) if equal else None for name, equal in told.items()}
     apart = np.concatenate(logits) if logits else np.full(1, np.nan)  # no logits recorded: nothing is proven
-    differences = {
-        "logits_max": (apart.max(), most),
-        "logits_median": (np.median(apart), most / 10),
-        "pixels_max": (max(looks, default=0.0), recording.PIXELS),
-    }
+    differences = {"logits_max": (apart.max(), most), "logits_median": (np.median(apart), most / 10)}
+    if looks:
+        differences["pixels_max"] = (max(looks), recording.PIXELS)
     ok = all(equal is not False for equal in every.values()) and all(value <= at for value, at in differences.values())
     shown = {name: float(value) if np.isfinite(value) else None for name, (value, _) in differences.items()}
-    return {"trace": trace.name, "rounds": len(trace.rounds), **every, **shown, "ok": bool(ok)}
+    return {"trace": trace.name, "rounds": len(trace.rounds), **every, "pixels_max": None, **shown, "ok": bool(ok)}
 
 
 def run(trace: Trace, model: QwenVL, tokenizer: Tokenizer, pixels: PixelConfig):
