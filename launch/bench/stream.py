@@ -50,13 +50,14 @@ class Run:
     """One model and one setting of the engine, watching the clip for ever."""
 
     def __init__(self, model: Any, config: StreamConfig, frames: Path, rows: int) -> None:
-        from svlm_jax.data.processor import Processor
+        from svlm_jax.data.pixels import QWEN_IMAGE, STREAM_FRAME
+        from svlm_jax.data.processor import Processor, load_tokenizer
         from svlm_jax.stream.sampling import Sampling
         from svlm_jax.stream.session import Session
 
         self.config, self.frames, self.rows = config, frames, rows
-        self.processor = Processor.from_directory(DATA / "processor", model.config)
-        tokenizer = self.processor.tokenizer
+        tokenizer = load_tokenizer(DATA / "processor")
+        self.processor = Processor(model.config, tokenizer, QWEN_IMAGE, STREAM_FRAME)
         (end,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
         sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))
         first, _ = next(self.watch(1))
@@ -220,7 +221,7 @@ def draw(series: dict[str, list[dict[str, Any]]], path: Path, title: str) -> Non
         below.plot(second, [one["slots"] for one in told], label=name)
     above.set(ylabel="ms a token", title=title, yscale="log")
     below.set(ylabel="slots in use", xlabel="stream time (s)")
-    above.legend()
+    above.legend(loc="upper center", ncols=2)
     for axes in (above, below):
         axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
