@@ -215,7 +215,7 @@ class Watch:
     """One run of the command: what is open, and the loop."""
 
     def __init__(self, args: argparse.Namespace, config: StreamConfig, things: ExitStack) -> None:
-        from svlm_jax.data.source import open_source
+        from svlm_jax.data.sources import open_source
         from svlm_jax.pretrained import from_pretrained
         from svlm_jax.sharding import make_mesh
         from svlm_jax.stream import saved
@@ -243,7 +243,7 @@ class Watch:
         self.done = self.dropped = 0
 
     def run(self, things: ExitStack) -> None:
-        from svlm_jax.data.pace import LATE, Player
+        from svlm_jax.data.player import LATE, Player
 
         source, screen, first = self.source, self.screen, None
         if not source.live:  # look at it before the clock starts, so that compiling costs no second of the video

@@ -19,9 +19,9 @@ from svlm_jax.checkpoint import convert, hf
 from svlm_jax.config import Dtype, ModelConfig, StreamConfig
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.data.chat import Tokenizer
-from svlm_jax.data.pace import Player
+from svlm_jax.data.player import Player
 from svlm_jax.data.processor import FILES, Processor
-from svlm_jax.data.source import open_source
+from svlm_jax.data.sources import open_source
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
 from svlm_jax.stream.generate import generate

@@ -25,6 +25,7 @@ from svlm_jax.errors import InputError
 QUERY = "Commentate on this match"
 CLIP_SECONDS, FPS = 30, 10
 STAGES = ("video", "patches", "policy", "vision", "prefill", "decode", "text")
+FIELDS = (*STAGES, "total", "second", "tokens", "slots", "position", "memory", "compiled")
 NOT_MODEL = ("video", "patches", "policy", "text")
 MODES = ("full", "window", "recompute", "streaming")
 SMALL = {  # sizes that a laptop streams, with the vocabulary of the tests' tokenizer: text, vision
@@ -81,11 +82,11 @@ class Run:
                     if sent == chunks:
                         return
 
-    def run(self, chunks: int, progress: Progress) -> list[dict[str, Any]]:
-        """Every chunk: milliseconds by stage, slots in use, resident memory, programs compiled."""
+    def run(self, chunks: int, progress: Progress) -> np.ndarray:
+        """FIELDS of every chunk, as a structured array [chunks]: milliseconds by stage, slots in use, memory and so on."""
         from svlm_jax.stream.sequence import Chunk
 
-        seconds, told = self.config.chunk_seconds, []
+        seconds, told = self.config.chunk_seconds, np.zeros(chunks, [(name, np.float64) for name in FIELDS])
         with Compilations() as compiled:
             for number, (frames, decoding) in enumerate(self.watch(chunks)):
                 started, before = time.perf_counter(), compiled.count
@@ -95,19 +96,9 @@ class Run:
                 self.state, (reply, *_) = self.session.step(self.state, [chunk] * self.rows)
                 stream = self.state.streams[0]
                 assert reply is not None and stream is not None
-                ms = {"video": decoding, "patches": patches, **reply.ms}
-                told.append(
-                    {
-                        "second": chunk.end,
-                        "ms": ms,
-                        "total": sum(ms.values()),
-                        "tokens": len(reply.tokens),
-                        "slots": reply.after,
-                        "position": float(stream.positions.max()),
-                        "memory": resident(),
-                        "compiled": compiled.count - before,
-                    }
-                )
+                ms = [decoding, patches, *(reply.ms[stage] for stage in STAGES[2:])]
+                place, compiles = float(stream.positions.max()), compiled.count - before
+                told[number] = (*ms, sum(ms), chunk.end, len(reply.tokens), reply.after, place, resident(), compiles)
                 progress(number + 1, chunks)
         return told
 
@@ -138,33 +129,32 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def summary(name: str, run: Run, told: list[dict[str, Any]]) -> dict[str, Any]:
+def summary(name: str, run: Run, told: np.ndarray) -> dict[str, Any]:
     """One row: medians of the last fifth of the chunks, and what has changed since the beginning."""
     last = told[-max(1, len(told) // 5) :]
-    total = float(np.median([one["total"] for one in last]))
-    stages = {stage: float(np.median([one["ms"][stage] for one in last])) for stage in STAGES}
+    total = float(np.median(last["total"]))
+    stages = {stage: float(np.median(last[stage])) for stage in STAGES}
     outside = sum(stages[stage] for stage in NOT_MODEL)
     row = {
         "run": name,
         "streams": run.rows,
         "ms a chunk": round(total, 1),
-        "ms/token": round(total / last[-1]["tokens"] / run.rows, 2),
+        "ms/token": round(total / last["tokens"][-1] / run.rows, 2),
         "real time x streams": round(1000 * run.config.chunk_seconds * run.rows / total, 2),
         **{f"{stage} (ms)": round(ms, 1) for stage, ms in stages.items()},
         "outside the model (%)": round(100 * outside / total, 1),
-        "slots used": last[-1]["slots"],
+        "slots used": int(last["slots"][-1]),
         "slots": run.state.cache.capacity,
-        "memory (MB)": round(last[-1]["memory"] / 1e6),
+        "memory (MB)": round(last["memory"][-1] / 1e6),
     }
     if len(told) >= 400:
-        early = told[100:200]
-        then = np.median([one["total"] for one in early])
-        row["last 100 / chunks 100-200"] = round(float(np.median([one["total"] for one in told[-100:]]) / then), 3)
-        row["memory, end / chunk 200"] = round(told[-1]["memory"] / told[200]["memory"], 4)
-        row["compiled after chunk 20"] = sum(one["compiled"] for one in told[20:])
-        row["largest position, last 100"] = max(one["position"] for one in told[-100:])
-        row["slots used, last 100"] = f"{min(one['slots'] for one in told[-100:])}-{max(one['slots'] for one in told[-100:])}"
-        row["last second"] = told[-1]["second"]
+        end = told[-100:]
+        row["last 100 / chunks 100-200"] = round(float(np.median(end["total"]) / np.median(told["total"][100:200])), 3)
+        row["memory, end / chunk 200"] = round(float(told["memory"][-1] / told["memory"][200]), 4)
+        row["compiled after chunk 20"] = int(told["compiled"][20:].sum())
+        row["largest position, last 100"] = float(end["position"].max())
+        row["slots used, last 100"] = f"{end['slots'].min():.0f}-{end['slots'].max():.0f}"
+        row["last second"] = float(told["second"][-1])
     return row
 
 
@@ -179,7 +169,7 @@ def bench(args: argparse.Namespace) -> None:
         raise InputError("--modes", ", ".join(unknown), f"some of {', '.join(MODES)}", "separate them by commas")
     model = QwenVL(shape(args.shape, args.dtype), nnx.Rngs(0))
     rows: list[dict[str, Any]] = []
-    series: dict[str, list[dict[str, Any]]] = {}
+    series: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "clip.mp4"
         write_video(path, clip(CLIP_SECONDS, args.height, args.width), FPS)
@@ -200,7 +190,7 @@ def bench(args: argparse.Namespace) -> None:
     record(args.name, what, rows, args.out, plot)
 
 
-def draw(series: dict[str, list[dict[str, Any]]], path: Path, title: str) -> None:
+def draw(series: dict[str, np.ndarray], path: Path, title: str) -> None:
     """Latency a token (whole chunk over its tokens) and slots in use against stream time."""
     try:
         import matplotlib
@@ -212,13 +202,12 @@ def draw(series: dict[str, list[dict[str, Any]]], path: Path, title: str) -> Non
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
     for name, told in series.items():
-        second = [one["second"] for one in told]
-        ms = np.array([one["total"] / one["tokens"] for one in told])
+        second, ms = told["second"], told["total"] / told["tokens"]
         width = max(1, len(ms) // 200)  # medians of neighbours, so that the noise of one chunk does not hide the trend
         above.plot(
             second[width - 1 :: width], [np.median(ms[i : i + width]) for i in range(0, len(ms) - width + 1, width)], label=name
         )
-        below.plot(second, [one["slots"] for one in told], label=name)
+        below.plot(second, told["slots"], label=name)
     above.set(ylabel="ms a token", title=title, yscale="log")
     below.set(ylabel="slots in use", xlabel="stream time (s)")
     above.legend(loc="upper center", ncols=2)

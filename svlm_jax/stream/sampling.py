@@ -84,5 +84,8 @@ def sample(
     if sampling.temperature == 0:
         return jnp.argmax(processed, axis=-1).astype(jnp.int32)
     top, ids = kept(processed, sampling)
-    choice = jax.vmap(jax.random.categorical)(keys, top)
+    # The noise of an id is that of its place in the vocabulary, not of its rank: two that nearly tie may change ranks with the
+    # order of sums (another batch, another device), and the draw stays.
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+    choice = jnp.argmax(top + jnp.take_along_axis(noise, ids, axis=1), axis=-1)
     return jnp.take_along_axis(ids, choice[:, None], axis=1)[:, 0].astype(jnp.int32)

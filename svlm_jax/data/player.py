@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from svlm_jax.data.source import Chunk, Source
+from svlm_jax.data.sources import Chunk, Source
 
 AHEAD = 4  # chunks that are prepared before they are wanted
 LATE = 2  # complete chunks that may wait

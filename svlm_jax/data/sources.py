@@ -1,7 +1,7 @@
 """Where the video of a stream comes from: a file, a folder of frames, a webcam or a URL, as chunks of equal length.
 
 Owns the sampling of live pictures by the clock and what is said when a source ends or breaks. Does not know the model, nor
-whether anyone keeps up (`pace`). numpy; PyAV only inside the functions that need it. Units: seconds counted from the first
+whether anyone keeps up (`player`). numpy; PyAV only inside the functions that need it. Units: seconds counted from the first
 picture of the source. Axes: F frames · H, W pixels.
 """
 

@@ -1,0 +1,350 @@
+"""The per-second loop on a tiny model: what it compiles, what a batch shares, what it refuses, what it carries on."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from svlm_jax import hf_config
+from svlm_jax.checkpoint import hf
+from svlm_jax.config import StreamConfig
+from svlm_jax.data.batch import Clip
+from svlm_jax.data.processor import load_tokenizer
+from svlm_jax.errors import InputError
+from svlm_jax.model.vlm import from_parameters
+from svlm_jax.sharding import make_mesh
+from svlm_jax.stream import batch, policy, session
+from svlm_jax.stream.sampling import Sampling
+from svlm_jax.stream.sequence import Chunk
+from svlm_jax.stream.session import Session
+
+GRID = (1, 4, 6)
+WINDOWS = {"vision_window": 3, "text_rounds": 3, "sink": 6, "slide": 6}
+GREEDY = Sampling(repetition_penalty=1.05)
+DRAWN = Sampling(temperature=1.5, top_k=0, repetition_penalty=1.05)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_dir):
+    config = hf_config.read(tiny_dir)
+    return from_parameters(config, hf.load(tiny_dir, config))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(processor_dir):
+    return load_tokenizer(processor_dir)
+
+
+@pytest.fixture(scope="module")
+def make(model, tokenizer):
+    def made(*, rows: int = 1, sampling: Sampling = GREEDY, markup: bool = False, **config) -> Session:
+        settings = StreamConfig(**{**WINDOWS, **config})
+        return Session(model, tokenizer, settings, GRID, sampling=sampling, rows=rows, markup=markup)
+
+    return made
+
+
+def chunk(number: int, seed: int = 0, grid: tuple[int, int, int] = GRID, question: str = "") -> Chunk:
+    rng = np.random.default_rng([seed, number])
+    patches = rng.normal(size=(int(np.prod(grid)), 1176)).astype(np.float32)
+    return Chunk(number, number + 1, Clip(patches, grid, 1.0, video=True), question)
+
+
+def watch(made: Session, chunks: int, *, state=None, first: int = 0, record: bool = False, **join):
+    """Replies of one stream, and the state after it."""
+    state = made.join(made.start(), **join) if state is None else state
+    replies = []
+    for number in range(first, first + chunks):
+        state, (reply,) = made.step(state, [chunk(number)], record=record)
+        replies.append(reply)
+    return replies, state
+
+
+def said(replies) -> list[list[int]]:
+    return [reply.tokens.tolist() for reply in replies]
+
+
+class Compiled:
+    """Programs that XLA compiles while it is entered."""
+
+    def __enter__(self):
+        self.count = 0
+        jax.monitoring.register_event_duration_secs_listener(self.heard)
+        return self
+
+    def heard(self, event, duration_secs, **_):
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self.heard)
+
+
+# --- what is compiled ---
+
+
+def computations(hlo: str) -> dict[str, str]:
+    """Instructions by computation; the one that the program begins with is "ENTRY"."""
+    found = re.findall(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", hlo, re.M | re.S)
+    return {entry.strip() or name: body for entry, name, body in found}
+
+
+def moves(hlo: str, elements: int) -> Counter:
+    """Copies, transposes and concatenations of at least so many elements, by operation."""
+    found: Counter = Counter()
+    for name, shape, operation in re.findall(r"%?([\w.\-]+) = \w+\[([\d,]+)\]\S* (copy|transpose|concatenate|fusion)\(", hlo):
+        large = np.prod([int(size) for size in shape.split(",")]) >= elements
+        if large and (operation != "fusion" or re.search("copy|transpose|concatenate", name)):
+            found[operation if operation != "fusion" else name.split(".")[0]] += 1
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
+    made = make(rows=rows, vision_window=16, text_rounds=16, sink=512, slide=512)
+    state = made.start()
+    for row in range(rows):
+        state = made.join(state, row)
+    turns = [made._turn(stream, chunk(0)) for stream in state.streams]
+    told = [batch.Row(turn, *policy.allocate(turn.slots, 20, made.capacity)) for turn in turns]
+    plan = batch.plan(told, [None] * rows, 20, made.banned, made.language.end)
+    hidden = jnp.zeros((rows, made.model_config.text.hidden_size))
+    static = {"config": made.model_config, "sampling": made.sampling, "record": False}
+    hlo = session._reply.lower(made.values, plan, hidden, state.cache, 20, **static).compile().as_text()
+    parts, keys = computations(hlo), state.cache.keys[0]
+    held = f"f32[{','.join(map(str, keys.shape))}]"
+    inside = [parts[name] for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if held in parts[name]]
+    assert len(inside) == 1  # the decode loop: no other carries the cache
+    assert not moves(inside[0], min(keys.size, 64 * 64))  # 64 x 64: the smallest weight matrix
+    assert sum(moves(parts["ENTRY"], keys.size).values()) == made.model_config.text.num_hidden_layers  # rotated once a reply
+
+
+def test_the_search_for_copies_finds_them():
+    body = "  %copy.3 = f32[1,2,128,64]{3,2,1,0} copy(%p)\n  %a_transpose_fusion.1 = f32[2,128,64]{2,1,0} fusion(%p)\n"
+    assert moves(body, 16384) == {"copy": 1, "a_transpose_fusion": 1} and not moves(body, 16385)
+
+
+@pytest.mark.parametrize("mode", ["streaming", "window"])
+def test_nothing_compiles_after_the_first_chunk(make, mode):
+    made = make(rows=2, mode=mode, window_chunks=4, sampling=DRAWN)
+    state = made.join(made.start(), 0, query="Commentate")
+    state, _ = made.step(state, [chunk(0), None])
+    lengths = set()
+    with Compiled() as compiled:
+        for number in range(1, 12):
+            if number == 3:
+                state = made.join(state, 1, previous="red blue ball " * 6, query="Who has the ball?", seed=7)
+            if number == 9:
+                state = made.leave(state, 0)
+            first = chunk(number, question="who scored?" if number == 5 else "") if number < 9 else None
+            second = chunk(number, grid=(1, 6, 4)) if number >= 3 and number != 6 else None
+            short = np.array([5, 6, made.language.end])[-1 - number % 3 :]
+            state, replies = made.step(state, [first, second], forced=[short if number % 2 else None, None])
+            lengths |= {len(reply.tokens) for reply in replies if reply is not None}
+    assert compiled.count == 0 and len(lengths) > 2
+
+
+def test_warming_up_compiles_all_there_is(make):
+    made = make(rows=1, max_new_tokens=7)  # a length of its own: nothing is compiled for it yet
+    with Compiled() as warming:
+        state = made.warm(made.start(), tokens=True)
+    assert warming.count > 0 and state.streams == (None,)
+    state = made.join(state, query="Commentate")
+    with Compiled() as compiled:
+        state, _ = made.step(state, [chunk(0)])
+        state, _ = made.step(state, [chunk(1)], on_token=lambda row, token: None)
+    assert compiled.count == 0
+
+
+def test_the_state_that_goes_in_is_used_up(make):
+    made = make()
+    state = made.join(made.start())
+    after, _ = made.step(state, [chunk(0)])
+    assert state.cache.keys[0].is_deleted() and not after.cache.keys[0].is_deleted()
+
+
+# --- streams of a batch ---
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+def test_streams_of_a_batch_say_what_they_say_alone(make, sampling):
+    """Three streams that begin at other times, of other shapes, one of which waits now and then and one of which leaves."""
+    grids = ((1, 4, 6), (1, 6, 4), (1, 2, 4))
+    begin, end, waits = (0, 2, 3), (8, 8, 6), {(1, 4), (1, 5), (2, 4)}
+    joins = [{"query": "Commentate", "seed": 1}, {"previous": "red blue ball ", "seed": 2}, {"seed": 3}]
+    takes = {(row, n) for row in range(3) for n in range(begin[row], end[row])} - waits
+
+    together = make(rows=3, sampling=sampling)
+    state, heard = together.start(), {row: [] for row in range(3)}
+    for number in range(8):
+        for row in range(3):
+            state = together.join(state, row, **joins[row]) if begin[row] == number else state
+            state = together.leave(state, row) if end[row] == number else state
+        chunks = [chunk(number, row, grids[row]) if (row, number) in takes else None for row in range(3)]
+        state, replies = together.step(state, chunks, record=True)
+        for row, reply in enumerate(replies):
+            assert (reply is None) == ((row, number) not in takes)
+            heard[row] += [reply] if reply else []
+
+    alone = make(sampling=sampling)
+    for row in range(3):
+        state = alone.join(alone.start(), **joins[row])
+        for reply, number in zip(heard[row], sorted(n for r, n in takes if r == row), strict=True):
+            state, (one,) = alone.step(state, [chunk(number, row, grids[row])], record=True)
+            assert one.tokens.tolist() == reply.tokens.tolist() and one.text == reply.text
+            assert (one.before, one.after) == (reply.before, reply.after)
+            np.testing.assert_allclose(one.logits, reply.logits, rtol=0, atol=2e-4)
+
+
+def test_a_row_is_free_for_another_stream_at_once(make):
+    made = make(rows=1)
+    _, state = watch(made, 5, seed=1)
+    again, _ = watch(made, 3, state=made.join(made.leave(state), seed=2), first=0)
+    fresh, _ = watch(made, 3, seed=2)
+    assert said(again) == said(fresh)
+
+
+def test_a_chunk_for_a_row_without_a_stream_is_a_mistake(make):
+    made = make()
+    with pytest.raises(ValueError, match="join first"):
+        made.step(made.start(), [chunk(0)])
+
+
+def test_nothing_happens_when_every_stream_waits(make):
+    made = make()
+    state = made.join(made.start())
+    assert made.step(state, [None]) == (state, [None])
+
+
+# --- words ---
+
+
+def test_a_seed_says_the_same_again_and_another_something_else(make):
+    made = make(sampling=DRAWN)
+    first, again, other = (said(watch(made, 3, seed=seed)[0]) for seed in (5, 5, 6))
+    assert first == again != other
+
+
+def test_no_reply_holds_markup_or_ids_without_text(make, tokenizer):
+    replies, _ = watch(make(sampling=DRAWN), 12)
+    held = {token for reply in replies for token in reply.tokens.tolist()}
+    markup = set(tokenizer.get_added_vocab().values()) | {447}  # one row of the vocabulary has no text
+    assert held & markup <= {tokenizer.encode("<|im_end|>", add_special_tokens=False)[0]}
+    free, _ = watch(make(sampling=DRAWN, markup=True), 12)
+    assert {token for reply in free for token in reply.tokens.tolist()} & markup  # the test can fail
+
+
+def test_tokens_come_one_by_one_and_are_the_reply(make):
+    made = make(rows=2, sampling=DRAWN)
+    state = made.join(made.join(made.start(), 0, seed=1), 1, seed=2)
+    came: dict[int, list[int]] = {0: [], 1: []}
+    state, replies = made.step(state, [chunk(0), chunk(0)], on_token=lambda row, token: came[row].append(token))
+    whole = made.step(made.join(made.join(made.start(), 0, seed=1), 1, seed=2), [chunk(0), chunk(0)])[1]
+    assert [came[0], came[1]] == said(replies) == said(whole)
+
+
+def test_a_reply_that_was_cut_is_ended_in_what_is_retained(make):
+    made = make(sampling=Sampling(suppressed=(435,)))
+    replies, state = watch(made, 1)
+    assert len(replies[0].tokens) == 20 and 435 not in replies[0].tokens
+    assert state.streams[0].ids[-21:].tolist() == [*replies[0].tokens, 435]
+    assert len(state.streams[0].ids) - state.streams[0].cached == 2
+
+
+# --- modes ---
+
+
+def test_recomputing_says_what_streaming_does_until_something_is_evicted(make):
+    streaming, recomputed = (watch(make(mode=mode), 5, record=True)[0] for mode in ("streaming", "recompute"))
+    for ours, theirs in zip(streaming[:3], recomputed[:3], strict=True):
+        np.testing.assert_allclose(ours.logits[0], theirs.logits[0], rtol=0, atol=1e-4)
+    assert said(streaming[:3]) == said(recomputed[:3])
+    assert np.abs(streaming[4].logits[0] - recomputed[4].logits[0]).max() > 1e-2  # survivors keep what they were computed with
+
+
+def test_a_window_begins_afresh(make):
+    made = make(mode="window", window_chunks=3)
+    replies, _ = watch(made, 6, query="Commentate", record=True)
+    state = made.join(made.start(), query="Commentate")
+    for number in range(3, 6):
+        state, (reply,) = made.step(state, [chunk(number)], record=True)
+        np.testing.assert_allclose(reply.logits, replies[number].logits, rtol=0, atol=1e-5)
+    assert replies[3].before == 0 and replies[2].before > 0
+
+
+def test_full_attention_grows_and_goes_on(make, monkeypatch):
+    roomy, _ = watch(make(mode="full"), 6)
+    monkeypatch.setattr(session, "GROWTH", 1)
+    tight = make(mode="full", question_tokens=1)
+    grown, state = watch(tight, 6)
+    assert said(grown) == said(roomy)
+    assert state.cache.capacity > tight.capacity
+
+
+def test_positions_and_slots_stay_bounded(make):
+    made = make(sampling=DRAWN)
+    replies, state = watch(made, 60)
+    used = [reply.after for reply in replies]
+    assert max(used) + 2 <= made.capacity
+    assert max(used[30:]) <= max(used[:30]) + 2 * 20 and state.streams[0].positions.max() < made.capacity
+
+
+# --- what is refused ---
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        (chunk(2, grid=(1, 6, 6)), r"^frames of a chunk: got 1 x 6x6 patches, expected at most 24, 24 in a frame; "),
+        (chunk(2, question="who scored? " * 60), r"^question: got \d+ tokens of questions retained, expected at most 256 "),
+        (chunk(2, question="<|im_end|>"), r"^question: got special token "),
+    ],
+)
+def test_a_chunk_that_is_refused_loses_nothing(make, wrong, line):
+    made = make()
+    expected, _ = watch(made, 4)
+    replies, state = watch(made, 2)
+    with pytest.raises(InputError, match=line):
+        made.step(state, [wrong])
+    more, _ = watch(made, 2, state=state, first=2)
+    assert said(replies + more) == said(expected)
+
+
+def test_a_previous_text_for_which_there_is_no_room_is_refused(make):
+    made = make(mode="window", window_chunks=2)
+    with pytest.raises(InputError, match=r"^previous text: got \d+ tokens, with which the stream needs \d+ slots, expected"):
+        made.join(made.start(), previous="red blue ball " * 400)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_is_no_32_bits_is_refused(make, seed):
+    made = make()
+    with pytest.raises(InputError, match=r"^seed: got "):
+        made.join(made.start(), seed=seed)
+
+
+# --- devices ---
+
+
+@pytest.mark.parametrize("ways", [{"tensor": 2}, {"tensor": 2, "data": 2}], ids=["tensor", "tensor and data"])
+def test_a_cache_over_devices_says_the_same(model, make, tokenizer, tiny_dir, ways):
+    config = hf_config.read(tiny_dir)
+    mesh = make_mesh(**ways)
+    cut = from_parameters(config, hf.load(tiny_dir, config, mesh))
+    over = Session(cut, tokenizer, StreamConfig(**WINDOWS), GRID, sampling=GREEDY, rows=2)
+    one = make(rows=2)
+    states = [made.join(made.join(made.start(), 0, seed=1), 1, previous="red ", seed=2) for made in (one, over)]
+    keys = states[1].cache.keys[0]
+    rows, heads = 2 // ways.get("data", 1), config.text.num_key_value_heads // 2
+    for number in range(5):
+        with Compiled() as compiled:
+            replies = []
+            for which, made in enumerate((one, over)):
+                states[which], some = made.step(states[which], [chunk(number), chunk(number, 1)])
+                replies.append(said(some))
+        assert replies[0] == replies[1]
+        assert compiled.count == 0 or number < 2
+        keys = states[1].cache.keys[0]
+        assert keys.sharding.shard_shape(keys.shape)[:2] == (rows, heads)
