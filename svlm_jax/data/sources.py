@@ -155,36 +155,38 @@ class StreamSource(Source):
         self.skip = 0.0 if self.live else float(self.start)  # of a live source, `start` only names its first second
 
     def pictures(self) -> Iterator[np.ndarray]:
-        held, size, sent, seen = None, None, 0, 0.0
+        held, size, sent, gone = None, None, 0, 0.0
         until = float("inf") if self.duration is None else self.skip + self.duration
-        for seen, frame in self._frames():
+        for seen, length, frame in self._frames():
             size = size or (frame.width, frame.height)
-            due = self.skip + sent / self.fps
-            while held is not None and due < min(seen, until) - SLACK:
+            while held is not None and self.skip + sent / self.fps < min(seen, until) - SLACK:
                 yield held
                 sent += 1
-                due = self.skip + sent / self.fps
+            due, gone = self.skip + sent / self.fps, seen + length
             if due >= until - SLACK:
                 return
             if seen + 1 / self.fps >= due:  # one that no sample can fall on is never converted
                 held = picture(frame, size)
         if held is None:
             raise InputError(self.name, self.ending or "no picture", "a source with pictures", REMEDY)
-        if self.skip + sent / self.fps < until - SLACK:
-            yield held  # the last one, which nothing followed
+        while not sent or self.skip + sent / self.fps < min(gone, until) - SLACK:  # nothing followed the last one
+            yield held
+            sent += 1
 
-    def _frames(self) -> Iterator[tuple[float, Any]]:
+    def _frames(self) -> Iterator[tuple[float, float, Any]]:
+        """(second, seconds on show, frame)"""
         from av.error import FFmpegError
 
         origin, began = None, None
         self.stream.thread_type = "AUTO"
+        usual = 1 / float(self.stream.guessed_rate) if self.stream.guessed_rate else 0.0
         try:
             for frame in self.container.decode(self.stream):
                 now = time.monotonic()
                 began = now if began is None else began
                 stamp = None if frame.pts is None else float(frame.pts * (self.stream.time_base or 1))
                 origin = stamp if origin is None else origin
-                yield (now - began if stamp is None or origin is None else stamp - origin), frame
+                yield (now - began if stamp is None or origin is None else stamp - origin), usual, frame
             self.ending = "the source has ended"
         except (FFmpegError, OSError) as error:
             self.ending = f"the source broke off: {type(error).__name__} ({getattr(error, 'strerror', None) or error})"
