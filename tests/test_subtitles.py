@@ -339,3 +339,13 @@ def test_a_file_of_another_kind_is_not_cut_to_a_size(path):
     with pytest.raises(InputError, match="another kind"):
         Subtitles(path, append=True, keep=8)
     assert path.read_text() == "notes of my own, which are long enough"
+
+
+def test_a_run_that_fails_before_its_first_cue_leaves_no_file(path):
+    with pytest.raises(RuntimeError), Subtitles(path):
+        raise RuntimeError("no model")
+    assert not path.exists()
+    whole = written(path, "first")
+    with pytest.raises(RuntimeError), Subtitles(path, append=True):
+        raise RuntimeError("no model")
+    assert path.read_bytes() == whole

@@ -49,7 +49,7 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         Raises:
             InputError: no such folder, another ending, a file that exists or is of another kind, an unwritable place.
         """
-        self.path, self.field = Path(path), f"captions {path}"
+        self.path, self.field, self.appended = Path(path), f"captions {path}", append
         self.kind = self.path.suffix.lower()
         self.ending = b"\n" if self.kind == ".jsonl" else b"\n\n"
         if not self.path.parent.is_dir():
@@ -61,7 +61,7 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         with self._told():
             kept = self._whole_cues(keep) if self.path.is_file() else b""
             self.file = FileIO(path, "a", opener=lambda name, mode: os.open(name, mode | (0 if append else os.O_EXCL), 0o666))
-        self.size, self.number = len(kept), kept.count(self.ending) + 1
+        self.size, self.number, self.cues = len(kept), kept.count(self.ending) + 1, 0
         if self.kind == ".vtt" and not kept:
             try:
                 self._put(OPENINGS[".vtt"])
@@ -81,14 +81,16 @@ class Subtitles(AbstractContextManager["Subtitles"]):
             raise ValueError(f"cue: got {start} to {end} s, expected 0 <= start < end, a millisecond or more")
         if cue := _cue(self.kind, self.number, start, end, text, extra):
             self._put(cue.encode("utf-8", "replace"))  # half a surrogate pair becomes "?"
-            self.number += 1
+            self.number, self.cues = self.number + 1, self.cues + 1
 
     def close(self) -> None:
         with self._told():
             self.file.close()
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type | None, *_: object) -> None:
         self.close()
+        if error is not None and not self.cues and not self.appended:
+            self.path.unlink(missing_ok=True)  # the name is free for the next try
 
     def _put(self, data: bytes) -> None:
         with self._told():
