@@ -1,6 +1,6 @@
 """The streaming engine against stream time: latency by stage, slots and memory, for each mode, fps and number of streams.
 
-The video is a clip that is encoded and decoded like any other, played again and again. Replies are of full length (the id that
+The video is one encoded file, decoded like any other: a clip again and again. Replies are of full length (the id that
 ends one is suppressed), so every chunk costs what the dearest one does.
 """
 
@@ -48,7 +48,7 @@ def shape(name: str, dtype: str | None) -> ModelConfig:
 
 
 class Run:
-    """One model and one setting of the engine, watching the clip for ever."""
+    """One model and one setting of the engine, watching a video."""
 
     def __init__(self, model: Any, config: StreamConfig, frames: Path, rows: int) -> None:
         from svlm_jax.data.pixels import QWEN_IMAGE, STREAM_FRAME
@@ -61,26 +61,23 @@ class Run:
         self.processor = Processor(model.config, tokenizer, QWEN_IMAGE, STREAM_FRAME)
         (end,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
         sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))
-        first, _ = next(self.watch(1))
+        first, _ = next(self.watch())
         grid = self.processor.video(first, fps=config.fps).grid
         self.session = Session(model, tokenizer, config, grid, sampling=sampling, rows=rows)
         self.state = self.session.start()
         for row in range(rows):
             self.state = self.session.join(self.state, row, query=QUERY, seed=row)
 
-    def watch(self, chunks: int) -> Iterator[tuple[np.ndarray, float]]:
-        """(frames [F, H, W, 3], milliseconds to decode them) of chunk after chunk; the clip is played again and again."""
+    def watch(self) -> Iterator[tuple[np.ndarray, float]]:
+        """(frames [F, H, W, 3], milliseconds to decode them) of chunk after chunk."""
         from svlm_jax.data.video import sample_video
 
-        count, sent, frames, started = self.config.chunk_frames, 0, [], time.perf_counter()
-        while True:
-            for _, frame in sample_video(self.frames, self.config.fps):
-                frames.append(frame)
-                if len(frames) == count:
-                    yield np.stack(frames), 1000 * (time.perf_counter() - started)
-                    frames, started, sent = [], time.perf_counter(), sent + 1
-                    if sent == chunks:
-                        return
+        frames, started = [], time.perf_counter()
+        for _, frame in sample_video(self.frames, self.config.fps):
+            frames.append(frame)
+            if len(frames) == self.config.chunk_frames:
+                yield np.stack(frames), 1000 * (time.perf_counter() - started)
+                frames, started = [], time.perf_counter()
 
     def run(self, chunks: int, progress: Progress) -> np.ndarray:
         """FIELDS of every chunk, as a structured array [chunks]: milliseconds by stage, slots in use, memory and so on."""
@@ -88,7 +85,7 @@ class Run:
 
         seconds, told = self.config.chunk_seconds, np.zeros(chunks, [(name, np.float64) for name in FIELDS])
         with Compilations() as compiled:
-            for number, (frames, decoding) in enumerate(self.watch(chunks)):
+            for number, (frames, decoding) in zip(range(chunks), self.watch(), strict=False):
                 started, before = time.perf_counter(), compiled.count
                 clip = self.processor.video(frames, fps=self.config.fps)
                 patches = 1000 * (time.perf_counter() - started)
@@ -101,6 +98,25 @@ class Run:
                 told[number] = (*ms, sum(ms), chunk.end, len(reply.tokens), reply.after, place, resident(), compiles)
                 progress(number + 1, chunks)
         return told
+
+
+def repeated(path: Path, times: int) -> Path:
+    """A video of a clip that many times, packet by packet: two hours of it are one file, made in a moment."""
+    import av
+
+    target = path.with_name("long.mp4")
+    with av.open(str(target), "w") as out:
+        to = None
+        for number in range(times):
+            with av.open(str(path)) as clip_:
+                stream = clip_.streams.video[0]
+                to = to or out.add_stream_from_template(stream)
+                offset = round(number * CLIP_SECONDS / (stream.time_base or 1))
+                for packet in clip_.demux(stream):
+                    if packet.dts is not None and packet.pts is not None:
+                        packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, to
+                        out.mux(packet)
+    return target
 
 
 class Compilations:
@@ -173,6 +189,7 @@ def bench(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "clip.mp4"
         write_video(path, clip(CLIP_SECONDS, args.height, args.width), FPS)
+        path = repeated(path, -(-args.seconds // CLIP_SECONDS))
         for mode, fps, streams in itertools.product(modes, rates, counts):
             name = f"{mode}, {fps:g} fps" + (f", {streams:g} streams" if streams > 1 else "")
             run = Run(model, StreamConfig(mode=mode, fps=fps), path, int(streams))
