@@ -134,7 +134,9 @@ def lay_out(clips: Sequence[tuple[np.ndarray, tuple[int, int, int]]], config: Vi
     """
     for pixels, (t, h, w) in clips:
         if pixels.shape != (t * h * w, config.patch_dim):
-            raise ValueError(f"patches of grid {(t, h, w)}: got {pixels.shape}, expected ({t * h * w}, {config.patch_dim})")
+            raise ValueError(
+                f"patches of grid {(t, h, w)}: got shape {pixels.shape}, expected ({t * h * w}, {config.patch_dim})"
+            )
     laid = layout(tuple(grid for _, grid in clips), config, size)
     patches = np.zeros((size, config.patch_dim), np.float32)
     if clips:

@@ -20,9 +20,9 @@ from jaxtyping import Array, Float, Int
 from svlm_jax.model.rope import Rotary, rotate
 
 # Largest float32 score block that is materialised, in elements: bounds memory for long prompts and big frames (256 MB), and on
-# a CPU keeps a block in its caches (8 MB: half the time of one block).
-SCORE_BUDGET = {"cpu": 1 << 21}
-SCORE_BUDGET_ELSEWHERE = 1 << 26
+# a CPU keeps a block in its caches (8 MB: half the time).
+SCORE_BUDGET = 1 << 26
+CPU_SCORE_BUDGET = 1 << 21
 QUERY_BLOCK = 512
 
 
@@ -74,7 +74,7 @@ def attention(
 
 
 def _score_budget() -> int:
-    return SCORE_BUDGET.get(jax.default_backend(), SCORE_BUDGET_ELSEWHERE)
+    return min(SCORE_BUDGET, CPU_SCORE_BUDGET) if jax.default_backend() == "cpu" else SCORE_BUDGET
 
 
 def _attend(q, k, v, first, last, index):
