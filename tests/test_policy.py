@@ -16,7 +16,7 @@ from svlm_jax.data.batch import Clip
 from svlm_jax.data.processor import load_tokenizer
 from svlm_jax.errors import InputError
 from svlm_jax.spans import Kind, Part, Span, total, truncate
-from svlm_jax.stream import batch, policy, sequence
+from svlm_jax.stream import policy, sequence, tables
 from svlm_jax.stream.sequence import Chunk, Language
 from tests import oracle
 from tests.oracle import Oracle, Windows, opening_parts, turn_parts
@@ -38,7 +38,7 @@ def encode(text: str) -> list[int]:
 
 
 class Engine:
-    """One stream through sequence, policy and batch, with the device told by numpy: which token each slot holds."""
+    """One stream through sequence, policy and tables, with the device told by numpy: which token each slot holds."""
 
     def __init__(self, config: StreamConfig, previous: str, query: str) -> None:
         self.config = config
@@ -54,16 +54,16 @@ class Engine:
         self.check(turn)
         kept = turn.slots[turn.slots >= 0]
         assert len(set(kept.tolist())) == len(kept)
-        self.row = batch.Row(turn, *policy.allocate(turn.slots, LONGEST, self.capacity))
+        self.row = tables.Row(turn, *policy.allocate(turn.slots, LONGEST, self.capacity))
         every = np.concatenate([self.row.slots, self.row.ahead])
         assert len(set(every.tolist())) == len(every) and every.max() < self.capacity
         np.testing.assert_array_equal(self.row.slots[: turn.cached], turn.slots[: turn.cached])  # nothing cached moves
-        self.index, self.positions = (array[0] for array in batch.describe([self.row], self.capacity))
+        self.index, self.positions = (array[0] for array in tables.describe([self.row], self.capacity))
         seen, left = [], iter(serials)
         vision = language().config.vision
-        _, where = batch.vision([self.row], language().config, 64 * 8, 64)
+        _, where = tables.vision([self.row], language().config, 64 * 8, 64)
         newest = []
-        for piece in batch.pieces([self.row], where, size, self.capacity):
+        for piece in tables.pieces([self.row], where, size, self.capacity):
             real = np.flatnonzero(piece.inputs.index[0] >= 0)
             for column in real:
                 self.slots[piece.slots[0, column]] = next(left)
@@ -80,7 +80,7 @@ class Engine:
         return seen
 
     def reply(self, tokens: list[int], serials: list[int]) -> list[list[tuple[int, tuple]]]:
-        plan = batch.plan([self.row], [None], LONGEST, np.zeros(448, bool), language().end)
+        plan = tables.plan([self.row], [None], LONGEST, np.zeros(448, bool), language().end)
         assert set(np.flatnonzero(plan.seen[0])) == set(self.row.turn.ids.tolist())
         seen = []
         for count, serial in enumerate(serials):
@@ -263,7 +263,7 @@ def test_the_capacity_holds_the_longest_replies_and_all_questions_that_are_let_i
             assert engine.held is before
             refused += 1
             turn = sequence.next_turn(before, chunk._replace(question=""), config, language())
-        row = batch.Row(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))  # never refuses
+        row = tables.Row(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))  # never refuses
         held = turn._replace(slots=row.slots)
         engine.held = sequence.with_reply(held, np.arange(LONGEST, dtype=np.int32), row.ahead, config, language())
     assert refused or config.mode != "full"
@@ -271,22 +271,22 @@ def test_the_capacity_holds_the_longest_replies_and_all_questions_that_are_let_i
 
 def test_rows_of_a_batch_are_described_apart():
     config = StreamConfig(vision_window=2, text_rounds=2, sink=4, slide=4, max_new_tokens=LONGEST)
-    rows: list[batch.Row | None] = []
+    rows: list[tables.Row | None] = []
     for number, words in enumerate(["red ", "", "blue ball goal "]):
         engine = Engine(config, words, "")
         clip = Clip(np.ones((24, 1176), np.float32), GRIDS[3], 1.0, video=True)
         engine.turn(Chunk(0, 1, clip), _serials(engine, clip), 64)
         rows.append(None if number == 1 else engine.row)
     capacity = 400
-    index, positions = batch.describe(rows, capacity)
-    frames, where = batch.vision(rows, language().config, 24, 24)
+    index, positions = tables.describe(rows, capacity)
+    frames, where = tables.vision(rows, language().config, 24, 24)
     assert (index[1] == -1).all() and not frames.patches[1].any() and len(where[1]) == 0
     for b in (0, 2):
-        alone = batch.describe([rows[b]], capacity)
+        alone = tables.describe([rows[b]], capacity)
         assert (index[b] == alone[0][0]).all() and (positions[b] == alone[1][0]).all()
-    (piece,) = batch.pieces(rows, where, 128, capacity)
+    (piece,) = tables.pieces(rows, where, 128, capacity)
     assert (piece.slots[1] == capacity).all() and piece.newest[1] == -1 and (piece.inputs.rows[1] == -1).all()
-    plan = batch.plan(rows, [None] * 3, LONGEST, np.zeros(448, bool), language().end)
+    plan = tables.plan(rows, [None] * 3, LONGEST, np.zeros(448, bool), language().end)
     assert plan.done.tolist() == [False, True, False] and not plan.seen[1].any()
 
 

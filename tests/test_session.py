@@ -16,7 +16,7 @@ from svlm_jax.data.processor import load_tokenizer
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import from_parameters
 from svlm_jax.sharding import make_mesh
-from svlm_jax.stream import batch, policy, session
+from svlm_jax.stream import policy, session, tables
 from svlm_jax.stream.sampling import Sampling
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
@@ -91,6 +91,12 @@ def computations(hlo: str) -> dict[str, str]:
     return {entry.strip() or name: body for entry, name, body in found}
 
 
+def reached(parts: dict[str, str], name: str) -> str:
+    """Instructions of a computation and of all that it calls; what is inside a fusion is no pass over memory of its own."""
+    called = re.findall(r" (?:call|while|conditional)\(.*(?:to_apply|body)=%?([\w.\-]+)", parts[name])
+    return "\n".join([parts[name], *(reached(parts, other) for other in called)])
+
+
 def moves(hlo: str, elements: int) -> Counter:
     """Copies, transposes and concatenations of at least so many elements, by operation."""
     found: Counter = Counter()
@@ -108,14 +114,14 @@ def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
     for row in range(rows):
         state = made.join(state, row)
     turns = [made._turn(stream, chunk(0)) for stream in state.streams]
-    told = [batch.Row(turn, *policy.allocate(turn.slots, 20, made.capacity)) for turn in turns]
-    plan = batch.plan(told, [None] * rows, 20, made.banned, made.language.end)
+    told = [tables.Row(turn, *policy.allocate(turn.slots, 20, made.capacity)) for turn in turns]
+    plan = tables.plan(told, [None] * rows, 20, made.banned, made.language.end)
     hidden = jnp.zeros((rows, made.model_config.text.hidden_size))
     static = {"config": made.model_config, "sampling": made.sampling, "record": False}
     hlo = session._reply.lower(made.values, plan, hidden, state.cache, 20, **static).compile().as_text()
     parts, keys = computations(hlo), state.cache.keys[0]
     held = f"f32[{','.join(map(str, keys.shape))}]"
-    inside = [parts[name] for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if held in parts[name]]
+    inside = [reached(parts, name) for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if held in parts[name]]
     assert len(inside) == 1  # the decode loop: no other carries the cache
     assert not moves(inside[0], min(keys.size, 64 * 64))  # 64 x 64: the smallest weight matrix
     assert sum(moves(parts["ENTRY"], keys.size).values()) == made.model_config.text.num_hidden_layers  # rotated once a reply
@@ -124,6 +130,9 @@ def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
 def test_the_search_for_copies_finds_them():
     body = "  %copy.3 = f32[1,2,128,64]{3,2,1,0} copy(%p)\n  %a_transpose_fusion.1 = f32[2,128,64]{2,1,0} fusion(%p)\n"
     assert moves(body, 16384) == {"copy": 1, "a_transpose_fusion": 1} and not moves(body, 16385)
+    hlo = f"%deep (p: f32[2]) -> f32[2] {{\n{body}}}\n\nENTRY %main (p: f32[2]) -> f32[2] {{\n  call(%p), to_apply=%deep\n}}\n"
+    parts = computations(hlo)
+    assert not moves(parts["ENTRY"], 16384) and moves(reached(parts, "ENTRY"), 16384)["copy"] == 1
 
 
 @pytest.mark.parametrize("mode", ["streaming", "window"])

@@ -31,11 +31,11 @@ from svlm_jax.inputs import TOKEN_BUCKETS, VisionInput, bucket
 from svlm_jax.model.cache import Cache
 from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
 from svlm_jax.spans import total
-from svlm_jax.stream import batch, policy, sequence
-from svlm_jax.stream.batch import Piece, Row
+from svlm_jax.stream import policy, sequence, tables
 from svlm_jax.stream.decode import Loop, Plan, go_on, reply
 from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk, Language, Sequence
+from svlm_jax.stream.tables import Piece, Row
 
 GROWTH = 64  # chunks by which the cache of a mode without bound grows
 PIECE, TILE = 16, 128  # tokens and slots are rounded up to multiples of what kernels take at once
@@ -174,19 +174,19 @@ class Session:
         cache = self._room(state.cache, turns)
         longest, text = self.config.max_new_tokens, self.model_config.text
         rows = [turn and Row(turn, *policy.allocate(turn.slots, longest, cache.capacity)) for turn in turns]
-        frames, where = batch.vision(rows, self.model_config, self.patches, math.prod(self.grid[1:]))
-        table = batch.describe(rows, cache.capacity)
+        frames, where = tables.vision(rows, self.model_config, self.patches, math.prod(self.grid[1:]))
+        described = tables.describe(rows, cache.capacity)
         size = self.piece
         if self.config.mode == "recompute":
             size = bucket(max((len(row.slots) for row in rows if row), default=1), TOKEN_BUCKETS, "retained tokens")
-        plan = batch.plan(rows, forced or [None] * self.batch, longest, self.banned, self.language.end)
+        plan = tables.plan(rows, forced or [None] * self.batch, longest, self.banned, self.language.end)
         clock.lap("policy")
         with jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext():
             features = jax.block_until_ready(_see(self.values, frames, config=self.model_config))
             clock.lap("vision")
             hidden = jnp.zeros((self.batch, text.hidden_size), self.model_config.dtype)
-            for piece in batch.pieces(rows, where, size, cache.capacity):
-                hidden, cache = _prefill(self.values, piece, features, table, hidden, cache, config=self.model_config)
+            for piece in tables.pieces(rows, where, size, cache.capacity):
+                hidden, cache = _prefill(self.values, piece, features, described, hidden, cache, config=self.model_config)
             jax.block_until_ready(hidden)
             clock.lap("prefill")
             loop = self._reply(plan, hidden, cache, record, on_token)
@@ -279,10 +279,10 @@ def _see(values: Parameters, frames: VisionInput, *, config: ModelConfig) -> Flo
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _prefill(values: Parameters, piece: Piece, features, table, hidden, cache: Cache, *, config: ModelConfig):
+def _prefill(values: Parameters, piece: Piece, features, described, hidden, cache: Cache, *, config: ModelConfig):
     """One piece of new tokens: (hidden state [B, D] of the newest token of each row so far, cache)."""
     model = from_parameters(config, values)
-    states, cache = model.extend(piece.inputs, jnp.asarray(piece.slots), cache.arrange(*table), features)
+    states, cache = model.extend(piece.inputs, jnp.asarray(piece.slots), cache.arrange(*described), features)
     newest = jnp.take_along_axis(states, jnp.maximum(piece.newest, 0)[:, None, None], axis=1)[:, 0]
     return jnp.where((piece.newest >= 0)[:, None], newest, hidden), cache
 
