@@ -14,6 +14,7 @@ from svlm_jax.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "save_attention", "save_projections"]
+Attention = Literal["auto", "xla", "cudnn", "mosaic_gpu", "tpu", "interpret", "interpret_tpu"]  # pallas_kernels.IMPLEMENTATIONS
 Mode = Literal["streaming", "full", "window", "recompute"]
 Rebase = Literal["shrink", "append"]
 
@@ -122,7 +123,8 @@ class ModelConfig:
 
     `dtype` is the compute type (softmax, norms and rotary are float32 in any case), `param_dtype` how parameters are held.
     `scan_layers` holds the decoder stacked on a leading layer axis and scans it: for training; `remat` then says what a layer
-    keeps for the backward pass. `hf_extra` is JSON of the keys of config.json that no code here reads, so that they survive.
+    keeps for the backward pass. `attention` names the kernels (`pallas_kernels`); "auto": what suits the device. `hf_extra` is
+    JSON of the keys of config.json that no code here reads, so that they survive.
     """
 
     text: TextConfig
@@ -136,10 +138,12 @@ class ModelConfig:
     param_dtype: Dtype = "bfloat16"
     scan_layers: bool = False
     remat: Remat = "none"
+    attention: Attention = "auto"
     hf_extra: str = field(default="{}", repr=False)
 
     def __post_init__(self) -> None:
-        for name, known in (("dtype", get_args(Dtype)), ("param_dtype", get_args(Dtype)), ("remat", get_args(Remat))):
+        choices = {"dtype": Dtype, "param_dtype": Dtype, "remat": Remat, "attention": Attention}
+        for name, known in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in known:
                 raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(known)}", "choose one of them")
         if self.vision.out_hidden_size != self.text.hidden_size:

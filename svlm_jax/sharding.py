@@ -111,7 +111,7 @@ def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
 
 def sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
     """Sharding of an activation or a cache by its logical axes; an axis that does not divide (a batch of one) stays whole."""
-    return NamedSharding(mesh, spec(_divisible(mesh, shape, axes)))
+    return NamedSharding(mesh, activation_spec(mesh, shape, axes))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -119,9 +119,10 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(name not in mesh.axis_names for name in AXES):
         return x
-    return jax.lax.with_sharding_constraint(x, spec(_divisible(mesh, x.shape, axes)))
+    return jax.lax.with_sharding_constraint(x, activation_spec(mesh, x.shape, axes))
 
 
-def _divisible(mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> tuple[str | None, ...]:
+def activation_spec(mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
+    """PartitionSpec of an activation on a mesh (abstract or not); an axis that does not divide stays whole."""
     ways = (math.prod(mesh.shape[name] for name in RULES[axis]) for axis in axes)
-    return tuple(None if size % n else axis for size, axis, n in zip(shape, axes, ways, strict=True))
+    return spec(tuple(None if size % n else axis for size, axis, n in zip(shape, axes, ways, strict=True)))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pallas_kernels import xla as attention_module
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf
 from svlm_jax.inputs import lay_out
-from svlm_jax.model import attention as attention_module
 from svlm_jax.model.vlm import from_parameters
 
 CLOSE = 2e-5  # absolute, of rows of order one in float32

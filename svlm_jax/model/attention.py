@@ -1,130 +1,96 @@
-"""Attention: the one function that every layer calls and every kernel will implement.
+"""Attention of the model: which operation of `pallas_kernels`, and on which devices.
 
-Visibility is two integers a query and one a slot, never a dense mask: query t sees slot s iff
+Over a mesh each device runs the kernel on its own streams and heads: a kernel is opaque to XLA's partitioner, which would
+gather everything. Visibility being integers, a sequence cut over devices (axis context) needs nothing more: a device has its
+own queries, with the indexes that they see, and the whole of keys and values.
 
-    first[t] <= index[s] <= last[t]    and    index[s] >= 0
-
-which says causal (0, own index), padding (index -1), windows and frames (first and last patch of the segment), packed samples,
-and a ring buffer whose slots are in any order. A query that sees nothing returns zeros.
-
-Axes: B batch, T queries, S slots, N query heads, K kv heads, G = N/K, H head dim.
+Axes: B batch, T queries, S slots, P patches, N query heads, K kv heads, H head dim.
 """
 
-from functools import partial
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from svlm_jax.model.rope import Rotary, rotate
+from pallas_kernels import api, dispatch
+from pallas_kernels.rotary import Rotary
+from svlm_jax.sharding import AXES, activation_spec
 
-# Largest float32 score block that is materialised, in elements: bounds memory for long prompts and big frames (256 MB), and on
-# a CPU keeps a block in its caches (8 MB: half the time).
-SCORE_BUDGET = 1 << 26
-CPU_SCORE_BUDGET = 1 << 21
-QUERY_BLOCK = 512
+QUERY, KEY = ("batch", "length", "heads", None), ("batch", "heads", None, None)
+PLACE, SLOT, ANGLE = ("batch", "length"), ("batch", None), ("batch", None, None)
 
 
-def attention(
+def text_attention(
     q: Float[Array, "B T N H"],
     k: Float[Array, "B K S H"],
     v: Float[Array, "B K S H"],
     *,
-    first: Int[Array | np.ndarray, "B T"],
     last: Int[Array | np.ndarray, "B T"],
     index: Int[Array | np.ndarray, "B S"],
     rotary: Rotary | None = None,
-    span: int | None = None,
+    implementation: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """softmax(q k^T / sqrt(H)) v over the visible slots, softmax in float32.
-
-    Args:
-        q: [B, T, N, H] queries, rotated.
-        k, v: [B, K, S, H] keys and values, head-major as the cache holds them; N is a multiple of K.
-        first, last: [B, T] int32, the range of slot indexes that a query sees.
-        index: [B, S] int32, the index of each slot, -1 for a slot that holds nothing.
-        rotary: rotation of the slots [B, S, H/2] when the keys are unrotated.
-        span: a static promise that S = T, that slot s has index s (or -1), and that no range is longer than `span`; then only
-            neighbouring blocks are looked at.
-
-    Returns:
-        [B, T, N, H] in the dtype of q.
-    """
-    batch, length, heads, _ = q.shape
-    slots = k.shape[2]
-    if k.shape != v.shape or k.shape[0] != batch or heads % k.shape[1]:
-        raise ValueError(
-            f"attention: got q {q.shape}, k {k.shape}, v {v.shape}; expected [B,T,N,H], [B,K,S,H] twice, N % K == 0"
-        )
-    if span is not None and slots != length:
-        raise ValueError(f"attention: span needs as many slots as queries, got {slots} and {length}")
-    first, last, index = (jnp.asarray(x) for x in (first, last, index))
+    """Attention of new tokens over the slots of a cache: see `pallas_kernels.decode_attention`, `prefill_attention`."""
+    few = q.shape[1] <= api.DECODE_TOKENS and q.shape[1] * (q.shape[2] // k.shape[1]) <= api.DECODE_ROWS
+    operation = api.decode_attention if few else api.prefill_attention
+    arrays = {"q": (q, QUERY), "k": (k, KEY), "v": (v, KEY), "last": (last, PLACE), "index": (index, SLOT)}
     if rotary is not None:
-        k = rotate(k, rotary, head_axis=1)
-    if span is not None and 3 * span < slots:
-        return _local(q, k, v, first, last, index, span)
-    budget = _score_budget()
-    if batch * heads * length * slots <= budget:
-        return _attend(q, k, v, first, last, index)
-    block = max(16, min(QUERY_BLOCK, budget // (batch * heads * slots)) // 16 * 16)
-    queries = tuple(_blocks(x, block, fill) for x, fill in ((q, 0), (first, 1), (last, 0)))
-    out = jax.lax.map(jax.checkpoint(lambda x: _attend(x[0], k, v, x[1], x[2], index)), queries)
-    return _unblock(out, length)
+        arrays |= {"cos": (rotary.cos, ANGLE), "sin": (rotary.sin, ANGLE)}
+
+    def run(q, k, v, last, index, *angles):
+        turn = Rotary(*angles) if angles else None
+        return operation(q, k, v, last=last, index=index, rotary=turn, implementation=implementation)
+
+    return _over_devices(run, arrays, dispatch.choose(operation.__name__, implementation, q))
 
 
-def _score_budget() -> int:
-    return min(SCORE_BUDGET, CPU_SCORE_BUDGET) if jax.default_backend() == "cpu" else SCORE_BUDGET
+def sequence_attention(
+    q: Float[Array, "B T N H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
+    *,
+    index: Int[Array | np.ndarray, "B T"],
+    causal: bool,
+    implementation: str = "auto",
+) -> Float[Array, "B T N H"]:
+    """Attention of whole sequences over themselves; `causal`: a promise that index is 0, 1, 2 ... and then -1 for padding."""
+
+    def run(q, k, v, last, index):
+        whole = causal and q.shape[1] == k.shape[2]
+        return api.prefill_attention(q, k, v, last=last, index=index, causal=whole, implementation=implementation)
+
+    arrays = {"q": (q, QUERY), "k": (k, KEY), "v": (v, KEY), "last": (index, PLACE), "index": (index, SLOT)}
+    return _over_devices(run, arrays, dispatch.choose("prefill_attention", implementation, q))
 
 
-def _attend(q, k, v, first, last, index):
-    batch, length, heads, width = q.shape
-    kv_heads = k.shape[1]
-    groups = heads // kv_heads
-    # float32 inputs mean float32 products (no TF32, no bfloat16 passes); bfloat16 accumulates in float32.
-    dot = partial(jnp.einsum, precision="highest" if q.dtype == jnp.float32 else None)
-    # Queries of one kv head as the rows of one matrix: plain batched products, for which XLA leaves the cache as it lies.
-    rows = q.reshape(batch, length, kv_heads, groups, width).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, width)
-    scores = dot("bkmh,bksh->bkms", rows, k, preferred_element_type=jnp.float32) * width**-0.5
-    scores = scores.reshape(batch, kv_heads, groups, length, -1)
-    slot = index[:, None, :]
-    visible = ((first[:, :, None] <= slot) & (slot <= last[:, :, None]) & (slot >= 0))[:, None, None]
-    scores = jnp.where(visible, scores, -jnp.inf)
-    peak = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - jnp.where(jnp.isfinite(peak), peak, 0.0))
-    mass = jnp.sum(weights, axis=-1, keepdims=True)
-    weights = weights.reshape(batch, kv_heads, groups * length, -1).astype(v.dtype)
-    out = dot("bkms,bksh->bkmh", weights, v, preferred_element_type=jnp.float32)
-    out = out.reshape(batch, kv_heads, groups, length, width) / jnp.where(mass > 0, mass, 1.0)
-    return out.transpose(0, 3, 1, 2, 4).reshape(q.shape).astype(q.dtype)
+def vision_attention(
+    q: Float[Array, "B P N H"],
+    k: Float[Array, "B N P H"],
+    v: Float[Array, "B N P H"],
+    *,
+    first: Int[Array | np.ndarray, "B P"],
+    last: Int[Array | np.ndarray, "B P"],
+    index: Int[Array | np.ndarray, "B P"],
+    span: int,
+    implementation: str = "auto",
+) -> Float[Array, "B P N H"]:
+    """Attention of patches inside their segments: see `pallas_kernels.vision_attention`. The tower is not cut over heads."""
+
+    def run(q, k, v, first, last, index):
+        return api.vision_attention(q, k, v, first=first, last=last, index=index, span=span, implementation=implementation)
+
+    whole = ("batch", None, None, None)
+    arrays = {"q": (q, whole), "k": (k, whole), "v": (v, whole), "first": (first, SLOT), "last": (last, SLOT)}
+    return _over_devices(run, arrays | {"index": (index, SLOT)}, dispatch.choose("vision_attention", implementation, q))
 
 
-def _local(q, k, v, first, last, index, span):
-    """Blocks of `span` queries against their own and the two neighbouring blocks of slots."""
-    batch, length, heads, _ = q.shape
-    queries = tuple(_blocks(x, span, fill) for x, fill in ((q, 0), (first, 1), (last, 0)))
-    keys, values = (_neighbours(_blocks(x.swapaxes(1, 2), span, 0)).swapaxes(2, 3) for x in (k, v))
-    slots = _neighbours(_blocks(index, span, -1), fill=-1)
-    at_once = max(1, _score_budget() // (3 * batch * heads * span * span))
-    attend = jax.checkpoint(lambda x: _attend(x[0], x[3], x[4], x[1], x[2], x[5]))
-    out = jax.lax.map(attend, (*queries, keys, values, slots), batch_size=at_once)
-    return _unblock(out, length)
-
-
-def _blocks(x: jax.Array, size: int, fill: int) -> jax.Array:
-    """[B, T, ...] -> [ceil(T/size), B, size, ...], padded with `fill`."""
-    count = -(-x.shape[1] // size)
-    padding = [(0, 0), (0, count * size - x.shape[1])] + [(0, 0)] * (x.ndim - 2)
-    x = jnp.pad(x, padding, constant_values=fill)
-    return x.reshape(x.shape[0], count, size, *x.shape[2:]).swapaxes(0, 1)
-
-
-def _neighbours(blocks: jax.Array, fill: int = 0) -> jax.Array:
-    """[n, B, size, ...] -> [n, B, 3*size, ...]: each block between the one before and the one after."""
-    edge = jnp.full_like(blocks[:1], fill)
-    return jnp.concatenate([jnp.concatenate([edge, blocks[:-1]]), blocks, jnp.concatenate([blocks[1:], edge])], axis=2)
-
-
-def _unblock(blocks: jax.Array, length: int) -> jax.Array:
-    out = blocks.swapaxes(0, 1)
-    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]
+def _over_devices(run: Callable, arrays: dict, chosen: str) -> jax.Array:
+    """`run` on (array, logical axes) by name; the result has the axes of the first."""
+    values = [jnp.asarray(value) for value, _ in arrays.values()]
+    mesh = jax.sharding.get_abstract_mesh()
+    if chosen == "xla" or mesh.empty or mesh.size == 1 or any(name not in mesh.axis_names for name in AXES):
+        return run(*values)
+    specs = [activation_spec(mesh, value.shape, axes) for value, (_, axes) in zip(values, arrays.values(), strict=True)]
+    return jax.shard_map(run, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*values)

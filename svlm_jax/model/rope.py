@@ -4,19 +4,13 @@ positions are off by 4 near 2048.
 Axes: B batch, T tokens, P patches, H head dim.
 """
 
-from typing import NamedTuple
-
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Float32, Int
 
+from pallas_kernels.rotary import Rotary, rotate
 
-class Rotary(NamedTuple):
-    """Cosine and sine of the angles, float32 [B, T, H/2]; the two halves of a head share them."""
-
-    cos: jax.Array
-    sin: jax.Array
+__all__ = ["Rotary", "frequencies", "rotate", "text_rotary", "vision_rotary"]
 
 
 def frequencies(dim: int, theta: float) -> Float32[np.ndarray, " half"]:
@@ -42,10 +36,3 @@ def vision_rotary(place: Int[Array, "B P 2"], head_dim: int, theta: float) -> Ro
     turns = frequencies(head_dim // 2, theta)
     angles = (place.astype(jnp.float32)[..., None] * turns).reshape(*place.shape[:2], head_dim // 2)
     return Rotary(jnp.cos(angles), jnp.sin(angles))
-
-
-def rotate(x: Float[Array, "B _ _ H"], rotary: Rotary, head_axis: int) -> Float[Array, "B _ _ H"]:
-    """Rotate heads: x [B, T, N, H] with head_axis 2, or [B, N, T, H] with head_axis 1. Float32 inside, x's dtype outside."""
-    cos, sin = (jnp.expand_dims(part, head_axis) for part in rotary)
-    left, right = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([left * cos - right * sin, right * cos + left * sin], axis=-1).astype(x.dtype)

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.config import ModelConfig, Remat, TextConfig
-from svlm_jax.model.attention import attention
+from svlm_jax.model.attention import sequence_attention, text_attention
 from svlm_jax.model.cache import Cache, write
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, matmul, normal
 from svlm_jax.model.rope import Rotary, rotate, text_rotary
@@ -32,15 +32,15 @@ _POLICIES = {
 
 
 class Seen(NamedTuple):
-    """What every layer of one pass shares: rotation of the new tokens; range of indexes each sees; index of the slots; rotation
-    of the slots (None where the keys are held rotated); into which slots the new tokens go [B, T] (None without a cache)."""
+    """What every layer of one pass shares: rotation of the new tokens; the last index that each sees (its own); index of the
+    slots; rotation of the slots (None where the keys are held rotated); into which slots the new tokens go [B, T] (None
+    without a cache)."""
 
     rotary: Rotary
-    first: jax.Array
     last: jax.Array
     index: jax.Array
-    slot_rotary: Rotary | None
-    slots: jax.Array | None
+    slot_rotary: Rotary | None = None
+    slots: jax.Array | None = None
 
 
 class Held(NamedTuple):
@@ -54,7 +54,8 @@ class Held(NamedTuple):
 class TextAttention(nnx.Module):
     """Grouped-query attention over the cache, or over the new tokens alone."""
 
-    def __init__(self, config: TextConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
+    def __init__(self, config: TextConfig, *, dtype: str, attention: str, rngs: nnx.Rngs | None) -> None:
+        self.implementation = attention
         size, width = config.hidden_size, config.head_dim
         heads, kv_heads = (config.num_attention_heads, width), (config.num_key_value_heads, width)
         self.q = Linear(size, heads, bias=True, dtype=dtype, rngs=rngs)
@@ -66,25 +67,27 @@ class TextAttention(nnx.Module):
         """x [B, T, D] -> (out [B, T, D], what the layer holds with the new tokens in it)."""
         q = rotate(constrain(self.q(x), "batch", "length", "heads", None), seen.rotary, head_axis=2)
         k, v = self.k(x), self.v(x)
+        how = {"index": seen.index, "implementation": self.implementation}
         if held is None or seen.slots is None:
-            keys, values = k.swapaxes(1, 2), v.swapaxes(1, 2)
+            keys, values = rotate(k, seen.rotary, head_axis=2).swapaxes(1, 2), v.swapaxes(1, 2)
+            out = sequence_attention(q, keys, values, causal=True, **how)
         else:
             turned = None
             if held.rotated is not None:
                 turned = write(held.rotated, rotate(k, seen.rotary, head_axis=2), seen.slots)
             held = Held(write(held.keys, k, seen.slots), write(held.values, v, seen.slots), turned)
-            keys, values = held.keys if turned is None else turned, held.values
-        out = attention(q, keys, values, first=seen.first, last=seen.last, index=seen.index, rotary=seen.slot_rotary)
+            keys = held.keys if turned is None else turned
+            out = text_attention(q, keys, held.values, last=seen.last, rotary=seen.slot_rotary, **how)
         return self.out(checkpoint_name(out, "attention")), held
 
 
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
-    def __init__(self, config: TextConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
+    def __init__(self, config: TextConfig, *, dtype: str, attention: str, rngs: nnx.Rngs | None) -> None:
         self.norm1 = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
         self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
-        self.attention = TextAttention(config, dtype=dtype, rngs=rngs)
+        self.attention = TextAttention(config, dtype=dtype, attention=attention, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -105,7 +108,7 @@ class Decoder(nnx.Module):
         self.remat: Remat = config.remat
         self.scan = config.scan_layers
         self.embedding = nnx.Param(normal(rngs, (text.vocab_size, text.hidden_size), dtype))
-        make = partial(DecoderLayer, text, dtype=dtype)
+        make = partial(DecoderLayer, text, dtype=dtype, attention=config.attention)
         if self.scan:
             keys = None if rngs is None else rngs.fork(split=text.num_hidden_layers)
             axis = None if keys is None else 0
@@ -129,11 +132,11 @@ class Decoder(nnx.Module):
 
         Args:
             x: embeddings.
-            index: place of each token in its sequence, -1 on padding; a token sees what has an index <= its own.
+            index: place of each token in its sequence, 0, 1, 2 ..., then -1 for padding; a token sees what has a smaller index,
+                and itself.
             positions: rotary (t, h, w).
         """
-        rotary = self._rotary(positions)
-        seen = Seen(rotary, *_range(index), index, rotary, None)
+        seen = Seen(self._rotary(positions), index, index)
         if not self.scan:
             for layer in self.layers:
                 x = _remat(lambda x, layer=layer: layer(x, seen)[0], self.remat)(x)
@@ -159,7 +162,7 @@ class Decoder(nnx.Module):
         if self.scan:
             raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack its parameters first")
         slot_rotary = None if cache.rotated else self._rotary(cache.positions)
-        seen = Seen(self._rotary(positions), *_range(index), cache.index, slot_rotary, slots)
+        seen = Seen(self._rotary(positions), index, cache.index, slot_rotary, slots)
         layers: list[Held] = []
         held = map(Held, cache.keys, cache.values, cache.rotated or repeat(None))
         for layer, one in zip(self.layers, held, strict=True):
@@ -180,11 +183,6 @@ class Decoder(nnx.Module):
 
     def _rotary(self, positions: jax.Array) -> Rotary:
         return text_rotary(positions, self.config.mrope_section, self.config.rope_theta)
-
-
-def _range(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """First and last index that a token sees: everything up to itself; nothing for padding."""
-    return jnp.where(index < 0, 1, 0), jnp.maximum(index, 0)
 
 
 def _remat(function, policy: Remat):

@@ -6,6 +6,8 @@ differ only in the range of patches that a patch sees. Pad rows see nothing and 
 Axes: B batch, P patches, C numbers a patch, E width, N heads, H head dim (80 in every published size), M = P/4, D text width.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from svlm_jax.config import VISION_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
 from svlm_jax.inputs import VisionInput
-from svlm_jax.model.attention import attention
+from svlm_jax.model.attention import vision_attention
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm
 from svlm_jax.model.rope import Rotary, rotate, vision_rotary
 
@@ -23,8 +25,9 @@ jax.tree_util.register_dataclass(VisionInput, data_fields=["patches", "place", "
 class VisionAttention(nnx.Module):
     """Multi-head attention inside segments. qkv kernel [E, 3, N, H]: q, k and v are an axis, so sharding cannot cut across."""
 
-    def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
+    def __init__(self, config: VisionConfig, *, dtype: str, attention: str, rngs: nnx.Rngs | None) -> None:
         size, heads = config.hidden_size, (config.num_heads, config.head_dim)
+        self.implementation = attention
         self.qkv = Linear(size, (3, *heads), bias=True, dtype=dtype, rngs=rngs)
         self.out = Linear(heads, size, bias=True, dtype=dtype, rngs=rngs)
 
@@ -35,16 +38,17 @@ class VisionAttention(nnx.Module):
         q, k = rotate(q, rotary, head_axis=2), rotate(k, rotary, head_axis=2)
         first, last = segment[..., 0], segment[..., 1]
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
-        return self.out(attention(q, k, v, first=first, last=last, index=index, span=span))
+        ranges = {"first": first, "last": last, "index": index, "span": span}
+        return self.out(vision_attention(q, k, v, **ranges, implementation=self.implementation))
 
 
 class VisionBlock(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
-    def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
+    def __init__(self, config: VisionConfig, *, dtype: str, attention: str, rngs: nnx.Rngs | None) -> None:
         self.norm1 = RMSNorm(config.hidden_size, VISION_EPS, dtype=dtype)
         self.norm2 = RMSNorm(config.hidden_size, VISION_EPS, dtype=dtype)
-        self.attention = VisionAttention(config, dtype=dtype, rngs=rngs)
+        self.attention = VisionAttention(config, dtype=dtype, attention=attention, rngs=rngs)
         self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(
@@ -75,7 +79,8 @@ class VisionTower(nnx.Module):
         self.config, self.dtype = config.vision, config.dtype
         vision, dtype = config.vision, config.param_dtype
         self.patch_embed = Linear(vision.patch_dim, vision.hidden_size, bias=False, dtype=dtype, rngs=rngs)
-        self.blocks = nnx.List([VisionBlock(vision, dtype=dtype, rngs=rngs) for _ in range(vision.depth)])
+        block = partial(VisionBlock, vision, dtype=dtype, attention=config.attention, rngs=rngs)
+        self.blocks = nnx.List([block() for _ in range(vision.depth)])
         self.merger = Merger(vision, dtype=dtype, rngs=rngs)
 
     def __call__(self, vision: VisionInput) -> Float[Array, "B M D"]:

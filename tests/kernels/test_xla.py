@@ -1,6 +1,5 @@
-"""Claims about svlm_jax.model.attention: every path of it against one dense float64 softmax, forwards and backwards."""
+"""Claims about pallas_kernels.xla: every path of it against one dense float64 softmax, forwards and backwards."""
 
-import inspect
 from functools import cache
 
 import jax
@@ -10,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svlm_jax.model import attention as module
-from svlm_jax.model.attention import attention
-from svlm_jax.model.rope import Rotary, rotate
+from pallas_kernels import xla as module
+from pallas_kernels.rotary import Rotary, rotate
+from pallas_kernels.xla import attention
 
 FLOAT32 = 2e-6  # absolute, of values of order one: float32 rounding over a few hundred terms
 
@@ -320,16 +319,3 @@ def test_bfloat16_errs_at_most_twice_as_much_as_plain_bfloat16(span):
     assert theirs.max() > 1e-3  # the yardstick is that of bfloat16
     assert ours.max() <= 2 * theirs.max()
     assert np.sqrt((ours**2).mean()) <= 2 * np.sqrt((theirs**2).mean())
-
-
-def test_shapes_that_do_not_fit_are_refused():
-    q, k, v = drawn(2, 12, 4, 2)
-    bare = inspect.unwrap(attention)  # without the shape check of the tests, as users have it
-    with pytest.raises(ValueError, match="N % K == 0"):
-        bare(q[:, :, :3], k, v, **causal(2, 12))
-    with pytest.raises(ValueError, match="attention: got q"):
-        bare(q, k, v[:, :, :5], **causal(2, 12))
-    with pytest.raises(ValueError, match="attention: got q"):
-        bare(q, k[:1], v[:1], **causal(2, 12))
-    with pytest.raises(ValueError, match="span needs as many slots as queries, got 12 and 5"):
-        bare(q[:, :5], k, v, **causal(2, 12), span=4)

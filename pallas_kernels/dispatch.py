@@ -1,0 +1,52 @@
+"""Which implementation runs. A named one runs or raises NotImplementedError; "auto" looks at the device and says once what it
+took and why (logger "pallas_kernels").
+"""
+
+import functools
+import logging
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+
+Implementation = Literal["auto", "xla", "cudnn", "mosaic_gpu", "tpu", "interpret", "interpret_tpu"]
+IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
+
+log = logging.getLogger("pallas_kernels")
+
+
+def choose(op: str, implementation: str, q: jax.Array) -> str:
+    """The implementation for queries q [B, T, N, H]; see `IMPLEMENTATIONS`.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"{op} implementation: got {implementation!r}; expected one of {', '.join(IMPLEMENTATIONS)}")
+    if implementation != "auto":
+        return implementation
+    return _auto(op, jax.default_backend(), _capability(), jnp.dtype(q.dtype).name, q.shape[-1])
+
+
+@functools.cache
+def _auto(op: str, backend: str, capability: str, dtype: str, width: int) -> str:
+    chosen, why = _best(backend, capability, dtype, width)
+    log.log(logging.WARNING if backend == "gpu" and chosen == "xla" else logging.INFO, "%s: %s, %s", op, chosen, why)
+    return chosen
+
+
+def _best(backend: str, capability: str, dtype: str, width: int) -> tuple[str, str]:
+    if backend == "tpu":
+        return "tpu", "the device is a TPU"
+    if backend != "gpu":
+        return "xla", f"no kernel for a {backend}"
+    if not capability.startswith("9."):
+        return "xla", f"the GPU kernels are for compute capability 9.x (Hopper), the device has {capability}"
+    if dtype != "bfloat16" or width % 16 or width > 128:
+        return "xla", f"the GPU kernels take bfloat16 and head dims of 16, 32 ... 128, not {dtype} and {width}"
+    return "mosaic_gpu", f"the device is a Hopper GPU ({capability})"
+
+
+@functools.cache
+def _capability() -> str:
+    return str(getattr(jax.devices()[0], "compute_capability", "")) if jax.default_backend() == "gpu" else ""

@@ -1,0 +1,243 @@
+"""One contract for every implementation: the float32 reference, on all shapes that matter, in values and gradients.
+
+Tolerances are derived: in bfloat16 an implementation may be as far from the reference as twice what plain XLA in bfloat16 is;
+in float32 the difference is rounding. Kernels run interpreted, GPU kernels with the race detector where that is asked for, and
+are lowered for the device that they are for.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
+from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+from pallas_kernels import (
+    IMPLEMENTATIONS,
+    api,
+    decode_attention,
+    dispatch,
+    mosaic_gpu,
+    prefill_attention,
+    reference,
+    vision_attention,
+    xla,
+)
+from pallas_kernels import tpu as tpu_kernel
+from pallas_kernels.rotary import Rotary
+from svlm_jax.config import Attention
+
+pytestmark = pytest.mark.usefixtures("interpreted")
+KERNELS = ("interpret", "interpret_tpu")
+HEADS = [(7, 1, 128), (8, 1, 64), (4, 2, 16)]  # query heads, kv heads, head dim: GQA as in 7B, as in 72B, as in the tests
+
+
+def drawn(batch, length, slots, heads, kv_heads, width, dtype=jnp.bfloat16, seed=0):
+    rng = np.random.default_rng(seed)
+    shapes = ((batch, length, heads, width), (batch, kv_heads, slots, width), (batch, kv_heads, slots, width))
+    return tuple(jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+
+
+def ring(slots, held, length, seed=0):
+    """A ring buffer that holds `held[b]` tokens in any slots, the newest `length` of which ask; fewer where there are fewer."""
+    rng = np.random.default_rng(seed)
+    index = np.full((len(held), slots), -1, np.int32)
+    last = np.full((len(held), length), -1, np.int32)
+    for b, count in enumerate(held):
+        index[b, rng.permutation(slots)[:count]] = np.arange(count)
+        asking = min(length, count)
+        last[b, :asking] = np.arange(count - asking, count)
+    return {"last": last, "index": index}
+
+
+def angles(batch, slots, width):
+    turn = np.random.default_rng(5).uniform(0, 100, (batch, slots, width // 2)).astype(np.float32)
+    return Rotary(jnp.cos(turn), jnp.sin(turn))
+
+
+def check(operation, implementation, arrays, where, **options):
+    """The implementation is no further from the reference than twice plain XLA in the same dtype."""
+    rotary = {"rotary": options["rotary"]} if "rotary" in options else {}
+    want = reference.attention(*arrays, **({"first": None} | where), **rotary)
+    plain = np.abs(xla.attention(*arrays, **({"first": None} | where), **rotary).astype(jnp.float32) - want).max()
+    out = jax.jit(lambda *a: operation(*a, **where, implementation=implementation, **options))(*arrays)
+    assert out.shape == want.shape and out.dtype == arrays[0].dtype
+    off = np.abs(out.astype(jnp.float32) - want).max()
+    assert off <= 2 * max(plain, 2e-6), (off, plain)
+    return np.asarray(out, np.float32)
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), HEADS)
+@pytest.mark.parametrize("rotated", [False, True], ids=["held rotated", "rotated on read"])
+def test_a_decode_step_over_a_ring(implementation, heads, kv_heads, width, rotated):
+    arrays = drawn(2, 2, 256, heads, kv_heads, width)
+    options = {"rotary": angles(2, 256, width)} if rotated else {}
+    check(decode_attention, implementation, arrays, ring(256, (256, 90), 2), **options)
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("held", [(1, 0), (100, 3), (1100, 257)])
+def test_streams_that_hold_little_and_splits_that_hold_nothing(implementation, held):
+    arrays = drawn(2, 1, 1152, 4, 2, 16, jnp.float32)  # 2 splits by default; the slots of (1, 0) are nearly all empty
+    out = check(decode_attention, implementation, arrays, ring(1152, held, 1))
+    assert (out[1] == 0).all() == (held[1] == 0)
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_eight_tokens_at_a_time_is_the_most(implementation):
+    check(decode_attention, implementation, drawn(1, 8, 128, 8, 1, 16, jnp.float32), ring(128, (77,), 8))
+    with pytest.raises(ValueError, match=r"9 tokens.*use prefill_attention"):
+        decode_attention(*drawn(1, 9, 128, 7, 1, 16), **ring(128, (77,), 9))
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), HEADS)
+@pytest.mark.parametrize(("length", "slots"), [(19, 256), (37, 200)], ids=["a tile", "odd"])
+def test_a_chunk_over_a_ring(implementation, heads, kv_heads, width, length, slots):
+    check(prefill_attention, implementation, drawn(1, length, slots, heads, kv_heads, width), ring(slots, (slots - 9,), length))
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_a_chunk_whose_keys_are_held_unrotated(implementation):
+    arrays = drawn(2, 20, 128, 4, 2, 16, jnp.float32)
+    check(prefill_attention, implementation, arrays, ring(128, (128, 11), 20), rotary=angles(2, 128, 16))
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_a_whole_causal_sequence_with_padding(implementation):
+    place = np.where(np.arange(150) < 140, np.arange(150), -1)[None].astype(np.int32)
+    arrays = drawn(1, 150, 150, 2, 1, 16, jnp.float32)
+    out = check(prefill_attention, implementation, arrays, {"last": place, "index": place})
+    assert (out[:, 140:] == 0).all()
+
+
+def segments(lengths, total):
+    first, last = np.ones((1, total), np.int32), np.zeros((1, total), np.int32)
+    start = 0
+    for length in lengths:
+        first[:, start : start + length], last[:, start : start + length] = start, start + length - 1
+        start += length
+    index = np.where(np.arange(total) < start, np.arange(total), -1)[None].astype(np.int32)
+    return {"first": first, "last": last, "index": index}
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize(
+    ("lengths", "span", "width"), [((64, 48, 16, 64, 4), 64, 80), ((130, 60), 130, 80), ((3, 9, 9), 9, 16)]
+)
+def test_windows_and_frames_of_patches(implementation, lengths, span, width):
+    total = sum(lengths) + 12
+    out = check(vision_attention, implementation, drawn(1, total, total, 2, 2, width), segments(lengths, total), span=span)
+    assert (out[:, -12:] == 0).all()
+
+
+@pytest.mark.parametrize("implementation", KERNELS)
+def test_gradients_are_those_of_the_reference(implementation):
+    where, patches = ring(128, (128,), 12), segments((20, 12), 40)
+    for operation, arrays, given in (
+        (prefill_attention, drawn(1, 12, 128, 4, 2, 16, jnp.float32), where),
+        (vision_attention, drawn(1, 40, 40, 2, 2, 16, jnp.float32), patches | {"span": 20}),
+    ):
+        ints = {"first": None} | {name: given[name] for name in given if name != "span"}
+        upstream = jnp.asarray(np.random.default_rng(2).normal(size=arrays[0].shape), jnp.float32)
+        want = jax.grad(lambda *a, u=upstream, i=ints: (reference.attention(*a, **i) * u).sum(), (0, 1, 2))(*arrays)
+        got = jax.grad(
+            lambda *a, u=upstream, o=operation, g=given: (o(*a, **g, implementation=implementation) * u).sum(), (0, 1, 2)
+        )(*arrays)
+        for one, other in zip(got, want, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_no_block_of_threads_races_with_another(groups):
+    arrays, where = drawn(1, 20, 256, 4, 2, 16, jnp.float32), ring(256, (200,), 20)
+    turn = angles(1, 256, 16) if groups == 1 else None
+    tiling = mosaic_gpu.Tiling(slots=64, stages=2, warpgroups=groups, splits=2)
+    params = InterpretGPUParams(detect_races=True)
+    ints = {name: jnp.asarray(value) for name, value in where.items()}
+    out = mosaic_gpu.flash(*arrays, first=None, **ints, rotary=turn, tiling=tiling, interpret=params)
+    np.testing.assert_allclose(out, reference.attention(*arrays, first=None, **where, rotary=turn), rtol=0, atol=2e-6)
+    if jax.__version_info__ < (0, 11):  # 0.11 flags the library's own pipeline as well
+        assert not gpu_callbacks.get_races().races_found
+
+
+LOWERED = {  # operation, tokens, slots, heads, kv heads, head dim: shapes of 3B, 7B and 72B at 720p
+    "decode 7b": (decode_attention, 1, 14336, 28, 4, 128),
+    "decode 72b": (decode_attention, 1, 14336, 64, 8, 128),
+    "decode 7b, 8 tokens": (decode_attention, 8, 16384, 28, 4, 128),
+    "prefill 3b": (prefill_attention, 784, 14336, 16, 2, 128),
+    "prefill 7b": (prefill_attention, 784, 14336, 28, 4, 128),
+    "windows": (vision_attention, 3600, 3600, 16, 16, 80),
+    "frames": (vision_attention, 3600, 3600, 16, 16, 80),
+}
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize(("implementation", "platform"), [("mosaic_gpu", "cuda"), ("tpu", "tpu")])
+@pytest.mark.parametrize("name", LOWERED)
+def test_real_shapes_are_lowered_for_the_device(name, implementation, platform, rotated):
+    operation, length, slots, heads, kv_heads, width = LOWERED[name]
+    if rotated and operation is vision_attention:
+        pytest.skip("patches are rotated before")
+
+    def sds(*shape, dtype="int32"):
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    keys = sds(1, kv_heads, slots, width, dtype="bfloat16")
+    arguments = {"q": sds(1, length, heads, width, dtype="bfloat16"), "k": keys, "v": keys}
+    arguments |= {"last": sds(1, length), "index": sds(1, slots)}
+    static = {"implementation": implementation}
+    if operation is vision_attention:
+        arguments["first"] = sds(1, length)
+        static["span"] = 64 if name == "windows" else 3600
+    elif rotated:
+        arguments["rotary"] = Rotary(*[sds(1, slots, width // 2, dtype="float32")] * 2)
+    lowered = jax.jit(lambda given: operation(**given, **static)).trace(arguments).lower(lowering_platforms=(platform,))
+    assert {"cuda": "mosaic_gpu", "tpu": "tpu_custom_call"}[platform] in lowered.as_text()
+
+
+# --- which implementation ---
+
+
+def test_the_config_knows_the_implementations():
+    assert Attention.__args__ == IMPLEMENTATIONS
+
+
+def test_auto_takes_what_suits_the_device_and_says_why_once(caplog):
+    dispatch._auto.cache_clear()
+    caplog.set_level("INFO", "pallas_kernels")
+    arrays = drawn(1, 1, 128, 4, 2, 16)
+    for _ in range(2):
+        decode_attention(*arrays, **ring(128, (5,), 1))
+    assert [record.getMessage() for record in caplog.records] == ["decode_attention: xla, no kernel for a cpu"]
+    assert dispatch._best("tpu", "", "bfloat16", 128)[0] == "tpu"
+    assert dispatch._best("gpu", "9.0", "bfloat16", 80)[0] == "mosaic_gpu"
+    for capability, dtype, width in (("10.0", "bfloat16", 128), ("9.0", "float32", 128), ("9.0", "bfloat16", 40)):
+        assert dispatch._best("gpu", capability, dtype, width)[0] == "xla"
+
+
+def test_a_named_implementation_never_falls_back():
+    arrays, where = drawn(1, 1, 128, 4, 2, 16, jnp.float32), ring(128, (5,), 1)
+    for name in ("mosaic_gpu", "cudnn"):
+        with pytest.raises(NotImplementedError, match=f"{name}: got float32"):
+            decode_attention(*arrays, **where, implementation=name)
+    with pytest.raises(ValueError, match="got 'triton'; expected one of auto, xla"):
+        decode_attention(*arrays, **where, implementation="triton")
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    q, k, v = drawn(2, 3, 128, 4, 2, 16)
+    where = ring(128, (5, 6), 3)
+    for wrong in ((q[:, :, :3], k, v), (q, k, v[:, :, :5]), (q, k[:1], v[:1])):
+        with pytest.raises(ValueError, match="decode_attention: got q"):
+            decode_attention(*wrong, **where)
+    with pytest.raises(ValueError, match="causal needs as many slots as tokens, got 128 and 3"):
+        prefill_attention(q, k, v, **where, causal=True)
+    with pytest.raises(ValueError, match="expected one range a patch"):
+        vision_attention(q, k, v, first=where["last"], **where, span=4)
+
+
+def test_the_default_tilings_fit_the_kernels():
+    assert api.DECODE_ROWS == mosaic_gpu.ROWS
+    assert tpu_kernel.Tiling().slots % tpu_kernel.LANES == 0
