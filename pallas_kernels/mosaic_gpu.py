@@ -172,7 +172,7 @@ def _kernel(shape, used: int, dtype, operands: frozenset[str], tiling: Tiling, i
         specs = [tiles(width, keys), tiles(width, _transforms(width, dtype)), plgpu.BlockSpec((tile,), lambda n: (start + n,))]
         streamed = [given["k"].at[b, h], given["v"].at[b, h], given["index"].at[b]]
         if rotated:
-            specs += [tiles(half, _transforms(half, jnp.float16))] * 2
+            specs += [tiles(half, _transforms(half, given["cos"].dtype))] * 2
             streamed += [given["cos"].at[b], given["sin"].at[b]]
         plgpu.emit_pipeline_warp_specialized(
             step,  # pyright: ignore[reportArgumentType]
