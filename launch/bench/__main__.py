@@ -3,6 +3,7 @@
     python -m launch.bench convert --shape 7b --scratch /data/tmp     # a checkpoint of random weights, both ways: time, memory
     python -m launch.bench aot --shape 7b [--target h100]             # compiled ahead of time: flops, bytes, copies
     python -m launch.bench stream --shape mid --seconds 60            # the engine: latency by stage, slots and memory
+    python -m launch.bench kernels [--target h100]                    # attention at real shapes: time, bandwidth, error
     python -m launch.bench table                                      # docs/benchmarks.md from docs/benchmarks/*.json
 
 Each run writes docs/benchmarks/NAME.json with its command, device and versions, and the table anew.
@@ -11,7 +12,7 @@ Each run writes docs/benchmarks/NAME.json with its command, device and versions,
 import argparse
 from pathlib import Path
 
-from launch.bench import aot, convert, stream
+from launch.bench import aot, convert, kernels, stream
 from launch.bench.report import DOCS, table
 from launch.cli import run
 
@@ -33,6 +34,11 @@ def main() -> None:
     compiling.add_argument("--patches", type=int, default=4096, help="vision bucket")
     compiling.add_argument("--slots", type=int, default=16384, help="cache capacity")
     compiling.set_defaults(run=aot.bench)
+    attention = commands.add_parser("kernels", help="attention kernels at real shapes")
+    attention.add_argument("--implementations", default="xla,cudnn,mosaic_gpu", help="default: xla,cudnn,mosaic_gpu")
+    attention.add_argument("--only", help="names of shapes, with commas (default: all)")
+    attention.add_argument("--target", choices=("here", "h100"), default="here", help="h100: compile only, needs no GPU")
+    attention.set_defaults(run=kernels.bench)
     streaming = commands.add_parser("stream", help="the streaming engine against stream time")
     streaming.add_argument("--shape", default="mid", help="tiny, mid, 3b, 7b, 32b or 72b (default mid: 42 M parameters)")
     streaming.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")

@@ -25,6 +25,7 @@ from pallas_kernels import (
 )
 from pallas_kernels import tpu as tpu_kernel
 from pallas_kernels.rotary import Rotary
+from pallas_kernels.workloads import WORKLOADS
 from svlm_jax.config import Attention
 
 pytestmark = pytest.mark.usefixtures("interpreted")
@@ -162,38 +163,12 @@ def test_no_block_of_threads_races_with_another(groups):
         assert not gpu_callbacks.get_races().races_found
 
 
-LOWERED = {  # operation, tokens, slots, heads, kv heads, head dim: shapes of 3B, 7B and 72B at 720p
-    "decode 7b": (decode_attention, 1, 14336, 28, 4, 128),
-    "decode 72b": (decode_attention, 1, 14336, 64, 8, 128),
-    "decode 7b, 8 tokens": (decode_attention, 8, 16384, 28, 4, 128),
-    "prefill 3b": (prefill_attention, 784, 14336, 16, 2, 128),
-    "prefill 7b": (prefill_attention, 784, 14336, 28, 4, 128),
-    "windows": (vision_attention, 3600, 3600, 16, 16, 80),
-    "frames": (vision_attention, 3600, 3600, 16, 16, 80),
-}
-
-
-@pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize(("implementation", "platform"), [("mosaic_gpu", "cuda"), ("tpu", "tpu")])
-@pytest.mark.parametrize("name", LOWERED)
-def test_real_shapes_are_lowered_for_the_device(name, implementation, platform, rotated):
-    operation, length, slots, heads, kv_heads, width = LOWERED[name]
-    if rotated and operation is vision_attention:
-        pytest.skip("patches are rotated before")
-
-    def sds(*shape, dtype="int32"):
-        return jax.ShapeDtypeStruct(shape, dtype)
-
-    keys = sds(1, kv_heads, slots, width, dtype="bfloat16")
-    arguments = {"q": sds(1, length, heads, width, dtype="bfloat16"), "k": keys, "v": keys}
-    arguments |= {"last": sds(1, length), "index": sds(1, slots)}
-    static = {"implementation": implementation}
-    if operation is vision_attention:
-        arguments["first"] = sds(1, length)
-        static["span"] = 64 if name == "windows" else 3600
-    elif rotated:
-        arguments["rotary"] = Rotary(*[sds(1, slots, width // 2, dtype="float32")] * 2)
-    lowered = jax.jit(lambda given: operation(**given, **static)).trace(arguments).lower(lowering_platforms=(platform,))
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_real_shapes_are_lowered_for_the_device(name, implementation, platform):
+    work = WORKLOADS[name]
+    run = jax.jit(lambda given: work.run(given, implementation))
+    lowered = run.trace(work.shapes()).lower(lowering_platforms=(platform,))
     assert {"cuda": "mosaic_gpu", "tpu": "tpu_custom_call"}[platform] in lowered.as_text()
 
 

@@ -1,0 +1,83 @@
+"""The shapes that matter, for tests and benchmarks alike: Qwen2.5-VL of several sizes watching 720p at 2 frames a second."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pallas_kernels.api import decode_attention, prefill_attention, vision_attention
+from pallas_kernels.rotary import Rotary
+
+OPERATIONS = {"decode": decode_attention, "prefill": prefill_attention, "vision": vision_attention}
+
+
+class Workload(NamedTuple):
+    """One call. span: of the segments of patches; rotated: keys are rotated on read."""
+
+    operation: str
+    batch: int
+    tokens: int
+    slots: int
+    heads: int
+    kv_heads: int
+    width: int
+    span: int | None = None
+    rotated: bool = False
+
+    @property
+    def flops(self) -> int:
+        """Of the two products, over what is looked at."""
+        return 4 * self.batch * self.tokens * (self.span or self.slots) * self.heads * self.width
+
+    @property
+    def bytes(self) -> int:
+        """Queries, keys and values read once and results written once, in bfloat16; the angles in float32."""
+        rows = 2 * self.batch * self.tokens * self.heads * self.width
+        held = 2 * self.batch * self.slots * self.kv_heads * self.width
+        return 2 * (rows + held) + self.rotated * 4 * self.batch * self.slots * self.width
+
+    def shapes(self) -> dict:
+        """Arguments of the operation as ShapeDtypeStructs."""
+        return jax.eval_shape(self.arguments)
+
+    def arguments(self, seed: int = 0) -> dict:
+        """Random arguments: a ring buffer nearly full, in any order, or segments of `span` patches."""
+        keys = jax.random.split(jax.random.key(seed), 4)
+        shapes = [(self.tokens, self.heads), (self.kv_heads, self.slots), (self.kv_heads, self.slots)]
+        drawn = [
+            jax.random.normal(key, (self.batch, *shape, self.width), jnp.bfloat16)
+            for key, shape in zip(keys[:3], shapes, strict=True)
+        ]
+        given: dict = dict(zip("qkv", drawn, strict=True))
+        place = jnp.arange(self.tokens)
+        if self.span is not None:
+            first = place // self.span * self.span
+            last = jnp.minimum(first + self.span, self.tokens) - 1
+            ranges = {"first": first, "last": last, "index": place}
+        else:
+            index = np.random.default_rng(seed).permutation(self.slots)
+            ranges = {"last": self.slots - self.tokens - 3 + place, "index": jnp.where(index > self.slots - 4, -1, index)}
+        given |= {name: jnp.tile(x.astype(jnp.int32), (self.batch, 1)) for name, x in ranges.items()}
+        if self.rotated:
+            turn = jax.random.uniform(keys[3], (self.batch, self.slots, self.width // 2), maxval=6.0)
+            given["rotary"] = Rotary(jnp.cos(turn), jnp.sin(turn))
+        return given
+
+    def run(self, given: dict, implementation: str, tiling=None) -> jax.Array:
+        static = {} if self.span is None else {"span": self.span}
+        return OPERATIONS[self.operation](**given, **static, implementation=implementation, tiling=tiling)
+
+
+WORKLOADS = {
+    "decode 7b": Workload("decode", 1, 1, 14336, 28, 4, 128),
+    "decode 7b rotated on read": Workload("decode", 1, 1, 14336, 28, 4, 128, rotated=True),
+    "decode 7b 16K slots": Workload("decode", 1, 1, 16384, 28, 4, 128),
+    "decode 7b 16 streams": Workload("decode", 16, 1, 14336, 28, 4, 128),
+    "decode 7b 8 tokens": Workload("decode", 1, 8, 14336, 28, 4, 128),
+    "decode 72b": Workload("decode", 1, 1, 14336, 64, 8, 128),
+    "prefill 3b": Workload("prefill", 1, 784, 14336, 16, 2, 128),
+    "prefill 7b": Workload("prefill", 1, 784, 14336, 28, 4, 128),
+    "windows 720p": Workload("vision", 1, 3600, 3600, 16, 16, 80, span=64),
+    "frame 720p": Workload("vision", 1, 3600, 3600, 16, 16, 80, span=3600),
+}
