@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from pallas_kernels import xla as attention
 from svlm_jax.config import VISION_ROPE_THETA
 from svlm_jax.data.batch import Sample, collate
 from svlm_jax.inputs import Inputs
-from svlm_jax.model import attention
 from svlm_jax.model.rope import text_rotary, vision_rotary
 from svlm_jax.model.text import Seen
 from tests.parity import reference as ref
@@ -101,9 +101,8 @@ def forward(graph, state, inputs: Inputs, fed) -> dict[str, jax.Array]:
         out[f"block{i}"] = block(fed[f"block{i}"], rotary, segment, index, span)
     out["merger"] = tower.merger(fed["merger"])
     turn = text_rotary(inputs.positions, decoder.config.mrope_section, decoder.config.rope_theta)
-    first, last = jnp.where(inputs.index < 0, 1, 0), jnp.maximum(inputs.index, 0)
     for i, layer in enumerate(decoder.layers):
-        out[f"layer{i}"] = layer(fed[f"layer{i}"], Seen(turn, first, last, inputs.index, turn, None))[0]
+        out[f"layer{i}"] = layer(fed[f"layer{i}"], Seen(turn, inputs.index, inputs.index))[0]
     out["norm"] = decoder.norm(fed["norm"])
     out["decoder"] = decoder(fed["layer0"], inputs.index, inputs.positions)
     out["head"] = decoder.logits(out["norm"])
