@@ -61,8 +61,9 @@ def test_gradients_over_a_mesh_are_those_of_one_device():
 
 
 @pytest.mark.parametrize("name", ["greedy", "equal_windows"])
-def test_recorded_streams_replay_through_the_tpu_kernel(name, tiny_dir, processor_dir):
+@pytest.mark.parametrize("kernel", ["interpret_tpu", pytest.param("interpret", marks=pytest.mark.slow)])  # ten minutes
+def test_recorded_streams_replay_through_the_kernels(kernel, name, tiny_dir, processor_dir, interpreted):
     vlm = from_pretrained(tiny_dir, processor=processor_dir, dtype="float32")
-    model = from_parameters(replace(vlm.model.config, attention="interpret_tpu"), vlm.parameters)
+    model = from_parameters(replace(vlm.model.config, attention=kernel), vlm.parameters)
     result = trace.replay(trace.read(STREAMS / f"{name}.json"), model, vlm.tokenizer, STREAM_FRAME)
     assert result["ok"] is True and result["logits_max"] < 4e-4
