@@ -7,14 +7,13 @@ python -m launch.caption match.mp4 --model DIR --prompt "Who has the ball?" --st
 import argparse
 import time
 
-from launch.cli import Progress, run
+from launch.cli import Progress, load, model_flags, run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="image or video file")
-    parser.add_argument("--model", required=True, help="checkpoint directory (Hugging Face or Orbax) or hub id")
-    parser.add_argument("--processor", help="directory with tokenizer and processor files, if not in --model")
+    model_flags(parser)
     parser.add_argument("--prompt", help='what to ask (default: "Describe this image." or "... video.")')
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second taken of a video (default 2)")
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="second to start at")
@@ -25,14 +24,12 @@ def main() -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--repetition-penalty", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of computation (default: the checkpoint's)")
     args = parser.parse_args()
 
-    from svlm_jax.pretrained import from_pretrained
     from svlm_jax.stream.sampling import Sampling
 
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
-    vlm = from_pretrained(args.model, processor=args.processor, dtype=args.dtype, progress=Progress("load"))
+    vlm = load(args, progress=Progress("load"))
     clip = vlm.processor.open(args.source, fps=args.fps, start=args.start, duration=args.duration)
     t, h, w = clip.grid
     started = time.monotonic()

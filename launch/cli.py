@@ -1,11 +1,15 @@
-"""What every command shares: one line for bad input, and progress as a bar on a terminal or plain lines elsewhere."""
+"""What every command shares: how a model is named and computed, one line for bad input, and progress as a bar on a terminal or
+plain lines elsewhere."""
 
+import argparse
 import logging
 import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any, get_args
 
+from svlm_jax.config import Attention, Weights
 from svlm_jax.errors import InputError
 
 BAD_INPUT = 2  # exit code
@@ -23,6 +27,29 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def model_flags(parser: argparse.ArgumentParser, dtype: bool = True) -> None:
+    """--model and how it is computed: what `load` reads."""
+    parser.add_argument("--model", required=True, help="checkpoint directory (Hugging Face or Orbax) or hub id")
+    parser.add_argument("--processor", help="directory with tokenizer and processor files, if not in --model")
+    if dtype:
+        parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of computation (default: the checkpoint's)")
+    parser.add_argument(
+        "--attention", choices=get_args(Attention), default="auto", help="kernels (default: what suits the device)"
+    )
+    parser.add_argument(
+        "--weights", choices=get_args(Weights), default="full", help="of the decoder: int8 is faster, less exact"
+    )
+
+
+def load(args: argparse.Namespace, **options: Any) -> Any:
+    """The model that the flags of `model_flags` name (a `Pretrained`)."""
+    from svlm_jax.pretrained import from_pretrained
+
+    given = {"dtype": args.dtype} if "dtype" in args else {}
+    given |= {"processor": args.processor, "attention": args.attention, "weights": args.weights}
+    return from_pretrained(args.model, **given, **options)
 
 
 class Progress:

@@ -11,7 +11,7 @@ import json
 import sys
 from pathlib import Path
 
-from launch.cli import run
+from launch.cli import load, model_flags, run
 from svlm_jax.errors import InputError
 
 UNEQUAL = 1  # exit code
@@ -20,8 +20,7 @@ UNEQUAL = 1  # exit code
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trace", type=Path, help="NAME.json")
-    parser.add_argument("--model", required=True, help="checkpoint directory or hub id that it was recorded on")
-    parser.add_argument("--processor", type=Path, help="directory with tokenizer and processor files, if not in --model")
+    model_flags(parser, dtype=False)
     parser.add_argument(
         "--tolerance", type=float, default=2e-3, help="largest difference of a logit (default 2e-3; its tenth at the median)"
     )
@@ -29,18 +28,20 @@ def main() -> None:
     args = parser.parse_args()
 
     from svlm_jax.hf_config import read_json
-    from svlm_jax.pretrained import from_pretrained, local_directory
+    from svlm_jax.pretrained import local_directory
     from svlm_jax.stream import trace
     from svlm_jax.train import trace as sample
 
     if "annotation" in read_json(args.trace, "a recording"):
         if args.record is not None:
             raise InputError("--record", "a training sample", "a recorded stream", "leave the flag out")
+        if (args.attention, args.weights) != ("auto", "full"):
+            raise InputError("--attention, --weights", "a training sample", "a recorded stream", "leave the flags out")
         model = local_directory(args.model)
         result = sample.replay(args.trace, model, args.processor or model)
     else:
         recorded = trace.read(args.trace)
-        vlm = from_pretrained(args.model, processor=args.processor, dtype="float32")
+        vlm = load(args, dtype="float32")
         if args.record is not None:
             if args.record.suffix != ".json" or args.record.exists() or not args.record.parent.is_dir():
                 raise InputError("--record", args.record, "a new NAME.json in a folder that is there", "choose another name")

@@ -24,7 +24,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, get_args
 
-from launch.cli import Progress, run
+from launch.cli import Progress, load, model_flags, run
 from svlm_jax.config import Mode, Rebase, StreamConfig
 from svlm_jax.errors import InputError
 
@@ -36,9 +36,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = StreamConfig()
     made.add_argument("source")
-    made.add_argument("--model", required=True, help="checkpoint directory (Hugging Face or Orbax) or hub id")
-    made.add_argument("--processor", help="directory with tokenizer and processor files, if not in --model")
-    made.add_argument("--dtype", choices=("float32", "bfloat16"), help="of computation (default: the checkpoint's)")
+    model_flags(made)
     made.add_argument("--tensor", type=int, default=1, help="devices that share the model (default 1)")
     video = made.add_argument_group("video")
     video.add_argument("--fps", type=float, default=usual.fps, help="frames a second (default 2)")
@@ -216,7 +214,6 @@ class Watch:
 
     def __init__(self, args: argparse.Namespace, config: StreamConfig, things: ExitStack) -> None:
         from svlm_jax.data.sources import open_source
-        from svlm_jax.pretrained import from_pretrained
         from svlm_jax.sharding import make_mesh
         from svlm_jax.stream import saved
         from svlm_jax.stream.sampling import Sampling
@@ -237,8 +234,7 @@ class Watch:
             if path is not None
         }
         mesh = make_mesh(tensor=args.tensor) if args.tensor > 1 else None
-        progress = Progress("load")
-        self.vlm = from_pretrained(args.model, processor=args.processor, dtype=args.dtype, mesh=mesh, progress=progress)
+        self.vlm = load(args, mesh=mesh, progress=Progress("load"))
         self.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
         self.done = self.dropped = 0
 

@@ -6,13 +6,14 @@ Axes: B batch, T new tokens, P patches, N query heads, K kv heads (N a multiple 
 """
 
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import cudnn, xla
 from pallas_kernels.dispatch import choose
-from pallas_kernels.rotary import Rotary
+from pallas_kernels.rotary import Rotary, rotate
 
 DECODE_TOKENS = 8  # most new tokens of a decode step
 DECODE_ROWS = 64  # most query heads of a kv head times tokens: the rows of one warpgroup
@@ -45,7 +46,8 @@ def decode_attention(q, k, v, *, last, index, rotary: Rotary | None = None, impl
         )
     splits = max(1, min(32, k.shape[2] // SPLIT))
     gpu = {"slots": 64, "stages": 3, "warpgroups": 1, "splits": splits}
-    return _attention("decode_attention", q, k, v, None, last, index, rotary, implementation, tiling, gpu, {"slots": 512})
+    call = _Call("decode_attention", implementation, tiling, gpu, {"slots": 512})
+    return _attention(call, q, k, v, {"last": last, "index": index}, rotary)
 
 
 def prefill_attention(
@@ -55,7 +57,7 @@ def prefill_attention(
 
     Args: as of `decode_attention`, and
         causal: a static promise that S = T and that slot t holds token t, which lets cuDNN do without a mask; padding (index
-            and last -1) on the right.
+            and last -1) on the right. cuDNN answers a broken promise with NaN.
 
     Keys that are held unrotated are rotated before the kernel: once for a chunk, a small part of it.
     """
@@ -63,8 +65,8 @@ def prefill_attention(
     if causal and k.shape[2] != q.shape[1]:
         raise ValueError(f"prefill_attention: causal needs as many slots as tokens, got {k.shape[2]} and {q.shape[1]}")
     gpu = {"slots": 128, "stages": 2, "warpgroups": 2, "splits": 1}
-    tpu = {"rows": 256, "slots": 512}
-    return _attention("prefill_attention", q, k, v, None, last, index, rotary, implementation, tiling, gpu, tpu, causal=causal)
+    call = _Call("prefill_attention", implementation, tiling, gpu, {"rows": 256, "slots": 512}, causal=causal)
+    return _attention(call, q, k, v, {"last": last, "index": index}, rotary)
 
 
 def vision_attention(q, k, v, *, first, last, index, span: int, implementation: str = "auto", tiling=None):
@@ -82,7 +84,8 @@ def vision_attention(q, k, v, *, first, last, index, span: int, implementation: 
         raise ValueError(f"vision_attention: got {got}; expected one range a patch and as many keys")
     gpu = {"slots": 64 if span <= 64 else 128, "stages": 2, "warpgroups": 1 if span <= 64 else 2, "splits": 1}
     tpu = {"rows": 128, "slots": 128 if span <= 128 else 512}
-    return _attention("vision_attention", q, k, v, first, last, index, None, implementation, tiling, gpu, tpu, span=span)
+    call = _Call("vision_attention", implementation, tiling, gpu, tpu, span=span)
+    return _attention(call, q, k, v, {"first": first, "last": last, "index": index})
 
 
 def _check(op: str, q, k, v, last, index) -> None:
@@ -93,27 +96,37 @@ def _check(op: str, q, k, v, last, index) -> None:
         raise ValueError(f"{op}: got {got}; expected [B,T,N,H], [B,K,S,H] twice with N % K == 0, [B,T], [B,S]")
 
 
-def _attention(op, q, k, v, first, last, index, rotary, implementation, tiling, gpu, tpu, span=None, causal=False):
-    chosen = choose(op, implementation, q)
-    where = {"first": first, "last": jnp.asarray(last), "index": jnp.asarray(index)}
+class _Call(NamedTuple):
+    """What is static about a call. gpu, tpu: fields of the default tilings."""
+
+    operation: str
+    implementation: str
+    tiling: Any
+    gpu: dict[str, int]
+    tpu: dict[str, int]
+    span: int | None = None
+    causal: bool = False
+
+
+def _attention(call: _Call, q, k, v, where: dict, rotary: Rotary | None = None):
+    chosen = choose(call.operation, call.implementation, q)
+    where = {"first": None} | {name: jnp.asarray(x) for name, x in where.items()}
     if chosen == "xla":
-        return xla.attention(q, k, v, **where, rotary=rotary, span=span)
+        return xla.attention(q, k, v, **where, rotary=rotary, span=call.span)
     if chosen == "cudnn":
-        return cudnn.attention(q, k, v, **where, rotary=rotary, causal=causal)
+        return cudnn.attention(q, k, v, **where, rotary=rotary, causal=call.causal)
     if chosen in ("tpu", "interpret_tpu"):
         from pallas_kernels import tpu as kernel
 
-        tiling = tiling or kernel.Tiling(**tpu)
-        interpret = chosen == "interpret_tpu"
+        tiling = call.tiling or kernel.Tiling(**call.tpu)
     else:
         from pallas_kernels import mosaic_gpu as kernel
 
-        tiling = tiling or kernel.Tiling(**gpu)
-        interpret = chosen == "interpret"
-    if rotary is not None and op != "decode_attention":
-        k, rotary = xla.rotate(k, rotary, head_axis=1), None
-    run = partial(kernel.flash, tiling=tiling, interpret=interpret)
-    return _differentiable(run, span, q, k, v, where, rotary)
+        tiling = call.tiling or kernel.Tiling(**call.gpu)
+    if rotary is not None and call.operation != "decode_attention":
+        k, rotary = rotate(k, rotary, head_axis=1), None
+    run = partial(kernel.flash, tiling=tiling, interpret=chosen.startswith("interpret"))
+    return _differentiable(run, call.span, q, k, v, where, rotary)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

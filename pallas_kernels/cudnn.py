@@ -26,8 +26,17 @@ def attention(q, k, v, *, first, last, index, rotary=None, causal: bool = False)
     seen = last >= (0 if first is None else first)
     if causal:
         out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-        return jnp.where(seen[..., None, None], out, 0)
+        out = jnp.where(seen[..., None, None], out, 0)
+        return jnp.where(kept(last, index)[:, None, None, None], out, jnp.nan)
     visible = (slot >= 0) & (slot <= last[..., None]) & (True if first is None else first[..., None] <= slot)
     bias = jnp.where(visible, 0.0, -1e9).astype(q.dtype)[:, None]
     out = jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="cudnn")
     return jnp.where(jnp.any(visible, -1)[..., None, None], out, 0)
+
+
+def kept(last, index):
+    """Whether the promise of `causal` holds, for each sequence: [B] bool."""
+    place = jnp.arange(index.shape[1])
+    real = index >= 0
+    rightmost = jnp.all(real[:, :-1] >= real[:, 1:], axis=1)
+    return rightmost & jnp.all(jnp.where(real, index, place) == place, axis=1) & jnp.all(last == index, axis=1)

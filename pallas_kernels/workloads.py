@@ -27,8 +27,9 @@ class Workload(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of the two products, over what is looked at."""
-        return 4 * self.batch * self.tokens * (self.span or self.slots) * self.heads * self.width
+        """Of the two products, over what is looked at: a segment, or the slots up to a token's own."""
+        pairs = self.tokens * self.span if self.span else self.tokens * self.slots - self.tokens * (self.tokens - 1) // 2
+        return 4 * self.batch * pairs * self.heads * self.width
 
     @property
     def bytes(self) -> int:

@@ -15,6 +15,7 @@ from svlm_jax.errors import InputError
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "save_attention", "save_projections"]
 Attention = Literal["auto", "xla", "cudnn", "mosaic_gpu", "tpu", "interpret", "interpret_tpu"]  # pallas_kernels.IMPLEMENTATIONS
+Weights = Literal["full", "int8"]
 Mode = Literal["streaming", "full", "window", "recompute"]
 Rebase = Literal["shrink", "append"]
 
@@ -123,8 +124,9 @@ class ModelConfig:
 
     `dtype` is the compute type (softmax, norms and rotary are float32 in any case), `param_dtype` how parameters are held.
     `scan_layers` holds the decoder stacked on a leading layer axis and scans it: for training; `remat` then says what a layer
-    keeps for the backward pass. `attention` names the kernels (`pallas_kernels`); "auto": what suits the device. `hf_extra` is
-    JSON of the keys of config.json that no code here reads, so that they survive.
+    keeps for the backward pass. `attention` names the kernels (`pallas_kernels`); "auto": what suits the device. For inference
+    (`model/prepare`): `weights` "int8" holds the matrices of the decoder in 8 bits, `fused` joins projections that share their
+    input. `hf_extra` is JSON of the keys of config.json that no code here reads, so that they survive.
     """
 
     text: TextConfig
@@ -139,13 +141,17 @@ class ModelConfig:
     scan_layers: bool = False
     remat: Remat = "none"
     attention: Attention = "auto"
+    weights: Weights = "full"
+    fused: bool = False
     hf_extra: str = field(default="{}", repr=False)
 
     def __post_init__(self) -> None:
-        choices = {"dtype": Dtype, "param_dtype": Dtype, "remat": Remat, "attention": Attention}
+        choices = {"dtype": Dtype, "param_dtype": Dtype, "remat": Remat, "attention": Attention, "weights": Weights}
         for name, known in ((name, get_args(choice)) for name, choice in choices.items()):
             if getattr(self, name) not in known:
                 raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(known)}", "choose one of them")
+        if self.scan_layers and (self.fused or self.weights != "full"):
+            raise InputError("weights, fused", f"{self.weights}, {self.fused}", "full, False with scan_layers", "train first")
         if self.vision.out_hidden_size != self.text.hidden_size:
             raise InputError(
                 "vision_config.out_hidden_size",

@@ -16,13 +16,14 @@ from jax.sharding import Mesh
 
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert, hf
-from svlm_jax.config import Dtype, ModelConfig, StreamConfig
+from svlm_jax.config import Attention, Dtype, ModelConfig, StreamConfig, Weights
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.data.chat import Tokenizer
 from svlm_jax.data.player import Player
 from svlm_jax.data.processor import FILES, Processor
 from svlm_jax.data.sources import open_source
 from svlm_jax.errors import InputError
+from svlm_jax.model.prepare import fuse, quantize
 from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
 from svlm_jax.stream.generate import generate
 from svlm_jax.stream.sampling import COMMENTARY, Sampling
@@ -115,6 +116,8 @@ def from_pretrained(
     *,
     processor: str | Path | None = None,
     dtype: Dtype | None = None,
+    attention: Attention = "auto",
+    weights: Weights = "full",
     mesh: Mesh | None = None,
     progress=None,
 ) -> Pretrained:
@@ -123,6 +126,8 @@ def from_pretrained(
     Args:
         processor: a directory with the tokenizer and processor files, if they are not beside the weights.
         dtype: of computation and parameters; that of config.json by default.
+        attention: the kernels (`pallas_kernels.IMPLEMENTATIONS`); by default what suits the device.
+        weights: "int8" holds the matrices of the decoder in 8 bits: faster replies, with an error (`model/prepare`).
         mesh: devices to shard over (`svlm_jax.sharding.make_mesh`).
         progress: called with (tensors done, tensors in all).
 
@@ -131,9 +136,12 @@ def from_pretrained(
     """
     directory = local_directory(name)
     config = hf_config.read(directory)
-    config = replace(config.compute(dtype or config.dtype), scan_layers=False)
+    config = replace(config.compute(dtype or config.dtype), scan_layers=False, attention=attention)
     beside = Processor.from_directory(processor or directory, config)  # before the weights: a missing tokenizer shows at once
     values = convert.load(directory, config, mesh, progress)
+    config, values = fuse(config, values)
+    if weights == "int8":
+        config, values = quantize(config, values)
     return Pretrained(from_parameters(config, values), beside.tokenizer, beside, _eos(directory, config))
 
 

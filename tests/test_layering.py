@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.sharding svlm_jax.model.attention svlm_jax.model.layers svlm_jax.model.rope svlm_jax.model.cache",),
     ("svlm_jax.model.vision svlm_jax.model.text",),
     ("svlm_jax.model.vlm svlm_jax.model",),
+    ("svlm_jax.model.prepare",),
     ("svlm_jax.checkpoint", "svlm_jax.data"),
     ("svlm_jax.train", "svlm_jax.stream"),
     ("svlm_jax.pretrained svlm_jax",),

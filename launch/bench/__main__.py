@@ -11,10 +11,12 @@ Each run writes docs/benchmarks/NAME.json with its command, device and versions,
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from launch.bench import aot, convert, kernels, stream
 from launch.bench.report import DOCS, table
 from launch.cli import run
+from svlm_jax.config import Attention, Weights
 
 
 def main() -> None:
@@ -30,6 +32,8 @@ def main() -> None:
     compiling = commands.add_parser("aot", help="compile prefill and decode ahead of time")
     compiling.add_argument("--shape", default="7b")
     compiling.add_argument("--target", choices=("cpu", "h100"), default="cpu", help="h100 needs no GPU (default cpu)")
+    compiling.add_argument("--weights", choices=get_args(Weights), default="full")
+    compiling.add_argument("--attention", choices=get_args(Attention), default="auto", help="default: what suits the target")
     compiling.add_argument("--tokens", type=int, default=1024, help="prompt bucket")
     compiling.add_argument("--patches", type=int, default=4096, help="vision bucket")
     compiling.add_argument("--slots", type=int, default=16384, help="cache capacity")
@@ -37,6 +41,7 @@ def main() -> None:
     attention = commands.add_parser("kernels", help="attention kernels at real shapes")
     attention.add_argument("--implementations", default="xla,cudnn,mosaic_gpu", help="default: xla,cudnn,mosaic_gpu")
     attention.add_argument("--only", help="names of shapes, with commas (default: all)")
+    attention.add_argument("--tilings", action="store_true", help="also try other ways to cut the work (mosaic_gpu)")
     attention.add_argument("--target", choices=("here", "h100"), default="here", help="h100: compile only, needs no GPU")
     attention.set_defaults(run=kernels.bench)
     streaming = commands.add_parser("stream", help="the streaming engine against stream time")

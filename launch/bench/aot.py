@@ -5,6 +5,7 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def bench(args: argparse.Namespace) -> None:
     from svlm_jax.stream.generate import prefill
     from svlm_jax.stream.sampling import Sampling
 
-    config = preset(args.shape)
+    attention = "mosaic_gpu" if args.target == "h100" and args.attention == "auto" else args.attention
+    config = replace(preset(args.shape), weights=args.weights, attention=attention, fused=True)
     graph, state = abstract(config)
     tokens, patches, slots = args.tokens, args.patches, args.slots
     sharding = h100() if args.target == "h100" else None
@@ -74,10 +76,12 @@ def bench(args: argparse.Namespace) -> None:
             row["copies or transposes as large as a layer's keys"] = large_moves(compiled.as_text() or "", layer)
         rows.append(row)
         print(json.dumps(rows[-1]))
-    what = f"The {args.shape} shape in bfloat16 compiled ahead of time for {args.target}, nothing run: XLA's own counts. "
+    held = "with decoder weights in 8 bits " if args.weights == "int8" else ""
+    what = f"The {args.shape} shape in bfloat16 {held}compiled ahead of time for {args.target} (attention: {attention}), "
+    what += "nothing run: XLA's own counts. "
     if args.target == "cpu":
         what += "A CPU has no bfloat16 units, so XLA widens the weights to float32, which shows in bytes and temporaries."
-    record(f"aot_{args.shape}_{args.target}", what, rows, args.out)
+    record(f"aot_{args.shape}_{args.target}" + ("_int8" if held else ""), what, rows, args.out)
 
 
 def h100():

@@ -39,10 +39,13 @@ def bench(args: argparse.Namespace) -> None:
         )
         record("kernels_h100", what, rows, args.out)
         return
-    copy, product = ceilings()
+    ceiling = ceilings()
     for name in names:
+        work = WORKLOADS[name]
         for implementation in args.implementations.split(","):
-            rows.append(_print(timed(name, WORKLOADS[name], implementation, copy, product)))
+            tried = tilings(work) if args.tilings and implementation == "mosaic_gpu" else [None]
+            rows += [_print({"kernel": name} | timed(work, implementation, ceiling, tiling)) for tiling in tried]
+    copy, product = ceiling
     what = (
         f"Attention kernels in bfloat16. Ceilings measured in the same run: copy {copy / 1e9:.0f} GB/s, matrix product "
         f"{product / 1e12:.1f} TFLOP/s; the floor is the longer of the bytes over the one and the operations over the other. "
@@ -56,7 +59,17 @@ def _print(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def timed(name: str, work, implementation: str, copy: float, product: float) -> dict[str, Any]:
+def tilings(work) -> list[Any]:
+    """The default way to cut the work for Hopper (None), and others worth a try."""
+    from pallas_kernels.mosaic_gpu import Tiling
+
+    if work.operation == "decode":
+        return [None, *(Tiling(n, stages, 1, splits) for n, stages in ((64, 4), (128, 2), (128, 3)) for splits in (16, 32, 64))]
+    tried = [Tiling(64, 2, 2), Tiling(64, 4, 2), Tiling(128, 3, 2), Tiling(128, 2, 3)]
+    return [None, *tried, *([Tiling(128, 2, 2, splits=3)] if work.operation == "prefill" else [])]
+
+
+def timed(work, implementation: str, ceiling: tuple[float, float], tiling: Any = None) -> dict[str, Any]:
     """One row: an implementation that does not take the shape says so."""
     import jax
     import jax.numpy as jnp
@@ -65,10 +78,12 @@ def timed(name: str, work, implementation: str, copy: float, product: float) -> 
 
     held = 4 * work.batch * work.slots * work.kv_heads * work.width
     sets = [work.arguments(seed) for seed in range(max(1, min(16, IN_TURN // held)))]
-    row: dict[str, Any] = {"kernel": name, "implementation": implementation}
+    cut = "default" if tiling is None else ", ".join(f"{value} {name}" for name, value in tiling._asdict().items())
+    row: dict[str, Any] = {"implementation": implementation, "tiling": cut if implementation == "mosaic_gpu" else "-"}
+    copy, product = ceiling
     empty = dict.fromkeys(("us", "GB/s", "TFLOP/s", "of the floor (%)", "error"), "-")
     try:
-        run = jax.jit(partial(work.run, implementation=implementation))
+        run = jax.jit(partial(work.run, implementation=implementation, tiling=tiling))
         out = run(sets[0])
     except (NotImplementedError, ValueError, RuntimeError) as error:  # JaxRuntimeError is a RuntimeError
         return row | empty | {"error": str(error).splitlines()[0][:100]}
@@ -78,7 +93,7 @@ def timed(name: str, work, implementation: str, copy: float, product: float) -> 
     def rounds(sets, count):
         def once(_, q):
             for given in sets:
-                q = work.run(given | {"q": q}, implementation)
+                q = work.run(given | {"q": q}, implementation, tiling)
             return q
 
         return jax.lax.fori_loop(0, count, once, sets[0]["q"])
@@ -131,7 +146,9 @@ def assembled(name: str, work) -> dict[str, Any]:
         compiled = jax.jit(partial(work.run, implementation="mosaic_gpu")).trace(given).lower().compile()
         seconds = time.monotonic() - started
         said = "".join(path.read_text() for path in sorted(Path(directory).glob("*.ptxas")))
-    stack, spills, registers = ASSEMBLER.findall(said)[-1]
+    if not (found := ASSEMBLER.findall(said)):
+        raise InputError("--target h100", "no word from ptxas", "ptxas on PATH, of CUDA 12.8 or later", "install cuda-nvcc")
+    stack, spills, registers = found[-1]
     memory = compiled.memory_analysis()
     return {
         "kernel": name,

@@ -30,39 +30,23 @@ def text_attention(
     last: Int[Array | np.ndarray, "B T"],
     index: Int[Array | np.ndarray, "B S"],
     rotary: Rotary | None = None,
+    causal: bool = False,
     implementation: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Attention of new tokens over the slots of a cache: see `pallas_kernels.decode_attention`, `prefill_attention`."""
+    """Attention of new tokens over the slots of a cache, or (`causal`: slot t holds token t) of a whole sequence over itself:
+    see `pallas_kernels.decode_attention`, `prefill_attention`."""
     few = q.shape[1] <= api.DECODE_TOKENS and q.shape[1] * (q.shape[2] // k.shape[1]) <= api.DECODE_ROWS
-    operation = api.decode_attention if few else api.prefill_attention
+    operation = api.decode_attention if few and not causal else api.prefill_attention
     arrays = {"q": (q, QUERY), "k": (k, KEY), "v": (v, KEY), "last": (last, PLACE), "index": (index, SLOT)}
     if rotary is not None:
         arrays |= {"cos": (rotary.cos, ANGLE), "sin": (rotary.sin, ANGLE)}
 
     def run(q, k, v, last, index, *angles):
         turn = Rotary(*angles) if angles else None
-        return operation(q, k, v, last=last, index=index, rotary=turn, implementation=implementation)
+        whole = {"causal": True} if causal and q.shape[1] == k.shape[2] else {}  # not where the sequence is cut over devices
+        return operation(q, k, v, last=last, index=index, rotary=turn, implementation=implementation, **whole)
 
     return _over_devices(run, arrays, dispatch.choose(operation.__name__, implementation, q))
-
-
-def sequence_attention(
-    q: Float[Array, "B T N H"],
-    k: Float[Array, "B K T H"],
-    v: Float[Array, "B K T H"],
-    *,
-    index: Int[Array | np.ndarray, "B T"],
-    causal: bool,
-    implementation: str = "auto",
-) -> Float[Array, "B T N H"]:
-    """Attention of whole sequences over themselves; `causal`: a promise that index is 0, 1, 2 ... and then -1 for padding."""
-
-    def run(q, k, v, last, index):
-        whole = causal and q.shape[1] == k.shape[2]
-        return api.prefill_attention(q, k, v, last=last, index=index, causal=whole, implementation=implementation)
-
-    arrays = {"q": (q, QUERY), "k": (k, KEY), "v": (v, KEY), "last": (index, PLACE), "index": (index, SLOT)}
-    return _over_devices(run, arrays, dispatch.choose("prefill_attention", implementation, q))
 
 
 def vision_attention(

@@ -1,16 +1,21 @@
 """Linear, RMSNorm and the gated MLP, as Flax NNX modules. Parameters are held in `param_dtype` and used in `dtype`."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from svlm_jax.config import Weights
+
 INIT_SCALE = 0.02  # initializer_range of every published config
 
 
-def matmul(x: jax.Array, kernel: jax.Array, contract: int) -> jax.Array:
-    """Contract the last `contract` axes of x with the first ones of kernel; float32 operands give a true float32 product."""
+def matmul(x: jax.Array, kernel: jax.Array, contract: int, dtype=None) -> jax.Array:
+    """Contract the last `contract` axes of x with the first ones of kernel, into `dtype` (that of x); float32 operands give a
+    true float32 product."""
     precision = "highest" if x.dtype == jnp.float32 else None
-    return jnp.tensordot(x, kernel.astype(x.dtype), axes=contract, precision=precision)
+    return jnp.tensordot(x, kernel.astype(x.dtype), axes=contract, precision=precision, preferred_element_type=dtype)
 
 
 def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: str) -> jax.Array:
@@ -21,17 +26,34 @@ def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: str) -> jax.Arr
 
 
 class Linear(nnx.Module):
-    """y = x W + b. kernel [*ins, *outs], bias [*outs]; x [..., *ins] -> [..., *outs], so heads are an axis of their own."""
+    """y = x W + b. kernel [*ins, *outs], bias [*outs]; x [..., *ins] -> [..., *outs], so heads are an axis of their own.
 
-    def __init__(self, ins, outs, *, bias: bool, dtype: str, rngs: nnx.Rngs | None) -> None:
+    With `weights` "int8" the kernel is held in 8 bits, to be multiplied by scale [*outs] (float32).
+    """
+
+    def __init__(self, ins, outs, *, bias: bool, dtype: str, rngs: nnx.Rngs | None, weights: Weights = "full") -> None:
         ins, outs = (tuple(n) if isinstance(n, tuple) else (n,) for n in (ins, outs))
         self.contract = len(ins)
-        self.kernel = nnx.Param(normal(rngs, (*ins, *outs), dtype))
+        drawn = normal(rngs, (*ins, *outs), dtype)
         self.bias = nnx.Param(jnp.zeros(outs, dtype)) if bias else None
+        kernel, scale = (drawn, None) if weights == "full" else to_int8(drawn, self.contract)
+        self.kernel = nnx.Param(kernel)
+        self.scale = None if scale is None else nnx.Param(scale)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        y = matmul(x, self.kernel[...], self.contract)
+        if self.scale is None:
+            y = matmul(x, self.kernel[...], self.contract)
+        else:
+            y = (matmul(x, self.kernel[...], self.contract, jnp.float32) * self.scale[...]).astype(x.dtype)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def to_int8(kernel: jax.Array, contract: int) -> tuple[jax.Array, jax.Array]:
+    """A kernel [*ins, *outs] in 8 bits, and its scale [*outs]: the nearest of 255 steps, equal within an output channel."""
+    wide = kernel.astype(jnp.float32)
+    largest = jnp.max(jnp.abs(wide), axis=tuple(range(contract)))
+    scale = jnp.where(largest > 0, largest / 127, 1.0)
+    return jnp.round(wide / scale).astype(jnp.int8), scale
 
 
 class RMSNorm(nnx.Module):
@@ -48,12 +70,22 @@ class RMSNorm(nnx.Module):
 
 
 class GatedMLP(nnx.Module):
-    """down(silu(gate(x)) * up(x)): x [..., D] -> [..., D] through width F."""
+    """down(silu(gate(x)) * up(x)): x [..., D] -> [..., D] through width F; `linear` makes its parts, gate and up as one
+    [D, 2, F] if they are fused."""
 
-    def __init__(self, size: int, hidden: int, *, bias: bool, dtype: str, rngs: nnx.Rngs | None) -> None:
-        self.gate = Linear(size, hidden, bias=bias, dtype=dtype, rngs=rngs)
-        self.up = Linear(size, hidden, bias=bias, dtype=dtype, rngs=rngs)
-        self.down = Linear(hidden, size, bias=bias, dtype=dtype, rngs=rngs)
+    def __init__(self, size: int, hidden: int, linear: Callable[..., Linear], *, bias: bool, fused: bool) -> None:
+        if fused:
+            self.gate_up = linear(size, (2, hidden), bias=bias)
+        else:
+            self.gate = linear(size, hidden, bias=bias)
+            self.up = linear(size, hidden, bias=bias)
+        self.down = linear(hidden, size, bias=bias)
+        self.fused = fused
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        if self.fused:
+            both = self.gate_up(x)
+            gate, up = both[..., 0, :], both[..., 1, :]  # moveaxis would be a transpose on the device
+        else:
+            gate, up = self.gate(x), self.up(x)
+        return self.down(jax.nn.silu(gate) * up)

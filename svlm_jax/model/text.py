@@ -7,6 +7,7 @@ both; `stack` and `unstack` go from one to the other.
 Axes: B batch, T new tokens, S cache slots, L layers, D width, N query heads, K kv heads, H head dim, V vocabulary.
 """
 
+from collections.abc import Callable
 from functools import partial
 from itertools import repeat
 from typing import Any, NamedTuple
@@ -17,8 +18,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Int
 
-from svlm_jax.config import ModelConfig, Remat, TextConfig
-from svlm_jax.model.attention import sequence_attention, text_attention
+from svlm_jax.config import ModelConfig, Remat
+from svlm_jax.model.attention import text_attention
 from svlm_jax.model.cache import Cache, write
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, matmul, normal
 from svlm_jax.model.rope import Rotary, rotate, text_rotary
@@ -54,23 +55,27 @@ class Held(NamedTuple):
 class TextAttention(nnx.Module):
     """Grouped-query attention over the cache, or over the new tokens alone."""
 
-    def __init__(self, config: TextConfig, *, dtype: str, attention: str, rngs: nnx.Rngs | None) -> None:
-        self.implementation = attention
-        size, width = config.hidden_size, config.head_dim
-        heads, kv_heads = (config.num_attention_heads, width), (config.num_key_value_heads, width)
-        self.q = Linear(size, heads, bias=True, dtype=dtype, rngs=rngs)
-        self.k = Linear(size, kv_heads, bias=True, dtype=dtype, rngs=rngs)
-        self.v = Linear(size, kv_heads, bias=True, dtype=dtype, rngs=rngs)
-        self.out = Linear(heads, size, bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ModelConfig, linear: Callable[..., Linear]) -> None:
+        self.implementation = config.attention
+        size, width = config.text.hidden_size, config.text.head_dim
+        heads, kv_heads = config.text.num_attention_heads, config.text.num_key_value_heads
+        self.fused = config.fused
+        if self.fused:  # each kv head behind the query heads that look at it
+            self.qkv = linear(size, (kv_heads, heads // kv_heads + 2, width), bias=True)
+        else:
+            self.q = linear(size, (heads, width), bias=True)
+            self.k = linear(size, (kv_heads, width), bias=True)
+            self.v = linear(size, (kv_heads, width), bias=True)
+        self.out = linear((heads, width), size, bias=False)
 
     def __call__(self, x: Float[Array, "B T D"], seen: Seen, held: Held | None) -> tuple[Float[Array, "B T D"], Held | None]:
         """x [B, T, D] -> (out [B, T, D], what the layer holds with the new tokens in it)."""
-        q = rotate(constrain(self.q(x), "batch", "length", "heads", None), seen.rotary, head_axis=2)
-        k, v = self.k(x), self.v(x)
+        q, k, v = self._project(x)
+        q = rotate(constrain(q, "batch", "length", "heads", None), seen.rotary, head_axis=2)
         how = {"index": seen.index, "implementation": self.implementation}
         if held is None or seen.slots is None:
             keys, values = rotate(k, seen.rotary, head_axis=2).swapaxes(1, 2), v.swapaxes(1, 2)
-            out = sequence_attention(q, keys, values, causal=True, **how)
+            out = text_attention(q, keys, values, last=seen.last, causal=True, **how)
         else:
             turned = None
             if held.rotated is not None:
@@ -80,15 +85,25 @@ class TextAttention(nnx.Module):
             out = text_attention(q, keys, held.values, last=seen.last, rotary=seen.slot_rotary, **how)
         return self.out(checkpoint_name(out, "attention")), held
 
+    def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """x [B, T, D] -> q [B, T, N, H], k and v [B, T, K, H]."""
+        if not self.fused:
+            return self.q(x), self.k(x), self.v(x)
+        joined = self.qkv(x)
+        q = joined[..., :-2, :]
+        return q.reshape(*q.shape[:2], -1, q.shape[-1]), joined[..., -2, :], joined[..., -1, :]
+
 
 class DecoderLayer(nnx.Module):
     """Pre-norm attention and SwiGLU."""
 
-    def __init__(self, config: TextConfig, *, dtype: str, attention: str, rngs: nnx.Rngs | None) -> None:
-        self.norm1 = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
-        self.norm2 = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype=dtype)
-        self.attention = TextAttention(config, dtype=dtype, attention=attention, rngs=rngs)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=False, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
+        text, dtype = config.text, config.param_dtype
+        self.norm1 = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=dtype)
+        self.norm2 = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=dtype)
+        linear = partial(Linear, dtype=dtype, rngs=rngs, weights=config.weights)
+        self.attention = TextAttention(config, linear)
+        self.mlp = GatedMLP(text.hidden_size, text.intermediate_size, linear, bias=False, fused=config.fused)
 
     def __call__(
         self, x: Float[Array, "B T D"], seen: Seen, held: Held | None = None
@@ -108,7 +123,7 @@ class Decoder(nnx.Module):
         self.remat: Remat = config.remat
         self.scan = config.scan_layers
         self.embedding = nnx.Param(normal(rngs, (text.vocab_size, text.hidden_size), dtype))
-        make = partial(DecoderLayer, text, dtype=dtype, attention=config.attention)
+        make = partial(DecoderLayer, config)
         if self.scan:
             keys = None if rngs is None else rngs.fork(split=text.num_hidden_layers)
             axis = None if keys is None else 0
@@ -118,7 +133,7 @@ class Decoder(nnx.Module):
             self.layers = nnx.List([make(rngs=rngs) for _ in range(text.num_hidden_layers)])
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=dtype)
         head = partial(Linear, text.hidden_size, text.vocab_size, bias=False, dtype=dtype, rngs=rngs)
-        self.head = None if config.tie_word_embeddings else head()
+        self.head = None if config.tie_word_embeddings else head(weights=config.weights)
 
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """ids [B, T] -> [B, T, D]."""
@@ -178,8 +193,8 @@ class Decoder(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
         """hidden [..., D] -> float32 [..., V]."""
-        table = self.embedding[...].T if self.head is None else self.head.kernel[...]
-        return matmul(hidden, table, 1).astype(jnp.float32)
+        logits = matmul(hidden, self.embedding[...].T, 1) if self.head is None else self.head(hidden)
+        return logits.astype(jnp.float32)
 
     def _rotary(self, positions: jax.Array) -> Rotary:
         return text_rotary(positions, self.config.mrope_section, self.config.rope_theta)

@@ -6,6 +6,7 @@ differ only in the range of patches that a patch sees. Pad rows see nothing and 
 Axes: B batch, P patches, C numbers a patch, E width, N heads, H head dim (80 in every published size), M = P/4, D text width.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -25,11 +26,11 @@ jax.tree_util.register_dataclass(VisionInput, data_fields=["patches", "place", "
 class VisionAttention(nnx.Module):
     """Multi-head attention inside segments. qkv kernel [E, 3, N, H]: q, k and v are an axis, so sharding cannot cut across."""
 
-    def __init__(self, config: VisionConfig, *, dtype: str, attention: str, rngs: nnx.Rngs | None) -> None:
-        size, heads = config.hidden_size, (config.num_heads, config.head_dim)
-        self.implementation = attention
-        self.qkv = Linear(size, (3, *heads), bias=True, dtype=dtype, rngs=rngs)
-        self.out = Linear(heads, size, bias=True, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ModelConfig, linear: Callable[..., Linear]) -> None:
+        size, heads = config.vision.hidden_size, (config.vision.num_heads, config.vision.head_dim)
+        self.implementation = config.attention
+        self.qkv = linear(size, (3, *heads), bias=True)
+        self.out = linear(heads, size, bias=True)
 
     def __call__(
         self, x: Float[Array, "B P E"], rotary: Rotary, segment: Int[Array, "B P 2"], index: Int[Array, "B P"], span: int
@@ -45,11 +46,13 @@ class VisionAttention(nnx.Module):
 class VisionBlock(nnx.Module):
     """Pre-norm attention and gated MLP."""
 
-    def __init__(self, config: VisionConfig, *, dtype: str, attention: str, rngs: nnx.Rngs | None) -> None:
-        self.norm1 = RMSNorm(config.hidden_size, VISION_EPS, dtype=dtype)
-        self.norm2 = RMSNorm(config.hidden_size, VISION_EPS, dtype=dtype)
-        self.attention = VisionAttention(config, dtype=dtype, attention=attention, rngs=rngs)
-        self.mlp = GatedMLP(config.hidden_size, config.intermediate_size, bias=True, dtype=dtype, rngs=rngs)
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
+        size, dtype = config.vision.hidden_size, config.param_dtype
+        linear = partial(Linear, dtype=dtype, rngs=rngs)
+        self.norm1 = RMSNorm(size, VISION_EPS, dtype=dtype)
+        self.norm2 = RMSNorm(size, VISION_EPS, dtype=dtype)
+        self.attention = VisionAttention(config, linear)
+        self.mlp = GatedMLP(size, config.vision.intermediate_size, linear, bias=True, fused=config.fused)
 
     def __call__(
         self, x: Float[Array, "B P E"], rotary: Rotary, segment: Int[Array, "B P 2"], index: Int[Array, "B P"], span: int
@@ -79,8 +82,7 @@ class VisionTower(nnx.Module):
         self.config, self.dtype = config.vision, config.dtype
         vision, dtype = config.vision, config.param_dtype
         self.patch_embed = Linear(vision.patch_dim, vision.hidden_size, bias=False, dtype=dtype, rngs=rngs)
-        block = partial(VisionBlock, vision, dtype=dtype, attention=config.attention, rngs=rngs)
-        self.blocks = nnx.List([block() for _ in range(vision.depth)])
+        self.blocks = nnx.List([VisionBlock(config, rngs) for _ in range(vision.depth)])
         self.merger = Merger(vision, dtype=dtype, rngs=rngs)
 
     def __call__(self, vision: VisionInput) -> Float[Array, "B M D"]:

@@ -14,7 +14,7 @@ from collections.abc import Sequence as List
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,14 +182,18 @@ class Session:
         plan = tables.plan(rows, forced or [None] * self.batch, longest, self.banned, self.language.end)
         clock.lap("policy")
         with jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext():
-            features = jax.block_until_ready(_see(self.values, frames, config=self.model_config))
-            clock.lap("vision")
+            # Everything is given to the device at once, then waited for stage by stage: it never waits for the host.
+            features = _see(self.values, frames, config=self.model_config)
             hidden = jnp.zeros((self.batch, text.hidden_size), self.model_config.dtype)
             for piece in tables.pieces(rows, where, size, cache.capacity):
                 hidden, cache = _prefill(self.values, piece, features, described, hidden, cache, config=self.model_config)
-            jax.block_until_ready(hidden)
-            clock.lap("prefill")
-            loop = self._reply(plan, hidden, cache, record, on_token)
+            limit = 1 if on_token else longest
+            loop = _reply(self.values, plan, hidden, cache, limit, **self._static, record=record)
+            for stage, made in (("vision", features), ("prefill", hidden)):
+                jax.block_until_ready(made)
+                clock.lap(stage)
+            if on_token is not None:
+                loop = self._token_by_token(plan, loop, on_token)
             tokens, logits = np.asarray(loop.tokens), None if loop.logits is None else np.asarray(loop.logits)
             clock.lap("decode")
         streams = list(state.streams)
@@ -223,11 +227,13 @@ class Session:
             return cache
         return _grow(cache, _round(max(need, 2 * cache.capacity), TILE))
 
-    def _reply(self, plan: Plan, hidden: jax.Array, cache: Cache, record: bool, on_token: OnToken | None) -> Loop:
-        longest, static = self.config.max_new_tokens, {"config": self.model_config, "sampling": self.sampling}
-        loop = _reply(self.values, plan, hidden, cache, 1 if on_token else longest, **static, record=record)
-        if on_token is None:
-            return loop
+    @property
+    def _static(self) -> dict[str, Any]:
+        return {"config": self.model_config, "sampling": self.sampling}
+
+    def _token_by_token(self, plan: Plan, loop: Loop, on_token: OnToken) -> Loop:
+        """The rest of replies that have their first token, each token told as it comes."""
+        longest = self.config.max_new_tokens
         for limit in range(1, longest + 1):
             tokens = np.asarray(loop.tokens[:, :limit])
             for b in np.flatnonzero(~plan.done):
@@ -235,7 +241,7 @@ class Session:
                     on_token(int(b), int(tokens[b, limit - 1]))
             if limit == longest or np.asarray(loop.done).all():
                 break
-            loop = _more(self.values, plan, loop, limit + 1, **static)
+            loop = _more(self.values, plan, loop, limit + 1, **self._static)
         return loop
 
     def _said(self, row: Row, chunk: Chunk, tokens: np.ndarray, ms: Mapping[str, float], logits: np.ndarray | None) -> Reply:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.data.pixels import STREAM_FRAME
-from svlm_jax.model.attention import sequence_attention, text_attention
+from svlm_jax.model.attention import text_attention
 from svlm_jax.model.vlm import from_parameters
 from svlm_jax.pretrained import from_pretrained
 from svlm_jax.sharding import make_mesh
@@ -49,7 +49,7 @@ def test_gradients_over_a_mesh_are_those_of_one_device():
 
     def run(implementation):
         def loss(q, k, v):
-            return (sequence_attention(q, k, v, index=index, causal=True, implementation=implementation) ** 2).sum()
+            return (text_attention(q, k, v, last=index, index=index, causal=True, implementation=implementation) ** 2).sum()
 
         return jax.jit(jax.grad(loss, (0, 1, 2)))(*arrays)
 
