@@ -15,9 +15,9 @@ DATA = Path(__file__).parent.parent / "tests" / "data"
 FPS, SECONDS, HEIGHT, WIDTH = 10, 12, 112, 168
 
 
-def clip(seconds: int, height: int, width: int) -> np.ndarray:
-    """A white ball that crosses a green pitch, uint8 [F, H, W, 3] at FPS frames a second."""
-    frames = np.empty((FPS * seconds, height, width, 3), np.uint8)
+def clip(seconds: int, height: int, width: int, fps: int = FPS) -> np.ndarray:
+    """A white ball that crosses a green pitch, uint8 [F, H, W, 3] at `fps` frames a second."""
+    frames = np.empty((fps * seconds, height, width, 3), np.uint8)
     frames[:] = (40, 130, 60)
     frames[:, :, width // 2 - 1 : width // 2 + 1] = 230
     row, column = np.mgrid[:height, :width]

@@ -4,6 +4,8 @@
     python -m launch.bench aot --shape 7b [--target h100]             # compiled ahead of time: flops, bytes, copies
     python -m launch.bench stream --shape mid --seconds 60            # the engine: latency by stage, slots and memory
     python -m launch.bench kernels [--target h100]                    # attention at real shapes: time, bandwidth, error
+    python -m launch.bench int8 [--model DIR]                         # decoder weights in 8 bits: error of the logits
+    python -m launch.bench device                                     # all that waits for a GPU, in at most ten minutes
     python -m launch.bench table                                      # docs/benchmarks.md from docs/benchmarks/*.json
 
 Each run writes docs/benchmarks/NAME.json with its command, device and versions, and the table anew.
@@ -13,18 +15,18 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from launch.bench import aot, convert, kernels, stream
+from launch.bench import aot, convert, device, int8, kernels, stream, torch_rival
 from launch.bench.report import DOCS, table
 from launch.cli import run
 from svlm_jax.config import Attention, Weights
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         prog="python -m launch.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=DOCS, help="where benchmarks/ and benchmarks.md go (default: docs)")
-    commands = parser.add_subparsers(dest="command", required=True)
+    made.add_argument("--out", type=Path, default=DOCS, help="where benchmarks/ and benchmarks.md go (default: docs)")
+    commands = made.add_subparsers(dest="command", required=True)
     conversion = commands.add_parser("convert", help="checkpoint conversion: time and memory")
     conversion.add_argument("--shape", default="7b", help="3b, 7b, 32b or 72b")
     conversion.add_argument("--scratch", type=Path, help="directory with room for three checkpoints (default: the system's)")
@@ -40,6 +42,7 @@ def main() -> None:
     compiling.set_defaults(run=aot.bench)
     attention = commands.add_parser("kernels", help="attention kernels at real shapes")
     attention.add_argument("--implementations", default="xla,cudnn,mosaic_gpu", help="default: xla,cudnn,mosaic_gpu")
+    attention.add_argument("--name", default="kernels", help="of the entry in docs/benchmarks (default kernels)")
     attention.add_argument("--only", help="names of shapes, with commas (default: all)")
     attention.add_argument("--tilings", action="store_true", help="also try other ways to cut the work (mosaic_gpu)")
     attention.add_argument("--target", choices=("here", "h100"), default="here", help="h100: compile only, needs no GPU")
@@ -47,6 +50,9 @@ def main() -> None:
     streaming = commands.add_parser("stream", help="the streaming engine against stream time")
     streaming.add_argument("--shape", default="mid", help="tiny, mid, 3b, 7b, 32b or 72b (default mid: 42 M parameters)")
     streaming.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, else bfloat16")
+    streaming.add_argument("--weights", choices=get_args(Weights), default="full")
+    streaming.add_argument("--attention", choices=get_args(Attention), default="auto")
+    streaming.add_argument("--torch", action="store_true", help="plain torch beside it, on the same device: ratios")
     streaming.add_argument("--modes", default="streaming", help="some of full,window,recompute,streaming")
     streaming.add_argument("--fps", default="2", help="frames a second; several with commas")
     streaming.add_argument("--rows", default="1", help="streams at a time; several with commas")
@@ -56,8 +62,30 @@ def main() -> None:
     streaming.add_argument("--name", default="stream", help="of the entry in docs/benchmarks (default stream)")
     streaming.add_argument("--plot", action="store_true", help="draw latency and slots against stream time")
     streaming.set_defaults(run=stream.bench)
+    eighth = commands.add_parser("int8", help="decoder weights in 8 bits: error of the logits")
+    eighth.add_argument("--shape", default="mid", help="of random weights")
+    eighth.add_argument("--model", help="a checkpoint directory or hub id instead")
+    eighth.add_argument("--dtype", choices=("float32", "bfloat16"))
+    eighth.set_defaults(run=int8.bench)
+    everything = commands.add_parser("device", help="all that waits for a GPU, in at most ten minutes")
+    everything.add_argument("--only", help=f"some of {','.join(device.PARTS)} (default: all, in this order)")
+    everything.add_argument("--budget", type=float, default=570, metavar="S", help="seconds in all (default 570)")
+    everything.add_argument("--least", type=float, default=30, metavar="S", help="begin no part with less left (default 30)")
+    everything.set_defaults(run=device.bench)
+    rival = commands.add_parser("torch", help="one chunk in plain torch (what `stream --torch` runs); prints JSON")
+    rival.add_argument("--shape", default="mid")
+    rival.add_argument("--dtype", choices=("float32", "bfloat16"))
+    rival.add_argument("--grid", default="1,50,72", help="of the frames, in patches: T,H,W")
+    rival.add_argument("--tokens", type=int, default=784, help="new ones of a chunk")
+    rival.add_argument("--slots", type=int, default=14336)
+    rival.add_argument("--reply", type=int, default=20, help="tokens")
+    rival.set_defaults(run=torch_rival.bench)
     commands.add_parser("table", help="write benchmarks.md anew").set_defaults(run=lambda args: table(args.out))
-    args = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    args = parser().parse_args()
     args.run(args)
 
 

@@ -51,7 +51,7 @@ def bench(args: argparse.Namespace) -> None:
         f"{product / 1e12:.1f} TFLOP/s; the floor is the longer of the bytes over the one and the operations over the other. "
         "Error: largest difference from the float32 reference."
     )
-    record("kernels", what, rows, args.out)
+    record(args.name, what, rows, args.out)
 
 
 def _print(row: dict[str, Any]) -> dict[str, Any]:
@@ -65,8 +65,9 @@ def tilings(work) -> list[Any]:
 
     if work.operation == "decode":
         return [None, *(Tiling(n, stages, 1, splits) for n, stages in ((64, 4), (128, 2), (128, 3)) for splits in (16, 32, 64))]
-    tried = [Tiling(64, 2, 2), Tiling(64, 4, 2), Tiling(128, 3, 2), Tiling(128, 2, 3)]
-    return [None, *tried, *([Tiling(128, 2, 2, splits=3)] if work.operation == "prefill" else [])]
+    if work.operation == "prefill":
+        return [None, Tiling(64, 2, 2), Tiling(64, 4, 2), Tiling(128, 2, 2, 2), Tiling(128, 2, 2, 3)]
+    return [None, Tiling(64, 4, 1), Tiling(64, 2, 2), Tiling(64, 4, 2), Tiling(128, 2, 1)]
 
 
 def timed(work, implementation: str, ceiling: tuple[float, float], tiling: Any = None) -> dict[str, Any]:

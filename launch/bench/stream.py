@@ -7,25 +7,29 @@ ends one is suppressed), so every chunk costs what the dearest one does.
 import argparse
 import itertools
 import json
+import math
 import os
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from launch.bench.report import record
+from launch.bench.torch_rival import beside
 from launch.cli import Progress
-from launch.demo import DATA, clip
+from launch.demo import DATA, FPS, clip
 from svlm_jax.config import ModelConfig, StreamConfig, TextConfig, VisionConfig, preset
 from svlm_jax.errors import InputError
 
 QUERY = "Commentate on this match"
-CLIP_SECONDS, FPS = 30, 10
+CLIP_SECONDS = 10
+FIRST_WORDS = 5  # chunks over which the first word is timed
 STAGES = ("video", "patches", "policy", "vision", "prefill", "decode", "text")
-FIELDS = (*STAGES, "total", "second", "tokens", "slots", "position", "memory", "compiled")
+FIELDS = (*STAGES, "total", "second", "tokens", "slots", "position", "memory", "device", "compiled")
 NOT_MODEL = ("video", "patches", "policy", "text")
 MODES = ("full", "window", "recompute", "streaming")
 SMALL = {  # sizes that a laptop streams, with the vocabulary of the tests' tokenizer: text, vision
@@ -34,8 +38,8 @@ SMALL = {  # sizes that a laptop streams, with the vocabulary of the tests' toke
 }
 
 
-def shape(name: str, dtype: str | None) -> ModelConfig:
-    """A config by name: tiny (0.2 M parameters), mid (42 M), or a published one; float32 on a CPU unless asked."""
+def shape(name: str, dtype: str | None, **changes: Any) -> ModelConfig:
+    """A config by name: tiny (0.2 M parameters), mid (42 M), or a published one; float32 on a CPU unless asked; fused."""
     import jax
 
     if name in SMALL:
@@ -44,7 +48,7 @@ def shape(name: str, dtype: str | None) -> ModelConfig:
     else:
         config = preset(name)
     usual = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return config.compute(dtype or usual)  # pyright: ignore[reportArgumentType]
+    return replace(config.compute(dtype or usual), fused=True, **changes)  # pyright: ignore[reportArgumentType]
 
 
 class Run:
@@ -95,9 +99,25 @@ class Run:
                 assert reply is not None and stream is not None
                 ms = [decoding, patches, *(reply.ms[stage] for stage in STAGES[2:])]
                 place, compiles = float(stream.positions.max()), compiled.count - before
-                told[number] = (*ms, sum(ms), chunk.end, len(reply.tokens), reply.after, place, resident(), compiles)
+                memory = resident(), on_device("bytes_in_use")
+                told[number] = (*ms, sum(ms), chunk.end, len(reply.tokens), reply.after, place, *memory, compiles)
                 progress(number + 1, chunks)
         return told
+
+    def first_word(self, after: int) -> float:
+        """Milliseconds from the last frame of a chunk to the first token, as the median of a few chunks that follow."""
+        from svlm_jax.stream.sequence import Chunk
+
+        seconds, taken = self.config.chunk_seconds, []
+        for number, (frames, _) in zip(range(FIRST_WORDS + 1), self.watch(), strict=False):
+            came: list[float] = []
+            started = time.perf_counter()
+            clip = self.processor.video(frames, fps=self.config.fps)
+            chunk = Chunk((after + number) * seconds, (after + number + 1) * seconds, clip)
+            heard = lambda row, token, came=came: came.append(time.perf_counter())  # noqa: E731
+            self.state, _ = self.session.step(self.state, [chunk] * self.rows, on_token=heard)
+            taken.append(1000 * (came[0] - started))
+        return float(np.median(taken[1:]))  # the first one compiles
 
 
 def repeated(path: Path, times: int) -> Path:
@@ -145,8 +165,16 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def on_device(name: str) -> float:
+    """A number of the device's memory statistics (bytes); nan where it keeps none, as a CPU."""
+    import jax
+
+    return float((jax.devices()[0].memory_stats() or {}).get(name, np.nan))
+
+
 def summary(name: str, run: Run, told: np.ndarray) -> dict[str, Any]:
     """One row: medians of the last fifth of the chunks, and what has changed since the beginning."""
+    peak = on_device("peak_bytes_in_use")
     last = told[-max(1, len(told) // 5) :]
     total = float(np.median(last["total"]))
     stages = {stage: float(np.median(last[stage])) for stage in STAGES}
@@ -156,17 +184,22 @@ def summary(name: str, run: Run, told: np.ndarray) -> dict[str, Any]:
         "streams": run.rows,
         "ms a chunk": round(total, 1),
         "ms/token": round(total / last["tokens"][-1] / run.rows, 2),
+        "first word (ms)": round(run.first_word(len(told)), 1),
         "real time x streams": round(1000 * run.config.chunk_seconds * run.rows / total, 2),
         **{f"{stage} (ms)": round(ms, 1) for stage, ms in stages.items()},
+        "decode (ms/token)": round(stages["decode"] / last["tokens"][-1], 2),
         "outside the model (%)": round(100 * outside / total, 1),
         "slots used": int(last["slots"][-1]),
         "slots": run.state.cache.capacity,
         "memory (MB)": round(last["memory"][-1] / 1e6),
+        "device memory, peak (GB)": "-" if np.isnan(peak) else round(peak / 1e9, 2),
     }
     if len(told) >= 400:
         end = told[-100:]
         row["last 100 / chunks 100-200"] = round(float(np.median(end["total"]) / np.median(told["total"][100:200])), 3)
         row["memory, end / chunk 200"] = round(float(told["memory"][-1] / told["memory"][200]), 4)
+        if not np.isnan(peak):
+            row["device memory, end / chunk 200"] = round(float(told["device"][-1] / told["device"][200]), 4)
         row["compiled after chunk 20"] = int(told["compiled"][20:].sum())
         row["largest position, last 100"] = float(end["position"].max())
         row["slots used, last 100"] = f"{end['slots'].min():.0f}-{end['slots'].max():.0f}"
@@ -183,12 +216,12 @@ def bench(args: argparse.Namespace) -> None:
     modes, counts, rates = args.modes.split(","), _numbers("--rows", args.rows), _numbers("--fps", args.fps)
     if unknown := sorted(set(modes) - set(MODES)):
         raise InputError("--modes", ", ".join(unknown), f"some of {', '.join(MODES)}", "separate them by commas")
-    model = QwenVL(shape(args.shape, args.dtype), nnx.Rngs(0))
+    model = QwenVL(shape(args.shape, args.dtype, weights=args.weights, attention=args.attention), nnx.Rngs(0))
     rows: list[dict[str, Any]] = []
     series: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "clip.mp4"
-        write_video(path, clip(CLIP_SECONDS, args.height, args.width), FPS)
+        path, rate = Path(directory) / "clip.mp4", math.ceil(max(FPS, *rates))
+        write_video(path, clip(CLIP_SECONDS, args.height, args.width, rate), rate)
         path = repeated(path, -(-args.seconds // CLIP_SECONDS))
         for mode, fps, streams in itertools.product(modes, rates, counts):
             name = f"{mode}, {fps:g} fps" + (f", {streams:g} streams" if streams > 1 else "")
@@ -196,6 +229,11 @@ def bench(args: argparse.Namespace) -> None:
             series[name] = run.run(args.seconds, Progress(name, "chunks"))
             rows.append(summary(name, run, series[name]))
             print(json.dumps(rows[-1]), flush=True)
+            if args.torch and streams == 1 and mode == "streaming":
+                sizes = (model.config.dtype, run.session.grid, run.session.piece, run.session.capacity)
+                rival = beside(args.shape, *sizes, StreamConfig().max_new_tokens)
+                rows[-1] |= against(rows[-1], rival)
+                print(json.dumps(rows[-1]), flush=True)
     plot = f"benchmarks/{args.name}.svg" if args.plot else None
     if plot is not None:
         draw(series, args.out / plot, f"{args.shape}, {args.height}x{args.width}, {model.config.dtype}")
@@ -205,6 +243,15 @@ def bench(args: argparse.Namespace) -> None:
         "fifth; ms/token is a whole chunk over its tokens, as the paper counts."
     )
     record(args.name, what, rows, args.out, plot)
+
+
+def against(row: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
+    """What plain torch took for the same stages, and how many times as long that is."""
+    graph, eager = rival["one token, CUDA graph (ms)"], rival["one token (ms)"]
+    took = {"vision (ms)": rival["vision (ms)"], "prefill (ms)": rival["prefill (ms)"], "ms a chunk": rival["ms a chunk"]}
+    took["decode (ms/token)"] = eager if graph is None else min(graph, eager)
+    times = {f"torch: {name}": f"{ms} ({ms / row[name]:.2f}x)" for name, ms in took.items()}
+    return times | {"torch": f"{rival['torch']}, transformers {rival['transformers']}, {rival['device']}"}
 
 
 def draw(series: dict[str, np.ndarray], path: Path, title: str) -> None:

@@ -32,7 +32,7 @@ class Slots:
         self.held = [tuple(torch.randn(shape, device=device, dtype=dtype) for _ in range(2)) for _ in range(layers)]
         self.at: Any = None
 
-    def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, Any]:
+    def update(self, keys: Any, values: Any, layer: int, *_: Any, **__: Any) -> tuple[Any, ...]:
         for held, new in zip(self.held[layer], (keys, values), strict=True):
             held.index_copy_(2, self.at, new)
         return self.held[layer]
@@ -50,7 +50,7 @@ def measure(config: ModelConfig, grid: tuple[int, int, int], tokens: int, slots:
     device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, config.dtype)
     library = transformers.Qwen2_5_VLConfig(**{k: v for k, v in hf_config.dump(config).items() if k != "model_type"})
     library._attn_implementation = "sdpa"
-    with device, torch.device(device):
+    with torch.device(device):
         torch.set_default_dtype(dtype)
         model: Any = transformers.Qwen2_5_VLForConditionalGeneration(library).eval().requires_grad_(False)
         torch.set_default_dtype(torch.float32)
@@ -61,7 +61,7 @@ def measure(config: ModelConfig, grid: tuple[int, int, int], tokens: int, slots:
     later = torch.arange(slots, device=device)[None] > torch.arange(slots - tokens, slots, device=device)[:, None]
     chunk = Pass(model, cache, torch.randn(1, tokens, size, device=device, dtype=dtype), ~later[None, None])
     one = Pass(model, cache, torch.randn(1, 1, size, device=device, dtype=dtype), None)
-    ms = {
+    ms: dict[str, Any] = {
         "vision (ms)": _median(lambda: model.model.visual(patches, grid_thw=grids), torch),
         "prefill (ms)": _median(chunk, torch),
         "one token (ms)": _median(one, torch),

@@ -15,6 +15,7 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 from pallas_kernels import (
     IMPLEMENTATIONS,
     api,
+    cudnn,
     decode_attention,
     dispatch,
     mosaic_gpu,
@@ -199,6 +200,13 @@ def test_a_named_implementation_never_falls_back():
             decode_attention(*arrays, **where, implementation=name)
     with pytest.raises(ValueError, match="got 'triton'; expected one of auto, xla"):
         decode_attention(*arrays, **where, implementation="triton")
+
+
+def test_a_broken_promise_of_causality_is_seen():
+    """What cuDNN would answer wrongly without a word: padding on the left, slots in another order, a token that sees more."""
+    index = jnp.asarray([[0, 1, 2, 3], [0, 1, -1, -1], [-1, -1, -1, -1], [-1, 0, 1, 2], [1, 0, 2, 3], [0, 1, 2, 3]])
+    last = index.at[5, 0].set(2)
+    assert cudnn.kept(last, index).tolist() == [True, True, True, False, False, False]
 
 
 def test_shapes_that_do_not_fit_are_refused():

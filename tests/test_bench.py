@@ -1,0 +1,80 @@
+"""Claims about the benchmarks: what was not measured is told, a rival does the same work, a kernel that refuses has its row."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.bench import device, kernels
+from launch.bench.__main__ import parser
+from launch.bench.stream import shape
+from launch.bench.torch_rival import measure
+from pallas_kernels.workloads import WORKLOADS, Workload
+from svlm_jax.errors import InputError
+
+ROOT = Path(__file__).parents[1]
+
+
+def bench(*args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "launch.bench", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+
+
+def test_parts_that_fail_or_have_no_time_are_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(device, "PARTS", {"table": ("table",), "wrong": ("aot", "--shape", "none"), "late": ("table",)})
+    times = iter([0, 0, 1, 99, 99])
+    monkeypatch.setattr(device.time, "monotonic", lambda: next(times))
+    monkeypatch.setitem(device.PARTS, "table", ("table", "--unknown"))
+    with pytest.raises(SystemExit, match="1"):
+        device.bench(arguments(tmp_path))
+    told = capsys.readouterr().err
+    assert "not measured: table (exit code 2), wrong (exit code 2), late (no time)" in told and "0 of 3" in told
+
+
+def arguments(out: Path):
+    import argparse
+
+    return argparse.Namespace(only=None, out=out, budget=60, least=30)
+
+
+def test_every_part_is_a_command_that_the_benchmarks_take():
+    for name, command in device.PARTS.items():
+        assert parser().parse_args([*command, "--name", name]).name == name
+
+
+def test_an_unknown_part_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="expected some of: stream_7b, kernels"):
+        args = arguments(tmp_path)
+        args.only = "kernels,everything"
+        device.bench(args)
+
+
+def test_plain_torch_measures_the_same_chunk():
+    pytest.importorskip("torch")
+    told = measure(shape("tiny", "float32"), (1, 8, 12), tokens=40, slots=256, reply=20)
+    stages = [told["vision (ms)"], told["prefill (ms)"], told["one token (ms)"]]
+    assert min(stages) > 0 and told["one token, CUDA graph (ms)"] is None
+    assert told["ms a chunk"] == pytest.approx(stages[0] + stages[1] + 20 * stages[2], rel=0.1, abs=0.3)
+
+
+def test_a_kernel_that_does_not_run_here_has_a_row_that_says_why():
+    work = Workload("decode", 1, 1, 128, 4, 2, 16)
+    row = kernels.timed(work, "cudnn", (1e9, 1e9))
+    assert (row["us"] == "-" and "cuDNN" in row["error"]) or "cudnn" in row["error"]
+    row = kernels.timed(work, "xla", (1e9, 1e9))
+    assert row["us"] > 0 and row["error"] < 0.05
+
+
+def test_work_is_counted_as_far_as_a_token_sees():
+    assert Workload("prefill", 2, 3, 8, 4, 2, 16).flops == 4 * 2 * (6 + 7 + 8) * 4 * 16
+    assert WORKLOADS["decode 7b"].flops == 4 * 14336 * 28 * 128
+    assert WORKLOADS["frame 720p"].flops == 4 * 3600 * 3600 * 16 * 80
+
+
+def test_int8_states_its_error(tmp_path, tiny_dir):
+    done = bench("--out", tmp_path, "int8", "--model", tiny_dir)
+    assert done.returncode == 0, done.stderr
+    row = json.loads((tmp_path / "benchmarks" / "int8.json").read_text())["rows"][0]
+    assert 0.1 < row["error of logits, rms over rms (%)"] < 10 and row["same greedy token (%)"] > 80
