@@ -9,7 +9,7 @@ import pytest
 
 from launch.bench import device, kernels
 from launch.bench.__main__ import parser
-from launch.bench.stream import shape
+from launch.bench.shapes import shape
 from launch.bench.torch_rival import measure
 from pallas_kernels.workloads import WORKLOADS, Workload
 from svlm_jax.errors import InputError

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from launch.bench.report import record
+from launch.bench.shapes import shape
 
 LENGTH, SEQUENCES = 256, 4
 
@@ -16,7 +17,6 @@ def bench(args: argparse.Namespace) -> None:
     import jax.numpy as jnp
     from flax import nnx
 
-    from launch.bench.stream import shape
     from svlm_jax import hf_config
     from svlm_jax.checkpoint import convert
     from svlm_jax.inputs import Inputs

@@ -12,17 +12,17 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from launch.bench.report import record
+from launch.bench.shapes import shape
 from launch.bench.torch_rival import beside
 from launch.cli import Progress
 from launch.demo import DATA, FPS, clip
-from svlm_jax.config import ModelConfig, StreamConfig, TextConfig, VisionConfig, preset
+from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 
 QUERY = "Commentate on this match"
@@ -32,23 +32,6 @@ STAGES = ("video", "patches", "policy", "vision", "prefill", "decode", "text")
 FIELDS = (*STAGES, "total", "second", "tokens", "slots", "position", "memory", "device", "compiled")
 NOT_MODEL = ("video", "patches", "policy", "text")
 MODES = ("full", "window", "recompute", "streaming")
-SMALL = {  # sizes that a laptop streams, with the vocabulary of the tests' tokenizer: text, vision
-    "tiny": (TextConfig(448, 64, 128, 2, 4, 2, 1e-6, (2, 3, 3)), VisionConfig(2, 32, 48, 2, 64, (1,), 2)),
-    "mid": (TextConfig(448, 512, 1408, 12, 8, 2, 1e-6, (8, 12, 12)), VisionConfig(8, 256, 704, 8, 512, (1, 3, 5, 7), 2)),
-}
-
-
-def shape(name: str, dtype: str | None, **changes: Any) -> ModelConfig:
-    """A config by name: tiny (0.2 M parameters), mid (42 M), or a published one; float32 on a CPU unless asked; fused."""
-    import jax
-
-    if name in SMALL:
-        text, vision = SMALL[name]
-        config = ModelConfig(text, vision, 440, 441, 438, 439)
-    else:
-        config = preset(name)
-    usual = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    return replace(config.compute(dtype or usual), fused=True, **changes)  # pyright: ignore[reportArgumentType]
 
 
 class Run:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from launch.bench.shapes import shape
 from svlm_jax import hf_config
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
@@ -134,8 +135,6 @@ def beside(shape: str, dtype: str, grid: tuple[int, ...], tokens: int, slots: in
 
 
 def bench(args: argparse.Namespace) -> None:
-    from launch.bench.stream import shape
-
     try:
         import torch  # noqa: F401
     except ImportError:
