@@ -126,7 +126,8 @@ class ModelConfig:
     `scan_layers` holds the decoder stacked on a leading layer axis and scans it: for training; `remat` then says what a layer
     keeps for the backward pass. `attention` names the kernels (`pallas_kernels`); "auto": what suits the device. For inference
     (`model/prepare`): `weights` "int8" holds the matrices of the decoder in 8 bits, `fused` joins projections that share their
-    input. `hf_extra` is JSON of the keys of config.json that no code here reads, so that they survive.
+    input. `lora_rank` above 0 adds low-rank adapters to the decoder's matrices, counted `lora_alpha` / rank (arXiv 2106.09685).
+    `hf_extra` is JSON of the keys of config.json that no code here reads, so that they survive.
     """
 
     text: TextConfig
@@ -143,6 +144,8 @@ class ModelConfig:
     attention: Attention = "auto"
     weights: Weights = "full"
     fused: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
     hf_extra: str = field(default="{}", repr=False)
 
     def __post_init__(self) -> None:
@@ -152,6 +155,8 @@ class ModelConfig:
                 raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(known)}", "choose one of them")
         if self.scan_layers and (self.fused or self.weights != "full"):
             raise InputError("weights, fused", f"{self.weights}, {self.fused}", "full, False with scan_layers", "train first")
+        if self.lora_rank and (self.fused or self.weights != "full"):
+            raise InputError("lora_rank", self.lora_rank, "0 with fused or int8", "merge the adapters first")
         if self.vision.out_hidden_size != self.text.hidden_size:
             raise InputError(
                 "vision_config.out_hidden_size",

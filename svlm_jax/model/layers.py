@@ -28,10 +28,13 @@ def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: str) -> jax.Arr
 class Linear(nnx.Module):
     """y = x W + b. kernel [*ins, *outs], bias [*outs]; x [..., *ins] -> [..., *outs], so heads are an axis of their own.
 
-    With `weights` "int8" the kernel is held in 8 bits, to be multiplied by scale [*outs] (float32).
+    With `weights` "int8" the kernel is held in 8 bits, to be multiplied by scale [*outs] (float32). `lora` (rank, alpha) adds
+    alpha / rank * x A B with A [*ins, rank] and B [rank, *outs], which is zero at first.
     """
 
-    def __init__(self, ins, outs, *, bias: bool, dtype: str, rngs: nnx.Rngs | None, weights: Weights = "full") -> None:
+    def __init__(
+        self, ins, outs, *, bias: bool, dtype: str, rngs: nnx.Rngs | None, weights: Weights = "full", lora=(0, 1.0)
+    ) -> None:
         ins, outs = (tuple(n) if isinstance(n, tuple) else (n,) for n in (ins, outs))
         self.contract = len(ins)
         drawn = normal(rngs, (*ins, *outs), dtype)
@@ -39,12 +42,18 @@ class Linear(nnx.Module):
         kernel, scale = (drawn, None) if weights == "full" else to_int8(drawn, self.contract)
         self.kernel = nnx.Param(kernel)
         self.scale = None if scale is None else nnx.Param(scale)
+        rank, alpha = lora
+        self.lora_a = nnx.Param(normal(rngs, (*ins, rank), dtype)) if rank else None
+        self.lora_b = nnx.Param(jnp.zeros((rank, *outs), dtype)) if rank else None
+        self.strength = alpha / max(1, rank)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.scale is None:
             y = matmul(x, self.kernel[...], self.contract)
         else:
             y = (matmul(x, self.kernel[...], self.contract, jnp.float32) * self.scale[...]).astype(x.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            y = y + self.strength * matmul(matmul(x, self.lora_a[...], self.contract), self.lora_b[...], 1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 

@@ -1,10 +1,11 @@
-"""A loaded model made ready for replies: projections that share their input joined, and decoder matrices in 8 bits if wanted.
+"""A loaded model made ready for replies: projections that share their input joined, and decoder matrices in 8 bits if wanted;
+a trained one freed of its adapters.
 
 Training and checkpoints hold q, k, v, gate and up on their own. A decode step multiplies one row: on a GPU XLA reads the small
 k and v with few blocks, and one launch costs as much as the reading; joined they are one product. Heads are joined by kv head,
 so a tensor axis cuts them as before.
 
-Both functions empty `values` on the way, so that no two models are held; what lies on a mesh stays there.
+All functions empty `values` on the way, so that no two models are held; what lies on a mesh stays there.
 """
 
 from collections.abc import Callable
@@ -43,6 +44,27 @@ def quantize(config: ModelConfig, values: Parameters) -> tuple[ModelConfig, Para
         else:
             result[path] = value
     return config, result
+
+
+def merge(config: ModelConfig, values: Parameters) -> tuple[ModelConfig, Parameters]:
+    """Low-rank adapters added to the matrices that they adapt: a model without them."""
+    strength = config.lora_alpha / max(1, config.lora_rank)
+    result: Parameters = {}
+    for path in [path for path in values if not path.endswith((".lora_a", ".lora_b"))]:
+        a, b = (values.pop(f"{path.removesuffix('kernel')}lora_{side}", None) for side in "ab")
+        value = values.pop(path)
+        result[path] = (
+            value if a is None or b is None else _added(value, a, b, strength, stacked=path.startswith("text.layers."))
+        )
+    return replace(config, lora_rank=0), result
+
+
+@partial(jax.jit, static_argnames="stacked")
+def _added(kernel: jax.Array, a: jax.Array, b: jax.Array, strength: float, stacked: bool) -> jax.Array:
+    """kernel + strength * A B, layer by layer where they are stacked."""
+    product = partial(jnp.tensordot, axes=1, precision="highest")
+    both = jax.vmap(product)(a.astype(jnp.float32), b.astype(jnp.float32)) if stacked else product(a, b)
+    return (kernel.astype(jnp.float32) + strength * both).astype(kernel.dtype)
 
 
 _to_int8 = partial(jax.jit, static_argnames="contract")(to_int8)

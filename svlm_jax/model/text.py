@@ -101,7 +101,8 @@ class DecoderLayer(nnx.Module):
         text, dtype = config.text, config.param_dtype
         self.norm1 = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=dtype)
         self.norm2 = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=dtype)
-        linear = partial(Linear, dtype=dtype, rngs=rngs, weights=config.weights)
+        adapters = (config.lora_rank, config.lora_alpha)
+        linear = partial(Linear, dtype=dtype, rngs=rngs, weights=config.weights, lora=adapters)
         self.attention = TextAttention(config, linear)
         self.mlp = GatedMLP(text.hidden_size, text.intermediate_size, linear, bias=False, fused=config.fused)
 

@@ -1,0 +1,113 @@
+"""Fine-tune on annotated windows of video.
+
+    python -m launch.train --config sft_stage1 --run-dir RUN --data.paths train.jsonl
+    python -m launch.train --config my_run.py --run-dir RUN --optimizer.learning-rate 2e-5     # any field; --help lists them
+    python -m launch.train --config sft_stage1 --run-dir RUN --nproc 4                         # 4 processes on this machine
+    python -m launch.train --config sft_stage1 --run-dir RUN --dry-run h100x8                  # does it fit? nothing is run
+
+--config is a name in configs/ or a Python file with a `config` in it. A run whose directory has checkpoints goes on from the
+newest. On a cluster start the same command on every host (docs/cluster.md). Exit codes: 0 done, 75 asked to stop and saved (start
+again), 70 hung, 2 bad input, 1 error.
+"""
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+from launch.cli import run
+from svlm_jax.errors import InputError
+
+PREEMPTED = 75  # EX_TEMPFAIL: schedulers start such a job again
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def read(name: str) -> Any:
+    """The `config` of a file, or of a name in configs/.
+
+    Raises:
+        InputError: no such file, or no TrainConfig in it.
+    """
+    from svlm_jax.train.config import TrainConfig
+
+    known = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+    if name in known:
+        found = getattr(importlib.import_module(f"configs.{name}"), "config", None)
+    elif name.endswith(".py") and Path(name).is_file():
+        spec = importlib.util.spec_from_file_location("run_config", name)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = getattr(module, "config", None)
+    else:
+        raise InputError("--config", name, f"a Python file, or one of {', '.join(known)}", "check the name")
+    if not isinstance(found, TrainConfig):
+        raise InputError("--config", f"{name} without a TrainConfig named `config`", "one", "see configs/sft_stage1.py")
+    return found
+
+
+def main() -> None:
+    first = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
+    first.add_argument("--config", help="a name in configs/, or a Python file")
+    first.add_argument("--nproc", type=int, default=1, help="processes on this machine (default 1)")
+    first.add_argument("--devices-each", type=int, help="virtual CPU devices of each process")
+    first.add_argument("--dry-run", metavar="TOPOLOGY", help="compile for h100x8, v5p-64 ... and say whether it fits; run nothing")
+    own, rest = first.parse_known_args()
+    if own.config is None:
+        if {"-h", "--help"} & set(rest):
+            first.print_help()
+            return
+        raise InputError("--config", "nothing", "a name in configs/ or a file", "see --help")
+    try:
+        import tyro
+    except ImportError:
+        raise InputError("launch.train", "no tyro", "the train extra", "pip install 'svlm-jax[train]'") from None
+    from svlm_jax.train.config import TrainConfig
+
+    config = tyro.cli(TrainConfig, default=read(own.config), args=rest, prog=f"launch.train --config {own.config}")
+    if own.nproc > 1:
+        from launch.local import spawn
+
+        given = ["launch.train", "--config", own.config, *rest]
+        sys.exit(spawn(own.nproc, given, devices_each=own.devices_each))
+    if own.dry_run:
+        from launch.dry_run import report
+
+        report(config, own.dry_run)
+        return
+    train(config)
+
+
+def train(config: Any) -> None:
+    """The run on this process's share of the devices."""
+    from launch import distributed
+
+    distributed.initialize()
+    import jax
+    from jax.experimental import multihost_utils
+
+    from svlm_jax.pretrained import local_directory
+    from svlm_jax.train.loop import Preempted
+    from svlm_jax.train.run import trainer
+
+    chief = jax.process_index() == 0
+
+    def say(line: str) -> None:
+        if chief or line.startswith("bad sample"):
+            print(line, file=sys.stderr, flush=True)
+
+    runner = trainer(config, local_directory(config.model), say=say, stop=multihost_utils.reached_preemption_sync_point)
+    say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.steps} steps of {config.batch} samples")
+    try:
+        runner.run()
+    except Preempted as told:
+        say(f"asked to stop: {told}; start again and the run goes on")
+        sys.stderr.flush()
+        distributed.leave(PREEMPTED)
+    say(f"done: python -m launch.convert {config.run_dir} DIR exports it")
+
+
+if __name__ == "__main__":
+    run(main)

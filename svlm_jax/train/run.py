@@ -1,0 +1,79 @@
+"""A run from its config: what launch.train calls. Puts together the parts that `begin`, `step` and `loop` own."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from svlm_jax.data.processor import Processor
+from svlm_jax.errors import InputError
+from svlm_jax.train import begin
+from svlm_jax.train.config import TrainConfig
+from svlm_jax.train.loop import Say, Trainer
+from svlm_jax.train.step import Step, optimizer
+
+CONFIG = "config.json"
+SAME = ("model", "trained", "lora_rank", "lora_alpha", "ema")  # what a checkpoint's state depends on
+
+
+def trainer(
+    config: TrainConfig,
+    directory: Path,
+    *,
+    devices: Sequence[Any] | None = None,
+    say: Say = lambda line: None,
+    stop: Callable[[int], bool] = lambda micro_step: False,
+) -> Trainer:
+    """A trainer ready to run, at its beginning or where its last checkpoint stands.
+
+    Args:
+        directory: of the model, `config.model` made local.
+        say, stop: as of `Trainer`.
+
+    Raises:
+        InputError: a setting, a file or a checkpoint that does not fit.
+    """
+    if not config.run_dir:
+        raise InputError("run_dir", "nothing", "a directory for checkpoints and metrics", "set --run-dir")
+    _remember(config, say)
+    model = begin.model_config(config, directory)
+    processor = Processor.from_directory(config.processor or directory, model)
+    learned = begin.examples(config.data.paths, config.data, processor)
+    evaluated = begin.examples(config.data.evaluation, config.data, processor) if config.data.evaluation else None
+    mesh = begin.mesh_of(config.mesh, devices)
+    with jax.set_mesh(mesh):
+        trained, frozen = begin.begin(config, model, directory, mesh)
+        step = Step(model, optimizer(config.optimizer, config.total_steps(len(learned))), mesh, config.ema)
+        return Trainer(config, model, step, trained, frozen, (learned, evaluated), say=say, stop=stop)
+
+
+def _remember(config: TrainConfig, say: Say) -> None:
+    """The resolved config in the run's directory; what it was before must not contradict it."""
+    path = Path(config.run_dir) / CONFIG
+    now = json.loads(json.dumps(asdict(config)))
+    if path.exists():
+        before = json.loads(path.read_text())
+        changed = sorted(name for name in now if now[name] != before.get(name))
+        if wrong := [name for name in changed if name in SAME]:
+            name = wrong[0]
+            remedy = "begin another run_dir, or set it back"
+            raise InputError(name, repr(now[name]), f"{before.get(name)!r}, as {config.run_dir} began with", remedy)
+        if changed:
+            say(f"settings changed since this run began: {', '.join(changed)}")
+    if jax.process_index() == 0:
+        Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(now, indent=2) + "\n")
+        os.replace(part, path)
+
+
+def read_config(run_dir: str | Path) -> dict[str, Any]:
+    """The resolved config of a run, as plain values."""
+    path = Path(run_dir) / CONFIG
+    if not path.is_file():
+        raise InputError(str(run_dir), f"no {CONFIG}", "the directory of a training run", "check the path")
+    return json.loads(path.read_text())

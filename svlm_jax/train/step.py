@@ -1,0 +1,167 @@
+"""One optimiser step: micro-steps that add up gradients, then one that applies them. State in, state out, both jitted.
+
+The loss is the mean over ALL learned tokens of a step, whatever micro-batch, device or host they are on: micro-steps add up
+sums and counts, and only the last division knows the count. Trained parameters are float32 and are used in the compute dtype;
+frozen ones are held in it and have neither gradients nor moments. A step whose gradients are not finite changes nothing but a
+counter.
+
+Axes as in `data.pipeline.Batch`; parameters by dotted path, decoder layers stacked.
+"""
+
+import re
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from svlm_jax.config import ModelConfig
+from svlm_jax.data.pipeline import Batch
+from svlm_jax.model.vlm import Parameters, from_parameters
+from svlm_jax.sharding import shardings
+from svlm_jax.train.config import OptimizerConfig
+from svlm_jax.train.loss import gathered
+
+
+class State(NamedTuple):
+    """step: optimiser steps made, counting those that were skipped; skipped: non-finite ones in a row; ema: averaged trained
+    parameters, or {}."""
+
+    step: jax.Array
+    skipped: jax.Array
+    trained: Parameters
+    moments: Any
+    ema: Parameters
+
+
+class Sums(NamedTuple):
+    """What micro-steps add up: gradients of the summed loss, the sum itself and the learned tokens."""
+
+    gradients: Parameters
+    loss: jax.Array
+    count: jax.Array
+
+
+class Metrics(NamedTuple):
+    """loss in nats a learned token; norms before clipping; `finite` 0 when the step was skipped."""
+
+    loss: jax.Array
+    count: jax.Array
+    gradient_norm: jax.Array
+    parameter_norm: jax.Array
+    update_norm: jax.Array
+    finite: jax.Array
+    skipped: jax.Array
+
+
+def split(values: Parameters, trained: str) -> tuple[Parameters, Parameters]:
+    """(trained, frozen) by a regular expression that whole paths match."""
+    chosen = {path for path in values if re.fullmatch(trained, path)}
+    return {path: values[path] for path in chosen}, {path: values[path] for path in values.keys() - chosen}
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of step 0, 1 ...: linear from one part of the warm-up, then down to 0 as a cosine, or constant."""
+    warmup = round(config.warmup * steps)
+    rise = optax.linear_schedule(0.0, config.learning_rate, max(1, warmup))
+    if config.schedule == "constant":
+        rest = optax.constant_schedule(config.learning_rate)
+    else:
+        rest = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
+    # Hugging Face's first step has a rate of 0; ours begins with the first part of the rise, so that no step is lost.
+    return optax.join_schedules([lambda step: rise(step + 1), rest], [warmup])
+
+
+def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """AdamW; weight decay, if any, on matrices only."""
+    matrices = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
+    adam = optax.adamw(
+        schedule(config, steps), config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=matrices
+    )
+    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
+
+
+class Step:
+    """The two jitted functions of a run, with the shardings of everything they touch."""
+
+    def __init__(
+        self, config: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, ema: float | int = 0.0, trained: str = r"text\..*"
+    ) -> None:
+        self.config, self.tx, self.mesh, self.ema_decay, self.trained = config, tx, mesh, ema, trained
+        self.whole = NamedSharding(mesh, PartitionSpec())
+        self.micro = jax.jit(self._micro, donate_argnums=1)
+        self.apply = jax.jit(self._apply, donate_argnums=(0, 1))
+        self.loss = jax.jit(self._loss)
+
+    def start(self, trained: Parameters) -> State:
+        """A fresh state around trained parameters, which are on the mesh already."""
+        places = self.places({path: value for path, value in trained.items()})
+        make = partial(self._fresh)
+        return jax.jit(make, out_shardings=places, donate_argnums=0)(trained)
+
+    def _fresh(self, trained: Parameters) -> State:
+        zero = jnp.zeros((), jnp.int32)
+        ema = jax.tree.map(jnp.copy, trained) if self.ema_decay else {}
+        return State(zero, zero, trained, self.tx.init(trained), ema)
+
+    def abstract(self, trained: Parameters) -> State:
+        """The state as ShapeDtypeStructs with their shardings (for loading, and for compiling ahead of time)."""
+        shapes = jax.eval_shape(self._fresh, trained)
+        place = lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)  # noqa: E731
+        return jax.tree.map(place, shapes, self.places(trained))
+
+    def places(self, trained: Parameters) -> State:
+        """Where everything lies: moments and averages as their parameters, counters everywhere."""
+        own = shardings({path: value.shape for path, value in trained.items()}, self.mesh)
+        moments = optax.tree.map_params(
+            self.tx,
+            lambda _, at: at,
+            jax.eval_shape(self.tx.init, trained),
+            own,
+            transform_non_params=lambda _: self.whole,
+        )
+        return State(self.whole, self.whole, own, moments, own if self.ema_decay else {})
+
+    def empty(self, trained: Parameters) -> Sums:
+        """Sums of no micro-step yet."""
+        make = lambda: Sums({path: jnp.zeros(x.shape, jnp.float32) for path, x in trained.items()}, *_zeros())  # noqa: E731
+        own = shardings({path: value.shape for path, value in trained.items()}, self.mesh)
+        return jax.jit(make, out_shardings=Sums(own, self.whole, self.whole))()
+
+    def _sum(self, trained: Parameters, frozen: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        model = from_parameters(self.config, trained | frozen)
+        return gathered(model.text, model.hidden(batch.inputs), batch.at, batch.labels)
+
+    def _loss(self, trained: Parameters, frozen: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """(sum, count) without gradients: the evaluation."""
+        return self._sum(trained, frozen, batch)
+
+    def _micro(self, trained: Parameters, sums: Sums, frozen: Parameters, batch: Batch) -> tuple[Sums, jax.Array]:
+        """The sums with those of a micro-batch, and its own loss (to wait for, and for nothing else)."""
+        (loss, count), gradients = jax.value_and_grad(self._sum, has_aux=True)(trained, frozen, batch)
+        gradients = jax.tree.map(lambda held, new: held + new.astype(jnp.float32), sums.gradients, gradients)
+        return Sums(gradients, sums.loss + loss, sums.count + count), loss
+
+    def _apply(self, state: State, sums: Sums) -> tuple[State, Sums, Metrics]:
+        """The state after the step, the sums' buffers emptied for the next one, and what to tell."""
+        count = jnp.maximum(sums.count, 1)
+        gradients = jax.tree.map(lambda x: x / count, sums.gradients)
+        norm = optax.tree.norm(gradients)
+        finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)
+        updates, moments = self.tx.update(gradients, state.moments, state.trained)
+        trained = optax.apply_updates(state.trained, updates)
+        decay = self.ema_decay
+        ema = jax.tree.map(lambda held, new: held * decay + new * (1 - decay), state.ema, trained) if decay else {}
+        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+        skipped = jnp.where(finite, 0, state.skipped + 1)
+        after = State(state.step + 1, skipped, keep(trained, state.trained), keep(moments, state.moments), keep(ema, state.ema))
+        moved = jnp.where(finite, optax.tree.norm(updates), 0.0)
+        norms = (norm, optax.tree.norm(after.trained), moved)
+        told = Metrics(sums.loss / count, sums.count, *norms, finite.astype(jnp.int32), skipped)
+        return after, jax.tree.map(jnp.zeros_like, sums), told
+
+
+def _zeros() -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
