@@ -2,6 +2,7 @@
 
     python -m launch.convert Qwen/Qwen2.5-VL-7B-Instruct /data/7b-jax            # a Hugging Face source means --to orbax
     python -m launch.convert /data/7b-jax /data/7b-hf --max-shard-size 2GB --verify
+    python -m launch.convert RUN_DIR /data/tuned-hf                              # the newest checkpoint of a training run
 
 SOURCE is a directory or a hub id. TARGET must not exist; it appears when it is complete.
 """
@@ -34,6 +35,8 @@ def main() -> None:
     parser.add_argument(
         "--max-shard-size", default="4GB", metavar="SIZE", help="of a safetensors file (default 4GB); the host holds one"
     )
+    parser.add_argument("--ema", action="store_true", help="of a training run: the averaged parameters")
+    parser.add_argument("--model", type=Path, help="of a training run: where the model that it began with is now")
     parser.add_argument("--verify", action="store_true", help="read the result again and compare every tensor")
     args = parser.parse_args()
     limit = parse_size(args.max_shard_size)
@@ -42,8 +45,14 @@ def main() -> None:
     from svlm_jax.checkpoint import convert, store
     from svlm_jax.data.processor import FILES
     from svlm_jax.pretrained import local_directory
+    from svlm_jax.train import export
 
     source = local_directory(args.source)
+    if export.is_run(source):
+        _export(source, args, limit)
+        return
+    if args.ema or args.model:
+        raise InputError("--ema, --model", str(source), "the directory of a training run", "leave the flags out")
     to = args.to or ("hf" if store.is_store(source) else "orbax")
     places = [args.processor, source] if args.processor else [source]  # of a file in both, the processor's
     found = {name: [place / name for place in places if (place / name).is_file()] for name in FILES}
@@ -64,6 +73,19 @@ def main() -> None:
     size = sum(path.stat().st_size for path in args.target.rglob("*") if path.is_file())
     verified = ", verified bit by bit" if args.verify else ""
     print(f"wrote {args.target}: {config.param_dtype}, {size / 1e9:.2f} GB{verified}")
+
+
+def _export(run_dir: Path, args: argparse.Namespace, limit: int) -> None:
+    from svlm_jax.pretrained import local_directory
+    from svlm_jax.train import export
+    from svlm_jax.train.run import read_config
+
+    if args.verify or args.processor:
+        raise InputError("--verify, --processor", "a training run", "another source", "leave the flags out")
+    model = args.model or local_directory(read_config(run_dir)["model"])
+    options = {"to": args.to or "hf", "dtype": args.dtype, "ema": args.ema, "max_shard_bytes": limit}
+    config = export.export(run_dir, args.target, model=model, progress=Progress("export"), **options)
+    print(f"wrote {args.target}: {config.param_dtype}, {'averaged' if args.ema else 'trained'} parameters of {run_dir}")
 
 
 if __name__ == "__main__":

@@ -117,8 +117,8 @@ def parse(record: Any, source: str = "annotation") -> Annotation:
     return Annotation(video, start, end, query, previous, words, questions)
 
 
-def training_turns(annotation: Annotation) -> tuple[Second, ...]:
-    """What is asked and said in each second of the window.
+def training_turns(annotation: Annotation, *, as_streamed: bool = False) -> tuple[Second, ...]:
+    """What is asked and said in each second of the window; `as_streamed`: without the blank that no stream has.
 
     A reply has the words that end in the second, its last instant included, in their order. A question is asked in the second
     that its time lies in (first instant excluded, last included). Questions wait in a line: at most one is asked a second, and
@@ -137,12 +137,20 @@ def training_turns(annotation: Annotation) -> tuple[Second, ...]:
             _, question, answer = annotation.questions[asked]
             asked += 1
         words = "".join(f" {word.text.strip()}" for word in annotation.words[first:said])
-        turns.append(Second(start, end, question_text(question, first=number == 0), f"{answer}\n{words} ..."))
+        first_of_all = number == 0 or (as_streamed and not question)
+        turns.append(Second(start, end, question_text(question, first=first_of_all), f"{answer}\n{words} ..."))
     return tuple(turns)
 
 
 def sample(
-    annotation: Annotation, clips: Sequence[Clip], tokenizer: Tokenizer, config: ModelConfig, *, sink: int, slide: int
+    annotation: Annotation,
+    clips: Sequence[Clip],
+    tokenizer: Tokenizer,
+    config: ModelConfig,
+    *,
+    sink: int,
+    slide: int,
+    as_streamed: bool = False,
 ) -> tuple[Sample, np.ndarray]:
     """The training sample of a window, and its labels [n] int32: a token's own id where it is learned (each reply from its
     fourth token to its <|im_end|>), NO_LOSS elsewhere. The shift to the next token is the loss's business.
@@ -151,11 +159,13 @@ def sample(
         clips: the frames of each second.
         sink, slide: tokens of the previous-text turn that stay when it is longer than both: the first, its header among them,
             and the last, <|im_end|> and newline among them. 0 and 0: all of it.
+        as_streamed: leave out the two habits of the original that its streams do not have: the blank after the time text, and
+            a reply that is tokenised together with its header.
 
     Raises:
         InputError: not one clip a second; a sink or slide that cuts the turn's markup.
     """
-    turns = training_turns(annotation)
+    turns = training_turns(annotation, as_streamed=as_streamed)
     if len(clips) != len(turns):
         expected = f"one for each of the {len(turns)} seconds from {annotation.start:g} to {annotation.end:g}"
         raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
@@ -164,7 +174,7 @@ def sample(
     for number, (turn, clip) in enumerate(zip(turns, clips, strict=True)):
         asked = user_turn(turn.start, turn.end, clip.grid, clip.step, tokenizer, config, asked=turn.asked, turn=number)
         asked = Tokens(asked.ids[:-TURN_HEAD], asked.spans[:-1])  # the header of the reply is tokenised with the reply
-        reply = _reply(turn.reply, number, tokenizer)
+        reply = _reply(turn.reply, number, tokenizer, apart=as_streamed)
         place = np.arange(len(reply.ids))
         parts += [asked, reply]
         learned += [np.zeros(len(asked.ids), bool), (place >= TURN_HEAD) & (place < len(place) - 1)]
@@ -189,8 +199,9 @@ def _shortened(start: Tokens, sink: int, slide: int) -> Tokens:
     return Tokens(ids, (system, *(span for span in spans if span.length)))
 
 
-def _reply(text: str, number: int, tokenizer: Tokenizer) -> Tokens:
-    ids = tokenizer.encode(f"<|im_start|>assistant\n{text}<|im_end|>\n", add_special_tokens=False)
+def _reply(text: str, number: int, tokenizer: Tokenizer, *, apart: bool) -> Tokens:
+    parts = ["<|im_start|>assistant\n", f"{text}<|im_end|>\n"]
+    ids = [one for part in (parts if apart else ["".join(parts)]) for one in tokenizer.encode(part, add_special_tokens=False)]
     lengths = {Part.HEAD: TURN_HEAD, Part.BODY: len(ids) - TURN_HEAD - REPLY_TAIL, Part.TAIL: REPLY_TAIL}
     spans = (Span(Kind.REPLY, length, number, part=part) for part, length in lengths.items() if length)
     return Tokens(np.array(ids, np.int32), tuple(spans))

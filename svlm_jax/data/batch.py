@@ -42,7 +42,7 @@ def collate(
 
     Args:
         side: where the padding tokens go; the model does not care.
-        token_buckets, patch_buckets: static sizes, ascending.
+        token_buckets, patch_buckets: static sizes, ascending. Samples without vision get none.
 
     Raises:
         InputError: no samples, or one that fits no bucket.

@@ -25,10 +25,14 @@ PREFETCH = 2  # micro-batches that are prepared ahead, in threads; each worker h
 class Size(Protocol):
     """A bucket of `train.config`: patches of a frame, tokens, patches, and learned tokens of a sample at most."""
 
-    tokens: int
-    patches: int
-    labels: int
-    frame: int
+    @property
+    def tokens(self) -> int: ...
+    @property
+    def patches(self) -> int: ...
+    @property
+    def labels(self) -> int: ...
+    @property
+    def frame(self) -> int: ...
 
 
 class Example(NamedTuple):
@@ -110,20 +114,7 @@ class Order(NamedTuple):
         """A grain MapDataset of record numbers without end."""
         import grain
 
-        return grain.MapDataset.source(_Numbers(self.count)).seed(self.seed).shuffle().repeat()
-
-
-class _Numbers:
-    """0, 1, ... as something grain can index; `range` would do, were its lengths not checked by isinstance."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, number: int) -> int:
-        return number
+        return grain.MapDataset.range(self.count).seed(self.seed).shuffle().repeat()
 
 
 class Ours:
@@ -165,7 +156,8 @@ def micro_batches(examples: Examples, ours: Ours, *, workers: int, threads: int)
     flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads its flags, and complains when nobody parsed them
     rows, fetch = len(ours.rows), _Fetch(examples)
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, PREFETCH * rows))
-    made = grain.MapDataset.source(ours).map(fetch).to_iter_dataset(ahead)
+    source: Any = ours
+    made = grain.MapDataset.source(source).map(fetch).to_iter_dataset(ahead)
     if workers:
         made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCH))
     iterator = iter(made)

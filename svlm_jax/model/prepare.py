@@ -53,17 +53,18 @@ def merge(config: ModelConfig, values: Parameters) -> tuple[ModelConfig, Paramet
     for path in [path for path in values if not path.endswith((".lora_a", ".lora_b"))]:
         a, b = (values.pop(f"{path.removesuffix('kernel')}lora_{side}", None) for side in "ab")
         value = values.pop(path)
-        result[path] = (
-            value if a is None or b is None else _added(value, a, b, strength, stacked=path.startswith("text.layers."))
-        )
+        if a is not None and b is not None:
+            value = _added(value, a, b, strength=strength, stacked=config.scan_layers)
+        result[path] = value
     return replace(config, lora_rank=0), result
 
 
-@partial(jax.jit, static_argnames="stacked")
-def _added(kernel: jax.Array, a: jax.Array, b: jax.Array, strength: float, stacked: bool) -> jax.Array:
+@partial(jax.jit, static_argnames=("strength", "stacked"))
+def _added(kernel: jax.Array, a: jax.Array, b: jax.Array, *, strength: float, stacked: bool) -> jax.Array:
     """kernel + strength * A B, layer by layer where they are stacked."""
     product = partial(jnp.tensordot, axes=1, precision="highest")
-    both = jax.vmap(product)(a.astype(jnp.float32), b.astype(jnp.float32)) if stacked else product(a, b)
+    a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+    both = jax.vmap(product)(a, b) if stacked else product(a, b)
     return (kernel.astype(jnp.float32) + strength * both).astype(kernel.dtype)
 
 

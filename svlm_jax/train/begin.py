@@ -15,7 +15,7 @@ from svlm_jax.checkpoint import convert
 from svlm_jax.config import ModelConfig
 from svlm_jax.data import annotation
 from svlm_jax.data.batch import Clip, Sample
-from svlm_jax.data.frames import window_frames
+from svlm_jax.data.frames import by_second, window_frames
 from svlm_jax.data.pipeline import Examples, Window
 from svlm_jax.data.pixels import preprocess
 from svlm_jax.data.prepared import Prepared
@@ -83,7 +83,7 @@ class Annotated:
         return len(self.records)
 
     def name(self, number: int) -> str:
-        return self.records[number].id
+        return self.records.name(number)
 
     def __getitem__(self, number: int) -> Window:
         record = self.records[number]
@@ -103,12 +103,11 @@ class Decoded:
         return len(self.prepared)
 
     def name(self, number: int) -> str:
-        return self.prepared[number][0]
+        return f"{self.prepared.directory} window {number}"
 
     def __getitem__(self, number: int) -> Window:
         id_, said, frames = self.prepared[number]
-        each = round(self.fps)
-        return Window(id_, said, [frames[at : at + each] for at in range(0, len(frames), each)])
+        return Window(id_, said, by_second(frames, self.fps))
 
 
 class Make:
@@ -121,8 +120,8 @@ class Make:
         model, pixels = self.processor.config, self.processor.video_config
         step = temporal_step(model.vision.tokens_per_second, model.vision.temporal_patch_size, self.data.fps)
         clips = [Clip(*preprocess(frames, pixels), step, video=True) for frames in window.frames]
-        tokenizer, windows = self.processor.tokenizer, {"sink": self.data.sink, "slide": self.data.slide}
-        return annotation.sample(window.annotation, clips, tokenizer, model, **windows)
+        windows = {"sink": self.data.sink, "slide": self.data.slide, "as_streamed": self.data.as_streamed}
+        return annotation.sample(window.annotation, clips, self.processor.tokenizer, model, **windows)
 
 
 def examples(paths: Sequence[str], data: DataConfig, processor: Processor) -> Examples:

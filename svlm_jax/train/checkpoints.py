@@ -8,7 +8,7 @@ later is passed over with a warning for the one before. The state is read into a
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 
@@ -34,7 +34,7 @@ class Checkpoints:
         self._orbax = ocp.training.Checkpointer(
             str(self.directory),
             context=context,
-            preservation_policy=ocp.training.preservation_policies.AnyPreservationPolicy(policies),
+            preservation_policy=cast(Any, ocp.training.preservation_policies.AnyPreservationPolicy(policies)),
             cleanup_tmp_directories=True,
         )
         self._pending: Any = None

@@ -38,6 +38,8 @@ class DataConfig:
         root: directory that video paths are relative to.
         fps: frames a second.
         sink, slide: tokens of the previous text that stay (the first, the last); 0 and 0: all.
+        as_streamed: turns as a stream has them, to the token; by default as the original trains, which differs in two habits
+            (docs/streaming.md). For a model trained from scratch.
         buckets: static sizes, ascending; a batch takes the smallest that holds its samples.
         workers: processes that prepare samples; 0: threads of this one.
         threads: samples under way in each.
@@ -50,6 +52,7 @@ class DataConfig:
     fps: float | int = 2.0
     sink: int = 512
     slide: int = 512
+    as_streamed: bool = False
     # 24 s of 720p at 2 fps: 24 x 756 vision tokens, and about 2,000 of text; 4 patches a vision token.
     buckets: tuple[Bucket, ...] = (Bucket(8192, 28672, 1024), Bucket(20480, 73728, 2048))
     workers: int = 0

@@ -78,7 +78,7 @@ def _tensorboard(directory: Path, step: int) -> Any:
 
 def _wandb(run_dir: Path, project: str, config: Any) -> Any:
     try:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError("wandb", "not installed", "wandb", "pip install 'svlm-jax[wandb]'") from None
     known = run_dir / "wandb_id"

@@ -61,7 +61,7 @@ class Trainer:
         self.learned, self.evaluated = data
         self.rows = _rows(step, config.micro_batch)
         self.steps = config.total_steps(len(self.learned))
-        self.rate = schedule(config.optimizer, self.steps)
+        self.rate: Callable[[int], Any] = schedule(config.optimizer, self.steps)
         self.bad = Bad(config.data.max_bad, say)
         self.checkpoints = Checkpoints(config.run_dir, keep=config.keep, keep_every=config.keep_every)
         loaded = self.checkpoints.load(step.abstract(trained))
@@ -72,7 +72,7 @@ class Trainer:
             self.samples = int(meta["samples"])
             say(f"goes on after step {int(self.state.step)} of {self.steps}, {self.samples} samples")
         self.vision_trained = any(path.startswith("vision.") for path in trained)
-        self.watchdog, self.clock, self.micro_step = Watchdog(0), 0.0, 0
+        self.watchdog, self.micro_step = Watchdog(0), 0
 
     def run(self) -> State:
         """Raises:
@@ -90,14 +90,14 @@ class Trainer:
             logs = Logs(config.run_dir, first, **extras)
         batches = self._batches((self.steps - first) * config.accumulation)
         sums, told = self.step.empty(self.state.trained), None
-        self.watchdog, self.clock = Watchdog(config.hang_seconds), time.perf_counter()
+        self.watchdog = Watchdog(config.hang_seconds)
         try:
             for number in range(first + 1, self.steps + 1):
                 self._profile(number)
                 done, sums = self._step(number, sums, batches)
                 last = number == self.steps
                 saved, tested = last or number % config.save_every == 0, self._tests(number)
-                self._tell(told, logs)  # one step late, so that the device never waits for it
+                self._tell(told, logs, done.started)  # one step late, so that the device never waits for it
                 told = done
                 if saved or tested:
                     self._tell(told, logs)
@@ -109,6 +109,9 @@ class Trainer:
                     self.say(f"step {number}: evaluation loss {loss:.4f}")
                     if logs is not None:
                         logs.write({"step": number, "evaluation_loss": loss})
+        except Preempted:
+            self._tell(told, logs)
+            raise
         finally:
             self.watchdog.close()
             batches.close()
@@ -122,7 +125,7 @@ class Trainer:
         return self.evaluated is not None and (number == self.steps or bool(every and number % every == 0))
 
     def _step(self, number: int, sums: Sums, batches: Iterator) -> tuple["_Done", Sums]:
-        waited, seen, before = 0.0, _Seen(self.model, self.vision_trained), None
+        began, waited, before, seen = time.perf_counter(), 0.0, None, _Seen(self.model, self.vision_trained)
         for _ in range(self.config.accumulation):
             if self.stop(self.micro_step):
                 self._save(wait=True)
@@ -138,14 +141,14 @@ class Trainer:
             self.watchdog.beat()
         self.state, sums, metrics = self.step.apply(self.state, sums)
         self.samples += self.config.batch
-        return _Done(number, float(self.rate(number - 1)), waited, seen, metrics), sums
+        return _Done(number, float(self.rate(number - 1)), began, waited, seen, metrics), sums
 
-    def _tell(self, done: "_Done | None", logs: Logs | None) -> None:
+    def _tell(self, done: "_Done | None", logs: Logs | None, until: float | None = None) -> None:
+        """`until`: when the next step began; now, when there is none yet."""
         if done is None:
             return
         values = {name: float(value) for name, value in done.metrics._asdict().items()}
-        now = time.perf_counter()
-        seconds, self.clock = now - self.clock, now
+        seconds = (until or time.perf_counter()) - done.started
         line = {"step": done.number, "learning_rate": done.rate}
         line |= {name: values[name] for name in ("loss", "gradient_norm", "parameter_norm", "update_norm")}
         line |= {"learned_tokens": int(values["count"]), "finite": int(values["finite"]), "bad_samples": self.bad.count}
@@ -206,10 +209,12 @@ class Trainer:
 
 
 class _Done(NamedTuple):
-    """A step that was given to the device: its number, learning rate, seconds waited for data, and what it learned from."""
+    """A step that was given to the device: its number, learning rate, when it began, seconds waited for data, and what it
+    learned from."""
 
     number: int
     rate: float
+    started: float
     waited: float
     seen: "_Seen"
     metrics: Metrics
@@ -280,14 +285,14 @@ def _rows(step: Step, micro_batch: int) -> list[int]:
     if micro_batch % ways:
         raise InputError("micro_batch", micro_batch, f"a multiple of data x fsdp = {ways}", "change it or the mesh")
     places = batch_sharding(step.mesh, 1).addressable_devices_indices_map((micro_batch,))
-    return sorted({row for (rows,) in places.values() for row in range(*rows.indices(micro_batch))})
+    return sorted({row for index in places.values() if index for row in range(*index[0].indices(micro_batch))})
 
 
 def place(padded: Batch, rows: list[int], micro_batch: int, step: Step) -> Batch:
     """A host's rows as global arrays, cut over data and fsdp."""
 
     def put(x: np.ndarray) -> jax.Array:
-        def shard(index: tuple[slice, ...]) -> np.ndarray:
+        def shard(index: Any) -> np.ndarray:
             first, last, _ = index[0].indices(micro_batch)
             return x[rows.index(first) : rows.index(first) + last - first]
 

@@ -29,19 +29,19 @@ class State(NamedTuple):
     """step: optimiser steps made, counting those that were skipped; skipped: non-finite ones in a row; ema: averaged trained
     parameters, or {}."""
 
-    step: jax.Array
-    skipped: jax.Array
-    trained: Parameters
+    step: Any  # arrays; ShapeDtypeStructs or shardings where a state is described
+    skipped: Any
+    trained: Any
     moments: Any
-    ema: Parameters
+    ema: Any
 
 
 class Sums(NamedTuple):
     """What micro-steps add up: gradients of the summed loss, the sum itself and the learned tokens."""
 
-    gradients: Parameters
-    loss: jax.Array
-    count: jax.Array
+    gradients: Any
+    loss: Any
+    count: Any
 
 
 class Metrics(NamedTuple):
@@ -87,7 +87,12 @@ class Step:
     """The two jitted functions of a run, with the shardings of everything they touch."""
 
     def __init__(
-        self, config: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, ema: float | int = 0.0, trained: str = r"text\..*"
+        self,
+        config: ModelConfig,
+        tx: optax.GradientTransformation,
+        mesh: Mesh,
+        ema: float | int = 0.0,
+        trained: str = r"text\..*",
     ) -> None:
         self.config, self.tx, self.mesh, self.ema_decay, self.trained = config, tx, mesh, ema, trained
         self.whole = NamedSharding(mesh, PartitionSpec())

@@ -1,6 +1,7 @@
 """A small real film with its annotated windows, and runs of the tiny model on them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,47 @@ from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfi
 from svlm_jax.train.run import trainer
 
 SECONDS, WINDOW, SAMPLES = 40, 4, 8
-BUCKETS = (Bucket(768, 1600, 96, 512), Bucket(1024, 2048, 192, 512))
+BUCKETS = (Bucket(256, 64, 64, 16), Bucket(512, 64, 192, 16))
 
 
 def film(path: Path) -> None:
     """Noise of a different colour every second, encoded."""
     rng = np.random.default_rng(0)
     seconds = rng.integers(0, 255, (SECONDS, 1, 1, 1, 3))
-    frames = np.broadcast_to(seconds, (SECONDS, 4, 112, 112, 3)) // 2 + rng.integers(0, 90, (SECONDS, 4, 112, 112, 3))
-    write_video(path, frames.reshape(-1, 112, 112, 3).astype(np.uint8), 4)
+    frames = np.broadcast_to(seconds, (SECONDS, 4, 56, 56, 3)) // 2 + rng.integers(0, 90, (SECONDS, 4, 56, 56, 3))
+    write_video(path, frames.reshape(-1, 56, 56, 3).astype(np.uint8), 4)
 
 
 def record(video: str, number: int) -> list:
-    """A window of which every second says two words of its own."""
+    """A window of which every second says a word of its own."""
     start = number * WINDOW
-    words = [[start + 0.5 * k, start + 0.5 * k + 0.4, f"say{number}{k}"] for k in range(2 * WINDOW)]
-    clip = {"type": "video", "video": video, "video_start": start, "video_end": start + WINDOW}
+    return _record(video, start, start + WINDOW, "Before that.")
+
+
+def film_record() -> list:
+    """The whole film: second k says "wk"."""
+    return _record("film.mp4", 0, SECONDS, "")
+
+
+def _record(video: str, start: int, end: int, previous: str) -> list:
+    words = [[second + 0.2, second + 0.7, f"w{second}"] for second in range(start, end)]
+    clip = {"type": "video", "video": video, "video_start": start, "video_end": end}
     said = {"type": "text_stream", "text_stream": words}
-    asked = {"type": "text", "text": "Commentate", "previous": "Before that."}
+    asked = {"type": "text", "text": "Commentate", "previous": previous}
     return [{"role": "user", "content": [clip, asked]}, {"role": "assistant", "content": [said]}]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def programs(tmp_path_factory):
+    """Most runs here are the same two programs: compiled once, read from a folder by the others."""
+    names = {"jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp().parent / "programs")}
+    names |= {"jax_persistent_cache_min_compile_time_secs": 0.2}
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="session")
@@ -45,12 +68,22 @@ def windows(tmp_path_factory) -> Path:
     return folder / "train.jsonl"
 
 
+@pytest.fixture(scope="session")
+def small_frames(tmp_path_factory, processor_dir) -> Path:
+    """The tests' processor with frames of 4 vision tokens."""
+    folder = tmp_path_factory.mktemp("processor")
+    shutil.copytree(processor_dir, folder, dirs_exist_ok=True)
+    settings = json.loads((folder / "preprocessor_config.json").read_text()) | {"min_pixels": 56 * 56, "max_pixels": 56 * 56}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
 @pytest.fixture
-def config(windows, tiny_dir, processor_dir, tmp_path) -> TrainConfig:
+def config(windows, tiny_dir, small_frames, tmp_path) -> TrainConfig:
     data = DataConfig(paths=(str(windows),), root=str(windows.parent), buckets=BUCKETS, threads=2, max_bad=0.0)
     return TrainConfig(
         model=str(tiny_dir),
-        processor=str(processor_dir),
+        processor=str(small_frames),
         run_dir=str(tmp_path / "run"),
         data=data,
         optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup=0.0),

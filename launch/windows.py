@@ -1,0 +1,134 @@
+"""Cut long annotated videos into training windows, and decode their frames ahead of training.
+
+    python -m launch.windows match.jsonl --out train.jsonl                 # 24 s every 12 s; also writes train_seeks.jsonl
+    python -m launch.windows match.jsonl --out train.jsonl --stride 24     # no overlap
+    python -m launch.windows match.jsonl --tfds train_2fps --root videos   # frames too, as a tensorflow-datasets directory
+
+Bad records are told and left out; if there are more than --max-bad of them, the exit code is 1 and nothing is written under the
+name that was being written.
+"""
+
+import argparse
+import math
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from launch.cli import Progress, run
+from svlm_jax.data.annotation import parse, parse_line
+from svlm_jax.data.frames import check_fps
+from svlm_jax.data.records import Records, seeks_path, write
+from svlm_jax.data.windows import check, cut
+from svlm_jax.errors import InputError
+
+TOO_MANY_BAD = 1  # exit code
+
+
+class Bad:
+    """Tells bad records and counts them."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.count = most, 0
+
+    @property
+    def too_many(self) -> bool:
+        return self.count > self.most >= 0
+
+    def __call__(self, name: str, reason: object) -> None:
+        self.count += 1
+        print(f"left out {name}: {reason}", file=sys.stderr)
+
+
+class Windows:
+    """The windows of long records, one after the other, and what they amount to. Seconds in two windows count twice."""
+
+    def __init__(self, records: Records, args: argparse.Namespace, bad: Bad) -> None:
+        self.records, self.args, self.bad = records, args, bad
+        self.seconds = self.spoken = 0
+
+    def __iter__(self) -> Iterator[list]:
+        """Raises:
+        InputError: too many bad records, when all have been told.
+        """
+        for name, line in self.records:
+            try:
+                windows = cut(parse_line(line, "record"), window=self.args.window, stride=self.args.stride, source="record")
+            except InputError as error:
+                self.bad(name, error)
+                continue
+            for window in windows:
+                annotation = parse(window)
+                self.seconds += annotation.seconds
+                self.spoken += len({math.ceil(word.end) for word in annotation.words})
+                yield window
+        if self.bad.too_many:
+            expected = f"at most {self.bad.most}"
+            raise InputError("--max-bad", f"{self.bad.count} bad records", expected, "mend them or allow more")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="LONG.jsonl", help="annotations, a video a line")
+    parser.add_argument("--out", type=Path, metavar="TRAIN.jsonl", help="windows to write, and TRAIN_seeks.jsonl beside it")
+    parser.add_argument("--tfds", type=Path, metavar="DIR", help="directory to make, of windows with their frames")
+    parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24)")
+    parser.add_argument("--stride", type=int, default=12, metavar="S", help="seconds from start to start (default 12)")
+    parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad records that are left out (default 0)")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames a second with --tfds (default 2)")
+    parser.add_argument("--root", type=Path, help="where relative paths of videos begin, with --tfds (default: here)")
+    args = parser.parse_args()
+    bad = Bad(args.max_bad)
+    try:
+        _check(args)
+        with tempfile.TemporaryDirectory() as place:
+            out = args.out or Path(place) / f"{args.tfds.name}.jsonl"
+            _cut(args, out, bad)
+            if args.tfds:
+                _prepare(args, out, bad)
+    except InputError as error:
+        if not bad.too_many:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(TOO_MANY_BAD)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """All that can be said before hours of work."""
+    check(args.window, args.stride)
+    check_fps(args.fps)
+    if args.max_bad < 0:
+        raise InputError("--max-bad", args.max_bad, "0 or more records", "0 allows none")
+    if not args.out and not args.tfds:
+        raise InputError("--out and --tfds", "neither", "one of them at least", "say what to make")
+    for path in filter(None, (args.out, args.out and seeks_path(args.out), args.tfds)):
+        if path.exists():
+            raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
+
+
+def _cut(args: argparse.Namespace, out: Path, bad: Bad) -> None:
+    records = Records(args.sources)
+    windows = Windows(records, args, bad)
+    count = write(out, windows)
+    share, where = windows.spoken / windows.seconds, f" -> {args.out}" if args.out else ""
+    print(f"{len(records)} records, {count} windows, {windows.seconds} s, words in {share:.0%} of the seconds{where}")
+
+
+def _prepare(args: argparse.Namespace, out: Path, bad: Bad) -> None:
+    from svlm_jax.data.prepared import prepare
+
+    counts = prepare(
+        Records([out]),
+        args.tfds,
+        fps=args.fps,
+        root=args.root,
+        max_bad=args.max_bad - bad.count,
+        tell=bad,
+        progress=Progress("decode", "windows"),
+    )
+    size = sum(path.stat().st_size for path in args.tfds.iterdir())
+    print(f"{counts.windows} windows, {counts.frames} frames, {size / 1e9:.2f} GB -> {args.tfds}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,131 @@
+"""Claims about the order of samples and their batches: the same on any number of hosts and workers, from any sample on."""
+
+import json
+from dataclasses import replace
+from itertools import chain
+
+import numpy as np
+import pytest
+
+from svlm_jax import hf_config
+from svlm_jax.data.annotation import NO_LOSS
+from svlm_jax.data.pipeline import Bad, Example, Order, Ours, batch, micro_batches, size_of
+from svlm_jax.data.processor import Processor
+from svlm_jax.errors import InputError
+from svlm_jax.train.begin import examples
+from svlm_jax.train.config import Bucket, DataConfig
+from tests.train.conftest import BUCKETS, SAMPLES, WINDOW, record
+
+
+@pytest.fixture(scope="module")
+def processor(tiny_dir, small_frames):
+    return Processor.from_directory(small_frames, hf_config.read(tiny_dir))
+
+
+@pytest.fixture
+def data(windows):
+    return DataConfig(paths=(str(windows),), root=str(windows.parent), buckets=BUCKETS)
+
+
+class Named:
+    """Examples that cost nothing."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        return Example(str(number), None, np.zeros(0, np.int32), 0.0)
+
+
+def ids(rows, start=0, steps=6, count=10, micro_batch=4, workers=0):
+    ours = Ours(Order(count, 7), rows, micro_batch, start, steps)
+    return [[one.id for one in some] for some in micro_batches(Named(count), ours, workers=workers, threads=2)]
+
+
+def test_hosts_share_the_samples_of_one_host():
+    whole = ids(range(4))
+    halves = [ids((0, 1)), ids((2, 3))]
+    assert whole == [left + right for left, right in zip(*halves, strict=True)]
+    assert whole == [list(chain(*parts)) for parts in zip(*(ids((row,)) for row in range(4)), strict=True)]
+
+
+def test_every_sample_comes_once_an_epoch_in_a_new_order():
+    told = list(chain(*ids(range(4), steps=10)))
+    epochs = [told[at : at + 10] for at in range(0, 40, 10)]
+    assert all(sorted(epoch, key=int) == [str(n) for n in range(10)] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+
+
+def test_a_run_goes_on_from_any_sample():
+    assert ids(range(4), start=12, steps=3) == ids(range(4))[3:6]
+    apart = [part for some in ids(range(4))[3:6] for part in (some[:2], some[2:])]
+    assert ids(range(2), start=12, steps=6, micro_batch=2) == apart
+
+
+def test_worker_processes_change_no_order():
+    assert ids(range(4), workers=2) == ids(range(4))
+
+
+def test_a_batch_holds_its_samples_and_where_they_are_learned(data, processor):
+    all_ = examples(data.paths, data, processor)
+    some = [all_[0], all_[3]]
+    made = batch(some, BUCKETS[0], processor.config)
+    assert made.inputs.ids.shape == (2, BUCKETS[0].tokens) and made.inputs.vision.frame_span == BUCKETS[0].frame
+    for row, example in enumerate(some):
+        real = made.labels[row] != NO_LOSS
+        assert real.sum() == (example.labels[1:] >= 0).sum() > 2 * WINDOW
+        np.testing.assert_array_equal(made.inputs.ids[row, made.at[row][real] + 1], made.labels[row][real])
+    assert all_[0].seconds == WINDOW and len(all_) == SAMPLES
+
+
+def test_the_smallest_size_that_holds_all_is_taken(data, processor):
+    example = examples(data.paths, data, processor)[0]
+    tokens = len(example.sample.ids)
+    sizes = (Bucket(tokens - 1, 64, 192, 16), Bucket(tokens, 64, 192, 16), Bucket(4096, 64, 192, 16))
+    assert size_of([example], sizes) == 1
+    assert size_of([example._replace(sample=None)], sizes) == 0
+
+
+def broken(windows, tmp_path, change):
+    lines = [json.loads(line) for line in windows.read_text().splitlines()]
+    (tmp_path / "train.jsonl").write_text("".join(change(number, line) + "\n" for number, line in enumerate(lines)))
+    return DataConfig(paths=(str(tmp_path / "train.jsonl"),), root=str(windows.parent), buckets=BUCKETS, threads=2)
+
+
+BROKEN = {
+    "a missing video": (lambda n, line: json.dumps(record("gone.mp4", 0) if n == 1 else line), "gone.mp4"),
+    "a video that is too short": (lambda n, line: json.dumps(record("film.mp4", 11) if n == 1 else line), "film.mp4"),
+    "broken JSON": (lambda n, line: json.dumps(line)[:40] if n == 1 else json.dumps(line), "broken JSON"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_bad_sample_is_told_and_masked(name, windows, tmp_path, processor):
+    change, word = BROKEN[name]
+    data = broken(windows, tmp_path, change)
+    bad = examples(data.paths, data, processor)[1]
+    assert bad.sample is None and word in bad.error and bad.id == "train.jsonl:2"
+    made = batch([bad, bad], BUCKETS[0], processor.config)
+    assert (made.labels == NO_LOSS).all() and made.inputs.vision.patches.shape == (2, BUCKETS[0].patches, 1176)
+
+
+def test_a_sample_beyond_the_largest_bucket_is_bad(data, processor):
+    small = replace(data, buckets=(Bucket(64, 64, 64, 16),))
+    bad = examples(small.paths, small, processor)[0]
+    assert bad.sample is None and "tokens of a sample: got" in bad.error
+
+
+def test_too_many_bad_samples_stop_the_run():
+    said = []
+    bad = Bad(0.1, said.append)
+    good, wrong = (Example(name, None, np.zeros(0, np.int32), 0.0, error) for name, error in (("a", ""), ("b", "gone")))
+    bad.look([wrong])  # one is always borne
+    bad.look([good] * 30 + [wrong])
+    assert said == ["bad sample b: gone"]
+    with pytest.raises(InputError, match="got 5 of 35, the last b"):
+        bad.look([wrong] * 3)
+    with pytest.raises(InputError, match=r"at most 0\.00%"):
+        Bad(0.0, said.append).look([good, wrong])

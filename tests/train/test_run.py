@@ -1,0 +1,142 @@
+"""Claims about runs: one that goes on is one that never stopped; what is learned is exported and streamed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import svlm_jax
+from svlm_jax.config import StreamConfig
+from svlm_jax.data import annotation, records
+from svlm_jax.data.windows import cut
+from svlm_jax.errors import InputError
+from svlm_jax.stream.sampling import Sampling
+from svlm_jax.train import logs
+from svlm_jax.train.checkpoints import FOLDER
+from svlm_jax.train.config import MeshConfig
+from svlm_jax.train.export import export
+from svlm_jax.train.loop import Preempted
+from svlm_jax.train.run import trainer
+from tests.train.conftest import WINDOW, elsewhere, film_record
+
+
+def losses(config) -> list[float]:
+    return [line["loss"] for line in logs.read(config.run_dir) if "loss" in line]
+
+
+@pytest.fixture
+def stopped(config, tiny_dir):
+    """A run of 4 steps of which 2 are made: asked to stop in the middle of the third."""
+    config = replace(config, steps=4, micro_batch=2)
+    made = trainer(config, tiny_dir, devices=jax.devices()[:1], stop=lambda micro_step: micro_step == 5)
+    with pytest.raises(Preempted, match="saved after step 2"):
+        made.run()
+    return config
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(stopped, train):
+    whole, _ = train(elsewhere(stopped, "whole"))
+    again, said = train(stopped)
+    assert any("goes on after step 2 of 4, 8 samples" in line for line in said)
+    assert losses(stopped) == losses(elsewhere(stopped, "whole")) and len(losses(stopped)) == 4
+    for path, value in whole.state.trained.items():
+        np.testing.assert_array_equal(value, again.state.trained[path])
+
+
+def test_it_goes_on_with_another_mesh_and_micro_batch(stopped, train):
+    train(elsewhere(stopped, "whole"))
+    train(replace(stopped, mesh=MeshConfig(fsdp=2, tensor=2), micro_batch=4), 4)
+    np.testing.assert_allclose(losses(stopped), losses(elsewhere(stopped, "whole")), rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")  # Orbax's, of a read that failed
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config, train):
+    config = replace(config, steps=2, save_every=1)
+    train(config)
+    newest = Path(config.run_dir) / FOLDER / "2"
+    for path in newest.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:200])
+    with pytest.warns(UserWarning, match="does not load"):
+        _, said = train(replace(config, steps=3))
+    assert any("goes on after step 1 of 3" in line for line in said)
+    assert [line["step"] for line in logs.read(config.run_dir)] == [1, 2, 3]
+
+
+def test_old_checkpoints_make_room(config, train):
+    train(replace(config, steps=5, save_every=1, keep=2, keep_every=3))
+    assert sorted(int(path.name) for path in (Path(config.run_dir) / FOLDER).iterdir() if path.name.isdigit()) == [3, 4, 5]
+
+
+def test_what_contradicts_the_run_is_refused(config, train):
+    train(replace(config, steps=1))
+    with pytest.raises(InputError, match=r"lora_rank: got 2, expected 0, as .* began with"):
+        train(replace(config, steps=2, lora_rank=2))
+    _, said = train(replace(config, steps=2))
+    assert "settings changed since this run began: steps" in said
+
+
+def test_every_step_is_one_line_of_numbers(config, train):
+    train(replace(config, steps=2))
+    line = logs.read(config.run_dir)[-1]
+    wanted = {
+        "loss",
+        "learning_rate",
+        "gradient_norm",
+        "tokens_per_s",
+        "learned_tokens_per_s",
+        "video_seconds_per_s",
+        "padding",
+    }
+    assert wanted | {"data_wait_s", "step_s", "mfu", "bad_samples"} <= line.keys()
+    assert 0 < line["padding"] < 1 and line["mfu"] is None  # a CPU's peak is not known
+
+
+def test_an_evaluation_is_the_same_twice(config, train, windows):
+    data = replace(config.data, evaluation=config.data.paths)
+    made, _ = train(replace(config, data=data, evaluate_every=2, steps=3))
+    told = [line["evaluation_loss"] for line in logs.read(config.run_dir) if "evaluation_loss" in line]
+    with jax.set_mesh(made.step.mesh):
+        assert len(told) == 2 and made.evaluate() == told[-1] < told[0]
+
+
+def test_adapters_alone_are_trained_and_merged(config, train, tiny_dir, tmp_path):
+    made, _ = train(replace(config, lora_rank=4, steps=2))
+    assert all(".lora_" in path for path in made.state.trained)
+    assert float(np.abs(made.state.trained["text.layers.attention.q.lora_b"]).max()) > 0
+    written = export(config.run_dir, tmp_path / "out")
+    assert written.lora_rank == 0
+    before, after = (svlm_jax.from_pretrained(place, processor=config.processor) for place in (tiny_dir, tmp_path / "out"))
+    name = "text.layers.0.attention.qkv.kernel"
+    moved = np.asarray(after.parameters[name]) - np.asarray(before.parameters[name])
+    assert np.abs(moved).max() > 0 and np.linalg.matrix_rank(moved[:, 0, 0], tol=1e-5) <= 4
+    np.testing.assert_array_equal(after.parameters["text.embedding"], before.parameters["text.embedding"])
+
+
+def test_the_average_can_be_exported(config, train, tmp_path):
+    made, _ = train(replace(config, ema=0.5, steps=2))
+    export(config.run_dir, tmp_path / "mean", ema=True)
+    mean = svlm_jax.from_pretrained(tmp_path / "mean", processor=config.processor).parameters["text.norm.scale"]
+    np.testing.assert_array_equal(mean, made.state.ema["text.norm.scale"])
+    train(elsewhere(config, "none", steps=1))
+    with pytest.raises(InputError, match="--ema: got a run without an average"):
+        export(elsewhere(config, "none").run_dir, tmp_path / "other", ema=True)
+
+
+def test_what_is_trained_is_said_in_a_stream(config, train, windows, tmp_path):
+    """Annotated film -> overlapped windows -> training -> export -> stream: the words of the annotation, second by second."""
+    whole = annotation.parse(film_record(), "film")
+    records.write(tmp_path / "train.jsonl", cut(whole, window=WINDOW, stride=1))
+    data = replace(config.data, paths=(str(tmp_path / "train.jsonl"),), as_streamed=True)
+    train(replace(config, data=data, steps=150, batch=8, micro_batch=8))
+    assert losses(config)[-1] < 0.05
+    export(config.run_dir, tmp_path / "out")
+    vlm = svlm_jax.from_pretrained(tmp_path / "out")
+    settings = StreamConfig(vision_window=WINDOW, text_rounds=WINDOW)
+    greedy, start, length = Sampling(repetition_penalty=1.0), 3, 2 * WINDOW
+    clock = {"start": start, "duration": length, "previous": "".join(f" w{word}" for word in range(start))}
+    replies = vlm.watch(windows.parent / "film.mp4", config=settings, sampling=greedy, **clock)
+    said = [word for reply in replies for word in reply.text.split()]
+    assert said == [f"w{word}" for word in range(start, start + length)]
