@@ -6,8 +6,8 @@
     python -m launch.train --config sft_stage1 --run-dir RUN --dry-run h100x8                  # does it fit? nothing is run
 
 --config is a name in configs/ or a Python file with a `config` in it. A run whose directory has checkpoints goes on from the
-newest. On a cluster start the same command on every host (docs/cluster.md). Exit codes: 0 done, 75 asked to stop and saved (start
-again), 70 hung, 2 bad input, 1 error.
+newest. On a cluster start the same command on every host (docs/cluster.md). Exit codes: 0 done, 75 asked to stop and saved
+(start again), 70 hung, 2 bad input, 1 error.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
     first.add_argument("--config", help="a name in configs/, or a Python file")
     first.add_argument("--nproc", type=int, default=1, help="processes on this machine (default 1)")
     first.add_argument("--devices-each", type=int, help="virtual CPU devices of each process")
-    first.add_argument("--dry-run", metavar="TOPOLOGY", help="compile for h100x8, v5p-64 ... and say whether it fits; run nothing")
+    first.add_argument("--dry-run", metavar="TOPOLOGY", help="compile for h100x8, v5p-64 ...: does it fit? nothing is run")
     own, rest = first.parse_known_args()
     if own.config is None:
         if {"-h", "--help"} & set(rest):

@@ -109,7 +109,7 @@ class _Call(NamedTuple):
 
 
 def _attention(call: _Call, q, k, v, where: dict, rotary: Rotary | None = None):
-    chosen = choose(call.operation, call.implementation, q)
+    chosen = choose(call.operation, call.implementation, q, call.causal)
     where = {"first": None} | {name: jnp.asarray(x) for name, x in where.items()}
     if chosen == "xla":
         return xla.attention(q, k, v, **where, rotary=rotary, span=call.span)

@@ -15,8 +15,8 @@ IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 log = logging.getLogger("pallas_kernels")
 
 
-def choose(op: str, implementation: str, q: jax.Array) -> str:
-    """The implementation for queries q [B, T, N, H]; see `IMPLEMENTATIONS`.
+def choose(op: str, implementation: str, q: jax.Array, causal: bool = False) -> str:
+    """The implementation for queries q [B, T, N, H], `causal`: of whole sequences; see `IMPLEMENTATIONS`.
 
     Raises:
         ValueError: an unknown name.
@@ -25,17 +25,17 @@ def choose(op: str, implementation: str, q: jax.Array) -> str:
         raise ValueError(f"{op} implementation: got {implementation!r}; expected one of {', '.join(IMPLEMENTATIONS)}")
     if implementation != "auto":
         return implementation
-    return _auto(op, jax.default_backend(), _capability(), jnp.dtype(q.dtype).name, q.shape[-1])
+    return _auto(op, jax.default_backend(), _capability(), jnp.dtype(q.dtype).name, q.shape[-1], causal)
 
 
 @functools.cache
-def _auto(op: str, backend: str, capability: str, dtype: str, width: int) -> str:
-    chosen, why = _best(backend, capability, dtype, width)
+def _auto(op: str, backend: str, capability: str, dtype: str, width: int, causal: bool) -> str:
+    chosen, why = _best(backend, capability, dtype, width, causal)
     log.log(logging.WARNING if backend == "gpu" and chosen == "xla" else logging.INFO, "%s: %s, %s", op, chosen, why)
     return chosen
 
 
-def _best(backend: str, capability: str, dtype: str, width: int) -> tuple[str, str]:
+def _best(backend: str, capability: str, dtype: str, width: int, causal: bool = False) -> tuple[str, str]:
     if backend == "tpu":
         return "tpu", "the device is a TPU"
     if backend != "gpu":
@@ -44,6 +44,8 @@ def _best(backend: str, capability: str, dtype: str, width: int) -> tuple[str, s
         return "xla", f"the GPU kernels are for compute capability 9.x (Hopper), the device has {capability}"
     if dtype != "bfloat16" or width % 16 or width > 128:
         return "xla", f"the GPU kernels take bfloat16 and head dims of 16, 32 ... 128, not {dtype} and {width}"
+    if causal:
+        return "cudnn", "whole causal sequences are what training has, and cuDNN has a backward pass of its own"
     return "mosaic_gpu", f"the device is a Hopper GPU ({capability})"
 
 

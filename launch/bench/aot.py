@@ -17,6 +17,7 @@ from svlm_jax.config import preset
 from svlm_jax.errors import InputError
 
 REPLY = 20  # tokens of a decode loop
+H100 = Path(__file__).with_name("h100.txtpb")  # what the compiler must know of the device
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -90,7 +91,7 @@ def h100():
     import jax
     from jax.experimental import topologies
 
-    description = Path(__file__).with_name("h100.txtpb").read_text()
+    description = H100.read_text()
     try:
         there = topologies.get_topology_desc("h100", platform="cuda", target_config=description, topology="1x1x1")
     except (RuntimeError, ValueError) as error:  # NotImplementedError and JaxRuntimeError are RuntimeErrors

@@ -46,7 +46,7 @@ def text_attention(
         whole = {"causal": True} if causal and q.shape[1] == k.shape[2] else {}  # not where the sequence is cut over devices
         return operation(q, k, v, last=last, index=index, rotary=turn, implementation=implementation, **whole)
 
-    return _over_devices(run, arrays, dispatch.choose(operation.__name__, implementation, q))
+    return _over_devices(run, arrays, dispatch.choose(operation.__name__, implementation, q, causal))
 
 
 def vision_attention(

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert
 from svlm_jax.config import ModelConfig
 from svlm_jax.data import annotation
@@ -31,9 +30,9 @@ from svlm_jax.train.step import split
 ADAPTERS = r".*\.lora_[ab]"
 
 
-def model_config(config: TrainConfig, directory: Path) -> ModelConfig:
-    """The model in the form that is trained: decoder stacked, float32 masters of what is trained."""
-    model = hf_config.read(directory).compute(config.dtype, "float32")
+def model_config(config: TrainConfig, shape: ModelConfig) -> ModelConfig:
+    """A model in the form that is trained: decoder stacked, float32 masters of what is trained."""
+    model = shape.compute(config.dtype, "float32")
     changes = {"remat": config.remat, "attention": config.attention}
     return replace(model, scan_layers=True, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, **changes)
 

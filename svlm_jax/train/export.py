@@ -55,7 +55,7 @@ def export(
         raise InputError("--ema", "a run without an average", "one trained with ema above 0", "leave the flag out")
     if not directory.is_dir():
         raise InputError("model", config.model, "the directory that the run began with", "give its place with --model")
-    base = begin.model_config(config, directory)
+    base = begin.model_config(config, hf_config.read(directory))
     values = _values(config, base, directory, run_dir, ema)
     stored = hf_config.read(directory).param_dtype
     base, values = merge(base, values)
@@ -78,10 +78,10 @@ def _values(config: TrainConfig, base: ModelConfig, directory: Path, run_dir: st
     mesh = make_mesh(devices=jax.devices()[:1])
     with jax.set_mesh(mesh):
         trained, frozen = begin.begin(config, base, directory, mesh)
-        step = Step(base, optimizer(config.optimizer, 1), mesh, config.ema)
+        step = Step(base, optimizer(config.optimizer, 1), mesh, trained, config.ema)
         checkpoints = Checkpoints(run_dir, keep=config.keep)
         try:
-            loaded = checkpoints.load(step.abstract(trained))
+            loaded = checkpoints.load(step.state)
         finally:
             checkpoints.close()
     if loaded is None:

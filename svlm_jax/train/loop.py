@@ -64,7 +64,7 @@ class Trainer:
         self.rate: Callable[[int], Any] = schedule(config.optimizer, self.steps)
         self.bad = Bad(config.data.max_bad, say)
         self.checkpoints = Checkpoints(config.run_dir, keep=config.keep, keep_every=config.keep_every)
-        loaded = self.checkpoints.load(step.abstract(trained))
+        loaded = self.checkpoints.load(step.state)
         if loaded is None:
             self.state, self.samples = step.start(trained), 0
         else:
@@ -89,7 +89,7 @@ class Trainer:
             extras = {"tensorboard": config.tensorboard, "wandb": config.wandb, "config": asdict(config)}
             logs = Logs(config.run_dir, first, **extras)
         batches = self._batches((self.steps - first) * config.accumulation)
-        sums, told = self.step.empty(self.state.trained), None
+        sums, told = self.step.empty(), None
         self.watchdog = Watchdog(config.hang_seconds)
         try:
             for number in range(first + 1, self.steps + 1):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from svlm_jax import hf_config
 from svlm_jax.data.processor import Processor
 from svlm_jax.errors import InputError
 from svlm_jax.train import begin
@@ -40,14 +41,14 @@ def trainer(
     if not config.run_dir:
         raise InputError("run_dir", "nothing", "a directory for checkpoints and metrics", "set --run-dir")
     _remember(config, say)
-    model = begin.model_config(config, directory)
+    model = begin.model_config(config, hf_config.read(directory))
     processor = Processor.from_directory(config.processor or directory, model)
     learned = begin.examples(config.data.paths, config.data, processor)
     evaluated = begin.examples(config.data.evaluation, config.data, processor) if config.data.evaluation else None
     mesh = begin.mesh_of(config.mesh, devices)
     with jax.set_mesh(mesh):
         trained, frozen = begin.begin(config, model, directory, mesh)
-        step = Step(model, optimizer(config.optimizer, config.total_steps(len(learned))), mesh, config.ema)
+        step = Step(model, optimizer(config.optimizer, config.total_steps(len(learned))), mesh, trained, config.ema)
         return Trainer(config, model, step, trained, frozen, (learned, evaluated), say=say, stop=stop)
 
 

@@ -9,7 +9,7 @@ Axes as in `data.pipeline.Batch`; parameters by dotted path, decoder layers stac
 """
 
 import re
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -84,64 +84,51 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
 
 
 class Step:
-    """The two jitted functions of a run, with the shardings of everything they touch."""
+    """The jitted functions of a run. Where everything lies is said, never left to be found: of what depends on no input (fresh
+    moments, emptied sums) XLA would put a whole copy on every device."""
 
     def __init__(
         self,
         config: ModelConfig,
         tx: optax.GradientTransformation,
         mesh: Mesh,
+        trained: Mapping[str, Any],
         ema: float | int = 0.0,
-        trained: str = r"text\..*",
     ) -> None:
-        self.config, self.tx, self.mesh, self.ema_decay, self.trained = config, tx, mesh, ema, trained
-        self.whole = NamedSharding(mesh, PartitionSpec())
-        self.micro = jax.jit(self._micro, donate_argnums=1)
-        self.apply = jax.jit(self._apply, donate_argnums=(0, 1))
-        self.loss = jax.jit(self._loss)
-
-    def start(self, trained: Parameters) -> State:
-        """A fresh state around trained parameters, which are on the mesh already."""
-        places = self.places({path: value for path, value in trained.items()})
-        make = partial(self._fresh)
-        return jax.jit(make, out_shardings=places, donate_argnums=0)(trained)
+        """Args:
+        trained: the trained parameters, or their shapes and dtypes.
+        """
+        self.config, self.tx, self.mesh, self.ema_decay = config, tx, mesh, ema
+        whole = NamedSharding(mesh, PartitionSpec())
+        own = shardings({path: leaf.shape for path, leaf in trained.items()}, mesh)
+        shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in trained.items()}
+        moments = optax.tree.map_params(
+            tx, lambda _, at: at, jax.eval_shape(tx.init, shapes), own, transform_non_params=lambda _: whole
+        )
+        state, sums = State(whole, whole, own, moments, own if ema else {}), Sums(own, whole, whole)
+        self.state = _placed(jax.eval_shape(self._fresh, shapes), state)
+        self.sums = _placed(jax.eval_shape(self._empty, shapes), sums)
+        self.start = jax.jit(self._fresh, out_shardings=state, donate_argnums=0)
+        self.empty = jax.jit(lambda: self._empty(shapes), out_shardings=sums)
+        self.micro = jax.jit(self._micro, out_shardings=(sums, whole), donate_argnums=1)
+        self.apply = jax.jit(self._apply, out_shardings=(state, sums, whole), donate_argnums=(0, 1))
+        self.loss = jax.jit(self._sum, out_shardings=whole)
 
     def _fresh(self, trained: Parameters) -> State:
+        """A state around trained parameters (which are consumed)."""
         zero = jnp.zeros((), jnp.int32)
         ema = jax.tree.map(jnp.copy, trained) if self.ema_decay else {}
         return State(zero, zero, trained, self.tx.init(trained), ema)
 
-    def abstract(self, trained: Parameters) -> State:
-        """The state as ShapeDtypeStructs with their shardings (for loading, and for compiling ahead of time)."""
-        shapes = jax.eval_shape(self._fresh, trained)
-        place = lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at)  # noqa: E731
-        return jax.tree.map(place, shapes, self.places(trained))
-
-    def places(self, trained: Parameters) -> State:
-        """Where everything lies: moments and averages as their parameters, counters everywhere."""
-        own = shardings({path: value.shape for path, value in trained.items()}, self.mesh)
-        moments = optax.tree.map_params(
-            self.tx,
-            lambda _, at: at,
-            jax.eval_shape(self.tx.init, trained),
-            own,
-            transform_non_params=lambda _: self.whole,
-        )
-        return State(self.whole, self.whole, own, moments, own if self.ema_decay else {})
-
-    def empty(self, trained: Parameters) -> Sums:
+    def _empty(self, trained: Mapping[str, Any]) -> Sums:
         """Sums of no micro-step yet."""
-        make = lambda: Sums({path: jnp.zeros(x.shape, jnp.float32) for path, x in trained.items()}, *_zeros())  # noqa: E731
-        own = shardings({path: value.shape for path, value in trained.items()}, self.mesh)
-        return jax.jit(make, out_shardings=Sums(own, self.whole, self.whole))()
+        held = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in trained.items()}
+        return Sums(held, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
     def _sum(self, trained: Parameters, frozen: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """(sum of the losses, learned tokens)."""
         model = from_parameters(self.config, trained | frozen)
         return gathered(model.text, model.hidden(batch.inputs), batch.at, batch.labels)
-
-    def _loss(self, trained: Parameters, frozen: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """(sum, count) without gradients: the evaluation."""
-        return self._sum(trained, frozen, batch)
 
     def _micro(self, trained: Parameters, sums: Sums, frozen: Parameters, batch: Batch) -> tuple[Sums, jax.Array]:
         """The sums with those of a micro-batch, and its own loss (to wait for, and for nothing else)."""
@@ -168,5 +155,6 @@ class Step:
         return after, jax.tree.map(jnp.zeros_like, sums), told
 
 
-def _zeros() -> tuple[jax.Array, jax.Array]:
-    return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32)
+def _placed(shapes: Any, places: Any) -> Any:
+    """ShapeDtypeStructs with their shardings."""
+    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, places)

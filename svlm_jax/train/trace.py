@@ -148,8 +148,8 @@ def compute(recording: Recording, processor: Processor, parameters: vlm.Paramete
         Clip(*patchify(normalise(frames, processor.video_config), processor.video_config), step, video=True)
         for frames in frames_of(recording)
     ]
-    windows = {"sink": recording.sink, "slide": recording.slide}
-    sample, labels = annotation.sample(recording.annotation, clips, processor.tokenizer, config, **windows)
+    said, sink, slide = recording.annotation, recording.sink, recording.slide
+    sample, labels = annotation.sample(said, clips, processor.tokenizer, config, sink=sink, slide=slide)
     length, patches = len(sample.ids), sum(len(clip.patches) for clip in clips)
     padded = -(-length // TOKENS) * TOKENS
     inputs = collate([sample], vision, token_buckets=(padded,), patch_buckets=(patches,))

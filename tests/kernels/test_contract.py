@@ -189,6 +189,7 @@ def test_auto_takes_what_suits_the_device_and_says_why_once(caplog):
     assert [record.getMessage() for record in caplog.records] == ["decode_attention: xla, no kernel for a cpu"]
     assert dispatch._best("tpu", "", "bfloat16", 128)[0] == "tpu"
     assert dispatch._best("gpu", "9.0", "bfloat16", 80)[0] == "mosaic_gpu"
+    assert dispatch._best("gpu", "9.0", "bfloat16", 128, causal=True)[0] == "cudnn"
     for capability, dtype, width in (("10.0", "bfloat16", 128), ("9.0", "float32", 128), ("9.0", "bfloat16", 40)):
         assert dispatch._best("gpu", capability, dtype, width)[0] == "xla"
 
