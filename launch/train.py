@@ -98,14 +98,15 @@ def train(config: Any) -> None:
         if chief or line.startswith("bad sample"):
             print(line, file=sys.stderr, flush=True)
 
-    runner = trainer(config, local_directory(config.model), say=say, stop=multihost_utils.reached_preemption_sync_point)
-    say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.steps} steps of {config.batch} samples")
     try:
+        runner = trainer(config, local_directory(config.model), say=say, stop=multihost_utils.reached_preemption_sync_point)
+        say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.steps} steps of {config.batch} samples")
         runner.run()
     except Preempted as told:
         say(f"asked to stop: {told}; start again and the run goes on")
-        sys.stderr.flush()
         distributed.leave(PREEMPTED)
+    except Exception as error:
+        distributed.fail(error)
     say(f"done: python -m launch.convert {config.run_dir} DIR exports it")
 
 

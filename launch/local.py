@@ -1,0 +1,76 @@
+"""Several processes of one command on this machine, as a cluster would start them.
+
+Output of all but the first is prefixed with its number. When one fails the others are ended, within seconds; when this process
+is ended, so are they.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+
+from launch.distributed import free_port
+
+GRACE = 10.0  # seconds from SIGTERM to SIGKILL when another process has failed
+PREEMPTED = 75
+_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+
+
+def spawn(
+    processes: int, argv: Sequence[str], *, devices_each: int | None = None, environ: Mapping[str, str] = os.environ
+) -> int:
+    """Run `python -m ARGV...` that many times. Returns the exit code: that of the first to fail, 75 when asked to stop.
+
+    Args:
+        devices_each: virtual CPU devices of each.
+    """
+    common = {**environ, "SVLM_COORDINATOR": f"127.0.0.1:{free_port()}", "SVLM_NUM_PROCESSES": str(processes)}
+    if devices_each:
+        common["JAX_NUM_CPU_DEVICES"] = str(devices_each)
+    started = []
+    for number in range(processes):
+        piped = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        command = [sys.executable, "-m", *argv]
+        one = subprocess.Popen(command, env=common | {"SVLM_PROCESS_ID": str(number)}, preexec_fn=_with_parent, **piped)
+        started.append(one)
+        if number:
+            threading.Thread(target=_echo, args=(number, one), daemon=True).start()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda heard, _: [one.send_signal(heard) for one in started if one.poll() is None])
+    return _wait(started)
+
+
+def _wait(started: list[subprocess.Popen]) -> int:
+    """The first exit code that is neither 0 nor 75, else the largest."""
+    deadline, failed = None, 0
+    while any(one.poll() is None for one in started):
+        for one in started:
+            if not failed and one.returncode not in (None, 0, PREEMPTED):
+                failed, deadline = one.returncode, time.monotonic() + GRACE
+                _signal(started, signal.SIGTERM)
+        if deadline is not None and time.monotonic() > deadline:
+            _signal(started, signal.SIGKILL)
+        time.sleep(0.05)
+    codes = [one.returncode for one in started]
+    failed = failed or next((code for code in codes if code not in (0, PREEMPTED)), 0)
+    return (128 - failed if failed < 0 else failed) if failed else max(codes)
+
+
+def _signal(started: list[subprocess.Popen], number: int) -> None:
+    for one in started:
+        if one.poll() is None:
+            one.send_signal(number)
+
+
+def _echo(number: int, process: subprocess.Popen) -> None:
+    for line in process.stdout or ():
+        print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
+
+
+def _with_parent() -> None:
+    """In the child: be killed when the parent is gone (Linux)."""
+    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
