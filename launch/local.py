@@ -47,7 +47,7 @@ def spawn(
 def _wait(started: list[subprocess.Popen]) -> int:
     """The first exit code that is neither 0 nor 75, else the largest."""
     deadline, failed = None, 0
-    while any(one.poll() is None for one in started):
+    while None in [one.poll() for one in started]:
         for one in started:
             if not failed and one.returncode not in (None, 0, PREEMPTED):
                 failed, deadline = one.returncode, time.monotonic() + GRACE

@@ -11,8 +11,11 @@ newest. On a cluster start the same command on every host (docs/cluster.md). Exi
 """
 
 import argparse
+import contextlib
 import importlib
 import importlib.util
+import io
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,24 @@ def read(name: str) -> Any:
     return found
 
 
+def parse(config: Any, flags: list[str], program: str) -> Any:
+    """The config with the flags' values in it; what is wrong with them in one line, where tyro draws a box."""
+    try:
+        import tyro
+    except ImportError:
+        raise InputError("launch.train", "no tyro", "the train extra", "pip install 'svlm-jax[train]'") from None
+
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(type(config), default=config, args=flags, prog=program)
+    except SystemExit as end:
+        if end.code:
+            line = " ".join(re.sub(r"[─-╿]", " ", told.getvalue()).split())
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(end.code)
+
+
 def main() -> None:
     first = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
     first.add_argument("--config", help="a name in configs/, or a Python file")
@@ -60,13 +81,7 @@ def main() -> None:
             first.print_help()
             return
         raise InputError("--config", "nothing", "a name in configs/ or a file", "see --help")
-    try:
-        import tyro
-    except ImportError:
-        raise InputError("launch.train", "no tyro", "the train extra", "pip install 'svlm-jax[train]'") from None
-    from svlm_jax.train.config import TrainConfig
-
-    config = tyro.cli(TrainConfig, default=read(own.config), args=rest, prog=f"launch.train --config {own.config}")
+    config = parse(read(own.config), rest, f"launch.train --config {own.config}")
     if own.nproc > 1:
         from launch.local import spawn
 

@@ -1,0 +1,174 @@
+"""Claims about processes: two are one; asked to stop they save and say so; killed they go on where they had saved; one that
+fails ends all."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from launch.distributed import Plan, resolve
+from launch.local import spawn
+from svlm_jax.errors import InputError
+from svlm_jax.train import logs
+from svlm_jax.train.checkpoints import FOLDER
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(settings, **flags) -> list[str]:
+    """A run of the fixture's settings, from a config file, as a user would start it."""
+    path = Path(settings.run_dir).with_suffix(".py")
+    names = "Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig"
+    path.write_text(f"from svlm_jax.train.config import {names}\n\nconfig = {replace(settings, steps=4)!r}\n")
+    given = {"config": path, "micro-batch": 2} | flags
+    return ["launch.train", *(str(part) for name, value in given.items() for part in (f"--{name}", value))]
+
+
+def start(argv: list[str]) -> subprocess.Popen:
+    environ = os.environ | {"XLA_FLAGS": "", "SVLM_LEAVE_SECONDS": "10", "SVLM_HEARTBEAT_SECONDS": "10"}
+    environ |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
+    environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *argv], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen, seconds: float = 180.0) -> tuple[int, str]:
+    told, _ = process.communicate(timeout=seconds)
+    return process.returncode, told
+
+
+def until(run_dir: str, step: int, process: subprocess.Popen) -> None:
+    """Wait until a run has told of a step."""
+    while process.poll() is None:
+        path = Path(run_dir) / logs.FILE
+        if path.exists() and path.read_text().count("\n") >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(process.stdout.read() if process.stdout else "ended")
+
+
+def losses(run_dir: str) -> list[float]:
+    return [line["loss"] for line in logs.read(run_dir)]
+
+
+def test_two_processes_make_the_steps_of_one(config):
+    one, two = Path(config.run_dir) / "one", Path(config.run_dir) / "two"
+    assert finish(start(command(config, **{"run-dir": one})))[0] == 0
+    code, told = finish(start(command(config, **{"run-dir": two, "nproc": 2, "mesh.fsdp": 2})))
+    assert code == 0 and "2 x cpu, 4 steps of 4 samples" in told
+    np.testing.assert_allclose(losses(str(two)), losses(str(one)), rtol=1e-5)
+
+
+def test_asked_to_stop_two_processes_save_and_go_on(config):
+    flags = {"nproc": 2, "mesh.fsdp": 2, "steps": 500}
+    process = start(command(config, **flags))
+    until(config.run_dir, 3, process)
+    process.send_signal(signal.SIGTERM)
+    code, told = finish(process)
+    assert code == 75 and "asked to stop: saved after step" in told, told
+    (saved,) = (int(path.name) for path in (Path(config.run_dir) / FOLDER).iterdir() if path.name.isdigit())
+    code, told = finish(start(command(config, steps=saved + 2, **{"nproc": 2, "mesh.fsdp": 2})))
+    assert code == 0 and f"goes on after step {saved} of {saved + 2}" in told
+    assert [line["step"] for line in logs.read(config.run_dir)] == list(range(1, saved + 3))
+
+
+def test_a_killed_run_goes_on_bit_by_bit(config):
+    """SIGKILL while checkpoints are being written, every step one: again and again until the run is done."""
+    whole = str(Path(config.run_dir) / "whole")
+    assert finish(start(command(config, **{"run-dir": whole, "steps": 6})))[0] == 0
+    killed = str(Path(config.run_dir) / "killed")
+    for lines in (2, 4):
+        process = start(command(config, **{"run-dir": killed, "steps": 6, "save-every": 1}))
+        until(killed, lines, process)
+        process.kill()
+        finish(process)
+    code, told = finish(start(command(config, **{"run-dir": killed, "steps": 6, "save-every": 1})))
+    assert code == 0 and "goes on after step" in told
+    assert losses(killed) == losses(whole)
+
+
+def test_bad_data_ends_all_processes_at_once_with_one_line(config, tmp_path):
+    (tmp_path / "gone.jsonl").write_text(json.dumps([{"role": "user"}]) + "\n")
+    started = time.monotonic()
+    code, told = finish(start(command(config, **{"nproc": 2, "mesh.fsdp": 2, "data.paths": tmp_path / "gone.jsonl"})))
+    assert code == 2 and "error: bad samples: got" in told and "bad sample gone.jsonl:1" in told, told
+    assert "Traceback" not in told and time.monotonic() - started < 60
+
+
+BAD = {
+    "an unknown field": ({"optimizer.learning-rat": 1}, "learning-rat"),
+    "an unknown config": ({"config": "sft_stage9"}, "expected a Python file, or one of"),
+    "a batch that does not divide": ({"batch": 5}, "batch: got 5, expected a multiple of micro_batch = 2"),
+    "a model that is not there": ({"model": "/nowhere"}, "model: got /nowhere"),
+    "data that is not there": ({"data.paths": "/nowhere.jsonl"}, "nowhere.jsonl"),
+    "an unknown topology": ({"dry-run": "h900x8"}, "--dry-run: got h900x8, expected one of h100x1"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_settings_are_told_in_a_line(name, config):
+    flags, words = BAD[name]
+    code, told = finish(start(command(config, **flags)))
+    assert code == 2 and words in told and "Traceback" not in told, told
+
+
+def test_a_process_that_fails_ends_the_others(tmp_path):
+    child = tmp_path / "child.py"
+    child.write_text("import os, sys, time\nif os.environ['SVLM_PROCESS_ID'] == '1': sys.exit(3)\ntime.sleep(60)\n")
+    started = time.monotonic()
+    assert spawn(2, ["child"], environ=os.environ | {"PYTHONPATH": str(tmp_path)}) == 3
+    assert time.monotonic() - started < 15
+
+
+ENVIRONMENTS = {
+    "nothing": ({}, ("one process", 1, 0)),
+    "local": (
+        {"SVLM_COORDINATOR": "127.0.0.1:5", "SVLM_NUM_PROCESSES": "4", "SVLM_PROCESS_ID": "3"},
+        ("launch.train --nproc", 4, 3),
+    ),
+    "torchrun": ({"MASTER_ADDR": "a", "MASTER_PORT": "7", "WORLD_SIZE": "2", "RANK": "1"}, ("torchrun", 2, 1)),
+    "jobset": ({"JAX_COORDINATOR_ADDRESS": "job-0", "NNODES": "8", "NODE_RANK": "0"}, ("JobSet", 8, 0)),
+    "skypilot": (
+        {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"},
+        ("SkyPilot", 2, 1),
+    ),
+    "slurm": ({"SLURM_NTASKS": "16", "SLURM_TASKS_PER_NODE": "8(x2)"}, ("SLURM", None, None)),
+    "tpu": ({"TPU_WORKER_HOSTNAMES": "a,b"}, ("TPU pod", None, None)),
+}
+
+
+@pytest.mark.parametrize("name", ENVIRONMENTS)
+def test_each_environment_says_who_is_who(name):
+    environ, want = ENVIRONMENTS[name]
+    plan = resolve(environ)
+    assert (plan.source, plan.processes, plan.process) == want
+
+
+def test_addresses_and_devices_of_environments():
+    assert resolve(ENVIRONMENTS["torchrun"][0]).coordinator == "a:7"
+    assert resolve(ENVIRONMENTS["skypilot"][0]).coordinator == "10.0.0.1:6002"
+    assert resolve(ENVIRONMENTS["jobset"][0]) == Plan("JobSet", "job-0:6002", 8, 0, every_device=True)
+    assert not resolve(ENVIRONMENTS["slurm"][0]).every_device
+    assert resolve({"SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "1(x2)"}).every_device
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"MASTER_ADDR": "a", "RANK": "0"}, "MASTER_ADDR without WORLD_SIZE"),
+        ({"MASTER_ADDR": "a", "WORLD_SIZE": "2", "RANK": "2"}, "environment RANK: got 2, expected 0 to 1"),
+        ({"MASTER_ADDR": "a", "WORLD_SIZE": "two", "RANK": "0"}, "expected two numbers"),
+    ],
+)
+def test_half_an_environment_is_refused(environ, words):
+    with pytest.raises(InputError, match=words):
+        resolve(environ)
