@@ -4,6 +4,7 @@
     python -m launch.bench aot --shape 7b [--target h100]             # compiled ahead of time: flops, bytes, copies
     python -m launch.bench stream --shape mid --seconds 60            # the engine: latency by stage, slots and memory
     python -m launch.bench kernels [--target h100]                    # attention at real shapes: time, bandwidth, error
+    python -m launch.bench train --shape 3b                           # a training step: time, MFU; --topology h100x8: memory
     python -m launch.bench int8 [--model DIR]                         # decoder weights in 8 bits: error of the logits
     python -m launch.bench device                                     # all that waits for a GPU, in at most ten minutes
     python -m launch.bench table                                      # docs/benchmarks.md from docs/benchmarks/*.json
@@ -15,10 +16,10 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from launch.bench import aot, convert, device, int8, kernels, stream, torch_rival
+from launch.bench import aot, convert, device, int8, kernels, stream, torch_rival, train
 from launch.bench.report import DOCS, table
 from launch.cli import run
-from svlm_jax.config import Attention, Weights
+from svlm_jax.config import Attention, Remat, Weights
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,6 +63,18 @@ def parser() -> argparse.ArgumentParser:
     streaming.add_argument("--name", default="stream", help="of the entry in docs/benchmarks (default stream)")
     streaming.add_argument("--plot", action="store_true", help="draw latency and slots against stream time")
     streaming.set_defaults(run=stream.bench)
+    training = commands.add_parser("train", help="a training step: time and MFU, or memory ahead of time")
+    training.add_argument("--shape", default="3b", help="tiny, mid, 3b, 7b or 72b; with --topology several with commas")
+    training.add_argument("--topology", help="h100x8, v5p-64 ...: memory of devices that are not there")
+    training.add_argument("--tokens", type=int, default=20480, help="of a sequence")
+    training.add_argument("--patches", type=int, default=69120, help="of a sequence (default: 24 s of 720p)")
+    training.add_argument("--labels", type=int, default=1024, help="learned tokens of a sequence")
+    training.add_argument("--rows", type=int, default=1, help="sequences of a step, over all devices")
+    training.add_argument("--tensor", type=int, default=1, help="devices that share a head's work (with --topology)")
+    training.add_argument("--remat", choices=get_args(Remat), default="full")
+    training.add_argument("--attention", choices=get_args(Attention), default="auto")
+    training.add_argument("--name", help="of the entry in docs/benchmarks")
+    training.set_defaults(run=train.bench)
     eighth = commands.add_parser("int8", help="decoder weights in 8 bits: error of the logits")
     eighth.add_argument("--shape", default="mid", help="of random weights")
     eighth.add_argument("--model", help="a checkpoint directory or hub id instead")

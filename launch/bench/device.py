@@ -19,6 +19,7 @@ PARTS: dict[str, tuple[str, ...]] = {  # name of the entry in docs/benchmarks ->
     "kernels": ("kernels",),
     "stream_7b_int8": (*_7B, "--seconds", "40", "--weights", "int8"),
     "stream_7b_xla": (*_7B, "--seconds", "40", "--attention", "xla"),
+    "train_3b": ("train", "--shape", "3b"),
     "stream_7b_16_streams": (*_7B, "--seconds", "40", "--rows", "16"),
     "stream_7b_16_fps": (*_7B, "--seconds", "40", "--fps", "16"),
     "stream_7b_48_fps": ("stream", "--shape", "7b", "--height", "280", "--width", "476", "--seconds", "40", "--fps", "48"),

@@ -59,7 +59,7 @@ class Trainer:
         """
         self.config, self.model, self.step, self.frozen, self.say, self.stop = config, model, step, frozen, say, stop
         self.learned, self.evaluated = data
-        self.rows = _rows(step, config.micro_batch)
+        self.rows = rows_of(step, config.micro_batch)
         self.steps = config.total_steps(len(self.learned))
         self.rate: Callable[[int], Any] = schedule(config.optimizer, self.steps)
         self.bad = Bad(config.data.max_bad, say)
@@ -279,7 +279,7 @@ class Watchdog:
                 os._exit(HUNG)
 
 
-def _rows(step: Step, micro_batch: int) -> list[int]:
+def rows_of(step: Step, micro_batch: int) -> list[int]:
     """Rows of a micro-batch that this host's devices hold."""
     ways = step.mesh.shape["data"] * step.mesh.shape["fsdp"]
     if micro_batch % ways:
