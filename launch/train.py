@@ -95,6 +95,29 @@ def main() -> None:
     train(config)
 
 
+class Screen:
+    """What a run says, on stderr: on a terminal steps move a bar, elsewhere each is a line."""
+
+    def __init__(self, chief: bool) -> None:
+        self.chief, self.bar = chief, None
+
+    def __call__(self, line: str) -> None:
+        if not self.chief and not line.startswith("bad sample"):
+            return
+        step = re.match(r"step (\d+)/(\d+): (.*)", line)
+        if not sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+            return
+        from tqdm import tqdm
+
+        if step is None:
+            tqdm.write(line, file=sys.stderr)
+            return
+        self.bar = self.bar or tqdm(total=int(step[2]), initial=int(step[1]) - 1, unit=" steps")
+        self.bar.set_postfix_str(step[3], refresh=False)
+        self.bar.update(int(step[1]) - self.bar.n)
+
+
 def train(config: Any) -> None:
     """The run on this process's share of the devices."""
     from launch import distributed
@@ -107,12 +130,7 @@ def train(config: Any) -> None:
     from svlm_jax.train.loop import Preempted
     from svlm_jax.train.run import trainer
 
-    chief = jax.process_index() == 0
-
-    def say(line: str) -> None:
-        if chief or line.startswith("bad sample"):
-            print(line, file=sys.stderr, flush=True)
-
+    say = Screen(jax.process_index() == 0)
     try:
         runner = trainer(config, local_directory(config.model), say=say, stop=multihost_utils.reached_preemption_sync_point)
         say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.steps} steps of {config.batch} samples")

@@ -3,11 +3,13 @@ fails ends all."""
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -32,13 +34,14 @@ def command(settings, **flags) -> list[str]:
     return ["launch.train", *(str(part) for name, value in given.items() for part in (f"--{name}", value))]
 
 
-def start(argv: list[str]) -> subprocess.Popen:
+def start(argv: list[str], limit: int | None = None) -> subprocess.Popen:
+    """`limit`: the largest file it may write, in bytes (a full disk)."""
     environ = os.environ | {"XLA_FLAGS": "", "SVLM_LEAVE_SECONDS": "10", "SVLM_HEARTBEAT_SECONDS": "10"}
     environ |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
     environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
-    return subprocess.Popen(
-        [sys.executable, "-m", *argv], cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    lower = None if limit is None else partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    return subprocess.Popen([sys.executable, "-m", *argv], cwd=ROOT, env=environ, preexec_fn=lower, **piped)
 
 
 def finish(process: subprocess.Popen, seconds: float = 180.0) -> tuple[int, str]:
@@ -119,6 +122,24 @@ def test_bad_settings_are_told_in_a_line(name, config):
     flags, words = BAD[name]
     code, told = finish(start(command(config, **flags)))
     assert code == 2 and words in told and "Traceback" not in told, told
+
+
+def test_a_full_disk_is_one_line_and_what_was_saved_stays(config):
+    code, told = finish(start(command(config, steps=1, **{"save-every": 1})))
+    assert code == 0, told
+    process = start(command(config, steps=3, **{"save-every": 1}), limit=20_000)  # the config fits, a checkpoint does not
+    code, told = finish(process)
+    assert code == 2 and "room on a writable disk" in told and "Traceback" not in told, told
+    code, told = finish(start(command(config, steps=2)))
+    assert code == 0 and "goes on after step 1 of 2" in told
+
+
+def test_a_run_that_hangs_shows_its_stacks_and_ends(tmp_path):
+    code = "import time; from svlm_jax.train.loop import Watchdog; Watchdog(0.5); time.sleep(30)"
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 70 and "nothing finished for 0.5 s" in done.stderr and "Thread" in done.stderr
+    assert time.monotonic() - started < 25
 
 
 def test_a_process_that_fails_ends_the_others(tmp_path):

@@ -65,6 +65,17 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config, train):
     assert [line["step"] for line in logs.read(config.run_dir)] == [1, 2, 3]
 
 
+def test_an_export_loads_in_transformers(config, train, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("torch")
+    made, _ = train(replace(config, steps=1))
+    export(config.run_dir, tmp_path / "out")
+    model, told = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    scale = model.model.language_model.norm.weight.detach().float().numpy()
+    np.testing.assert_array_equal(scale, made.state.trained["text.norm.scale"])
+
+
 def test_old_checkpoints_make_room(config, train):
     train(replace(config, steps=5, save_every=1, keep=2, keep_every=3))
     assert sorted(int(path.name) for path in (Path(config.run_dir) / FOLDER).iterdir() if path.name.isdigit()) == [3, 4, 5]
