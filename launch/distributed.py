@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     processes: int | None = None
     process: int | None = None
     every_device: bool = False  # one process has all devices of its machine, whatever jax would give it
+    device: int | None = None  # the one GPU of this process, where its machine has several processes
 
 
 def resolve(environ: Mapping[str, str]) -> Plan:
@@ -34,18 +35,21 @@ def resolve(environ: Mapping[str, str]) -> Plan:
         InputError: variables that are half set, no numbers, or contradict each other.
     """
     for source, wanted in _SETS.items():
-        if wanted[0] in environ:
+        if environ.get(wanted[0]):
             return _explicit(source, environ, wanted)
-    if "SKYPILOT_NODE_IPS" in environ:
-        first = environ["SKYPILOT_NODE_IPS"].split()[0]
-        found = {"address": f"{first}:{PORT}", **environ}
-        return _explicit("SkyPilot", found, ("address", "SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK"))
-    if int(environ.get("SLURM_NTASKS", "1")) > 1:
-        # jax gives each task the device of its local rank, and so seven of eight to nobody where a node has one task.
-        each = environ.get("SLURM_TASKS_PER_NODE", environ.get("SLURM_NTASKS_PER_NODE", ""))  # "8", or "1(x2)"
-        return Plan("SLURM", every_device=each.split("(")[0] == "1")
-    if "," in environ.get("TPU_WORKER_HOSTNAMES", ""):
+    if ips := environ.get("SKYPILOT_NODE_IPS", "").split():
+        found = {**environ, "address": f"{ips[0]}:{PORT}"}
+        return _explicit("SkyPilot", found, ("address", *_SKYPILOT))
+    if _number(environ, "SLURM_NTASKS", "1") > 1:
+        return _slurm(environ)
+    several = any("," in environ.get(name, "") for name in ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"))
+    # A TPU VM outside Kubernetes has nothing in its environment: jax asks the machine's metadata, and our recipe says so.
+    if several or environ.get("MEGASCALE_COORDINATOR_ADDRESS") or environ.get("SVLM_TPU_POD") == "1":
         return Plan("TPU pod")
+    # Each of N processes that believes it is alone would write the same run directory.
+    for first, *others in [*_SETS.values(), ("SKYPILOT_NODE_IPS", *_SKYPILOT)]:
+        if given := [name for name in others if environ.get(name)]:
+            raise InputError("environment", f"{', '.join(given)} without {first}", "all of them, or none", f"set {first}")
     return Plan("one process", f"127.0.0.1:{free_port()}", 1, 0)
 
 
@@ -55,6 +59,7 @@ _SETS: dict[str, tuple[str, str, str]] = {
     "torchrun": ("MASTER_ADDR", "WORLD_SIZE", "RANK"),
     "JobSet": ("JAX_COORDINATOR_ADDRESS", "NNODES", "NODE_RANK"),
 }
+_SKYPILOT = ("SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK")
 
 
 def _explicit(source: str, environ: Mapping[str, str], names: tuple[str, str, str]) -> Plan:
@@ -63,15 +68,49 @@ def _explicit(source: str, environ: Mapping[str, str], names: tuple[str, str, st
         raise InputError(f"environment ({source})", f"{names[0]} without {', '.join(missing)}", "all of them", "set them")
     address = environ[names[0]]
     if ":" not in address:
-        address = f"{address}:{environ.get('MASTER_PORT') or PORT}"
-    try:
-        processes, process = int(environ[names[1]]), int(environ[names[2]])
-    except ValueError:
-        got = f"{environ[names[1]]!r} and {environ[names[2]]!r}"
-        raise InputError(f"environment {names[1]}, {names[2]}", got, "two numbers", "set them") from None
+        address = f"{address}:{_port(environ) if source == 'torchrun' else PORT}"
+    processes, process = _number(environ, names[1]), _number(environ, names[2])
     if not 0 <= process < processes:
         raise InputError(f"environment {names[2]}", process, f"0 to {processes - 1}", f"check {names[1]}")
-    return Plan(source, address, processes, process, every_device=source in ("JobSet", "SkyPilot"))
+    device = None
+    if source == "torchrun" and _number(environ, "LOCAL_WORLD_SIZE", "1") > 1:
+        device = _number(environ, "LOCAL_RANK")
+    return Plan(source, address, processes, process, source in ("JobSet", "SkyPilot"), device)
+
+
+def _port(environ: Mapping[str, str]) -> int:
+    """Of the coordinator under torchrun, whose agent listens on MASTER_PORT itself: the next one."""
+    return _number(environ, "MASTER_PORT", str(PORT)) + (environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+
+
+def _slurm(environ: Mapping[str, str]) -> Plan:
+    if not environ.get("SLURM_STEP_NODELIST"):  # in the batch script itself, or in the shell of an allocation
+        raise InputError("SLURM", f"{environ['SLURM_NTASKS']} tasks, and no step", "a step", "start with srun")
+    # jax gives each task the device of its local rank, and so seven of eight to nobody where a node has one task.
+    names = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE", "SLURM_NTASKS_PER_NODE")
+    each = next((environ[name] for name in names if environ.get(name)), "")  # "8", or "1(x2)"
+    return Plan("SLURM", every_device=each.split("(")[0] == "1")
+
+
+def _number(environ: Mapping[str, str], name: str, default: str = "") -> int:
+    text = environ.get(name) or default
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"environment {name}", repr(text), "a number", "set it") from None
+
+
+def local_devices(plan: Plan, environ: Mapping[str, str], nodes: int) -> list[int] | None:
+    """The GPUs of this process, as jax counts them: from 0 among those that CUDA_VISIBLE_DEVICES leaves. None: what jax takes.
+
+    Args:
+        nodes: GPUs of the machine.
+    """
+    if plan.device is not None:
+        return [plan.device]
+    visible = environ.get("CUDA_VISIBLE_DEVICES")  # SLURM sets it
+    count = nodes if visible is None else len([name for name in visible.split(",") if name.strip()])
+    return list(range(count)) or None if plan.every_device else None
 
 
 def initialize(plan: Plan | None = None, environ: Mapping[str, str] = os.environ) -> Plan:
@@ -81,21 +120,22 @@ def initialize(plan: Plan | None = None, environ: Mapping[str, str] = os.environ
 
     plan = plan or resolve(environ)
     sys.excepthook = lambda kind, error, trace: fail(error)
-    local = None
-    if plan.every_device and environ.get("CUDA_VISIBLE_DEVICES", "all") == "all" and os.path.exists("/dev/nvidia0"):
-        local = [int(name.removeprefix("nvidia")) for name in os.listdir("/dev") if name.removeprefix("nvidia").isdigit()]
+    # In a container nvidia3 may be the only one: their number counts, not their names.
+    nodes = sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev")) if os.path.isdir("/dev") else 0
     on_this_machine = plan.coordinator is not None and plan.coordinator.startswith("127.0.0.1:")
     jax.distributed.initialize(
         plan.coordinator,
         plan.processes,
         plan.process,
-        local_device_ids=sorted(local) if local else None,
+        local_device_ids=local_devices(plan, environ, nodes),
         initialization_timeout=int(environ.get("SVLM_JOIN_SECONDS", "300")),
         heartbeat_timeout_seconds=int(environ.get("SVLM_HEARTBEAT_SECONDS", "60")),
         shutdown_timeout_seconds=int(environ.get("SVLM_LEAVE_SECONDS", "30")),
         cluster_detection_method=None if plan.coordinator is None else "deactivate",
         coordinator_bind_address=plan.coordinator if on_this_machine and plan.process == 0 else None,
     )
+    if jax.process_index() == 0:
+        print(f"{jax.process_count()} processes, as told by: {plan.source}", file=sys.stderr, flush=True)
     return plan
 
 

@@ -134,7 +134,7 @@ def _batch(size: Bucket, rows: int, model: ModelConfig, mesh: Any) -> Any:
         return jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=batch_sharding(mesh, len(shape) + 1))
 
     pair = made(size.patches, 2)
-    vision = VisionInput(made(size.patches, model.vision.patch_dim, dtype="float32"), pair, pair, pair, size.frame)
+    vision = VisionInput(made(size.patches, model.vision.patch_dim, dtype="uint8"), pair, pair, pair, size.frame)
     tokens = made(size.tokens)
     inputs = Inputs(tokens, tokens, made(3, size.tokens, dtype="float32"), tokens, vision)
     return Batch(inputs, made(size.labels), made(size.labels))

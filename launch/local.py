@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from launch.distributed import free_port
+from svlm_jax.errors import InputError
 
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL when another process has failed
 PREEMPTED = 75
@@ -26,22 +27,47 @@ def spawn(
     """Run `python -m ARGV...` that many times. Returns the exit code: that of the first to fail, 75 when asked to stop.
 
     Args:
-        devices_each: virtual CPU devices of each.
+        devices_each: virtual CPU devices of each, and its share of the GPUs. Not given: each has all GPUs, which only works
+            where there are none.
+
+    Raises:
+        InputError: CUDA_VISIBLE_DEVICES names fewer GPUs than that.
     """
     common = {**environ, "SVLM_COORDINATOR": f"127.0.0.1:{free_port()}", "SVLM_NUM_PROCESSES": str(processes)}
     if devices_each:
         common["JAX_NUM_CPU_DEVICES"] = str(devices_each)
-    started = []
+    shares = _shares(processes, devices_each, environ)
+    started, echoes = [], []
     for number in range(processes):
         piped = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         command = [sys.executable, "-m", *argv]
-        one = subprocess.Popen(command, env=common | {"SVLM_PROCESS_ID": str(number)}, preexec_fn=_with_parent, **piped)
+        own = common | {"SVLM_PROCESS_ID": str(number)} | shares[number]
+        one = subprocess.Popen(command, env=own, preexec_fn=_WITH_PARENT, **piped)
         started.append(one)
         if number:
-            threading.Thread(target=_echo, args=(number, one), daemon=True).start()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(name, lambda heard, _: [one.send_signal(heard) for one in started if one.poll() is None])
-    return _wait(started)
+            echoes.append(threading.Thread(target=_echo, args=(number, one), daemon=True))
+            echoes[-1].start()
+    before = {name: signal.signal(name, lambda heard, _: _signal(started, heard)) for name in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        return _wait(started)
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+        for echo in echoes:  # the last lines of a process that failed; one whose own children hold the pipe is not waited for
+            echo.join(timeout=2.0)
+
+
+def _shares(processes: int, each: int | None, environ: Mapping[str, str]) -> list[dict[str, str]]:
+    names = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    if not each or names == ["-1"] or ("CUDA_VISIBLE_DEVICES" in environ and not names):  # not asked, or no GPUs on purpose
+        return [{}] * processes
+    names = names or [str(number) for number in range(processes * each)]
+    if len(names) < processes * each:
+        wanted = f"{processes} x {each}"
+        raise InputError(
+            "CUDA_VISIBLE_DEVICES", f"{len(names)} GPUs", f"{wanted} of them", "name more, or start fewer processes"
+        )
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(names[n * each : (n + 1) * each])} for n in range(processes)]
 
 
 def _wait(started: list[subprocess.Popen]) -> int:
@@ -71,6 +97,14 @@ def _echo(number: int, process: subprocess.Popen) -> None:
         print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
 
 
+# Looked up here: between fork and exec nothing should load a library.
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+
+
 def _with_parent() -> None:
     """In the child: be killed when the parent is gone (Linux)."""
-    ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    assert _PRCTL is not None
+    _PRCTL(_DIE_WITH_PARENT, signal.SIGKILL)
+
+
+_WITH_PARENT = _with_parent if _PRCTL else None

@@ -265,7 +265,7 @@ class Watch:
         screen.say(f"watched {self.done} chunks to {clock(self.next)}{told}")
 
     def _prepare(self, chunk: Any) -> Any:
-        return self.vlm.processor.video(chunk.frames, fps=self.args.fps)
+        return self.vlm.processor.video(chunk.frames, fps=self.args.fps, levels=True)
 
     def _begin(self, clip: Any) -> None:
         """Make the session for frames of that size, compile it, and begin or resume the stream."""
@@ -275,7 +275,7 @@ class Watch:
         args, vlm, started = self.args, self.vlm, time.monotonic()
         previous = args.previous_text
         self.session = Session(vlm.model, vlm.tokenizer, self.config, clip.grid, sampling=self.sampling, previous=previous)
-        state = self.session.warm(self.session.start(), tokens=args.tokens)
+        state = self.session.warm(self.session.start(), clip, tokens=args.tokens)
         if args.resume:
             del state  # makes room for the saved one
             self.state = saved.load(args.resume, self.session)

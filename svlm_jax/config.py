@@ -21,6 +21,8 @@ Rebase = Literal["shrink", "append"]
 
 VISION_EPS = 1e-6  # RMSNorm epsilon of the whole vision tower; not in any config.json
 VISION_ROPE_THETA = 10_000.0
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of R, G, B, of a level over 255: what published models see pixels as
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)

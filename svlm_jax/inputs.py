@@ -27,9 +27,10 @@ NOTHING = (1, 0)  # first > last: a query that sees no slot
 class VisionInput:
     """Patches of the images and clips of each sample, in window order, padded to a bucket.
 
-    patches [B, P, C] float32, normalised. place [B, P, 2] int32: row and column of the patch in its frame. window, frame
-    [B, P, 2] int32: first and last patch that this one attends to in window layers and in per-frame full layers; pads see
-    nothing and are seen by none. frame_span: static bucket that holds the patches of any one frame.
+    patches [B, P, C]: float32, normalised, or uint8 levels, which the tower normalises. place [B, P, 2] int32: row and column
+    of the patch in its frame. window, frame [B, P, 2] int32: first and last patch that this one attends to in window layers and
+    in per-frame full layers; pads see nothing and are seen by none. frame_span: static bucket that holds the patches of any one
+    frame.
     """
 
     patches: Any  # numpy on the host, jax inside a jitted function, anything while jax walks the tree
@@ -122,12 +123,15 @@ def layout(grids: tuple[tuple[int, int, int], ...], config: VisionConfig, size: 
     return Layout(*arrays, frame_span)
 
 
-def lay_out(clips: Sequence[tuple[np.ndarray, tuple[int, int, int]]], config: VisionConfig, size: int):
+def lay_out(
+    clips: Sequence[tuple[np.ndarray, tuple[int, int, int]]], config: VisionConfig, size: int, dtype: Any = np.float32
+) -> tuple[VisionInput, np.ndarray]:
     """Put images and clips of one sample one after the other, in window order, padded to `size` patches.
 
     Args:
         clips: (patches [P, C] in patchify order, grid (t, h, w) in patches) of each image or clip.
         size: patches in the bucket.
+        dtype: of the patches where there are no clips (as the rest of the batch has them).
 
     Returns:
         A VisionInput without batch axis, and the rows of its `layout`.
@@ -138,7 +142,10 @@ def lay_out(clips: Sequence[tuple[np.ndarray, tuple[int, int, int]]], config: Vi
                 f"patches of grid {(t, h, w)}: got shape {pixels.shape}, expected ({t * h * w}, {config.patch_dim})"
             )
     laid = layout(tuple(grid for _, grid in clips), config, size)
-    patches = np.zeros((size, config.patch_dim), np.float32)
+    kind = clips[0][0].dtype if clips else np.dtype(dtype)
+    if any(pixels.dtype != kind for pixels, _ in clips):
+        raise ValueError(f"patches: got {sorted({str(pixels.dtype) for pixels, _ in clips})}, expected one dtype")
+    patches = np.zeros((size, config.patch_dim), kind)
     if clips:
         pixels = clips[0][0] if len(clips) == 1 else np.concatenate([pixels for pixels, _ in clips])
         np.take(pixels, laid.order, axis=0, out=patches[: len(laid.order)])
@@ -147,6 +154,8 @@ def lay_out(clips: Sequence[tuple[np.ndarray, tuple[int, int, int]]], config: Vi
 
 def stack(clips: Sequence[VisionInput]) -> VisionInput:
     """A batch of what `lay_out` made of each sample."""
+    if len({clip.patches.dtype for clip in clips}) > 1:
+        raise ValueError(f"patches: got {sorted({str(clip.patches.dtype) for clip in clips})} in a batch, expected one dtype")
     names = ("patches", "place", "window", "frame")
     arrays = {name: np.stack([getattr(clip, name) for clip in clips]) for name in names}
     return VisionInput(**arrays, frame_span=max(clip.frame_span for clip in clips))

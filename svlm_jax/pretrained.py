@@ -88,9 +88,10 @@ class Pretrained:
         def lost(chunks: Sequence[Any]) -> None:
             warnings.warn(f"dropped {chunks[0].start:g} to {chunks[-1].end:g} s: too late", stacklevel=3)
 
-        with Player(
-            open_source(source, **clock), lambda chunk: self.processor.video(chunk.frames, fps=config.fps), report=lost
-        ) as player:
+        def prepare(chunk: Any) -> Clip:
+            return self.processor.video(chunk.frames, fps=config.fps, levels=True)
+
+        with Player(open_source(source, **clock), prepare, report=lost) as player:
             for chunk, clip in player:
                 if session is None or state is None:
                     options = {"sampling": sampling, "previous": previous}

@@ -158,7 +158,7 @@ def test_nothing_compiles_after_the_first_chunk(make, mode):
 def test_warming_up_compiles_all_there_is(make):
     made = make(rows=1, max_new_tokens=7)  # a length of its own: nothing is compiled for it yet
     with Compiled() as warming:
-        state = made.warm(made.start(), tokens=True)
+        state = made.warm(made.start(), chunk(0).clip, tokens=True)
     assert warming.count > 0 and state.streams == (None,)
     state = made.join(state, query="Commentate")
     with Compiled() as compiled:

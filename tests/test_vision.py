@@ -10,7 +10,9 @@ from flax import nnx
 from pallas_kernels import xla as attention_module
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf
-from svlm_jax.inputs import lay_out
+from svlm_jax.data.pixels import STREAM_FRAME, preprocess
+from svlm_jax.inputs import lay_out, stack
+from svlm_jax.model.vision import normalised
 from svlm_jax.model.vlm import from_parameters
 
 CLOSE = 2e-5  # absolute, of rows of order one in float32
@@ -135,3 +137,23 @@ def test_rows_depend_on_the_place_of_their_patches(tower):
     np.testing.assert_allclose(np.asarray(tower(batched(moved)))[0, rows], here, rtol=0, atol=CLOSE)  # angles are relative
     turned = replace(laid, place=laid.place[:, ::-1].copy())
     assert np.abs(np.asarray(tower(batched(turned)))[0, rows] - here).max() > 1e-3
+
+
+def test_the_tower_normalises_levels_as_the_preprocessor_does():
+    """To the last rounding: the preprocessor multiplies by 1/255 in float64, the tower in float32."""
+    levels = np.random.default_rng(0).integers(0, 256, (2, 56, 84, 3), dtype=np.uint8)
+    raw, grid = preprocess(levels, STREAM_FRAME, levels=True)
+    want, same = preprocess(levels, STREAM_FRAME)
+    assert raw.dtype == np.uint8 and want.dtype == np.float32 and grid == same
+    np.testing.assert_allclose(jax.jit(normalised)(raw), want, rtol=0, atol=1e-6)
+    own = replace(STREAM_FRAME, mean=(0.5, 0.5, 0.5))
+    assert preprocess(levels, own, levels=True)[0].dtype == np.float32  # which the tower does not know
+
+
+def test_levels_and_normalised_patches_are_not_mixed(tiny_dir):
+    vision = hf_config.read(tiny_dir).vision
+    one, other = (np.zeros((4, 1176), dtype) for dtype in (np.uint8, np.float32))
+    with pytest.raises(ValueError, match="expected one dtype"):
+        lay_out([(one, (1, 2, 2)), (other, (1, 2, 2))], vision, 64)
+    with pytest.raises(ValueError, match="in a batch, expected one dtype"):
+        stack([lay_out([(one, (1, 2, 2))], vision, 64)[0], lay_out([], vision, 64)[0]])

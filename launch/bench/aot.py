@@ -41,7 +41,7 @@ def bench(args: argparse.Namespace) -> None:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     pair = sds(1, patches, 2)
-    vision = VisionInput(sds(1, patches, 1176, dtype="float32"), pair, pair, pair, patches)
+    vision = VisionInput(sds(1, patches, 1176, dtype="uint8"), pair, pair, pair, patches)
     inputs = Inputs(sds(1, tokens), sds(1, tokens), sds(1, 3, tokens, dtype="float32"), sds(1, tokens), vision)
     cache = jax.eval_shape(lambda: Cache.empty(config.text, 1, slots, config.dtype))
     done, seen = sds(1, dtype="bool"), sds(1, config.text.vocab_size, dtype="bool")

@@ -75,7 +75,7 @@ def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
         frozen = {path: value.astype(model.dtype) for path, value in frozen.items()}
         step = Step(model, optimizer(config.optimizer, 100), mesh, trained)
         turns, grid = 24, _grid(size.patches // 24)
-        patches = np.zeros((grid[1] * grid[2], model.vision.patch_dim), np.float32)
+        patches = np.zeros((grid[1] * grid[2], model.vision.patch_dim), np.uint8)
         spans: list[Span] = []
         for turn in range(turns):
             spans += [vision_span(grid, model.vision.spatial_merge_size, turn, 1.0), Span(Kind.REPLY, 1, turn)]

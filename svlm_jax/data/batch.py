@@ -12,8 +12,8 @@ from svlm_jax.spans import Span, positions, total
 
 
 class Clip(NamedTuple):
-    """An image or a clip as the vision tower reads it: patches [P, C] float32 in patchify order, grid (t, h, w) in patches,
-    `step` temporal positions from one t to the next. `video` says which pad token stands for it."""
+    """An image or a clip as the vision tower reads it: patches [P, C] in patchify order (float32, or uint8 levels), grid
+    (t, h, w) in patches, `step` temporal positions from one t to the next. `video` says which pad token stands for it."""
 
     patches: np.ndarray
     grid: tuple[int, int, int]
@@ -57,6 +57,7 @@ def collate(
     place = np.zeros((batch, 3, size), np.float32)
     counts = [sum(len(clip.patches) for clip in sample.clips) for sample in samples]
     patches = bucket(max(counts), patch_buckets, "patches in a prompt") if any(counts) else 0
+    dtype = next((clip.patches.dtype for sample in samples for clip in sample.clips), np.float32)
     clips: list[VisionInput] = []
     for b, sample in enumerate(samples):
         length = len(sample.ids)
@@ -65,7 +66,7 @@ def collate(
         here = slice(size - length, size) if side == "left" else slice(0, length)
         ids[b, here], index[b, here] = sample.ids, np.arange(length)
         place[b, :, here] = positions(sample.spans, vision.spatial_merge_size)
-        laid, order = lay_out([(clip.patches, clip.grid) for clip in sample.clips], vision, patches)
+        laid, order = lay_out([(clip.patches, clip.grid) for clip in sample.clips], vision, patches, dtype)
         clips.append(laid)
         seen = np.concatenate([np.full(span.length, span.grid is not None) for span in sample.spans])
         if seen.sum() != len(order):

@@ -187,7 +187,7 @@ def batch(examples: Sequence[Example], size: Size, config: Any) -> Batch:
     filler = Sample(np.zeros(1, np.int32), (Span(Kind.SYSTEM, 1),), ())
     samples = [example.sample or filler for example in examples]
     inputs = collate(samples, config.vision, token_buckets=(size.tokens,), patch_buckets=(size.patches,))
-    vision = inputs.vision or stack([lay_out([], config.vision, size.patches)[0] for _ in samples])
+    vision = inputs.vision or stack([lay_out([], config.vision, size.patches, np.uint8)[0] for _ in samples])
     # One span for all, or frames of another size would be another program.
     inputs = inputs._replace(vision=replace(vision, frame_span=size.frame))
     at, labels = (np.full((len(samples), size.labels), fill, np.int32) for fill in (0, NO_LOSS))

@@ -13,10 +13,9 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
+from svlm_jax.config import CLIP_MEAN, CLIP_STD
 from svlm_jax.errors import InputError
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT_RATIO = 200  # the Qwen rule: beyond it one side of the resized picture has nothing left to show
 PIL_BICUBIC = 3  # `resample` in the JSON files is PIL's enumeration
 
@@ -49,6 +48,11 @@ class PixelConfig:
     @property
     def factor(self) -> int:
         return self.patch_size * self.merge_size
+
+    @property
+    def usual(self) -> bool:
+        """Whether levels are normalised as by every published model, which the vision tower can do itself."""
+        return self.mean == CLIP_MEAN and self.std == CLIP_STD and abs(self.rescale * 255 - 1) < 1e-9
 
     @classmethod
     def from_dict(cls, d: object, source: str) -> "PixelConfig":
@@ -177,10 +181,14 @@ def patchify(frames: np.ndarray, config: PixelConfig) -> tuple[np.ndarray, tuple
     return patches, (len(frames) // pairs, frames.shape[1] // patch, frames.shape[2] // patch)
 
 
-def preprocess(frames: np.ndarray, config: PixelConfig) -> tuple[np.ndarray, tuple[int, int, int]]:
+def preprocess(frames: np.ndarray, config: PixelConfig, *, levels: bool = False) -> tuple[np.ndarray, tuple[int, int, int]]:
     """One image (F = 1) or one clip, uint8 [F, H, W, 3] -> (patches float32 [P, C], grid (t, h, w)).
 
     Equal to resize, normalise, patchify in this order; patchify runs first on bytes because that moves a quarter.
+
+    Args:
+        levels: leave the patches as levels (uint8), a quarter of the bytes, for the vision tower to normalise; unless `config`
+            normalises in a way of its own.
 
     Raises:
         InputError: no frames, not uint8 [F, H, W, 3], or a size that `smart_resize` refuses.
@@ -193,6 +201,8 @@ def preprocess(frames: np.ndarray, config: PixelConfig) -> tuple[np.ndarray, tup
         with ThreadPoolExecutor() as pool:  # PIL releases the interpreter lock; this is most of the cost
             frames = np.stack(list(pool.map(lambda frame: resize(frame, height, width), frames)))
     patches, grid = patchify(frames, config)
+    if levels and config.usual:
+        return patches, grid
     mean, std = (np.asarray(v, np.float32)[:, None] for v in (config.mean, config.std))
     by_channel = rearrange(patches, "p (c n) -> p c n", c=3)
     return _standardise(by_channel, mean, std, config).reshape(patches.shape), grid

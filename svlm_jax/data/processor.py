@@ -56,14 +56,20 @@ class Processor:
         return Clip(*preprocess(load_image(source)[None], self.image_config))
 
     def video(
-        self, source: Any, *, fps: float | int = 2.0, start: float | int = 0.0, duration: float | int | None = None
+        self,
+        source: Any,
+        *,
+        fps: float | int = 2.0,
+        start: float | int = 0.0,
+        duration: float | int | None = None,
+        levels: bool = False,
     ) -> Clip:
-        """A video file, or a sequence of frames already taken at `fps`, as patches."""
+        """A video file, or a sequence of frames already taken at `fps`, as patches; `levels`: see `preprocess`."""
         if isinstance(source, str | Path):
             frames, _, fps = read_video(source, fps=fps, start=start, duration=duration)
         else:
             frames = as_frames(source)
-        patches, grid = preprocess(frames, self.video_config)
+        patches, grid = preprocess(frames, self.video_config, levels=levels)
         vision = self.config.vision
         return Clip(patches, grid, temporal_step(vision.tokens_per_second, vision.temporal_patch_size, fps), video=True)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from svlm_jax.config import VISION_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
+from svlm_jax.config import CLIP_MEAN, CLIP_STD, VISION_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
 from svlm_jax.inputs import VisionInput
 from svlm_jax.model.attention import vision_attention
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm
@@ -75,6 +75,13 @@ class Merger(nnx.Module):
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
+def normalised(levels: jax.Array) -> jax.Array:
+    """Patches [..., C] of levels (uint8), channel by channel, as the preprocessor would have normalised them, in float32."""
+    mean, std = (jnp.asarray(number, jnp.float32)[:, None] for number in (CLIP_MEAN, CLIP_STD))
+    by_channel = levels.reshape(*levels.shape[:-1], 3, -1).astype(jnp.float32)
+    return ((by_channel / 255 - mean) / std).reshape(levels.shape)
+
+
 class VisionTower(nnx.Module):
     """patches [B, P, C] -> rows [B, M, D], both in window order."""
 
@@ -87,7 +94,8 @@ class VisionTower(nnx.Module):
 
     def __call__(self, vision: VisionInput) -> Float[Array, "B M D"]:
         vision = jax.tree.map(jnp.asarray, vision)
-        x = self.patch_embed(vision.patches.astype(self.dtype))
+        patches = normalised(vision.patches) if vision.patches.dtype == jnp.uint8 else vision.patches
+        x = self.patch_embed(patches.astype(self.dtype))
         rotary = vision_rotary(vision.place, self.config.head_dim, VISION_ROPE_THETA)
         real = vision.frame[..., 0] <= vision.frame[..., 1]
         index = jnp.where(real, jnp.arange(x.shape[1]), -1)

@@ -123,14 +123,13 @@ class Session:
             raise InputError("seed", seed, "0 to 4294967295", "choose another")
         return self._with(state, row, sequence.start(opening, plain(query, "query"), seed))
 
-    def warm(self, state: StreamState, *, tokens: bool = False) -> StreamState:
-        """Compile all that `step` runs, on a chunk of black in a row that is then free again.
+    def warm(self, state: StreamState, clip: Clip, *, tokens: bool = False) -> StreamState:
+        """Compile all that `step` runs, in a row that is then free again.
 
         Args:
+            clip: one like those to come.
             tokens: also what `on_token` needs.
         """
-        t, h, w = self.grid
-        clip = Clip(np.zeros((t * h * w, self.model_config.vision.patch_dim), np.float32), self.grid, video=True)
         free = state.streams.index(None)
         state = self.join(state, free)
         chunks: list[Chunk | None] = [None] * self.batch

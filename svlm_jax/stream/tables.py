@@ -33,7 +33,8 @@ def vision(rows: Rows, config: ModelConfig, size: int, frame: int) -> tuple[Visi
     """Frames to look at, [B, P = size, C], and the row of the vision tower's output for each of a stream's vision tokens;
     `frame`: most patches in a frame, so that other shapes are the same program."""
     clips = [[(clip.patches, clip.grid) for _, clip in row.turn.clips] if row else [] for row in rows]
-    laid = [lay_out(some, config.vision, size) for some in clips]
+    dtype = next((patches.dtype for some in clips for patches, _ in some), np.float32)
+    laid = [lay_out(some, config.vision, size, dtype) for some in clips]
     frames = replace(stack([one for one, _ in laid]), frame_span=bucket(frame, PATCH_BUCKETS, "patches in a frame"))
     return frames, [where for _, where in laid]
 

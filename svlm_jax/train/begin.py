@@ -118,7 +118,7 @@ class Make:
     def __call__(self, window: Window) -> tuple[Sample, np.ndarray]:
         model, pixels = self.processor.config, self.processor.video_config
         step = temporal_step(model.vision.tokens_per_second, model.vision.temporal_patch_size, self.data.fps)
-        clips = [Clip(*preprocess(frames, pixels), step, video=True) for frames in window.frames]
+        clips = [Clip(*preprocess(frames, pixels, levels=True), step, video=True) for frames in window.frames]
         windows = {"sink": self.data.sink, "slide": self.data.slide, "as_streamed": self.data.as_streamed}
         return annotation.sample(window.annotation, clips, self.processor.tokenizer, model, **windows)
 

@@ -70,7 +70,7 @@ def _cut(path: Path, step: int) -> None:
 
 def _tensorboard(directory: Path, step: int) -> Any:
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError("tensorboard", "not installed", "tensorboardX", "pip install 'svlm-jax[tensorboard]'") from None
     return SummaryWriter(str(directory), purge_step=step + 1)
