@@ -67,15 +67,26 @@ def measure(config: TrainConfig, topology: str) -> list[dict[str, Any]]:
             ("optimiser step", step.apply, (state, sums)),
         ):
             started = time.monotonic()
-            memory: Any = function.trace(*arguments).lower().compile().memory_analysis()
             moments = _bytes((state.moments, state.ema)) if name == "micro-step" else 0  # held, and no argument of it
-            total = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-            total += memory.temp_size_in_bytes + moments
-            row = {"function": name, "memory (GB)": round(total / 1e9, 2)}
-            row |= {"arguments (GB)": round(memory.argument_size_in_bytes / 1e9, 2)}
-            row |= {"temporary (GB)": round(memory.temp_size_in_bytes / 1e9, 2), "moments held (GB)": round(moments / 1e9, 2)}
-            rows.append(row | {"attention": kernels, "compile (s)": round(time.monotonic() - started, 1)})
+            taken, temporary = _compiled(function, arguments)
+            row: dict[str, Any] = {"function": name, "memory (GB)": round((taken + temporary + moments) / 1e9, 2)}
+            row |= {"arguments (GB)": round(_bytes(arguments) / 1e9, 2), "temporary (GB)": round(temporary / 1e9, 2)}
+            row |= {"moments held (GB)": round(moments / 1e9, 2), "attention": kernels}
+            rows.append(row | {"compile (s)": round(time.monotonic() - started, 1)})
     return rows
+
+
+def _compiled(function: Any, arguments: tuple) -> tuple[float, float]:
+    """Bytes of a device: arguments and what is not written over them, and temporaries."""
+    try:
+        memory = function.trace(*arguments).lower().compile().memory_analysis()
+    except RuntimeError as error:  # a TPU's compiler refuses what does not fit, and says by how much
+        found = re.search(r"temporaries \(([\d.]+)G\) exceeds", str(error))
+        if found is None:
+            raise
+        return _bytes(arguments), float(found[1]) * 2**30
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return held, memory.temp_size_in_bytes
 
 
 def shape(model: str) -> ModelConfig:

@@ -14,6 +14,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from launch.distributed import Plan, local_devices, resolve
+from launch.local import spawn
+from svlm_jax.errors import InputError
+
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "launch" / "cluster"
 GONE = 15.0  # seconds in which all processes have ended

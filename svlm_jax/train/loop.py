@@ -72,7 +72,7 @@ class Trainer:
             self.samples = int(meta["samples"])
             say(f"goes on after step {int(self.state.step)} of {self.steps}, {self.samples} samples")
         self.vision_trained = any(path.startswith("vision.") for path in trained)
-        self.watchdog, self.micro_step = Watchdog(0), 0
+        self.watchdog, self.micro_step, self.traced = Watchdog(0), 0, False
 
     def run(self) -> State:
         """Raises:
@@ -113,6 +113,7 @@ class Trainer:
             self._tell(told, logs)
             raise
         finally:
+            self._profile(0)
             self.watchdog.close()
             batches.close()
             if logs is not None:
@@ -200,12 +201,15 @@ class Trainer:
             yield examples, batch(examples, size, self.model)
 
     def _profile(self, number: int) -> None:
+        """Begin or end the trace that `profile` asks for; `number` 0: the run is over."""
         first, many = self.config.profile
         if many and number == first:
             jax.profiler.start_trace(str(Path(self.config.run_dir) / "profile"))
-        if many and number == first + many:
+            self.traced = True
+        elif self.traced and number in (0, first + many):
             jax.block_until_ready(self.state)
             jax.profiler.stop_trace()
+            self.traced = False
 
 
 class _Done(NamedTuple):

@@ -162,7 +162,10 @@ ENVIRONMENTS = {
         {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"},
         ("SkyPilot", 2, 1),
     ),
-    "slurm": ({"SLURM_NTASKS": "16", "SLURM_TASKS_PER_NODE": "8(x2)"}, ("SLURM", None, None)),
+    "slurm": (
+        {"SLURM_NTASKS": "16", "SLURM_TASKS_PER_NODE": "8(x2)", "SLURM_STEP_NODELIST": "n[1-2]"},
+        ("SLURM", None, None),
+    ),
     "tpu": ({"TPU_WORKER_HOSTNAMES": "a,b"}, ("TPU pod", None, None)),
 }
 
@@ -179,7 +182,6 @@ def test_addresses_and_devices_of_environments():
     assert resolve(ENVIRONMENTS["skypilot"][0]).coordinator == "10.0.0.1:6002"
     assert resolve(ENVIRONMENTS["jobset"][0]) == Plan("JobSet", "job-0:6002", 8, 0, every_device=True)
     assert not resolve(ENVIRONMENTS["slurm"][0]).every_device
-    assert resolve({"SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "1(x2)"}).every_device
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,7 @@ def test_addresses_and_devices_of_environments():
     [
         ({"MASTER_ADDR": "a", "RANK": "0"}, "MASTER_ADDR without WORLD_SIZE"),
         ({"MASTER_ADDR": "a", "WORLD_SIZE": "2", "RANK": "2"}, "environment RANK: got 2, expected 0 to 1"),
-        ({"MASTER_ADDR": "a", "WORLD_SIZE": "two", "RANK": "0"}, "expected two numbers"),
+        ({"MASTER_ADDR": "a", "WORLD_SIZE": "two", "RANK": "0"}, "WORLD_SIZE: got 'two', expected a number"),
     ],
 )
 def test_half_an_environment_is_refused(environ, words):
