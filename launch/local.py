@@ -93,8 +93,10 @@ def _signal(started: list[subprocess.Popen], number: int) -> None:
 
 
 def _echo(number: int, process: subprocess.Popen) -> None:
-    for line in process.stdout or ():
-        print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
+    assert process.stdout is not None
+    with process.stdout as lines:
+        for line in lines:
+            print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
 
 
 # Looked up here: between fork and exec nothing should load a library.

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -86,10 +87,14 @@ def read_until(process: subprocess.Popen, words: str, times: int) -> list[str]:
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    try:
-        told, _ = process.communicate(timeout=60)
-    finally:
-        process.kill()
+    """Exit code and the rest of its output (`communicate` would lose what `readline` has read ahead)."""
+    assert process.stdout is not None
+    late = threading.Timer(60, process.kill)
+    late.start()
+    with process.stdout as lines:
+        told = lines.read()
+    process.wait()
+    late.cancel()
     return process.returncode, told
 
 

@@ -5,6 +5,7 @@ config) and nothing of what is frozen, which `config.model` still holds. A step 
 later is passed over with a warning for the one before. The state is read into any mesh and number of hosts.
 """
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -100,9 +101,12 @@ class Checkpoints:
                 continue
         return None
 
-    def close(self) -> None:
-        self.finish()
-        self._orbax.close()
+    def close(self, quiet: bool = False) -> None:
+        """`quiet`: something has failed already, which is what should be told."""
+        with contextlib.suppress(Exception) if quiet else contextlib.nullcontext():
+            self.finish()
+        with contextlib.suppress(Exception) if quiet else contextlib.nullcontext():
+            self._orbax.close()
 
 
 def _failed(directory: Path, error: Exception) -> InputError:

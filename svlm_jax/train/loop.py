@@ -118,7 +118,7 @@ class Trainer:
             batches.close()
             if logs is not None:
                 logs.close()
-            self.checkpoints.close()
+            self.checkpoints.close(quiet=sys.exc_info()[0] is not None)
         return self.state
 
     def _tests(self, number: int) -> bool:
