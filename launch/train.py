@@ -130,13 +130,18 @@ def train(config: Any) -> None:
     from svlm_jax.train.loop import Preempted
     from svlm_jax.train.run import trainer
 
-    say = Screen(jax.process_index() == 0)
+    chief, marker = jax.process_index() == 0, Path(config.run_dir) / "preempted"
+    if chief:
+        marker.unlink(missing_ok=True)
+    say = Screen(chief)
     try:
         runner = trainer(config, local_directory(config.model), say=say, stop=multihost_utils.reached_preemption_sync_point)
         say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.steps} steps of {config.batch} samples")
         runner.run()
     except Preempted as told:
         say(f"asked to stop: {told}; start again and the run goes on")
+        if chief:
+            marker.touch()
         distributed.leave(PREEMPTED)
     except Exception as error:
         distributed.fail(error)

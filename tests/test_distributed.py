@@ -5,6 +5,7 @@ What a training run does on top of this is in tests/train/test_processes.py.
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -69,17 +70,17 @@ def start(place: Path, text: str, processes: int, **environ: str) -> subprocess.
     """A parent that spawns `text` that many times, on two virtual devices each."""
     (place / "child.py").write_text(text)
     code = f"import sys; from launch.local import spawn; sys.exit(spawn({processes}, ['child'], devices_each=2))"
-    given = {"PYTHONPATH": f"{place}{os.pathsep}{ROOT}", "XLA_FLAGS": "", "PYTHONUNBUFFERED": "1"}
+    given = {"PYTHONPATH": f"{place}{os.pathsep}{ROOT}", "XLA_FLAGS": ""}
     given |= {"JAX_PLATFORMS": "cpu", "SVLM_HEARTBEAT_SECONDS": "10", "SVLM_LEAVE_SECONDS": "10"}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, "-c", code], env=os.environ | given | environ, **piped)
 
 
 def read_until(process: subprocess.Popen, words: str, times: int) -> list[str]:
-    """Its lines, until that many have `words` in them."""
+    """Its lines, until `words` came that often: lines of two processes may run into one."""
     assert process.stdout is not None
     lines = []
-    while sum(words in line for line in lines) < times:
+    while "".join(lines).count(words) < times:
         line = process.stdout.readline()
         assert line, "".join(lines)
         lines.append(line)
@@ -121,7 +122,7 @@ def test_asked_to_stop_all_processes_stop_at_the_same_step_with_75(tmp_path, pro
     read_until(process, "ready", processes)
     process.send_signal(signal.SIGTERM)
     code, told = finish(process)
-    stopped = [line.split(" at ")[1] for line in told.splitlines() if "stopped" in line]
+    stopped = re.findall(r"stopped \d at (\d+)", told)
     assert code == 75 and len(stopped) == processes and len(set(stopped)) == 1, told
 
 
@@ -138,7 +139,8 @@ def test_a_signal_reaches_every_process(tmp_path, name):
 def test_no_process_outlives_its_parent(tmp_path):
     process = start(tmp_path, TOLD, 2)
     lines = read_until(process, "ready", 2)
-    children = [int(line.split()[-1]) for line in lines if "ready" in line]
+    children = [int(number) for number in re.findall(r"ready \d (\d+)", "".join(lines))]
+    assert len(children) == 2, lines
     process.kill()
     finish(process)
     until = time.monotonic() + GONE

@@ -28,5 +28,6 @@ export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true \
 srun --kill-on-bad-exit=1 python -m launch.train --config sft_stage1 --run-dir "$RUN_DIR" --data.paths "$DATA" \
   --mesh.data 2 --mesh.fsdp 8 --micro-batch 16 "$@"
 code=$?
-if [ "$code" -eq 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+# srun may report 143 of a process that it ended while the others left with 75: the file says that all had saved.
+if [ "$code" -eq 75 ] || [ -e "$RUN_DIR/preempted" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$code"

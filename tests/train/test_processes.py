@@ -78,9 +78,11 @@ def test_asked_to_stop_two_processes_save_and_go_on(config):
     process.send_signal(signal.SIGTERM)
     code, told = finish(process)
     assert code == 75 and "asked to stop: saved after step" in told, told
+    assert (Path(config.run_dir) / "preempted").exists()
     (saved,) = (int(path.name) for path in (Path(config.run_dir) / FOLDER).iterdir() if path.name.isdigit())
     code, told = finish(start(command(config, steps=saved + 2, **{"nproc": 2, "mesh.fsdp": 2})))
     assert code == 0 and f"goes on after step {saved} of {saved + 2}" in told
+    assert not (Path(config.run_dir) / "preempted").exists()
     assert [line["step"] for line in logs.read(config.run_dir)] == list(range(1, saved + 3))
 
 
