@@ -4,7 +4,6 @@ Output of all but the first is prefixed with its number. When one fails the othe
 is ended, so are they.
 """
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,7 +17,18 @@ from svlm_jax.errors import InputError
 
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL when another process has failed
 PREEMPTED = 75
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
+# What runs a module in a child. Before that it asks Linux to be killed when its parent is gone (PR_SET_PDEATHSIG = 1); here and
+# not between fork and exec, since a process with threads should not fork.
+_CHILD = """
+import ctypes, os, runpy, signal, sys
+parent, module, *rest = sys.argv[1:]
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != int(parent):
+        sys.exit(1)
+sys.argv = [module, *rest]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
 
 
 def spawn(
@@ -40,9 +50,9 @@ def spawn(
     started, echoes = [], []
     for number in range(processes):
         piped = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        command = [sys.executable, "-m", *argv]
+        command = [sys.executable, "-c", _CHILD, str(os.getpid()), *argv]
         own = common | {"SVLM_PROCESS_ID": str(number)} | shares[number]
-        one = subprocess.Popen(command, env=own, preexec_fn=_WITH_PARENT, **piped)
+        one = subprocess.Popen(command, env=own, **piped)
         started.append(one)
         if number:
             echoes.append(threading.Thread(target=_echo, args=(number, one), daemon=True))
@@ -97,16 +107,3 @@ def _echo(number: int, process: subprocess.Popen) -> None:
     with process.stdout as lines:
         for line in lines:
             print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
-
-
-# Looked up here: between fork and exec nothing should load a library.
-_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-
-
-def _with_parent() -> None:
-    """In the child: be killed when the parent is gone (Linux)."""
-    assert _PRCTL is not None
-    _PRCTL(_DIE_WITH_PARENT, signal.SIGKILL)
-
-
-_WITH_PARENT = _with_parent if _PRCTL else None

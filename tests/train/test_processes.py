@@ -3,13 +3,11 @@ fails ends all."""
 
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -40,8 +38,8 @@ def start(argv: list[str], limit: int | None = None) -> subprocess.Popen:
     environ |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
     environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    lower = None if limit is None else partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
-    return subprocess.Popen([sys.executable, "-m", *argv], cwd=ROOT, env=environ, preexec_fn=lower, **piped)
+    full = [] if limit is None else ["sh", "-c", f'ulimit -f {limit // 512}; exec "$@"', "sh"]
+    return subprocess.Popen([*full, sys.executable, "-m", *argv], cwd=ROOT, env=environ, **piped)
 
 
 def finish(process: subprocess.Popen, seconds: float = 180.0) -> tuple[int, str]:
