@@ -29,7 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.model.vision svlm_jax.model.text",),
     ("svlm_jax.model.vlm svlm_jax.model",),
     ("svlm_jax.model.prepare",),
-    ("svlm_jax.checkpoint", "svlm_jax.data"),
+    ("svlm_jax.checkpoint", "svlm_jax.data svlm_jax.world"),
     ("svlm_jax.train", "svlm_jax.stream"),
     ("svlm_jax.pretrained svlm_jax",),
     ("configs",),
@@ -43,6 +43,7 @@ HOST_SIDE = (
     "svlm_jax.spans",
     "svlm_jax.inputs",
     "svlm_jax.data",
+    "svlm_jax.world",
     "svlm_jax.stream.subtitles",
 )
 LATE = {"av", "transformers", "grain", "orbax", "huggingface_hub", "tensorflow_datasets", "torch"}

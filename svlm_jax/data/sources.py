@@ -1,4 +1,5 @@
-"""Where the video of a stream comes from: a file, a folder of frames, a webcam or a URL, as chunks of equal length.
+"""Where the video of a stream comes from: a file, a folder of frames, a webcam, a URL or a generated match, as chunks of equal
+length.
 
 Owns the sampling of live pictures by the clock and what is said when a source ends or breaks. Does not know the model, nor
 whether anyone keeps up (`player`). numpy; PyAV only inside the functions that need it. Units: seconds counted from the first
@@ -203,7 +204,7 @@ def open_source(
     start: float | int = 0.0,
     duration: float | int | None = None,
 ) -> Source:
-    """Open a video file, a folder of frames, a webcam by its number, or a URL.
+    """Open a video file, a folder of frames, a webcam by its number, a URL, or "match:SEED": a game that never ends.
 
     Args:
         fps: frames a second that are taken.
@@ -215,6 +216,10 @@ def open_source(
     """
     check_clock(fps, start, duration)
     clock, name = (fps, chunk_seconds, start, duration), str(source)
+    if name.startswith("match:"):
+        from svlm_jax.world.film import MatchSource
+
+        return MatchSource(name, *clock)
     if name.isdigit():
         form, address = WEBCAMS.get(sys.platform, WEBCAMS["linux"])
         return StreamSource(f"webcam {name}", address.format(name), form, *clock)

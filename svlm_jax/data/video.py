@@ -5,9 +5,10 @@ numpy and PIL; PyAV only inside the functions that need it. Units: seconds count
 stream, pixels, levels 0..255. Axes: F frames · H, W pixels · 3 channels R, G, B.
 """
 
+import itertools
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SLACK = 1e-3  # seconds; Matroska and FLV round time stamps to a millisecond
 SEEK_BACK = 5.0  # seconds; second try when the keyframe found lies after the start (an index by decoding time)
+KEYFRAME = 10.0  # seconds
 CUT_SHORT = 1.0  # seconds by which a header may exceed its frames before we call the file cut short
 
 
@@ -183,8 +185,9 @@ def picture(frame: "av.VideoFrame", size: tuple[int, int]) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
 
 
-def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float | int) -> None:
-    """uint8 [F, H, W, 3] -> an mp4 file (H.264 where the codec is there, else MPEG-4), whole or not at all.
+def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float | int) -> None:
+    """Pictures, each uint8 [H, W, 3] -> an mp4 file (H.264 where the codec is there, else MPEG-4), whole or not at all, with a
+    picture to seek to every `KEYFRAME` seconds.
 
     Raises:
         InputError: no frames, wrong dtype or shape, odd sides (yuv420p halves them), fps, folder, not `.mp4`.
@@ -193,23 +196,36 @@ def write_video(path: str | os.PathLike, frames: np.ndarray, fps: float | int) -
 
     path = Path(path)
     check_clock(fps, 0.0, None)
-    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or not frames.size:
-        got, expected = f"{frames.dtype} {list(frames.shape)}", "uint8 [F, H, W, 3], F >= 1"
-        raise InputError("frames", got, expected, "convert them first, for example with as_frames")
-    if frames.shape[1] % 2 or frames.shape[2] % 2:
-        raise InputError("frames", f"{frames.shape[2]}x{frames.shape[1]} px", "even sides", "crop or pad by one pixel")
     if path.suffix.lower() != ".mp4" or not path.parent.is_dir():
         raise InputError("path", path, "a .mp4 file in an existing folder", "rename it or make the folder")
+    pictures = iter(frames)
+    first = next(pictures, None)
+    if first is None:
+        raise InputError("frames", "none", "uint8 [F, H, W, 3], F >= 1", "give at least one")
+    height, width = _film_size(first)
     part = path.with_name(f"{path.name}.tmp")
     try:
         with av.open(str(part), "w", format="mp4") as container:
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
             stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            for frame in frames:
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.gop_size = max(1, round(KEYFRAME * fps))
+            for frame in itertools.chain([first], pictures):
+                if _film_size(frame) != (height, width):
+                    raise InputError("frames", f"{frame.shape[1]}x{frame.shape[0]} px", f"{width}x{height}", "use one size")
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
                 container.mux(stream.encode(picture))
             container.mux(stream.encode())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _film_size(frame: np.ndarray) -> tuple[int, int]:
+    """(height, width) of a picture that a film can have."""
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
+        got, expected = f"{frame.dtype} {list(frame.shape)}", "each uint8 [H, W, 3]"
+        raise InputError("frames", got, expected, "convert them first, for example with as_frames")
+    if frame.shape[0] % 2 or frame.shape[1] % 2:
+        raise InputError("frames", f"{frame.shape[1]}x{frame.shape[0]} px", "even sides", "crop or pad by one pixel")
+    return frame.shape[0], frame.shape[1]

@@ -1,0 +1,97 @@
+"""Make films of the generated ball game, with their annotations.
+
+    python -m launch.world --out films --seeds 0:8 --seconds 7200     # films/match_0.mp4 .. match_7.mp4, films/matches.jsonl
+    python -m launch.world --out one --seeds 1000000 --seconds 60 --fps 25 --size 960x640 --test
+
+Then `launch.windows films/matches.jsonl --out train.jsonl`. Seeds from 1,000,000 on are for testing: --test films them.
+"""
+
+import argparse
+import multiprocessing
+import os
+from functools import partial
+from pathlib import Path
+
+from launch.cli import Progress, run
+from svlm_jax.data import records
+from svlm_jax.data.annotation import Annotation
+from svlm_jax.data.windows import record
+from svlm_jax.errors import InputError
+from svlm_jax.world.film import HELD_OUT, write
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into; made if need be")
+    parser.add_argument("--seeds", default="0:8", metavar="A[:B]", help="a seed, or all from A to below B (default 0:8)")
+    parser.add_argument("--seconds", type=int, default=600, metavar="S", help="length of a film (default 600)")
+    parser.add_argument("--fps", type=float, default=2.0, help="frames a second (default 2, what a model looks at)")
+    parser.add_argument("--size", default="336x224", metavar="WxH", help="pixels (default 336x224)")
+    parser.add_argument("--questions", type=float, default=0.0, metavar="SHARE", help="of seconds with a question (default 0)")
+    parser.add_argument("--test", action="store_true", help="films of held-out seeds")
+    parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="films at a time (default: processors)")
+    args = parser.parse_args()
+    seeds = _seeds(args.seeds, args.test)
+    make = partial(
+        _film,
+        out=args.out,
+        seconds=args.seconds,
+        fps=args.fps,
+        size=_size(args.size),
+        questions=args.questions,
+        unseen=args.unseen,
+    )
+    if args.seconds < 1 or not 0 <= args.questions <= 1:
+        raise InputError(
+            "--seconds and --questions", f"{args.seconds} and {args.questions:g}", "1 or more; a share", "mend them"
+        )
+    index = args.out / "matches.jsonl"
+    for path in (index, records.seeks_path(index), *(_name(args.out, seed) for seed in seeds)):
+        if path.exists():
+            raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
+    args.out.mkdir(parents=True, exist_ok=True)
+    made: list[Annotation] = []
+    progress = Progress("draw", "films")
+    with multiprocessing.get_context("spawn").Pool(min(args.jobs, len(seeds))) as pool:
+        for annotation in pool.imap(make, seeds):
+            made.append(annotation)
+            progress(len(made), len(seeds))
+    records.write(index, (record(annotation) for annotation in made))
+    size = sum(_name(args.out, seed).stat().st_size for seed in seeds)
+    words = sum(len(annotation.words) for annotation in made)
+    print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")
+
+
+def _film(seed: int, *, out: Path, **options) -> Annotation:
+    return write(_name(out, seed), seed, **options)
+
+
+def _name(out: Path, seed: int) -> Path:
+    return out / f"match_{seed}.mp4"
+
+
+def _seeds(text: str, test: bool) -> range:
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and (last or first).isdigit()):
+        raise InputError("--seeds", repr(text), "a number, or two with a colon between", "for example 0:8")
+    seeds = range(int(first), int(last) if last else int(first) + 1)
+    if not seeds:
+        raise InputError("--seeds", repr(text), "the smaller number first", "for example 0:8")
+    if (seeds[0] >= HELD_OUT) != test or (seeds[-1] >= HELD_OUT) != test:
+        expected = f"seeds {'from' if test else 'below'} {HELD_OUT}"
+        raise InputError("--seeds", repr(text), expected, "with --test they are held out, without it they are for training")
+    return seeds
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 28):
+        raise InputError("--size", repr(text), "WIDTHxHEIGHT, 28 pixels or more", "for example 336x224")
+    if int(width) % 2 or int(height) % 2:
+        raise InputError("--size", repr(text), "even sides", "for example 336x224")
+    return int(width), int(height)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,124 @@
+"""What a commentator says of a game, word by word, and what he answers; and the way back, from words to what they claim.
+
+Owns the phrases and when they are said. Does not know pictures. numpy for the draws of questions only. Units: seconds.
+
+An event is spoken of in the second in which it is first seen (`match.second_of`), in words that end before the second does;
+what takes longer goes on in the next seconds. All other seconds are silent.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from svlm_jax.data.annotation import Question, Word
+from svlm_jax.world.match import CUPS, TEAMS, Event, Facts, Kind, second_of
+
+FIRST_WORD, LAST_WORD = 0.2, 0.95  # of a second: when its first word begins, its last ends at the latest
+LONGEST_WORD = 0.25
+ANSWERED = {  # question -> what answers it
+    "What is the score?": lambda facts: score(facts),
+    "Who scored first?": lambda facts: f"{facts.first} did." if facts.first else "Nobody yet.",
+    "Who is playing?": lambda facts: f"{facts.teams[0]} and {facts.teams[1]}.",
+    "Which cup is it?": lambda facts: f"The {facts.cup} Cup.",
+}
+
+
+def score(facts: Facts) -> str:
+    return f"{facts.teams[0]} {facts.goals[0]} {facts.teams[1]} {facts.goals[1]}."
+
+
+def phrases(event: Event) -> list[str]:
+    """What is said of an event: a phrase a second."""
+    team, facts = event.team, event.facts
+    said = {
+        Kind.OPENING: [f"Welcome to the {facts.cup} Cup."],
+        Kind.KICK_OFF: [f"Kick-off, {team}.", *([score(facts)] if facts.goals == (0, 0) else [])],
+        Kind.PASS: [f"{team} pass."],
+        Kind.WIN: [f"{team} win it."],
+        Kind.SHOT: [f"{team} shoot!"],
+        Kind.GOAL: [f"GOAL for {team}!", score(facts)],
+        Kind.SAVE: [f"Saved by {team}!"],
+        Kind.WIDE: ["Wide!"],
+        Kind.CORNER: [f"Corner, {team}.", score(facts)],
+        Kind.FOUL: [f"Foul by {team}."],
+        Kind.FULL_TIME: ["Full time!", score(facts), f"{facts.first or 'Nobody'} scored first."],
+    }
+    return said[event.kind]
+
+
+def words(events: Iterable[Event]) -> Iterator[Word]:
+    """The commentary, in order of time."""
+    for event in events:
+        for number, phrase in enumerate(phrases(event)):
+            second, parts = second_of(event.time) + number, phrase.split()
+            each = min(LONGEST_WORD, (LAST_WORD - FIRST_WORD) / len(parts))
+            for place, part in enumerate(parts):
+                start = second + FIRST_WORD + place * each
+                yield Word(round(start, 3), round(start + each, 3), part)
+
+
+def questions(events: Sequence[Event], seconds: int, rate: float, seed: int) -> Iterator[Question]:
+    """Questions that viewers might ask, `rate` of all seconds, with their answers; none while the score changes."""
+    random = np.random.default_rng([seed, 1])
+    times = [second_of(event.time) for event in events]
+    texts = list(ANSWERED)
+    for second in range(4, seconds):
+        if random.random() >= rate:
+            continue
+        text = texts[random.choice(len(texts), p=[0.5, 0.2, 0.15, 0.15])]
+        newest = bisect_right(times, second) - 1
+        if events[newest].kind in (Kind.GOAL, Kind.FULL_TIME, Kind.OPENING) and second - times[newest] < 2:
+            continue
+        yield Question(second + 0.5, text, ANSWERED[text](events[newest].facts))
+
+
+class Claim(NamedTuple):
+    """What words say happened: an event's kind and team ("" where the phrase names none)."""
+
+    kind: Kind
+    team: str
+
+
+class Score(NamedTuple):
+    """What words say the score is."""
+
+    teams: tuple[str, str]
+    goals: tuple[int, int]
+
+
+_TEAM = "|".join(TEAMS)
+_SCORE = re.compile(rf"({_TEAM}) (\d+) ({_TEAM}) (\d+)\.")
+_FIRST = re.compile(rf"({_TEAM}|Nobody) scored first\.")
+_CLAIMS = {
+    Kind.OPENING: rf"Welcome to the (?:{'|'.join(CUPS)}) Cup\.()",
+    Kind.KICK_OFF: rf"Kick-off, ({_TEAM})\.",
+    Kind.PASS: rf"({_TEAM}) pass\.",
+    Kind.WIN: rf"({_TEAM}) win it\.",
+    Kind.SHOT: rf"({_TEAM}) shoot!",
+    Kind.GOAL: rf"GOAL for ({_TEAM})!",
+    Kind.SAVE: rf"Saved by ({_TEAM})!",
+    Kind.WIDE: r"Wide!()",
+    Kind.CORNER: rf"Corner, ({_TEAM})\.",
+    Kind.FOUL: rf"Foul by ({_TEAM})\.",
+    Kind.FULL_TIME: r"Full time!()",
+}
+_CLAIM = {kind: re.compile(pattern) for kind, pattern in _CLAIMS.items()}
+
+
+def claims(text: str) -> list[Claim]:
+    """The events that a reply tells of."""
+    found = [(match.start(), Claim(kind, match[1])) for kind, one in _CLAIM.items() for match in one.finditer(text)]
+    return [claim for _, claim in sorted(found)]
+
+
+def scores(text: str) -> list[Score]:
+    """The scores that a reply tells."""
+    return [Score((m[1], m[3]), (int(m[2]), int(m[4]))) for m in _SCORE.finditer(text)]
+
+
+def first_scorers(text: str) -> list[str]:
+    """Who a reply says scored first; "" for nobody."""
+    return [m[1].replace("Nobody", "") for m in _FIRST.finditer(text)]

@@ -1,0 +1,97 @@
+"""The game as video: pictures at any frame rate, mp4 files with their annotations, and a source that streams.
+
+Owns the clock of pictures and which seeds nobody may train on. Host side: numpy, never jax. Units: seconds, pixels.
+"""
+
+import re
+from collections.abc import Iterator
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svlm_jax.data.annotation import Annotation
+from svlm_jax.data.sources import Source
+from svlm_jax.data.video import write_video
+from svlm_jax.errors import InputError
+from svlm_jax.world import commentary
+from svlm_jax.world.match import TICK, Moment, World
+from svlm_jax.world.render import Renderer
+
+HELD_OUT = 1_000_000  # seeds from here on are for testing; `launch.world` refuses to make training films of them
+SIZE = (672, 448)  # of pictures nobody has asked another size of
+QUERY = "Commentate on this match"
+_NAME = re.compile(r"match:(\d+)(:unseen)?")
+
+
+def moments(world: World, fps: float | int, start: float | int = 0.0) -> Iterator[Moment]:
+    """What is seen at start + k / fps, without end; places between two ticks are interpolated."""
+    number = 0
+    for now, after in pairwise(world.moments()):
+        while (time := start + number / fps) < after.time - 1e-9:
+            if time >= now.time - 1e-9:
+                yield _between(now, after, (time - now.time) / TICK)._replace(time=time)
+            number += 1
+
+
+def _between(now: Moment, after: Moment, share: float) -> Moment:
+    if share < 1e-6 or now.scene is not after.scene:
+        return now
+    players = now.players + (after.players - now.players) * share
+    return now._replace(players=players, ball=now.ball + (after.ball - now.ball) * share)
+
+
+class Film:
+    """The game of a seed as pictures; `world.events` is what happened in those that were taken."""
+
+    def __init__(self, seed: int, *, size: tuple[int, int] = SIZE, unseen: bool = False) -> None:
+        """Args:
+        size: width and height.
+        unseen: pitches and shades that no training film has.
+        """
+        self.world, self.draw = World(seed), Renderer(seed, *size, unseen)
+
+    def pictures(self, fps: float | int, start: float | int = 0.0) -> Iterator[np.ndarray]:
+        """uint8 [H, W, 3] `fps` times a second, without end."""
+        return (self.draw(moment) for moment in moments(self.world, fps, start))
+
+
+def write(
+    path: str | Path,
+    seed: int,
+    *,
+    seconds: int,
+    fps: float | int = 2.0,
+    size: tuple[int, int] = SIZE,
+    questions: float = 0.0,
+    unseen: bool = False,
+) -> Annotation:
+    """Write an mp4 file; returns what is said in it, with questions in a share of its seconds. `video` is the file's name."""
+    path = Path(path)
+    film = Film(seed, size=size, unseen=unseen)
+    write_video(path, islice(film.pictures(fps), round(seconds * fps)), fps)
+    return annotate(film.world, path.name, seconds, questions)
+
+
+def annotate(world: World, video: str, seconds: int, questions: float = 0.0) -> Annotation:
+    """What is said in the first `seconds` of a game that has gone so far."""
+    words = tuple(word for word in commentary.words(world.events) if word.end <= seconds)
+    asked = tuple(commentary.questions(world.events, seconds, questions, world.seed))
+    return Annotation(video, 0.0, float(seconds), QUERY, "", words, asked)
+
+
+class MatchSource(Source):
+    """match:SEED as a source: a game that never ends, drawn as it is watched. With :unseen behind it: pitches and shades that
+    no training film has."""
+
+    def __init__(self, name: str, *clock: Any) -> None:
+        super().__init__(name, *clock)
+        if not (parts := _NAME.fullmatch(name)):
+            raise InputError("source", repr(name), "match:SEED or match:SEED:unseen", "for example match:1000000")
+        self.film = Film(int(parts[1]), unseen=bool(parts[2]))
+        self.total = self._chunks_in(None)
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        count = None if self.duration is None else round(self.duration * self.fps)
+        return islice(self.film.pictures(self.fps, self.start), count)
