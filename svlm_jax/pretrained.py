@@ -30,17 +30,21 @@ from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Reply, Session
 
+SHIPPED = {"touchline": Path(__file__).parent / "models" / "touchline"}  # models in the package, by name
+STREAMING = "streaming_config.json"
 WANTED = ("config.json", "*.safetensors", "model.safetensors.index.json", *FILES)
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What `from_pretrained` returns."""
+    """What `from_pretrained` returns; `stream` and `sampling`: how it streams unless told otherwise."""
 
     model: QwenVL
     tokenizer: Tokenizer
     processor: Processor
     eos_token_ids: tuple[int, ...]
+    stream: StreamConfig = StreamConfig()
+    sampling: Sampling = COMMENTARY
 
     @property
     def parameters(self) -> Parameters:
@@ -69,19 +73,20 @@ class Pretrained:
         previous: str = "",
         start: float | int = 0.0,
         duration: float | int | None = None,
-        config: StreamConfig = StreamConfig(),
-        sampling: Sampling = COMMENTARY,
+        config: StreamConfig | None = None,
+        sampling: Sampling | None = None,
         seed: int = 0,
     ) -> Iterator[Reply]:
-        """Comment on a video (file, folder of frames, URL, number of a webcam) chunk by chunk, in memory that does not grow.
-        A file is watched as fast as possible; what a live source drops is warned of. `launch.stream` does more with it.
+        """Comment on a video (file, folder of frames, URL, number of a webcam, match:SEED) chunk by chunk, in memory that does
+        not grow. A file is watched as fast as possible; what a live source drops is warned of. `launch.stream` does more.
 
         Args:
             query: what is asked for, in the first turn.
             previous: commentary that came before.
             start, duration: seconds.
-            config: windows, mode, frames a second.
+            config: windows, mode, frames a second; the model's own by default, as is `sampling`.
         """
+        config, sampling = config or self.stream, sampling or self.sampling
         clock = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
         session, state = None, None
 
@@ -122,7 +127,7 @@ def from_pretrained(
     mesh: Mesh | None = None,
     progress=None,
 ) -> Pretrained:
-    """Load a checkpoint directory (Hugging Face or Orbax form) or a hub id.
+    """Load a checkpoint directory (Hugging Face or Orbax form), a hub id or a model of `SHIPPED`.
 
     Args:
         processor: a directory with the tokenizer and processor files, if they are not beside the weights.
@@ -143,13 +148,16 @@ def from_pretrained(
     config, values = fuse(config, values)
     if weights == "int8":
         config, values = quantize(config, values)
-    return Pretrained(from_parameters(config, values), beside.tokenizer, beside, _eos(directory, config))
+    model = from_parameters(config, values)
+    return Pretrained(model, beside.tokenizer, beside, _eos(directory, config), *streaming(directory))
 
 
 def local_directory(name: str | Path) -> Path:
-    """`name` itself when it is a directory, else the hub snapshot of that id (downloaded if need be)."""
+    """`name` itself when it is a directory, that of a shipped model, or the hub snapshot of an id (downloaded if need be)."""
     if Path(name).is_dir():
         return Path(name)
+    if str(name) in SHIPPED:
+        return SHIPPED[str(name)]
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -160,6 +168,22 @@ def local_directory(name: str | Path) -> Path:
         raise InputError(
             "model", f"{name} ({reason})", "a directory or a hub id that can be reached", "check the name"
         ) from None
+
+
+def streaming(directory: Path) -> tuple[StreamConfig, Sampling]:
+    """How a model streams unless told otherwise: its streaming_config.json, the paper's settings for what that leaves out.
+
+    Raises:
+        InputError: a file with other keys or values.
+    """
+    path = directory / STREAMING
+    told = hf_config.read_json(path, "streaming settings") if path.is_file() else {}
+    if unknown := told.keys() - {"stream", "sampling"}:
+        raise InputError(str(path), f"the key {min(unknown)}", "stream and sampling", "remove it")
+    try:
+        return StreamConfig(**told.get("stream", {})), replace(COMMENTARY, **told.get("sampling", {}))
+    except TypeError as error:
+        raise InputError(str(path), str(error), "fields of StreamConfig and of Sampling", "mend the file") from None
 
 
 def _eos(directory: Path, config: ModelConfig) -> tuple[int, ...]:

@@ -51,7 +51,7 @@ class Annotation:
     """One record: a window `start` .. `end` of a video and what is said in it.
 
     Attributes:
-        query: what the viewer asks for; streaming puts it into its first turn, training does not use it.
+        query: what the viewer asks for; streaming puts it into its first turn, training does not use it (see `sample`).
         previous: what was said before the window.
         words: in order of time. Those that end before the window are said in its first second, those that end after it never.
         questions: as recorded; see `training_turns` for which are asked.
@@ -160,7 +160,8 @@ def sample(
         sink, slide: tokens of the previous-text turn that stay when it is longer than both: the first, its header among them,
             and the last, <|im_end|> and newline among them. 0 and 0: all of it.
         as_streamed: leave out the two habits of the original that its streams do not have: the blank after the time text, and
-            a reply that is tokenised together with its header.
+            a reply that is tokenised together with its header. And where nothing was said before the window, its first turn
+            has the query.
 
     Raises:
         InputError: not one clip a second; a sink or slide that cuts the turn's markup.
@@ -172,7 +173,9 @@ def sample(
     parts = [_shortened(opening(annotation.previous, tokenizer), sink, slide)]
     learned = [np.zeros(len(parts[0].ids), bool)]
     for number, (turn, clip) in enumerate(zip(turns, clips, strict=True)):
-        asked = user_turn(turn.start, turn.end, clip.grid, clip.step, tokenizer, config, asked=turn.asked, turn=number)
+        query = annotation.query if as_streamed and not number and not annotation.previous else ""
+        options = {"asked": turn.asked, "query": query, "turn": number}
+        asked = user_turn(turn.start, turn.end, clip.grid, clip.step, tokenizer, config, **options)
         asked = Tokens(asked.ids[:-TURN_HEAD], asked.spans[:-1])  # the header of the reply is tokenised with the reply
         reply = _reply(turn.reply, number, tokenizer, apart=as_streamed)
         place = np.arange(len(reply.ids))

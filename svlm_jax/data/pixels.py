@@ -16,6 +16,7 @@ from PIL import Image
 from svlm_jax.config import CLIP_MEAN, CLIP_STD
 from svlm_jax.errors import InputError
 
+SMALL = 1 << 20  # levels that are resized faster than threads start
 MAX_ASPECT_RATIO = 200  # the Qwen rule: beyond it one side of the resized picture has nothing left to show
 PIL_BICUBIC = 3  # `resample` in the JSON files is PIL's enumeration
 
@@ -198,8 +199,11 @@ def preprocess(frames: np.ndarray, config: PixelConfig, *, levels: bool = False)
         raise InputError("frames", got, "uint8 [F, H, W, 3] with F >= 1", "read them with svlm_jax.data.video")
     height, width = smart_resize(frames.shape[1], frames.shape[2], config)
     if frames.shape[1:3] != (height, width):
-        with ThreadPoolExecutor() as pool:  # PIL releases the interpreter lock; this is most of the cost
-            frames = np.stack(list(pool.map(lambda frame: resize(frame, height, width), frames)))
+        if frames.size < SMALL:
+            frames = np.stack([resize(frame, height, width) for frame in frames])
+        else:  # PIL releases the interpreter lock; this is most of the cost
+            with ThreadPoolExecutor() as pool:
+                frames = np.stack(list(pool.map(lambda frame: resize(frame, height, width), frames)))
     patches, grid = patchify(frames, config)
     if levels and config.usual:
         return patches, grid

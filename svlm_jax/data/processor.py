@@ -19,6 +19,7 @@ from svlm_jax.spans import temporal_step
 # What travels with the weights: copied on conversion, looked for on loading.
 FILES = (
     "generation_config.json",
+    "streaming_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "vocab.json",

@@ -78,7 +78,8 @@ def annotate(world: World, video: str, seconds: int, questions: float = 0.0) -> 
     """What is said in the first `seconds` of a game that has gone so far."""
     words = tuple(word for word in commentary.words(world.events) if word.end <= seconds)
     asked = tuple(commentary.questions(world.events, seconds, questions, world.seed))
-    return Annotation(video, 0.0, float(seconds), QUERY, "", words, asked)
+    query = QUERY if world.seed % 2 else ""  # streams are begun with and without one
+    return Annotation(video, 0.0, float(seconds), query, "", words, asked)
 
 
 class MatchSource(Source):

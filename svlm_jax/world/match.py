@@ -131,6 +131,8 @@ class World:
         while self.time - began < length and max(self.facts.goals) < MOST_GOALS:
             yield from self._attack()
         self.carrier = None
+        if self.events[-1].time == round(self.time, 3):  # a ball won as the whistle blows is nobody's
+            self.events.pop()
         self._event(Kind.FULL_TIME, None)
         yield from self._scene(Scene.FULL_TIME, 5.0)
         self._new_match()

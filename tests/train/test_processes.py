@@ -124,6 +124,7 @@ def test_bad_settings_are_told_in_a_line(name, config):
     assert code == 2 and words in told and "Traceback" not in told, told
 
 
+@pytest.mark.slow  # a minute
 def test_a_full_disk_is_one_line_and_what_was_saved_stays(config):
     code, told = finish(start(command(config, steps=1, **{"save-every": 1})))
     assert code == 0, told

@@ -1,0 +1,26 @@
+"""The shipped model, stage 1: to see. Windows of 8 s with little text before them, from random weights, all of it trained.
+
+make train-tiny
+"""
+
+from svlm_jax.train.config import Bucket, DataConfig, OptimizerConfig, TrainConfig
+
+config = TrainConfig(
+    model="runs/tiny/0",
+    run_dir="runs/tiny/stage1",
+    data=DataConfig(
+        paths=("runs/tiny/windows8.jsonl",),
+        root="runs/tiny/films",
+        as_streamed=True,
+        sink=32,
+        slide=64,
+        buckets=(Bucket(tokens=576, patches=768, labels=96, frame=96),),
+    ),
+    optimizer=OptimizerConfig(learning_rate=1.5e-3, b2=0.98, weight_decay=0.01),
+    trained=".*",
+    batch=8,
+    micro_batch=8,
+    dtype="float32",
+    remat="none",
+    save_every=200,
+)
