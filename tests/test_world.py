@@ -1,0 +1,176 @@
+"""Claims about the generated game: it is a function of its seed, its commentary can be learned, its judge can tell good from bad."""
+
+import subprocess
+import sys
+from itertools import islice, pairwise
+
+import numpy as np
+import pytest
+
+from svlm_jax.data.annotation import parse_line, training_turns
+from svlm_jax.data.records import Records
+from svlm_jax.data.sources import open_source
+from svlm_jax.data.video import sample_video
+from svlm_jax.errors import InputError
+from svlm_jax.world import commentary, film
+from svlm_jax.world.judge import judge
+from svlm_jax.world.match import LEAD, MOST_GOALS, TEAMS, Kind, World, second_of
+from svlm_jax.world.render import HELD_OUT_PITCHES, PITCHES, Renderer, look
+
+
+def played(seed: int, seconds: float) -> World:
+    world = World(seed)
+    next(moment for moment in world.moments() if moment.time >= seconds)
+    return world
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return played(7, 1200)
+
+
+def said(world: World, seconds: int) -> dict[int, str]:
+    return {number: turn.reply.removesuffix(" ...").strip() for number, turn in enumerate(turns(world, seconds))}
+
+
+def turns(world: World, seconds: int):
+    return training_turns(film.annotate(world, "x.mp4", seconds))
+
+
+def test_a_seed_is_a_game(world):
+    assert played(7, 1200).events == world.events and played(8, 1200).events != world.events
+
+
+def test_pictures_are_the_same_at_any_frame_rate():
+    slow, fast = film.Film(3, size=(84, 56)), film.Film(3, size=(84, 56))
+    every_tenth = islice(fast.pictures(20), 0, 200, 10)
+    for one, other in zip(islice(slow.pictures(2), 20), every_tenth, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_pictures_begin_where_they_are_asked_to():
+    whole = list(islice(film.Film(3, size=(84, 56)).pictures(2), 30))
+    np.testing.assert_array_equal(next(film.Film(3, size=(84, 56)).pictures(2, start=12)), whole[24])
+
+
+def test_rules(world):
+    """Goals are counted, matches end, and who has scored first stays who it was."""
+    for before, event in pairwise(world.events):
+        same = before.facts.number == event.facts.number
+        if event.kind is Kind.GOAL:
+            assert same and sum(event.facts.goals) == sum(before.facts.goals) + 1 and max(event.facts.goals) <= MOST_GOALS
+        elif same:
+            assert event.facts == before.facts
+        else:
+            assert before.kind is Kind.FULL_TIME and event.facts.goals == (0, 0) and not event.facts.first
+        if same and before.facts.first:
+            assert event.facts.first == before.facts.first
+    kinds = {event.kind for event in world.events}
+    assert kinds == set(Kind)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_event_is_seen_and_told_in_its_second_and_alone_there(seed):
+    events = played(seed, 900).events
+    for before, event in pairwise(events):
+        assert second_of(event.time) >= second_of(before.time) + len(commentary.phrases(before))
+        assert 0 <= second_of(event.time) + 0.5 - event.time <= 0.5 + LEAD + 1e-6  # seen at s, or at s + 0.5 at the latest
+
+
+def test_some_seconds_are_silent_and_no_phrase_is_too_long_for_a_reply(world):
+    spoken = [bool(words) for words in said(world, 1200).values()]
+    assert 0.3 < sum(spoken) / len(spoken) < 0.6
+    assert all(len(phrase.split()) <= 6 for event in world.events for phrase in commentary.phrases(event))
+
+
+def test_words_say_what_happened(world):
+    for event in world.events:
+        text = " ".join(commentary.phrases(event))
+        team = "" if event.kind in (Kind.OPENING, Kind.WIDE, Kind.FULL_TIME) else event.team
+        assert commentary.claims(text) == [(event.kind, team)]
+        for one in commentary.scores(text):
+            assert (one.teams, one.goals) == (event.facts.teams, event.facts.goals)
+
+
+def test_questions_have_the_answers_of_their_time(world):
+    asked = list(commentary.questions(world.events, 1200, 0.1, seed=1))
+    assert 80 < len(asked) < 160 and {question.text for question in asked} == set(commentary.ANSWERED)
+    for question in asked:
+        facts = [event.facts for event in world.events if event.time <= question.time][-1]
+        assert question.answer == commentary.ANSWERED[question.text](facts)
+
+
+def test_the_judge_gives_the_truth_full_marks(world):
+    tally = judge(said(world, 1200), world.events, 0, 1200)
+    assert tally.f1 == tally.score_right == tally.score_told == tally.silence_precision == tally.silence_recall == 1
+    assert tally.delay == 0 and tally.events > 300 and tally.scores > 20 and tally.firsts > 2 and tally.firsts_right == 1
+
+
+def test_the_judge_counts_what_is_wrong(world):
+    truth = said(world, 600)
+    late = {second + 1: words for second, words in truth.items()}
+    far = {second + 5: words for second, words in truth.items()}
+    stale = {second: words.replace("1", "7") for second, words in truth.items()}
+    again = {second: "Reds pass." for second in truth}
+    events = world.events
+    assert judge(late, events, 0, 600).delay == pytest.approx(1, abs=0.05) and judge(late, events, 0, 600).f1 > 0.97
+    assert judge(far, events, 0, 600).f1 < 0.6
+    assert 0 < judge(stale, events, 0, 600).score_right < 1 and judge(stale, events, 0, 600).f1 == 1
+    assert judge({}, events, 0, 600).recall == 0 and judge({}, events, 0, 600).silence_recall == 1
+    assert judge(again, events, 0, 600).repetition > 0.99
+    halves = judge(truth, events, 0, 300) + judge(truth, events, 300, 600)
+    assert halves.events == judge(truth, events, 0, 600).events
+
+
+def test_unseen_looks_are_unseen():
+    assert not {pitch for pitch, _ in PITCHES} & {pitch for pitch, _ in HELD_OUT_PITCHES}
+    assert look(1, 1).stripes in PITCHES and look(1, 1, held_out=True).stripes in HELD_OUT_PITCHES
+    moment = next(film.moments(World(5), 2))
+    seen, unseen = (Renderer(5, 84, 56, held_out)(moment) for held_out in (False, True))
+    assert seen.shape == unseen.shape == (56, 84, 3) and np.abs(seen.astype(int) - unseen).mean() > 5
+
+
+def test_a_film_is_what_is_drawn_and_its_annotation_what_is_said(tmp_path):
+    command = [sys.executable, "-m", "launch.world", "--out", tmp_path / "films", "--seeds", "3:5", "--seconds", "20"]
+    subprocess.run([*command, "--jobs", "1", "--size", "168x112"], check=True, capture_output=True)
+    drawn = islice(film.Film(3, size=(168, 112)).pictures(2), 40)
+    decoded = [frame for _, frame in sample_video(tmp_path / "films" / "match_3.mp4", 2, 0, 20)]
+    assert all(np.abs(a.astype(int) - b).mean() < 8 for a, b in zip(drawn, decoded, strict=True))
+    records = Records([tmp_path / "films" / "matches.jsonl"])
+    annotation = parse_line(records[0].line, "record")
+    assert annotation.words == film.annotate(played(3, 20), "match_3.mp4", 20).words and len(records) == 2
+
+
+def test_a_match_is_a_source():
+    with open_source("match:1000003:unseen", start=30, duration=4) as source:
+        chunks = list(source)
+    assert [(chunk.start, chunk.frames.shape) for chunk in chunks] == [(s, (2, 448, 672, 3)) for s in (30, 31, 32, 33)]
+    assert source.total == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--seeds", "1000000"], "expected seeds below 1000000"),
+        (["--seeds", "3", "--test"], "expected seeds from 1000000"),
+        (["--seeds", "5:2"], "the smaller number first"),
+        (["--size", "335x224"], "even sides"),
+        (["--seconds", "0"], "1 or more"),
+    ],
+)
+def test_bad_flags_are_one_line(tmp_path, flags, words):
+    command = [sys.executable, "-m", "launch.world", "--out", tmp_path / "films", *flags]
+    made = subprocess.run(command, capture_output=True, text=True)
+    assert made.returncode == 2 and words in made.stderr and made.stderr.count("\n") == 1
+    assert not (tmp_path / "films").exists()
+
+
+def test_a_bad_name_of_a_match_is_told():
+    with pytest.raises(InputError, match="match:SEED"):
+        open_source("match:first")
+
+
+def test_teams_have_words_and_colours():
+    from svlm_jax.world.render import COLOURS
+
+    assert set(COLOURS) == set(TEAMS)
