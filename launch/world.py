@@ -15,9 +15,10 @@ from pathlib import Path
 from launch.cli import Progress, run
 from svlm_jax.data import records
 from svlm_jax.data.annotation import Annotation
+from svlm_jax.data.image import existing_file
 from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
-from svlm_jax.world.film import HELD_OUT, write
+from svlm_jax.world.film import HELD_OUT, annotate, play, write
 
 
 def main() -> None:
@@ -28,31 +29,27 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second (default 2, what a model looks at)")
     parser.add_argument("--size", default="336x224", metavar="WxH", help="pixels (default 336x224)")
     parser.add_argument("--questions", type=float, default=0.0, metavar="SHARE", help="of seconds with a question (default 0)")
+    parser.add_argument("--visible", action="store_true", help="questions that the picture answers, no others")
+    parser.add_argument("--words-only", action="store_true", help="another index of films that are there already")
     parser.add_argument("--test", action="store_true", help="films of held-out seeds")
     parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="films at a time (default: processors)")
+    parser.add_argument("--index", default="matches.jsonl", metavar="NAME.jsonl", help="annotations (default matches.jsonl)")
     args = parser.parse_args()
     seeds = _seeds(args.seeds, args.test)
-    make = partial(
-        _film,
-        out=args.out,
-        seconds=args.seconds,
-        fps=args.fps,
-        size=_size(args.size),
-        questions=args.questions,
-        unseen=args.unseen,
-    )
     if args.seconds < 1 or not 0 <= args.questions <= 1:
         raise InputError(
             "--seconds and --questions", f"{args.seconds} and {args.questions:g}", "1 or more; a share", "mend them"
         )
-    index = args.out / "matches.jsonl"
-    for path in (index, records.seeks_path(index), *(_name(args.out, seed) for seed in seeds)):
+    index = args.out / args.index
+    films = [] if args.words_only else [_name(args.out, seed) for seed in seeds]
+    for path in (index, records.seeks_path(index), *films):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
+    make = partial(_film, args=args, size=_size(args.size))
     args.out.mkdir(parents=True, exist_ok=True)
     made: list[Annotation] = []
-    progress = Progress("draw", "films")
+    progress = Progress("write" if args.words_only else "draw", "films")
     with multiprocessing.get_context("spawn").Pool(min(args.jobs, len(seeds))) as pool:
         for annotation in pool.imap(make, seeds):
             made.append(annotation)
@@ -63,8 +60,14 @@ def main() -> None:
     print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")
 
 
-def _film(seed: int, *, out: Path, **options) -> Annotation:
-    return write(_name(out, seed), seed, **options)
+def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Annotation:
+    path = _name(args.out, seed)
+    if args.words_only:
+        existing_file(path, "film")
+        world = play(seed, args.seconds)
+    else:
+        world = write(path, seed, seconds=args.seconds, fps=args.fps, size=size, unseen=args.unseen)
+    return annotate(world, path.name, args.seconds, args.questions, visible=args.visible)
 
 
 def _name(out: Path, seed: int) -> Path:

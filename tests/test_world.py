@@ -1,4 +1,4 @@
-"""Claims about the generated game: it is a function of its seed, its commentary can be learned, its judge can tell good from bad."""
+"""Claims about the generated game: a function of its seed, with words that can be learned and a judge that can tell."""
 
 import subprocess
 import sys
@@ -17,11 +17,7 @@ from svlm_jax.world.judge import judge
 from svlm_jax.world.match import LEAD, MOST_GOALS, TEAMS, Kind, World, second_of
 from svlm_jax.world.render import HELD_OUT_PITCHES, PITCHES, Renderer, look
 
-
-def played(seed: int, seconds: float) -> World:
-    world = World(seed)
-    next(moment for moment in world.moments() if moment.time >= seconds)
-    return world
+played = film.play
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +89,14 @@ def test_words_say_what_happened(world):
 
 
 def test_questions_have_the_answers_of_their_time(world):
-    asked = list(commentary.questions(world.events, 1200, 0.1, seed=1))
-    assert 80 < len(asked) < 160 and {question.text for question in asked} == set(commentary.ANSWERED)
+    asked = list(commentary.questions(world, 1200, 0.1))
+    assert 80 < len(asked) < 160 and {question.text for question in asked} == {*commentary.REMEMBERED, *commentary.VISIBLE}
     for question in asked:
         facts = [event.facts for event in world.events if event.time <= question.time][-1]
-        assert question.answer == commentary.ANSWERED[question.text](facts)
+        assert question.answer == commentary.answer(question.text, facts, world.holders[int(question.time)])
+    visible = list(commentary.questions(world, 1200, 1.0, visible=True))
+    assert len(visible) == 1200 and {question.text for question in visible} == set(commentary.VISIBLE)
+    assert {question.answer for question in visible} > {"Nobody."}
 
 
 def test_the_judge_gives_the_truth_full_marks(world):

@@ -8,22 +8,19 @@ what takes longer goes on in the next seconds. All other seconds are silent.
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from svlm_jax.data.annotation import Question, Word
-from svlm_jax.world.match import CUPS, TEAMS, Event, Facts, Kind, second_of
+from svlm_jax.world.match import CUPS, TEAMS, Event, Facts, Kind, World, second_of
 
 FIRST_WORD, LAST_WORD = 0.2, 0.95  # of a second: when its first word begins, its last ends at the latest
 LONGEST_WORD = 0.25
-ANSWERED = {  # question -> what answers it
-    "What is the score?": lambda facts: score(facts),
-    "Who scored first?": lambda facts: f"{facts.first} did." if facts.first else "Nobody yet.",
-    "Who is playing?": lambda facts: f"{facts.teams[0]} and {facts.teams[1]}.",
-    "Which cup is it?": lambda facts: f"The {facts.cup} Cup.",
-}
+HOLDER = "Who has the ball?"
+REMEMBERED = ("What is the score?", "Who scored first?", "Which cup is it?")  # no picture answers these
+VISIBLE = (HOLDER, "Who is playing?")
 
 
 def score(facts: Facts) -> str:
@@ -60,19 +57,37 @@ def words(events: Iterable[Event]) -> Iterator[Word]:
                 yield Word(round(start, 3), round(start + each, 3), part)
 
 
-def questions(events: Sequence[Event], seconds: int, rate: float, seed: int) -> Iterator[Question]:
-    """Questions that viewers might ask, `rate` of all seconds, with their answers; none while the score changes."""
-    random = np.random.default_rng([seed, 1])
-    times = [second_of(event.time) for event in events]
-    texts = list(ANSWERED)
-    for second in range(4, seconds):
+def answer(question: str, facts: Facts, holder: str) -> str:
+    """What is right to say; `holder`: the team that has the ball, or ""."""
+    return {
+        "What is the score?": score(facts),
+        "Who scored first?": f"{facts.first} did." if facts.first else "Nobody yet.",
+        "Which cup is it?": f"The {facts.cup} Cup.",
+        "Who is playing?": f"{facts.teams[0]} and {facts.teams[1]}.",
+        HOLDER: f"{holder}." if holder else "Nobody.",
+    }[question]
+
+
+def questions(world: World, seconds: int, rate: float, *, visible: bool = False) -> Iterator[Question]:
+    """Questions that viewers might ask in the first `seconds` of a game that has gone so far, `rate` of all seconds, with their
+    answers; none while the score changes.
+
+    Args:
+        visible: only what the picture answers.
+    """
+    random = np.random.default_rng([world.seed, 1])
+    times = [second_of(event.time) for event in world.events]
+    texts = VISIBLE if visible else (*REMEMBERED, *VISIBLE)
+    odds = (0.85, 0.15) if visible else (0.4, 0.15, 0.15, 0.1, 0.2)
+    for second in range(seconds):
         if random.random() >= rate:
             continue
-        text = texts[random.choice(len(texts), p=[0.5, 0.2, 0.15, 0.15])]
+        text = texts[random.choice(len(texts), p=odds)]
         newest = bisect_right(times, second) - 1
-        if events[newest].kind in (Kind.GOAL, Kind.FULL_TIME, Kind.OPENING) and second - times[newest] < 2:
+        kind, since = world.events[newest].kind, second - times[newest]
+        if text in REMEMBERED and (second < 4 or (kind in (Kind.GOAL, Kind.FULL_TIME) and since < 2)):
             continue
-        yield Question(second + 0.5, text, ANSWERED[text](events[newest].facts))
+        yield Question(second + 0.5, text, answer(text, world.events[newest].facts, world.holders[second]))
 
 
 class Claim(NamedTuple):

@@ -64,20 +64,25 @@ def write(
     seconds: int,
     fps: float | int = 2.0,
     size: tuple[int, int] = SIZE,
-    questions: float = 0.0,
     unseen: bool = False,
-) -> Annotation:
-    """Write an mp4 file; returns what is said in it, with questions in a share of its seconds. `video` is the file's name."""
-    path = Path(path)
+) -> World:
+    """Write an mp4 file; returns the game as far as it shows it."""
     film = Film(seed, size=size, unseen=unseen)
     write_video(path, islice(film.pictures(fps), round(seconds * fps)), fps)
-    return annotate(film.world, path.name, seconds, questions)
+    return film.world
 
 
-def annotate(world: World, video: str, seconds: int, questions: float = 0.0) -> Annotation:
-    """What is said in the first `seconds` of a game that has gone so far."""
+def play(seed: int, seconds: float | int) -> World:
+    """The first seconds of a game without pictures."""
+    world = World(seed)
+    next(moment for moment in world.moments() if moment.time >= seconds)
+    return world
+
+
+def annotate(world: World, video: str, seconds: int, questions: float = 0.0, *, visible: bool = False) -> Annotation:
+    """What is said in the first `seconds` of a game that has gone so far; for the last two see `commentary.questions`."""
     words = tuple(word for word in commentary.words(world.events) if word.end <= seconds)
-    asked = tuple(commentary.questions(world.events, seconds, questions, world.seed))
+    asked = tuple(commentary.questions(world, seconds, questions, visible=visible))
     query = QUERY if world.seed % 2 else ""  # streams are begun with and without one
     return Annotation(video, 0.0, float(seconds), query, "", words, asked)
 

@@ -141,6 +141,12 @@ def judge(replies: Mapping[int, str], events: Sequence[Event], start: int, end: 
     return tally
 
 
+def words_of(reply: str) -> tuple[str, str]:
+    """(answer to a question or "", words of the commentary) of a reply."""
+    answer, _, words = reply.partition("\n")
+    return answer.strip(), words.strip()
+
+
 def facts_at(events: Sequence[Event], second: int) -> Facts:
     """What is true, and can have been seen, in a second."""
     newest = bisect_right(events, second, key=lambda event: second_of(event.time)) - 1

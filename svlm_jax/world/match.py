@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 TICK = 0.1  # seconds
+HALF = (5, 10)  # ticks of half a second, and of one
 LEAD = 0.2  # seconds that an event lies before the half second at which it is looked at
 TEAMS = ("Reds", "Blues", "Yellows", "Whites", "Blacks", "Pinks")
 CUPS = ("Gold", "Silver", "Bronze", "Emerald")
@@ -99,12 +100,14 @@ def second_of(time: float) -> int:
 
 
 class World:
-    """The game of a seed. `moments` is gone through once; `events` holds what has happened so far, in order."""
+    """The game of a seed. `moments` is gone through once; `events` holds what has happened so far, in order, and `holders` the
+    team that has the ball at s + 0.5, for every second s ("" for nobody)."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.random = np.random.default_rng(seed)
         self.events: list[Event] = []
+        self.holders: list[str] = []
         self.tick = 0
         self.players = np.stack([FORMATION, FORMATION * (-1, 1)])
         self.ball = np.zeros(2)
@@ -277,6 +280,8 @@ class World:
                 self.ball = origin + (flight() - origin) * share
             elif self.carrier is not None:
                 self.ball = self.players[self.carrier] + (0.07 * self._way(self.carrier[0]), 0.03)
+            if self.tick % HALF[1] == HALF[0]:
+                self.holders.append("" if self.carrier is None else self.facts.teams[self.carrier[0]])
             places = (self.players.copy(), self.ball.copy(), origin)
             yield Moment(self.time, *places, self.carrier, scene, since, side, player, self.facts)
             self.tick += 1

@@ -1,0 +1,267 @@
+"""The findings of the paper on the generated game: what is retained, how it is placed and how the model was trained, each
+against stream time, judged by what happened in the game.
+
+Every stream is one line a second in a folder of its own, so that a run that stops goes on where it was. Held-out seeds only.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from launch.bench.report import record
+from launch.cli import Progress
+from svlm_jax.config import StreamConfig
+from svlm_jax.errors import InputError
+from svlm_jax.world import commentary
+from svlm_jax.world.film import HELD_OUT, Film, play
+from svlm_jax.world.judge import Tally, facts_at, judge, words_of
+from svlm_jax.world.match import World
+
+ASK_EVERY = 150  # seconds between questions about what no picture shows
+BIN = 600  # seconds of a point in the plots, and of what counts as the first and the last of a stream
+GROUPS = ("mode", "positions", "vision window", "text", "training")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to stream: settings, or another model (`model`: a key of --others); `most`: seconds, where more would take too
+    long; `blind`: all frames grey."""
+
+    group: str
+    name: str
+    stream: StreamConfig
+    model: str = ""
+    most: int = 1 << 30
+    blind: bool = False
+
+    @property
+    def file(self) -> str:
+        return "".join(one if one.isalnum() else "_" for one in f"{self.group} {self.name}")
+
+
+def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
+    """What is compared; the first is what all others differ from in one thing."""
+
+    def change(group: str, name: str, most: int = 1 << 30, **changes: Any) -> Variant:
+        return Variant(group, name, replace(usual, **changes), most=most)
+
+    made = [
+        Variant("mode", "streaming", usual),
+        change("mode", "full attention", 1800, mode="full"),
+        change("mode", "windows of 100 s, no overlap", mode="window"),
+        change("mode", "recomputed every second", 1800, mode="recompute"),
+        change("positions", "native RoPE", rebase="append"),
+        Variant("vision window", "0 s (grey frames)", replace(usual, vision_window=1), blind=True),
+        *(change("vision window", f"{seconds} s", vision_window=seconds) for seconds in (1, 4, 8, 32)),
+    ]
+    for sink, slide in ((0, 1), (256, 1), (0, 256), (512, 512)):
+        if (sink, slide) != (usual.sink, usual.slide):
+            made.append(change("text", f"sink {sink}, window {slide - (slide == 1)}", sink=sink, slide=slide))
+    return made + [Variant("training", name, usual, model=name) for name in others]
+
+
+class Games:
+    """Patches of held-out games, drawn once and kept in a file: uint8 [seconds, P, C]."""
+
+    def __init__(self, scratch: Path, seconds: int, processor: Any) -> None:
+        self.scratch, self.seconds, self.processor = scratch, seconds, processor
+        self.worlds: dict[int, World] = {}
+
+    def patches(self, seed: int, fps: int) -> np.ndarray:
+        path = self.scratch / f"frames_{seed}_{self.seconds}.npy"
+        if not path.exists():
+            self._draw(path, seed, fps)
+        return np.load(path, mmap_mode="r")
+
+    def _draw(self, path: Path, seed: int, fps: int) -> None:
+        pictures, progress = Film(seed).pictures(fps), Progress(f"draw game {seed}", "seconds")
+        first = self._second(pictures, fps)
+        draft = path.with_suffix(".partial.npy")
+        kept = np.lib.format.open_memmap(draft, "w+", np.uint8, (self.seconds, *first.shape))
+        kept[0] = first
+        for second in range(1, self.seconds):
+            kept[second] = self._second(pictures, fps)
+            progress(second + 1, self.seconds)
+        kept.flush()
+        draft.replace(path)
+
+    def _second(self, pictures: Iterator[np.ndarray], fps: int) -> np.ndarray:
+        frames = np.stack([next(pictures) for _ in range(fps)])
+        return self.processor.video(frames, fps=fps, levels=True).patches
+
+    def world(self, seed: int) -> World:
+        if seed not in self.worlds:
+            self.worlds[seed] = play(seed, self.seconds)
+        return self.worlds[seed]
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Stream what is not yet streamed, then write the table and the plots of all that is."""
+    from svlm_jax.pretrained import from_pretrained, local_directory, streaming
+
+    others = dict(one.split("=", 1) for one in args.others)
+    usual, _ = streaming(local_directory(args.model))
+    chosen = [
+        one for one in variants(usual, others) if not args.only or one.group in args.only.split(",") or one.name == "streaming"
+    ]
+    if unknown := set(filter(None, args.only.split(","))) - set(GROUPS):
+        raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    seeds = [HELD_OUT + number for number in range(args.seeds)]
+    loaded: dict[str, Any] = {}
+    games = None
+    for variant in chosen:
+        for seed in seeds:
+            path = args.scratch / f"{variant.file}_{seed}.jsonl"
+            if path.exists():
+                continue
+            name = others[variant.model] if variant.model else args.model
+            vlm = loaded.setdefault(name, from_pretrained(name))
+            games = games or Games(args.scratch, args.seconds, vlm.processor)
+            _stream(vlm, variant, games, seed, path)
+    rows, series = [], {}
+    for variant in chosen:
+        tallies, told = _judged(variant, args.scratch, seeds, args.seconds)
+        series[variant] = tallies
+        rows.append(_row(variant, tallies, told))
+        print(json.dumps(rows[-1]), flush=True)
+    plot = "benchmarks/findings.svg"
+    draw(series, args.out / plot)
+    what = (
+        f"What a commentary is worth against stream time: {len(seeds)} held-out games of {args.seconds} s ({args.model}; "
+        "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and its last 10 minutes; scores "
+        f"that were right when said; questions (one every {ASK_EVERY} s: the score, who scored first, which cup) answered "
+        "rightly."
+    )
+    record("findings", what, rows, args.out, plot)
+
+
+def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> None:
+    from svlm_jax.data.batch import Clip
+    from svlm_jax.spans import temporal_step
+    from svlm_jax.stream.sampling import Sampling
+    from svlm_jax.stream.sequence import Chunk
+    from svlm_jax.stream.session import Session
+
+    patches, config = games.patches(seed, variant.stream.chunk_frames), vlm.model.config
+    seconds = min(len(patches), variant.most)
+    clip = vlm.processor.video(
+        np.zeros((variant.stream.chunk_frames, 448, 672, 3), np.uint8), fps=variant.stream.fps, levels=True
+    )
+    step = temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, variant.stream.fps)
+    session = Session(vlm.model, vlm.tokenizer, variant.stream, clip.grid, sampling=Sampling())
+    state = session.join(session.start())
+    progress, draft = Progress(f"{variant.group}: {variant.name}, game {seed}", "seconds"), path.with_suffix(".partial")
+    with draft.open("w") as file:
+        for second in range(seconds):
+            shown = np.full_like(patches[second], 128) if variant.blind else np.array(patches[second])
+            question = asked(second)
+            chunk = Chunk(float(second), float(second + 1), Clip(shown, clip.grid, step, video=True), question)
+            began = time.perf_counter()
+            state, (reply,) = session.step(state, [chunk])
+            assert reply is not None
+            ms = 1000 * (time.perf_counter() - began)
+            line = {"second": second, "text": reply.text, "question": question, "ms": round(ms, 2), "slots": reply.after}
+            file.write(json.dumps(line) + "\n")
+            progress(second + 1, seconds)
+    draft.replace(path)
+
+
+def asked(second: int) -> str:
+    """The question of a second, or ""."""
+    number, rest = divmod(second, ASK_EVERY)
+    return commentary.REMEMBERED[number % len(commentary.REMEMBERED)] if rest == ASK_EVERY - 1 else ""
+
+
+def _judged(variant: Variant, scratch: Path, seeds: list[int], seconds: int) -> tuple[list[Tally], list[dict[str, Any]]]:
+    """A tally a BIN of stream time, over all games; and all lines."""
+    bins: list[list[Tally]] = []
+    told: list[dict[str, Any]] = []
+    for seed in seeds:
+        lines = [json.loads(line) for line in (scratch / f"{variant.file}_{seed}.jsonl").read_text().splitlines()]
+        world, length = play(seed, seconds), len(lines)
+        said = {line["second"]: words_of(line["text"])[1] for line in lines}
+        for number, start in enumerate(range(0, length, BIN)):
+            tally = judge(said, world.events, start, min(start + BIN, length))
+            for line in lines[start : start + BIN]:
+                if line["question"]:
+                    right = commentary.answer(line["question"], facts_at(world.events, line["second"]), "")
+                    tally.asked += 1
+                    tally.answered += words_of(line["text"])[0] == right
+            bins += [[]] * (number + 1 - len(bins))
+            bins[number] = [*bins[number], tally]
+        told += lines
+    return [reduce(add, some) for some in bins], told
+
+
+def _row(variant: Variant, bins: list[Tally], told: list[dict[str, Any]]) -> dict[str, Any]:
+    whole = reduce(add, bins)
+    numbers = {
+        "F1": whole.f1,
+        "F1 first 10 min": bins[0].f1,
+        "F1 last 10 min": bins[-1].f1,
+        "s late": whole.delay,
+        "scores right": whole.score_right,
+        "scores told": whole.score_told,
+        "answers right": whole.answers_right,
+        "silence precision": whole.silence_precision,
+        "silence recall": whole.silence_recall,
+        "repetition": whole.repetition,
+    }
+    row: dict[str, Any] = {"": variant.group, "variant": variant.name, "seconds": max(line["second"] for line in told) + 1}
+    row |= {name: "-" if np.isnan(value) else f"{value:.3f}" for name, value in numbers.items()}
+    return row | {"ms a chunk": f"{np.median([line['ms'] for line in told]):.0f}", "slots": max(line["slots"] for line in told)}
+
+
+def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
+    """F1 and scores that are right against stream time, a column a group; what is usual is in all of them."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("findings", "no matplotlib", "the bench extra", "pip install 'svlm-jax[bench]'") from None
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    usual = next(iter(series))
+    groups = [group for group in GROUPS if any(one.group == group and one != usual for one in series)]
+    figure, axes = pyplot.subplots(2, len(groups), sharex=True, sharey="row", squeeze=False, figsize=(4 * len(groups), 6.5))
+    for column, group in enumerate(groups):
+        for variant, bins in series.items():
+            if variant.group != group and variant != usual:
+                continue
+            minutes = [(number + 0.5) * BIN / 60 for number in range(len(bins))]
+            style = {"color": "black", "linewidth": 2.5} if variant == usual else {"marker": "o", "markersize": 3}
+            label = "as shipped" if variant == usual else variant.name
+            axes[0, column].plot(minutes, [tally.f1 for tally in bins], label=label, **style)
+            axes[1, column].plot(minutes, [tally.score_right for tally in bins], **style)
+        axes[0, column].set(title=group, ylim=(-0.03, 1.03))
+        axes[0, column].legend(fontsize=7)
+        axes[1, column].set(xlabel="minutes of stream", ylim=(-0.03, 1.03))
+        for one in axes[:, column]:
+            one.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("F1 of events")
+    axes[1, 0].set_ylabel("scores right when said")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--model", default="touchline", help="default: the shipped model")
+    made.add_argument("--others", nargs="*", default=[], metavar="NAME=DIR", help="models trained otherwise, to compare")
+    made.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
+    made.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")
+    made.add_argument("--only", default="", help=f"some of {','.join(GROUPS)} (default: all)")
+    made.add_argument(
+        "--scratch", type=Path, default=Path("runs/findings"), help="where streams are kept (default runs/findings)"
+    )
+    made.set_defaults(run=bench)
