@@ -137,7 +137,7 @@ def bench(args: argparse.Namespace) -> None:
     draw(series, args.out / plot)
     what = (
         f"What a commentary is worth against stream time: {len(seeds)} held-out games of {args.seconds} s ({args.model}; "
-        "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and its last 10 minutes; scores "
+        "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and last 10 minutes; scores "
         f"that were right when said; questions (one every {ASK_EVERY} s: the score, who scored first, which cup) answered "
         "rightly."
     )
