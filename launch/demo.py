@@ -1,55 +1,138 @@
-"""A first look, with nothing downloaded: makes a clip and streams it through the small model of the tests.
+"""The shipped model watches a game that it has never seen, beside what happened in it; nothing is downloaded.
 
-That model has random weights (it exists to check numbers), so its words mean nothing yet; what runs is the real path: mp4 ->
-frames -> patches -> vision tower -> decoder with its ring of slots -> words, second by second.
+    python -m launch.demo                              # a minute and a half of a held-out game
+    python -m launch.demo --unseen --seed 1000007      # on a pitch and in shades that no training film has
+    python -m launch.demo --picture docs/demo.png      # what it saw and said, as a picture
+
+The real path: pictures -> patches -> vision tower -> decoder with its ring of slots -> words, second by second.
 """
 
-import tempfile
+import argparse
+import time
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from launch.cli import run
+from svlm_jax.errors import InputError
+from svlm_jax.world.film import HELD_OUT, Film, play
+from svlm_jax.world.judge import Tally, judge, words_of
 
-DATA = Path(__file__).parent.parent / "tests" / "data"
-FPS, SECONDS, HEIGHT, WIDTH = 10, 12, 112, 168
-
-
-def clip(seconds: int, height: int, width: int, fps: int = FPS) -> np.ndarray:
-    """A white ball that crosses a green pitch, uint8 [F, H, W, 3] at `fps` frames a second."""
-    frames = np.empty((fps * seconds, height, width, 3), np.uint8)
-    frames[:] = (40, 130, 60)
-    frames[:, :, width // 2 - 1 : width // 2 + 1] = 230
-    row, column = np.mgrid[:height, :width]
-    for number, frame in enumerate(frames):
-        share = number / (len(frames) - 1)
-        y, x = height * (0.5 + 0.3 * np.sin(6 * share)), width * (0.1 + 0.8 * share)
-        frame[(row - y) ** 2 + (column - x) ** 2 < (height / 12) ** 2] = 255
-    return frames
+QUESTION = "What is the score?"
+ASK_BEFORE_END = 5  # seconds
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="touchline", help="default: the shipped model")
+    parser.add_argument("--seed", type=int, default=HELD_OUT, help=f"of the game (default {HELD_OUT}, which is held out)")
+    parser.add_argument("--seconds", type=int, default=90, help="of the game (default 90)")
+    parser.add_argument("--unseen", action="store_true", help="a pitch and shades that no training film has")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw what was seen and said")
+    args = parser.parse_args()
+    if args.seconds < 2 * ASK_BEFORE_END:
+        raise InputError("--seconds", args.seconds, f"{2 * ASK_BEFORE_END} or more", "leave the flag out")
     from svlm_jax import from_pretrained
-    from svlm_jax.config import StreamConfig
-    from svlm_jax.data.video import write_video
 
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "pitch.mp4"
-        write_video(path, clip(SECONDS, HEIGHT, WIDTH), FPS)
-        print(f"made {path.name}: {SECONDS} s, {WIDTH} x {HEIGHT}, {path.stat().st_size / 1000:.1f} kB")
-        vlm = from_pretrained(DATA / "models" / "tiny", processor=DATA / "processor")
-        size = sum(value.size for value in vlm.parameters.values())
-        print(f"model: {size / 1e3:.0f} thousand random parameters, {vlm.model.config.dtype}")
-        windows = StreamConfig(vision_window=4, text_rounds=4, sink=16, slide=16)
-        print(f"watching, with windows of {windows.vision_window} s of frames and {windows.text_rounds} replies")
-        spent = []
-        for reply in vlm.watch(path, query="Commentate on this match", config=windows):
-            spent.append(sum(reply.ms.values()))
-            words = "".join(one if one.isprintable() else " " for one in reply.text)
-            print(f"{reply.start:4.0f} s  {spent[-1]:6.0f} ms  {reply.after:3d} slots  {words}", flush=True)
-    steady = sum(spent[1:]) / len(spent[1:])
-    print(f"first chunk with compilation; then {steady:.0f} ms a chunk, {1000 / steady:.0f} times real time")
-    print("random weights, so random words; next: python -m launch.stream FILE --model Qwen/Qwen2.5-VL-3B-Instruct")
+    began = time.monotonic()
+    vlm = from_pretrained(args.model)
+    size = sum(value.size for value in vlm.parameters.values())
+    print(f"{args.model}, {size / 1e6:.1f} M parameters, watches game {args.seed}: {args.seconds} s, as fast as it can\n")
+    watched = Watched(args.seed, args.seconds)
+    for second, reply in replies(vlm, args):
+        watched.hear(second, reply)
+    watched.sum_up(time.monotonic() - began)
+    if args.picture:
+        picture(watched, args)
+        print(f"drew {args.picture}")
+    print("\nlive, in a browser: pip install -e '.[serve]'; python -m launch.serve")
+    print("your own video: python -m launch.stream match.mp4 --model Qwen/Qwen2.5-VL-3B-Instruct")
+
+
+def replies(vlm: Any, args: argparse.Namespace):
+    """(second, Reply) of the game; the score is asked for near the end."""
+    from svlm_jax.stream.sequence import Chunk
+    from svlm_jax.stream.session import Session
+
+    fps = round(vlm.stream.fps)
+    pictures, session, state = Film(args.seed, unseen=args.unseen).pictures(fps), None, None
+    for second in range(args.seconds):
+        clip = vlm.processor.video(np.stack(list(islice(pictures, fps))), fps=fps, levels=True)
+        if session is None or state is None:
+            session = Session(vlm.model, vlm.tokenizer, vlm.stream, clip.grid, sampling=vlm.sampling)
+            state = session.join(session.warm(session.start(), clip))
+        question = QUESTION if second == args.seconds - ASK_BEFORE_END else ""
+        state, (reply,) = session.step(state, [Chunk(float(second), float(second + 1), clip, question)])
+        yield second, reply
+
+
+class Watched:
+    """What happened and what was said about it, a line a second in which there is anything."""
+
+    def __init__(self, seed: int, seconds: int) -> None:
+        from svlm_jax.world.commentary import words
+
+        self.events = play(seed, seconds).events
+        self.truth: dict[int, str] = {}
+        for word in words(self.events):
+            self.truth[int(word.start)] = f"{self.truth.get(int(word.start), '')} {word.text}".strip()
+        self.said: dict[int, str] = {}
+        self.spent: list[float] = []
+        print(f"{'s':>4}  {'what happened':28}  {'what it says':28}")
+
+    def hear(self, second: int, reply: Any) -> None:
+        answer, self.said[second] = words_of(reply.text)
+        self.spent.append(sum(reply.ms.values()))
+        truth, said = self.truth.get(second, ""), self.said[second]
+        if answer:
+            print(f"{second:4}  {'(' + QUESTION + ')':28}  {answer:28}")
+        if truth or said:
+            mark = "✓" if truth == said else "✗"
+            print(f"{second:4}  {truth:28}  {said:28}  {mark}  F1 so far {self.tally.f1:.2f}", flush=True)
+
+    @property
+    def tally(self) -> Tally:
+        return judge(self.said, self.events, 0, len(self.said))
+
+    def sum_up(self, seconds: float) -> None:
+        tally, ms = self.tally, float(np.median(self.spent))
+        print(
+            f"\nevents: F1 {tally.f1:.2f} ({tally.matched} of {tally.events} told, {tally.claimed - tally.matched} told that "
+            f"were not); scores right: {tally.right} of {tally.scores}; quiet seconds kept: {tally.silence_recall:.0%}"
+        )
+        print(f"{ms:.0f} ms a second of video, {1000 / ms:.0f} times real time; {seconds:.0f} s all told")
+
+
+def picture(watched: Watched, args: argparse.Namespace) -> None:
+    """Six moments in which something was said, with the words below: what it says, and what happened where that differs."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    told = [second for second, words in watched.said.items() if words]
+    chosen = _telling(told, watched.said)
+    width, height, foot = 480, 320, 56
+    sheet = Image.new("RGB", (3 * width, 2 * (height + foot)), (16, 18, 24))
+    draw, font, small = ImageDraw.Draw(sheet), ImageFont.load_default(22), ImageFont.load_default(15)
+    film = islice(Film(args.seed, size=(width, height), unseen=args.unseen).pictures(2), 2 * args.seconds)
+    frames = {number // 2: frame for number, frame in enumerate(film) if number % 2 and number // 2 in chosen}
+    for place, second in enumerate(chosen):
+        left, top = width * (place % 3), (height + foot) * (place // 3)
+        sheet.paste(Image.fromarray(frames[second]), (left, top))
+        right = watched.said[second] == watched.truth.get(second, "")
+        draw.text((left + 12, top + height + 5), watched.said[second], (255, 255, 255), font)
+        below = f"{second} s" if right else f"{second} s; in truth: {watched.truth.get(second, 'silence')}"
+        draw.text((left + 12, top + height + 33), below, (130, 200, 140) if right else (240, 120, 110), small)
+    sheet.save(args.picture)
+
+
+def _telling(told: list[int], said: dict[int, str]) -> list[int]:
+    """Six seconds, of as many kinds of phrases as there are."""
+    first: dict[str, int] = {}
+    for second in told:
+        first.setdefault(" ".join(word for word in said[second].split() if not word[0].isupper() or word.isupper()), second)
+    chosen = sorted(first.values())[:6]
+    return sorted([*chosen, *[second for second in told if second not in chosen][: 6 - len(chosen)]])
 
 
 if __name__ == "__main__":

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
-from launch.demo import clip
 from svlm_jax.data.video import write_video
+from svlm_jax.world.film import Film
 from tests.test_launch import ROOT, command, refusal
 
 SMALL = ("--vision-window", 3, "--text-rounds", 3, "--sink", 6, "--slide", 6, "--query", "Commentate on this match")
@@ -20,7 +21,7 @@ SMALL = ("--vision-window", 3, "--text-rounds", 3, "--sink", 6, "--slide", 6, "-
 @pytest.fixture(scope="module")
 def film(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("film") / "film.mp4"
-    write_video(path, clip(9, 112, 168), 10)
+    write_video(path, islice(Film(1, size=(168, 112)).pictures(10), 90), 10)
     return path
 
 

@@ -21,11 +21,13 @@ from launch.bench.report import record
 from launch.bench.shapes import shape
 from launch.bench.torch_rival import beside
 from launch.cli import Progress
-from launch.demo import DATA, FPS, clip
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
+from svlm_jax.world.film import Film
 
+DATA = Path(__file__).parents[2] / "tests" / "data"
 QUERY = "Commentate on this match"
+FPS = 10  # of the clip, at least
 CLIP_SECONDS = 10
 FIRST_WORDS = 5  # chunks over which the first word is timed
 STAGES = ("video", "patches", "policy", "vision", "prefill", "decode", "text")
@@ -204,7 +206,8 @@ def bench(args: argparse.Namespace) -> None:
     series: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as directory:
         path, rate = Path(directory) / "clip.mp4", math.ceil(max(FPS, *rates))
-        write_video(path, clip(CLIP_SECONDS, args.height, args.width, rate), rate)
+        film = Film(0, size=(args.width, args.height)).pictures(rate)
+        write_video(path, itertools.islice(film, CLIP_SECONDS * rate), rate)
         path = repeated(path, -(-args.seconds // CLIP_SECONDS))
         for mode, fps, streams in itertools.product(modes, rates, counts):
             name = f"{mode}, {fps:g} fps" + (f", {streams:g} streams" if streams > 1 else "")

@@ -162,6 +162,8 @@ def _draw(brush: _Brush, moment: Moment) -> None:
     if moment.scene is Scene.KICK_OFF:
         for radius in (0.3, 0.36):
             brush.disc((0, 0), radius, (255, 255, 255, 70), (255, 255, 255, 230), 0.03)
+    if moment.carrier is not None:  # who has the ball stands in the light of his team
+        brush.disc(moment.players[moment.carrier], 0.27, (*colours[moment.carrier[0]], 150))
     for side, player in sorted(np.ndindex(2, SIZE), key=lambda who: moment.players[who][1]):
         _player(brush, moment, (side, player), colours[side])
     _ball(brush, moment)
@@ -182,7 +184,7 @@ def _player(brush: _Brush, moment: Moment, who: tuple[int, int], colour: Colour)
     has_it = moment.carrier == who
     brush.disc((x + 0.015, y + 0.095), 0.085, (0, 0, 0, 80), squash=0.45)
     if has_it:
-        brush.disc((x, y), 0.15, (*colour, 110), (255, 255, 255, 255), 0.03)
+        brush.disc((x, y), 0.15, None, (255, 255, 255, 255), 0.03)
     step = 0.03 * math.sin(9 * moment.time + 2 * who[1])
     for foot in (-1, 1):
         brush.disc((x + 0.04 * foot, y + 0.085 + foot * step * 0.6), 0.03, (20, 20, 20))
@@ -201,14 +203,14 @@ def _ball(brush: _Brush, moment: Moment) -> None:
     if moment.scene in (Scene.PASS, Scene.SHOT):  # a tail in the colour of the side that sent it, with fire behind a shot
         team, shot = _shaded(COLOURS[moment.facts.teams[moment.side]], brush.look.shade), moment.scene is Scene.SHOT
         way = np.asarray(moment.ball - moment.origin)
-        tail = way * min(1.0, 0.38 / max(float(np.linalg.norm(way)), 1e-6))
+        tail = way * min(1.0, 0.55 / max(float(np.linalg.norm(way)), 1e-6))
         for share in np.linspace(0, 1, 9):
             place = moment.ball - tail * (1 - share)
             if shot:
-                brush.disc(place, 0.04 + 0.09 * share, (255, 120 + int(100 * share), 20))
+                brush.disc(place, 0.05 + 0.13 * share, (255, 120 + int(100 * share), 20))
             else:
-                brush.disc(place, 0.025 + 0.055 * share, team, (255, 255, 255, 120), 0.01)
-        brush.disc(moment.ball, 0.11, team, (255, 230, 60) if shot else (255, 255, 255), 0.02)
+                brush.disc(place, 0.03 + 0.09 * share, team, (255, 255, 255, 120), 0.01)
+        brush.disc(moment.ball, 0.145, team, (255, 230, 60) if shot else (255, 255, 255), 0.02)
     brush.disc((x + 0.01, y + 0.045), 0.05, (0, 0, 0, 90), squash=0.5)
     brush.disc((x, y), 0.055, (255, 255, 255), (15, 15, 15), 0.014)
     turn = 8 * (x + y)
@@ -217,12 +219,12 @@ def _ball(brush: _Brush, moment: Moment) -> None:
 
 def _flag(brush: _Brush, moment: Moment, age: float) -> None:
     x, y = math.copysign(LENGTH - 0.02, moment.ball[0]), math.copysign(WIDTH - 0.04, moment.ball[1])
-    brush.disc((x, y), 0.22 + 0.02 * math.sin(5 * age), (255, 240, 60, 120), (255, 240, 60, 255), 0.03)
+    colour = _shaded(COLOURS[moment.facts.teams[moment.side]], brush.look.shade)
+    brush.disc((x, y), 0.3 + 0.02 * math.sin(5 * age), (*colour, 130), (255, 240, 60, 255), 0.035)
     y += 0.34 * (y < 0)  # a flag at the top hangs into the picture
     brush.line([(x, y), (x, y - 0.34)], (250, 250, 250), 0.025)
     wave = 0.03 * math.sin(8 * age)
     side = -math.copysign(0.2, x)
-    colour = _shaded(COLOURS[moment.facts.teams[moment.side]], brush.look.shade)
     brush.shape([(x, y - 0.36), (x + side, y - 0.28 + wave), (x, y - 0.2)], colour, (255, 255, 255))
 
 
@@ -244,9 +246,9 @@ def _burst(brush: _Brush, moment: Moment, age: float) -> None:
     x, y = moment.ball
     for ray in range(10):
         turn = ray * math.pi / 5 + 0.4 * age
-        inner, outer = 0.16, 0.3 + 0.03 * math.sin(6 * age + ray)
+        inner, outer = 0.17, 0.36 + 0.03 * math.sin(6 * age + ray)
         ends = [(x + r * math.cos(turn), y + r * math.sin(turn)) for r in (inner, outer)]
-        brush.line(ends, (80, 255, 235), 0.035)
+        brush.line(ends, (80, 255, 235), 0.045)
 
 
 def _cross(brush: _Brush, moment: Moment, age: float) -> None:
@@ -260,7 +262,7 @@ def _card(brush: _Brush, moment: Moment, age: float) -> None:
     lift = 0.02 * math.sin(6 * age)
     colour = _shaded(COLOURS[moment.facts.teams[moment.side]], brush.look.shade)
     brush.disc((x, y), 0.19, None, (255, 240, 0), 0.035)
-    brush.box(x - 0.09, y - 0.46 + lift, x + 0.09, y - 0.2 + lift, colour, (255, 240, 0), 0.035)
+    brush.box(x - 0.11, y - 0.5 + lift, x + 0.11, y - 0.2 + lift, colour, (255, 240, 0), 0.035)
 
 
 def _trophy(brush: _Brush, moment: Moment, age: float) -> None:
