@@ -1,6 +1,6 @@
 """Sources as the live page plays them: at the pace of the clock, with more pictures to look at than the model is given.
 
-Owns the clock of a stream (seconds of the video against seconds of the wall) and what pictures look like on the way to a browser
+Owns the clock of a stream (seconds of the video against those of the wall) and what pictures look like on the way to a browser
 (JPEG). All feeds begin at a tick of one grid, so that their chunks are complete at the same moment and share a step. Does not
 know the model. Units: seconds, pixels. Axes: H, W pixels.
 """
@@ -50,10 +50,7 @@ class Clock(NamedTuple):
 
 
 class Feed(Source):
-    """Pictures by the clock: each is made when it is due, those that only viewers would see only while somebody watches.
-
-    `taken` is when (time.monotonic) the last picture of the newest chunk was there.
-    """
+    """Pictures by the clock: each is made when it is due, those that only viewers would see only while somebody watches."""
 
     live = True
 
@@ -79,7 +76,7 @@ class Feed(Source):
             began = self.begin() if began is None else began
             if self.gone.wait(began + number * each - time.monotonic() if self.paced() else 0):
                 return
-            late = time.monotonic() > began + (number + 1) * each
+            late = self.paced() and time.monotonic() > began + (number + 1) * each
             wanted, seen = number % stride == 0, self.watched()
             if not wanted and (late or not seen):
                 continue
@@ -150,7 +147,8 @@ class CameraFeed(Feed):
 
     def __init__(self, limits: Limits, *rest: Any) -> None:
         super().__init__("camera", *rest)
-        self.limits, self.newest, self.came = limits, None, time.monotonic()
+        self.limits, self.came = limits, time.monotonic()
+        self.newest = np.zeros((1, 1, 3), np.uint8)
         self.arrived = threading.Event()
 
     def stride(self) -> int:

@@ -14,7 +14,8 @@ LARGEST_SEED = 9_999_999
 SOURCES = ("match", "listed", "webcam", "address")
 NAME = re.compile(r"[a-z0-9]{8}")  # of a stream
 KEY = re.compile(r"[A-Za-z0-9_-]{0,64}")  # of the one who started it
-FORMS: dict[str, dict[str, type]] = {  # type -> its fields; all may be left out, and have a default where they are used
+NEEDED = {"join": ("stream",), "ask": ("question",)}
+FORMS: dict[str, dict[str, type]] = {  # type -> its fields; those not NEEDED may be left out
     "start": {"source": str, "seed": int, "number": int, "address": str, "query": str},
     "join": {"stream": str, "after": int, "key": str},
     "leave": {},
@@ -38,6 +39,8 @@ def parse(text: str, limits: Limits) -> dict[str, Any]:
     form = FORMS.get(message["type"]) if isinstance(message.get("type"), str) else None
     if form is None:
         raise InputError("type", _short(message.get("type")), f"one of {', '.join(FORMS)}", "name one of them")
+    if missing := [name for name in NEEDED.get(message["type"], ()) if name not in message]:
+        raise InputError(missing[0], "nothing", "a value", "send it")
     for name, value in message.items():
         if name == "type":
             continue

@@ -51,21 +51,19 @@ def evicted(before: Sequence, config: StreamConfig) -> list[Held]:
         _, order = policy.evict(spans, before.chunk - before.since, config)
         stays[order] = True
     ends = [0, *accumulate(span.length for span in spans)]
-    gone = [
-        span._replace(length=int((~stays[start:end]).sum())) for span, start, end in zip(spans, ends, ends[1:], strict=False)
-    ]
-    left: list[Held] = []
-    for span in gone:
-        if span.length:
-            kind = _NAMES.get(span.kind, "window")
-            left += [Held(kind, span.length, span.turn)]
-    merged: list[Held] = []
-    for one in left:
-        if merged and merged[-1]._replace(length=one.length) == one:
-            merged[-1] = one._replace(length=one.length + merged[-1].length)
-        else:
-            merged.append(one)
-    return merged
+    gone: list[Held] = []
+    for span, start, end in zip(spans, ends[:-1], ends[1:], strict=True):
+        kind = _NAMES.get(span.kind, "window")
+        _add(gone, Held(kind, int((~stays[start:end]).sum()), span.turn if kind in TIMED else 0))
+    return gone
+
+
+def _add(held: list[Held], one: Held) -> None:
+    """Append, or lengthen the last one."""
+    if one.length and held and held[-1]._replace(length=one.length) == one:
+        held[-1] = one._replace(length=held[-1].length + one.length)
+    elif one.length:
+        held.append(one)
 
 
 def picture(before: Sequence, after: Sequence, seconds: dict[int, float], config: StreamConfig) -> dict[str, Any]:
