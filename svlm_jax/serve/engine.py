@@ -7,6 +7,7 @@ sockets. Units: seconds; milliseconds where a name says ms.
 import math
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -165,13 +166,10 @@ class Engine:
                     self._step(taken)
             reason = "the server is stopping"
         except Exception as error:  # the server goes on and says so: /health is 503
+            traceback.print_exception(error)
             self.error = reason = f"the engine broke: {type(error).__name__}: {error}"[:300]
         for name in list(self.running):
             self.end(name, reason)
-        if self.error:
-            import traceback
-
-            traceback.print_exc()
 
     def _wait(self) -> None:
         """Until a stream has a chunk, and a little longer for those that have none yet."""
