@@ -14,6 +14,7 @@ import urllib.request
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
@@ -109,7 +110,7 @@ class Browser(AbstractContextManager):
         self.address = f"http://127.0.0.1:{told.read_text().split()[0]}"
 
     def open(self, url: str) -> Tab:
-        request = urllib.request.Request(f"{self.address}/json/new?{url}", method="PUT")
+        request = urllib.request.Request(f"{self.address}/json/new?{quote(url)}", method="PUT")
         with urllib.request.urlopen(request, timeout=30) as answer:
             return Tab(json.load(answer)["webSocketDebuggerUrl"])
 
