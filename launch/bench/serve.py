@@ -235,8 +235,8 @@ def bench(args: argparse.Namespace) -> None:
     print(json.dumps(row))
     name = Path(args.model).name if args.model else "the small random model of the tests"
     what = (
-        f"The live page under load: {name}, matches at 672x448, clients and server on one machine. Latency: from the last frame "
-        "of a chunk until its reply; first to last viewer: how much later the last one of a stream got a caption than the first."
+        f"The live page under load: {name}, matches at 672x448, clients and server on one machine. Latency: from the last "
+        "frame of a chunk until its reply; first to last viewer: how much later the last one of a stream got a caption."
     )
     record(args.name, what, [row], args.out)
     if row["clients that missed one"]:
