@@ -116,7 +116,7 @@ def titled(names: list[str]) -> list[tuple[str, str]]:
     """(what viewers see, source) of the operator's sources: no folder, no user and no password of a URL is shown.
 
     Raises:
-        InputError: a file or folder that does not open.
+        InputError: a file or folder that does not play.
     """
     from svlm_jax.data.sources import open_source
 
@@ -129,7 +129,8 @@ def titled(names: list[str]) -> list[tuple[str, str]]:
         elif name.isdigit():
             title = f"camera {name}"
         else:
-            open_source(name).close()
+            with open_source(name) as source:
+                next(iter(source), None)
         result.append((title, name))
     return result
 

@@ -141,7 +141,7 @@ def serving(compiled, film, *, limits: Limits = LIMITS, access: Access | None = 
         Clock(CONFIG.fps, CONFIG.chunk_seconds, BOX),
         limits=limits,
         metrics=metrics,
-        sources=[("film.mp4", str(film)), ("gone.mp4", "/secret/gone.mp4")],
+        sources=[("film.mp4", str(film)), ("gone.mp4", "/secret/gone.mp4"), ("hosts", "/etc/hosts")],
         query="Commentate on this match",
         **options,
     )
@@ -178,7 +178,7 @@ def stopped(client: Client) -> None:
 
 def test_captions_pictures_and_the_cache_reach_two_viewers_alike(server):
     with server.viewer() as one, server.viewer() as two:
-        assert one.hear("hello")["sources"] == ["film.mp4", "gone.mp4"]
+        assert one.hear("hello")["sources"] == ["film.mp4", "gone.mp4", "hosts"]
         name = one.start(source="match", seed=7)
         two.say("join", stream=name)
         joined = two.hear("joined")
@@ -253,6 +253,8 @@ def test_a_listed_file_ends_and_its_row_is_free_again(server):
         assert one.hear("ended")["reason"] == "the video is over"
         one.say("start", source="listed", number=1)
         assert "/secret" not in one.hear("error")["error"]
+        one.say("start", source="listed", number=2)
+        assert one.hear("ended")["reason"] == "the source does not play; whoever runs the server sees why"
         one.say("start", source="address", address="/etc/passwd")
         assert "--allow-sources" in one.hear("error")["error"]
 
@@ -486,6 +488,7 @@ def test_bad_flags_and_a_port_in_use_are_one_line(tiny_dir, processor_dir, tmp_p
             ("--size", "big"): "--size: got big",
             ("--rows", 0): "--rows: got 0",
             ("--port", 0, "--source", tmp_path / "none.mp4"): "no such file",
+            ("--port", 0, "--source", __file__): "test_serve.py: got",
         }
         for flags, expected in cases.items():
             assert expected in refusal(command("serve", *beside, *flags)), flags

@@ -194,7 +194,7 @@ class Engine:
             try:
                 item = one.player.poll()
             except Exception as error:  # whatever broke one source is no matter of the other streams
-                self.end(one.name, str(error)[:300] or type(error).__name__)
+                self.end(one.name, one.feed.reason(error))
                 continue
             if item is not None:
                 taken.append((one, item[0], *item[1]))

@@ -6,6 +6,7 @@ know the model. Units: seconds, pixels. Axes: H, W pixels.
 """
 
 import io
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -100,6 +101,10 @@ class Feed(Source):
             return image
         return np.asarray(Image.fromarray(image).resize(self.size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
+    def reason(self, error: Exception) -> str:
+        """What viewers are told of what broke it."""
+        return str(error)[:300] or type(error).__name__
+
     def stop(self) -> None:
         """No more pictures; from any thread."""
         self.gone.set()
@@ -123,11 +128,11 @@ class MatchFeed(Feed):
 
 
 class OpenedFeed(Feed):
-    """A file, folder, webcam or URL that `open_source` opens."""
+    """A file, folder, webcam or URL that `open_source` opens. Of a `private` one nobody is told where it lies."""
 
-    def __init__(self, source: str, title: str, *rest: Any) -> None:
+    def __init__(self, source: str, title: str, private: bool, *rest: Any) -> None:
         super().__init__(title, *rest)
-        clock = self.clock
+        self.private, clock = private, self.clock
         self.inner = open_source(source, fps=clock.fps * clock.stride, chunk_seconds=clock.seconds)
 
     def takes(self) -> Iterator[Callable[[], np.ndarray]]:
@@ -137,6 +142,12 @@ class OpenedFeed(Feed):
 
     def paced(self) -> bool:
         return not self.inner.live
+
+    def reason(self, error: Exception) -> str:
+        if not self.private:
+            return super().reason(error)
+        print(f"{self.name}: {error}", file=sys.stderr, flush=True)
+        return "the source does not play; whoever runs the server sees why"
 
     def close(self) -> None:
         self.inner.close()

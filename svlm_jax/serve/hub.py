@@ -271,13 +271,13 @@ class Hub:
                 raise InputError("number", number, f"less than {len(self.sources)}", "choose one of the list")
             title, address = self.sources[number]
             try:
-                return OpenedFeed(address, title, *rest)
+                return OpenedFeed(address, title, True, *rest)
             except InputError as error:  # names the operator's files
                 print(f"{title}: {error}", file=sys.stderr, flush=True)
                 raise InputError("source", "one that does not open", "one that does", "ask whoever runs the server") from None
         if not self.addresses:
             raise InputError("source", "an address", "one of the list", "the server was started without --allow-sources")
-        return OpenedFeed(message.get("address", ""), "address", *rest)
+        return OpenedFeed(message.get("address", ""), "address", False, *rest)
 
     def _join(self, viewer: Viewer, message: dict[str, Any]) -> None:
         channel = self.channels.get(message.get("stream", ""))
