@@ -22,10 +22,20 @@ from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from threading import Thread
-from typing import Any, get_args
+from typing import Any
 
-from launch.cli import Progress, load, model_flags, run
-from svlm_jax.config import Mode, Rebase, StreamConfig
+from launch.cli import (
+    Progress,
+    load,
+    model_flags,
+    rate_flags,
+    reply_flags,
+    retained_flags,
+    run,
+    sampling,
+    stream_config,
+)
+from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 
 STATUS_EVERY = 10.0  # seconds between status lines where there is no terminal
@@ -34,13 +44,11 @@ STAGES = ("vision", "prefill", "decode")
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usual = StreamConfig()
     made.add_argument("source")
     model_flags(made)
     made.add_argument("--tensor", type=int, default=1, help="devices that share the model (default 1)")
     video = made.add_argument_group("video")
-    video.add_argument("--fps", type=float, default=usual.fps, help="frames a second (default 2)")
-    video.add_argument("--chunk-seconds", type=float, default=usual.chunk_seconds, help="seconds a chunk (default 1)")
+    rate_flags(video)
     video.add_argument("--start", type=float, metavar="S", help="second to start at (default 0, or where --resume stands)")
     video.add_argument("--duration", type=float, metavar="S", help="seconds to watch (default: to the end)")
     video.add_argument("--pace", action="store_true", help="play a file at its own speed")
@@ -49,21 +57,9 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--previous-text", default="", help="commentary that came before")
     said.add_argument("--ask", action="append", default=[], metavar="S:QUESTION", help="a question at a second; repeatable")
     said.add_argument("--tokens", action="store_true", help="show words as they come, not chunk by chunk")
-    said.add_argument("--temperature", type=float, default=0.9, help="0 is greedy (default 0.9)")
-    said.add_argument("--top-k", type=int, default=50)
-    said.add_argument("--top-p", type=float, default=1.0)
-    said.add_argument("--repetition-penalty", type=float, default=1.05)
+    reply_flags(said)
     said.add_argument("--seed", type=int, default=0)
-    said.add_argument("--max-new-tokens", type=int, default=usual.max_new_tokens, help="longest reply (default 20)")
-    kept = made.add_argument_group("what is retained")
-    kept.add_argument("--mode", choices=get_args(Mode), default=usual.mode)
-    kept.add_argument("--vision-window", type=int, default=usual.vision_window, help="chunks of frames (default 16)")
-    kept.add_argument("--text-rounds", type=int, default=usual.text_rounds, help="replies that stay turns (default 16)")
-    kept.add_argument("--sink", type=_count, default=usual.sink, help="first words of the previous text (512, or none)")
-    kept.add_argument("--slide", type=_count, default=usual.slide, help="last tokens of the previous text (512, or none)")
-    kept.add_argument("--positions", choices=get_args(Rebase), default=usual.rebase, help="contiguous RoPE, or the native one")
-    kept.add_argument("--axes", type=int, choices=(1, 3), default=usual.axes, help="of positions: 3, or 1 as LiveCC counts")
-    kept.add_argument("--window-chunks", type=int, default=usual.window_chunks, help="of --mode window (default 100)")
+    retained_flags(made)
     files = made.add_argument_group("files")
     files.add_argument("--vtt", type=Path, help="captions as WebVTT")
     files.add_argument("--srt", type=Path, help="captions as SubRip")
@@ -72,10 +68,6 @@ def parser() -> argparse.ArgumentParser:
     files.add_argument("--save-every", type=int, default=60, metavar="CHUNKS", help="how often (default 60)")
     files.add_argument("--resume", type=Path, metavar="FILE", help="go on from a saved stream")
     return made
-
-
-def _count(text: str) -> int | None:
-    return None if text == "none" else int(text)
 
 
 class Questions:
@@ -178,19 +170,7 @@ class Stopping:
 
 def main() -> None:
     args = parser().parse_args()
-    config = StreamConfig(
-        mode=args.mode,
-        vision_window=args.vision_window,
-        text_rounds=args.text_rounds,
-        sink=args.sink,
-        slide=args.slide,
-        rebase=args.positions,
-        axes=args.axes,
-        window_chunks=args.window_chunks,
-        fps=args.fps,
-        chunk_seconds=args.chunk_seconds,
-        max_new_tokens=args.max_new_tokens,
-    )
+    config = stream_config(args)
     if args.resume and (args.query or args.previous_text):
         raise InputError("--resume", "with --query or --previous-text", "a stream that has its own", "use --ask")
     if args.save_every < 1:
@@ -216,7 +196,6 @@ class Watch:
         from svlm_jax.data.sources import open_source
         from svlm_jax.sharding import make_mesh
         from svlm_jax.stream import saved
-        from svlm_jax.stream.sampling import Sampling
         from svlm_jax.stream.subtitles import Subtitles
 
         self.args, self.config, self.screen = args, config, Screen()
@@ -235,7 +214,7 @@ class Watch:
         }
         mesh = make_mesh(tensor=args.tensor) if args.tensor > 1 else None
         self.vlm = load(args, mesh=mesh, progress=Progress("load"))
-        self.sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+        self.sampling = sampling(args)
         self.done = self.dropped = 0
 
     def run(self, things: ExitStack) -> None:

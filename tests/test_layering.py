@@ -32,6 +32,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.checkpoint", "svlm_jax.data svlm_jax.world"),
     ("svlm_jax.train", "svlm_jax.stream"),
     ("svlm_jax.pretrained svlm_jax",),
+    ("svlm_jax.serve",),
     ("configs",),
     ("launch",),
 )
@@ -46,7 +47,7 @@ HOST_SIDE = (
     "svlm_jax.world",
     "svlm_jax.stream.subtitles",
 )
-LATE = {"av", "transformers", "grain", "orbax", "huggingface_hub", "tensorflow_datasets", "torch"}
+LATE = {"av", "transformers", "grain", "orbax", "huggingface_hub", "tensorflow_datasets", "torch", "starlette", "uvicorn"}
 KERNEL_IMPORTS = {"jax", "numpy", "pallas_kernels"} | sys.stdlib_module_names
 
 

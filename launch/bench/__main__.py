@@ -7,6 +7,7 @@
     python -m launch.bench train --shape 3b                           # a training step: time, MFU; --topology h100x8: memory
     python -m launch.bench int8 [--model DIR]                         # decoder weights in 8 bits: error of the logits
     python -m launch.bench findings                                   # the paper's findings on the generated game
+    python -m launch.bench serve --clients 50 --seconds 120           # the live page: captions lost, latency, memory
     python -m launch.bench device                                     # all that waits for a GPU, in at most ten minutes
     python -m launch.bench table                                      # docs/benchmarks.md from docs/benchmarks/*.json
 
@@ -17,7 +18,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from launch.bench import aot, convert, device, findings, int8, kernels, stream, torch_rival, train
+from launch.bench import aot, convert, device, findings, int8, kernels, serve, stream, torch_rival, train
 from launch.bench.report import DOCS, table
 from launch.cli import run
 from svlm_jax.config import Attention, Remat, Weights
@@ -81,6 +82,13 @@ def parser() -> argparse.ArgumentParser:
     eighth.add_argument("--model", help="a checkpoint directory or hub id instead")
     eighth.add_argument("--dtype", choices=("float32", "bfloat16"))
     eighth.set_defaults(run=int8.bench)
+    page = commands.add_parser("serve", help="the live page under load")
+    page.add_argument("--clients", type=int, default=50, help="viewers, spread over the streams (default 50)")
+    page.add_argument("--rows", type=int, default=4, help="streams (default 4)")
+    page.add_argument("--seconds", type=int, default=120, help="default 120")
+    page.add_argument("--model", help="a checkpoint directory (default: the small one of the tests)")
+    page.add_argument("--name", default="serve", help="of the entry in docs/benchmarks (default serve)")
+    page.set_defaults(run=serve.bench)
     everything = commands.add_parser("device", help="all that waits for a GPU, in at most ten minutes")
     everything.add_argument("--only", help=f"some of {','.join(device.PARTS)} (default: all, in this order)")
     everything.add_argument("--budget", type=float, default=570, metavar="S", help="seconds in all (default 570)")

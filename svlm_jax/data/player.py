@@ -30,41 +30,62 @@ class Player(AbstractContextManager):
         pace: bool = False,
         report: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
         clock: Callable[[], float] = time.monotonic,
+        changed: threading.Condition | None = None,
     ) -> None:
         """Args:
         prepare: run in the thread.
         pace: keep to the clock even if the source could go faster.
         report: told the chunks that are dropped, in the thread that takes.
         clock: seconds, for tests.
+        changed: notified when something can be had; one that several players share, for who polls them all.
         """
         self.source, self.prepare, self.report, self.clock = source, prepare, report, clock
         self.wait, self.timed = pace and not source.live, pace or source.live
         self.ready: deque[tuple[Chunk, Any]] = deque()
         self.lost: list[Chunk] = []
-        self.changed = threading.Condition()
+        self.changed = changed or threading.Condition()
         self.ended = self.stopped = False
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._read, name="decode", daemon=True)
 
     def __iter__(self) -> Iterator[tuple[Chunk, Any]]:
-        self.thread.start()
+        self.begin()
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.ready or self.ended or self.stopped)
-                if self.stopped:
-                    return
-                if self.timed and len(self.ready) > LATE:
-                    self.lost += [self.ready.popleft()[0] for _ in range(len(self.ready) - 1)]
-                taken = self.ready.popleft() if self.ready else None
-                lost, self.lost = self.lost, []
-                self.changed.notify_all()
-            if lost:
-                self.report(lost)
+            taken = self.poll()
             if taken is None:
-                break
+                return
             yield taken
-        if self.error is not None:
+
+    def begin(self) -> None:
+        """Start reading, for who polls; iterating does it by itself."""
+        self.thread.start()
+
+    def poll(self) -> tuple[Chunk, Any] | None:
+        """The next chunk if it is there, without waiting.
+
+        Raises:
+            BaseException: what broke the source, once everything before it has been taken.
+        """
+        with self.changed:
+            if self.stopped:
+                return None
+            if self.timed and len(self.ready) > LATE:
+                self.lost += [self.ready.popleft()[0] for _ in range(len(self.ready) - 1)]
+            taken, over = (self.ready.popleft() if self.ready else None), self.ended
+            lost, self.lost = self.lost, []
+            self.changed.notify_all()
+        if lost:
+            self.report(lost)
+        if taken is None and over and self.error is not None:
             raise self.error
+        return taken
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing comes any more."""
+        return self.stopped or (self.ended and not self.ready)
 
     def _read(self) -> None:
         try:

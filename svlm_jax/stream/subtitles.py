@@ -26,7 +26,7 @@ def _stamp(seconds: float | int, point: str) -> str:
     return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{point}{ms % 1000:03}"
 
 
-def _cue(kind: str, number: int, start: float | int, end: float | int, text: str, extra: dict) -> str:
+def cue(kind: str, number: int, start: float | int, end: float | int, text: str, extra: dict) -> str:
     """The cue with the blank line or line break that ends it and is nowhere in it; "" for none."""
     if kind == ".jsonl":
         line = {"start": round(start, 3), "end": round(end, 3), "text": text, **extra}
@@ -79,8 +79,8 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         """
         if not (0 <= start < end < float("inf") and round(1000 * start) < round(1000 * end)):
             raise ValueError(f"cue: got {start} to {end} s, expected 0 <= start < end, a millisecond or more")
-        if cue := _cue(self.kind, self.number, start, end, text, extra):
-            self._put(cue.encode("utf-8", "replace"))  # half a surrogate pair becomes "?"
+        if whole := cue(self.kind, self.number, start, end, text, extra):
+            self._put(whole.encode("utf-8", "replace"))  # half a surrogate pair becomes "?"
             self.number, self.cues = self.number + 1, self.cues + 1
 
     def close(self) -> None:

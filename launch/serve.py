@@ -1,0 +1,155 @@
+"""The live page: streams that several people watch in a browser, with captions, questions and a picture of the cache.
+
+python -m launch.serve --model DIR                                        # http://127.0.0.1:8000/: generated matches, webcams
+python -m launch.serve --model DIR --source match.mp4 --source rtsp://camera/1 --rows 8
+SVLM_TOKEN=secret python -m launch.serve --model DIR --host 0.0.0.0       # for others too: http://HOST:8000/?token=secret
+
+Without a token only this machine can watch. Lines about the server go to stderr. SIGTERM and SIGINT tell the viewers and end it
+with exit code 0. What happens when: docs/serve.md.
+"""
+
+import argparse
+import asyncio
+import ipaddress
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from launch.cli import Progress, load, model_flags, rate_flags, reply_flags, retained_flags, run, sampling, stream_config
+from svlm_jax.errors import InputError
+from svlm_jax.serve.limits import Limits
+
+QUERY = "Commentate on this match"  # what the generated matches are annotated for (svlm_jax.world.film)
+SIZE = "672x448"
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usual = Limits()
+    model_flags(made)
+    made.add_argument("--rows", type=int, default=4, help="streams at a time, in one batch (default 4)")
+    made.add_argument("--query", default=QUERY, help="what a stream is asked for, unless who starts it says otherwise")
+    shown = made.add_argument_group("what can be watched")
+    shown.add_argument("--source", action="append", default=[], metavar="NAME", help="file, folder, webcam or URL; repeatable")
+    shown.add_argument(
+        "--allow-sources", action="store_true", help="viewers may name files and URLs of this machine: trust them"
+    )
+    shown.add_argument("--size", default=SIZE, metavar="WxH", help=f"largest picture in pixels (default {SIZE})")
+    rate_flags(shown)
+    reply_flags(made.add_argument_group("words"))
+    retained_flags(made)
+    who = made.add_argument_group("who may watch")
+    who.add_argument("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine only)")
+    who.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")
+    who.add_argument("--token", default=os.environ.get("SVLM_TOKEN", ""), help="what viewers must know (or $SVLM_TOKEN)")
+    who.add_argument("--insecure", action="store_true", help="bind other addresses without a token")
+    who.add_argument(
+        "--origin", action="append", default=[], metavar="URL", help="of a proxy in front, https://name; repeatable"
+    )
+    who.add_argument("--viewers", type=int, default=usual.viewers, help=f"at a time (default {usual.viewers})")
+    who.add_argument("--viewers-a-stream", type=int, default=usual.viewers_a_stream, help=f"default {usual.viewers_a_stream}")
+    who.add_argument(
+        "--sockets-an-address", type=int, default=usual.sockets_an_address, help=f"default {usual.sockets_an_address}"
+    )
+    who.add_argument("--grace", type=float, default=usual.grace, metavar="S", help="a stream nobody watches (default 30 s)")
+    return made
+
+
+def main() -> None:
+    args = parser().parse_args()
+    config, draws, size = stream_config(args), sampling(args), _size(args.size)
+    limits = Limits(
+        viewers=args.viewers,
+        viewers_a_stream=args.viewers_a_stream,
+        sockets_an_address=args.sockets_an_address,
+        grace=args.grace,
+    )
+    if args.rows < 1:
+        raise InputError("--rows", args.rows, "1 or more", "raise it")
+    local = _is_loopback(args.host)
+    if not local and not args.token and not args.insecure:
+        remedy = "set SVLM_TOKEN, or say --insecure to let everybody in who can reach it"
+        raise InputError("--host", f"{args.host} without a token", "a token", remedy)
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise InputError("launch.serve", f"no {error.name}", "the serve extra", "pip install 'svlm-jax[serve]'") from None
+    from svlm_jax.serve.access import Access
+    from svlm_jax.serve.engine import Engine
+    from svlm_jax.serve.feed import Box, Clock
+    from svlm_jax.serve.hub import Hub
+    from svlm_jax.serve.metrics import Metrics
+    from svlm_jax.serve.web import Serving, Site, listen
+
+    bound = listen(args.host, args.port)
+    box, metrics = Box(*size), Metrics()
+    sources = titled(args.source)
+    name = Path(args.model).name
+    windows = {"mode": config.mode, "vision_window": config.vision_window, "text_rounds": config.text_rounds}
+    told = {"model": name, "windows": windows | {"sink": config.sink, "slide": config.slide}}
+    clock = Clock(config.fps, config.chunk_seconds, box)
+    options = {"limits": limits, "metrics": metrics, "sources": sources, "addresses": args.allow_sources}
+    hub = Hub(clock, **options, query=args.query, told=told)
+    vlm = load(args, progress=Progress("load"))
+    started = time.monotonic()
+    engine = {"rows": args.rows, "publish": hub.publish, "limits": limits, "metrics": metrics, "sampling": draws}
+    hub.engine = Engine(vlm, config, box, **engine)
+    hub.engine.start()
+    serving = Serving(Site(hub, Access(token=args.token, loopback=local, origins=args.origin)), bound)
+    shared = "this machine only" if local else "whoever has the token" if args.token else "everybody who can reach it"
+    print(
+        f"{serving.address}  {args.rows} rows, {hub.engine.session.capacity} slots each, compiled in "
+        f"{time.monotonic() - started:.1f} s; for {shared}",
+        file=sys.stderr,
+        flush=True,
+    )
+    asyncio.run(serving.run(signals=True))
+    hub.engine.stop()
+
+
+def titled(names: list[str]) -> list[tuple[str, str]]:
+    """(what viewers see, source) of the operator's sources: no folder, no user and no password of a URL is shown.
+
+    Raises:
+        InputError: a file or folder that does not play.
+    """
+    from svlm_jax.data.sources import open_source
+
+    result = []
+    for name in names:
+        title = Path(name).name
+        if re.match(r"[a-z][a-z0-9+.\-]+://", name, re.IGNORECASE):
+            parts = urlsplit(name)
+            title = f"{parts.hostname}{parts.path}"
+        elif name.isdigit():
+            title = f"camera {name}"
+        else:
+            with open_source(name) as source:
+                next(iter(source), None)
+        result.append((title, name))
+    return result
+
+
+def _size(text: str) -> tuple[int, int]:
+    parts = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    if parts is None or min(int(parts[1]), int(parts[2])) < 28:
+        raise InputError("--size", text, "WIDTHxHEIGHT in pixels, each 28 to 9999", f"for example {SIZE}")
+    return int(parts[1]), int(parts[2])
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+if __name__ == "__main__":
+    run(main)

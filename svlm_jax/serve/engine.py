@@ -1,0 +1,302 @@
+"""The thread that watches: one `Session` with rows, one step a tick for all streams that have a chunk ready.
+
+Owns the rows and their order of events; tells what happens through `publish`, from its own thread. Does not know viewers or
+sockets. Units: seconds; milliseconds where a name says ms.
+"""
+
+import math
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from svlm_jax.config import StreamConfig
+from svlm_jax.data.batch import Clip
+from svlm_jax.data.chat import plain
+from svlm_jax.data.pixels import PixelConfig, smart_resize
+from svlm_jax.data.player import Player
+from svlm_jax.errors import InputError
+from svlm_jax.pretrained import Pretrained
+from svlm_jax.serve.feed import THINNEST, Box, Feed
+from svlm_jax.serve.limits import Limits
+from svlm_jax.serve.metrics import Metrics
+from svlm_jax.serve.retained import picture
+from svlm_jax.stream import sequence
+from svlm_jax.stream.sampling import COMMENTARY, Sampling
+from svlm_jax.stream.sequence import Chunk
+from svlm_jax.stream.session import Reply, Session
+
+TOGETHER = 0.1  # of a chunk: how long a step waits for streams that are not ready yet
+USUAL = Limits()
+RECENT = 16  # steps over which the real-time factor is taken
+Publish = Callable[[str, dict[str, Any]], None]  # name of a stream, what happened
+
+
+class Running:
+    """One stream in a row. Its fields belong to the engine's thread, but for `questions` (under the engine's lock)."""
+
+    def __init__(self, name: str, row: int, feed: Feed, query: str, seed: int) -> None:
+        self.name, self.row, self.feed, self.query, self.seed = name, row, feed, query, seed
+        self.player: Player
+        self.questions: deque[str] = deque()
+        self.seconds: dict[int, float] = {}  # when retained turns began
+        self.number = self.dropped = 0  # captions given, chunks lost
+
+
+class Engine:
+    """All streams of one model. `start` it once; `open`, `ask` and `end` may be called from any thread."""
+
+    def __init__(
+        self,
+        vlm: Pretrained,
+        config: StreamConfig,
+        box: Box,
+        *,
+        rows: int,
+        publish: Publish,
+        limits: Limits = USUAL,
+        metrics: Metrics | None = None,
+        sampling: Sampling = COMMENTARY,
+    ) -> None:
+        """Compiles; takes as long as that takes.
+
+        Args:
+            box: the largest picture of a stream.
+            rows: streams at a time.
+            publish: called in the engine's thread: must not block.
+        """
+        self.vlm, self.config, self.limits, self.rows, self.publish = vlm, config, limits, rows, publish
+        self.metrics = metrics or Metrics()
+        black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
+        clip = vlm.processor.video(black, fps=config.fps, levels=True)
+        grid = (clip.grid[0], 2, budget(vlm.processor.video_config, box) // 2)
+        self.session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=rows)
+        self.state = self.session.warm(self.session.start(), clip)
+        self.changed = threading.Condition()
+        self.running: dict[str, Running] = {}
+        self.seated: list[Running | None] = [None] * rows
+        self.spent: deque[float] = deque(maxlen=RECENT)
+        self.beat = self.stepped = time.monotonic()
+        self.stopping, self.error = False, ""
+        self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def stop(self) -> None:
+        """End all streams and the thread; waits for the step that is under way."""
+        with self.changed:
+            self.stopping = True
+            self.changed.notify_all()
+        if self.thread.is_alive():
+            self.thread.join(timeout=30)
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the thread lives and has shown itself lately."""
+        return self.thread.is_alive() and time.monotonic() - self.beat < self.limits.hang
+
+    @property
+    def free(self) -> int:
+        """Rows without a stream."""
+        with self.changed:
+            return self.rows - len(self.running)
+
+    # from any thread
+
+    def open(self, name: str, feed: Feed, *, query: str = "", seed: int = 0) -> None:
+        """Give a stream a row.
+
+        Raises:
+            InputError: no row is free, or `query` holds special tokens. The feed is then closed.
+        """
+        try:
+            plain(query, "query")
+            with self.changed:
+                rows = set(range(self.rows)) - {one.row for one in self.running.values()}
+                if not rows or self.stopping:
+                    got = f"all {self.rows} rows taken"
+                    raise InputError("start", got, "a free one", "join a running stream, or wait until one ends")
+                one = Running(name, min(rows), feed, query, seed)
+                one.player = Player(feed, self._prepare, report=lambda lost: self._lost(one, lost), changed=self.changed)
+                self.running[name] = one
+                one.player.begin()
+        except InputError:
+            feed.close()
+            raise
+
+    def ask(self, name: str, question: str) -> int:
+        """Put a question to a stream: it goes into its next turn that has none. Returns how many wait before it.
+
+        Raises:
+            InputError: no such stream, too many questions waiting, special tokens.
+        """
+        plain(question, "question")
+        with self.changed:
+            one = self.running.get(name)
+            if one is None:
+                raise InputError("stream", "one that has ended", "a running one", "join another")
+            if len(one.questions) >= self.limits.questions_waiting:
+                raise InputError("question", f"{len(one.questions)} waiting", "fewer", "wait for their answers")
+            one.questions.append(question.strip())
+            return len(one.questions) - 1
+
+    def end(self, name: str, reason: str) -> None:
+        """End a stream; its row is free at once. Nothing happens if it is not running."""
+        with self.changed:
+            one = self.running.pop(name, None)
+        if one is not None:
+            one.feed.stop()
+            one.player.stop()
+            self.publish(name, {"type": "ended", "reason": reason})
+
+    # the thread
+
+    def _run(self) -> None:
+        try:
+            while not self.stopping:
+                self._wait()
+                taken = self._take()
+                self._seat()
+                if taken:
+                    self._step(taken)
+            reason = "the server is stopping"
+        except Exception as error:  # the server goes on and says so: /health is 503
+            traceback.print_exception(error)
+            self.error = reason = f"the engine broke: {type(error).__name__}: {error}"[:300]
+        for name in list(self.running):
+            self.end(name, reason)
+
+    def _wait(self) -> None:
+        """Until a stream has a chunk, and a little longer for those that have none yet."""
+        with self.changed:
+            self.beat = time.monotonic()
+
+            def some() -> bool:
+                return self.stopping or any(one.player.ready or one.player.over for one in self.running.values())
+
+            def all_of_them() -> bool:
+                return self.stopping or all(one.player.ready or one.player.over for one in self.running.values())
+
+            if self.changed.wait_for(some, timeout=1.0):
+                self.changed.wait_for(all_of_them, timeout=TOGETHER * self.config.chunk_seconds)
+
+    def _take(self) -> list[tuple[Running, Any, Clip, float]]:
+        """(stream, chunk, patches, when its last frame was there) of every stream that has one; ends those that are over."""
+        with self.changed:
+            running = list(self.running.values())
+        taken = []
+        for one in running:
+            try:
+                item = one.player.poll()
+            except Exception as error:  # whatever broke one source is no matter of the other streams
+                self.end(one.name, one.feed.reason(error))
+                continue
+            if item is not None:
+                taken.append((one, item[0], *item[1]))
+            elif one.player.over:
+                self.end(one.name, one.feed.ending or "the source has ended")
+        return taken
+
+    def _seat(self) -> None:
+        """Rows as `running` says: those who came join the state, those who went leave it."""
+        with self.changed:
+            wanted: list[Running | None] = [None] * self.rows
+            for one in self.running.values():
+                wanted[one.row] = one
+        for row, (new, old) in enumerate(zip(wanted, self.seated, strict=True)):
+            if new is not old:
+                if new is None:
+                    self.state = self.session.leave(self.state, row)
+                else:
+                    self.state = self.session.join(self.state, row, query=new.query, seed=new.seed)
+        self.seated = wanted
+
+    def _step(self, taken: list[tuple[Running, Any, Clip, float]]) -> None:
+        chunks: list[Chunk | None] = [None] * self.rows
+        for one, chunk, clip, _ in taken:
+            if self.seated[one.row] is one:
+                chunks[one.row] = self._asked(one, Chunk(chunk.start, chunk.end, clip))
+        if all(chunk is None for chunk in chunks):
+            return
+        before, started = self.state.streams, time.monotonic()
+        self.state, replies = self.session.step(self.state, chunks)
+        now = self.stepped = self.beat = time.monotonic()
+        self.spent.append(now - started)
+        self.metrics.observe("svlm_step_seconds", now - started)
+        for one, chunk, _, there in taken:
+            reply, asked, was = replies[one.row], chunks[one.row], before[one.row]
+            if reply is not None and asked is not None and was is not None and self.seated[one.row] is one:
+                self.metrics.count("svlm_chunks_total")
+                self.metrics.observe("svlm_latency_seconds", now - there)
+                self.publish(one.name, self._told(one, reply, asked.question, was, now - there, chunk.note))
+
+    def _asked(self, one: Running, chunk: Chunk) -> Chunk | None:
+        """The chunk with the question that waits, if there is one and room for it. A chunk that cannot be watched at all ends
+        its stream, here and alone: a step is shared."""
+        with self.changed:
+            question = one.questions.popleft() if one.questions else ""
+        stream = self.state.streams[one.row]
+        assert stream is not None
+        for text in filter(None, (question, " ")):
+            chunk = chunk._replace(question=text.strip())
+            try:
+                sequence.next_turn(stream, chunk, self.config, self.session.language)
+                return chunk
+            except InputError as error:
+                if not chunk.question:
+                    self.end(one.name, str(error))
+                else:
+                    self.publish(one.name, {"type": "unasked", "question": question, "error": str(error)})
+        return None
+
+    def _told(self, one: Running, reply: Reply, question: str, before: Any, latency: float, note: str) -> dict[str, Any]:
+        """What viewers are told of a chunk."""
+        after = self.state.streams[one.row]
+        assert after is not None
+        one.seconds[before.chunk] = float(reply.start)
+        number, one.number = one.number, one.number + 1
+        return {
+            "type": "caption",
+            "number": number,
+            "start": float(reply.start),
+            "end": float(reply.end),
+            "text": "".join(c if c.isprintable() else " " for c in reply.text).strip(),
+            "question": question,
+            "note": note,
+            "latency": round(latency, 3),
+            "speed": round(self.config.chunk_seconds * len(self.spent) / sum(self.spent), 2),
+            "ms": {stage: round(ms, 1) for stage, ms in reply.ms.items()},
+            "dropped": one.dropped,
+            "slots": reply.after,
+            "capacity": self.state.cache.capacity,
+            "cache": picture(before, after, one.seconds, self.config),
+        }
+
+    # in the threads of players
+
+    def _prepare(self, chunk: Any) -> tuple[Clip, float]:
+        there = time.monotonic()
+        return self.vlm.processor.video(chunk.frames, fps=self.config.fps, levels=True), there
+
+    def _lost(self, one: Running, lost: Any) -> None:
+        one.dropped += len(lost)
+        self.metrics.count("svlm_dropped_chunks_total", len(lost))
+        number, one.number = one.number, one.number + 1
+        told = {"type": "dropped", "number": number, "start": float(lost[0].start), "end": float(lost[-1].end)}
+        self.publish(one.name, told | {"chunks": len(lost), "dropped": one.dropped})
+
+
+def budget(config: PixelConfig, box: Box) -> int:
+    """Most patches in a frame that any picture which fits in the box (sides within 1:4) is resized to."""
+    rows, columns = (max(1, round(side / config.factor)) * config.factor for side in (box.height, box.width))
+    usual = smart_resize(box.height, box.width, config)
+    least = math.sqrt(config.min_pixels)  # a picture that is enlarged: its sides are rounded up
+    grown = math.prod(least * scale + config.factor for scale in (math.sqrt(THINNEST), 1 / math.sqrt(THINNEST)))
+    most = max(min(rows * columns, config.max_pixels), grown, math.prod(usual))
+    patches = math.ceil(most / config.patch_size**2)
+    return patches + -patches % config.merge_size**2

@@ -1,0 +1,123 @@
+"""A headless Chromium for tests of the page, spoken to in its own protocol (CDP) over a WebSocket.
+
+Chromium is found on the PATH; no driver and no package but `websockets` is needed. Units: seconds, CSS pixels.
+"""
+
+import base64
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.request
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--headless=new",
+    "--remote-debugging-port=0",
+    "--no-first-run",
+    "--disable-gpu",
+    "--mute-audio",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--use-fake-device-for-media-stream",
+    "--use-fake-ui-for-media-stream",
+)
+
+
+def chromium() -> str | None:
+    """Where it is, or None."""
+    return next(filter(None, map(shutil.which, NAMES)), None)
+
+
+class Tab(AbstractContextManager):
+    """One page. Errors and warnings of its console are kept in `complaints`."""
+
+    def __init__(self, address: str) -> None:
+        from websockets.sync.client import connect
+
+        self.connection = connect(address, max_size=None).__enter__()
+        self.numbers, self.complaints = itertools.count(1), []
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        """A command of the protocol and its result."""
+        number = next(self.numbers)
+        self.connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            answer = json.loads(self.connection.recv(timeout=30))
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self._noted(answer)
+
+    def _noted(self, event: dict[str, Any]) -> None:
+        told = event.get("params", {})
+        if event.get("method") == "Runtime.exceptionThrown":
+            self.complaints.append(json.dumps(told["exceptionDetails"])[:500])
+        if event.get("method") == "Log.entryAdded" and told["entry"]["level"] == "error":
+            self.complaints.append(told["entry"]["text"])
+
+    def run(self, script: str) -> Any:
+        """The value of an expression in the page."""
+        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result["exceptionDetails"]
+        return result["result"].get("value")
+
+    def wait(self, script: str, seconds: float = 30.0) -> None:
+        """Until the expression is true."""
+        until = time.monotonic() + seconds
+        while not self.run(f"!!({script})"):
+            assert time.monotonic() < until, f"never true: {script}; {self.complaints}"
+            time.sleep(0.1)
+
+    def size(self, width: int, height: int, scale: float = 1.0, mobile: bool = False) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile)
+
+    def picture(self, path: Path, *, colours: int = 255) -> None:
+        """A screenshot as a small PNG."""
+        import io
+
+        from PIL import Image
+
+        data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+        image = Image.open(io.BytesIO(data)).convert("RGB")
+        image.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+
+class Browser(AbstractContextManager):
+    """A process of Chromium with a profile in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        name = chromium()
+        assert name is not None
+        root = ("--no-sandbox",) if os.geteuid() == 0 else ()
+        command = [name, *FLAGS, *root, f"--user-data-dir={folder}", "about:blank"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        told, until = folder / "DevToolsActivePort", time.monotonic() + 60
+        while not told.is_file() or not told.read_text().strip():
+            assert self.process.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+        self.address = f"http://127.0.0.1:{told.read_text().split()[0]}"
+
+    def open(self, url: str) -> Tab:
+        request = urllib.request.Request(f"{self.address}/json/new?{quote(url)}", method="PUT")
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return Tab(json.load(answer)["webSocketDebuggerUrl"])
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
