@@ -6,15 +6,16 @@ import logging
 import sys
 import time
 import warnings
+from argparse import SUPPRESS
 from collections.abc import Callable
+from dataclasses import fields, replace
 from typing import Any, get_args
 
 from svlm_jax.config import Attention, Mode, Rebase, StreamConfig, Weights
 from svlm_jax.errors import InputError
 
 BAD_INPUT = 2  # exit code
-USUAL = StreamConfig()
-DEFAULT_MODEL: str | None = None  # what a command takes without --model; None: the flag is needed
+DEFAULT_MODEL = "touchline"  # what a command takes without --model
 LINE_EVERY = 5.0  # seconds between plain progress lines
 
 
@@ -35,9 +36,8 @@ def model_flags(parser: argparse.ArgumentParser, dtype: bool = True) -> None:
     """--model and how it is computed: what `load` reads."""
     parser.add_argument(
         "--model",
-        required=DEFAULT_MODEL is None,
         default=DEFAULT_MODEL,
-        help="checkpoint directory (Hugging Face or Orbax) or hub id",
+        help=f"checkpoint directory (Hugging Face or Orbax), hub id, or the default: the shipped {DEFAULT_MODEL}",
     )
     parser.add_argument("--processor", help="directory with tokenizer and processor files, if not in --model")
     if dtype:
@@ -50,60 +50,53 @@ def model_flags(parser: argparse.ArgumentParser, dtype: bool = True) -> None:
     )
 
 
+# What a flag sets, and its name where that is another. A flag that is not given leaves the model's own setting.
+_STREAM = {"positions": "rebase"} | {field.name: field.name for field in fields(StreamConfig)}
+_SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
+
+
 def rate_flags(parser: Any) -> None:
-    """How a video is cut into chunks: part of what `stream_config` reads."""
-    parser.add_argument("--fps", type=float, default=USUAL.fps, help="frames a second (default 2)")
-    parser.add_argument("--chunk-seconds", type=float, default=USUAL.chunk_seconds, help="seconds a chunk (default 1)")
+    """How a video is cut into chunks: part of what `settings` reads."""
+    parser.add_argument("--fps", type=float, default=SUPPRESS, help="frames a second (usually 2)")
+    parser.add_argument("--chunk-seconds", type=float, default=SUPPRESS, help="seconds a chunk (usually 1)")
 
 
 def reply_flags(parser: Any) -> None:
-    """How replies are drawn: what `sampling` reads, and part of what `stream_config` does."""
-    parser.add_argument("--temperature", type=float, default=0.9, help="0 is greedy (default 0.9)")
-    parser.add_argument("--top-k", type=int, default=50)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--repetition-penalty", type=float, default=1.05)
-    parser.add_argument("--max-new-tokens", type=int, default=USUAL.max_new_tokens, help="longest reply (default 20)")
+    """How replies are drawn: part of what `settings` reads."""
+    parser.add_argument("--temperature", type=float, default=SUPPRESS, help="0 is greedy (usually 0.9)")
+    parser.add_argument("--top-k", type=int, default=SUPPRESS, help="usually 50")
+    parser.add_argument("--top-p", type=float, default=SUPPRESS, help="usually 1")
+    parser.add_argument("--repetition-penalty", type=float, default=SUPPRESS, help="usually 1.05")
+    parser.add_argument("--max-new-tokens", type=int, default=SUPPRESS, help="longest reply (usually 20)")
 
 
 def retained_flags(parser: argparse.ArgumentParser) -> None:
-    """Windows and positions: the rest of what `stream_config` reads."""
-    kept = parser.add_argument_group("what is retained")
-    kept.add_argument("--mode", choices=get_args(Mode), default=USUAL.mode)
-    kept.add_argument("--vision-window", type=int, default=USUAL.vision_window, help="chunks of frames (default 16)")
-    kept.add_argument("--text-rounds", type=int, default=USUAL.text_rounds, help="replies that stay turns (default 16)")
-    kept.add_argument("--sink", type=_count, default=USUAL.sink, help="first words of the previous text (512, or none)")
-    kept.add_argument("--slide", type=_count, default=USUAL.slide, help="last tokens of the previous text (512, or none)")
-    kept.add_argument("--positions", choices=get_args(Rebase), default=USUAL.rebase, help="contiguous RoPE, or the native one")
-    kept.add_argument("--axes", type=int, choices=(1, 3), default=USUAL.axes, help="of positions: 3, or 1 as LiveCC counts")
-    kept.add_argument("--window-chunks", type=int, default=USUAL.window_chunks, help="of --mode window (default 100)")
+    """Windows and positions: the rest of what `settings` reads."""
+    kept = parser.add_argument_group("what is retained (a model's own settings, or the usual ones)")
+    kept.add_argument("--mode", choices=get_args(Mode), default=SUPPRESS)
+    kept.add_argument("--vision-window", type=int, default=SUPPRESS, help="chunks of frames (usually 16)")
+    kept.add_argument("--text-rounds", type=int, default=SUPPRESS, help="replies that stay turns (usually 16)")
+    kept.add_argument("--sink", type=_count, default=SUPPRESS, help="first words of the previous text (usually 512; none: all)")
+    kept.add_argument(
+        "--slide", type=_count, default=SUPPRESS, help="last tokens of the previous text (usually 512; none: all)"
+    )
+    kept.add_argument("--positions", choices=get_args(Rebase), default=SUPPRESS, help="contiguous RoPE, or the native one")
+    kept.add_argument("--axes", type=int, choices=(1, 3), default=SUPPRESS, help="of positions: 3, or 1 as LiveCC counts")
+    kept.add_argument("--window-chunks", type=int, default=SUPPRESS, help="of --mode window (usually 100)")
 
 
 def _count(text: str) -> int | None:
     return None if text == "none" else int(text)
 
 
-def stream_config(args: argparse.Namespace) -> StreamConfig:
-    """What the flags of `rate_flags`, `reply_flags` and `retained_flags` say."""
-    return StreamConfig(
-        mode=args.mode,
-        vision_window=args.vision_window,
-        text_rounds=args.text_rounds,
-        sink=args.sink,
-        slide=args.slide,
-        rebase=args.positions,
-        axes=args.axes,
-        window_chunks=args.window_chunks,
-        fps=args.fps,
-        chunk_seconds=args.chunk_seconds,
-        max_new_tokens=args.max_new_tokens,
-    )
+def settings(args: argparse.Namespace) -> tuple[StreamConfig, Any]:
+    """How to stream, and a `Sampling`: what the flags of `rate_flags`, `reply_flags` and `retained_flags` say, else what the
+    model named by --model comes with."""
+    from svlm_jax.pretrained import local_directory, streaming
 
-
-def sampling(args: argparse.Namespace) -> Any:
-    """What the flags of `reply_flags` say (a `Sampling`)."""
-    from svlm_jax.stream.sampling import Sampling
-
-    return Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    config, sampling = streaming(local_directory(args.model))
+    config = replace(config, **{name: getattr(args, flag) for flag, name in _STREAM.items() if flag in args})
+    return config, replace(sampling, **{name: getattr(args, name) for name in _SAMPLING if name in args})
 
 
 def load(args: argparse.Namespace, **options: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.cli import run
+from launch.cli import DEFAULT_MODEL, run
 from svlm_jax.errors import InputError
 from svlm_jax.world.film import HELD_OUT, Film, play
 from svlm_jax.world.judge import Tally, judge, words_of
@@ -26,7 +26,7 @@ ASK_BEFORE_END = 5  # seconds
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="touchline", help="default: the shipped model")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
     parser.add_argument("--seed", type=int, default=HELD_OUT, help=f"of the game (default {HELD_OUT}, which is held out)")
     parser.add_argument("--seconds", type=int, default=90, help="of the game (default 90)")
     parser.add_argument("--unseen", action="store_true", help="a pitch and shades that no training film has")

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from launch.cli import Progress, load, model_flags, rate_flags, reply_flags, retained_flags, run, sampling, stream_config
+from launch.cli import Progress, load, model_flags, rate_flags, reply_flags, retained_flags, run, settings
 from svlm_jax.errors import InputError
 from svlm_jax.serve.limits import Limits
 
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    config, draws, size = stream_config(args), sampling(args), _size(args.size)
+    (config, draws), size = settings(args), _size(args.size)
     limits = Limits(
         viewers=args.viewers,
         viewers_a_stream=args.viewers_a_stream,

@@ -4,9 +4,9 @@ python -m launch.stream match.mp4 --model Qwen/Qwen2.5-VL-3B-Instruct --query "C
 python -m launch.stream rtsp://camera/1 --model DIR --save-state match.state --jsonl match.jsonl
 python -m launch.stream 0 --model DIR --pace                       # the first webcam; type a line to ask a question
 
-SOURCE is a video file, a folder of frames, the number of a webcam, or a URL. Without --pace a file is watched as fast as
-possible; with it, or live, chunks that come too late are dropped, and every one is told. Words go to stdout, the rest to
-stderr.
+SOURCE is a video file, a folder of frames, the number of a webcam, a URL, or match:SEED, a generated game without end. Without
+--pace a file is watched as fast as possible; with it, or live, chunks that come too late are dropped, and every one is told.
+Words go to stdout, the rest to stderr.
 """
 
 import argparse
@@ -32,8 +32,7 @@ from launch.cli import (
     reply_flags,
     retained_flags,
     run,
-    sampling,
-    stream_config,
+    settings,
 )
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
@@ -170,13 +169,13 @@ class Stopping:
 
 def main() -> None:
     args = parser().parse_args()
-    config = stream_config(args)
+    config, draws = settings(args)
     if args.resume and (args.query or args.previous_text):
         raise InputError("--resume", "with --query or --previous-text", "a stream that has its own", "use --ask")
     if args.save_every < 1:
         raise InputError("--save-every", args.save_every, "1 or more chunks", "raise it")
     with ExitStack() as things:
-        Watch(args, config, things).run(things)
+        Watch(args, config, draws, things).run(things)
 
 
 def _someone_types() -> bool:
@@ -192,18 +191,18 @@ def _someone_types() -> bool:
 class Watch:
     """One run of the command: what is open, and the loop."""
 
-    def __init__(self, args: argparse.Namespace, config: StreamConfig, things: ExitStack) -> None:
+    def __init__(self, args: argparse.Namespace, config: StreamConfig, draws: Any, things: ExitStack) -> None:
         from svlm_jax.data.sources import open_source
         from svlm_jax.sharding import make_mesh
         from svlm_jax.stream import saved
         from svlm_jax.stream.subtitles import Subtitles
 
-        self.args, self.config, self.screen = args, config, Screen()
+        self.args, self.config, self.sampling, self.screen = args, config, draws, Screen()
         self.questions = Questions(args.ask, typed=_someone_types())
         self.stopping = things.enter_context(Stopping(self.screen))
         told = saved.peek(args.resume) if args.resume else {}
         self.next = told.get("next", 0.0) if args.start is None else args.start
-        video = {"fps": args.fps, "chunk_seconds": args.chunk_seconds, "duration": args.duration}
+        video = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "duration": args.duration}
         self.open = partial(open_source, args.source, start=self.next, **video)
         self.source = self.open()
         kept = told.get("captions", {})
@@ -214,7 +213,6 @@ class Watch:
         }
         mesh = make_mesh(tensor=args.tensor) if args.tensor > 1 else None
         self.vlm = load(args, mesh=mesh, progress=Progress("load"))
-        self.sampling = sampling(args)
         self.done = self.dropped = 0
 
     def run(self, things: ExitStack) -> None:
@@ -227,7 +225,7 @@ class Watch:
         timed = "live" if source.live else "at its own speed" if self.args.pace else "as fast as possible"
         length = f"{source.total} chunks" if source.total is not None else "without end"
         rule = f"; when more than {LATE} chunks wait, all but the newest are dropped" if timed != "as fast as possible" else ""
-        screen.say(f"{source.name}: {length} of {self.args.chunk_seconds:g} s at {self.args.fps:g} fps, {timed}{rule}")
+        screen.say(f"{source.name}: {length} of {self.config.chunk_seconds:g} s at {self.config.fps:g} fps, {timed}{rule}")
         player = things.enter_context(Player(source, self._prepare, pace=self.args.pace, report=self._lost))
         self.stopping.wake = player.stop
         for chunk, clip in player:
@@ -244,7 +242,7 @@ class Watch:
         screen.say(f"watched {self.done} chunks to {clock(self.next)}{told}")
 
     def _prepare(self, chunk: Any) -> Any:
-        return self.vlm.processor.video(chunk.frames, fps=self.args.fps, levels=True)
+        return self.vlm.processor.video(chunk.frames, fps=self.config.fps, levels=True)
 
     def _begin(self, clip: Any) -> None:
         """Make the session for frames of that size, compile it, and begin or resume the stream."""

@@ -20,7 +20,7 @@ from typing import get_args
 
 from launch.bench import aot, convert, device, findings, int8, kernels, serve, stream, torch_rival, train
 from launch.bench.report import DOCS, table
-from launch.cli import run
+from launch.cli import DEFAULT_MODEL, run
 from svlm_jax.config import Attention, Remat, Weights
 
 
@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--clients", type=int, default=50, help="viewers, spread over the streams (default 50)")
     page.add_argument("--rows", type=int, default=4, help="streams (default 4)")
     page.add_argument("--seconds", type=int, default=120, help="default 120")
-    page.add_argument("--model", help="a checkpoint directory (default: the small one of the tests)")
+    page.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped one")
     page.add_argument("--name", default="serve", help="of the entry in docs/benchmarks (default serve)")
     page.set_defaults(run=serve.bench)
     everything = commands.add_parser("device", help="all that waits for a GPU, in at most ten minutes")

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from launch.bench.report import record
-from launch.cli import Progress
+from launch.cli import DEFAULT_MODEL, Progress
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.world import commentary
@@ -256,7 +256,7 @@ def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
 
 
 def flags(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--model", default="touchline", help="default: the shipped model")
+    made.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
     made.add_argument("--others", nargs="*", default=[], metavar="NAME=DIR", help="models trained otherwise, to compare")
     made.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
     made.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")

@@ -22,11 +22,9 @@ import numpy as np
 
 from launch.bench.report import record
 from launch.cli import Progress
-from launch.demo import DATA
 from svlm_jax.errors import InputError
 
 STARTED = 300.0  # seconds that a server may take to load and compile
-WINDOWS = ("--vision-window", 8, "--text-rounds", 8, "--sink", 32, "--slide", 64)
 
 
 class Watcher:
@@ -215,9 +213,7 @@ def bench(args: argparse.Namespace) -> None:
     if args.clients < args.rows or args.seconds < 10:
         got = f"{args.clients} clients, {args.seconds} s"
         raise InputError("--clients, --seconds", got, "a client for each row, 10 s or more", "raise them")
-    model = ("--model", args.model) if args.model else ("--model", DATA / "models" / "tiny", "--processor", DATA / "processor")
-    windows = () if args.model else WINDOWS
-    flags = (*model, *windows, "--rows", args.rows, "--port", 0, "--sockets-an-address", args.clients + args.rows + 8)
+    flags = ("--model", args.model, "--rows", args.rows, "--port", 0, "--sockets-an-address", args.clients + args.rows + 8)
     command = [sys.executable, "-m", "launch.serve", *map(str, flags), "--viewers-a-stream", str(args.clients)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
@@ -233,7 +229,7 @@ def bench(args: argparse.Namespace) -> None:
             code = process.wait(timeout=60)
     row = summary(found, args) | {"exit code": code, "healthy": health["ok"]}
     print(json.dumps(row))
-    name = Path(args.model).name if args.model else "the small random model of the tests"
+    name = Path(args.model).name
     what = (
         f"The live page under load: {name}, matches at 672x448, clients and server on one machine. Latency: from the last "
         "frame of a chunk until its reply; first to last viewer: how much later the last one of a stream got a caption."

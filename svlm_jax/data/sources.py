@@ -6,6 +6,7 @@ whether anyone keeps up (`player`). numpy; PyAV only inside the functions that n
 picture of the source. Axes: F frames · H, W pixels.
 """
 
+import itertools
 import os
 import re
 import sys
@@ -196,6 +197,26 @@ class StreamSource(Source):
         self.container.close()
 
 
+class MatchSource(Source):
+    """match:SEED, a game that never ends, drawn as it is watched. With :unseen behind it: pitches and shades that no training
+    film has."""
+
+    def __init__(self, name: str, *clock: Any) -> None:
+        super().__init__(name, *clock)
+        from svlm_jax.world.film import Film
+
+        if not (parts := re.fullmatch(r"match:(\d+)(:unseen)?", name)):
+            raise InputError("source", repr(name), "match:SEED or match:SEED:unseen", "for example match:1000000")
+        self.film = Film(int(parts[1]), unseen=bool(parts[2]))
+        self.total = self._chunks_in(None)
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        count = None if self.duration is None else round(self.duration * self.fps)
+        for image in itertools.islice(self.film.pictures(self.fps, self.start), count):
+            del self.film.world.events[:-1], self.film.world.holders[:-1]  # the last event stays: the rules look at it
+            yield image
+
+
 def open_source(
     source: str | int | os.PathLike,
     *,
@@ -217,8 +238,6 @@ def open_source(
     check_clock(fps, start, duration)
     clock, name = (fps, chunk_seconds, start, duration), str(source)
     if name.startswith("match:"):
-        from svlm_jax.world.film import MatchSource
-
         return MatchSource(name, *clock)
     if name.isdigit():
         form, address = WEBCAMS.get(sys.platform, WEBCAMS["linux"])

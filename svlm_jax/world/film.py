@@ -1,20 +1,16 @@
-"""The game as video: pictures at any frame rate, mp4 files with their annotations, and a source that streams.
+"""The game as video: pictures at any frame rate, and mp4 files with their annotations.
 
 Owns the clock of pictures and which seeds nobody may train on. Host side: numpy, never jax. Units: seconds, pixels.
 """
 
-import re
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from svlm_jax.data.annotation import Annotation
-from svlm_jax.data.sources import Source
 from svlm_jax.data.video import write_video
-from svlm_jax.errors import InputError
 from svlm_jax.world import commentary
 from svlm_jax.world.match import TICK, Moment, World
 from svlm_jax.world.render import Renderer
@@ -22,7 +18,6 @@ from svlm_jax.world.render import Renderer
 HELD_OUT = 1_000_000  # seeds from here on are for testing; `launch.world` refuses to make training films of them
 SIZE = (672, 448)  # of pictures nobody has asked another size of
 QUERY = "Commentate on this match"
-_NAME = re.compile(r"match:(\d+)(:unseen)?")
 
 
 def moments(world: World, fps: float | int, start: float | int = 0.0) -> Iterator[Moment]:
@@ -85,19 +80,3 @@ def annotate(world: World, video: str, seconds: int, questions: float = 0.0, *, 
     asked = tuple(commentary.questions(world, seconds, questions, visible=visible))
     query = QUERY if world.seed % 2 else ""  # streams are begun with and without one
     return Annotation(video, 0.0, float(seconds), query, "", words, asked)
-
-
-class MatchSource(Source):
-    """match:SEED as a source: a game that never ends, drawn as it is watched. With :unseen behind it: pitches and shades that
-    no training film has."""
-
-    def __init__(self, name: str, *clock: Any) -> None:
-        super().__init__(name, *clock)
-        if not (parts := _NAME.fullmatch(name)):
-            raise InputError("source", repr(name), "match:SEED or match:SEED:unseen", "for example match:1000000")
-        self.film = Film(int(parts[1]), unseen=bool(parts[2]))
-        self.total = self._chunks_in(None)
-
-    def pictures(self) -> Iterator[np.ndarray]:
-        count = None if self.duration is None else round(self.duration * self.fps)
-        return islice(self.film.pictures(self.fps, self.start), count)
