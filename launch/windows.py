@@ -23,6 +23,7 @@ from svlm_jax.data.windows import check, cut
 from svlm_jax.errors import InputError
 
 TOO_MANY_BAD = 1  # exit code
+SHORTEST = 2.0  # seconds of a last window that is kept
 
 
 class Bad:
@@ -45,6 +46,7 @@ class Windows:
 
     def __init__(self, records: Records, args: argparse.Namespace, bad: Bad) -> None:
         self.records, self.args, self.bad = records, args, bad
+        self.size = {"window": args.window, "stride": args.stride, "shortest": min(SHORTEST, args.window)}
         self.seconds = self.spoken = 0
 
     def __iter__(self) -> Iterator[list]:
@@ -53,7 +55,7 @@ class Windows:
         """
         for name, line in self.records:
             try:
-                windows = cut(parse_line(line, "record"), window=self.args.window, stride=self.args.stride, source="record")
+                windows = cut(parse_line(line, "record"), **self.size, source="record")
             except InputError as error:
                 self.bad(name, error)
                 continue
@@ -95,7 +97,7 @@ def main() -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """All that can be said before hours of work."""
-    check(args.window, args.stride)
+    check(args.window, args.stride, min(SHORTEST, args.window))
     check_fps(args.fps)
     if args.max_bad < 0:
         raise InputError("--max-bad", args.max_bad, "0 or more records", "0 allows none")

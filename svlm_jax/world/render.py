@@ -14,7 +14,9 @@ from svlm_jax.world.match import LENGTH, SIZE, WIDTH, Moment, Scene
 
 Colour = tuple[int, int, int]
 SUPERSAMPLING = 2  # drawn so much larger, then averaged: Pillow's shapes have hard edges
-MARGIN_X, MARGIN_TOP, MARGIN_BOTTOM = 0.14, 0.22, 0.1  # around the pitch; the stand is at the top
+MARGIN_X, MARGIN_TOP, MARGIN_BOTTOM = 0.3, 0.36, 0.2  # around the pitch; the stand is at the top
+BOARD = 0.14  # height of the boards around the pitch
+SEGMENT = 0.15  # length of what is one colour on them
 COLOURS: dict[str, Colour] = {
     "Reds": (214, 36, 40),
     "Blues": (36, 70, 214),
@@ -30,6 +32,9 @@ CUPS: dict[str, Colour] = {
     "Emerald": (20, 200, 150),
 }
 SKIN: tuple[Colour, ...] = ((255, 219, 172), (224, 172, 105), (141, 85, 36), (198, 134, 66))
+# What the boards show beside the colour of a team; none is a team's.
+GREEN, ORANGE, CYAN, PURPLE = (70, 255, 80), (255, 130, 0), (0, 235, 255), (140, 40, 225)
+GOLD, GREY, OFF = (255, 205, 60), (115, 115, 115), (34, 36, 42)
 Weather = str  # "sun", "rain", "night", "snow"
 
 
@@ -127,8 +132,8 @@ class _Brush:
 
 def _stand(brush: _Brush, random: np.random.Generator) -> None:
     """Rows of spectators along the top."""
-    for row in range(3):
-        y = -WIDTH - MARGIN_TOP + 0.02 + 0.07 * row
+    for row in range(2):
+        y = -WIDTH - MARGIN_TOP + 0.03 + 0.08 * row
         for x in np.arange(-LENGTH - 0.3, LENGTH + 0.3, 0.07):
             shade = random.integers(70, 190, 3)
             brush.disc((x + random.uniform(-0.02, 0.02), y), 0.026, tuple(int(one) for one in shade))
@@ -137,7 +142,7 @@ def _stand(brush: _Brush, random: np.random.Generator) -> None:
 def _pitch(brush: _Brush) -> None:
     one, other = brush.look.stripes
     edge = tuple(int(0.85 * level) for level in one)
-    brush.box(-LENGTH - 0.6, -WIDTH - 0.06, LENGTH + 0.6, WIDTH + 0.6, edge)
+    brush.box(-LENGTH - 0.6, -WIDTH - 0.05 - BOARD, LENGTH + 0.6, WIDTH + 0.6, edge)
     for column in range(10):
         for row in range(6):
             odd = {"columns": column, "rows": row, "checks": column + row, "plain": 0}[brush.look.pattern] % 2
@@ -159,6 +164,7 @@ def _pitch(brush: _Brush) -> None:
 def _draw(brush: _Brush, moment: Moment) -> None:
     age = moment.time - moment.since
     colours = [_shaded(COLOURS[team], brush.look.shade) for team in moment.facts.teams]
+    _boards(brush, moment, colours)
     if moment.scene is Scene.KICK_OFF:
         for radius in (0.3, 0.36):
             brush.disc((0, 0), radius, (255, 255, 255, 70), (255, 255, 255, 230), 0.03)
@@ -177,6 +183,43 @@ def _draw(brush: _Brush, moment: Moment) -> None:
     }
     if moment.scene in extras:
         extras[moment.scene](brush, moment, age)
+
+
+def _boards(brush: _Brush, moment: Moment, colours: list[Colour]) -> None:
+    """Lights around the pitch, as stadiums have them: the colour of the team that has the ball, or sent it, and patterns for what
+    happens."""
+    top, side = -WIDTH - 0.05 - BOARD, LENGTH + 0.14
+    pattern = _pattern(moment, colours)
+    shift = math.floor(3 * moment.time)
+    for number in range(math.ceil(2 * (side + BOARD) / SEGMENT)):
+        colour, x = pattern[(number + shift) % len(pattern)], -side - BOARD + number * SEGMENT
+        right = min(x + SEGMENT, side + BOARD)
+        brush.box(x, top, right, top + BOARD, colour)
+        brush.box(x, WIDTH + 0.05, right, WIDTH + 0.05 + BOARD, colour)
+    for number in range(math.ceil((2 * WIDTH + 0.1) / SEGMENT)):
+        colour, y = pattern[(number + shift) % len(pattern)], -WIDTH - 0.05 + number * SEGMENT
+        for left in (-side - BOARD, side):
+            brush.box(left, y, left + BOARD, min(y + SEGMENT, WIDTH + 0.05), colour)
+
+
+def _pattern(moment: Moment, colours: list[Colour]) -> list[Colour]:
+    """The colours of the boards, again and again."""
+    if moment.scene is Scene.OPENING:
+        return [CUPS[moment.facts.cup]]
+    if moment.scene is Scene.FULL_TIME:
+        return [OFF]
+    side = moment.carrier[0] if moment.scene is Scene.PLAY and moment.carrier else moment.side
+    team, other = colours[side], colours[1 - side]
+    return {
+        Scene.KICK_OFF: [team, team, other],
+        Scene.PASS: [team, GREEN],
+        Scene.SHOT: [team, ORANGE],
+        Scene.GOAL: [team, GOLD, (255, 255, 255)],
+        Scene.SAVE: [team, CYAN],
+        Scene.WIDE: [GREY],
+        Scene.CORNER: [team, PURPLE],
+        Scene.FOUL: [team, GREY],
+    }.get(moment.scene, [team])
 
 
 def _player(brush: _Brush, moment: Moment, who: tuple[int, int], colour: Colour) -> None:
