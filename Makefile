@@ -8,14 +8,20 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint slow clean
+.PHONY: help demo serve test lint slow train-tiny clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
 demo: .venv/base.stamp ## run the demo; installs the base package only
 	$(BIN)/python -m launch.demo
+
+serve: .venv/serve.stamp ## the live page, on this machine only
+	$(BIN)/python -m launch.serve
+
+train-tiny: .venv/test.stamp ## make the shipped model from nothing: two hours on two CPU cores
+	$(BIN)/python -m launch.tiny --out runs/tiny
 
 test: lint ## lint, then the fast tests
 	$(BIN)/pytest -n 2
@@ -38,6 +44,10 @@ $(BIN)/python:
 .venv/base.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
 	touch $@
+
+.venv/serve.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[serve]'
+	touch $@ .venv/base.stamp
 
 .venv/test.stamp: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,test]'

@@ -186,8 +186,8 @@ def _draw(brush: _Brush, moment: Moment) -> None:
 
 
 def _boards(brush: _Brush, moment: Moment, colours: list[Colour]) -> None:
-    """Lights around the pitch, as stadiums have them: the colour of the team that has the ball, or sent it, and patterns for what
-    happens."""
+    """Lights around the pitch, as stadiums have them: the colour of the team that has the ball or sent it, in a pattern for
+    what happens."""
     top, side = -WIDTH - 0.05 - BOARD, LENGTH + 0.14
     pattern = _pattern(moment, colours)
     shift = math.floor(3 * moment.time)
