@@ -129,10 +129,11 @@ def test_other_sizes_are_refused(text):
         parse_size(text)
 
 
-def test_the_demo_streams_a_clip_that_it_makes():
-    result = command("demo")
+def test_the_demo_watches_a_game_beside_the_truth_and_draws_it(tmp_path):
+    result = command("demo", "--seconds", 20, "--picture", tmp_path / "demo.png")
     assert result.returncode == 0, result.stderr
-    assert "times real time" in result.stdout and "  11 s  " in result.stdout
+    assert "times real time" in result.stdout and "F1 so far" in result.stdout and "What is the score?" in result.stdout
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
 
 
 def test_caption_reads_an_image_and_a_video_from_an_exported_checkpoint(tmp_path, converted):
