@@ -12,6 +12,8 @@ import os
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from launch.cli import Progress, run
 from svlm_jax.data import records
 from svlm_jax.data.annotation import Annotation
@@ -19,6 +21,8 @@ from svlm_jax.data.image import existing_file
 from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
 from svlm_jax.world.film import HELD_OUT, annotate, play, write
+from svlm_jax.world.match import LEAD, Moment, Scene, World
+from svlm_jax.world.render import Renderer
 
 
 def main() -> None:
@@ -35,7 +39,11 @@ def main() -> None:
     parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="films at a time (default: processors)")
     parser.add_argument("--index", default="matches.jsonl", metavar="NAME.jsonl", help="annotations (default matches.jsonl)")
+    parser.add_argument("--sheet", action="store_true", help="one picture instead: OUT/world.png, a scene of each kind")
     args = parser.parse_args()
+    if args.sheet:
+        sheet(args.out / "world.png", _size(args.size))
+        return
     seeds = _seeds(args.seeds, args.test)
     if args.seconds < 1 or not 0 <= args.questions <= 1:
         raise InputError(
@@ -58,6 +66,24 @@ def main() -> None:
     size = sum(_name(args.out, seed).stat().st_size for seed in seeds)
     words = sum(len(annotation.words) for annotation in made)
     print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")
+
+
+def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
+    """Draw a scene of each kind, four in a row, and one more with a look that is held out."""
+    from PIL import Image
+
+    draw, unseen = (Renderer(seed, *size, look) for look in (False, True))
+    first: dict[Scene, Moment] = {}
+    for moment in World(seed).moments():
+        if moment.time - moment.since >= LEAD:
+            first.setdefault(moment.scene, moment)
+        if len(first) == len(Scene):
+            break
+    pictures = [*(draw(first[scene]) for scene in Scene), unseen(first[Scene.PLAY])]
+    rows = [np.concatenate(pictures[at : at + 4], axis=1) for at in range(0, len(pictures), 4)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
+    print(f"{len(pictures)} scenes -> {path}")
 
 
 def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Annotation:
