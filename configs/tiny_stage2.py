@@ -18,8 +18,9 @@ config = replace(
         paths=("runs/tiny/windows24.jsonl",),
         sink=256,
         slide=256,
-        buckets=(Bucket(tokens=1664, patches=2304, labels=192, frame=96),),
+        buckets=(Bucket(tokens=1792, patches=2304, labels=256, frame=96),),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
+    batch=8,
     micro_batch=2,
 )

@@ -1,0 +1,66 @@
+"""Claims about `launch.bench findings`: what it compares, and that the truth gets full marks from it."""
+
+import json
+
+import pytest
+
+from launch.bench import findings
+from svlm_jax.config import StreamConfig
+from svlm_jax.world import commentary
+from svlm_jax.world.film import HELD_OUT, play
+from svlm_jax.world.judge import facts_at
+
+SECONDS = 900
+USUAL = StreamConfig(sink=256, slide=256)
+
+
+@pytest.fixture
+def told(tmp_path):
+    """The truth as a stream that was watched."""
+    events = play(HELD_OUT, SECONDS).events
+    truth: dict[int, list[str]] = {}
+    for word in commentary.words(events):
+        truth.setdefault(int(word.start), []).append(word.text)
+    usual = findings.variants(USUAL, {})[0]
+    with (tmp_path / f"{usual.file}_{HELD_OUT}.jsonl").open("w") as file:
+        for second in range(SECONDS):
+            question = findings.asked(second)
+            answer = commentary.answer(question, facts_at(events, second), "") if question else ""
+            text = f"{answer}\n{' '.join(truth.get(second, []))}"
+            file.write(json.dumps({"second": second, "text": text, "question": question, "ms": 1.0, "slots": 9}) + "\n")
+    return tmp_path
+
+
+def test_variants_differ_from_the_usual_in_one_thing_and_have_files_of_their_own():
+    made = findings.variants(USUAL, {"no overlap": "DIR"})
+    assert len({one.file for one in made}) == len(made) and {one.group for one in made} == set(findings.GROUPS)
+    for one in made[1:]:
+        changed = [name for name in vars(USUAL) if getattr(one.stream, name) != getattr(USUAL, name)]
+        assert set(changed) <= {"sink", "slide"} or len(changed) == 1 or one.model
+    windows = {one.stream.vision_window for one in made if one.group == "vision window"}
+    assert windows == {1, 4, 8, 32}
+
+
+def test_the_truth_gets_full_marks(told):
+    bins, lines = findings._judged(findings.variants(USUAL, {})[0], told, [HELD_OUT], SECONDS)
+    row = findings._row(findings.variants(USUAL, {})[0], bins, lines)
+    assert len(bins) == 2 and len(lines) == SECONDS
+    for name in (
+        "F1",
+        "F1 first 10 min",
+        "F1 last 10 min",
+        "scores right",
+        "scores told",
+        "answers right",
+        "silence precision",
+    ):
+        assert row[name] == "1.000", name
+    assert sum(tally.asked for tally in bins) == SECONDS // findings.ASK_EVERY
+
+
+def test_what_is_found_is_drawn(told, tmp_path):
+    pytest.importorskip("matplotlib")
+    made = findings.variants(USUAL, {})
+    bins, _ = findings._judged(made[0], told, [HELD_OUT], SECONDS)
+    findings.draw(dict.fromkeys(made[:6], bins), tmp_path / "findings.svg")
+    assert (tmp_path / "findings.svg").read_text().count("<g id=\"axes_") == 6  # two rows, three groups
