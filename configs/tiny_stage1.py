@@ -1,4 +1,5 @@
-"""The shipped model, stage 1: to see. Windows of 8 s with little text before them, from random weights, all of it trained.
+"""The shipped model, stage 1: to see. Windows of 2 s with almost no text before them, a question in every second; from random
+weights, all of it trained.
 
 make train-tiny
 """
@@ -9,7 +10,7 @@ config = TrainConfig(
     model="runs/tiny/0",
     run_dir="runs/tiny/stage1",
     data=DataConfig(
-        paths=("runs/tiny/windows2.jsonl",),
+        paths=("runs/tiny/see.jsonl",),
         root="runs/tiny/films",
         as_streamed=True,
         sink=4,
@@ -22,5 +23,6 @@ config = TrainConfig(
     micro_batch=32,
     dtype="float32",
     remat="none",
-    save_every=200,
+    steps=300,
+    save_every=50,
 )

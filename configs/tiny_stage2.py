@@ -15,7 +15,7 @@ config = replace(
     run_dir="runs/tiny/stage2",
     data=replace(
         stage1.data,
-        paths=("runs/tiny/windows24.jsonl",),
+        paths=("runs/tiny/remember.jsonl",),
         sink=256,
         slide=256,
         buckets=(Bucket(tokens=1792, patches=2304, labels=256, frame=96),),
@@ -23,4 +23,5 @@ config = replace(
     optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
     batch=8,
     micro_batch=2,
+    steps=600,
 )

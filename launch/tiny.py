@@ -32,9 +32,9 @@ STEPS = (
     ),
     Step(
         "films/short.jsonl",
-        "world --words-only --out {out}/films --index short.jsonl --seeds 100:220 --seconds 120 --questions 0.08",
+        "world --words-only --out {out}/films --index short.jsonl --seeds 100:220 --seconds 120 --questions 0.2",
     ),
-    Step("films/long.jsonl", "world --out {out}/films --index long.jsonl --seeds 0:4 --seconds 7200 --questions 0.08"),
+    Step("films/long.jsonl", "world --out {out}/films --index long.jsonl --seeds 0:4 --seconds 7200 --questions 0.2"),
     Step("see.jsonl", "windows {out}/films/visible.jsonl --out {out}/see.jsonl --window 2 --stride 2"),
     Step("remember.jsonl", "windows {out}/films/short.jsonl {out}/films/long.jsonl --out {out}/remember.jsonl"),
     Step("0", "scratch {out}/films/visible.jsonl {out}/films/short.jsonl {out}/films/long.jsonl --out {out}/0"),
