@@ -18,7 +18,7 @@ config = replace(
         paths=("runs/tiny/remember.jsonl",),
         sink=256,
         slide=256,
-        buckets=(Bucket(tokens=1792, patches=2304, labels=256, frame=96),),
+        buckets=(Bucket(tokens=1856, patches=2304, labels=256, frame=96),),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
     batch=8,

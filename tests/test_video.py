@@ -320,8 +320,8 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 def test_frames_that_cannot_be_written_are_refused(tmp_path):
     path = tmp_path / "v.mp4"
     refused(lambda: write_video(path, grey(2, height=63), 2), "96x63", "even sides", "crop or pad")
-    refused(lambda: write_video(path, grey(2).astype(np.float32), 2), "float32", "uint8 [F, H, W, 3]", "as_frames")
-    refused(lambda: write_video(path, grey(2)[:0], 2), "[0, 64, 96, 3]", "F >= 1")
+    refused(lambda: write_video(path, grey(2).astype(np.float32), 2), "float32", "uint8 [H, W, 3]", "as_frames")
+    refused(lambda: write_video(path, grey(2)[:0], 2), "none", "F >= 1")
     refused(lambda: write_video(path, grey(2), 0), "fps: got 0", "above 0")
     refused(lambda: write_video(tmp_path / "v.mkv", grey(2), 2), ".mp4", "rename it")
     refused(lambda: write_video(tmp_path / "no" / "v.mp4", grey(2), 2), "existing folder", "make the folder")
