@@ -9,6 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -16,7 +17,6 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from launch.demo import clip
 from svlm_jax import from_pretrained
 from svlm_jax.config import StreamConfig
 from svlm_jax.data.pixels import STREAM_FRAME, PixelConfig, smart_resize
@@ -32,6 +32,7 @@ from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import KINDS
 from svlm_jax.serve.web import Serving, Site, listen
 from svlm_jax.stream.sequence import Sequence
+from svlm_jax.world.film import Film
 from tests.test_launch import command, refusal
 
 BOX = Box(168, 112)
@@ -47,7 +48,7 @@ def vlm(tiny_dir, processor_dir):
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
     path = tmp_path_factory.mktemp("film") / "film.mp4"
-    write_video(path, clip(3, 112, 168), 10)
+    write_video(path, islice(Film(1, size=(168, 112)).pictures(10), 30), 10)
     return path
 
 
