@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 from launch.cli import Progress, load, model_flags, rate_flags, reply_flags, retained_flags, run, settings
 from svlm_jax.errors import InputError
 from svlm_jax.serve.limits import Limits
+from svlm_jax.world.film import QUERY
 
-QUERY = "Commentate on this match"  # what the generated matches are annotated for (svlm_jax.world.film)
 SIZE = "672x448"
 
 

@@ -1,4 +1,4 @@
-"""Make the shipped model from nothing: films, a tokenizer, random weights, two stages of training, an export.
+"""Make a model of the generated game from nothing: films, a tokenizer, random weights, two stages of training, an export.
 
     python -m launch.tiny --out runs/tiny            # `make train-tiny`; go on after a stop with the same command
 

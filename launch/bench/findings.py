@@ -124,7 +124,9 @@ def bench(args: argparse.Namespace) -> None:
             if path.exists():
                 continue
             name = others[variant.model] if variant.model else args.model
-            vlm = loaded.setdefault(name, from_pretrained(name))
+            if name not in loaded:
+                loaded[name] = from_pretrained(name)
+            vlm = loaded[name]
             games = games or Games(args.scratch, args.seconds, vlm.processor)
             _stream(vlm, variant, games, seed, path)
     rows, series = [], {}

@@ -213,7 +213,7 @@ class MatchSource(Source):
     def pictures(self) -> Iterator[np.ndarray]:
         count = None if self.duration is None else round(self.duration * self.fps)
         for image in itertools.islice(self.film.pictures(self.fps, self.start), count):
-            del self.film.world.events[:-1], self.film.world.holders[:-1]  # the last event stays: the rules look at it
+            self.film.world.forget()
             yield image
 
 

@@ -25,7 +25,6 @@ SHOWN = 8.0  # pictures a second that viewers get, about
 QUALITY = 72  # of JPEG
 FORMATS = ("JPEG", "PNG", "WEBP")
 THINNEST = 4.0  # largest ratio of sides
-EVENTS = 256  # of a generated match that are kept; nothing here reads old ones
 
 Show = Callable[[float, bytes], None]  # second of the video, JPEG
 
@@ -123,7 +122,7 @@ class MatchFeed(Feed):
         from svlm_jax.world.film import moments
 
         for moment in moments(self.film.world, self.clock.fps * self.clock.stride):
-            del self.film.world.events[:-EVENTS]
+            self.film.world.forget()
             yield partial(self.film.draw, moment)
 
 
