@@ -21,7 +21,7 @@ from svlm_jax.data.image import existing_file
 from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
 from svlm_jax.world.film import HELD_OUT, annotate, play, write
-from svlm_jax.world.match import LEAD, Moment, Scene, World
+from svlm_jax.world.match import LEAD, Kind, Moment, World
 from svlm_jax.world.render import Renderer
 
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_argument("--size", default="336x224", metavar="WxH", help="pixels (default 336x224)")
     parser.add_argument("--questions", type=float, default=0.0, metavar="SHARE", help="of seconds with a question (default 0)")
     parser.add_argument("--visible", action="store_true", help="questions that the picture answers, no others")
+    parser.add_argument("--practice", action="store_true", help="games with more shots and goals")
     parser.add_argument("--words-only", action="store_true", help="another index of films that are there already")
     parser.add_argument("--test", action="store_true", help="films of held-out seeds")
     parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
@@ -73,13 +74,13 @@ def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
     from PIL import Image
 
     draw, unseen = (Renderer(seed, *size, look) for look in (False, True))
-    first: dict[Scene, Moment] = {}
+    first: dict[Kind, Moment] = {}
     for moment in World(seed).moments():
         if moment.time - moment.since >= LEAD:
             first.setdefault(moment.scene, moment)
-        if len(first) == len(Scene):
+        if len(first) == len(Kind) - 1:  # a ball that is won is no scene
             break
-    pictures = [*(draw(first[scene]) for scene in Scene), unseen(first[Scene.PLAY])]
+    pictures = [*(draw(first[kind]) for kind in Kind if kind in first), unseen(first[Kind.PLAY])]
     rows = [np.concatenate(pictures[at : at + 4], axis=1) for at in range(0, len(pictures), 4)]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
@@ -90,9 +91,10 @@ def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Anno
     path = _name(args.out, seed)
     if args.words_only:
         existing_file(path, "film")
-        world = play(seed, args.seconds)
+        world = play(seed, args.seconds, practice=args.practice)
     else:
-        world = write(path, seed, seconds=args.seconds, fps=args.fps, size=size, unseen=args.unseen)
+        looks = {"size": size, "unseen": args.unseen, "practice": args.practice}
+        world = write(path, seed, seconds=args.seconds, fps=args.fps, **looks)
     return annotate(world, path.name, args.seconds, args.questions, visible=args.visible)
 
 

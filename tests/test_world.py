@@ -1,5 +1,6 @@
 """Claims about the generated game: a function of its seed, with words that can be learned and a judge that can tell."""
 
+import colorsys
 import subprocess
 import sys
 from itertools import islice, pairwise
@@ -49,8 +50,10 @@ def test_pictures_begin_where_they_are_asked_to():
     np.testing.assert_array_equal(next(film.Film(3, size=(84, 56)).pictures(2, start=12)), whole[24])
 
 
-def test_rules(world):
+@pytest.mark.parametrize("practice", [False, True])
+def test_rules(practice):
     """Goals are counted, matches end, and who has scored first stays who it was."""
+    world = played(7, 1200, practice=practice)
     for before, event in pairwise(world.events):
         same = before.facts.number == event.facts.number
         if event.kind is Kind.GOAL:
@@ -62,7 +65,12 @@ def test_rules(world):
         if same and before.facts.first:
             assert event.facts.first == before.facts.first
     kinds = {event.kind for event in world.events}
-    assert kinds == set(Kind)
+    assert kinds == set(Kind) - {Kind.PLAY, *([Kind.FOUL] if practice else [])}
+
+
+def test_practice_has_more_to_count():
+    goals = [sum(event.kind is Kind.GOAL for event in played(9, 1200, practice=practice).events) for practice in (False, True)]
+    assert goals[1] > 1.5 * goals[0] > 0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -122,11 +130,18 @@ def test_the_judge_counts_what_is_wrong(world):
 
 
 def test_unseen_looks_are_unseen():
-    assert not {pitch for pitch, _ in PITCHES} & {pitch for pitch, _ in HELD_OUT_PITCHES}
-    assert look(1, 1).stripes in PITCHES and look(1, 1, held_out=True).stripes in HELD_OUT_PITCHES
+    assert {look(1, number, held_out=True).stripes for number in range(20)} == set(HELD_OUT_PITCHES)
+    seen = {look(1, number).stripes[0] for number in range(200)}
+    assert seen > {pitch for pitch, _ in PITCHES} and len(seen) > 80
+    for unseen, _ in HELD_OUT_PITCHES:
+        assert min(abs(hue(unseen) - hue(pitch)) for pitch in seen) > 0.04
     moment = next(film.moments(World(5), 2))
     seen, unseen = (Renderer(5, 84, 56, held_out)(moment) for held_out in (False, True))
     assert seen.shape == unseen.shape == (56, 84, 3) and np.abs(seen.astype(int) - unseen).mean() > 5
+
+
+def hue(colour) -> float:
+    return colorsys.rgb_to_hsv(*(level / 255 for level in colour))[0]
 
 
 def test_a_film_is_what_is_drawn_and_its_annotation_what_is_said(tmp_path):

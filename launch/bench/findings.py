@@ -62,7 +62,7 @@ def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
         Variant("vision window", "0 s (grey frames)", replace(usual, vision_window=1), blind=True),
         *(change("vision window", f"{seconds} s", vision_window=seconds) for seconds in (1, 4, 8, 32)),
     ]
-    for sink, slide in ((0, 1), (256, 1), (0, 256), (512, 512)):
+    for sink, slide in ((0, 1), (256, 1), (0, 256), (256, 256), (512, 512)):
         if (sink, slide) != (usual.sink, usual.slide):
             made.append(change("text", f"sink {sink}, window {slide - (slide == 1)}", sink=sink, slide=slide))
     return made + [Variant("training", name, usual, model=name) for name in others]

@@ -40,12 +40,13 @@ def _between(now: Moment, after: Moment, share: float) -> Moment:
 class Film:
     """The game of a seed as pictures; `world.events` is what happened in those that were taken."""
 
-    def __init__(self, seed: int, *, size: tuple[int, int] = SIZE, unseen: bool = False) -> None:
+    def __init__(self, seed: int, *, size: tuple[int, int] = SIZE, unseen: bool = False, practice: bool = False) -> None:
         """Args:
         size: width and height.
         unseen: pitches and shades that no training film has.
+        practice: a game with more goals, see `World`.
         """
-        self.world, self.draw = World(seed), Renderer(seed, *size, unseen)
+        self.world, self.draw = World(seed, practice=practice), Renderer(seed, *size, unseen)
 
     def pictures(self, fps: float | int, start: float | int = 0.0) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3] `fps` times a second, without end."""
@@ -60,16 +61,17 @@ def write(
     fps: float | int = 2.0,
     size: tuple[int, int] = SIZE,
     unseen: bool = False,
+    practice: bool = False,
 ) -> World:
     """Write an mp4 file; returns the game as far as it shows it."""
-    film = Film(seed, size=size, unseen=unseen)
+    film = Film(seed, size=size, unseen=unseen, practice=practice)
     write_video(path, islice(film.pictures(fps), round(seconds * fps)), fps)
     return film.world
 
 
-def play(seed: int, seconds: float | int) -> World:
+def play(seed: int, seconds: float | int, *, practice: bool = False) -> World:
     """The first seconds of a game without pictures."""
-    world = World(seed)
+    world = World(seed, practice=practice)
     next(moment for moment in world.moments() if moment.time >= seconds)
     return world
 

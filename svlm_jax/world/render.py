@@ -3,6 +3,7 @@
 Owns what is drawn. Does not know what happens next. Host side: Pillow and numpy. Units: sizes in pixels, places as in `match`.
 """
 
+import colorsys
 import math
 from functools import lru_cache
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from svlm_jax.world.match import LENGTH, SIZE, WIDTH, Moment, Scene
+from svlm_jax.world.match import LENGTH, SIZE, WIDTH, Kind, Moment
 
 Colour = tuple[int, int, int]
 SUPERSAMPLING = 2  # drawn so much larger, then averaged: Pillow's shapes have hard edges
@@ -50,29 +51,40 @@ class Look(NamedTuple):
     pan: tuple[float, float]
 
 
+# Half the pitches of training are green, the others of any hue outside of what is held out: clay (0.07) and blue (0.59).
 PITCHES: tuple[tuple[Colour, Colour], ...] = (
     ((58, 140, 62), (66, 154, 70)),
     ((42, 118, 60), (50, 130, 66)),
     ((96, 150, 60), (106, 162, 66)),
     ((60, 128, 92), (68, 140, 100)),
 )
+HUES = ((0.14, 0.53), (0.67, 1.0))
 HELD_OUT_PITCHES: tuple[tuple[Colour, Colour], ...] = (((176, 120, 82), (188, 132, 92)), ((70, 110, 160), (78, 120, 172)))
 
 
 def look(seed: int, number: int, held_out: bool = False) -> Look:
     """The look of match `number`; `held_out`: pitches and shades that no training film has."""
     random = np.random.default_rng([seed, number, 2])
-    pitches = HELD_OUT_PITCHES if held_out else PITCHES
-    spread = 0.14 if held_out else 0.07
+    spread = 0.15 if held_out else 0.1
     shade = random.uniform(1 - spread, 1 + spread, 3)
     return Look(
-        pitches[random.integers(len(pitches))],
+        _stripes(random, held_out),
         str(random.choice(["columns", "rows", "checks", "plain"])),
         str(random.choice(["sun", "rain", "night", "snow"], p=[0.4, 0.2, 0.25, 0.15])),
         (float(shade[0]), float(shade[1]), float(shade[2])),
         float(random.uniform(0.97, 1.04)),
         (float(random.uniform(-0.03, 0.03)), float(random.uniform(-0.03, 0.03))),
     )
+
+
+def _stripes(random: np.random.Generator, held_out: bool) -> tuple[Colour, Colour]:
+    pitches = HELD_OUT_PITCHES if held_out else PITCHES
+    if held_out or random.random() < 0.5:
+        return pitches[random.integers(len(pitches))]
+    hue = random.uniform(*HUES[random.integers(len(HUES))])
+    levels = np.array(colorsys.hsv_to_rgb(hue, random.uniform(0.2, 0.6), random.uniform(0.4, 0.65)))
+    one, other = ((round(255 * r), round(255 * g), round(255 * b)) for r, g, b in (levels, 1.08 * levels))
+    return one, other
 
 
 class Renderer:
@@ -165,7 +177,7 @@ def _draw(brush: _Brush, moment: Moment) -> None:
     age = moment.time - moment.since
     colours = [_shaded(COLOURS[team], brush.look.shade) for team in moment.facts.teams]
     _boards(brush, moment, colours)
-    if moment.scene is Scene.KICK_OFF:
+    if moment.scene is Kind.KICK_OFF:
         for radius in (0.3, 0.36):
             brush.disc((0, 0), radius, (255, 255, 255, 70), (255, 255, 255, 230), 0.03)
     if moment.carrier is not None:  # who has the ball stands in the light of his team
@@ -174,12 +186,12 @@ def _draw(brush: _Brush, moment: Moment) -> None:
         _player(brush, moment, (side, player), colours[side])
     _ball(brush, moment)
     extras = {
-        Scene.OPENING: _trophy,
-        Scene.GOAL: _confetti,
-        Scene.SAVE: _burst,
-        Scene.WIDE: _cross,
-        Scene.CORNER: _flag,
-        Scene.FOUL: _card,
+        Kind.OPENING: _trophy,
+        Kind.GOAL: _confetti,
+        Kind.SAVE: _burst,
+        Kind.WIDE: _cross,
+        Kind.CORNER: _flag,
+        Kind.FOUL: _card,
     }
     if moment.scene in extras:
         extras[moment.scene](brush, moment, age)
@@ -204,21 +216,21 @@ def _boards(brush: _Brush, moment: Moment, colours: list[Colour]) -> None:
 
 def _pattern(moment: Moment, colours: list[Colour]) -> list[Colour]:
     """The colours of the boards, again and again."""
-    if moment.scene is Scene.OPENING:
+    if moment.scene is Kind.OPENING:
         return [CUPS[moment.facts.cup]]
-    if moment.scene is Scene.FULL_TIME:
+    if moment.scene is Kind.FULL_TIME:
         return [OFF]
-    side = moment.carrier[0] if moment.scene is Scene.PLAY and moment.carrier else moment.side
+    side = moment.carrier[0] if moment.scene is Kind.PLAY and moment.carrier else moment.side
     team, other = colours[side], colours[1 - side]
     return {
-        Scene.KICK_OFF: [team, team, other],
-        Scene.PASS: [team, GREEN],
-        Scene.SHOT: [team, ORANGE],
-        Scene.GOAL: [team, GOLD, (255, 255, 255)],
-        Scene.SAVE: [team, CYAN],
-        Scene.WIDE: [GREY],
-        Scene.CORNER: [team, PURPLE],
-        Scene.FOUL: [team, GREY],
+        Kind.KICK_OFF: [team, team, other],
+        Kind.PASS: [team, GREEN],
+        Kind.SHOT: [team, ORANGE],
+        Kind.GOAL: [team, GOLD, (255, 255, 255)],
+        Kind.SAVE: [team, CYAN],
+        Kind.WIDE: [GREY],
+        Kind.CORNER: [team, PURPLE],
+        Kind.FOUL: [team, GREY],
     }.get(moment.scene, [team])
 
 
@@ -243,8 +255,8 @@ def _player(brush: _Brush, moment: Moment, who: tuple[int, int], colour: Colour)
 
 def _ball(brush: _Brush, moment: Moment) -> None:
     x, y = moment.ball
-    if moment.scene in (Scene.PASS, Scene.SHOT):  # a tail in the colour of the side that sent it, with fire behind a shot
-        team, shot = _shaded(COLOURS[moment.facts.teams[moment.side]], brush.look.shade), moment.scene is Scene.SHOT
+    if moment.scene in (Kind.PASS, Kind.SHOT):  # a tail in the colour of the side that sent it, with fire behind a shot
+        team, shot = _shaded(COLOURS[moment.facts.teams[moment.side]], brush.look.shade), moment.scene is Kind.SHOT
         way = np.asarray(moment.ball - moment.origin)
         tail = way * min(1.0, 0.55 / max(float(np.linalg.norm(way)), 1e-6))
         for share in np.linspace(0, 1, 9):
@@ -335,7 +347,7 @@ def _light(brush: _Brush, moment: Moment, size: tuple[int, int]) -> Image.Image:
                 r = 0.004 * width
                 brush.draw.ellipse((x - r, y - r, x + r, y + r), fill=(255, 255, 255, 210))
     image = brush.image.reduce(SUPERSAMPLING)
-    dim = {"night": 0.74, "rain": 0.9}.get(weather, 1.0) * (0.42 if moment.scene is Scene.FULL_TIME else 1.0)
+    dim = {"night": 0.74, "rain": 0.9}.get(weather, 1.0) * (0.42 if moment.scene is Kind.FULL_TIME else 1.0)
     return image if dim == 1.0 else image.point([round(level * dim) for level in range(256)] * 3)
 
 
