@@ -4,21 +4,17 @@ import asyncio
 import io
 import json
 import socket
-import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
 from itertools import islice
 
 import numpy as np
 import pytest
 from PIL import Image
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
+from websockets.exceptions import InvalidStatus
 
 from svlm_jax import from_pretrained
-from svlm_jax.config import StreamConfig
 from svlm_jax.data.pixels import STREAM_FRAME, PixelConfig, smart_resize
 from svlm_jax.data.video import write_video
 from svlm_jax.errors import InputError
@@ -30,14 +26,11 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.messages import parse
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import KINDS
-from svlm_jax.serve.web import Serving, Site, listen
+from svlm_jax.serve.web import listen
 from svlm_jax.stream.sequence import Sequence
 from svlm_jax.world.film import Film
+from tests.serving import BOX, CONFIG, LIMITS, Client, Server, serving
 from tests.test_launch import command, refusal
-
-BOX = Box(168, 112)
-CONFIG = StreamConfig(vision_window=3, text_rounds=3, sink=6, slide=6, max_new_tokens=4, chunk_seconds=0.5, fps=4)
-LIMITS = Limits(grace=1.5, slow=1.0, camera_silence=1.5, message_bytes=60_000, mistakes=4, sockets_an_address=12)
 
 
 @pytest.fixture(scope="module")
@@ -52,118 +45,10 @@ def film(tmp_path_factory):
     return path
 
 
-class Server:
-    """A server in a thread, with an engine whose compiled session the others share."""
-
-    def __init__(self, engine: Engine, hub: Hub, access: Access) -> None:
-        self.engine, self.hub = engine, hub
-        self.serving = Serving(Site(hub, access), listen("127.0.0.1", 0))
-        self.http = self.serving.address.rstrip("/")
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.serving.run()))
-        self.thread.start()
-
-    def get(self, path: str, **headers: str) -> tuple[int, str, dict]:
-        try:
-            with urllib.request.urlopen(urllib.request.Request(self.http + path, headers=headers), timeout=10) as answer:
-                return answer.status, answer.read().decode(), dict(answer.headers)
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read().decode(), dict(error.headers)
-
-    def metric(self, name: str) -> float:
-        return next(float(line.split()[-1]) for line in self.get("/metrics")[1].splitlines() if line.startswith(name + " "))
-
-    def viewer(self, **options) -> "Client":
-        return Client(self.http.replace("http", "ws") + "/ws", **options)
-
-    def stop(self) -> None:
-        self.serving.stop()
-        self.thread.join(timeout=20)
-        assert not self.thread.is_alive()
-
-
-class Client:
-    """A viewer; messages of other types are passed over."""
-
-    def __init__(self, url: str, **options) -> None:
-        self.socket = connect(url, max_size=None, max_queue=None, **options).__enter__()
-
-    def __enter__(self) -> "Client":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.socket.__exit__(None, None, None)
-
-    def say(self, kind: str, **fields) -> None:
-        self.socket.send(json.dumps({"type": kind, **fields}))
-
-    def hear(self, kind: str, seconds: float = 15.0, **fields):
-        """The next message of a type (b"": a picture) with those fields."""
-        wanted = (
-            (lambda m: isinstance(m, bytes))
-            if kind == "picture"
-            else (
-                lambda m: isinstance(m, dict) and m["type"] == kind and all(m[name] == value for name, value in fields.items())
-            )
-        )
-        until = time.monotonic() + seconds
-        while True:
-            message = self.socket.recv(timeout=max(0.01, until - time.monotonic()))
-            message = json.loads(message) if isinstance(message, str) else message
-            if wanted(message):
-                return message
-
-    def start(self, **fields) -> str:
-        self.say("start", **fields)
-        told = self.hear("started")
-        self.key = told["key"]
-        assert self.hear("joined")["owner"]
-        return told["stream"]
-
-    def closed(self, seconds: float = 15.0) -> tuple[int, str]:
-        until = time.monotonic() + seconds
-        with pytest.raises(ConnectionClosed) as error:
-            while time.monotonic() < until:
-                self.socket.recv(timeout=max(0.01, until - time.monotonic()))
-        received = error.value.rcvd
-        return (received.code, received.reason) if received else (1006, "")
-
-
 @pytest.fixture(scope="module")
 def compiled(vlm):
     """Two rows; the compiled session is moved from engine to engine."""
     return Engine(vlm, CONFIG, BOX, rows=2, publish=lambda name, event: None, limits=LIMITS)
-
-
-@contextmanager
-def serving(compiled, film, *, limits: Limits = LIMITS, access: Access | None = None, **options):
-    metrics = Metrics()
-    hub = Hub(
-        Clock(CONFIG.fps, CONFIG.chunk_seconds, BOX),
-        limits=limits,
-        metrics=metrics,
-        sources=[("film.mp4", str(film)), ("gone.mp4", "/secret/gone.mp4"), ("hosts", "/etc/hosts")],
-        query="Commentate on this match",
-        **options,
-    )
-    engine = object.__new__(Engine)
-    engine.__dict__.update(compiled.__dict__)
-    engine.publish, engine.limits, engine.metrics = hub.publish, limits, metrics
-    engine.changed, engine.running, engine.seated = threading.Condition(), {}, [None] * engine.rows
-    engine.state, engine.stopping, engine.error = engine.session.start(), False, ""
-    engine.thread = threading.Thread(target=engine._run, daemon=True)
-    engine.start()
-    hub.engine = engine
-    server = Server(engine, hub, access or Access())
-    try:
-        until = time.monotonic() + 10
-        while not server.serving.server.started:
-            assert time.monotonic() < until
-            time.sleep(0.01)
-        yield server
-    finally:
-        server.stop()
-        engine.stop()
 
 
 @pytest.fixture(scope="module")
