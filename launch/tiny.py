@@ -23,32 +23,44 @@ class Step(NamedTuple):
     command: str
 
 
-ROOT = " --data.root {out}/films"
+class Amount(NamedTuple):
+    """How much of everything: seeds of short, practice and long games; seconds of a long one; more options of training."""
+
+    short: str = "100:220"
+    practice: str = "300:420"
+    long: str = "0:4"
+    seconds: int = 7200
+    training: str = ""
+
+
+QUICK = Amount("100:103", "300:303", "0:1", 180, " --steps 3")
 
 # Stage 1 learns to see, from short windows with a question in every second that the picture answers; stage 2 to count, from
 # games with many goals; stage 3 to remember, from two-hour games too, cut as the paper cuts them.
 FILMS = "world --out {out}/films --seconds 120"
+TRAIN = "train --config tiny_stage{n} --model {{out}}/{model} --run-dir {{out}}/stage{n} --data.paths {{out}}/{windows}.jsonl"
+TRAIN += " --data.root {{out}}/films{{training}}"
 STEPS = (
-    Step("films/visible.jsonl", f"{FILMS} --seeds 100:220 --index visible.jsonl --questions 1 --visible"),
-    Step("films/count.jsonl", f"{FILMS} --seeds 300:420 --index count.jsonl --questions 1 --practice"),
+    Step("films/visible.jsonl", f"{FILMS} --seeds {{short}} --index visible.jsonl --questions 1 --visible"),
+    Step("films/count.jsonl", f"{FILMS} --seeds {{practice}} --index count.jsonl --questions 1 --practice"),
     Step("0", "scratch {out}/films/visible.jsonl {out}/films/count.jsonl --out {out}/0"),
     Step("see.jsonl", "windows {out}/films/visible.jsonl --out {out}/see.jsonl --window 2 --stride 2"),
-    Step("1", "train --config tiny_stage1 --model {out}/0 --run-dir {out}/stage1 --data.paths {out}/see.jsonl" + ROOT),
+    Step("1", TRAIN.format(n=1, model=0, windows="see")),
     Step("1", "convert {out}/stage1 {out}/1"),
     Step("count.jsonl", "windows {out}/films/count.jsonl --out {out}/count.jsonl --window 4 --stride 4"),
-    Step("2", "train --config tiny_stage2 --model {out}/1 --run-dir {out}/stage2 --data.paths {out}/count.jsonl" + ROOT),
+    Step("2", TRAIN.format(n=2, model=1, windows="count")),
     Step("2", "convert {out}/stage2 {out}/2"),
-    Step("films/short.jsonl", f"{FILMS} --seeds 100:220 --index short.jsonl --questions 0.2 --words-only"),
-    Step("films/goals.jsonl", f"{FILMS} --seeds 300:420 --index goals.jsonl --questions 0.2 --words-only --practice"),
-    Step("films/long.jsonl", "world --out {out}/films --seconds 7200 --seeds 0:4 --index long.jsonl --questions 0.2"),
+    Step("films/short.jsonl", f"{FILMS} --seeds {{short}} --index short.jsonl --questions 0.2 --words-only"),
+    Step("films/goals.jsonl", f"{FILMS} --seeds {{practice}} --index goals.jsonl --questions 0.2 --words-only --practice"),
+    Step(
+        "films/long.jsonl",
+        "world --out {out}/films --seconds {seconds} --seeds {long} --index long.jsonl --questions 0.2",
+    ),
     Step(
         "remember.jsonl",
         "windows {out}/films/short.jsonl {out}/films/goals.jsonl {out}/films/long.jsonl --out {out}/remember.jsonl",
     ),
-    Step(
-        "touchline",
-        "train --config tiny_stage3 --model {out}/2 --run-dir {out}/stage3 --data.paths {out}/remember.jsonl" + ROOT,
-    ),
+    Step("touchline", TRAIN.format(n=3, model=2, windows="remember")),
     Step("touchline", "convert {out}/stage3 {out}/touchline --dtype bfloat16"),
 )
 
@@ -56,9 +68,11 @@ STEPS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="default: runs/tiny")
+    parser.add_argument("--quick", action="store_true", help="little of everything, in minutes: the way, not the model")
     args = parser.parse_args()
+    amount = QUICK if args.quick else Amount()
     for number, step in enumerate(STEPS, 1):
-        command = step.command.format(out=args.out)
+        command = step.command.format(out=args.out, **amount._asdict())
         done = (args.out / step.result).exists()
         print(f"[{number}/{len(STEPS)}] {'there: ' if done else ''}python -m launch.{command}", flush=True)
         if done:
