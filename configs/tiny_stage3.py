@@ -1,5 +1,5 @@
-"""The shipped model, stage 3: to remember. The recipe of the paper: windows of 24 s every 12 s, the text before them cut to its
-first 64 and last 320 tokens; from the weights of stage 2.
+"""The shipped model, stage 3: to follow. Windows of 8 s with what was said in the minutes before them, questions in some of the
+seconds; from the weights of stage 2.
 
     make train-tiny
 """
@@ -15,12 +15,12 @@ config = replace(
     run_dir="runs/tiny/stage3",
     data=replace(
         stage1.data,
-        paths=("runs/tiny/remember.jsonl",),
+        paths=("runs/tiny/follow.jsonl",),
         sink=64,
         slide=320,
-        buckets=(Bucket(tokens=1664, patches=2304, labels=192, frame=96),),
+        buckets=(Bucket(tokens=704, patches=768, labels=96, frame=96),),
     ),
     batch=8,
-    micro_batch=2,
-    steps=450,
+    micro_batch=8,
+    steps=300,
 )

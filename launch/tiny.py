@@ -1,4 +1,4 @@
-"""Make a model of the generated game from nothing: films, a tokenizer, random weights, three stages of training, an export.
+"""Make a model of the generated game from nothing: films, a tokenizer, random weights, four stages of training, an export.
 
     python -m launch.tiny --out runs/tiny            # `make train-tiny`; go on after a stop with the same command
 
@@ -36,7 +36,8 @@ class Amount(NamedTuple):
 QUICK = Amount("100:103", "300:303", "0:1", 180, " --steps 3")
 
 # Stage 1 learns to see, from short windows with a question in every second that the picture answers; stage 2 to count, from
-# games with many goals; stage 3 to remember, from two-hour games too, cut as the paper cuts them.
+# games with many goals; stage 3 to follow, with more text before longer windows; stage 4 to remember, from two-hour games too,
+# cut as the paper cuts them.
 FILMS = "world --out {out}/films --seconds 120"
 TRAIN = "train --config tiny_stage{n} --model {{out}}/{model} --run-dir {{out}}/stage{n} --data.paths {{out}}/{windows}.jsonl"
 TRAIN += " --data.root {{out}}/films{{training}}"
@@ -51,7 +52,13 @@ STEPS = (
     Step("2", TRAIN.format(n=2, model=1, windows="count")),
     Step("2", "convert {out}/stage2 {out}/2"),
     Step("films/short.jsonl", f"{FILMS} --seeds {{short}} --index short.jsonl --questions 0.2 --words-only"),
-    Step("films/goals.jsonl", f"{FILMS} --seeds {{practice}} --index goals.jsonl --questions 0.2 --words-only --practice"),
+    Step("films/goals.jsonl", f"{FILMS} --seeds {{practice}} --index goals.jsonl --questions 0.5 --words-only --practice"),
+    Step(
+        "follow.jsonl",
+        "windows {out}/films/short.jsonl {out}/films/goals.jsonl --out {out}/follow.jsonl --window 8 --stride 8",
+    ),
+    Step("3", TRAIN.format(n=3, model=2, windows="follow")),
+    Step("3", "convert {out}/stage3 {out}/3"),
     Step(
         "films/long.jsonl",
         "world --out {out}/films --seconds {seconds} --seeds {long} --index long.jsonl --questions 0.2",
@@ -60,8 +67,8 @@ STEPS = (
         "remember.jsonl",
         "windows {out}/films/short.jsonl {out}/films/goals.jsonl {out}/films/long.jsonl --out {out}/remember.jsonl",
     ),
-    Step("touchline", TRAIN.format(n=3, model=2, windows="remember")),
-    Step("touchline", "convert {out}/stage3 {out}/touchline --dtype bfloat16"),
+    Step("touchline", TRAIN.format(n=4, model=3, windows="remember")),
+    Step("touchline", "convert {out}/stage4 {out}/touchline --dtype bfloat16"),
 )
 
 
