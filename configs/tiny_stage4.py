@@ -16,7 +16,7 @@ config = replace(
     data=replace(
         stage3.data,
         paths=("runs/tiny/remember.jsonl",),
-        buckets=(Bucket(tokens=1664, patches=2304, labels=192, frame=96),),
+        buckets=(Bucket(tokens=1792, patches=2304, labels=192, frame=96),),
     ),
     micro_batch=2,
     steps=450,
