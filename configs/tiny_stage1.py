@@ -1,7 +1,7 @@
-"""The shipped model, stage 1: to see. Windows of 2 s with almost no text before them, a question in every second; from random
-weights, all of it trained.
+"""The shipped model, stage 1: to see. Windows of 2 s with the first words of the game and the last before them, a question a
+second; from random weights, all of it trained. Batches are small: what is copied from text is learned in steps, not in samples.
 
-make train-tiny
+    make train-tiny
 """
 
 from svlm_jax.train.config import Bucket, DataConfig, OptimizerConfig, TrainConfig
@@ -13,16 +13,16 @@ config = TrainConfig(
         paths=("runs/tiny/see.jsonl",),
         root="runs/tiny/films",
         as_streamed=True,
-        sink=4,
-        slide=2,
-        buckets=(Bucket(tokens=160, patches=192, labels=40, frame=96),),
+        sink=16,
+        slide=16,
+        buckets=(Bucket(tokens=176, patches=192, labels=32, frame=96),),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
     trained=".*",
-    batch=32,
-    micro_batch=32,
+    batch=8,
+    micro_batch=8,
     dtype="float32",
     remat="none",
-    steps=300,
-    save_every=50,
+    steps=900,
+    save_every=200,
 )

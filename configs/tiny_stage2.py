@@ -20,7 +20,7 @@ config = replace(
         slide=112,
         buckets=(Bucket(tokens=384, patches=384, labels=48, frame=96),),
     ),
-    batch=16,
-    micro_batch=16,
-    steps=300,
+    batch=4,
+    micro_batch=4,
+    steps=1800,
 )

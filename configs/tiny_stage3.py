@@ -20,7 +20,7 @@ config = replace(
         slide=320,
         buckets=(Bucket(tokens=704, patches=768, labels=96, frame=96),),
     ),
-    batch=8,
-    micro_batch=8,
-    steps=300,
+    batch=2,
+    micro_batch=2,
+    steps=1000,
 )

@@ -18,6 +18,5 @@ config = replace(
         paths=("runs/tiny/remember.jsonl",),
         buckets=(Bucket(tokens=1792, patches=2304, labels=192, frame=96),),
     ),
-    micro_batch=2,
-    steps=450,
+    steps=1200,
 )

@@ -20,6 +20,7 @@ from svlm_jax.data.annotation import Annotation
 from svlm_jax.data.image import existing_file
 from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
+from svlm_jax.world.commentary import QUESTIONS
 from svlm_jax.world.film import HELD_OUT, annotate, play, write
 from svlm_jax.world.match import LEAD, Kind, Moment, World
 from svlm_jax.world.render import Renderer
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second (default 2, what a model looks at)")
     parser.add_argument("--size", default="336x224", metavar="WxH", help="pixels (default 336x224)")
     parser.add_argument("--questions", type=float, default=0.0, metavar="SHARE", help="of seconds with a question (default 0)")
-    parser.add_argument("--visible", action="store_true", help="questions that the picture answers, no others")
+    parser.add_argument("--ask", nargs="+", choices=QUESTIONS, default=[*QUESTIONS], help="which questions (default: all)")
     parser.add_argument("--practice", action="store_true", help="games with more shots and goals")
     parser.add_argument("--words-only", action="store_true", help="another index of films that are there already")
     parser.add_argument("--test", action="store_true", help="films of held-out seeds")
@@ -95,7 +96,7 @@ def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Anno
     else:
         looks = {"size": size, "unseen": args.unseen, "practice": args.practice}
         world = write(path, seed, seconds=args.seconds, fps=args.fps, **looks)
-    return annotate(world, path.name, args.seconds, args.questions, visible=args.visible)
+    return annotate(world, path.name, args.seconds, args.questions, args.ask)
 
 
 def _name(out: Path, seed: int) -> Path:

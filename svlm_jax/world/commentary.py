@@ -8,7 +8,7 @@ what takes longer goes on in the next seconds. All other seconds are silent.
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +18,15 @@ from svlm_jax.world.match import CUPS, TEAMS, Event, Facts, Kind, World, second_
 
 FIRST_WORD, LAST_WORD = 0.2, 0.95  # of a second: when its first word begins, its last ends at the latest
 LONGEST_WORD = 0.25
-HOLDER = "Who has the ball?"
-REMEMBERED = ("What is the score?", "Who scored first?", "Which cup is it?")  # no picture answers these
-VISIBLE = (HOLDER, "Who is playing?")
+# What viewers ask, and how often. No picture answers the first three.
+QUESTIONS = {
+    "score": ("What is the score?", 0.4),
+    "first": ("Who scored first?", 0.15),
+    "cup": ("Which cup is it?", 0.15),
+    "playing": ("Who is playing?", 0.1),
+    "ball": ("Who has the ball?", 0.2),
+}
+REMEMBERED = tuple(QUESTIONS[name][0] for name in ("score", "first", "cup"))
 
 
 def score(facts: Facts) -> str:
@@ -64,28 +70,28 @@ def answer(question: str, facts: Facts, holder: str) -> str:
         "Who scored first?": f"{facts.first} did." if facts.first else "Nobody yet.",
         "Which cup is it?": f"The {facts.cup} Cup.",
         "Who is playing?": f"{facts.teams[0]} and {facts.teams[1]}.",
-        HOLDER: f"{holder}." if holder else "Nobody.",
+        "Who has the ball?": f"{holder}." if holder else "Nobody.",
     }[question]
 
 
-def questions(world: World, seconds: int, rate: float, *, visible: bool = False) -> Iterator[Question]:
+def questions(world: World, seconds: int, rate: float, ask: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Question]:
     """Questions that viewers might ask in the first `seconds` of a game that has gone so far, `rate` of all seconds, with their
-    answers; none while the score changes.
+    answers; what no picture answers, not before it has been said.
 
     Args:
-        visible: only what the picture answers.
+        ask: names of QUESTIONS.
     """
     random = np.random.default_rng([world.seed, 1])
     times = [second_of(event.time) for event in world.events]
-    texts = VISIBLE if visible else (*REMEMBERED, *VISIBLE)
-    odds = (0.85, 0.15) if visible else (0.4, 0.15, 0.15, 0.1, 0.2)
+    texts, weights = zip(*(QUESTIONS[name] for name in ask), strict=True)
+    odds = np.array(weights) / sum(weights)
     for second in range(seconds):
         if random.random() >= rate:
             continue
         text = texts[random.choice(len(texts), p=odds)]
         newest = bisect_right(times, second) - 1
         kind, since = world.events[newest].kind, second - times[newest]
-        if text in REMEMBERED and (second < 4 or (kind in (Kind.GOAL, Kind.FULL_TIME) and since < 2)):
+        if text in REMEMBERED and (second < 4 or (kind is Kind.GOAL and since < 1)):
             continue
         yield Question(second + 0.5, text, answer(text, world.events[newest].facts, world.holders[second]))
 

@@ -3,7 +3,7 @@
 Owns the clock of pictures and which seeds nobody may train on. Host side: numpy, never jax. Units: seconds, pixels.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -76,9 +76,11 @@ def play(seed: int, seconds: float | int, *, practice: bool = False) -> World:
     return world
 
 
-def annotate(world: World, video: str, seconds: int, questions: float = 0.0, *, visible: bool = False) -> Annotation:
+def annotate(
+    world: World, video: str, seconds: int, questions: float = 0.0, ask: Sequence[str] = tuple(commentary.QUESTIONS)
+) -> Annotation:
     """What is said in the first `seconds` of a game that has gone so far; for the last two see `commentary.questions`."""
     words = tuple(word for word in commentary.words(world.events) if word.end <= seconds)
-    asked = tuple(commentary.questions(world, seconds, questions, visible=visible))
+    asked = tuple(commentary.questions(world, seconds, questions, ask))
     query = QUERY if world.seed % 2 else ""  # streams are begun with and without one
     return Annotation(video, 0.0, float(seconds), query, "", words, asked)
