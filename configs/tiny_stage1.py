@@ -1,5 +1,6 @@
-"""The shipped model, stage 1: to see. Windows of 2 s with the first words of the game and the last before them, a question a
-second; from random weights, all of it trained. Batches are small: what is copied from text is learned in steps, not in samples.
+"""The shipped model, stage 1: to see and to read. Windows of 2 s with the first words of the game and the last before them, a
+question a second; from random weights, all of it trained. Batches are small: copying from text is learned in steps, not in
+samples.
 
     make train-tiny
 """
@@ -14,8 +15,8 @@ config = TrainConfig(
         root="runs/tiny/films",
         as_streamed=True,
         sink=16,
-        slide=16,
-        buckets=(Bucket(tokens=176, patches=192, labels=32, frame=96),),
+        slide=24,
+        buckets=(Bucket(tokens=192, patches=192, labels=32, frame=96),),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
     trained=".*",
@@ -23,6 +24,6 @@ config = TrainConfig(
     micro_batch=8,
     dtype="float32",
     remat="none",
-    steps=900,
+    steps=1200,
     save_every=200,
 )
