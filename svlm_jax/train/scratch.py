@@ -30,9 +30,10 @@ MARKUP = (
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
 _PADS = ("bos_token_id", "pad_token_id")
-# As Qwen's, but the time text of a turn is in few tokens, and the digit of a score has its blank with it.
+# As Qwen's, but the time text of a turn is in few tokens, and the two digits of a score are tokens of two kinds, " 2" and "-1":
+# which is whose need not be learned.
 _PIECES = (
-    r"Time=|\.0-|\.0s|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"Time=|\.0-|\.0s|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|-\p{N}| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 

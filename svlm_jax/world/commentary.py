@@ -30,7 +30,7 @@ REMEMBERED = tuple(QUESTIONS[name][0] for name in ("score", "first", "cup"))
 
 
 def score(facts: Facts) -> str:
-    return f"{facts.teams[0]} {facts.goals[0]} {facts.teams[1]} {facts.goals[1]}."
+    return f"{facts.teams[0]} {facts.goals[0]}-{facts.goals[1]} {facts.teams[1]}."
 
 
 def phrases(event: Event) -> list[str]:
@@ -111,7 +111,7 @@ class Score(NamedTuple):
 
 
 _TEAM = "|".join(TEAMS)
-_SCORE = re.compile(rf"({_TEAM}) (\d+) ({_TEAM}) (\d+)\.")
+_SCORE = re.compile(rf"({_TEAM}) (\d+)-(\d+) ({_TEAM})\.")
 _FIRST = re.compile(rf"({_TEAM}|Nobody) scored first\.")
 _CLAIMS = {
     Kind.OPENING: rf"Welcome to the (?:{'|'.join(CUPS)}) Cup\.()",
@@ -137,7 +137,7 @@ def claims(text: str) -> list[Claim]:
 
 def scores(text: str) -> list[Score]:
     """The scores that a reply tells."""
-    return [Score((m[1], m[3]), (int(m[2]), int(m[4]))) for m in _SCORE.finditer(text)]
+    return [Score((m[1], m[4]), (int(m[2]), int(m[3]))) for m in _SCORE.finditer(text)]
 
 
 def first_scorers(text: str) -> list[str]:
