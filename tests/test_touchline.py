@@ -1,5 +1,7 @@
 """Claims about the shipped model: small, in the layout it says, and right about games it has never seen."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -24,7 +26,9 @@ def test_it_is_small():
 
 
 def test_it_brings_its_streaming_settings(vlm):
-    assert (vlm.stream.sink, vlm.stream.slide) == (STREAMING["stream"]["sink"], STREAMING["stream"]["slide"])
+    told = json.loads((PLACE / "streaming_config.json").read_text())
+    assert told.keys() == STREAMING.keys() and told["stream"].keys() == STREAMING["stream"].keys()
+    assert (vlm.stream.sink, vlm.stream.slide) == (told["stream"]["sink"], told["stream"]["slide"])
     assert vlm.sampling.temperature == 0
 
 
