@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--questions", type=float, default=0.0, metavar="SHARE", help="of seconds with a question (default 0)")
     parser.add_argument("--ask", nargs="+", choices=QUESTIONS, default=[*QUESTIONS], help="which questions (default: all)")
     parser.add_argument("--practice", action="store_true", help="games with more shots and goals")
-    parser.add_argument("--words-only", action="store_true", help="another index of films that are there already")
+    parser.add_argument("--words-only", action="store_true", help="another index of films that are there; --practice as then")
     parser.add_argument("--test", action="store_true", help="films of held-out seeds")
     parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="films at a time (default: processors)")
