@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--questions", type=float, default=0.0, metavar="SHARE", help="of seconds with a question (default 0)")
     parser.add_argument("--ask", nargs="+", choices=QUESTIONS, default=[*QUESTIONS], help="which questions (default: all)")
     parser.add_argument("--practice", action="store_true", help="games with more shots and goals")
-    parser.add_argument("--words-only", action="store_true", help="another index of films that are there; --practice as then")
+    parser.add_argument("--words-only", action="store_true", help="another index of films that are there")
     parser.add_argument("--test", action="store_true", help="films of held-out seeds")
     parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="films at a time (default: processors)")
@@ -52,7 +52,7 @@ def main() -> None:
             "--seconds and --questions", f"{args.seconds} and {args.questions:g}", "1 or more; a share", "mend them"
         )
     index = args.out / args.index
-    films = [] if args.words_only else [_name(args.out, seed) for seed in seeds]
+    films = [] if args.words_only else [_name(args, seed) for seed in seeds]
     for path in (index, records.seeks_path(index), *films):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
@@ -65,7 +65,7 @@ def main() -> None:
             made.append(annotation)
             progress(len(made), len(seeds))
     records.write(index, (record(annotation) for annotation in made))
-    size = sum(_name(args.out, seed).stat().st_size for seed in seeds)
+    size = sum(_name(args, seed).stat().st_size for seed in seeds)
     words = sum(len(annotation.words) for annotation in made)
     print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")
 
@@ -89,7 +89,7 @@ def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
 
 
 def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Annotation:
-    path = _name(args.out, seed)
+    path = _name(args, seed)
     if args.words_only:
         existing_file(path, "film")
         world = play(seed, args.seconds, practice=args.practice)
@@ -99,8 +99,8 @@ def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Anno
     return annotate(world, path.name, args.seconds, args.questions, args.ask)
 
 
-def _name(out: Path, seed: int) -> Path:
-    return out / f"match_{seed}.mp4"
+def _name(args: argparse.Namespace, seed: int) -> Path:
+    return args.out / f"{'practice' if args.practice else 'match'}_{seed}.mp4"
 
 
 def _seeds(text: str, test: bool) -> range:

@@ -84,6 +84,7 @@ def test_asked_to_stop_two_processes_save_and_go_on(config):
     assert [line["step"] for line in logs.read(config.run_dir)] == list(range(1, saved + 3))
 
 
+@pytest.mark.slow  # more than a minute
 def test_a_killed_run_goes_on_bit_by_bit(config):
     """SIGKILL while checkpoints are being written, every step one: again and again until the run is done."""
     whole = str(Path(config.run_dir) / "whole")
