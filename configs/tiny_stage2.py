@@ -1,5 +1,5 @@
-"""The shipped model, stage 2: to count. Windows of 4 s with what was said in the minute before them, a question a second,
-from games with many goals; from the weights of stage 1.
+"""The shipped model, stage 2: to count. Windows of 4 s with what was said in the minute before them, which is learned too, a
+question a second, from games with many goals; from the weights of stage 1.
 
     make train-tiny
 """
@@ -17,8 +17,9 @@ config = replace(
         stage1.data,
         paths=("runs/tiny/count.jsonl",),
         sink=16,
-        slide=112,
-        buckets=(Bucket(tokens=384, patches=384, labels=48, frame=96),),
+        slide=176,
+        learn_previous=True,
+        buckets=(Bucket(tokens=448, patches=384, labels=256, frame=96),),
     ),
     batch=4,
     micro_batch=4,

@@ -1,5 +1,5 @@
-"""The shipped model, stage 3: to follow. Windows of 8 s with what was said in the minutes before them, questions in some of the
-seconds; from the weights of stage 2.
+"""The shipped model, stage 3: to follow. Windows of 8 s in which a score is said, with what was said in the minutes before
+them, questions in some of the seconds; from the weights of stage 2.
 
     make train-tiny
 """
@@ -22,5 +22,6 @@ config = replace(
     ),
     batch=2,
     micro_batch=2,
-    steps=1000,
+    optimizer=replace(stage1.optimizer, learning_rate=6e-4),
+    steps=1200,
 )

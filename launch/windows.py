@@ -2,6 +2,7 @@
 
     python -m launch.windows match.jsonl --out train.jsonl                 # 24 s every 12 s; also writes train_seeks.jsonl
     python -m launch.windows match.jsonl --out train.jsonl --stride 24     # no overlap
+    python -m launch.windows match.jsonl --out goals.jsonl --saying 'goal' # only those in whose words it is found
     python -m launch.windows match.jsonl --tfds train_2fps --root videos   # frames too, as a tensorflow-datasets directory
 
 Bad records are told and left out; if there are more than --max-bad of them, the exit code is 1 and nothing is written under the
@@ -10,6 +11,7 @@ name that was being written.
 
 import argparse
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -47,6 +49,7 @@ class Windows:
     def __init__(self, records: Records, args: argparse.Namespace, bad: Bad) -> None:
         self.records, self.args, self.bad = records, args, bad
         self.size = {"window": args.window, "stride": args.stride, "shortest": min(SHORTEST, args.window)}
+        self.saying = _expression(args.saying)
         self.seconds = self.spoken = 0
 
     def __iter__(self) -> Iterator[list]:
@@ -61,6 +64,8 @@ class Windows:
                 continue
             for window in windows:
                 annotation = parse(window)
+                if not self.saying.search(" ".join(word.text for word in annotation.words)):
+                    continue
                 self.seconds += annotation.seconds
                 self.spoken += len({math.ceil(word.end) for word in annotation.words})
                 yield window
@@ -76,6 +81,7 @@ def main() -> None:
     parser.add_argument("--tfds", type=Path, metavar="DIR", help="directory to make, of windows with their frames")
     parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24)")
     parser.add_argument("--stride", type=int, default=12, metavar="S", help="seconds from start to start (default 12)")
+    parser.add_argument("--saying", default="", metavar="REGEX", help="only windows in whose words this is found")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad records that are left out (default 0)")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second with --tfds (default 2)")
     parser.add_argument("--root", type=Path, help="where relative paths of videos begin, with --tfds (default: here)")
@@ -99,6 +105,7 @@ def _check(args: argparse.Namespace) -> None:
     """All that can be said before hours of work."""
     check(args.window, args.stride, min(SHORTEST, args.window))
     check_fps(args.fps)
+    _expression(args.saying)
     if args.max_bad < 0:
         raise InputError("--max-bad", args.max_bad, "0 or more records", "0 allows none")
     if not args.out and not args.tfds:
@@ -106,6 +113,13 @@ def _check(args: argparse.Namespace) -> None:
     for path in filter(None, (args.out, args.out and seeks_path(args.out), args.tfds)):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
+
+
+def _expression(text: str) -> re.Pattern[str]:
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise InputError("--saying", repr(text), f"a regular expression ({error})", "escape what is meant literally") from None
 
 
 def _cut(args: argparse.Namespace, out: Path, bad: Bad) -> None:

@@ -194,6 +194,13 @@ def test_the_previous_text_is_cut_only_when_it_is_longer_than_both_windows():
     assert total(ours.spans) == len(ours.ids) == len(labels)
 
 
+def test_the_previous_text_is_learned_where_that_is_asked_for():
+    said = window([(0, 1, "goal")], previous=" the red team kick a goal", end=1)
+    for sink, slide, words in ((0, 0, " the red team kick a goal"), (6, 5, " the red kick a goal")):
+        _, labels = sample(said, [CLIP], TOKENIZER, CONFIG, sink=sink, slide=slide, learn_previous=True)
+        assert shown(labels[labels != NO_LOSS]) == f"{words}\n goal ...<|im_end|>"
+
+
 @pytest.mark.parametrize(("sink", "slide"), [(3, 512), (512, 1), (0, 512), (512, 0), (-1, 5)])
 def test_windows_that_cut_the_markup_of_the_previous_text_are_refused(sink, slide):
     with pytest.raises(InputError, match=f"sink and slide: got {sink} and {slide}, expected at least 4 and 2 tokens"):

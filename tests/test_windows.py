@@ -194,6 +194,14 @@ def test_the_command_writes_windows_and_tells_what_it_left_out(long, tmp_path):
     assert seeks_path(tmp_path / "train.jsonl").is_file()
 
 
+def test_only_windows_in_whose_words_something_is_said(long, tmp_path):
+    options = ("--out", "some.jsonl", "--stride", 8, "--window", 8, "--max-bad", 2, "--saying", "w1[67]")
+    result = command("long.jsonl", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = [parse(json.loads(record.line)) for record in Records([tmp_path / "some.jsonl"])]
+    assert [(one.start, one.end) for one in found] == [(16, 24)] and found[0].previous.endswith(" w15")
+
+
 def test_more_bad_records_than_allowed_are_all_told_and_nothing_is_written(long, tmp_path):
     result = command("long.jsonl", "--out", "train.jsonl", "--max-bad", 1, cwd=tmp_path)
     assert result.returncode == 1
@@ -209,6 +217,7 @@ REFUSED = {
     "stride": (["--out", "x.jsonl", "--stride", 30], "error: stride: got 30"),
     "fps": (["--tfds", "x", "--fps", 2.5], "error: fps: got 2.5, expected a whole number of frames a second"),
     "max-bad": (["--out", "x.jsonl", "--max-bad", -1], "error: --max-bad: got -1"),
+    "saying": (["--out", "x.jsonl", "--saying", "("], "error: --saying: got '(', expected a regular expression"),
     "suffix": (["--out", "x.json"], "error: annotations x.json: got the suffix '.json'"),
     "itself": (["--out", "long.jsonl"], "error: long.jsonl: got something that exists already"),
     "its seeks": (["--out", "old.jsonl"], "error: old_seeks.jsonl: got something that exists already"),

@@ -151,6 +151,7 @@ def sample(
     sink: int,
     slide: int,
     as_streamed: bool = False,
+    learn_previous: bool = False,
 ) -> tuple[Sample, np.ndarray]:
     """The training sample of a window, and its labels [n] int32: a token's own id where it is learned (each reply from its
     fourth token to its <|im_end|>), NO_LOSS elsewhere. The shift to the next token is the loss's business.
@@ -162,6 +163,7 @@ def sample(
         as_streamed: leave out the two habits of the original that its streams do not have: the blank after the time text, and
             a reply that is tokenised together with its header. And where nothing was said before the window, its first turn
             has the query.
+        learn_previous: the words of the previous-text turn are learned too, as those of replies are.
 
     Raises:
         InputError: not one clip a second; a sink or slide that cuts the turn's markup.
@@ -171,7 +173,8 @@ def sample(
         expected = f"one for each of the {len(turns)} seconds from {annotation.start:g} to {annotation.end:g}"
         raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
     parts = [_shortened(opening(annotation.previous, tokenizer), sink, slide)]
-    learned = [np.zeros(len(parts[0].ids), bool)]
+    words = [learn_previous and span.kind is Kind.PREVIOUS and span.part is Part.BODY for span in parts[0].spans]
+    learned = [np.repeat(words, [span.length for span in parts[0].spans])]
     for number, (turn, clip) in enumerate(zip(turns, clips, strict=True)):
         query = annotation.query if as_streamed and not number and not annotation.previous else ""
         options = {"asked": turn.asked, "query": query, "turn": number}

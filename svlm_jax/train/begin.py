@@ -119,8 +119,8 @@ class Make:
         model, pixels = self.processor.config, self.processor.video_config
         step = temporal_step(model.vision.tokens_per_second, model.vision.temporal_patch_size, self.data.fps)
         clips = [Clip(*preprocess(frames, pixels, levels=True), step, video=True) for frames in window.frames]
-        windows = {"sink": self.data.sink, "slide": self.data.slide, "as_streamed": self.data.as_streamed}
-        return annotation.sample(window.annotation, clips, self.processor.tokenizer, model, **windows)
+        options = {name: getattr(self.data, name) for name in ("sink", "slide", "as_streamed", "learn_previous")}
+        return annotation.sample(window.annotation, clips, self.processor.tokenizer, model, **options)
 
 
 def examples(paths: Sequence[str], data: DataConfig, processor: Processor) -> Examples:
