@@ -198,24 +198,22 @@ def _draw(brush: _Brush, moment: Moment) -> None:
 
 
 def _boards(brush: _Brush, moment: Moment, colours: list[Colour]) -> None:
-    """Lights around the pitch, as stadiums have them: the colour of the team that has the ball or sent it, in a pattern for
-    what happens."""
-    top, side = -WIDTH - 0.05 - BOARD, LENGTH + 0.14
+    """Lights around the pitch, as stadiums have them. Along the sides: the colour of the team that has the ball or sent it, in
+    a pattern for what happens. Behind a goal: the colour of the team that defends it."""
+    top, end = -WIDTH - 0.05 - BOARD, LENGTH + 0.14
     pattern = _pattern(moment, colours)
     shift = math.floor(3 * moment.time)
-    for number in range(math.ceil(2 * (side + BOARD) / SEGMENT)):
-        colour, x = pattern[(number + shift) % len(pattern)], -side - BOARD + number * SEGMENT
-        right = min(x + SEGMENT, side + BOARD)
+    for number in range(math.ceil(2 * (end + BOARD) / SEGMENT)):
+        colour, x = pattern[(number + shift) % len(pattern)], -end - BOARD + number * SEGMENT
+        right = min(x + SEGMENT, end + BOARD)
         brush.box(x, top, right, top + BOARD, colour)
         brush.box(x, WIDTH + 0.05, right, WIDTH + 0.05 + BOARD, colour)
-    for number in range(math.ceil((2 * WIDTH + 0.1) / SEGMENT)):
-        colour, y = pattern[(number + shift) % len(pattern)], -WIDTH - 0.05 + number * SEGMENT
-        for left in (-side - BOARD, side):
-            brush.box(left, y, left + BOARD, min(y + SEGMENT, WIDTH + 0.05), colour)
+    for left, colour in zip((-end - BOARD, end), colours, strict=True):
+        brush.box(left, -WIDTH - 0.05, left + BOARD, WIDTH + 0.05, colour)
 
 
 def _pattern(moment: Moment, colours: list[Colour]) -> list[Colour]:
-    """The colours of the boards, again and again."""
+    """The colours of the boards along the sides, again and again."""
     if moment.scene is Kind.OPENING:
         return [CUPS[moment.facts.cup]]
     if moment.scene is Kind.FULL_TIME:
