@@ -34,7 +34,7 @@ CUPS: dict[str, Colour] = {
 }
 SKIN: tuple[Colour, ...] = ((255, 219, 172), (224, 172, 105), (141, 85, 36), (198, 134, 66))
 # What the boards show beside the colour of a team; none is a team's.
-GREEN, ORANGE, CYAN, PURPLE = (70, 255, 80), (255, 130, 0), (0, 235, 255), (140, 40, 225)
+GREEN, ORANGE, CYAN, PURPLE, LILAC = (70, 255, 80), (255, 130, 0), (0, 235, 255), (140, 40, 225), (190, 170, 255)
 GOLD, GREY, OFF = (255, 205, 60), (115, 115, 115), (34, 36, 42)
 Weather = str  # "sun", "rain", "night", "snow"
 
@@ -198,8 +198,8 @@ def _draw(brush: _Brush, moment: Moment) -> None:
 
 
 def _boards(brush: _Brush, moment: Moment, colours: list[Colour]) -> None:
-    """Lights around the pitch, as stadiums have them. Along the sides: the colour of the team that has the ball or sent it, in
-    a pattern for what happens. Behind a goal: the colour of the team that defends it."""
+    """Lights around the pitch, as stadiums have them: the colour of the team that has the ball or sent it, in a pattern for
+    what happens. Before and at a kick-off, those behind a goal have the colour of the team that defends it."""
     top, end = -WIDTH - 0.05 - BOARD, LENGTH + 0.14
     pattern = _pattern(moment, colours)
     shift = math.floor(3 * moment.time)
@@ -208,20 +208,23 @@ def _boards(brush: _Brush, moment: Moment, colours: list[Colour]) -> None:
         right = min(x + SEGMENT, end + BOARD)
         brush.box(x, top, right, top + BOARD, colour)
         brush.box(x, WIDTH + 0.05, right, WIDTH + 0.05 + BOARD, colour)
-    for left, colour in zip((-end - BOARD, end), colours, strict=True):
-        brush.box(left, -WIDTH - 0.05, left + BOARD, WIDTH + 0.05, colour)
+    ends = [[colour] for colour in colours] if moment.scene in (Kind.OPENING, Kind.KICK_OFF) else [pattern, pattern]
+    for number in range(math.ceil((2 * WIDTH + 0.1) / SEGMENT)):
+        y = -WIDTH - 0.05 + number * SEGMENT
+        for left, shown in zip((-end - BOARD, end), ends, strict=True):
+            brush.box(left, y, left + BOARD, min(y + SEGMENT, WIDTH + 0.05), shown[(number + shift) % len(shown)])
 
 
 def _pattern(moment: Moment, colours: list[Colour]) -> list[Colour]:
-    """The colours of the boards along the sides, again and again."""
+    """The colours of the boards, again and again."""
     if moment.scene is Kind.OPENING:
         return [CUPS[moment.facts.cup]]
     if moment.scene is Kind.FULL_TIME:
         return [OFF]
     side = moment.carrier[0] if moment.scene is Kind.PLAY and moment.carrier else moment.side
-    team, other = colours[side], colours[1 - side]
+    team = colours[side]
     return {
-        Kind.KICK_OFF: [team, team, other],
+        Kind.KICK_OFF: [team, team, LILAC],
         Kind.PASS: [team, GREEN],
         Kind.SHOT: [team, ORANGE],
         Kind.GOAL: [team, GOLD, (255, 255, 255)],
