@@ -47,8 +47,8 @@ PRACTICE = "world --out {out}/films --seconds 240 --practice"
 TRAIN = "train --config tiny_stage{n} --model {{out}}/{model} --run-dir {{out}}/stage{n} --data.paths {{out}}/{windows}.jsonl"
 TRAIN += " --data.root {{out}}/films{{training}}"
 STEPS = (
-    Step("films/see.jsonl", f"{SHORT} --index see.jsonl --questions 1 --ask ball playing"),
-    Step("films/count.jsonl", f"{PRACTICE} --seeds {{practice}} --index count.jsonl --questions 1"),
+    Step("films/see.jsonl", f"{SHORT} --index see.jsonl --questions 1 --ask ball playing --keep"),
+    Step("films/count.jsonl", f"{PRACTICE} --seeds {{practice}} --index count.jsonl --questions 1 --keep"),
     Step("films/read.jsonl", f"{PRACTICE} --seeds {{reading}} --index read.jsonl --questions 1 --ask score cup --words-only"),
     Step("0", "scratch {out}/films/see.jsonl {out}/films/count.jsonl --out {out}/0"),
     Step("see.jsonl", "windows {out}/films/see.jsonl {out}/films/read.jsonl --out {out}/see.jsonl --window 2 --stride 2"),
@@ -68,7 +68,7 @@ STEPS = (
     Step("3", "convert {out}/stage3 {out}/3"),
     Step(
         "films/long.jsonl",
-        "world --out {out}/films --seconds {seconds} --seeds {long} --index long.jsonl --questions 0.2",
+        "world --out {out}/films --seconds {seconds} --seeds {long} --index long.jsonl --questions 0.2 --keep",
     ),
     Step(
         "remember.jsonl",

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--ask", nargs="+", choices=QUESTIONS, default=[*QUESTIONS], help="which questions (default: all)")
     parser.add_argument("--practice", action="store_true", help="games with more shots and goals")
     parser.add_argument("--words-only", action="store_true", help="another index of films that are there")
+    parser.add_argument("--keep", action="store_true", help="films that are there stay: go on after a stop")
     parser.add_argument("--test", action="store_true", help="films of held-out seeds")
     parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="films at a time (default: processors)")
@@ -52,7 +53,7 @@ def main() -> None:
             "--seconds and --questions", f"{args.seconds} and {args.questions:g}", "1 or more; a share", "mend them"
         )
     index = args.out / args.index
-    films = [] if args.words_only else [_name(args, seed) for seed in seeds]
+    films = [] if args.words_only or args.keep else [_name(args, seed) for seed in seeds]
     for path in (index, records.seeks_path(index), *films):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
@@ -90,7 +91,7 @@ def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
 
 def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Annotation:
     path = _name(args, seed)
-    if args.words_only:
+    if args.words_only or (args.keep and path.exists()):
         existing_file(path, "film")
         world = play(seed, args.seconds, practice=args.practice)
     else:

@@ -156,6 +156,19 @@ def test_a_film_is_what_is_drawn_and_its_annotation_what_is_said(tmp_path):
     assert annotation.words == film.annotate(played(3, 20), "match_3.mp4", 20).words and len(records) == 2
 
 
+def test_films_are_gone_on_with_after_a_stop(tmp_path):
+    command = [sys.executable, "-m", "launch.world", "--out", tmp_path, "--seconds", "4", "--jobs", "1", "--size", "84x56"]
+    assert subprocess.run([*command, "--seeds", "3:5"], capture_output=True).returncode == 0
+    index, kept = tmp_path / "matches.jsonl", (tmp_path / "match_3.mp4").stat().st_mtime_ns
+    told = index.read_text()
+    for gone in ("matches.jsonl", "matches_seeks.jsonl", "match_4.mp4"):
+        (tmp_path / gone).unlink()
+    refused = subprocess.run([*command, "--seeds", "3:5"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "match_3.mp4: got something that exists already" in refused.stderr
+    assert subprocess.run([*command, "--seeds", "3:5", "--keep"], capture_output=True).returncode == 0
+    assert index.read_text() == told and (tmp_path / "match_3.mp4").stat().st_mtime_ns == kept
+
+
 def test_a_match_is_a_source():
     with open_source("match:1000003:unseen", start=30, duration=4) as source:
         chunks = list(source)
