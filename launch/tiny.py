@@ -28,7 +28,7 @@ class Amount(NamedTuple):
     seconds of a long one; more options of training."""
 
     short: str = "100:220"
-    practice: str = "300:540"
+    practice: str = "300:420"
     reading: str = "300:360"
     long: str = "0:4"
     seconds: int = 7200

@@ -178,6 +178,8 @@ def _draw(brush: _Brush, moment: Moment) -> None:
     colours = [_shaded(COLOURS[team], brush.look.shade) for team in moment.facts.teams]
     _boards(brush, moment, colours)
     if moment.scene is Kind.KICK_OFF:
+        for side, colour in enumerate(colours):
+            _shirt(brush, -0.85 + 1.7 * side, colour)
         for radius in (0.3, 0.36):
             brush.disc((0, 0), radius, (255, 255, 255, 70), (255, 255, 255, 230), 0.03)
     if moment.carrier is not None:  # who has the ball stands in the light of his team
@@ -199,7 +201,7 @@ def _draw(brush: _Brush, moment: Moment) -> None:
 
 def _boards(brush: _Brush, moment: Moment, colours: list[Colour]) -> None:
     """Lights around the pitch, as stadiums have them: the colour of the team that has the ball or sent it, in a pattern for
-    what happens. Before and at a kick-off, those behind a goal have the colour of the team that defends it."""
+    what happens."""
     top, end = -WIDTH - 0.05 - BOARD, LENGTH + 0.14
     pattern = _pattern(moment, colours)
     shift = math.floor(3 * moment.time)
@@ -208,11 +210,10 @@ def _boards(brush: _Brush, moment: Moment, colours: list[Colour]) -> None:
         right = min(x + SEGMENT, end + BOARD)
         brush.box(x, top, right, top + BOARD, colour)
         brush.box(x, WIDTH + 0.05, right, WIDTH + 0.05 + BOARD, colour)
-    ends = [[colour] for colour in colours] if moment.scene in (Kind.OPENING, Kind.KICK_OFF) else [pattern, pattern]
     for number in range(math.ceil((2 * WIDTH + 0.1) / SEGMENT)):
-        y = -WIDTH - 0.05 + number * SEGMENT
-        for left, shown in zip((-end - BOARD, end), ends, strict=True):
-            brush.box(left, y, left + BOARD, min(y + SEGMENT, WIDTH + 0.05), shown[(number + shift) % len(shown)])
+        y, colour = -WIDTH - 0.05 + number * SEGMENT, pattern[(number + shift) % len(pattern)]
+        for left in (-end - BOARD, end):
+            brush.box(left, y, left + BOARD, min(y + SEGMENT, WIDTH + 0.05), colour)
 
 
 def _pattern(moment: Moment, colours: list[Colour]) -> list[Colour]:
@@ -233,6 +234,16 @@ def _pattern(moment: Moment, colours: list[Colour]) -> list[Colour]:
         Kind.CORNER: [team, PURPLE],
         Kind.FOUL: [team, GREY],
     }.get(moment.scene, [team])
+
+
+# A shirt as far as its middle, from the collar around; the other half is its mirror image.
+SHIRT = ((0.12, -0.4), (0.25, -0.42), (0.56, -0.18), (0.4, 0.04), (0.3, -0.06), (0.3, 0.44))
+
+
+def _shirt(brush: _Brush, x: float, colour: Colour) -> None:
+    """A shirt that nobody overlooks, on the half of the team that wears it."""
+    half = [(x + right, y) for right, y in SHIRT]
+    brush.shape(half + [(x - right, y) for right, y in reversed(SHIRT)], colour, (255, 255, 255))
 
 
 def _player(brush: _Brush, moment: Moment, who: tuple[int, int], colour: Colour) -> None:
