@@ -49,7 +49,10 @@ TRAIN += " --data.root {{out}}/films{{training}}"
 STEPS = (
     Step("films/see.jsonl", f"{SHORT} --index see.jsonl --questions 1 --ask ball playing --keep"),
     Step("films/count.jsonl", f"{PRACTICE} --seeds {{practice}} --index count.jsonl --questions 1 --keep"),
-    Step("films/read.jsonl", f"{PRACTICE} --seeds {{reading}} --index read.jsonl --questions 1 --ask score cup --words-only"),
+    Step(
+        "films/read.jsonl",
+        f"{PRACTICE} --seeds {{reading}} --index read.jsonl --questions 1 --ask score cup playing --words-only",
+    ),
     Step("0", "scratch {out}/films/see.jsonl {out}/films/count.jsonl --out {out}/0"),
     Step("see.jsonl", "windows {out}/films/see.jsonl {out}/films/read.jsonl --out {out}/see.jsonl --window 2 --stride 2"),
     Step("1", TRAIN.format(n=1, model=0, windows="see")),

@@ -108,6 +108,13 @@ def test_questions_have_the_answers_of_their_time(world):
     assert len(seen) == 1200 and {question.answer for question in seen} > {"Nobody."}
 
 
+def test_who_is_playing_is_asked_while_both_shirts_are_shown(world):
+    """Or else it is not learned, and all scores of a match are wrong with the first."""
+    asked = {int(question.time): question.text for question in commentary.questions(world, 1200, 1.0, ["ball", "playing"])}
+    shown = [second_of(event.time) + more for event in world.events if event.kind is Kind.KICK_OFF for more in (0, 1)]
+    assert {asked[second] for second in shown if second < 1200} == {"Who is playing?"}
+
+
 def test_the_judge_gives_the_truth_full_marks(world):
     tally = judge(said(world, 1200), world.events, 0, 1200)
     assert tally.f1 == tally.score_right == tally.score_told == tally.silence_precision == tally.silence_recall == 1

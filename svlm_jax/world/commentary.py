@@ -23,7 +23,7 @@ QUESTIONS = {
     "score": ("What is the score?", 0.4),
     "first": ("Who scored first?", 0.15),
     "cup": ("Which cup is it?", 0.15),
-    "playing": ("Who is playing?", 0.1),
+    "playing": ("Who is playing?", 0.05),
     "ball": ("Who has the ball?", 0.2),
 }
 REMEMBERED = tuple(QUESTIONS[name][0] for name in ("score", "first", "cup"))
@@ -76,7 +76,8 @@ def answer(question: str, facts: Facts, holder: str) -> str:
 
 def questions(world: World, seconds: int, rate: float, ask: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Question]:
     """Questions that viewers might ask in the first `seconds` of a game that has gone so far, `rate` of all seconds, with their
-    answers; what no picture answers, not before it has been said.
+    answers; what no picture answers, not before it has been said. In the seconds in which a kick-off shows both shirts, who is
+    playing: whoever has not learned to read them then has all scores of the match wrong.
 
     Args:
         ask: names of QUESTIONS.
@@ -91,6 +92,8 @@ def questions(world: World, seconds: int, rate: float, ask: Sequence[str] = tupl
         text = texts[random.choice(len(texts), p=odds)]
         newest = bisect_right(times, second) - 1
         kind, since = world.events[newest].kind, second - times[newest]
+        if "playing" in ask and kind is Kind.KICK_OFF and since < 2:
+            text = QUESTIONS["playing"][0]
         if text in REMEMBERED and (second < 4 or (kind is Kind.GOAL and since < 1)):
             continue
         yield Question(second + 0.5, text, answer(text, world.events[newest].facts, world.holders[second]))
