@@ -109,10 +109,12 @@ def test_questions_have_the_answers_of_their_time(world):
 
 
 def test_who_is_playing_is_asked_while_both_shirts_are_shown(world):
-    """Or else it is not learned, and all scores of a match are wrong with the first."""
+    """Or else it is not learned, and all scores of a match are wrong with the first; but not always: a question whose time is
+    known tells what happens."""
     asked = {int(question.time): question.text for question in commentary.questions(world, 1200, 1.0, ["ball", "playing"])}
     shown = [second_of(event.time) + more for event in world.events if event.kind is Kind.KICK_OFF for more in (0, 1)]
-    assert {asked[second] for second in shown if second < 1200} == {"Who is playing?"}
+    texts = [asked[second] for second in shown if second < 1200]
+    assert 0.4 < texts.count("Who is playing?") / len(texts) < 0.8
 
 
 def test_the_judge_gives_the_truth_full_marks(world):

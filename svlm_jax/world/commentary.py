@@ -76,8 +76,8 @@ def answer(question: str, facts: Facts, holder: str) -> str:
 
 def questions(world: World, seconds: int, rate: float, ask: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Question]:
     """Questions that viewers might ask in the first `seconds` of a game that has gone so far, `rate` of all seconds, with their
-    answers; what no picture answers, not before it has been said. In the seconds in which a kick-off shows both shirts, who is
-    playing: whoever has not learned to read them then has all scores of the match wrong.
+    answers; what no picture answers, not before it has been said. In the seconds in which a kick-off shows both shirts, half of
+    the time who is playing: whoever has not learned to read them then has all scores of the match wrong.
 
     Args:
         ask: names of QUESTIONS.
@@ -92,7 +92,7 @@ def questions(world: World, seconds: int, rate: float, ask: Sequence[str] = tupl
         text = texts[random.choice(len(texts), p=odds)]
         newest = bisect_right(times, second) - 1
         kind, since = world.events[newest].kind, second - times[newest]
-        if "playing" in ask and kind is Kind.KICK_OFF and since < 2:
+        if "playing" in ask and kind is Kind.KICK_OFF and since < 2 and random.random() < 0.5:
             text = QUESTIONS["playing"][0]
         if text in REMEMBERED and (second < 4 or (kind is Kind.GOAL and since < 1)):
             continue
