@@ -34,20 +34,21 @@ def score(facts: Facts) -> str:
 
 
 def phrases(event: Event) -> list[str]:
-    """What is said of an event: a phrase a second."""
+    """What is said of an event: a phrase a second. The score comes in the breath of what it is about."""
     team, facts = event.team, event.facts
+    now = score(facts)
     said = {
         Kind.OPENING: [f"Welcome to the {facts.cup} Cup."],
-        Kind.KICK_OFF: [f"Kick-off, {team}.", *([score(facts)] if facts.goals == (0, 0) else [])],
+        Kind.KICK_OFF: [f"Kick-off, {team}." + (f" {now}" if facts.goals == (0, 0) else "")],
         Kind.PASS: [f"{team} pass."],
         Kind.WIN: [f"{team} win it."],
         Kind.SHOT: [f"{team} shoot!"],
-        Kind.GOAL: [f"GOAL for {team}!", score(facts)],
+        Kind.GOAL: [f"GOAL for {team}! {now}"],
         Kind.SAVE: [f"Saved by {team}!"],
         Kind.WIDE: ["Wide!"],
-        Kind.CORNER: [f"Corner, {team}.", score(facts)],
+        Kind.CORNER: [f"Corner, {team}. {now}"],
         Kind.FOUL: [f"Foul by {team}."],
-        Kind.FULL_TIME: ["Full time!", score(facts), f"{facts.first or 'Nobody'} scored first."],
+        Kind.FULL_TIME: [f"Full time! {now}", f"{facts.first or 'Nobody'} scored first."],
     }
     return said[event.kind]
 
