@@ -24,47 +24,50 @@ class Step(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """How much of everything: seeds of short games, of practice games (of those, what reading begins with), of long games;
-    seconds of a long one; more options of training."""
+    """How much of everything: seeds of short games, practice games, drills, long games; seconds of a long one; more options of
+    training."""
 
     short: str = "100:220"
-    practice: str = "300:420"
-    reading: str = "300:360"
+    practice: str = "300:360"
+    drills: str = "600:690"
     long: str = "0:4"
     seconds: int = 7200
     training: str = ""
 
 
-QUICK = Amount("100:103", "300:303", "300:303", "0:1", 180, " --steps 3")
+QUICK = Amount("100:103", "300:303", "600:603", "0:1", 180, " --steps 3")
 
 # Stage 1 learns to see and to read, from short windows with a question in every second that the picture or the words just
 # before answer; stage 2 to count, with more words before, which are learned too: many scores a step; stage 3 to follow, with
 # still more before longer windows; stage 4 to remember, from two-hour games too, cut as the paper cuts them. What stands far
 # back in long text is found by who found it in short text first.
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
-# Practice games are long enough for high scores: digits that are rare in training are not copied.
-PRACTICE = "world --out {out}/films --seconds 240 --practice"
+# Digits that are rare in training are not copied, and counting is learned from many goals: both games are long, and drills have
+# a goal every two seconds.
+PRACTICE = "world --out {out}/films --seconds 240 --rules practice --seeds {practice}"
+DRILL = "world --out {out}/films --seconds 240 --rules drill --seeds {drills}"
 TRAIN = "train --config tiny_stage{n} --model {{out}}/{model} --run-dir {{out}}/stage{n} --data.paths {{out}}/{windows}.jsonl"
 TRAIN += " --data.root {{out}}/films{{training}}"
 STEPS = (
-    Step("films/see.jsonl", f"{SHORT} --index see.jsonl --questions 1 --ask ball playing --keep"),
-    Step("films/count.jsonl", f"{PRACTICE} --seeds {{practice}} --index count.jsonl --questions 1 --keep"),
-    Step(
-        "films/read.jsonl",
-        f"{PRACTICE} --seeds {{reading}} --index read.jsonl --questions 1 --ask score cup playing --words-only",
-    ),
+    Step("films/see.jsonl", f"{SHORT} --index see.jsonl --questions 1 --ask ball --keep"),
+    Step("films/count.jsonl", f"{PRACTICE} --index count.jsonl --questions 1 --keep"),
+    Step("films/drill.jsonl", f"{DRILL} --index drill.jsonl --questions 0.5 --keep"),
+    Step("films/read.jsonl", f"{PRACTICE} --index read.jsonl --questions 1 --ask score cup --words-only"),
     Step("0", "scratch {out}/films/see.jsonl {out}/films/count.jsonl --out {out}/0"),
     Step("see.jsonl", "windows {out}/films/see.jsonl {out}/films/read.jsonl --out {out}/see.jsonl --window 2 --stride 2"),
     Step("1", TRAIN.format(n=1, model=0, windows="see")),
     Step("1", "convert {out}/stage1 {out}/1"),
-    Step("count.jsonl", "windows {out}/films/count.jsonl --out {out}/count.jsonl --window 4 --stride 4"),
+    Step(
+        "count.jsonl",
+        "windows {out}/films/count.jsonl {out}/films/drill.jsonl --out {out}/count.jsonl --window 4 --stride 4",
+    ),
     Step("2", TRAIN.format(n=2, model=1, windows="count")),
     Step("2", "convert {out}/stage2 {out}/2"),
     Step("films/short.jsonl", f"{SHORT} --index short.jsonl --questions 0.2 --words-only"),
-    Step("films/goals.jsonl", f"{PRACTICE} --seeds {{practice}} --index goals.jsonl --questions 0.3 --words-only"),
+    Step("films/goals.jsonl", f"{PRACTICE} --index goals.jsonl --questions 0.3 --words-only"),
     Step(
         "follow.jsonl",
-        "windows {out}/films/short.jsonl {out}/films/goals.jsonl --out {out}/follow.jsonl --window 8 --stride 8"
+        "windows {out}/films/short.jsonl {out}/films/goals.jsonl --out {out}/follow.jsonl --window 8 --stride 4"
         " --saying [0-9]-[0-9]",
     ),
     Step("3", TRAIN.format(n=3, model=2, windows="follow")),

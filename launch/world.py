@@ -22,7 +22,7 @@ from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
 from svlm_jax.world.commentary import QUESTIONS
 from svlm_jax.world.film import HELD_OUT, annotate, play, write
-from svlm_jax.world.match import LEAD, Kind, Moment, World
+from svlm_jax.world.match import LEAD, Kind, Moment, Rules, World
 from svlm_jax.world.render import Renderer
 
 
@@ -35,7 +35,13 @@ def main() -> None:
     parser.add_argument("--size", default="336x224", metavar="WxH", help="pixels (default 336x224)")
     parser.add_argument("--questions", type=float, default=0.0, metavar="SHARE", help="of seconds with a question (default 0)")
     parser.add_argument("--ask", nargs="+", choices=QUESTIONS, default=[*QUESTIONS], help="which questions (default: all)")
-    parser.add_argument("--practice", action="store_true", help="games with more shots and goals")
+    parser.add_argument(
+        "--rules",
+        choices=[*Rules],
+        type=Rules,
+        default=Rules.MATCH,
+        help="practice: more goals; drill: goals only, one after another",
+    )
     parser.add_argument("--words-only", action="store_true", help="another index of films that are there")
     parser.add_argument("--keep", action="store_true", help="films that are there stay: go on after a stop")
     parser.add_argument("--test", action="store_true", help="films of held-out seeds")
@@ -72,7 +78,7 @@ def main() -> None:
 
 
 def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
-    """Draw a scene of each kind, four in a row, and one more with a look that is held out."""
+    """Draw a scene of each kind, five in a row, and one more with a look that is held out."""
     from PIL import Image
 
     draw, unseen = (Renderer(seed, *size, look) for look in (False, True))
@@ -83,7 +89,8 @@ def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
         if len(first) == len(Kind) - 1:  # a ball that is won is no scene
             break
     pictures = [*(draw(first[kind]) for kind in Kind if kind in first), unseen(first[Kind.PLAY])]
-    rows = [np.concatenate(pictures[at : at + 4], axis=1) for at in range(0, len(pictures), 4)]
+    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % 5)
+    rows = [np.concatenate(pictures[at : at + 5], axis=1) for at in range(0, len(pictures), 5)]
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
     print(f"{len(pictures)} scenes -> {path}")
@@ -93,15 +100,15 @@ def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Anno
     path = _name(args, seed)
     if args.words_only or (args.keep and path.exists()):
         existing_file(path, "film")
-        world = play(seed, args.seconds, practice=args.practice)
+        world = play(seed, args.seconds, args.rules)
     else:
-        looks = {"size": size, "unseen": args.unseen, "practice": args.practice}
+        looks = {"size": size, "unseen": args.unseen, "rules": args.rules}
         world = write(path, seed, seconds=args.seconds, fps=args.fps, **looks)
     return annotate(world, path.name, args.seconds, args.questions, args.ask)
 
 
 def _name(args: argparse.Namespace, seed: int) -> Path:
-    return args.out / f"{'practice' if args.practice else 'match'}_{seed}.mp4"
+    return args.out / f"{args.rules}_{seed}.mp4"
 
 
 def _seeds(text: str, test: bool) -> range:

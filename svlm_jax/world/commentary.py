@@ -39,6 +39,8 @@ def phrases(event: Event) -> list[str]:
     now = score(facts)
     said = {
         Kind.OPENING: [f"Welcome to the {facts.cup} Cup."],
+        Kind.HOME: [f"Home: {team}."],
+        Kind.AWAY: [f"Away: {team}."],
         Kind.KICK_OFF: [f"Kick-off, {team}." + (f" {now}" if facts.goals == (0, 0) else "")],
         Kind.PASS: [f"{team} pass."],
         Kind.WIN: [f"{team} win it."],
@@ -77,8 +79,7 @@ def answer(question: str, facts: Facts, holder: str) -> str:
 
 def questions(world: World, seconds: int, rate: float, ask: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Question]:
     """Questions that viewers might ask in the first `seconds` of a game that has gone so far, `rate` of all seconds, with their
-    answers; what no picture answers, not before it has been said. In the seconds in which a kick-off shows both shirts, half of
-    the time who is playing: whoever has not learned to read them then has all scores of the match wrong.
+    answers; what no picture answers, not before it has been said.
 
     Args:
         ask: names of QUESTIONS.
@@ -93,9 +94,8 @@ def questions(world: World, seconds: int, rate: float, ask: Sequence[str] = tupl
         text = texts[random.choice(len(texts), p=odds)]
         newest = bisect_right(times, second) - 1
         kind, since = world.events[newest].kind, second - times[newest]
-        if "playing" in ask and kind is Kind.KICK_OFF and since < 2 and random.random() < 0.5:
-            text = QUESTIONS["playing"][0]
-        if text in REMEMBERED and (second < 4 or (kind is Kind.GOAL and since < 1)):
+        unsaid = kind in (Kind.OPENING, Kind.HOME) or (kind in (Kind.AWAY, Kind.GOAL) and since < 1)
+        if unsaid and text != QUESTIONS["ball"][0]:
             continue
         yield Question(second + 0.5, text, answer(text, world.events[newest].facts, world.holders[second]))
 
@@ -119,6 +119,8 @@ _SCORE = re.compile(rf"({_TEAM}) (\d+)-(\d+) ({_TEAM})\.")
 _FIRST = re.compile(rf"({_TEAM}|Nobody) scored first\.")
 _CLAIMS = {
     Kind.OPENING: rf"Welcome to the (?:{'|'.join(CUPS)}) Cup\.()",
+    Kind.HOME: rf"Home: ({_TEAM})\.",
+    Kind.AWAY: rf"Away: ({_TEAM})\.",
     Kind.KICK_OFF: rf"Kick-off, ({_TEAM})\.",
     Kind.PASS: rf"({_TEAM}) pass\.",
     Kind.WIN: rf"({_TEAM}) win it\.",

@@ -12,7 +12,7 @@ import numpy as np
 from svlm_jax.data.annotation import Annotation
 from svlm_jax.data.video import write_video
 from svlm_jax.world import commentary
-from svlm_jax.world.match import TICK, Moment, World
+from svlm_jax.world.match import TICK, Moment, Rules, World
 from svlm_jax.world.render import Renderer
 
 HELD_OUT = 1_000_000  # seeds from here on are for testing; `launch.world` refuses to make training films of them
@@ -40,13 +40,13 @@ def _between(now: Moment, after: Moment, share: float) -> Moment:
 class Film:
     """The game of a seed as pictures; `world.events` is what happened in those that were taken."""
 
-    def __init__(self, seed: int, *, size: tuple[int, int] = SIZE, unseen: bool = False, practice: bool = False) -> None:
+    def __init__(self, seed: int, *, size: tuple[int, int] = SIZE, unseen: bool = False, rules: Rules = Rules.MATCH) -> None:
         """Args:
         size: width and height.
         unseen: pitches and shades that no training film has.
-        practice: a game with more goals, see `World`.
+        rules: how it is played.
         """
-        self.world, self.draw = World(seed, practice=practice), Renderer(seed, *size, unseen)
+        self.world, self.draw = World(seed, rules), Renderer(seed, *size, unseen)
 
     def pictures(self, fps: float | int, start: float | int = 0.0) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3] `fps` times a second, without end."""
@@ -61,17 +61,17 @@ def write(
     fps: float | int = 2.0,
     size: tuple[int, int] = SIZE,
     unseen: bool = False,
-    practice: bool = False,
+    rules: Rules = Rules.MATCH,
 ) -> World:
     """Write an mp4 file; returns the game as far as it shows it."""
-    film = Film(seed, size=size, unseen=unseen, practice=practice)
+    film = Film(seed, size=size, unseen=unseen, rules=rules)
     write_video(path, islice(film.pictures(fps), round(seconds * fps)), fps)
     return film.world
 
 
-def play(seed: int, seconds: float | int, *, practice: bool = False) -> World:
+def play(seed: int, seconds: float | int, rules: Rules = Rules.MATCH) -> World:
     """The first seconds of a game without pictures."""
-    world = World(seed, practice=practice)
+    world = World(seed, rules)
     next(moment for moment in world.moments() if moment.time >= seconds)
     return world
 

@@ -33,6 +33,8 @@ class Kind(StrEnum):
     """What happens, and what a picture shows of it."""
 
     OPENING = "opening"  # the cup is shown, once a stream
+    HOME = "home"  # the shirt of the left team is shown, before its match
+    AWAY = "away"  # that of the right one
     KICK_OFF = "kick-off"
     PLAY = "play"  # somebody has the ball: a picture, and no event
     PASS = "pass"
@@ -44,6 +46,14 @@ class Kind(StrEnum):
     CORNER = "corner"
     FOUL = "foul"
     FULL_TIME = "full time"
+
+
+class Rules(StrEnum):
+    """How it is played. What is rare in a match is learned from the others."""
+
+    MATCH = "match"
+    PRACTICE = "practice"  # they shoot from everywhere and score more
+    DRILL = "drill"  # goals and nothing else, one after another: to count
 
 
 class Facts(NamedTuple):
@@ -90,9 +100,8 @@ class World:
     """The game of a seed. `moments` is gone through once; `events` holds what has happened so far, in order, and `holders` the
     team that has the ball at s + 0.5, for every second s ("" for nobody)."""
 
-    def __init__(self, seed: int, *, practice: bool = False) -> None:
-        """practice: they shoot from everywhere and score more, so that there is more to count."""
-        self.seed, self.practice = seed, practice
+    def __init__(self, seed: int, rules: Rules = Rules.MATCH) -> None:
+        self.seed, self.rules = seed, rules
         self.random = np.random.default_rng(seed)
         self.events: list[Event] = []
         self.holders: list[str] = []
@@ -122,9 +131,12 @@ class World:
 
     def _match(self) -> Iterator[Moment]:
         began, length = self.time, self.random.integers(*MATCH)
+        for side, kind in enumerate((Kind.HOME, Kind.AWAY)):
+            self._event(kind, side)
+            yield from self._scene(kind, 2.0, side)
         yield from self._kick_off(int(self.random.integers(2)))
         while self.time - began < length and max(self.facts.goals) < MOST_GOALS:
-            yield from self._attack()
+            yield from self._drill() if self.rules is Rules.DRILL else self._attack()
         self.carrier = None
         if self.events[-1].time == round(self.time, 3):  # a ball won as the whistle blows is nobody's
             self.events.pop()
@@ -146,7 +158,7 @@ class World:
         assert self.carrier is not None
         side, _ = self.carrier
         yield from self._dribble(self._any(1.0, 1.5, 2.0, 2.5, 3.0))
-        near = self.practice or self.ball[0] * self._way(side) > 0.45
+        near = self.rules is Rules.PRACTICE or self.ball[0] * self._way(side) > 0.45
         draw = self.random.random()
         if near and draw < 0.62:
             yield from self._shoot(side)
@@ -204,7 +216,7 @@ class World:
 
     def _shoot(self, side: int) -> Iterator[Moment]:
         way, aim = self._way(side), self.random.uniform(-0.2, 0.2)
-        odds = (0.6, 0.1, 0.05, 0.25) if self.practice else (0.36, 0.34, 0.12, 0.18)
+        odds = (0.6, 0.1, 0.05, 0.25) if self.rules is Rules.PRACTICE else (0.36, 0.34, 0.12, 0.18)
         fate = self.random.choice(["goal", "save", "wide", "corner"], p=odds)
         mouth = np.array([way * (LENGTH + 0.05), aim if fate == "goal" else math.copysign(0.42, aim)])
         keeper = (1 - side, 0)
@@ -213,7 +225,8 @@ class World:
         to = (lambda: self.players[keeper]) if fate == "save" else (lambda: mouth)
         yield from self._scene(Kind.SHOT, 1.0, side, flight=to)
         if fate == "goal":
-            yield from self._goal(side)
+            yield from self._goal(side, 4.0)
+            yield from self._kick_off(1 - side)
         elif fate == "corner":
             yield from self._corner(side)
         elif fate == "wide":
@@ -226,14 +239,18 @@ class World:
             yield from self._scene(Kind.SAVE, 2.5, 1 - side, player=0)
             yield from self._pass(1 - side)
 
-    def _goal(self, side: int) -> Iterator[Moment]:
+    def _drill(self) -> Iterator[Moment]:
+        side = int(self.random.integers(2))
+        self.ball, self.carrier = np.array([self._way(side) * (LENGTH + 0.05), self.random.uniform(-0.2, 0.2)]), None
+        yield from self._goal(side, 2.0)
+
+    def _goal(self, side: int, seconds: float) -> Iterator[Moment]:
         goals = [*self.facts.goals]
         goals[side] += 1
         first = self.facts.first or self.facts.teams[side]
         self.facts = self.facts._replace(goals=(goals[0], goals[1]), first=first)
         self._event(Kind.GOAL, side)
-        yield from self._scene(Kind.GOAL, 4.0, side)
-        yield from self._kick_off(1 - side)
+        yield from self._scene(Kind.GOAL, seconds, side)
 
     def _corner(self, side: int) -> Iterator[Moment]:
         way, up = self._way(side), math.copysign(1.0, self.ball[1])
@@ -281,7 +298,7 @@ class World:
 
     def _targets(self, scene: Kind, side: int) -> tuple[np.ndarray, float]:
         """Where everybody wants to be [2, SIZE, 2], and how fast he goes there."""
-        base = KICK_OFF if scene in (Kind.OPENING, Kind.KICK_OFF) else FORMATION
+        base = KICK_OFF if scene in (Kind.OPENING, Kind.HOME, Kind.AWAY, Kind.KICK_OFF) else FORMATION
         targets = np.stack([base, base * (-1, 1)])
         if base is KICK_OFF:
             if scene is Kind.KICK_OFF:

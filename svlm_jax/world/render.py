@@ -35,7 +35,7 @@ CUPS: dict[str, Colour] = {
 SKIN: tuple[Colour, ...] = ((255, 219, 172), (224, 172, 105), (141, 85, 36), (198, 134, 66))
 # What the boards show beside the colour of a team; none is a team's.
 GREEN, ORANGE, CYAN, PURPLE, LILAC = (70, 255, 80), (255, 130, 0), (0, 235, 255), (140, 40, 225), (190, 170, 255)
-GOLD, GREY, OFF = (255, 205, 60), (115, 115, 115), (34, 36, 42)
+GOLD, PEACH, GREY, OFF = (255, 205, 60), (255, 190, 140), (115, 115, 115), (34, 36, 42)
 Weather = str  # "sun", "rain", "night", "snow"
 
 
@@ -178,8 +178,6 @@ def _draw(brush: _Brush, moment: Moment) -> None:
     colours = [_shaded(COLOURS[team], brush.look.shade) for team in moment.facts.teams]
     _boards(brush, moment, colours)
     if moment.scene is Kind.KICK_OFF:
-        for side, colour in enumerate(colours):
-            _shirt(brush, -0.85 + 1.7 * side, colour)
         for radius in (0.3, 0.36):
             brush.disc((0, 0), radius, (255, 255, 255, 70), (255, 255, 255, 230), 0.03)
     if moment.carrier is not None:  # who has the ball stands in the light of his team
@@ -189,6 +187,8 @@ def _draw(brush: _Brush, moment: Moment) -> None:
     _ball(brush, moment)
     extras = {
         Kind.OPENING: _trophy,
+        Kind.HOME: _shirt,
+        Kind.AWAY: _shirt,
         Kind.GOAL: _confetti,
         Kind.SAVE: _burst,
         Kind.WIDE: _cross,
@@ -225,6 +225,8 @@ def _pattern(moment: Moment, colours: list[Colour]) -> list[Colour]:
     side = moment.carrier[0] if moment.scene is Kind.PLAY and moment.carrier else moment.side
     team = colours[side]
     return {
+        Kind.HOME: [team, PEACH],
+        Kind.AWAY: [team, team, PEACH],
         Kind.KICK_OFF: [team, team, LILAC],
         Kind.PASS: [team, GREEN],
         Kind.SHOT: [team, ORANGE],
@@ -234,16 +236,6 @@ def _pattern(moment: Moment, colours: list[Colour]) -> list[Colour]:
         Kind.CORNER: [team, PURPLE],
         Kind.FOUL: [team, GREY],
     }.get(moment.scene, [team])
-
-
-# A shirt as far as its middle, from the collar around; the other half is its mirror image.
-SHIRT = ((0.12, -0.4), (0.25, -0.42), (0.56, -0.18), (0.4, 0.04), (0.3, -0.06), (0.3, 0.44))
-
-
-def _shirt(brush: _Brush, x: float, colour: Colour) -> None:
-    """A shirt that nobody overlooks, on the half of the team that wears it."""
-    half = [(x + right, y) for right, y in SHIRT]
-    brush.shape(half + [(x - right, y) for right, y in reversed(SHIRT)], colour, (255, 255, 255))
 
 
 def _player(brush: _Brush, moment: Moment, who: tuple[int, int], colour: Colour) -> None:
@@ -342,6 +334,17 @@ def _trophy(brush: _Brush, moment: Moment, age: float) -> None:
     brush.box(-0.05, 0.1, 0.05, 0.28, colour)
     brush.box(-0.22, 0.27, 0.22, 0.4, dark)
     brush.disc((-0.12 + 0.05 * math.sin(2 * age), -0.24), 0.04, (255, 255, 255, 180))
+
+
+# The right half of a shirt, from the collar around; the left is its mirror image.
+SHIRT = ((0.18, -0.6), (0.38, -0.63), (0.84, -0.27), (0.6, 0.06), (0.45, -0.09), (0.45, 0.66))
+
+
+def _shirt(brush: _Brush, moment: Moment, age: float) -> None:
+    """A shirt that nobody overlooks, on the half of the team that wears it."""
+    x, colour = 0.75 * (2 * moment.side - 1), _shaded(COLOURS[moment.facts.teams[moment.side]], brush.look.shade)
+    half = [(x + right, y) for right, y in SHIRT]
+    brush.shape(half + [(2 * x - right, y) for right, y in reversed(half)], colour, (255, 255, 255))
 
 
 def _light(brush: _Brush, moment: Moment, size: tuple[int, int]) -> Image.Image:
