@@ -1,5 +1,5 @@
 """The shipped model, stage 2: to count. Windows of 4 s with what was said in the minute before them, which is learned too, a
-question a second, from games with many goals; from the weights of stage 1.
+question a second or every other, from practice games and drills; from the weights of stage 1.
 
     make train-tiny
 """
