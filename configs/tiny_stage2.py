@@ -19,7 +19,7 @@ config = replace(
         sink=16,
         slide=176,
         learn_previous=True,
-        buckets=(Bucket(tokens=448, patches=384, labels=256, frame=96),),
+        buckets=(Bucket(tokens=464, patches=384, labels=256, frame=96),),
     ),
     batch=4,
     micro_batch=4,

@@ -18,7 +18,7 @@ config = replace(
         paths=("runs/tiny/follow.jsonl",),
         sink=64,
         slide=320,
-        buckets=(Bucket(tokens=832, patches=768, labels=96, frame=96),),
+        buckets=(Bucket(tokens=896, patches=768, labels=96, frame=96),),
     ),
     batch=2,
     micro_batch=2,
