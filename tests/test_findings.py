@@ -17,14 +17,15 @@ USUAL = StreamConfig(sink=256, slide=256)
 @pytest.fixture
 def told(tmp_path):
     """The truth as a stream that was watched."""
-    events = play(HELD_OUT, SECONDS).events
+    world = play(HELD_OUT, SECONDS)
+    events, questions = world.events, findings.asked(world, SECONDS)
     truth: dict[int, list[str]] = {}
     for word in commentary.words(events):
         truth.setdefault(int(word.start), []).append(word.text)
     usual = findings.variants(USUAL, {})[0]
     with (tmp_path / f"{usual.file}_{HELD_OUT}.jsonl").open("w") as file:
         for second in range(SECONDS):
-            question = findings.asked(second)
+            question = questions.get(second, "")
             answer = commentary.answer(question, facts_at(events, second), "") if question else ""
             text = f"{answer}\n{' '.join(truth.get(second, []))}"
             file.write(json.dumps({"second": second, "text": text, "question": question, "ms": 1.0, "slots": 9}) + "\n")
@@ -56,6 +57,14 @@ def test_the_truth_gets_full_marks(told):
     ):
         assert row[name] == "1.000", name
     assert sum(tally.asked for tally in bins) == SECONDS // findings.ASK_EVERY
+
+
+def test_questions_wait_until_their_answer_has_been_said():
+    world = play(HELD_OUT, 7200)
+    questions = findings.asked(world, 7200)
+    assert len(questions) == 7200 // findings.ASK_EVERY
+    assert not any(commentary.unsaid(world.events, second) for second in questions)
+    assert any(second % findings.ASK_EVERY != findings.ASK_EVERY - 1 for second in questions)
 
 
 def test_what_is_found_is_drawn(told, tmp_path):

@@ -155,6 +155,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
 
     patches, config = games.patches(seed, variant.stream.chunk_frames), vlm.model.config
     seconds = min(len(patches), variant.most)
+    questions = asked(games.world(seed), seconds)
     clip = vlm.processor.video(
         np.zeros((variant.stream.chunk_frames, 448, 672, 3), np.uint8), fps=variant.stream.fps, levels=True
     )
@@ -165,7 +166,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     with draft.open("w") as file:
         for second in range(seconds):
             shown = np.full_like(patches[second], 128) if variant.blind else np.array(patches[second])
-            question = asked(second)
+            question = questions.get(second, "")
             chunk = Chunk(float(second), float(second + 1), Clip(shown, clip.grid, step, video=True), question)
             began = time.perf_counter()
             state, (reply,) = session.step(state, [chunk])
@@ -177,10 +178,14 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     draft.replace(path)
 
 
-def asked(second: int) -> str:
-    """The question of a second, or ""."""
-    number, rest = divmod(second, ASK_EVERY)
-    return commentary.REMEMBERED[number % len(commentary.REMEMBERED)] if rest == ASK_EVERY - 1 else ""
+def asked(world: World, seconds: int) -> dict[int, str]:
+    """Second -> what is asked in it: each in turn, a second or more later where the answer has not been said yet."""
+    found = {}
+    for number, second in enumerate(range(ASK_EVERY - 1, seconds, ASK_EVERY)):
+        while second < seconds - 1 and commentary.unsaid(world.events, second):
+            second += 1
+        found[second] = commentary.REMEMBERED[number % len(commentary.REMEMBERED)]
+    return found
 
 
 def _judged(variant: Variant, scratch: Path, seeds: list[int], seconds: int) -> tuple[list[Tally], list[dict[str, Any]]]:

@@ -85,19 +85,28 @@ def questions(world: World, seconds: int, rate: float, ask: Sequence[str] = tupl
         ask: names of QUESTIONS.
     """
     random = np.random.default_rng([world.seed, 1])
-    times = [second_of(event.time) for event in world.events]
     texts, weights = zip(*(QUESTIONS[name] for name in ask), strict=True)
     odds = np.array(weights) / sum(weights)
     for second in range(seconds):
         if random.random() >= rate:
             continue
         text = texts[random.choice(len(texts), p=odds)]
-        newest = bisect_right(times, second) - 1
-        kind, since = world.events[newest].kind, second - times[newest]
-        unsaid = kind in (Kind.OPENING, Kind.HOME) or (kind in (Kind.AWAY, Kind.GOAL) and since < 1)
-        if unsaid and text != QUESTIONS["ball"][0]:
+        if text != QUESTIONS["ball"][0] and unsaid(world.events, second):
             continue
-        yield Question(second + 0.5, text, answer(text, world.events[newest].facts, world.holders[second]))
+        yield Question(second + 0.5, text, answer(text, newest(world.events, second).facts, world.holders[second]))
+
+
+def newest(events: Sequence[Event], second: int) -> Event:
+    """What happened last, as far as it is seen in a second; the first of all before that."""
+    return events[max(bisect_right(events, second, key=lambda event: second_of(event.time)) - 1, 0)]
+
+
+def unsaid(events: Sequence[Event], second: int) -> bool:
+    """Whether what has happened, or who is playing, is only told in this second or later."""
+    event = newest(events, second)
+    return event.kind in (Kind.OPENING, Kind.HOME) or (
+        event.kind in (Kind.AWAY, Kind.GOAL) and second == second_of(event.time)
+    )
 
 
 class Claim(NamedTuple):

@@ -3,11 +3,10 @@
 Owns the measures. Does not know models. Host side, never jax. Units: seconds.
 """
 
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
-from svlm_jax.world.commentary import claims, first_scorers, phrases, scores
+from svlm_jax.world.commentary import claims, first_scorers, newest, phrases, scores
 from svlm_jax.world.match import Event, Facts, second_of
 
 TOLERANCE = 2  # seconds between an event and words about it that still count
@@ -149,8 +148,7 @@ def words_of(reply: str) -> tuple[str, str]:
 
 def facts_at(events: Sequence[Event], second: int) -> Facts:
     """What is true, and can have been seen, in a second."""
-    newest = bisect_right(events, second, key=lambda event: second_of(event.time)) - 1
-    return events[max(newest, 0)].facts
+    return newest(events, second).facts
 
 
 def _fits(event: Event, second: int, at: int, claim) -> bool:

@@ -240,6 +240,7 @@ class World:
             yield from self._pass(1 - side)
 
     def _drill(self) -> Iterator[Moment]:
+        """A goal of one team or the other, from nowhere."""
         side = int(self.random.integers(2))
         self.ball, self.carrier = np.array([self._way(side) * (LENGTH + 0.05), self.random.uniform(-0.2, 0.2)]), None
         yield from self._goal(side, 2.0)
