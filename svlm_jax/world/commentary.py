@@ -104,9 +104,7 @@ def newest(events: Sequence[Event], second: int) -> Event:
 def unsaid(events: Sequence[Event], second: int) -> bool:
     """Whether what has happened, or who is playing, is only told in this second or later."""
     event = newest(events, second)
-    return event.kind in (Kind.OPENING, Kind.HOME) or (
-        event.kind in (Kind.AWAY, Kind.GOAL) and second == second_of(event.time)
-    )
+    return event.kind in (Kind.OPENING, Kind.HOME) or (event.kind in (Kind.AWAY, Kind.GOAL) and second == second_of(event.time))
 
 
 class Claim(NamedTuple):
