@@ -24,28 +24,32 @@ class Step(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """How much of everything: seeds of short games, practice games, drills, long games; seconds of a long one; more options of
-    training."""
+    """How much of everything: seeds of short games, practice games, drills, drills that are seen again, long games; seconds of
+    a long one; more options of training."""
 
     short: str = "100:220"
     practice: str = "300:360"
     drills: str = "600:690"
+    again: str = "600:630"
     long: str = "0:4"
     seconds: int = 7200
     training: str = ""
 
 
-QUICK = Amount("100:103", "300:303", "600:603", "0:1", 180, " --steps 3")
+QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, " --steps 3")
 
 # Stage 1 learns to see and to read, from short windows with a question in every second that the picture or the words just
 # before answer; stage 2 to count, with more words before, which are learned too: many scores a step; stage 3 to follow, with
-# still more before longer windows; stage 4 to remember, from two-hour games too, cut as the paper cuts them. What stands far
-# back in long text is found by who found it in short text first.
+# still more before longer windows; stage 4 to remember, from two-hour games too, cut as the paper cuts them; windows in which a
+# match begins come twice, for who mistakes a team there is wrong until its end. What stands far back in long text is found by
+# who found it in short text first.
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 # Digits that are rare in training are not copied, and counting is learned from many goals: both games are long, and drills have
 # a goal every two seconds.
 PRACTICE = "world --out {out}/films --seconds 240 --rules practice --seeds {practice}"
 DRILL = "world --out {out}/films --seconds 240 --rules drill --seeds {drills}"
+AGAIN = "world --out {out}/films --seconds 240 --rules drill --seeds {again}"
+ALL = " ".join(f"{{out}}/films/{name}.jsonl" for name in ("short", "goals", "again", "long"))
 TRAIN = "train --config tiny_stage{n} --model {{out}}/{model} --run-dir {{out}}/stage{n} --data.paths {{out}}/{windows}.jsonl"
 TRAIN += " --data.root {{out}}/films{{training}}"
 STEPS = (
@@ -76,11 +80,10 @@ STEPS = (
         "films/long.jsonl",
         "world --out {out}/films --seconds {seconds} --seeds {long} --index long.jsonl --questions 0.2 --keep",
     ),
-    Step(
-        "remember.jsonl",
-        "windows {out}/films/short.jsonl {out}/films/goals.jsonl {out}/films/long.jsonl --out {out}/remember.jsonl",
-    ),
-    Step("touchline", TRAIN.format(n=4, model=3, windows="remember")),
+    Step("films/again.jsonl", f"{AGAIN} --index again.jsonl --questions 0.3 --words-only"),
+    Step("remember.jsonl", f"windows {ALL} --out {{out}}/remember.jsonl"),
+    Step("begin.jsonl", f"windows {ALL} --out {{out}}/begin.jsonl --saying Home:|Welcome"),
+    Step("touchline", TRAIN.format(n=4, model=3, windows="remember.jsonl {out}/begin")),
     Step("touchline", "convert {out}/stage4 {out}/touchline --dtype bfloat16"),
 )
 

@@ -30,7 +30,8 @@ from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Reply, Session
 
-SHIPPED = {"touchline": Path(__file__).parent / "models" / "touchline"}  # models in the package, by name
+# Models in the package, by name; the second is what the first was fine-tuned from.
+SHIPPED = {name: Path(__file__).parent / "models" / name for name in ("touchline", "touchline-base")}
 STREAMING = "streaming_config.json"
 WANTED = ("config.json", "*.safetensors", "model.safetensors.index.json", *FILES)
 
