@@ -16,7 +16,8 @@ config = replace(
     data=replace(
         stage3.data,
         paths=("runs/tiny/remember.jsonl",),
-        buckets=(Bucket(tokens=1792, patches=2304, labels=192, frame=96),),
+        learn_previous=True,
+        buckets=(Bucket(tokens=1792, patches=2304, labels=576, frame=96),),
     ),
     steps=1200,
 )

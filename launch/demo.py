@@ -80,17 +80,17 @@ class Watched:
             self.truth[int(word.start)] = f"{self.truth.get(int(word.start), '')} {word.text}".strip()
         self.said: dict[int, str] = {}
         self.spent: list[float] = []
-        print(f"{'s':>4}  {'what happened':28}  {'what it says':28}")
+        print(f"{'s':>4}  {'what happened':40}  {'what it says':40}")
 
     def hear(self, second: int, reply: Any) -> None:
         answer, self.said[second] = words_of(reply.text)
         self.spent.append(sum(reply.ms.values()))
         truth, said = self.truth.get(second, ""), self.said[second]
         if answer:
-            print(f"{second:4}  {'(' + QUESTION + ')':28}  {answer:28}")
+            print(f"{second:4}  {'(' + QUESTION + ')':40}  {answer:40}")
         if truth or said:
             mark = "✓" if truth == said else "✗"
-            print(f"{second:4}  {truth:28}  {said:28}  {mark}  F1 so far {self.tally.f1:.2f}", flush=True)
+            print(f"{second:4}  {truth:40}  {said:40}  {mark}  F1 so far {self.tally.f1:.2f}", flush=True)
 
     @property
     def tally(self) -> Tally:

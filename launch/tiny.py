@@ -49,7 +49,9 @@ SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 PRACTICE = "world --out {out}/films --seconds 240 --rules practice --seeds {practice}"
 DRILL = "world --out {out}/films --seconds 240 --rules drill --seeds {drills}"
 AGAIN = "world --out {out}/films --seconds 240 --rules drill --seeds {again}"
-ALL = " ".join(f"{{out}}/films/{name}.jsonl" for name in ("short", "goals", "again", "long"))
+LONG = "world --out {out}/films --seconds {seconds} --seeds {long}"
+SELDOM = 0.05  # questions a second; more of them, and their answers remind of the score
+ALL = " ".join(f"{{out}}/films/{name}.jsonl" for name in ("short4", "goals4", "drill4", "long"))
 TRAIN = "train --config tiny_stage{n} --model {{out}}/{model} --run-dir {{out}}/stage{n} --data.paths {{out}}/{windows}.jsonl"
 TRAIN += " --data.root {{out}}/films{{training}}"
 STEPS = (
@@ -76,13 +78,12 @@ STEPS = (
     ),
     Step("3", TRAIN.format(n=3, model=2, windows="follow")),
     Step("3", "convert {out}/stage3 {out}/3"),
-    Step(
-        "films/long.jsonl",
-        "world --out {out}/films --seconds {seconds} --seeds {long} --index long.jsonl --questions 0.2 --keep",
-    ),
-    Step("films/again.jsonl", f"{AGAIN} --index again.jsonl --questions 0.3 --words-only"),
-    Step("remember.jsonl", f"windows {ALL} --out {{out}}/remember.jsonl"),
-    Step("begin.jsonl", f"windows {ALL} --out {{out}}/begin.jsonl --saying Home:|Welcome"),
+    Step("films/long.jsonl", f"{LONG} --index long.jsonl --questions {SELDOM} --keep"),
+    Step("films/short4.jsonl", f"{SHORT} --index short4.jsonl --questions {SELDOM} --words-only"),
+    Step("films/goals4.jsonl", f"{PRACTICE} --index goals4.jsonl --questions {SELDOM} --words-only"),
+    Step("films/drill4.jsonl", f"{AGAIN} --index drill4.jsonl --questions {SELDOM} --words-only"),
+    Step("remember.jsonl", f"windows {ALL} --out {{out}}/remember.jsonl --as-streamed"),
+    Step("begin.jsonl", f"windows {ALL} --out {{out}}/begin.jsonl --as-streamed --saying Home:|Welcome"),
     Step("touchline", TRAIN.format(n=4, model=3, windows="remember.jsonl {out}/begin")),
     Step("touchline", "convert {out}/stage4 {out}/touchline --dtype bfloat16"),
 )

@@ -49,6 +49,7 @@ class Windows:
     def __init__(self, records: Records, args: argparse.Namespace, bad: Bad) -> None:
         self.records, self.args, self.bad = records, args, bad
         self.size = {"window": args.window, "stride": args.stride, "shortest": min(SHORTEST, args.window)}
+        self.size["as_streamed"] = args.as_streamed
         self.saying = _expression(args.saying)
         self.seconds = self.spoken = 0
 
@@ -82,6 +83,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24)")
     parser.add_argument("--stride", type=int, default=12, metavar="S", help="seconds from start to start (default 12)")
     parser.add_argument("--saying", default="", metavar="REGEX", help="only windows in whose words this is found")
+    parser.add_argument(
+        "--as-streamed", action="store_true", help="previous text as streams have it: a line a second, with answers"
+    )
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad records that are left out (default 0)")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second with --tfds (default 2)")
     parser.add_argument("--root", type=Path, help="where relative paths of videos begin, with --tfds (default: here)")

@@ -18,6 +18,7 @@ from svlm_jax.data.processor import load_tokenizer
 from svlm_jax.data.records import Records, seeks_path
 from svlm_jax.data.windows import cut, record
 from svlm_jax.errors import InputError
+from svlm_jax.pretrained import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(__file__).parent / "data"
@@ -125,6 +126,24 @@ def test_previous_text_is_that_of_a_stream_whose_replies_have_moved_there():
     stream = np.concatenate([start[:-2], *moved, start[-2:]])
     last = windows(annotation, stride=24)[-1]
     np.testing.assert_array_equal(opening(last.previous, tokenizer).ids, stream)
+
+
+def test_as_streamed_the_newlines_and_answers_are_there_too():
+    """Token for token with a tokenizer that keeps newlines apart, as the shipped one does."""
+    tokenizer = load_tokenizer(SHIPPED["touchline"])
+    annotation = video(
+        [(0, 1, "Reds"), (1.2, 1.5, "pass."), (9, 10, "Wide!")], [(3.5, "Who scored first?", "Nobody yet.")], end=26
+    )
+    moved = [
+        tokenizer.encode(turn.reply.removesuffix(" ..."), add_special_tokens=False)
+        for turn in training_turns(annotation, as_streamed=True)
+    ]
+    assert [len(one) for one in moved[:5]] == [2, 3, 1, 4, 1]
+    start = opening("", tokenizer).ids
+    last = windows(annotation, stride=24, as_streamed=True)[-1]
+    np.testing.assert_array_equal(opening(last.previous, tokenizer).ids, np.concatenate([start[:-2], *moved[:24], start[-2:]]))
+    other = windows(video([(101, 102, "w")], start=99.5, end=126.5), stride=24, as_streamed=True)[-1]
+    assert (other.start, other.previous) == (124, "\n\n w" + 22 * "\n")
 
 
 times = st.integers(0, 400).map(lambda tenths: tenths / 10)

@@ -24,7 +24,8 @@ from svlm_jax.errors import InputError
 from svlm_jax.spans import Kind, Part, Span, total, truncate
 
 NO_LOSS = -100  # label of a token that is not learned
-REPLY_TAIL = 1 + TURN_END  # " ...", <|im_end|>, newline
+END = " ..."  # of every reply
+REPLY_TAIL = 1 + TURN_END  # END, <|im_end|>, newline
 SLACK = 1e-6  # seconds
 FOREVER = 1e9  # seconds; no video is as long (and a NaN is not below it)
 _REMEDY = "mend the record or leave it out"
@@ -138,7 +139,7 @@ def training_turns(annotation: Annotation, *, as_streamed: bool = False) -> tupl
             asked += 1
         words = "".join(f" {word.text.strip()}" for word in annotation.words[first:said])
         first_of_all = number == 0 or (as_streamed and not question)
-        turns.append(Second(start, end, question_text(question, first=first_of_all), f"{answer}\n{words} ..."))
+        turns.append(Second(start, end, question_text(question, first=first_of_all), f"{answer}\n{words}{END}"))
     return tuple(turns)
 
 

@@ -5,22 +5,28 @@ tokens. Host side, never jax. Units: seconds of the video; windows begin and end
 
 A word belongs to the window that it ends in, first instant excluded, last included: the rule by which `training_turns` finds
 its second. Words that end at or before a window's start are its previous text, so that none is said twice and none is lost.
-The previous text is written as a stream has it when the words of its replies have moved into the previous-text turn one reply
-after the other: each word with a blank before it, the first one too, and no " ..." between. All of it: training shortens it by
-tokens. It holds words only; in a stream an answer moves with the reply that it stands in, as does a newline before the words.
+The previous text is the original's: each word with a blank before it, the first one too, and nothing between. All of it:
+training shortens it by tokens. In a stream each reply moves into the previous-text turn with its answer and the newline before
+its words, silent ones too; `as_streamed` writes it so.
 """
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from svlm_jax.data.annotation import SLACK, Annotation
+from svlm_jax.data.annotation import END, SLACK, Annotation, training_turns
 from svlm_jax.errors import InputError
 
 
 def cut(
-    annotation: Annotation, *, window: int = 24, stride: int = 12, shortest: float | int = 2.0, source: str = "annotation"
+    annotation: Annotation,
+    *,
+    window: int = 24,
+    stride: int = 12,
+    shortest: float | int = 2.0,
+    as_streamed: bool = False,
+    source: str = "annotation",
 ) -> Iterator[list]:
     """The windows of a video as records that `annotation.parse` reads, in order of time; silent ones too.
 
@@ -30,6 +36,7 @@ def cut(
     Args:
         window: seconds of a window.
         stride: seconds from one start to the next; equal to `window` for windows that do not overlap.
+        as_streamed: the previous text as a stream that was asked the same has it: a reply a second.
         source: what errors call the annotation.
 
     Raises:
@@ -43,7 +50,10 @@ def cut(
     if not ends:
         got = f"{annotation.start:g} to {annotation.end:g} s"
         raise InputError(source, got, f"at least {shortest:g} whole seconds", "leave the record out")
-    return (record(_window(annotation, *pair)) for pair in ends)
+    replies = None
+    if as_streamed:
+        replies = [turn.reply.removesuffix(END) for turn in training_turns(replace(annotation, start=first), as_streamed=True)]
+    return (record(_window(annotation, start, end, replies and replies[: start - first])) for start, end in ends)
 
 
 def record(annotation: Annotation) -> list:
@@ -69,10 +79,10 @@ def check(window: int, stride: int, shortest: float | int = 2.0) -> None:
         raise InputError("shortest", shortest, f"1 to {window} (the window) seconds", "2 is usual")
 
 
-def _window(annotation: Annotation, start: int, end: int) -> Annotation:
+def _window(annotation: Annotation, start: int, end: int, replies: Sequence[str] | None) -> Annotation:
     ends = [word.end for word in annotation.words]
     begun, done = bisect_right(ends, start), bisect_right(ends, end)
-    before = "".join(f" {word.text.strip()}" for word in annotation.words[:begun])
+    before = "".join(f" {word.text.strip()}" for word in annotation.words[:begun]) if replies is None else "".join(replies)
     return replace(
         annotation,
         start=start,
