@@ -142,8 +142,9 @@ def test_as_streamed_the_newlines_and_answers_are_there_too():
     start = opening("", tokenizer).ids
     last = windows(annotation, stride=24, as_streamed=True)[-1]
     np.testing.assert_array_equal(opening(last.previous, tokenizer).ids, np.concatenate([start[:-2], *moved[:24], start[-2:]]))
-    other = windows(video([(101, 102, "w")], start=99.5, end=126.5), stride=24, as_streamed=True)[-1]
-    assert (other.start, other.previous) == (124, "\n\n w" + 22 * "\n")
+    odd = video([(99, 99.9, "v"), (101, 102, "w")], [(99.7, "who?", "me")], "p", start=99.5, end=126.5)
+    first, other = windows(odd, stride=24, as_streamed=True)
+    assert (first.previous, other.start, other.previous) == ("p v", 124, "p v\n\n w" + 22 * "\n")
 
 
 times = st.integers(0, 400).map(lambda tenths: tenths / 10)

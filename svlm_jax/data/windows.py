@@ -12,7 +12,7 @@ its words, silent ones too; `as_streamed` writes it so.
 
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from svlm_jax.data.annotation import END, SLACK, Annotation, training_turns
@@ -50,10 +50,11 @@ def cut(
     if not ends:
         got = f"{annotation.start:g} to {annotation.end:g} s"
         raise InputError(source, got, f"at least {shortest:g} whole seconds", "leave the record out")
-    replies = None
-    if as_streamed:
-        replies = [turn.reply.removesuffix(END) for turn in training_turns(replace(annotation, start=first), as_streamed=True)]
-    return (record(_window(annotation, start, end, replies and replies[: start - first])) for start, end in ends)
+    if not as_streamed:
+        return (record(_window(annotation, *pair)) for pair in ends)
+    whole = _window(annotation, first, last)
+    replies = [whole.previous, *(turn.reply.removesuffix(END) for turn in training_turns(whole, as_streamed=True))]
+    return (record(_window(annotation, start, end, "".join(replies[: start - first + 1]))) for start, end in ends)
 
 
 def record(annotation: Annotation) -> list:
@@ -79,15 +80,16 @@ def check(window: int, stride: int, shortest: float | int = 2.0) -> None:
         raise InputError("shortest", shortest, f"1 to {window} (the window) seconds", "2 is usual")
 
 
-def _window(annotation: Annotation, start: int, end: int, replies: Sequence[str] | None) -> Annotation:
+def _window(annotation: Annotation, start: int, end: int, previous: str | None = None) -> Annotation:
     ends = [word.end for word in annotation.words]
     begun, done = bisect_right(ends, start), bisect_right(ends, end)
-    before = "".join(f" {word.text.strip()}" for word in annotation.words[:begun]) if replies is None else "".join(replies)
+    if previous is None:
+        previous = annotation.previous + "".join(f" {word.text.strip()}" for word in annotation.words[:begun])
     return replace(
         annotation,
         start=start,
         end=end,
-        previous=annotation.previous + before,
+        previous=previous,
         words=annotation.words[begun:done],
         questions=tuple(question for question in annotation.questions if start < question.time <= end),
     )
