@@ -1,29 +1,27 @@
-"""The shipped model, stage 1: to see and to read. Windows of 2 s with the first words of the game and the last before them, a
-question a second; from random weights, all of it trained. Batches are small: copying from text is learned in steps, not in
-samples.
+"""The shipped model, stage 2: to count. Windows of 4 s with what was said in the minute before them, which is learned too, a
+question a second or every other, from practice games and drills; from the weights of stage 1.
 
     make train-tiny
 """
 
-from svlm_jax.train.config import Bucket, DataConfig, OptimizerConfig, TrainConfig
+from dataclasses import replace
 
-config = TrainConfig(
-    model="runs/tiny/0",
-    run_dir="runs/tiny/stage1",
-    data=DataConfig(
-        paths=("runs/tiny/see.jsonl",),
-        root="runs/tiny/films",
-        as_streamed=True,
+from configs.tiny_stage1 import config as stage1
+from svlm_jax.train.config import Bucket
+
+config = replace(
+    stage1,
+    model="runs/tiny/1",
+    run_dir="runs/tiny/stage2",
+    data=replace(
+        stage1.data,
+        paths=("runs/tiny/count.jsonl",),
         sink=16,
-        slide=24,
-        buckets=(Bucket(tokens=192, patches=192, labels=32, frame=96),),
+        slide=176,
+        learn_previous=True,
+        buckets=(Bucket(tokens=464, patches=384, labels=256, frame=96),),
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
-    trained=".*",
-    batch=8,
-    micro_batch=8,
-    dtype="float32",
-    remat="none",
-    steps=1200,
-    save_every=200,
+    batch=4,
+    micro_batch=4,
+    steps=1800,
 )

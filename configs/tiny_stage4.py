@@ -1,23 +1,27 @@
-"""The shipped model, stage 4: to remember. The recipe of the paper: windows of 24 s every 12 s, the text before them cut to its
-first 64 and last 320 tokens; from the weights of stage 3.
+"""The shipped model, stage 3: to follow. Windows of 8 s in which a score is said, with what was said in the minutes before
+them, questions in some of the seconds; from the weights of stage 2.
 
     make train-tiny
 """
 
 from dataclasses import replace
 
-from configs.tiny_stage3 import config as stage3
+from configs.tiny_stage1 import config as stage1
 from svlm_jax.train.config import Bucket
 
 config = replace(
-    stage3,
-    model="runs/tiny/3",
-    run_dir="runs/tiny/stage4",
+    stage1,
+    model="runs/tiny/2",
+    run_dir="runs/tiny/stage3",
     data=replace(
-        stage3.data,
-        paths=("runs/tiny/remember.jsonl",),
-        learn_previous=True,
-        buckets=(Bucket(tokens=1792, patches=2304, labels=576, frame=96),),
+        stage1.data,
+        paths=("runs/tiny/follow.jsonl",),
+        sink=64,
+        slide=320,
+        buckets=(Bucket(tokens=896, patches=768, labels=96, frame=96),),
     ),
+    batch=2,
+    micro_batch=2,
+    optimizer=replace(stage1.optimizer, learning_rate=6e-4),
     steps=1200,
 )

@@ -3,6 +3,7 @@
     python -m launch.windows match.jsonl --out train.jsonl                 # 24 s every 12 s; also writes train_seeks.jsonl
     python -m launch.windows match.jsonl --out train.jsonl --stride 24     # no overlap
     python -m launch.windows match.jsonl --out goals.jsonl --saying 'goal' # only those in whose words it is found
+    python -m launch.windows match.jsonl --out text.jsonl --window 0 --stride 60   # no video: what is said before each minute
     python -m launch.windows match.jsonl --tfds train_2fps --root videos   # frames too, as a tensorflow-datasets directory
 
 Bad records are told and left out; if there are more than --max-bad of them, the exit code is 1 and nothing is written under the
@@ -80,7 +81,7 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="LONG.jsonl", help="annotations, a video a line")
     parser.add_argument("--out", type=Path, metavar="TRAIN.jsonl", help="windows to write, and TRAIN_seeks.jsonl beside it")
     parser.add_argument("--tfds", type=Path, metavar="DIR", help="directory to make, of windows with their frames")
-    parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24)")
+    parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24; 0: text alone)")
     parser.add_argument("--stride", type=int, default=12, metavar="S", help="seconds from start to start (default 12)")
     parser.add_argument("--saying", default="", metavar="REGEX", help="only windows in whose words this is found")
     parser.add_argument(
@@ -130,7 +131,7 @@ def _cut(args: argparse.Namespace, out: Path, bad: Bad) -> None:
     records = Records(args.sources)
     windows = Windows(records, args, bad)
     count = write(out, windows)
-    share, where = windows.spoken / windows.seconds, f" -> {args.out}" if args.out else ""
+    share, where = windows.spoken / max(windows.seconds, 1), f" -> {args.out}" if args.out else ""
     print(f"{len(records)} records, {count} windows, {windows.seconds} s, words in {share:.0%} of the seconds{where}")
 
 

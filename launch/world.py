@@ -17,7 +17,6 @@ import numpy as np
 from launch.cli import Progress, run
 from svlm_jax.data import records
 from svlm_jax.data.annotation import Annotation
-from svlm_jax.data.image import existing_file
 from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
 from svlm_jax.world.commentary import QUESTIONS
@@ -42,7 +41,7 @@ def main() -> None:
         default=Rules.MATCH,
         help="practice: more goals; drill: goals only, one after another",
     )
-    parser.add_argument("--words-only", action="store_true", help="another index of films that are there")
+    parser.add_argument("--words-only", action="store_true", help="an index alone: of films that are there, or for words alone")
     parser.add_argument("--keep", action="store_true", help="films that are there stay: go on after a stop")
     parser.add_argument("--test", action="store_true", help="films of held-out seeds")
     parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
@@ -72,7 +71,7 @@ def main() -> None:
             made.append(annotation)
             progress(len(made), len(seeds))
     records.write(index, (record(annotation) for annotation in made))
-    size = sum(_name(args, seed).stat().st_size for seed in seeds)
+    size = sum(path.stat().st_size for path in map(partial(_name, args), seeds) if path.exists())
     words = sum(len(annotation.words) for annotation in made)
     print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")
 
@@ -99,7 +98,6 @@ def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
 def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Annotation:
     path = _name(args, seed)
     if args.words_only or (args.keep and path.exists()):
-        existing_file(path, "film")
         world = play(seed, args.seconds, args.rules)
     else:
         looks = {"size": size, "unseen": args.unseen, "rules": args.rules}

@@ -3,6 +3,7 @@ where the loss is, and what is said of a bad record."""
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from svlm_jax.data.annotation import (
 )
 from svlm_jax.data.batch import Clip
 from svlm_jax.data.processor import load_tokenizer
+from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
 from svlm_jax.spans import Kind, positions, total
 
@@ -199,6 +201,14 @@ def test_the_previous_text_is_learned_where_that_is_asked_for():
     for sink, slide, words in ((0, 0, " the red team kick a goal"), (6, 5, " the red kick a goal")):
         _, labels = sample(said, [CLIP], TOKENIZER, CONFIG, sink=sink, slide=slide, learn_previous=True)
         assert shown(labels[labels != NO_LOSS]) == f"{words}\n goal ...<|im_end|>"
+
+
+def test_text_alone_is_learned_whole_and_nothing_is_where_that_is_not_asked_for():
+    alone = parse(record(replace(window(), video="", start=9, end=9, previous=" the red team kick")))
+    made, labels = sample(alone, [], TOKENIZER, CONFIG, sink=0, slide=0, learn_previous=True)
+    assert not made.clips and shown(labels[labels != NO_LOSS]) == " the red team kick"
+    with pytest.raises(InputError, match="learn_previous: got False, expected True where windows are text alone"):
+        sample(alone, [], TOKENIZER, CONFIG, sink=0, slide=0)
 
 
 @pytest.mark.parametrize(("sink", "slide"), [(3, 512), (512, 1), (0, 512), (512, 0), (-1, 5)])

@@ -49,7 +49,8 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotation:
-    """One record: a window `start` .. `end` of a video and what is said in it.
+    """One record: a window `start` .. `end` of a video and what is said in it. One without a video, and of no length, is text
+    alone: `previous`.
 
     Attributes:
         query: what the viewer asks for; streaming puts it into its first turn, training does not use it (see `sample`).
@@ -105,12 +106,12 @@ def parse(record: Any, source: str = "annotation") -> Annotation:
     here = [f"{source} [{turn}].content[{place}]" for turn, place in ((0, 0), (0, 1), (1, 0))]
     video = _get(clip, "video", str, here[0])
     start, end = (_number(_get(clip, key, None, here[0]), f"{here[0]}.{key}") for key in ("video_start", "video_end"))
-    if not video:
-        raise InputError(f"{here[0]}.video", "an empty text", "the path of a video", _REMEDY)
     if start < 0:
         raise InputError(f"{here[0]}.video_start", start, "0 or more seconds", _REMEDY)
-    if end <= start:
+    if video and end <= start:
         raise InputError(f"{here[0]}.video_end", end, f"more than video_start = {start:g}", _REMEDY)
+    if not video and end != start:  # of no length: text alone
+        raise InputError(f"{here[0]}.video", "an empty text", "the path of a video", _REMEDY)
     query = plain(_get(text, "text", str, here[1]), f"{here[1]}.text")
     previous = plain(_get(text, "previous", str, here[1], ""), f"{here[1]}.previous")
     words = _words(_get(said, "text_stream", list, here[2]), f"{here[2]}.text_stream")
@@ -167,12 +168,14 @@ def sample(
         learn_previous: the words of the previous-text turn are learned too, as those of replies are.
 
     Raises:
-        InputError: not one clip a second; a sink or slide that cuts the turn's markup.
+        InputError: not one clip a second; a sink or slide that cuts the turn's markup; nothing to learn.
     """
     turns = training_turns(annotation, as_streamed=as_streamed)
     if len(clips) != len(turns):
         expected = f"one for each of the {len(turns)} seconds from {annotation.start:g} to {annotation.end:g}"
         raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
+    if not turns and not learn_previous:
+        raise InputError("learn_previous", False, "True where windows are text alone", "set data.learn_previous")
     parts = [_shortened(opening(annotation.previous, tokenizer), sink, slide)]
     words = [learn_previous and span.kind is Kind.PREVIOUS and span.part is Part.BODY for span in parts[0].spans]
     learned = [np.repeat(words, [span.length for span in parts[0].spans])]
