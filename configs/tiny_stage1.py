@@ -1,27 +1,29 @@
-"""The shipped model, stage 2: to count. Windows of 4 s with what was said in the minute before them, which is learned too, a
-question a second or every other, from practice games and drills; from the weights of stage 1.
+"""The shipped model, stage 1: to talk. Games and drills that are told and not shown, windows of 8 s with what was said in the
+minute before them, which is learned too; from random weights.
 
-    make train-tiny
+make train-tiny
 """
 
-from dataclasses import replace
+from svlm_jax.train.config import Bucket, DataConfig, OptimizerConfig, TrainConfig
 
-from configs.tiny_stage1 import config as stage1
-from svlm_jax.train.config import Bucket
-
-config = replace(
-    stage1,
-    model="runs/tiny/1",
-    run_dir="runs/tiny/stage2",
-    data=replace(
-        stage1.data,
-        paths=("runs/tiny/count.jsonl",),
+config = TrainConfig(
+    model="runs/tiny/0",
+    run_dir="runs/tiny/stage1",
+    data=DataConfig(
+        paths=("runs/tiny/talk.jsonl",),
+        root="runs/tiny/films",
+        as_streamed=True,
+        learn_previous=192,
         sink=16,
         slide=176,
-        learn_previous=True,
-        buckets=(Bucket(tokens=464, patches=384, labels=256, frame=96),),
+        buckets=(Bucket(tokens=456, patches=4, labels=320, frame=4),),
     ),
+    optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
+    trained=".*",
     batch=4,
     micro_batch=4,
-    steps=1800,
+    dtype="float32",
+    remat="none",
+    steps=1600,
+    save_every=200,
 )

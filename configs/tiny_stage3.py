@@ -1,29 +1,27 @@
-"""The shipped model, stage 1: to see and to read. Windows of 2 s with the first words of the game and the last before them, a
-question a second; from random weights, all of it trained. Batches are small: copying from text is learned in steps, not in
-samples.
+"""The shipped model, stage 3: to see. Windows of 2 s with the first words of the game and the last before them, a question in
+every second; from the weights of stage 2 and a vision tower of random ones.
 
     make train-tiny
 """
 
-from svlm_jax.train.config import Bucket, DataConfig, OptimizerConfig, TrainConfig
+from dataclasses import replace
 
-config = TrainConfig(
-    model="runs/tiny/0",
-    run_dir="runs/tiny/stage1",
-    data=DataConfig(
+from configs.tiny_stage1 import config as stage1
+from svlm_jax.train.config import Bucket
+
+config = replace(
+    stage1,
+    model="runs/tiny/2",
+    run_dir="runs/tiny/stage3",
+    data=replace(
+        stage1.data,
         paths=("runs/tiny/see.jsonl",),
-        root="runs/tiny/films",
-        as_streamed=True,
         sink=16,
-        slide=24,
-        buckets=(Bucket(tokens=192, patches=192, labels=32, frame=96),),
+        slide=88,
+        learn_previous=32,
+        buckets=(Bucket(tokens=256, patches=192, labels=128, frame=96),),
     ),
-    optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
-    trained=".*",
     batch=8,
     micro_batch=8,
-    dtype="float32",
-    remat="none",
     steps=1200,
-    save_every=200,
 )

@@ -1,27 +1,24 @@
-"""The shipped model, stage 3: to follow. Windows of 8 s in which a score is said, with what was said in the minutes before
-them, questions in some of the seconds; from the weights of stage 2.
+"""The shipped model, stage 4: to see better, and to tell what is seen. Windows of 4 s of short games, practice games and
+drills, with a question in most of the seconds; from the weights of stage 3.
 
     make train-tiny
 """
 
 from dataclasses import replace
 
-from configs.tiny_stage1 import config as stage1
+from configs.tiny_stage3 import config as stage3
 from svlm_jax.train.config import Bucket
 
 config = replace(
-    stage1,
-    model="runs/tiny/2",
-    run_dir="runs/tiny/stage3",
+    stage3,
+    model="runs/tiny/3",
+    run_dir="runs/tiny/stage4",
     data=replace(
-        stage1.data,
-        paths=("runs/tiny/follow.jsonl",),
-        sink=64,
-        slide=320,
-        buckets=(Bucket(tokens=896, patches=768, labels=96, frame=96),),
+        stage3.data,
+        paths=("runs/tiny/tell.jsonl",),
+        buckets=(Bucket(tokens=384, patches=384, labels=200, frame=96),),
     ),
-    batch=2,
-    micro_batch=2,
-    optimizer=replace(stage1.optimizer, learning_rate=6e-4),
-    steps=1200,
+    batch=4,
+    micro_batch=4,
+    steps=1800,
 )

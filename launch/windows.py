@@ -3,7 +3,7 @@
     python -m launch.windows match.jsonl --out train.jsonl                 # 24 s every 12 s; also writes train_seeks.jsonl
     python -m launch.windows match.jsonl --out train.jsonl --stride 24     # no overlap
     python -m launch.windows match.jsonl --out goals.jsonl --saying 'goal' # only those in whose words it is found
-    python -m launch.windows match.jsonl --out text.jsonl --window 0 --stride 60   # no video: what is said before each minute
+    python -m launch.windows match.jsonl --out talk.jsonl --words-only     # told and not shown, to learn language from
     python -m launch.windows match.jsonl --tfds train_2fps --root videos   # frames too, as a tensorflow-datasets directory
 
 Bad records are told and left out; if there are more than --max-bad of them, the exit code is 1 and nothing is written under the
@@ -16,6 +16,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from launch.cli import Progress, run
@@ -60,7 +61,9 @@ class Windows:
         """
         for name, line in self.records:
             try:
-                windows = cut(parse_line(line, "record"), **self.size, source="record")
+                whole = parse_line(line, "record")
+                whole = replace(whole, video=None) if self.args.words_only else whole
+                windows = cut(whole, **self.size, source="record")
             except InputError as error:
                 self.bad(name, error)
                 continue
@@ -81,12 +84,13 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="LONG.jsonl", help="annotations, a video a line")
     parser.add_argument("--out", type=Path, metavar="TRAIN.jsonl", help="windows to write, and TRAIN_seeks.jsonl beside it")
     parser.add_argument("--tfds", type=Path, metavar="DIR", help="directory to make, of windows with their frames")
-    parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24; 0: text alone)")
+    parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24)")
     parser.add_argument("--stride", type=int, default=12, metavar="S", help="seconds from start to start (default 12)")
     parser.add_argument("--saying", default="", metavar="REGEX", help="only windows in whose words this is found")
     parser.add_argument(
         "--as-streamed", action="store_true", help="previous text as streams have it: a line a second, with answers"
     )
+    parser.add_argument("--words-only", action="store_true", help="turns without frames: the video is not shown")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad records that are left out (default 0)")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second with --tfds (default 2)")
     parser.add_argument("--root", type=Path, help="where relative paths of videos begin, with --tfds (default: here)")
@@ -115,6 +119,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--max-bad", args.max_bad, "0 or more records", "0 allows none")
     if not args.out and not args.tfds:
         raise InputError("--out and --tfds", "neither", "one of them at least", "say what to make")
+    if args.words_only and args.tfds:
+        raise InputError("--words-only", "with --tfds", "one of the two", "there are no frames to decode")
     for path in filter(None, (args.out, args.out and seeks_path(args.out), args.tfds)):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
@@ -131,7 +137,7 @@ def _cut(args: argparse.Namespace, out: Path, bad: Bad) -> None:
     records = Records(args.sources)
     windows = Windows(records, args, bad)
     count = write(out, windows)
-    share, where = windows.spoken / max(windows.seconds, 1), f" -> {args.out}" if args.out else ""
+    share, where = windows.spoken / windows.seconds, f" -> {args.out}" if args.out else ""
     print(f"{len(records)} records, {count} windows, {windows.seconds} s, words in {share:.0%} of the seconds{where}")
 
 

@@ -199,16 +199,23 @@ def test_the_previous_text_is_cut_only_when_it_is_longer_than_both_windows():
 def test_the_previous_text_is_learned_where_that_is_asked_for():
     said = window([(0, 1, "goal")], previous=" the red team kick a goal", end=1)
     for sink, slide, words in ((0, 0, " the red team kick a goal"), (6, 5, " the red kick a goal")):
-        _, labels = sample(said, [CLIP], TOKENIZER, CONFIG, sink=sink, slide=slide, learn_previous=True)
+        _, labels = sample(said, [CLIP], TOKENIZER, CONFIG, sink=sink, slide=slide, learn_previous=99)
         assert shown(labels[labels != NO_LOSS]) == f"{words}\n goal ...<|im_end|>"
+    _, labels = sample(said, [CLIP], TOKENIZER, CONFIG, sink=0, slide=0, learn_previous=2)
+    assert shown(labels[labels != NO_LOSS]) == " a goal\n goal ...<|im_end|>"
 
 
-def test_text_alone_is_learned_whole_and_nothing_is_where_that_is_not_asked_for():
-    alone = parse(record(replace(window(), video="", start=9, end=9, previous=" the red team kick")))
-    made, labels = sample(alone, [], TOKENIZER, CONFIG, sink=0, slide=0, learn_previous=True)
-    assert not made.clips and shown(labels[labels != NO_LOSS]) == " the red team kick"
-    with pytest.raises(InputError, match="learn_previous: got False, expected True where windows are text alone"):
-        sample(alone, [], TOKENIZER, CONFIG, sink=0, slide=0)
+def test_what_is_told_and_not_shown_has_turns_without_frames():
+    said = replace(window([(0, 1, "goal")], previous=" the red team kick", end=2), video=None)
+    told = parse(record(said))
+    assert told == said
+    made, labels = sample(told, [], TOKENIZER, CONFIG, sink=0, slide=0, as_streamed=True, learn_previous=99)
+    assert not made.clips and total(made.spans) == len(made.ids)
+    turns = "<|im_start|>user\nTime=0.0-1.0s<|im_end|>\n<|im_start|>assistant\n\n goal ...<|im_end|>\n"
+    assert shown(made.ids).partition("<|im_start|>user")[2].startswith(turns.partition("<|im_start|>user")[2])
+    assert shown(labels[labels != NO_LOSS]).startswith(" the red team kick")
+    with pytest.raises(InputError, match="clips: got 2, expected none"):
+        sample(told, [CLIP] * 2, TOKENIZER, CONFIG, sink=0, slide=0)
 
 
 @pytest.mark.parametrize(("sink", "slide"), [(3, 512), (512, 1), (0, 512), (512, 0), (-1, 5)])

@@ -49,17 +49,17 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotation:
-    """One record: a window `start` .. `end` of a video and what is said in it. One without a video, and of no length, is text
-    alone: `previous`.
+    """One record: a window `start` .. `end` of a video and what is said in it.
 
     Attributes:
+        video: its path; None: told and not shown, turns have no frames.
         query: what the viewer asks for; streaming puts it into its first turn, training does not use it (see `sample`).
         previous: what was said before the window.
         words: in order of time. Those that end before the window are said in its first second, those that end after it never.
         questions: as recorded; see `training_turns` for which are asked.
     """
 
-    video: str
+    video: str | None
     start: float
     end: float
     query: str
@@ -104,14 +104,16 @@ def parse(record: Any, source: str = "annotation") -> Annotation:
     clip, text = (_element(user, 0, turn, kind, source) for turn, kind in enumerate(("video", "text")))
     said = _element(assistant, 1, 0, "text_stream", source)
     here = [f"{source} [{turn}].content[{place}]" for turn, place in ((0, 0), (0, 1), (1, 0))]
-    video = _get(clip, "video", str, here[0])
+    video = _get(clip, "video", None, here[0])
+    if video is not None:
+        video = _get(clip, "video", str, here[0])
     start, end = (_number(_get(clip, key, None, here[0]), f"{here[0]}.{key}") for key in ("video_start", "video_end"))
+    if video == "":
+        raise InputError(f"{here[0]}.video", "an empty text", "the path of a video, or null: told and not shown", _REMEDY)
     if start < 0:
         raise InputError(f"{here[0]}.video_start", start, "0 or more seconds", _REMEDY)
-    if video and end <= start:
+    if end <= start:
         raise InputError(f"{here[0]}.video_end", end, f"more than video_start = {start:g}", _REMEDY)
-    if not video and end != start:  # of no length: text alone
-        raise InputError(f"{here[0]}.video", "an empty text", "the path of a video", _REMEDY)
     query = plain(_get(text, "text", str, here[1]), f"{here[1]}.text")
     previous = plain(_get(text, "previous", str, here[1], ""), f"{here[1]}.previous")
     words = _words(_get(said, "text_stream", list, here[2]), f"{here[2]}.text_stream")
@@ -153,36 +155,38 @@ def sample(
     sink: int,
     slide: int,
     as_streamed: bool = False,
-    learn_previous: bool = False,
+    learn_previous: int = 0,
 ) -> tuple[Sample, np.ndarray]:
     """The training sample of a window, and its labels [n] int32: a token's own id where it is learned (each reply from its
     fourth token to its <|im_end|>), NO_LOSS elsewhere. The shift to the next token is the loss's business.
 
     Args:
-        clips: the frames of each second.
+        clips: the frames of each second; none at all where there is no video.
         sink, slide: tokens of the previous-text turn that stay when it is longer than both: the first, its header among them,
             and the last, <|im_end|> and newline among them. 0 and 0: all of it.
         as_streamed: leave out the two habits of the original that its streams do not have: the blank after the time text, and
             a reply that is tokenised together with its header. And where nothing was said before the window, its first turn
             has the query.
-        learn_previous: the words of the previous-text turn are learned too, as those of replies are.
+        learn_previous: so many of the last tokens of the previous text are learned too, as those of replies are.
 
     Raises:
-        InputError: not one clip a second; a sink or slide that cuts the turn's markup; nothing to learn.
+        InputError: not one clip a second; a sink or slide that cuts the turn's markup.
     """
     turns = training_turns(annotation, as_streamed=as_streamed)
-    if len(clips) != len(turns):
+    if annotation.video is None and clips:
+        raise InputError("clips", len(clips), "none, for there is no video", "leave them out")
+    if annotation.video is not None and len(clips) != len(turns):
         expected = f"one for each of the {len(turns)} seconds from {annotation.start:g} to {annotation.end:g}"
         raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
-    if not turns and not learn_previous:
-        raise InputError("learn_previous", False, "True where windows are text alone", "set data.learn_previous")
     parts = [_shortened(opening(annotation.previous, tokenizer), sink, slide)]
-    words = [learn_previous and span.kind is Kind.PREVIOUS and span.part is Part.BODY for span in parts[0].spans]
+    words = [span.kind is Kind.PREVIOUS and span.part is Part.BODY for span in parts[0].spans]
     learned = [np.repeat(words, [span.length for span in parts[0].spans])]
-    for number, (turn, clip) in enumerate(zip(turns, clips, strict=True)):
+    learned[0][np.flatnonzero(learned[0])[: max(learned[0].sum() - learn_previous, 0)]] = False
+    for number, (turn, clip) in enumerate(zip(turns, clips or [None] * len(turns), strict=True)):
         query = annotation.query if as_streamed and not number and not annotation.previous else ""
         options = {"asked": turn.asked, "query": query, "turn": number}
-        asked = user_turn(turn.start, turn.end, clip.grid, clip.step, tokenizer, config, **options)
+        shown = (clip.grid, clip.step) if clip else (None, 0)
+        asked = user_turn(turn.start, turn.end, *shown, tokenizer, config, **options)
         asked = Tokens(asked.ids[:-TURN_HEAD], asked.spans[:-1])  # the header of the reply is tokenised with the reply
         reply = _reply(turn.reply, number, tokenizer, apart=as_streamed)
         place = np.arange(len(reply.ids))

@@ -110,7 +110,7 @@ def opening(previous: str, tokenizer: Tokenizer) -> Tokens:
 def user_turn(
     start: float | int,
     end: float | int,
-    grid: tuple[int, int, int],
+    grid: tuple[int, int, int] | None,
     step: float | int,
     tokenizer: Tokenizer,
     config: ModelConfig,
@@ -123,7 +123,7 @@ def user_turn(
 
     Args:
         start, end: seconds, printed with one decimal.
-        grid, step: of the chunk's frames.
+        grid, step: of the chunk's frames; None: it has none.
         asked: stands right after the time text: a question (`question_text`), or the blank of training data.
         query: stands after the vision; a stream has one in its first turn.
         turn: its number.
@@ -132,13 +132,18 @@ def user_turn(
     time = tokenizer.encode(text, add_special_tokens=False)
     tail = tokenizer.encode(f"{query}<|im_end|>\n", add_special_tokens=False)
     head = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
-    pads = vision_span(grid, config.vision.spatial_merge_size, turn, step)
+    vision = []
+    if grid is not None:
+        pads = vision_span(grid, config.vision.spatial_merge_size, turn, step)
+        vision = [
+            _run(Kind.VISION, [config.vision_start_token_id], turn, Part.HEAD),
+            (pads, [config.video_token_id] * pads.length),
+            _run(Kind.VISION, [config.vision_end_token_id], turn, Part.TAIL),
+        ]
     return Tokens.join(
         _run(Kind.USER_TEXT, time[:TURN_HEAD], turn, Part.HEAD),
         _run(Kind.USER_TEXT, time[TURN_HEAD:], turn, Part.BODY),
-        _run(Kind.VISION, [config.vision_start_token_id], turn, Part.HEAD),
-        (pads, [config.video_token_id] * pads.length),
-        _run(Kind.VISION, [config.vision_end_token_id], turn, Part.TAIL),
+        *vision,
         _run(Kind.USER_TEXT, tail, turn, Part.TAIL),
         _run(Kind.REPLY, head, turn, Part.HEAD),
     )

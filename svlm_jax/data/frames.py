@@ -15,7 +15,7 @@ from svlm_jax.errors import InputError
 
 
 def window_frames(annotation: Annotation, fps: float, root: str | Path | None = None) -> list[np.ndarray]:
-    """One uint8 [fps, H, W, 3] a second, none of a window that is text alone; frame k is the one on screen at start + k / fps.
+    """One uint8 [fps, H, W, 3] a second, none where there is no video; frame k is the one on screen at start + k / fps.
 
     A last, broken second is shown whole where the video goes on, and as far as the video goes where it ends. An odd number of
     frames is allowed: patches hold two, and the last frame of a second is then repeated (`pixels.patchify`).
@@ -28,7 +28,7 @@ def window_frames(annotation: Annotation, fps: float, root: str | Path | None = 
         InputError: fps; a video that is missing, broken, or shorter than the window says.
     """
     count = check_fps(fps)
-    if not annotation.seconds:
+    if annotation.video is None:
         return []
     path = Path(root or "", annotation.video)
     seconds, length = annotation.seconds, annotation.end - annotation.start

@@ -125,6 +125,8 @@ class Prepared:
 
 def _example(record: Record, fps: float, root: str | Path | None) -> dict[str, Any]:
     seconds = window_frames(parse_line(record.line, "record"), fps, root)
+    if not seconds:
+        raise InputError("record", "no video", "one to decode", "train from the JSONL file")
     with ThreadPoolExecutor() as pool:  # PIL releases the interpreter lock
         frames = list(pool.map(_jpeg, (frame for second in seconds for frame in second)))
     return {"id": record.id, "annotation": record.line, "fps": fps, "frames": frames}

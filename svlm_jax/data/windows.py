@@ -34,7 +34,7 @@ def cut(
     more begins a stride after the last and ends with the video; unless the remainder is below `shortest`, which is left out.
 
     Args:
-        window: seconds of a window; 0: text alone, what is said before every `stride` seconds.
+        window: seconds of a window.
         stride: seconds from one start to the next; equal to `window` for windows that do not overlap.
         as_streamed: the previous text as a stream that was asked the same has it: a reply a second.
         source: what errors call the annotation.
@@ -44,8 +44,8 @@ def cut(
     """
     check(window, stride, shortest)
     first, last = math.ceil(annotation.start - SLACK), math.floor(annotation.end + SLACK)
-    ends = [(start, start + window) for start in range(first if window else first + stride, last - window + 1, stride)]
-    if window and last - (ends[-1][1] if ends else first) >= shortest:
+    ends = [(start, start + window) for start in range(first, last - window + 1, stride)]
+    if last - (ends[-1][1] if ends else first) >= shortest:
         ends.append((ends[-1][0] + stride if ends else first, last))
     if not ends:
         got = f"{annotation.start:g} to {annotation.end:g} s"
@@ -71,12 +71,9 @@ def check(window: int, stride: int, shortest: float | int = 2.0) -> None:
     """Raises:
     InputError: arguments that `cut` refuses.
     """
-    for name, seconds, least in (("window", window, 0), ("stride", stride, 1)):
-        if not isinstance(seconds, int) or seconds < least:
-            expected = f"a whole number of seconds, {least} or more"
-            raise InputError(name, seconds, expected, "a turn lasts one; 24 and 12 are usual")
-    if not window:
-        return
+    for name, seconds in (("window", window), ("stride", stride)):
+        if not isinstance(seconds, int) or seconds < 1:
+            raise InputError(name, seconds, "a whole number of seconds, 1 or more", "a turn lasts one; 24 and 12 are usual")
     if stride > window:
         raise InputError("stride", stride, f"at most {window}, the window", "words between windows would be lost")
     if not 1 <= shortest <= window:
@@ -90,7 +87,6 @@ def _window(annotation: Annotation, start: int, end: int, previous: str | None =
         previous = annotation.previous + "".join(f" {word.text.strip()}" for word in annotation.words[:begun])
     return replace(
         annotation,
-        video=annotation.video if end > start else "",
         start=start,
         end=end,
         previous=previous,

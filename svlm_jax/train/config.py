@@ -40,8 +40,8 @@ class DataConfig:
         sink, slide: tokens of the previous text that stay (the first, the last); 0 and 0: all.
         as_streamed: turns as a stream has them, to the token; by default as the original trains, which differs in two habits
             (docs/streaming.md). For a model trained from scratch.
-        learn_previous: the words of the previous text are learned too, not only replies. For a model trained from scratch: much
-            more text a step.
+        learn_previous: so many of the last tokens of the previous text are learned too, not only replies. For a model trained
+            from scratch: much more text a step.
         buckets: static sizes, ascending; a batch takes the smallest that holds its samples.
         workers: processes that prepare samples; 0: threads of this one.
         threads: samples under way in each.
@@ -55,7 +55,7 @@ class DataConfig:
     sink: int = 512
     slide: int = 512
     as_streamed: bool = False
-    learn_previous: bool = False
+    learn_previous: int = 0
     # 24 s of 720p at 2 fps: 24 x 756 vision tokens, and about 2,000 of text; 4 patches a vision token.
     buckets: tuple[Bucket, ...] = (Bucket(8192, 28672, 1024), Bucket(20480, 73728, 2048))
     workers: int = 0
@@ -68,7 +68,7 @@ class DataConfig:
         for small, large in zip(self.buckets, self.buckets[1:], strict=False):
             if not (small.tokens < large.tokens and small.patches <= large.patches and small.labels <= large.labels):
                 raise InputError("buckets", f"{small} before {large}", "ascending sizes", "sort them")
-        for name, least in (("workers", 0), ("threads", 1), ("sink", 0), ("slide", 0)):
+        for name, least in (("workers", 0), ("threads", 1), ("sink", 0), ("slide", 0), ("learn_previous", 0)):
             if getattr(self, name) < least:
                 raise InputError(name, getattr(self, name), f"{least} or more", "raise it")
         if not 0 <= self.max_bad <= 1:
