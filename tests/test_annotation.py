@@ -212,7 +212,7 @@ def test_what_is_told_and_not_shown_has_turns_without_frames():
     made, labels = sample(told, [], TOKENIZER, CONFIG, sink=0, slide=0, as_streamed=True, learn_previous=99)
     assert not made.clips and total(made.spans) == len(made.ids)
     turns = "<|im_start|>user\nTime=0.0-1.0s<|im_end|>\n<|im_start|>assistant\n\n goal ...<|im_end|>\n"
-    assert shown(made.ids).partition("<|im_start|>user")[2].startswith(turns.partition("<|im_start|>user")[2])
+    assert turns in shown(made.ids)
     assert shown(labels[labels != NO_LOSS]).startswith(" the red team kick")
     with pytest.raises(InputError, match="clips: got 2, expected none"):
         sample(told, [CLIP] * 2, TOKENIZER, CONFIG, sink=0, slide=0)

@@ -27,7 +27,7 @@ def test_what_ships_is_small():
 
 def test_it_brings_its_streaming_settings(vlm):
     told = json.loads((PLACE / "streaming_config.json").read_text())
-    assert told.keys() == STREAMING.keys()
+    assert told.keys() == STREAMING.keys() and told["stream"].keys() == STREAMING["stream"].keys()
     assert (vlm.stream.sink, vlm.stream.slide) == (told["stream"]["sink"], told["stream"]["slide"])
     assert vlm.sampling.temperature == 0
 

@@ -235,6 +235,7 @@ REFUSED = {
     "neither": ([], "error: --out and --tfds: got neither"),
     "window": (["--out", "x.jsonl", "--window", 0], "error: window: got 0"),
     "stride": (["--out", "x.jsonl", "--stride", 30], "error: stride: got 30"),
+    "words": (["--tfds", "x", "--words-only"], "error: --words-only: got with --tfds"),
     "fps": (["--tfds", "x", "--fps", 2.5], "error: fps: got 2.5, expected a whole number of frames a second"),
     "max-bad": (["--out", "x.jsonl", "--max-bad", -1], "error: --max-bad: got -1"),
     "saying": (["--out", "x.jsonl", "--saying", "("], "error: --saying: got '(', expected a regular expression"),
