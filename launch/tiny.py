@@ -39,7 +39,8 @@ class Amount(NamedTuple):
     training: str = ""
 
 
-QUICK = Amount(*4 * ["10000:10002"], "100:103", "300:303", "600:601", "0:1", 180, " --steps 3")
+FEW = "10000:10002"
+QUICK = Amount(FEW, FEW, FEW, FEW, "100:103", "300:303", "600:601", "0:1", 180, " --steps 3")
 
 # As vision-language models are made: language first, from games that are told and not shown (stages 1 and 2), for counting up
 # a score takes hundreds of thousands of goals, and text is cheap; then pictures: stage 3 learns to see, from short windows with
