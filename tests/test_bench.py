@@ -5,9 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
-from launch.bench import device, kernels
+from launch.bench import device, kernels, replies
 from launch.bench.__main__ import parser
 from launch.bench.shapes import shape
 from launch.bench.torch_rival import measure
@@ -78,3 +80,32 @@ def test_int8_states_its_error(tmp_path, tiny_dir):
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "benchmarks" / "int8.json").read_text())["rows"][0]
     assert 0.1 < row["error of logits, rms over rms (%)"] < 10 and row["same greedy token (%)"] > 80
+
+
+def test_replies_are_right_when_all_of_their_tokens_are():
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "svlm_jax" / "models" / "touchline")
+    parts = [("<|im_start|>", False), ("Corner, Reds. Reds 2-1 Blues.", True), ("<|im_end|>\n", False)]
+    for text in (" ...<|im_end|>", "Reds 2-1 Blues.\nGOAL for Reds! Reds 3-1 Blues. ...<|im_end|>"):
+        parts += [("<|im_start|>assistant\n", False), (text, True), ("\n", False)]
+    tokens = [(one, learned) for text, learned in parts for one in tokenizer.encode(text, add_special_tokens=False)]
+    ids = np.array([one for one, _ in tokens])
+    labels = np.where([learned for _, learned in tokens], ids, -100)
+
+    def counts(guessed: np.ndarray) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for column, right in replies.said(labels, guessed, tokenizer):
+            found.setdefault(column, []).append(int(right))
+        return found
+
+    guessed = np.append(ids[1:], [0, 0, 0])  # the next token of each; batches are padded
+    text, silent = {"scores in text before": [1]}, {"silent": [1]}
+    rest = {"replies": [1, 1], "with words": [1], "answers": [1], "scores in replies": [1, 1]}
+    assert counts(guessed) == text | silent | rest
+    (three,) = (place for place, one in enumerate(ids) if tokenizer.decode([one]).strip() == "3")
+    guessed[three - 1] = ids[0]
+    assert counts(guessed) == text | silent | {
+        "replies": [1, 0],
+        "with words": [0],
+        "answers": [0],
+        "scores in replies": [1, 0],
+    }

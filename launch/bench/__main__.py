@@ -6,6 +6,7 @@
     python -m launch.bench kernels [--target h100]                    # attention at real shapes: time, bandwidth, error
     python -m launch.bench train --shape 3b                           # a training step: time, MFU; --topology h100x8: memory
     python -m launch.bench int8 [--model DIR]                         # decoder weights in 8 bits: error of the logits
+    python -m launch.bench replies windows.jsonl                      # what a model says of annotated windows, right or not
     python -m launch.bench findings                                   # the paper's findings on the generated game
     python -m launch.bench serve --clients 50 --seconds 120           # the live page: captions lost, latency, memory
     python -m launch.bench device                                     # all that waits for a GPU, in at most ten minutes
@@ -18,7 +19,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from launch.bench import aot, convert, device, findings, int8, kernels, serve, stream, torch_rival, train
+from launch.bench import aot, convert, device, findings, int8, kernels, replies, serve, stream, torch_rival, train
 from launch.bench.report import DOCS, table
 from launch.cli import DEFAULT_MODEL, run
 from svlm_jax.config import Attention, Remat, Weights
@@ -102,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
     rival.add_argument("--slots", type=int, default=14336)
     rival.add_argument("--reply", type=int, default=20, help="tokens")
     rival.set_defaults(run=torch_rival.bench)
+    replies.flags(commands.add_parser("replies", help="what a model says of annotated windows, right or not"))
     findings.flags(commands.add_parser("findings", help="the paper's findings on the generated game"))
     commands.add_parser("table", help="write benchmarks.md anew").set_defaults(run=lambda args: table(args.out))
     return made
