@@ -17,14 +17,17 @@ from pallas_kernels.rotary import Rotary, rotate
 SCORE_BUDGET = 1 << 26
 CPU_SCORE_BUDGET = 1 << 21
 QUERY_BLOCK = 512
+# A whole sequence over itself is cut into so many pieces at most, of so many queries at least; each looks at no slot after it.
+CAUSAL_PIECES, CAUSAL_PIECE = 16, 128
 
 
-def attention(q, k, v, *, first, last, index, rotary: Rotary | None = None, span: int | None = None):
+def attention(q, k, v, *, first, last, index, rotary: Rotary | None = None, span: int | None = None, causal: bool = False):
     """Attention as `reference.attention` defines it, softmax in float32, the result in the dtype of q.
 
     Args:
         span: a static promise that S = T, that slot s has index s (or -1), and that no range is longer than `span`; then only
             neighbouring blocks are looked at.
+        causal: a static promise that S = T, that slot s has index s (or -1), and that no token sees a later one: half the work.
     """
     batch, length, heads, _ = q.shape
     slots = k.shape[2]
@@ -34,9 +37,23 @@ def attention(q, k, v, *, first, last, index, rotary: Rotary | None = None, span
         k = rotate(k, rotary, head_axis=1)
     if span is not None and 3 * span < slots:
         return _local(q, k, v, first, last, index, span)
-    budget = _score_budget()
+    # What is kept for the backward pass is bounded too.
+    attend = _attend if batch * heads * length * slots <= SCORE_BUDGET else jax.checkpoint(_attend)
+    pieces = min(CAUSAL_PIECES, length // CAUSAL_PIECE) if causal else 1
+    size = -(-length // max(pieces, 1))
+    outs = []
+    for start in range(0, length, size):
+        at, seen = slice(start, start + size), slice(start + size if pieces > 1 else None)
+        outs.append(_blocked(attend, q[:, at], k[:, :, seen], v[:, :, seen], first[:, at], last[:, at], index[:, seen]))
+    return jnp.concatenate(outs, axis=1) if len(outs) > 1 else outs[0]
+
+
+def _blocked(attend, q, k, v, first, last, index):
+    """`attend`, or where the scores do not fit a block of queries at a time, whose scores are made again for the gradient."""
+    batch, length, heads, _ = q.shape
+    slots, budget = k.shape[2], _score_budget()
     if batch * heads * length * slots <= budget:
-        return _attend(q, k, v, first, last, index)
+        return attend(q, k, v, first, last, index)
     block = max(16, min(QUERY_BLOCK, budget // (batch * heads * slots)) // 16 * 16)
     queries = tuple(_blocks(x, block, fill) for x, fill in ((q, 0), (first, 1), (last, 0)))
     out = jax.lax.map(jax.checkpoint(lambda x: _attend(x[0], k, v, x[1], x[2], index)), queries)

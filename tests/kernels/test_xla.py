@@ -290,6 +290,22 @@ def test_a_query_block_is_never_longer_than_its_limit(calls, monkeypatch):
     assert set(calls["blocks"]) == {(16, 40)}
 
 
+@pytest.mark.parametrize("budget", [1, 2 * 4 * 8 * 32, 1 << 26])
+def test_a_causal_sequence_is_cut_into_pieces_that_look_at_nothing_after_them(calls, monkeypatch, budget):
+    monkeypatch.setattr(module, "CAUSAL_PIECE", 8)
+    monkeypatch.setattr(module, "SCORE_BUDGET", budget)
+    arrays, ranges = drawn(2, 43), causal(2, 43)
+    ranges["last"][1, 20:] = ranges["index"][1, 20:] = -1  # padding
+    check(arrays, ranges, causal=True)
+    assert sorted({slots for _, slots in calls["blocks"]}) == [9, 18, 27, 36, 43]
+    check_gradients(arrays, ranges, causal=True)
+
+
+def test_a_short_sequence_stays_in_one_piece(calls):
+    check(drawn(2, 12), causal(2, 12), causal=True)
+    assert calls["blocks"] == [(12, 12)]
+
+
 @pytest.mark.parametrize("heads", [(7, 1), (8, 1), (4, 4)])
 def test_gradients_are_those_worked_out_by_hand(heads):
     check_gradients(drawn(2, 11, *heads, width=16), causal(2, 11))
