@@ -45,8 +45,9 @@ QUICK = Amount(FEW, FEW, FEW, FEW, "100:103", "300:303", "600:601", "0:1", 180, 
 # As vision-language models are made: language first, from games that are told and not shown (stages 1 and 2), for counting up
 # a score takes hundreds of thousands of goals, and text is cheap; then pictures: stage 3 learns to see, from short windows with
 # a question in every second; stage 4 to tell what it sees, from longer ones; stage 5 to stream, from two-hour games too, cut as
-# the paper cuts them; windows in which a match begins come twice, for who mistakes a team there is wrong until its end. Some of
-# what was said before a window is learned in all of them, or counting is forgotten.
+# the paper cuts them; windows in which a match begins come twice, for who mistakes a team there is wrong until its end. What
+# happens seldom (fouls are one event in thirty) is shown more often in both. Some of what was said before a window is learned
+# in all of them, or counting is forgotten.
 TOLD = "world --out {out}/told --words-only"
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 # Digits that are rare in training are not copied: practice games and drills (a goal every two seconds) go far.
@@ -82,14 +83,19 @@ STEPS = (
         "windows {out}/films/see.jsonl {out}/films/count.jsonl {out}/films/drill.jsonl --out {out}/tell.jsonl"
         " --window 4 --stride 4",
     ),
-    Step("4", TRAIN.format(n=4, model=3, windows="tell")),
+    Step("films/long.jsonl", f"{LONG} --index long.jsonl --questions {SELDOM} --keep"),
+    Step(
+        "seldom.jsonl",
+        "windows {out}/films/see.jsonl {out}/films/count.jsonl {out}/films/long.jsonl --out {out}/seldom.jsonl"
+        " --window 4 --stride 1 --saying Foul|Corner|Wide",
+    ),
+    Step("4", TRAIN.format(n=4, model=3, windows="tell.jsonl {out}/seldom")),
     Step("4", "convert {out}/stage4 {out}/4"),
     Step("films/short5.jsonl", f"{SHORT} --index short5.jsonl --questions 0.2 --words-only"),
     Step("films/practice5.jsonl", f"{PRACTICE} --index practice5.jsonl --questions {SELDOM} --words-only"),
     Step("films/drill5.jsonl", f"{DRILL} --index drill5.jsonl --questions {SELDOM} --words-only"),
-    Step("films/long.jsonl", f"{LONG} --index long.jsonl --questions {SELDOM} --keep"),
     Step("stream.jsonl", f"windows {ALL} --out {{out}}/stream.jsonl --as-streamed"),
-    Step("begin.jsonl", f"windows {ALL} --out {{out}}/begin.jsonl --as-streamed --saying Home:|Welcome"),
+    Step("begin.jsonl", f"windows {ALL} --out {{out}}/begin.jsonl --as-streamed --saying Home:|Welcome|Foul"),
     Step("touchline", TRAIN.format(n=5, model=4, windows="stream.jsonl {out}/begin")),
     Step("touchline", "convert {out}/stage5 {out}/touchline --dtype bfloat16"),
 )
