@@ -39,8 +39,8 @@ def attention(q, k, v, *, first, last, index, rotary: Rotary | None = None, span
         return _local(q, k, v, first, last, index, span)
     # What is kept for the backward pass is bounded too.
     attend = _attend if batch * heads * length * slots <= SCORE_BUDGET else jax.checkpoint(_attend)
-    pieces = min(CAUSAL_PIECES, length // CAUSAL_PIECE) if causal else 1
-    size = -(-length // max(pieces, 1))
+    pieces = max(1, min(CAUSAL_PIECES, length // CAUSAL_PIECE)) if causal else 1
+    size = -(-length // pieces)
     outs = []
     for start in range(0, length, size):
         at, seen = slice(start, start + size), slice(start + size if pieces > 1 else None)

@@ -9,6 +9,7 @@ text before the window, where no picture helps.
 import argparse
 import json
 import re
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ def bench(args: argparse.Namespace) -> None:
     from flax import nnx
 
     from launch.train import read
-    from svlm_jax.data.pipeline import batch
+    from svlm_jax.data.pipeline import Bad, batch
     from svlm_jax.pretrained import from_pretrained
     from svlm_jax.train.begin import examples
 
@@ -38,12 +39,12 @@ def bench(args: argparse.Namespace) -> None:
         windows = examples(args.windows, data, vlm.processor)
         numbers = np.random.default_rng(0).permutation(len(windows))[: args.limit]
         counts = {column: [0, 0] for column in COLUMNS}
-        bad, progress = 0, Progress(f"{name}", "windows")
+        bad, progress = Bad(data.max_bad, lambda line: print(line, file=sys.stderr, flush=True)), Progress(name, "windows")
         guess = nnx.jit(lambda model, inputs: model(inputs).argmax(-1))
         for done, number in enumerate(numbers, 1):
             example = windows[int(number)]
+            bad.look([example])
             if example.sample is None:
-                bad += 1
                 continue
             made = batch([example], size, vlm.model.config)
             guessed = np.asarray(guess(vlm.model, made.inputs))[0]
@@ -51,7 +52,7 @@ def bench(args: argparse.Namespace) -> None:
                 counts[column][0] += right
                 counts[column][1] += 1
             progress(done, len(numbers))
-        row: dict[str, Any] = {"model": name, "windows": len(numbers) - bad, "bad": bad}
+        row: dict[str, Any] = {"model": name, "windows": len(numbers) - bad.count, "bad": bad.count}
         rows.append(row | {column: f"{right} of {count}" for column, (right, count) in counts.items()})
         print(json.dumps(rows[-1]), flush=True)
     what = (
