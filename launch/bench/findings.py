@@ -28,6 +28,13 @@ from svlm_jax.world.match import World
 ASK_EVERY = 150  # seconds between questions about what no picture shows
 BIN = 600  # seconds of a point in the plots, and of what counts as the first and the last of a stream
 GROUPS = ("mode", "positions", "vision window", "text", "training")
+DRAWN = {  # what is drawn: the measure, and the top of its axis
+    "F1 of events": ("f1", 1.0),
+    "scores right when said": ("score_right", 1.0),
+    "seconds late": ("delay", 2.0),
+    "silence precision": ("silence_precision", 1.0),
+    "repetition": ("repetition", 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -229,7 +236,7 @@ def _row(variant: Variant, bins: list[Tally], told: list[dict[str, Any]]) -> dic
 
 
 def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
-    """F1 and scores that are right against stream time, a column a group; what is usual is in all of them."""
+    """The measures of DRAWN against stream time, a row each, a column a group; what is usual is in all of them."""
     try:
         import matplotlib
     except ImportError:
@@ -239,23 +246,23 @@ def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
 
     usual = next(iter(series))
     groups = [group for group in GROUPS if any(one.group == group and one != usual for one in series)]
-    figure, axes = pyplot.subplots(2, len(groups), sharex=True, sharey="row", squeeze=False, figsize=(4 * len(groups), 6.5))
+    size = (4 * len(groups), 2.6 * len(DRAWN))
+    figure, axes = pyplot.subplots(len(DRAWN), len(groups), sharex=True, sharey="row", squeeze=False, figsize=size)
     for column, group in enumerate(groups):
-        for variant, bins in series.items():
-            if variant.group != group and variant != usual:
-                continue
-            minutes = [(number + 0.5) * BIN / 60 for number in range(len(bins))]
-            style = {"color": "black", "linewidth": 2.5} if variant == usual else {"marker": "o", "markersize": 3}
-            label = "as shipped" if variant == usual else variant.name
-            axes[0, column].plot(minutes, [tally.f1 for tally in bins], label=label, **style)
-            axes[1, column].plot(minutes, [tally.score_right for tally in bins], **style)
-        axes[0, column].set(title=group, ylim=(-0.03, 1.03))
-        axes[0, column].legend(fontsize=7)
-        axes[1, column].set(xlabel="minutes of stream", ylim=(-0.03, 1.03))
-        for one in axes[:, column]:
+        shown = {variant: bins for variant, bins in series.items() if variant.group == group or variant == usual}
+        for (label, (measure, top)), one in zip(DRAWN.items(), axes[:, column], strict=True):
+            for variant, bins in shown.items():
+                minutes = [(number + 0.5) * BIN / 60 for number in range(len(bins))]
+                style = {"color": "black", "linewidth": 2.5} if variant == usual else {"marker": "o", "markersize": 3}
+                name = "as shipped" if variant == usual else variant.name
+                one.plot(minutes, [getattr(tally, measure) for tally in bins], label=name, **style)
+            one.set_ylim(-0.03 * top, 1.03 * top)
             one.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("F1 of events")
-    axes[1, 0].set_ylabel("scores right when said")
+            if not column:
+                one.set_ylabel(label)
+        axes[0, column].set_title(group)
+        axes[0, column].legend(fontsize=7)
+        axes[-1, column].set_xlabel("minutes of stream")
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
