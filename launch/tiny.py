@@ -47,7 +47,7 @@ QUICK = Amount(FEW, FEW, FEW, FEW, "100:103", "300:303", "600:601", "0:1", 180, 
 # a question in every second; stage 4 to tell what it sees, from longer ones; stage 5 to stream, from two-hour games too, cut as
 # the paper cuts them; windows in which a match begins come twice, for who mistakes a team there is wrong until its end. What
 # happens seldom (fouls are one event in thirty) is shown more often in both. Some of what was said before a window is learned
-# in all of them, or counting is forgotten.
+# in all of them, or more of counting is forgotten.
 TOLD = "world --out {out}/told --words-only"
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 # Digits that are rare in training are not copied: practice games and drills (a goal every two seconds) go far.
