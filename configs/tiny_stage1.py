@@ -1,4 +1,4 @@
-"""A model of the game, stage 1: to talk. Games and drills that are told and not shown, windows of 8 s with what was said in the
+"""A small model, stage 1: to talk. Games and drills that are told and not shown, windows of 8 s with what was said in the
 minute before them, which is learned too; from random weights.
 
     make train-tiny

@@ -1,4 +1,4 @@
-"""A model of the game, stage 2: to count. Games and drills that are told and not shown, windows of 24 s with as much of what was
+"""A small model, stage 2: to count. Games and drills that are told and not shown, windows of 24 s with as much of what was
 said before them as a stream retains; from the weights of stage 1.
 
     make train-tiny

@@ -1,4 +1,4 @@
-"""A model of the game, stage 3: to see. Windows of 2 s with the first words of the game and the last before them, a question in
+"""A small model, stage 3: to see. Windows of 2 s with the first words of the game and the last before them, a question in
 every second; from the weights of stage 2 and a vision tower of random ones.
 
     make train-tiny

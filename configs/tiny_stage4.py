@@ -1,4 +1,4 @@
-"""A model of the game, stage 4: to see better, and to tell what is seen. Windows of 4 s of short games, practice games and
+"""A small model, stage 4: to see better, and to tell what is seen. Windows of 4 s of short games, practice games and
 drills, with a question in most of the seconds, and those in which something seldom happens; from the weights of stage 3.
 
     make train-tiny

@@ -1,4 +1,4 @@
-"""A model of the game, stage 5: to stream. The recipe of the paper: windows of 24 s every 12 s, with the text before them that a
+"""A small model, stage 5: to stream. The recipe of the paper: windows of 24 s every 12 s, with the text before them that a
 stream retains; from the weights of stage 4.
 
     make train-tiny
