@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from typing import Any, get_args
 
-from svlm_jax.config import Attention, Mode, Rebase, StreamConfig, Weights
+from svlm_jax.config import Attention, Mode, Moved, Rebase, StreamConfig, Weights
 from svlm_jax.errors import InputError
 
 BAD_INPUT = 2  # exit code
@@ -81,6 +81,9 @@ def retained_flags(parser: argparse.ArgumentParser) -> None:
         "--slide", type=_count, default=SUPPRESS, help="last tokens of the previous text (usually 512; none: all)"
     )
     kept.add_argument("--positions", choices=get_args(Rebase), default=SUPPRESS, help="contiguous RoPE, or the native one")
+    kept.add_argument(
+        "--moved", choices=get_args(Moved), default=SUPPRESS, help="replies that become previous text: kept, or computed anew"
+    )
     kept.add_argument("--axes", type=int, choices=(1, 3), default=SUPPRESS, help="of positions: 3, or 1 as LiveCC counts")
     kept.add_argument("--window-chunks", type=int, default=SUPPRESS, help="of --mode window (usually 100)")
 

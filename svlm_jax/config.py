@@ -18,6 +18,7 @@ Attention = Literal["auto", "xla", "cudnn", "mosaic_gpu", "tpu", "interpret", "i
 Weights = Literal["full", "int8"]
 Mode = Literal["streaming", "full", "window", "recompute"]
 Rebase = Literal["shrink", "append"]
+Moved = Literal["kept", "computed"]
 
 VISION_EPS = 1e-6  # RMSNorm epsilon of the whole vision tower; not in any config.json
 VISION_ROPE_THETA = 10_000.0
@@ -189,6 +190,8 @@ class StreamConfig:
         text_rounds: newest replies that stay turns of their own; the words of older ones move into the previous text.
         sink, slide: words that are retained at the beginning of the previous text, and tokens at its end; None: all of it.
         rebase: "shrink" gives the retained tokens contiguous positions every chunk, "append" leaves them as computed.
+        moved: keys and values of a reply whose words move into the previous text: "kept", as they were computed beside its
+            frames (the original), or "computed" anew, as the text that they are now and that windows of training show.
         axes: 3 (M-RoPE) or 1 (all tokens count up by one: what LiveCC was trained with).
         fps, chunk_seconds: frames a second, and seconds a chunk; an even number of frames a chunk.
         max_new_tokens: longest reply.
@@ -201,6 +204,7 @@ class StreamConfig:
     sink: int | None = 512
     slide: int | None = 512
     rebase: Rebase = "shrink"
+    moved: Moved = "kept"
     axes: int = 3
     window_chunks: int = 100
     fps: float | int = 2.0
@@ -218,7 +222,8 @@ class StreamConfig:
         return self.mode == "window" or (self.mode != "full" and self.sink is not None)
 
     def __post_init__(self) -> None:
-        for name, known in (("mode", get_args(Mode)), ("rebase", get_args(Rebase)), ("axes", (1, 3))):
+        choices = {"mode": get_args(Mode), "rebase": get_args(Rebase), "moved": get_args(Moved), "axes": (1, 3)}
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(map(str, known))}", "choose one of them")
         for name in ("vision_window", "text_rounds", "window_chunks", "max_new_tokens", "question_tokens"):
@@ -228,6 +233,10 @@ class StreamConfig:
             raise InputError("sink and slide", f"{self.sink} and {self.slide}", "two numbers, or neither", "set both")
         if self.sink is not None and self.slide is not None and (self.sink < 0 or self.slide < 1):
             raise InputError("sink and slide", f"{self.sink} and {self.slide}", "0 or more, and 1 or more", "raise them")
+        if self.moved == "computed" and self.rebase == "append":
+            raise InputError(
+                "moved", "'computed', but rebase 'append'", "'shrink' with it", "choose 'kept', or the other rebase"
+            )
         frames = self.fps * self.chunk_seconds
         if not (0 < frames < 10_000 and frames == round(frames) and round(frames) % 2 == 0):
             got = f"{self.fps:g} fps in chunks of {self.chunk_seconds:g} s"

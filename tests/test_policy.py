@@ -336,6 +336,10 @@ def test_replies_cut_short_lose_their_last_word():
     ("wrong", "line"),
     [
         ({"mode": "all"}, r"^mode: got 'all', expected one of streaming, full, window, recompute; "),
+        (
+            {"moved": "computed", "rebase": "append"},
+            r"^moved: got 'computed', but rebase 'append', expected 'shrink' with it; ",
+        ),
         ({"rebase": "native"}, r"^rebase: got 'native', expected one of shrink, append; "),
         ({"axes": 2}, r"^axes: got 2, expected one of 1, 3; "),
         ({"vision_window": 0}, r"^vision_window: got 0, expected 1 or more; "),

@@ -51,8 +51,14 @@ def state_file(make, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "rows"),
-    [({}, 1), ({"rebase": "append"}, 2), ({"mode": "recompute"}, 1), ({"mode": "full", "question_tokens": 1}, 1)],
-    ids=["streaming", "two rows, appended", "recomputed", "grown"],
+    [
+        ({}, 1),
+        ({"rebase": "append"}, 2),
+        ({"moved": "computed"}, 2),
+        ({"mode": "recompute"}, 1),
+        ({"mode": "full", "question_tokens": 1}, 1),
+    ],
+    ids=["streaming", "two rows, appended", "two rows, moved anew", "recomputed", "grown"],
 )
 def test_what_is_loaded_goes_on_bit_by_bit(make, tmp_path, monkeypatch, settings, rows):
     monkeypatch.setattr("svlm_jax.stream.session.GROWTH", 2)

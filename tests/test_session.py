@@ -16,6 +16,7 @@ from svlm_jax.data.processor import load_tokenizer
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import from_parameters
 from svlm_jax.sharding import make_mesh
+from svlm_jax.spans import Kind
 from svlm_jax.stream import policy, session, tables
 from svlm_jax.stream.sampling import Sampling
 from svlm_jax.stream.sequence import Chunk
@@ -135,9 +136,9 @@ def test_the_search_for_copies_finds_them():
     assert not moves(parts["ENTRY"], 16384) and moves(reached(parts, "ENTRY"), 16384)["copy"] == 1
 
 
-@pytest.mark.parametrize("mode", ["streaming", "window"])
-def test_nothing_compiles_after_the_first_chunk(make, mode):
-    made = make(rows=2, mode=mode, window_chunks=4, sampling=DRAWN)
+@pytest.mark.parametrize("changes", [{}, {"mode": "window", "window_chunks": 4}, {"moved": "computed"}])
+def test_nothing_compiles_after_the_first_chunk(make, changes):
+    made = make(rows=2, sampling=DRAWN, **changes)
     state = made.join(made.start(), 0, query="Commentate")
     state, _ = made.step(state, [chunk(0), None])
     lengths = set()
@@ -271,6 +272,27 @@ def test_recomputing_says_what_streaming_does_until_something_is_evicted(make):
         np.testing.assert_allclose(ours.logits[0], theirs.logits[0], rtol=0, atol=1e-4)
     assert said(streaming[:3]) == said(recomputed[:3])
     assert np.abs(streaming[4].logits[0] - recomputed[4].logits[0]).max() > 1e-2  # survivors keep what they were computed with
+
+
+@pytest.mark.parametrize("moved", ["computed", "kept"])
+def test_a_moved_reply_that_is_computed_anew_is_held_as_the_text_that_it_is(make, moved):
+    """With moved "kept" it is not, so the comparison can fail."""
+
+    def held(**changes):  # values of the last layer of the replies in the previous text
+        made = make(sink=100, slide=100, **changes)
+        state = made.join(made.start(), previous="red ball ")
+        said = [np.array([30 + number, 7, 90 - number, made.language.end], np.int32) for number in range(7)]
+        for number, reply in enumerate(said):
+            state, _ = made.step(state, [chunk(number)], forced=[reply])
+        (stream,) = state.streams
+        where = np.concatenate([np.full(span.length, span.kind == Kind.PREVIOUS) for span in stream.spans])
+        slots = stream.slots[where & np.isin(stream.ids, np.concatenate(said)) & (stream.ids != made.language.end)]
+        return np.asarray(state.cache.values[-1])[0][:, slots]
+
+    ours, theirs = held(moved=moved), held(mode="recompute")
+    assert ours.shape == theirs.shape and ours.shape[1] == 4 * 2  # four replies, but for their " ..."
+    same = np.allclose(ours, theirs, rtol=0, atol=1e-4)
+    assert same == (moved == "computed")
 
 
 def test_a_window_begins_afresh(make):

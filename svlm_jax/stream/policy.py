@@ -48,6 +48,12 @@ def evict(spans: Iterable[Span], chunk: int, config: StreamConfig) -> tuple[tupl
     return _merged(run.span for run in runs), np.concatenate(order)
 
 
+def moved(before: Iterable[Span], after: Iterable[Span], order: np.ndarray) -> np.ndarray:
+    """Which tokens [n] bool were a reply's and are previous text now; `after`, `order`: what `evict` made of `before`."""
+    was, now = (np.concatenate([np.full(span.length, span.kind) for span in spans]) for spans in (before, after))
+    return (was[order] == Kind.REPLY) & (now == Kind.PREVIOUS)
+
+
 def _is_time(span: Span) -> bool:
     return span.kind == Kind.USER_TEXT and span.part == Part.BODY
 

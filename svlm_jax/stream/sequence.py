@@ -49,7 +49,7 @@ class Sequence(NamedTuple):
 
     @property
     def cached(self) -> int:
-        """Tokens whose keys and values are held; the others follow them."""
+        """Tokens whose keys and values are held. The others follow them, but for a moved reply that is to be computed anew."""
         return int(np.count_nonzero(self.slots >= 0))
 
 
@@ -90,7 +90,7 @@ def start(opening: Tokens, query: str, seed: int) -> Sequence:
 
 def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Language) -> Sequence:
     """What is retained when the reply to `chunk` begins: evicted, with the new turn, at its new positions. The slots of new
-    tokens are NOWHERE."""
+    tokens, and of those to be computed anew, are NOWHERE."""
     if config.mode == "window" and held.chunk - held.since == config.window_chunks:
         held = start(held.opening, held.query, held.seed)._replace(chunk=held.chunk, since=held.chunk)
     number = held.chunk - held.since
@@ -120,6 +120,8 @@ def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Lang
         clips = tuple(clip for clip in held.clips if clip[0] in turns) + clips
     else:
         slots[: len(order)] = held.slots[order]
+        if config.moved == "computed":
+            slots[: len(order)][policy.moved(held.spans, spans, order)] = NOWHERE
     merge = language.config.vision.spatial_merge_size
     if config.rebase == "shrink" or config.mode == "recompute":
         positions = policy.positions(kept, config, merge)

@@ -99,8 +99,9 @@ class Session:
         self.patches = clips * math.prod(grid)
         self.turn = sequence.longest_turn(grid, tokenizer, model.config)
         self.capacity = _round(policy.capacity(config, self.opening.spans, self.turn, GROWTH), TILE)
-        # A turn, the two tokens of the last reply that are not computed yet, and its "\n"; a longer one goes in pieces.
-        self.piece = _round(total(self.turn) + 3, PIECE)
+        # A turn, the two tokens of the last reply that are not computed yet, its "\n", and a moved reply; more goes in pieces.
+        moved = config.max_new_tokens if config.moved == "computed" else 0
+        self.piece = _round(total(self.turn) + 3 + moved, PIECE)
         self.mesh = _mesh(self.values)
 
     def start(self, capacity: int | None = None) -> StreamState:

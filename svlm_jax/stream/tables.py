@@ -64,15 +64,14 @@ def pieces(rows: Rows, where: List[np.ndarray], size: int, capacity: int) -> Ite
     """The tokens that are not computed yet, `size` of each stream at a time; `where` as `vision` gave it."""
     batch = len(rows)
     marks = [_vision_rows(row.turn, some) if row else None for row, some in zip(rows, where, strict=True)]
-    left = max((len(row.slots) - row.turn.cached for row in rows if row), default=0)
-    for start in range(0, left, size):
+    new = [np.flatnonzero(row.turn.slots < 0) if row else np.array([], int) for row in rows]
+    for start in range(0, max(map(len, new), default=0), size):
         ids, index, at, slots = (np.full((batch, size), fill, np.int32) for fill in (0, -1, -1, capacity))
         positions, newest = np.zeros((batch, 3, size), np.float32), np.full(batch, -1, np.int32)
         for b, (row, mark) in enumerate(zip(rows, marks, strict=True)):
             if row is None or mark is None:
                 continue
-            first = row.turn.cached + start
-            here = np.arange(first, min(first + size, len(row.slots)))
+            here = new[b][start : start + size]
             count = len(here)
             ids[b, :count], index[b, :count], at[b, :count] = row.turn.ids[here], here, mark[here]
             positions[b, :, :count], slots[b, :count] = row.turn.positions[:, here], row.slots[here]
