@@ -1,5 +1,5 @@
-"""A small model, stage 2: to count. Games and drills that are told and not shown, windows of 24 s with as much of what was
-said before them as a stream retains; from the weights of stage 1.
+"""The shipped model, stage 2: to count. Windows of 4 s with what was said in the minute before them, which is learned too, a
+question a second or every other, from practice games and drills; from the weights of stage 1.
 
     make train-tiny
 """
@@ -15,12 +15,13 @@ config = replace(
     run_dir="runs/tiny/stage2",
     data=replace(
         stage1.data,
-        sink=64,
-        slide=576,
         paths=("runs/tiny/count.jsonl",),
-        learn_previous=640,
-        buckets=(Bucket(tokens=1408, patches=4, labels=992, frame=4),),
+        sink=16,
+        slide=176,
+        learn_previous=192,
+        buckets=(Bucket(tokens=464, patches=384, labels=256, frame=96),),
     ),
-    batch=2,
-    micro_batch=2,
+    batch=4,
+    micro_batch=4,
+    steps=1800,
 )

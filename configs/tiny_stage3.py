@@ -1,5 +1,5 @@
-"""A small model, stage 3: to see. Windows of 2 s with the first words of the game and the last before them, a question in
-every second; from the weights of stage 2 and a vision tower of random ones.
+"""The shipped model, stage 3: to follow. Windows of 8 s in which a score is said, with what was said in the minutes before
+them, questions in some of the seconds; from the weights of stage 2.
 
     make train-tiny
 """
@@ -15,13 +15,13 @@ config = replace(
     run_dir="runs/tiny/stage3",
     data=replace(
         stage1.data,
-        paths=("runs/tiny/see.jsonl",),
-        sink=16,
-        slide=88,
-        learn_previous=32,
-        buckets=(Bucket(tokens=256, patches=192, labels=128, frame=96),),
+        paths=("runs/tiny/follow.jsonl",),
+        sink=64,
+        slide=320,
+        buckets=(Bucket(tokens=896, patches=768, labels=96, frame=96),),
     ),
-    batch=8,
-    micro_batch=8,
+    batch=2,
+    micro_batch=2,
+    optimizer=replace(stage1.optimizer, learning_rate=6e-4),
     steps=1200,
 )

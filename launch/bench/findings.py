@@ -27,7 +27,7 @@ from svlm_jax.world.match import World
 
 ASK_EVERY = 150  # seconds between questions about what no picture shows
 BIN = 600  # seconds of a point in the plots, and of what counts as the first and the last of a stream
-GROUPS = ("mode", "positions", "vision window", "text", "training")
+GROUPS = ("mode", "positions", "moved replies", "vision window", "text", "training")
 DRAWN = {  # what is drawn: the measure, and the top of its axis
     "F1 of events": ("f1", 1.0),
     "scores right when said": ("score_right", 1.0),
@@ -60,12 +60,14 @@ def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
     def change(group: str, name: str, most: int = 1 << 30, **changes: Any) -> Variant:
         return Variant(group, name, replace(usual, **changes), most=most)
 
+    moved = "computed" if usual.moved == "kept" else "kept"
     made = [
         Variant("mode", "streaming", usual),
         change("mode", "full attention", 1800, mode="full"),
         change("mode", "windows of 100 s, no overlap", mode="window"),
         change("mode", "recomputed every second", 1800, mode="recompute"),
-        change("positions", "native RoPE", rebase="append"),
+        change("positions", "native RoPE, moved replies kept", rebase="append", moved="kept"),
+        change("moved replies", moved, moved=moved),
         Variant("vision window", "0 s (grey frames)", replace(usual, vision_window=1), blind=True),
         *(change("vision window", f"{seconds} s", vision_window=seconds) for seconds in (1, 4, 8, 32)),
     ]

@@ -23,7 +23,10 @@ TEXT = TextConfig(0, 192, 512, 4, 3, 3, rms_norm_eps=1e-6, mrope_section=(8, 12,
 VISION = VisionConfig(3, 128, 320, 4, 192, fullatt_block_indexes=(2,), tokens_per_second=2)
 PIXELS = (168 * 112, 168 * 112)  # of a frame, least and most: 6 x 4 tokens a second of 3:2 video
 # How it streams unless told otherwise: the previous text it was trained with, greedy.
-STREAMING = {"stream": {"sink": 64, "slide": 576}, "sampling": {"temperature": 0.0, "repetition_penalty": 1.0}}
+STREAMING = {
+    "stream": {"sink": 64, "slide": 576, "moved": "computed"},
+    "sampling": {"temperature": 0.0, "repetition_penalty": 1.0},
+}
 VOCABULARY = 640  # tokens at most, markup among them
 MARKUP = (
     *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
