@@ -1,4 +1,4 @@
-"""Make a model of the generated game from nothing: films, a tokenizer, random weights, four stages of training, an export.
+"""Make a model of the generated game from nothing: films, a tokenizer, random weights, five stages of training, an export.
 
     python -m launch.tiny --out runs/tiny            # `make train-tiny`; go on after a stop with the same command
 
@@ -24,9 +24,9 @@ class Step(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """How much of everything. Seeds of films: short games, practice games, drills, of which `again` are shown again in the last
-    stage, long games; seconds of a long one. Seeds of games that are told and not shown, of which `asked` are asked too, and of
-    practice games and drills. More options of training."""
+    """How much of everything. Seeds of films: short games, practice games, drills (`again`: those that the last stages see too),
+    long games; seconds of a long one. Seeds of games that are told and not shown, of those that are asked too, of practice games
+    and of drills. More options of training."""
 
     short: str = "100:220"
     practice: str = "300:360"
@@ -34,10 +34,10 @@ class Amount(NamedTuple):
     again: str = "600:630"
     long: str = "0:4"
     seconds: int = 7200
-    told: str = "10000:10014"
-    asked: str = "10000:10028"
-    told_practice: str = "20000:20054"
-    told_drills: str = "30000:30046"
+    told: str = "10000:10060"
+    asked: str = "10000:10120"
+    told_practice: str = "20000:20240"
+    told_drills: str = "30000:30200"
     training: str = ""
 
 
@@ -47,9 +47,9 @@ QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW,
 # Stage 1 learns to see and to read, from short windows with a question in every second that the picture or the words just
 # before answer; stage 2 to count, with more words before, which are learned too: many scores a step; stage 3 to follow, with
 # still more before longer windows; what stands far back in long text is found by who found it in short text first. Stage 4
-# learns to stream: two-hour games too, cut as the paper cuts them; windows in which a match begins or a foul is told come twice
-# (who mistakes a team at kick-off is wrong until the end). Half of its windows are told and not shown: a film has a score in
-# 20 s, counting takes many more, and text is cheap; half of these are as long as text is retained, for a match lasts minutes.
+# learns to stream: two-hour games too, cut as the paper cuts them; windows in which a match begins come twice, for who mistakes
+# a team there is wrong until its end. Stage 5 learns to remember: as much text before as a match lasts, and half of its windows
+# are told and not shown; a film has a score in 20 s, counting takes many more, and text is cheap.
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 # Digits that are rare in training are not copied, and counting is learned from many goals: both games are long, and drills have
 # a goal every two seconds.
@@ -58,8 +58,10 @@ DRILL = "world --out {out}/films --seconds 240 --rules drill"
 LONG = "world --out {out}/films --seconds {seconds} --seeds {long}"
 TOLD = "world --out {out}/told --words-only"
 SELDOM = 0.05  # questions a second; more of them, and their answers remind of the score
-ALL = " ".join(f"{{out}}/films/{name}.jsonl" for name in ("short4", "practice4", "drill4", "long"))
-TALK = " ".join(f"{{out}}/told/{name}.jsonl" for name in ("match", "asked", "practice", "drill"))
+FILMS = "{out}/films/goals4.jsonl {out}/films/drill4.jsonl {out}/films/long.jsonl"
+WORDS = "windows " + " ".join(f"{{out}}/told/{name}.jsonl" for name in ("match", "asked", "practice", "drill"))
+WORDS += " --words-only --as-streamed"
+LAST = ("stream", "begin", "told24", "told52")
 TRAIN = "train --config tiny_stage{n} --model {{out}}/{model} --run-dir {{out}}/stage{n} --data.paths {windows}"
 TRAIN += " --data.root {{out}}/films{{training}}"
 STEPS = (
@@ -87,24 +89,30 @@ STEPS = (
     Step("3", TRAIN.format(n=3, model=2, windows="{out}/follow.jsonl")),
     Step("3", "convert {out}/stage3 {out}/3"),
     Step("films/long.jsonl", f"{LONG} --index long.jsonl --questions {SELDOM} --keep"),
-    Step("films/short4.jsonl", f"{SHORT} --index short4.jsonl --questions 0.2 --words-only"),
-    Step("films/practice4.jsonl", f"{PRACTICE} --index practice4.jsonl --questions {SELDOM} --words-only"),
+    Step("films/short4.jsonl", f"{SHORT} --index short4.jsonl --questions {SELDOM} --words-only"),
+    Step("films/goals4.jsonl", f"{PRACTICE} --index goals4.jsonl --questions {SELDOM} --words-only"),
     Step("films/drill4.jsonl", f"{DRILL} --seeds {{again}} --index drill4.jsonl --questions {SELDOM} --words-only"),
-    Step("stream.jsonl", f"windows {ALL} --out {{out}}/stream.jsonl --as-streamed"),
-    Step("begin.jsonl", f"windows {ALL} --out {{out}}/begin.jsonl --as-streamed --saying Home:|Welcome|Foul"),
+    Step("remember.jsonl", f"windows {{out}}/films/short4.jsonl {FILMS} --out {{out}}/remember.jsonl --as-streamed"),
+    Step(
+        "begin4.jsonl",
+        f"windows {{out}}/films/short4.jsonl {FILMS} --out {{out}}/begin4.jsonl --as-streamed --saying Home:|Welcome",
+    ),
+    Step("4", TRAIN.format(n=4, model=3, windows="{out}/remember.jsonl {out}/begin4.jsonl")),
+    Step("4", "convert {out}/stage4 {out}/4 --dtype bfloat16"),
+    Step("films/short5.jsonl", f"{SHORT} --index short5.jsonl --questions 0.2 --words-only"),
+    Step("stream.jsonl", f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/stream.jsonl --as-streamed"),
+    Step(
+        "begin.jsonl",
+        f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/begin.jsonl --as-streamed --saying Home:|Welcome|Foul",
+    ),
     Step("told/match.jsonl", f"{TOLD} --seconds 1200 --seeds {{told}} --index match.jsonl"),
     Step("told/asked.jsonl", f"{TOLD} --seconds 1200 --seeds {{asked}} --index asked.jsonl --questions {SELDOM}"),
     Step("told/practice.jsonl", f"{TOLD} --seconds 600 --seeds {{told_practice}} --rules practice --index practice.jsonl"),
     Step("told/drill.jsonl", f"{TOLD} --seconds 600 --seeds {{told_drills}} --rules drill --index drill.jsonl"),
-    Step("told24.jsonl", f"windows {TALK} --out {{out}}/told24.jsonl --words-only --as-streamed --window 24 --stride 24"),
-    Step("told52.jsonl", f"windows {TALK} --out {{out}}/told52.jsonl --words-only --as-streamed --window 52 --stride 52"),
-    Step(
-        "touchline",
-        TRAIN.format(
-            n=4, model=3, windows=" ".join(f"{{out}}/{name}.jsonl" for name in ("stream", "begin", "told24", "told52"))
-        ),
-    ),
-    Step("touchline", "convert {out}/stage4 {out}/touchline --dtype bfloat16"),
+    Step("told24.jsonl", f"{WORDS} --out {{out}}/told24.jsonl --window 24 --stride 24 --every 6"),
+    Step("told52.jsonl", f"{WORDS} --out {{out}}/told52.jsonl --window 52 --stride 52 --every 3"),
+    Step("touchline", TRAIN.format(n=5, model=4, windows=" ".join(f"{{out}}/{name}.jsonl" for name in LAST))),
+    Step("touchline", "convert {out}/stage5 {out}/touchline --dtype bfloat16"),
 )
 
 

@@ -53,7 +53,7 @@ class Windows:
         self.size = {"window": args.window, "stride": args.stride, "shortest": min(SHORTEST, args.window)}
         self.size["as_streamed"] = args.as_streamed
         self.saying = _expression(args.saying)
-        self.seconds = self.spoken = 0
+        self.seconds = self.spoken = self.found = 0
 
     def __iter__(self) -> Iterator[list]:
         """Raises:
@@ -71,6 +71,9 @@ class Windows:
                 annotation = parse(window)
                 if not self.saying.search(" ".join(word.text for word in annotation.words)):
                     continue
+                self.found += 1
+                if self.found % self.args.every:
+                    continue
                 self.seconds += annotation.seconds
                 self.spoken += len({math.ceil(word.end) for word in annotation.words})
                 yield window
@@ -87,6 +90,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24)")
     parser.add_argument("--stride", type=int, default=12, metavar="S", help="seconds from start to start (default 12)")
     parser.add_argument("--saying", default="", metavar="REGEX", help="only windows in whose words this is found")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th of them (default 1: all)")
     parser.add_argument(
         "--as-streamed", action="store_true", help="previous text as streams have it: a line a second, with answers"
     )
@@ -115,6 +119,8 @@ def _check(args: argparse.Namespace) -> None:
     check(args.window, args.stride, min(SHORTEST, args.window))
     check_fps(args.fps)
     _expression(args.saying)
+    if args.every < 1:
+        raise InputError("--every", args.every, "1 or more", "1 keeps all windows")
     if args.max_bad < 0:
         raise InputError("--max-bad", args.max_bad, "0 or more records", "0 allows none")
     if not args.out and not args.tfds:

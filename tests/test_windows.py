@@ -238,6 +238,7 @@ REFUSED = {
     "words": (["--tfds", "x", "--words-only"], "error: --words-only: got with --tfds"),
     "fps": (["--tfds", "x", "--fps", 2.5], "error: fps: got 2.5, expected a whole number of frames a second"),
     "max-bad": (["--out", "x.jsonl", "--max-bad", -1], "error: --max-bad: got -1"),
+    "every": (["--out", "x.jsonl", "--every", 0], "error: --every: got 0, expected 1 or more; 1 keeps all windows"),
     "saying": (["--out", "x.jsonl", "--saying", "("], "error: --saying: got '(', expected a regular expression"),
     "suffix": (["--out", "x.json"], "error: annotations x.json: got the suffix '.json'"),
     "itself": (["--out", "long.jsonl"], "error: long.jsonl: got something that exists already"),
