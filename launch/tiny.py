@@ -24,9 +24,9 @@ class Step(NamedTuple):
 
 
 class Amount(NamedTuple):
-    """How much of everything. Seeds of films: short games, practice games, drills (`again`: those that the last stages see too),
-    long games; seconds of a long one. Seeds of games that are told and not shown, of those that are asked too, of practice games
-    and of drills. More options of training."""
+    """How much of everything. Seeds of films: short games, practice games, drills (`again`: those that the last stages see),
+    long games; seconds of a long one. Seeds of games that are told and not shown, of those that are asked too, of practice
+    games and of drills. More options of training."""
 
     short: str = "100:220"
     practice: str = "300:360"
