@@ -235,7 +235,7 @@ class StreamConfig:
             raise InputError("sink and slide", f"{self.sink} and {self.slide}", "0 or more, and 1 or more", "raise them")
         if self.moved == "computed" and self.rebase == "append":
             raise InputError(
-                "moved", "'computed', but rebase 'append'", "'shrink' with it", "choose 'kept', or the other rebase"
+                "moved", "'computed', but rebase 'append'", "'shrink' with it", "set moved to 'kept', or rebase to 'shrink'"
             )
         frames = self.fps * self.chunk_seconds
         if not (0 < frames < 10_000 and frames == round(frames) and round(frames) % 2 == 0):

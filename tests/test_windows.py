@@ -222,6 +222,16 @@ def test_only_windows_in_whose_words_something_is_said(long, tmp_path):
     assert [(one.start, one.end) for one in found] == [(16, 24)] and found[0].previous.endswith(" w15")
 
 
+def test_only_each_nth_window_is_kept(long, tmp_path):
+    for name, every in (("all", 1), ("third", 3)):
+        result = command(
+            "long.jsonl", "--out", f"{name}.jsonl", "--window", 8, "--stride", 8, "--max-bad", 2, "--every", every, cwd=tmp_path
+        )
+        assert result.returncode == 0, result.stderr
+    whole, some = ([record.line for record in Records([tmp_path / f"{name}.jsonl"])] for name in ("all", "third"))
+    assert len(some) > 1 and some == whole[2::3]
+
+
 def test_more_bad_records_than_allowed_are_all_told_and_nothing_is_written(long, tmp_path):
     result = command("long.jsonl", "--out", "train.jsonl", "--max-bad", 1, cwd=tmp_path)
     assert result.returncode == 1
