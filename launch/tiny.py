@@ -1,4 +1,4 @@
-"""Make a model of the generated game from nothing: films, a tokenizer, random weights, five stages of training, an export.
+"""Make a model of the generated game from nothing: films, a tokenizer, random weights, six stages of training, an export.
 
     python -m launch.tiny --out runs/tiny            # `make train-tiny`; go on after a stop with the same command
 
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 class Amount(NamedTuple):
     """How much of everything. Seeds of films: short games, practice games, drills (`again`: those that the last stages see),
     long games; seconds of a long one. Seeds of games that are told and not shown, of those that are asked too, of practice
-    games and of drills. More options of training."""
+    games and of drills, of those that the last stage is told. More options of training."""
 
     short: str = "100:220"
     practice: str = "300:360"
@@ -38,18 +38,20 @@ class Amount(NamedTuple):
     asked: str = "10000:10120"
     told_practice: str = "20000:20240"
     told_drills: str = "30000:30200"
+    told_last: str = "11000:11088"
     training: str = ""
 
 
 FEW = "10000:10002"
-QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW, FEW, FEW, " --steps 3")
+QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW, FEW, FEW, FEW, " --steps 3")
 
 # Stage 1 learns to see and to read, from short windows with a question in every second that the picture or the words just
 # before answer; stage 2 to count, with more words before, which are learned too: many scores a step; stage 3 to follow, with
 # still more before longer windows; what stands far back in long text is found by who found it in short text first. Stage 4
 # learns to stream: two-hour games too, cut as the paper cuts them; windows in which a match begins come twice, for who mistakes
 # a team there is wrong until its end. Stage 5 learns to remember: as much text before as a match lasts, and half of its windows
-# are told and not shown; a film has a score in 20 s, counting takes many more, and text is cheap.
+# are told and not shown; a film has a score in 20 s, counting takes many more, and text is cheap. In stage 6 what is told are
+# matches alone: scores are further apart in them.
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 # Digits that are rare in training are not copied, and counting is learned from many goals: both games are long, and drills have
 # a goal every two seconds.
@@ -59,9 +61,9 @@ LONG = "world --out {out}/films --seconds {seconds} --seeds {long}"
 TOLD = "world --out {out}/told --words-only"
 SELDOM = 0.05  # questions a second; more of them, and their answers remind of the score
 FILMS = "{out}/films/goals4.jsonl {out}/films/drill4.jsonl {out}/films/long.jsonl"
-WORDS = "windows " + " ".join(f"{{out}}/told/{name}.jsonl" for name in ("match", "asked", "practice", "drill"))
-WORDS += " --words-only --as-streamed"
-LAST = ("stream", "begin", "told24", "told52")
+WORDS = "windows {} --words-only --as-streamed --out {{out}}/{}.jsonl --window {} --stride {}"
+ALL = " ".join(f"{{out}}/told/{name}.jsonl" for name in ("match", "asked", "practice", "drill"))
+LAST = "{{out}}/stream.jsonl {{out}}/begin.jsonl {{out}}/{}.jsonl {{out}}/{}.jsonl"
 TRAIN = "train --config tiny_stage{n} --model {{out}}/{model} --run-dir {{out}}/stage{n} --data.paths {windows}"
 TRAIN += " --data.root {{out}}/films{{training}}"
 STEPS = (
@@ -109,10 +111,15 @@ STEPS = (
     Step("told/asked.jsonl", f"{TOLD} --seconds 1200 --seeds {{asked}} --index asked.jsonl --questions {SELDOM}"),
     Step("told/practice.jsonl", f"{TOLD} --seconds 600 --seeds {{told_practice}} --rules practice --index practice.jsonl"),
     Step("told/drill.jsonl", f"{TOLD} --seconds 600 --seeds {{told_drills}} --rules drill --index drill.jsonl"),
-    Step("told24.jsonl", f"{WORDS} --out {{out}}/told24.jsonl --window 24 --stride 24 --every 6"),
-    Step("told52.jsonl", f"{WORDS} --out {{out}}/told52.jsonl --window 52 --stride 52 --every 3"),
-    Step("touchline", TRAIN.format(n=5, model=4, windows=" ".join(f"{{out}}/{name}.jsonl" for name in LAST))),
-    Step("touchline", "convert {out}/stage5 {out}/touchline --dtype bfloat16"),
+    Step("told24.jsonl", WORDS.format(ALL, "told24", 24, 24) + " --every 6"),
+    Step("told52.jsonl", WORDS.format(ALL, "told52", 52, 52) + " --every 3"),
+    Step("5", TRAIN.format(n=5, model=4, windows=LAST.format("told24", "told52"))),
+    Step("5", "convert {out}/stage5 {out}/5 --dtype bfloat16"),
+    Step("told/more.jsonl", f"{TOLD} --seconds 1200 --seeds {{told_last}} --index more.jsonl --questions {SELDOM}"),
+    Step("told24m.jsonl", WORDS.format("{out}/told/more.jsonl", "told24m", 24, 24)),
+    Step("told52m.jsonl", WORDS.format("{out}/told/more.jsonl", "told52m", 52, 52)),
+    Step("touchline", TRAIN.format(n=6, model=5, windows=LAST.format("told24m", "told52m"))),
+    Step("touchline", "convert {out}/stage6 {out}/touchline --dtype bfloat16"),
 )
 
 

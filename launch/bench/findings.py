@@ -63,7 +63,7 @@ def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
     moved = "computed" if usual.moved == "kept" else "kept"
     made = [
         Variant("mode", "streaming", usual),
-        change("mode", "full attention", 1800, mode="full"),
+        change("mode", "full attention", 600, mode="full"),
         change("mode", "windows of 100 s, no overlap", mode="window"),
         change("mode", "recomputed every second", 1800, mode="recompute"),
         change("positions", "native RoPE, moved replies kept", rebase="append", moved="kept"),
