@@ -23,7 +23,7 @@ config = TrainConfig(
     batch=8,
     micro_batch=8,
     dtype="float32",
-    remat="none",
+    remat="save_attention",
     steps=1200,
     save_every=200,
 )

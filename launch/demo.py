@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.cli import DEFAULT_MODEL, run
+from launch.cli import DEFAULT_MODEL, retained_flags, run, settings
 from svlm_jax.errors import InputError
 from svlm_jax.world.film import HELD_OUT, Film, play
 from svlm_jax.world.judge import Tally, judge, words_of
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=90, help="of the game (default 90)")
     parser.add_argument("--unseen", action="store_true", help="a pitch and shades that no training film has")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw what was seen and said")
+    retained_flags(parser)
     args = parser.parse_args()
     if args.seconds < 2 * ASK_BEFORE_END:
         raise InputError("--seconds", args.seconds, f"{2 * ASK_BEFORE_END} or more", "leave the flag out")
@@ -56,12 +57,13 @@ def replies(vlm: Any, args: argparse.Namespace):
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
 
-    fps = round(vlm.stream.fps)
+    config, sampling = settings(args)
+    fps = round(config.fps)
     pictures, session, state = Film(args.seed, unseen=args.unseen).pictures(fps), None, None
     for second in range(args.seconds):
         clip = vlm.processor.video(np.stack(list(islice(pictures, fps))), fps=fps, levels=True)
         if session is None or state is None:
-            session = Session(vlm.model, vlm.tokenizer, vlm.stream, clip.grid, sampling=vlm.sampling)
+            session = Session(vlm.model, vlm.tokenizer, config, clip.grid, sampling=sampling)
             state = session.join(session.warm(session.start(), clip))
         question = QUESTION if second == args.seconds - ASK_BEFORE_END else ""
         state, (reply,) = session.step(state, [Chunk(float(second), float(second + 1), clip, question)])

@@ -69,7 +69,7 @@ def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
         change("positions", "native RoPE, moved replies kept", rebase="append", moved="kept"),
         change("moved replies", moved, moved=moved),
         Variant("vision window", "0 s (grey frames)", replace(usual, vision_window=1), blind=True),
-        *(change("vision window", f"{seconds} s", vision_window=seconds) for seconds in (1, 4, 8, 32)),
+        *(change("vision window", f"{one} s", vision_window=one) for one in (1, 4, 8, 16, 32) if one != usual.vision_window),
     ]
     for sink, slide in ((0, 1), (256, 1), (0, 256), (256, 256), (512, 512)):
         if (sink, slide) != (usual.sink, usual.slide):

@@ -24,7 +24,7 @@ VISION = VisionConfig(3, 128, 320, 4, 192, fullatt_block_indexes=(2,), tokens_pe
 PIXELS = (168 * 112, 168 * 112)  # of a frame, least and most: 6 x 4 tokens a second of 3:2 video
 # How it streams unless told otherwise: the previous text it was trained with, as text alone; greedy.
 STREAMING = {
-    "stream": {"sink": 64, "slide": 576, "moved": "computed"},
+    "stream": {"vision_window": 8, "sink": 64, "slide": 576, "moved": "computed"},
     "sampling": {"temperature": 0.0, "repetition_penalty": 1.0},
 }
 VOCABULARY = 640  # tokens at most, markup among them
