@@ -1,6 +1,7 @@
 """Claims about `launch.bench findings`: what it compares, and that the truth gets full marks from it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -22,28 +23,30 @@ def told(tmp_path):
     truth: dict[int, list[str]] = {}
     for word in commentary.words(events):
         truth.setdefault(int(word.start), []).append(word.text)
-    usual = findings.variants(USUAL, {})[0]
-    with (tmp_path / f"{usual.file}_{HELD_OUT}.jsonl").open("w") as file:
+    path = tmp_path / findings.variants(USUAL, {})[0].file("weights", HELD_OUT)
+    with path.open("w") as file:
         for second in range(SECONDS):
             question = questions.get(second, "")
             answer = commentary.answer(question, facts_at(events, second), "") if question else ""
             text = f"{answer}\n{' '.join(truth.get(second, []))}"
             file.write(json.dumps({"second": second, "text": text, "question": question, "ms": 1.0, "slots": 9}) + "\n")
-    return tmp_path
+    return {HELD_OUT: path}
 
 
 def test_variants_differ_from_the_usual_in_one_thing_and_have_files_of_their_own():
     made = findings.variants(USUAL, {"no overlap": "DIR"})
-    assert len({one.file for one in made}) == len(made) and {one.group for one in made} == set(findings.GROUPS)
+    assert len({one.file("", 0) for one in made}) == len(made) and {one.group for one in made} == set(findings.GROUPS)
     for one in made[1:]:
         changed = [name for name in vars(USUAL) if getattr(one.stream, name) != getattr(USUAL, name)]
         assert set(changed) <= {"sink", "slide"} or len(changed) == 1 or one.model
+    assert made[0].file("", 0) != made[0].file("other weights", 0)
+    assert made[0].file("", 0) != findings.variants(replace(USUAL, slide=9), {})[0].file("", 0)
     windows = {one.stream.vision_window for one in made if one.group == "vision window"}
-    assert windows == {1, 4, 8, 32}
+    assert windows == {1, 4, 8, 32} and USUAL.vision_window == 16
 
 
 def test_the_truth_gets_full_marks(told):
-    bins, lines = findings._judged(findings.variants(USUAL, {})[0], told, [HELD_OUT], SECONDS)
+    bins, lines = findings._judged(told, SECONDS)
     row = findings._row(findings.variants(USUAL, {})[0], bins, lines)
     assert len(bins) == 2 and len(lines) == SECONDS
     for name in (
@@ -70,6 +73,6 @@ def test_questions_wait_until_their_answer_has_been_said():
 def test_what_is_found_is_drawn(told, tmp_path):
     pytest.importorskip("matplotlib")
     made = findings.variants(USUAL, {})
-    bins, _ = findings._judged(made[0], told, [HELD_OUT], SECONDS)
+    bins, _ = findings._judged(told, SECONDS)
     findings.draw(dict.fromkeys(made[:6], bins), tmp_path / "findings.svg")
     assert (tmp_path / "findings.svg").read_text().count('<g id="axes_') == 3 * len(findings.DRAWN)

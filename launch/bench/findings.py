@@ -1,15 +1,17 @@
 """The findings of the paper on the generated game: what is retained, how it is placed and how the model was trained, each
 against stream time, judged by what happened in the game.
 
-Every stream is one line a second in a folder of its own, so that a run that stops goes on where it was. Held-out seeds only.
+Every stream is one line a second in a file of its own, named by what it depends on: a run that stops goes on where it was, another
+model or setting begins anew. Held-out seeds only.
 """
 
 import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
+from hashlib import sha256
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,11 @@ class Variant:
     most: int = 1 << 30
     blind: bool = False
 
-    @property
-    def file(self) -> str:
-        return "".join(one if one.isalnum() else "_" for one in f"{self.group} {self.name}")
+    def file(self, weights: str, seed: int) -> str:
+        """Its file; weights: `digest` of the model."""
+        name = "".join(one if one.isalnum() else "_" for one in f"{self.group} {self.name}")
+        depends = json.dumps([asdict(self.stream), self.blind, weights], sort_keys=True)
+        return f"{name}_{seed}_{sha256(depends.encode()).hexdigest()[:8]}.jsonl"
 
 
 def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
@@ -75,6 +79,14 @@ def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
         if (sink, slide) != (usual.sink, usual.slide):
             made.append(change("text", f"sink {sink}, window {slide - (slide == 1)}", sink=sink, slide=slide))
     return made + [Variant("training", name, usual, model=name) for name in others]
+
+
+def digest(model: Path) -> str:
+    """Of all files of a model."""
+    found = sha256()
+    for path in sorted(path for path in model.rglob("*") if path.is_file()):
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 class Games:
@@ -125,22 +137,24 @@ def bench(args: argparse.Namespace) -> None:
         raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
     args.scratch.mkdir(parents=True, exist_ok=True)
     seeds = [HELD_OUT + number for number in range(args.seeds)]
+    names = {variant: others[variant.model] if variant.model else args.model for variant in chosen}
+    weights = {name: digest(local_directory(name)) for name in set(names.values())}
     loaded: dict[str, Any] = {}
     games = None
-    for variant in chosen:
+    for variant, name in names.items():
         for seed in seeds:
-            path = args.scratch / f"{variant.file}_{seed}.jsonl"
+            path = args.scratch / variant.file(weights[name], seed)
             if path.exists():
                 continue
-            name = others[variant.model] if variant.model else args.model
             if name not in loaded:
                 loaded[name] = from_pretrained(name)
             vlm = loaded[name]
             games = games or Games(args.scratch, args.seconds, vlm.processor)
             _stream(vlm, variant, games, seed, path)
     rows, series = [], {}
-    for variant in chosen:
-        tallies, told = _judged(variant, args.scratch, seeds, args.seconds)
+    for variant, name in names.items():
+        paths = {seed: args.scratch / variant.file(weights[name], seed) for seed in seeds}
+        tallies, told = _judged(paths, args.seconds)
         series[variant] = tallies
         rows.append(_row(variant, tallies, told))
         print(json.dumps(rows[-1]), flush=True)
@@ -197,12 +211,12 @@ def asked(world: World, seconds: int) -> dict[int, str]:
     return found
 
 
-def _judged(variant: Variant, scratch: Path, seeds: list[int], seconds: int) -> tuple[list[Tally], list[dict[str, Any]]]:
-    """A tally a BIN of stream time, over all games; and all lines."""
+def _judged(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[dict[str, Any]]]:
+    """A tally a BIN of stream time, over all games (seed -> its stream); and all lines."""
     bins: list[list[Tally]] = []
     told: list[dict[str, Any]] = []
-    for seed in seeds:
-        lines = [json.loads(line) for line in (scratch / f"{variant.file}_{seed}.jsonl").read_text().splitlines()]
+    for seed, path in paths.items():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
         world, length = play(seed, seconds), len(lines)
         said = {line["second"]: words_of(line["text"])[1] for line in lines}
         for number, start in enumerate(range(0, length, BIN)):
