@@ -1,8 +1,8 @@
 """The findings of the paper on the generated game: what is retained, how it is placed and how the model was trained, each
 against stream time, judged by what happened in the game.
 
-Every stream is one line a second in a file of its own, named by what it depends on: a run that stops goes on where it was, another
-model or setting begins anew. Held-out seeds only.
+Every stream is one line a second in a file of its own, named by what it depends on: a run that stops goes on where it was,
+another model or setting begins anew. Held-out seeds only.
 """
 
 import argparse
