@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from launch.cli import DEFAULT_MODEL, retained_flags, run, settings
+from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.world.film import HELD_OUT, Film, play
 from svlm_jax.world.judge import Tally, judge, words_of
@@ -35,6 +36,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.seconds < 2 * ASK_BEFORE_END:
         raise InputError("--seconds", args.seconds, f"{2 * ASK_BEFORE_END} or more", "leave the flag out")
+    config, sampling = settings(args)
     from svlm_jax import from_pretrained
 
     began = time.monotonic()
@@ -42,7 +44,7 @@ def main() -> None:
     size = sum(value.size for value in vlm.parameters.values())
     print(f"{args.model}, {size / 1e6:.1f} M parameters, watches game {args.seed}: {args.seconds} s, as fast as it can\n")
     watched = Watched(args.seed, args.seconds)
-    for second, reply in replies(vlm, args):
+    for second, reply in replies(vlm, args, config, sampling):
         watched.hear(second, reply)
     watched.sum_up(time.monotonic() - began)
     if args.picture:
@@ -52,12 +54,11 @@ def main() -> None:
     print("your own video: python -m launch.stream match.mp4 --model Qwen/Qwen2.5-VL-3B-Instruct")
 
 
-def replies(vlm: Any, args: argparse.Namespace):
+def replies(vlm: Any, args: argparse.Namespace, config: StreamConfig, sampling: Any):
     """(second, Reply) of the game; the score is asked for near the end."""
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
 
-    config, sampling = settings(args)
     fps = round(config.fps)
     pictures, session, state = Film(args.seed, unseen=args.unseen).pictures(fps), None, None
     for second in range(args.seconds):

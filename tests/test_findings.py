@@ -23,7 +23,7 @@ def told(tmp_path):
     truth: dict[int, list[str]] = {}
     for word in commentary.words(events):
         truth.setdefault(int(word.start), []).append(word.text)
-    path = tmp_path / findings.variants(USUAL, {})[0].file("weights", HELD_OUT)
+    path = tmp_path / findings.variants(USUAL, {})[0].file("weights", HELD_OUT, SECONDS)
     with path.open("w") as file:
         for second in range(SECONDS):
             question = questions.get(second, "")
@@ -35,19 +35,21 @@ def told(tmp_path):
 
 def test_variants_differ_from_the_usual_in_one_thing_and_have_files_of_their_own():
     made = findings.variants(USUAL, {"no overlap": "DIR"})
-    assert len({one.file("", 0) for one in made}) == len(made) and {one.group for one in made} == set(findings.GROUPS)
+    assert len({one.file("", 0, 700) for one in made}) == len(made) and {one.group for one in made} == set(findings.GROUPS)
     for one in made[1:]:
         changed = [name for name in vars(USUAL) if getattr(one.stream, name) != getattr(USUAL, name)]
         assert set(changed) <= {"sink", "slide"} or len(changed) == 1 or one.model
-    assert made[0].file("", 0) != made[0].file("other weights", 0)
-    assert made[0].file("", 0) != findings.variants(replace(USUAL, slide=9), {})[0].file("", 0)
+    assert made[0].file("", 0, 700) != made[0].file("other weights", 0, 700)
+    assert made[0].file("", 0, 700) != findings.variants(replace(USUAL, slide=9), {})[0].file("", 0, 700)
+    full = next(one for one in made if one.name == "full attention")
+    assert made[0].file("", 0, 600) != made[0].file("", 0, 700) and full.file("", 0, 600) == full.file("", 0, 700)
     windows = {one.stream.vision_window for one in made if one.group == "vision window"}
     assert windows == {1, 4, 8, 32} and USUAL.vision_window == 16
 
 
 def test_the_truth_gets_full_marks(told):
-    bins, lines = findings._judged(told, SECONDS)
-    row = findings._row(findings.variants(USUAL, {})[0], bins, lines)
+    bins, scores, lines = findings._judged(told, SECONDS)
+    row = findings._row(findings.variants(USUAL, {})[0], bins, scores, lines)
     assert len(bins) == 2 and len(lines) == SECONDS
     for name in (
         "F1",
@@ -59,6 +61,7 @@ def test_the_truth_gets_full_marks(told):
         "silence precision",
     ):
         assert row[name] == "1.000", name
+    assert all(part.startswith("0/") for part in row["new mistakes"].split(", ")) and len(scores) > 20
     assert sum(tally.asked for tally in bins) == SECONDS // findings.ASK_EVERY
 
 
@@ -73,6 +76,6 @@ def test_questions_wait_until_their_answer_has_been_said():
 def test_what_is_found_is_drawn(told, tmp_path):
     pytest.importorskip("matplotlib")
     made = findings.variants(USUAL, {})
-    bins, _ = findings._judged(told, SECONDS)
+    bins, _, _ = findings._judged(told, SECONDS)
     findings.draw(dict.fromkeys(made[:6], bins), tmp_path / "findings.svg")
     assert (tmp_path / "findings.svg").read_text().count('<g id="axes_') == 3 * len(findings.DRAWN)

@@ -1,6 +1,7 @@
 """Claims about the generated game: a function of its seed, with words that can be learned and a judge that can tell."""
 
 import colorsys
+import re
 import subprocess
 import sys
 from itertools import islice, pairwise
@@ -14,7 +15,7 @@ from svlm_jax.data.sources import open_source
 from svlm_jax.data.video import sample_video
 from svlm_jax.errors import InputError
 from svlm_jax.world import commentary, film
-from svlm_jax.world.judge import judge
+from svlm_jax.world.judge import counted, facts_at, judge
 from svlm_jax.world.match import LEAD, MOST_GOALS, TEAMS, Kind, Rules, World, second_of
 from svlm_jax.world.render import HELD_OUT_PITCHES, PITCHES, Renderer, look
 
@@ -138,6 +139,20 @@ def test_the_judge_counts_what_is_wrong(world):
     assert judge(again, events, 0, 600).repetition > 0.99
     halves = judge(truth, events, 0, 300) + judge(truth, events, 300, 600)
     assert halves.events == judge(truth, events, 0, 600).events
+
+
+def test_a_mistake_is_new_once(world):
+    truth = said(world, 1200)
+    right = counted(truth, world.events, 1200)
+    assert len(right) > 20 and all(one.kept and one.age >= 0 for one in right)
+    number = world.events[-1].facts.number // 2  # in a match in the middle, the home team gets a goal too many from the first on
+    for second, words in truth.items():
+        facts = facts_at(world.events, second)
+        if facts.number == number and facts.goals != (0, 0):
+            truth[second] = re.sub(r"(\d+)-", lambda home: f"{int(home[1]) + 1}-", words)
+    wrong = counted(truth, world.events, 1200)
+    assert [one.kept for one in wrong].count(False) == 1 and [one.age for one in wrong] == [one.age for one in right]
+    assert judge(truth, world.events, 0, 1200).right < len(right) - 1
 
 
 def test_unseen_looks_are_unseen():

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from hashlib import sha256
+from itertools import pairwise
 from operator import add
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.world import commentary
 from svlm_jax.world.film import HELD_OUT, Film, play
-from svlm_jax.world.judge import Tally, facts_at, judge, words_of
+from svlm_jax.world.judge import Counted, Tally, counted, facts_at, judge, words_of
 from svlm_jax.world.match import World
 
 ASK_EVERY = 150  # seconds between questions about what no picture shows
+AGES = (16, 48)  # seconds between two scores: within the turns of the shipped model; in the previous text; further back
 BIN = 600  # seconds of a point in the plots, and of what counts as the first and the last of a stream
 GROUPS = ("mode", "positions", "moved replies", "vision window", "text", "training")
 DRAWN = {  # what is drawn: the measure, and the top of its axis
@@ -51,10 +53,13 @@ class Variant:
     most: int = 1 << 30
     blind: bool = False
 
-    def file(self, weights: str, seed: int) -> str:
-        """Its file; weights: `digest` of the model."""
+    def seconds(self, wanted: int) -> int:
+        return min(wanted, self.most)
+
+    def file(self, weights: str, seed: int, seconds: int) -> str:
+        """Its file; weights: `digest` of the model; seconds: of the game."""
         name = "".join(one if one.isalnum() else "_" for one in f"{self.group} {self.name}")
-        depends = json.dumps([asdict(self.stream), self.blind, weights], sort_keys=True)
+        depends = json.dumps([asdict(self.stream), self.blind, weights, self.seconds(seconds)], sort_keys=True)
         return f"{name}_{seed}_{sha256(depends.encode()).hexdigest()[:8]}.jsonl"
 
 
@@ -143,7 +148,7 @@ def bench(args: argparse.Namespace) -> None:
     games = None
     for variant, name in names.items():
         for seed in seeds:
-            path = args.scratch / variant.file(weights[name], seed)
+            path = args.scratch / variant.file(weights[name], seed, args.seconds)
             if path.exists():
                 continue
             if name not in loaded:
@@ -153,10 +158,9 @@ def bench(args: argparse.Namespace) -> None:
             _stream(vlm, variant, games, seed, path)
     rows, series = [], {}
     for variant, name in names.items():
-        paths = {seed: args.scratch / variant.file(weights[name], seed) for seed in seeds}
-        tallies, told = _judged(paths, args.seconds)
-        series[variant] = tallies
-        rows.append(_row(variant, tallies, told))
+        paths = {seed: args.scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds}
+        series[variant], scores, lines = _judged(paths, args.seconds)
+        rows.append(_row(variant, series[variant], scores, lines))
         print(json.dumps(rows[-1]), flush=True)
     plot = "benchmarks/findings.svg"
     draw(series, args.out / plot)
@@ -164,7 +168,8 @@ def bench(args: argparse.Namespace) -> None:
         f"What a commentary is worth against stream time: {len(seeds)} held-out games of {args.seconds} s ({args.model}; "
         "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and last 10 minutes; scores "
         f"that were right when said; questions (one every {ASK_EVERY} s: the score, who scored first, which cup) answered "
-        "rightly."
+        "rightly. New mistakes: scores that are not the one told before and what was scored since, of all, by the age of the "
+        f"one before: under {AGES[0]} s, under {AGES[1]} s, older."
     )
     record("findings", what, rows, args.out, plot)
 
@@ -177,7 +182,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     from svlm_jax.stream.session import Session
 
     patches, config = games.patches(seed, variant.stream.chunk_frames), vlm.model.config
-    seconds = min(len(patches), variant.most)
+    seconds = variant.seconds(len(patches))
     questions = asked(games.world(seed), seconds)
     clip = vlm.processor.video(
         np.zeros((variant.stream.chunk_frames, 448, 672, 3), np.uint8), fps=variant.stream.fps, levels=True
@@ -211,9 +216,10 @@ def asked(world: World, seconds: int) -> dict[int, str]:
     return found
 
 
-def _judged(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[dict[str, Any]]]:
-    """A tally a BIN of stream time, over all games (seed -> its stream); and all lines."""
+def _judged(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[Counted], list[dict[str, Any]]]:
+    """A tally a BIN of stream time, over all games (seed -> its stream); all scores; and all lines."""
     bins: list[list[Tally]] = []
+    scores: list[Counted] = []
     told: list[dict[str, Any]] = []
     for seed, path in paths.items():
         lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -228,11 +234,12 @@ def _judged(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[dic
                     tally.answered += words_of(line["text"])[0] == right
             bins += [[]] * (number + 1 - len(bins))
             bins[number] = [*bins[number], tally]
+        scores += counted(said, world.events, length)
         told += lines
-    return [reduce(add, some) for some in bins], told
+    return [reduce(add, some) for some in bins], scores, told
 
 
-def _row(variant: Variant, bins: list[Tally], told: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(variant: Variant, bins: list[Tally], scores: list[Counted], told: list[dict[str, Any]]) -> dict[str, Any]:
     whole = reduce(add, bins)
     numbers = {
         "F1": whole.f1,
@@ -248,7 +255,13 @@ def _row(variant: Variant, bins: list[Tally], told: list[dict[str, Any]]) -> dic
     }
     row: dict[str, Any] = {"": variant.group, "variant": variant.name, "seconds": max(line["second"] for line in told) + 1}
     row |= {name: "-" if np.isnan(value) else f"{value:.3f}" for name, value in numbers.items()}
+    row["new mistakes"] = ", ".join(_mistaken(scores, low, high) for low, high in pairwise((0, *AGES, 1 << 30)))
     return row | {"ms a chunk": f"{np.median([line['ms'] for line in told]):.0f}", "slots": max(line["slots"] for line in told)}
+
+
+def _mistaken(scores: list[Counted], low: int, high: int) -> str:
+    these = [one.kept for one in scores if low <= one.age < high]
+    return f"{these.count(False)}/{len(these)}"
 
 
 def draw(series: dict[Variant, list[Tally]], path: Path) -> None:

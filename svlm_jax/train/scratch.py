@@ -22,7 +22,8 @@ from svlm_jax.model.vlm import Parameters, shapes
 TEXT = TextConfig(0, 192, 512, 4, 3, 3, rms_norm_eps=1e-6, mrope_section=(8, 12, 12), rope_theta=10_000.0)
 VISION = VisionConfig(3, 128, 320, 4, 192, fullatt_block_indexes=(2,), tokens_per_second=2)
 PIXELS = (168 * 112, 168 * 112)  # of a frame, least and most: 6 x 4 tokens a second of 3:2 video
-# How it streams unless told otherwise: the previous text it was trained with, as text alone; greedy.
+# How it streams unless told otherwise: the previous text it was trained with, as text alone; greedy. A third of the seconds of
+# frames it was trained with: what was said is nearer then (docs/world.md).
 STREAMING = {
     "stream": {"vision_window": 8, "sink": 64, "slide": 576, "moved": "computed"},
     "sampling": {"temperature": 0.0, "repetition_penalty": 1.0},

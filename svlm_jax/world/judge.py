@@ -5,6 +5,7 @@ Owns the measures. Does not know models. Host side, never jax. Units: seconds.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 from svlm_jax.world.commentary import claims, first_scorers, newest, phrases, scores
 from svlm_jax.world.match import Event, Facts, second_of
@@ -138,6 +139,31 @@ def judge(replies: Mapping[int, str], events: Sequence[Event], start: int, end: 
         if start <= second_of(event.time) + number < end
     )
     return tally
+
+
+class Counted(NamedTuple):
+    """A score that was told. age: seconds since the one told before it; kept: its goals are those and what was scored since, or,
+    in the first score of a match, what was scored in that match (teams are not looked at)."""
+
+    age: int
+    kept: bool
+
+
+def counted(replies: Mapping[int, str], events: Sequence[Event], end: int) -> list[Counted]:
+    """The scores told in the seconds 0 .. end - 1, in order; a mistake counts where it is made, and not in the scores after it.
+
+    Args: as for `judge`.
+    """
+    found, told, then, last = [], (0, 0), None, 0
+    for second in range(end):
+        for one in scores(replies.get(second, "")):
+            now = facts_at(events, second)
+            if then is None or then.number != now.number:
+                told, then = (0, 0), now._replace(goals=(0, 0))
+            grown = tuple(before + new - old for before, new, old in zip(told, now.goals, then.goals, strict=True))
+            found.append(Counted(second - last, one.goals == grown))
+            told, then, last = one.goals, now, second
+    return found
 
 
 def words_of(reply: str) -> tuple[str, str]:
