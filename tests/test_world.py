@@ -145,7 +145,7 @@ def test_a_mistake_is_new_once(world):
     truth = said(world, 1200)
     right = counted(truth, world.events, 1200)
     assert len(right) > 20 and all(one.kept and one.age >= 0 for one in right)
-    number = world.events[-1].facts.number // 2  # in a match in the middle, the home team gets a goal too many from the first on
+    number = world.events[-1].facts.number // 2  # of a match in which the home team gets a goal too many, from the first on
     for second, words in truth.items():
         facts = facts_at(world.events, second)
         if facts.number == number and facts.goals != (0, 0):

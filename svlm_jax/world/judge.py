@@ -142,8 +142,8 @@ def judge(replies: Mapping[int, str], events: Sequence[Event], start: int, end: 
 
 
 class Counted(NamedTuple):
-    """A score that was told. age: seconds since the one told before it; kept: its goals are those and what was scored since, or,
-    in the first score of a match, what was scored in that match (teams are not looked at)."""
+    """A score that was told. age: seconds since the one told before it; kept: its goals are that one's and those scored since,
+    or, in the first score of a match, those of that match (teams are not looked at)."""
 
     age: int
     kept: bool
