@@ -61,6 +61,8 @@ def test_the_truth_gets_full_marks(told):
         "silence precision",
     ):
         assert row[name] == "1.000", name
+    other = [line | {"text": line["text"].replace("Reds", "Blues")} for line in lines]
+    assert findings._same(lines, lines) == 1 and 0.5 < findings._same(other[:600], lines) < 1
     assert all(part.startswith("0/") for part in row["new mistakes"].split(", ")) and len(scores) > 20
     assert sum(tally.asked for tally in bins) == SECONDS // findings.ASK_EVERY
 

@@ -156,11 +156,12 @@ def bench(args: argparse.Namespace) -> None:
             vlm = loaded[name]
             games = games or Games(args.scratch, args.seconds, vlm.processor)
             _stream(vlm, variant, games, seed, path)
-    rows, series = [], {}
+    rows, series, usually = [], {}, []
     for variant, name in names.items():
         paths = {seed: args.scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds}
         series[variant], scores, lines = _judged(paths, args.seconds)
-        rows.append(_row(variant, series[variant], scores, lines))
+        usually = usually or lines
+        rows.append(_row(variant, series[variant], scores, lines) | {"same replies": f"{_same(lines, usually):.3f}"})
         print(json.dumps(rows[-1]), flush=True)
     plot = "benchmarks/findings.svg"
     draw(series, args.out / plot)
@@ -169,7 +170,7 @@ def bench(args: argparse.Namespace) -> None:
         "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and last 10 minutes; scores "
         f"that were right when said; questions (one every {ASK_EVERY} s: the score, who scored first, which cup) answered "
         "rightly. New mistakes: scores that are not the one told before and what was scored since, of all, by the age of the "
-        f"one before: under {AGES[0]} s, under {AGES[1]} s, older."
+        f"one before: under {AGES[0]} s, under {AGES[1]} s, older. Same replies: of those of the first row."
     )
     record("findings", what, rows, args.out, plot)
 
@@ -235,7 +236,7 @@ def _judged(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[Cou
             bins += [[]] * (number + 1 - len(bins))
             bins[number] = [*bins[number], tally]
         scores += counted(said, world.events, length)
-        told += lines
+        told += [line | {"seed": seed} for line in lines]
     return [reduce(add, some) for some in bins], scores, told
 
 
@@ -257,6 +258,12 @@ def _row(variant: Variant, bins: list[Tally], scores: list[Counted], told: list[
     row |= {name: "-" if np.isnan(value) else f"{value:.3f}" for name, value in numbers.items()}
     row["new mistakes"] = ", ".join(_mistaken(scores, low, high) for low, high in pairwise((0, *AGES, 1 << 30)))
     return row | {"ms a chunk": f"{np.median([line['ms'] for line in told]):.0f}", "slots": max(line["slots"] for line in told)}
+
+
+def _same(lines: list[dict[str, Any]], usually: list[dict[str, Any]]) -> float:
+    """Share of the replies that are those of the usual stream."""
+    expected = {(line["seed"], line["second"]): line["text"] for line in usually}
+    return sum(line["text"] == expected[line["seed"], line["second"]] for line in lines) / len(lines)
 
 
 def _mistaken(scores: list[Counted], low: int, high: int) -> str:
