@@ -73,7 +73,7 @@ def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
     made = [
         Variant("mode", "streaming", usual),
         change("mode", "full attention", 600, mode="full"),
-        change("mode", "windows of 100 s, no overlap", mode="window"),
+        change("mode", "windows of 100 s, no overlap", 1800, mode="window"),
         change("mode", "recomputed every second", 1800, mode="recompute"),
         change("positions", "native RoPE, moved replies kept", rebase="append", moved="kept"),
         change("moved replies", moved, moved=moved),
@@ -166,7 +166,7 @@ def bench(args: argparse.Namespace) -> None:
     plot = "benchmarks/findings.svg"
     draw(series, args.out / plot)
     what = (
-        f"What a commentary is worth against stream time: {len(seeds)} held-out games of {args.seconds} s ({args.model}; "
+        f"What a commentary is worth against stream time: held-out games ({len(seeds)}) of {args.seconds} s ({args.model}; "
         "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and last 10 minutes; scores "
         f"that were right when said; questions (one every {ASK_EVERY} s: the score, who scored first, which cup) answered "
         "rightly. New mistakes: scores that are not the one told before and what was scored since, of all, by the age of the "

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import sys
 from datetime import date
 from pathlib import Path
@@ -28,7 +29,7 @@ def record(name: str, what: str, rows: list[dict[str, Any]], out: Path, plot: st
     device = jax.devices()[0]
     entry = {
         "what": what.strip(),
-        "command": "python -m launch.bench " + " ".join(sys.argv[1:]),
+        "command": shlex.join(["python", "-m", "launch.bench", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "device": f"{device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
         "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
