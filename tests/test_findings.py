@@ -1,5 +1,6 @@
 """Claims about `launch.bench findings`: what it compares, and that the truth gets full marks from it."""
 
+import argparse
 import json
 from dataclasses import replace
 
@@ -7,6 +8,7 @@ import pytest
 
 from launch.bench import findings
 from svlm_jax.config import StreamConfig
+from svlm_jax.errors import InputError
 from svlm_jax.world import commentary
 from svlm_jax.world.film import HELD_OUT, play
 from svlm_jax.world.judge import facts_at
@@ -81,3 +83,14 @@ def test_what_is_found_is_drawn(told, tmp_path):
     bins, _, _ = findings._judged(told, SECONDS)
     findings.draw(dict.fromkeys(made[:6], bins), tmp_path / "findings.svg")
     assert (tmp_path / "findings.svg").read_text().count('<g id="axes_') == 3 * len(findings.DRAWN)
+
+
+@pytest.mark.parametrize(
+    "flags", (["--seconds", "0"], ["--seeds", "0"], ["--others", "bad"], ["--others", "=DIR"], ["--only", "x"])
+)
+def test_bad_flags_are_one_line_before_anything_is_loaded(flags, tmp_path):
+    made = argparse.ArgumentParser()
+    findings.flags(made)
+    with pytest.raises(InputError, match=f"^{flags[0]}: got "):
+        findings.bench(made.parse_args(["--scratch", str(tmp_path / "scratch"), *flags]))
+    assert not (tmp_path / "scratch").exists()

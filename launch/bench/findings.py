@@ -133,13 +133,18 @@ def bench(args: argparse.Namespace) -> None:
     """Stream what is not yet streamed, then write the table and the plots of all that is."""
     from svlm_jax.pretrained import from_pretrained, local_directory, streaming
 
+    if unknown := set(filter(None, args.only.split(","))) - set(GROUPS):
+        raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
+    for flag, got in (("--seconds", args.seconds), ("--seeds", args.seeds)):
+        if got < 1:
+            raise InputError(flag, got, "1 or more", "leave the flag out")
+    if wrong := [one for one in args.others if not all(one.partition("="))]:
+        raise InputError("--others", wrong[0], "NAME=DIR", "for example 'no SFT=touchline-base'")
     others = dict(one.split("=", 1) for one in args.others)
     usual, _ = streaming(local_directory(args.model))
     chosen = [
         one for one in variants(usual, others) if not args.only or one.group in args.only.split(",") or one.name == "streaming"
     ]
-    if unknown := set(filter(None, args.only.split(","))) - set(GROUPS):
-        raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
     args.scratch.mkdir(parents=True, exist_ok=True)
     seeds = [HELD_OUT + number for number in range(args.seeds)]
     names = {variant: others[variant.model] if variant.model else args.model for variant in chosen}
@@ -281,7 +286,7 @@ def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
     from matplotlib import pyplot
 
     usual = next(iter(series))
-    groups = [group for group in GROUPS if any(one.group == group and one != usual for one in series)]
+    groups = [group for group in GROUPS if any(one.group == group and one != usual for one in series)] or [usual.group]
     size = (4 * len(groups), 2.6 * len(DRAWN))
     figure, axes = pyplot.subplots(len(DRAWN), len(groups), sharex=True, sharey="row", squeeze=False, figsize=size)
     for column, group in enumerate(groups):
