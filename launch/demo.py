@@ -36,6 +36,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.seconds < 2 * ASK_BEFORE_END:
         raise InputError("--seconds", args.seconds, f"{2 * ASK_BEFORE_END} or more", "leave the flag out")
+    if args.picture and (args.picture.suffix != ".png" or not args.picture.absolute().parent.is_dir()):
+        raise InputError("--picture", args.picture, "a FILE.png in a directory that exists", "make the directory")
     config, sampling = settings(args)
     from svlm_jax import from_pretrained
 

@@ -134,6 +134,14 @@ def test_the_demo_watches_a_game_beside_the_truth_and_draws_it(tmp_path):
     assert result.returncode == 0, result.stderr
     assert "times real time" in result.stdout and "F1 so far" in result.stdout and "What is the score?" in result.stdout
     assert (tmp_path / "demo.png").stat().st_size > 10_000
+    for wrong in (tmp_path / "none" / "demo.png", tmp_path / "demo.what", tmp_path):
+        assert refusal(command("demo", "--picture", wrong)).startswith("error: --picture: got ")
+
+
+def test_a_path_that_the_system_refuses_is_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    line = refusal(command("world", "--out", tmp_path / "file" / "films", "--seeds", "0:1", "--seconds", "10"))
+    assert line.startswith(f"error: file {tmp_path / 'file' / 'films'}: got not a directory, expected ")
 
 
 def test_caption_reads_an_image_and_a_video_from_an_exported_checkpoint(tmp_path, converted):
