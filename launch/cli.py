@@ -20,8 +20,8 @@ LINE_EVERY = 5.0  # seconds between plain progress lines
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command; InputError, and a file that the system refuses, become one line on stderr and exit code 2, warnings one
-    line each."""
+    """Run a command; InputError, and a path that can not be used, become one line on stderr and exit code 2, warnings one line
+    each. A disk that fails is no bad input: it stays an error with its traceback."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs whole tracebacks of what we say in one line
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
@@ -29,7 +29,7 @@ def run(main: Callable[[], None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(BAD_INPUT)
-    except OSError as error:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         if error.filename is None:
             raise
         refused = InputError(f"file {error.filename}", (error.strerror or str(error)).lower(), "a usable path", "check it")
