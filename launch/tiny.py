@@ -1,8 +1,9 @@
-"""Make a model of the generated game from nothing: films, a tokenizer, random weights, six stages of training, an export.
+"""Make a model of the generated game from nothing: films, a tokenizer, random weights, seven stages of training, an export.
 
-    python -m launch.tiny --out runs/tiny            # `make train-tiny`; go on after a stop with the same command
+    python -m launch.tiny --out runs/tiny               # `make train-tiny`; go on after a stop with the same command
+    python -m launch.tiny --out runs/tiny --stages 8    # go on with one stage more: the shipped model had eight
 
-Each step is a command that anybody can run alone; a step whose result is there is skipped. The result is OUT/touchline.
+Each step is a command that anybody can run alone; a step whose result is there is skipped. The result is OUT/7 (OUT/8).
 """
 
 import argparse
@@ -26,7 +27,7 @@ class Step(NamedTuple):
 class Amount(NamedTuple):
     """How much of everything. Seeds of films: short games, practice games, drills (`again`: those that the last stages see),
     long games; seconds of a long one. Seeds of games that are told and not shown, of those that are asked too, of practice
-    games and of drills, of those that the last stage is told. More options of training."""
+    games and of drills; games that each stage from the sixth on is told anew. More options of training."""
 
     short: str = "100:220"
     practice: str = "300:360"
@@ -38,12 +39,12 @@ class Amount(NamedTuple):
     asked: str = "10000:10120"
     told_practice: str = "20000:20240"
     told_drills: str = "30000:30200"
-    told_last: str = "11000:11088"
+    anew: int = 88
     training: str = ""
 
 
 FEW = "10000:10002"
-QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW, FEW, FEW, FEW, " --steps 3")
+QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW, FEW, FEW, 2, " --steps 3")
 
 # Stage 1 learns to see and to read, from short windows with a question in every second that the picture or the words just
 # before answer; stage 2 to count, with more words before, which are learned too: many scores a step; stage 3 to follow, with
@@ -51,7 +52,7 @@ QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW,
 # learns to stream: two-hour games too, cut as the paper cuts them; windows in which a match begins come twice, for who mistakes
 # a team there is wrong until its end. Stage 5 learns to remember: as much text before as a match lasts, and half of its windows
 # are told and not shown; a film has a score in 20 s, counting takes many more, and text is cheap. In stage 6 what is told are
-# matches alone: scores are further apart in them.
+# matches alone: scores are further apart in them. Stage 7 and those after it are the sixth again, with matches told anew.
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 # Digits that are rare in training are not copied, and counting is learned from many goals: both games are long, and drills have
 # a goal every two seconds.
@@ -63,9 +64,35 @@ SELDOM = 0.05  # questions a second; more of them, and their answers remind of t
 FILMS = "{out}/films/goals4.jsonl {out}/films/drill4.jsonl {out}/films/long.jsonl"
 WORDS = "windows {} --words-only --as-streamed --out {{out}}/{}.jsonl --window {} --stride {}"
 ALL = " ".join(f"{{out}}/told/{name}.jsonl" for name in ("match", "asked", "practice", "drill"))
-LAST = "{{out}}/stream.jsonl {{out}}/begin.jsonl {{out}}/{}.jsonl {{out}}/{}.jsonl"
-TRAIN = "train --config tiny_stage{n} --model {{out}}/{model} --run-dir {{out}}/stage{n} --data.paths {windows}"
-TRAIN += " --data.root {{out}}/films{{training}}"
+SIXTH = 6  # the stage that can be repeated
+STAGES = 7
+BEFORE_STREAMING = 3  # stages whose weights stay float32
+
+
+def trained(stage: int, *windows: str) -> tuple[Step, Step]:
+    """OUT/STAGE from OUT/(STAGE - 1): windows of these names."""
+    paths = " ".join(f"{{out}}/{name}.jsonl" for name in windows)
+    train = f"train --config tiny_stage{min(stage, SIXTH)} --model {{out}}/{stage - 1} --run-dir {{out}}/stage{stage}"
+    train += f" --seed {max(stage - SIXTH, 0)} --data.paths {paths} --data.root {{out}}/films{{training}}"
+    dtype = " --dtype bfloat16" if stage > BEFORE_STREAMING else ""
+    return Step(f"{stage}", train), Step(f"{stage}", f"convert {{out}}/stage{stage} {{out}}/{stage}{dtype}")
+
+
+def again(stage: int, games: int) -> tuple[Step, ...]:
+    """A stage from the sixth on: games that were not told before."""
+    seed = 5000 + 1000 * stage
+    told, *windows = f"{stage}", f"told24_{stage}", f"told52_{stage}"
+    made = f"{TOLD} --seconds 1200 --seeds {seed}:{seed + games} --index {told}.jsonl --questions {SELDOM}"
+    return (
+        Step(f"told/{told}.jsonl", made),
+        *(
+            Step(f"{name}.jsonl", WORDS.format(f"{{out}}/told/{told}.jsonl", name, seconds, seconds))
+            for name, seconds in zip(windows, (24, 52), strict=True)
+        ),
+        *trained(stage, "stream", "begin", *windows),
+    )
+
+
 STEPS = (
     Step("films/see.jsonl", f"{SHORT} --index see.jsonl --questions 1 --ask ball --keep"),
     Step("films/count.jsonl", f"{PRACTICE} --index count.jsonl --questions 1 --keep"),
@@ -73,14 +100,12 @@ STEPS = (
     Step("films/read.jsonl", f"{PRACTICE} --index read.jsonl --questions 1 --ask score cup --words-only"),
     Step("0", "scratch {out}/films/see.jsonl {out}/films/count.jsonl --out {out}/0"),
     Step("see.jsonl", "windows {out}/films/see.jsonl {out}/films/read.jsonl --out {out}/see.jsonl --window 2 --stride 2"),
-    Step("1", TRAIN.format(n=1, model=0, windows="{out}/see.jsonl")),
-    Step("1", "convert {out}/stage1 {out}/1"),
+    *trained(1, "see"),
     Step(
         "count.jsonl",
         "windows {out}/films/count.jsonl {out}/films/drill.jsonl --out {out}/count.jsonl --window 4 --stride 4",
     ),
-    Step("2", TRAIN.format(n=2, model=1, windows="{out}/count.jsonl")),
-    Step("2", "convert {out}/stage2 {out}/2"),
+    *trained(2, "count"),
     Step("films/short.jsonl", f"{SHORT} --index short.jsonl --questions 0.2 --words-only"),
     Step("films/goals.jsonl", f"{PRACTICE} --index goals.jsonl --questions 0.3 --words-only"),
     Step(
@@ -88,8 +113,7 @@ STEPS = (
         "windows {out}/films/short.jsonl {out}/films/goals.jsonl --out {out}/follow.jsonl --window 8 --stride 4"
         " --saying [0-9]-[0-9]",
     ),
-    Step("3", TRAIN.format(n=3, model=2, windows="{out}/follow.jsonl")),
-    Step("3", "convert {out}/stage3 {out}/3"),
+    *trained(3, "follow"),
     Step("films/long.jsonl", f"{LONG} --index long.jsonl --questions {SELDOM} --keep"),
     Step("films/short4.jsonl", f"{SHORT} --index short4.jsonl --questions {SELDOM} --words-only"),
     Step("films/goals4.jsonl", f"{PRACTICE} --index goals4.jsonl --questions {SELDOM} --words-only"),
@@ -99,8 +123,7 @@ STEPS = (
         "begin4.jsonl",
         f"windows {{out}}/films/short4.jsonl {FILMS} --out {{out}}/begin4.jsonl --as-streamed --saying Home:|Welcome",
     ),
-    Step("4", TRAIN.format(n=4, model=3, windows="{out}/remember.jsonl {out}/begin4.jsonl")),
-    Step("4", "convert {out}/stage4 {out}/4 --dtype bfloat16"),
+    *trained(4, "remember", "begin4"),
     Step("films/short5.jsonl", f"{SHORT} --index short5.jsonl --questions 0.2 --words-only"),
     Step("stream.jsonl", f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/stream.jsonl --as-streamed"),
     Step(
@@ -113,26 +136,31 @@ STEPS = (
     Step("told/drill.jsonl", f"{TOLD} --seconds 600 --seeds {{told_drills}} --rules drill --index drill.jsonl"),
     Step("told24.jsonl", WORDS.format(ALL, "told24", 24, 24) + " --every 6"),
     Step("told52.jsonl", WORDS.format(ALL, "told52", 52, 52) + " --every 3"),
-    Step("5", TRAIN.format(n=5, model=4, windows=LAST.format("told24", "told52"))),
-    Step("5", "convert {out}/stage5 {out}/5 --dtype bfloat16"),
-    Step("told/more.jsonl", f"{TOLD} --seconds 1200 --seeds {{told_last}} --index more.jsonl --questions {SELDOM}"),
-    Step("told24m.jsonl", WORDS.format("{out}/told/more.jsonl", "told24m", 24, 24)),
-    Step("told52m.jsonl", WORDS.format("{out}/told/more.jsonl", "told52m", 52, 52)),
-    Step("touchline", TRAIN.format(n=6, model=5, windows=LAST.format("told24m", "told52m"))),
-    Step("touchline", "convert {out}/stage6 {out}/touchline --dtype bfloat16"),
+    *trained(5, "stream", "begin", "told24", "told52"),
 )
+
+
+def steps(stages: int, amount: Amount) -> tuple[Step, ...]:
+    """All of them, in order."""
+    return *STEPS, *(step for stage in range(SIXTH, stages + 1) for step in again(stage, amount.anew))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="default: runs/tiny")
     parser.add_argument("--quick", action="store_true", help="little of everything, in minutes: the way, not the model")
+    parser.add_argument(
+        "--stages", type=int, default=STAGES, metavar="N", help=f"of training: {SIXTH} or more (default {STAGES})"
+    )
     args = parser.parse_args()
+    if args.stages < SIXTH:
+        raise InputError("--stages", args.stages, f"{SIXTH} or more", f"leave it out: {STAGES}")
     amount = QUICK if args.quick else Amount()
-    for number, step in enumerate(STEPS, 1):
+    todo = steps(args.stages, amount)
+    for number, step in enumerate(todo, 1):
         command = step.command.format(out=args.out, **amount._asdict())
         done = (args.out / step.result).exists()
-        print(f"[{number}/{len(STEPS)}] {'there: ' if done else ''}python -m launch.{command}", flush=True)
+        print(f"[{number}/{len(todo)}] {'there: ' if done else ''}python -m launch.{command}", flush=True)
         if done:
             continue
         began = time.monotonic()
@@ -140,6 +168,7 @@ def main() -> None:
         if code:
             raise InputError(f"launch.{command.split()[0]}", f"exit code {code}", "0", "see above; start again and it goes on")
         print(f"    {(time.monotonic() - began) / 60:.1f} min", flush=True)
+    print(f"done: python -m launch.demo --model {args.out / str(args.stages)}")
 
 
 if __name__ == "__main__":

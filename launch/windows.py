@@ -3,6 +3,7 @@
     python -m launch.windows match.jsonl --out train.jsonl                 # 24 s every 12 s; also writes train_seeks.jsonl
     python -m launch.windows match.jsonl --out train.jsonl --stride 24     # no overlap
     python -m launch.windows match.jsonl --out goals.jsonl --saying 'goal' # only those in whose words it is found
+    python -m launch.windows match.jsonl --out far.jsonl --saying 'goal' --apart 40    # and not in the 40 s before that
     python -m launch.windows match.jsonl --out talk.jsonl --words-only     # told and not shown, to learn language from
     python -m launch.windows match.jsonl --tfds train_2fps --root videos   # frames too, as a tensorflow-datasets directory
 
@@ -15,12 +16,14 @@ import math
 import re
 import sys
 import tempfile
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from launch.cli import Progress, run
-from svlm_jax.data.annotation import parse, parse_line
+from svlm_jax.data.annotation import Annotation, parse, parse_line
 from svlm_jax.data.frames import check_fps
 from svlm_jax.data.records import Records, seeks_path, write
 from svlm_jax.data.windows import check, cut
@@ -63,13 +66,15 @@ class Windows:
             try:
                 whole = parse_line(line, "record")
                 whole = replace(whole, video=None) if self.args.words_only else whole
-                windows = cut(whole, **self.size, source="record")
+                windows, late = cut(whole, **self.size, source="record"), self._late(whole)
             except InputError as error:
                 self.bad(name, error)
                 continue
             for window in windows:
                 annotation = parse(window)
                 if not self.saying.search(" ".join(word.text for word in annotation.words)):
+                    continue
+                if self.args.apart and not any(annotation.start < time <= annotation.end for time in late):
                     continue
                 self.found += 1
                 if self.found % self.args.every:
@@ -81,6 +86,13 @@ class Windows:
             expected = f"at most {self.bad.most}"
             raise InputError("--max-bad", f"{self.bad.count} bad records", expected, "mend them or allow more")
 
+    def _late(self, whole: Annotation) -> list[float]:
+        """When --saying is said (the end of its first word) --apart or more seconds after the time before."""
+        starts = list(accumulate((len(word.text) + 1 for word in whole.words), initial=0))
+        text = " ".join(word.text for word in whole.words)
+        times = [whole.words[bisect_right(starts, found.start()) - 1].end for found in self.saying.finditer(text)]
+        return [time for before, time in pairwise(times) if time - before >= self.args.apart]
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -90,6 +102,9 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24)")
     parser.add_argument("--stride", type=int, default=12, metavar="S", help="seconds from start to start (default 12)")
     parser.add_argument("--saying", default="", metavar="REGEX", help="only windows in whose words this is found")
+    parser.add_argument(
+        "--apart", type=float, default=0, metavar="S", help="only those in which it is, S or more seconds after the last"
+    )
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th of them (default 1: all)")
     parser.add_argument(
         "--as-streamed", action="store_true", help="previous text as streams have it: a line a second, with answers"
@@ -119,6 +134,8 @@ def _check(args: argparse.Namespace) -> None:
     check(args.window, args.stride, min(SHORTEST, args.window))
     check_fps(args.fps)
     _expression(args.saying)
+    if args.apart < 0 or (args.apart and not args.saying):
+        raise InputError("--apart", f"{args.apart:g}", "0 or more seconds, with --saying", "say what is said so far apart")
     if args.every < 1:
         raise InputError("--every", args.every, "1 or more", "1 keeps all windows")
     if args.max_bad < 0:

@@ -222,6 +222,15 @@ def test_only_windows_in_whose_words_something_is_said(long, tmp_path):
     assert [(one.start, one.end) for one in found] == [(16, 24)] and found[0].previous.endswith(" w15")
 
 
+def test_only_windows_in_which_something_is_said_long_after_it_was_said_before(long, tmp_path):
+    """Said in the seconds 1, 2, 15 and 16: only 15 comes late, whichever window the one before it is in."""
+    options = ("--window", 8, "--stride", 8, "--max-bad", 2, "--saying", "w[12]( |$)|w1[56]", "--apart", 13)
+    result = command("long.jsonl", "--out", "far.jsonl", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = [parse(json.loads(record.line)) for record in Records([tmp_path / "far.jsonl"])]
+    assert [(one.start, one.end) for one in found] == [(8, 16)]
+
+
 def test_only_each_nth_window_is_kept(long, tmp_path):
     for name, every in (("all", 1), ("third", 3)):
         result = command(
@@ -249,6 +258,7 @@ REFUSED = {
     "fps": (["--tfds", "x", "--fps", 2.5], "error: fps: got 2.5, expected a whole number of frames a second"),
     "max-bad": (["--out", "x.jsonl", "--max-bad", -1], "error: --max-bad: got -1"),
     "every": (["--out", "x.jsonl", "--every", 0], "error: --every: got 0, expected 1 or more; 1 keeps all windows"),
+    "apart": (["--out", "x.jsonl", "--apart", 40], "error: --apart: got 40, expected 0 or more seconds, with --saying"),
     "saying": (["--out", "x.jsonl", "--saying", "("], "error: --saying: got '(', expected a regular expression"),
     "suffix": (["--out", "x.json"], "error: annotations x.json: got the suffix '.json'"),
     "itself": (["--out", "long.jsonl"], "error: long.jsonl: got something that exists already"),
