@@ -1,5 +1,6 @@
-"""The shipped model, stage 6 and those after it: to remember for longer. As stage 5, but what is told and not shown are matches
-alone, with scores as far apart as a stream has them; from the weights of the stage before.
+"""The shipped model, stage 6: to remember for longer, as it streams. Frames for the last 8 s of windows of 24 s alone; what is told
+and not shown are matches, with scores as far apart as a stream has them, and half of it those where one is far from the one
+before; from the weights of stage 5.
 
     make train-tiny
 """
@@ -7,6 +8,7 @@ alone, with scores as far apart as a stream has them; from the weights of the st
 from dataclasses import replace
 
 from configs.tiny_stage5 import config as stage5
+from svlm_jax.train.config import Bucket
 
 config = replace(
     stage5,
@@ -14,7 +16,12 @@ config = replace(
     run_dir="runs/tiny/stage6",
     data=replace(
         stage5.data,
-        paths=("runs/tiny/stream.jsonl", "runs/tiny/begin.jsonl", "runs/tiny/told24_6.jsonl", "runs/tiny/told52_6.jsonl"),
+        paths=("runs/tiny/shown.jsonl", "runs/tiny/begin.jsonl", "runs/tiny/told.jsonl", "runs/tiny/far.jsonl"),
+        buckets=(
+            Bucket(tokens=1312, patches=4, labels=800, frame=4),
+            Bucket(tokens=1536, patches=768, labels=840, frame=96),
+            Bucket(tokens=2048, patches=2304, labels=1152, frame=96),
+        ),
     ),
-    steps=600,
+    steps=1200,
 )

@@ -54,7 +54,7 @@ class Windows:
     def __init__(self, records: Records, args: argparse.Namespace, bad: Bad) -> None:
         self.records, self.args, self.bad = records, args, bad
         self.size = {"window": args.window, "stride": args.stride, "shortest": min(SHORTEST, args.window)}
-        self.size["as_streamed"] = args.as_streamed
+        self.size |= {"as_streamed": args.as_streamed, "shown": args.shown}
         self.saying = _expression(args.saying)
         self.seconds = self.spoken = self.found = 0
 
@@ -66,10 +66,11 @@ class Windows:
             try:
                 whole = parse_line(line, "record")
                 whole = replace(whole, video=None) if self.args.words_only else whole
-                windows, late = cut(whole, **self.size, source="record"), self._late(whole)
+                windows = cut(whole, **self.size, source="record")
             except InputError as error:
                 self.bad(name, error)
                 continue
+            late = self._late(whole) if self.args.apart else []
             for window in windows:
                 annotation = parse(window)
                 if not self.saying.search(" ".join(word.text for word in annotation.words)):
@@ -90,7 +91,9 @@ class Windows:
         """When --saying is said (the end of its first word) --apart or more seconds after the time before."""
         starts = list(accumulate((len(word.text) + 1 for word in whole.words), initial=0))
         text = " ".join(word.text for word in whole.words)
-        times = [whole.words[bisect_right(starts, found.start()) - 1].end for found in self.saying.finditer(text)]
+        times = (
+            [whole.words[bisect_right(starts, found.start()) - 1].end for found in self.saying.finditer(text)] if text else []
+        )
         return [time for before, time in pairwise(times) if time - before >= self.args.apart]
 
 
@@ -108,6 +111,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th of them (default 1: all)")
     parser.add_argument(
         "--as-streamed", action="store_true", help="previous text as streams have it: a line a second, with answers"
+    )
+    parser.add_argument(
+        "--shown", type=int, default=0, metavar="S", help="frames for their last S seconds alone (default: all)"
     )
     parser.add_argument("--words-only", action="store_true", help="turns without frames: the video is not shown")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad records that are left out (default 0)")
@@ -131,7 +137,7 @@ def main() -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """All that can be said before hours of work."""
-    check(args.window, args.stride, min(SHORTEST, args.window))
+    check(args.window, args.stride, min(SHORTEST, args.window), args.shown)
     check_fps(args.fps)
     _expression(args.saying)
     if args.apart < 0 or (args.apart and not args.saying):
@@ -142,6 +148,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--max-bad", args.max_bad, "0 or more records", "0 allows none")
     if not args.out and not args.tfds:
         raise InputError("--out and --tfds", "neither", "one of them at least", "say what to make")
+    if args.words_only and args.shown:
+        raise InputError("--words-only", "with --shown", "one of the two", "nothing is shown")
     if args.words_only and args.tfds:
         raise InputError("--words-only", "with --tfds", "one of the two", "there are no frames to decode")
     for path in filter(None, (args.out, args.out and seeks_path(args.out), args.tfds)):

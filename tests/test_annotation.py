@@ -218,6 +218,21 @@ def test_what_is_told_and_not_shown_has_turns_without_frames():
         sample(told, [CLIP] * 2, TOKENIZER, CONFIG, sink=0, slide=0)
 
 
+def test_a_window_whose_first_seconds_are_hidden_has_frames_in_the_others():
+    said = window([(0, 1, "goal"), (2, 3, "again")], previous=" kick", end=3)
+    part = parse(record(replace(said, hidden=2)))
+    assert part == replace(said, hidden=2) and part.shown == 1
+    made, labels = sample(part, [CLIP], TOKENIZER, CONFIG, sink=0, slide=0, as_streamed=True)
+    assert [span.grid for span in made.spans if span.kind is Kind.VISION and span.grid] == [GRID]
+    vision = "<|vision_start|>" + "<|video_pad|>" * 6 + "<|vision_end|>"
+    turns = ["Time=0.0-1.0s", "Time=1.0-2.0s", f"Time=2.0-3.0s{vision}"]
+    assert all(f"{turn}<|im_end|>" in shown(made.ids) for turn in turns)
+    learned = shown(labels[labels != NO_LOSS])
+    assert learned == "\n goal ...<|im_end|>\n ...<|im_end|>\n again ...<|im_end|>"
+    with pytest.raises(InputError, match=r"clips of a.mp4: got 3, expected one for each of the 1 seconds from 2 to 3"):
+        sample(part, [CLIP] * 3, TOKENIZER, CONFIG, sink=0, slide=0)
+
+
 @pytest.mark.parametrize(("sink", "slide"), [(3, 512), (512, 1), (0, 512), (512, 0), (-1, 5)])
 def test_windows_that_cut_the_markup_of_the_previous_text_are_refused(sink, slide):
     with pytest.raises(InputError, match=f"sink and slide: got {sink} and {slide}, expected at least 4 and 2 tokens"):
@@ -266,6 +281,11 @@ BAD = {
     "end is huge": (change(f"{USER}.video_end", 10**400), f"x {USER}.video_end: got 1000"),
     "no end": (change(f"{USER}.video_end", drop=True), f"x {USER}.video_end: got nothing"),
     "end before start": (change(f"{USER}.video_end", 12), f"x {USER}.video_end: got 12, expected more than video_start = 12"),
+    "hidden is a share": (
+        change(f"{USER}.video_hidden", 0.5),
+        f"x {USER}.video_hidden: got 0.5, expected whole seconds, 0 to bel",
+    ),
+    "all hidden": (change(f"{USER}.video_hidden", 24), f"x {USER}.video_hidden: got 24, expected whole seconds, 0 to below 24"),
     "query": (change(f"{TEXT}.text", 3), f"x {TEXT}.text: got 3, expected a text"),
     "previous": (change(f"{TEXT}.previous", ["a"]), f"x {TEXT}.previous: got ['a'], expected a text"),
     "previous is null": (change(f"{TEXT}.previous", None), f"x {TEXT}.previous: got None, expected a text"),

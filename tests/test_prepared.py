@@ -66,6 +66,13 @@ def test_a_second_has_the_frames_on_screen_in_it(videos, fps):
     np.testing.assert_array_equal(times, 1 + np.arange(3 * fps) / fps)
 
 
+def test_only_seconds_that_are_shown_are_decoded(videos):
+    hidden = window_frames(replace(window(1, 4), hidden=2), 2, videos)
+    np.testing.assert_array_equal(np.concatenate(hidden), np.concatenate(window_frames(window(3, 4), 2, videos)))
+    with pytest.raises(InputError, match=r"video .*clip\.mp4: got frames of 1 s from 6 s on, expected 2 s of them"):
+        window_frames(replace(window(5, 8), hidden=1), 2, videos)
+
+
 def test_a_window_may_reach_to_the_end_and_an_absolute_path_needs_no_root(videos):
     absolute = window(0, SECONDS, str(videos / "clip.mp4"))
     for root in (None, "elsewhere", videos):

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,7 @@ def test_windows_are_of_whole_seconds():
         ({"stride": 25}, "stride: got 25, expected at most 24, the window; words between windows would be lost"),
         ({"shortest": 0.5}, "shortest: got 0.5, expected 1 to 24"),
         ({"shortest": float("nan")}, "shortest: got nan"),
+        ({"shown": 25}, "shown: got 25, expected 1 to 24 (the window) seconds, or 0: all"),
         ({"window": 3, "stride": 3, "shortest": 4}, "shortest: got 4, expected 1 to 3"),
     ],
 )
@@ -88,6 +90,14 @@ def test_wrong_arguments_are_refused_at_once(options, said):
 def test_a_video_without_a_window_is_refused():
     with pytest.raises(InputError, match=r"x\.jsonl:3: got 4\.5 to 6\.9 s, expected at least 2 whole seconds"):
         cut(video(start=4.5, end=6.9), source="x.jsonl:3")
+
+
+def test_only_the_last_seconds_of_windows_are_shown():
+    some = windows(video(end=34), shown=8)
+    assert [(one.start, one.end, one.hidden, one.shown) for one in some] == [(0, 24, 16, 8), (12, 34, 14, 8)]
+    assert [one.shown for one in windows(replace(video(end=34), video=None), shown=8)] == [0, 0]
+    with pytest.raises(InputError, match="annotation: got video_hidden 3, expected a video that is shown whole"):
+        cut(replace(video(), hidden=3))
 
 
 # --- what is said in them ---
@@ -255,6 +265,7 @@ REFUSED = {
     "window": (["--out", "x.jsonl", "--window", 0], "error: window: got 0"),
     "stride": (["--out", "x.jsonl", "--stride", 30], "error: stride: got 30"),
     "words": (["--tfds", "x", "--words-only"], "error: --words-only: got with --tfds"),
+    "shown": (["--out", "x.jsonl", "--words-only", "--shown", 8], "error: --words-only: got with --shown"),
     "fps": (["--tfds", "x", "--fps", 2.5], "error: fps: got 2.5, expected a whole number of frames a second"),
     "max-bad": (["--out", "x.jsonl", "--max-bad", -1], "error: --max-bad: got -1"),
     "every": (["--out", "x.jsonl", "--every", 0], "error: --every: got 0, expected 1 or more; 1 keeps all windows"),

@@ -57,6 +57,7 @@ class Annotation:
         previous: what was said before the window.
         words: in order of time. Those that end before the window are said in its first second, those that end after it never.
         questions: as recorded; see `training_turns` for which are asked.
+        hidden: whole seconds at the start of the window whose turns have no frames, as in a stream whose frames were evicted.
     """
 
     video: str | None
@@ -66,11 +67,17 @@ class Annotation:
     previous: str
     words: tuple[Word, ...]
     questions: tuple[Question, ...] = ()
+    hidden: int = 0
 
     @property
     def seconds(self) -> int:
         """Turns in the window; a last, broken second counts."""
         return math.ceil(self.end - self.start - SLACK)
+
+    @property
+    def shown(self) -> int:
+        """Turns with frames, the last ones."""
+        return self.seconds - self.hidden if self.video is not None else 0
 
 
 class Second(NamedTuple):
@@ -114,11 +121,14 @@ def parse(record: Any, source: str = "annotation") -> Annotation:
         raise InputError(f"{here[0]}.video_start", start, "0 or more seconds", _REMEDY)
     if end <= start:
         raise InputError(f"{here[0]}.video_end", end, f"more than video_start = {start:g}", _REMEDY)
+    hidden = _get(clip, "video_hidden", None, here[0], 0)
+    if isinstance(hidden, bool) or not isinstance(hidden, int) or not 0 <= hidden < end - start:
+        raise InputError(f"{here[0]}.video_hidden", hidden, f"whole seconds, 0 to below {end - start:g}", _REMEDY)
     query = plain(_get(text, "text", str, here[1]), f"{here[1]}.text")
     previous = plain(_get(text, "previous", str, here[1], ""), f"{here[1]}.previous")
     words = _words(_get(said, "text_stream", list, here[2]), f"{here[2]}.text_stream")
     questions = _questions(_get(said, "qa_stream", list, here[2], []), f"{here[2]}.qa_stream")
-    return Annotation(video, start, end, query, previous, words, questions)
+    return Annotation(video, start, end, query, previous, words, questions, hidden)
 
 
 def training_turns(annotation: Annotation, *, as_streamed: bool = False) -> tuple[Second, ...]:
@@ -161,7 +171,7 @@ def sample(
     fourth token to its <|im_end|>), NO_LOSS elsewhere. The shift to the next token is the loss's business.
 
     Args:
-        clips: the frames of each second; none at all where there is no video.
+        clips: the frames of each second that is shown; none at all where there is no video.
         sink, slide: tokens of the previous-text turn that stay when it is longer than both: the first, its header among them,
             and the last, <|im_end|> and newline among them. 0 and 0: all of it.
         as_streamed: leave out the two habits of the original that its streams do not have: the blank after the time text, and
@@ -175,14 +185,15 @@ def sample(
     turns = training_turns(annotation, as_streamed=as_streamed)
     if annotation.video is None and clips:
         raise InputError("clips", len(clips), "none, for there is no video", "leave them out")
-    if annotation.video is not None and len(clips) != len(turns):
-        expected = f"one for each of the {len(turns)} seconds from {annotation.start:g} to {annotation.end:g}"
+    if len(clips) != annotation.shown:
+        first = annotation.start + annotation.hidden
+        expected = f"one for each of the {annotation.shown} seconds from {first:g} to {annotation.end:g}"
         raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
     parts = [_shortened(opening(annotation.previous, tokenizer), sink, slide)]
     words = [span.kind is Kind.PREVIOUS and span.part is Part.BODY for span in parts[0].spans]
     learned = [np.repeat(words, [span.length for span in parts[0].spans])]
     learned[0][np.flatnonzero(learned[0])[: max(learned[0].sum() - learn_previous, 0)]] = False
-    for number, (turn, clip) in enumerate(zip(turns, clips or [None] * len(turns), strict=True)):
+    for number, (turn, clip) in enumerate(zip(turns, [*[None] * (len(turns) - len(clips)), *clips], strict=True)):
         query = annotation.query if as_streamed and not number and not annotation.previous else ""
         options = {"asked": turn.asked, "query": query, "turn": number}
         shown = (clip.grid, clip.step) if clip else (None, 0)

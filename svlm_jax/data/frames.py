@@ -15,7 +15,8 @@ from svlm_jax.errors import InputError
 
 
 def window_frames(annotation: Annotation, fps: float, root: str | Path | None = None) -> list[np.ndarray]:
-    """One uint8 [fps, H, W, 3] a second, none where there is no video; frame k is the one on screen at start + k / fps.
+    """One uint8 [fps, H, W, 3] a second that is shown, none where there is no video; frame k is the one on screen at k / fps
+    after the first of them begins.
 
     A last, broken second is shown whole where the video goes on, and as far as the video goes where it ends. An odd number of
     frames is allowed: patches hold two, and the last frame of a second is then repeated (`pixels.patchify`).
@@ -31,12 +32,13 @@ def window_frames(annotation: Annotation, fps: float, root: str | Path | None = 
     if annotation.video is None:
         return []
     path = Path(root or "", annotation.video)
-    seconds, length = annotation.seconds, annotation.end - annotation.start
-    frames = [frame for _, frame in sample_video(path, count, annotation.start, seconds)]
+    start, seconds = annotation.start + annotation.hidden, annotation.shown
+    length = annotation.end - start
+    frames = [frame for _, frame in sample_video(path, count, start, seconds)]
     # Each second has a frame at least; one that is on screen for less than a clock's rounding is not asked for.
     needed = max(math.ceil((length - SLACK) * count), (seconds - 1) * count + 1)
     if len(frames) < needed:
-        got = f"frames of {len(frames) / count:g} s from {annotation.start:g} s on"
+        got = f"frames of {len(frames) / count:g} s from {start:g} s on"
         raise InputError(f"video {path}", got, f"{length:g} s of them", "copy the video again, or leave the record out")
     return by_second(np.stack(frames), count)
 

@@ -111,7 +111,7 @@ class Prepared:
         return len(self._source)
 
     def __getitem__(self, number: int) -> tuple[str, Annotation, np.ndarray]:
-        """(id, annotation, frames uint8 [F, H, W, 3]): those of second k are frames [k * fps, (k + 1) * fps)."""
+        """(id, annotation, frames uint8 [F, H, W, 3]): those of the k-th second shown are [k * fps, (k + 1) * fps)."""
         record = self._source[range(len(self))[number]]  # IndexError past the end, which iteration needs
         name = record["id"].decode()
         frames = np.stack([np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in record["frames"]])

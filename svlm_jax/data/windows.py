@@ -26,6 +26,7 @@ def cut(
     stride: int = 12,
     shortest: float | int = 2.0,
     as_streamed: bool = False,
+    shown: int = 0,
     source: str = "annotation",
 ) -> Iterator[list]:
     """The windows of a video as records that `annotation.parse` reads, in order of time; silent ones too.
@@ -37,12 +38,17 @@ def cut(
         window: seconds of a window.
         stride: seconds from one start to the next; equal to `window` for windows that do not overlap.
         as_streamed: the previous text as a stream that was asked the same has it: a reply a second.
+        shown: only the last so many seconds of a window have frames, as in a stream with that vision window; 0: all of them.
         source: what errors call the annotation.
 
     Raises:
         InputError: a wrong argument; a video that is shorter than `shortest`.
     """
-    check(window, stride, shortest)
+    check(window, stride, shortest, shown)
+    if annotation.hidden:
+        raise InputError(
+            source, f"video_hidden {annotation.hidden}", "a video that is shown whole", "cut it where it came from"
+        )
     first, last = math.ceil(annotation.start - SLACK), math.floor(annotation.end + SLACK)
     ends = [(start, start + window) for start in range(first, last - window + 1, stride)]
     if last - (ends[-1][1] if ends else first) >= shortest:
@@ -51,10 +57,11 @@ def cut(
         got = f"{annotation.start:g} to {annotation.end:g} s"
         raise InputError(source, got, f"at least {shortest:g} whole seconds", "leave the record out")
     if not as_streamed:
-        return (record(_window(annotation, *pair)) for pair in ends)
+        return (record(_shown(_window(annotation, *pair), shown)) for pair in ends)
     whole = _window(annotation, first, last)
     replies = [whole.previous, *(turn.reply.removesuffix(END) for turn in training_turns(whole, as_streamed=True))]
-    return (record(_window(annotation, start, end, "".join(replies[: start - first + 1]))) for start, end in ends)
+    cuts = (_window(annotation, start, end, "".join(replies[: start - first + 1])) for start, end in ends)
+    return (record(_shown(one, shown)) for one in cuts)
 
 
 def record(annotation: Annotation) -> list:
@@ -63,11 +70,12 @@ def record(annotation: Annotation) -> list:
     if annotation.questions:
         said["qa_stream"] = [[None, *question] for question in annotation.questions]
     clip = {"type": "video", "video": annotation.video, "video_start": annotation.start, "video_end": annotation.end}
+    clip |= {"video_hidden": annotation.hidden} if annotation.hidden else {}
     text = {"type": "text", "text": annotation.query, "previous": annotation.previous}
     return [{"role": "user", "content": [clip, text]}, {"role": "assistant", "content": [said]}]
 
 
-def check(window: int, stride: int, shortest: float | int = 2.0) -> None:
+def check(window: int, stride: int, shortest: float | int = 2.0, shown: int = 0) -> None:
     """Raises:
     InputError: arguments that `cut` refuses.
     """
@@ -76,8 +84,14 @@ def check(window: int, stride: int, shortest: float | int = 2.0) -> None:
             raise InputError(name, seconds, "a whole number of seconds, 1 or more", "a turn lasts one; 24 and 12 are usual")
     if stride > window:
         raise InputError("stride", stride, f"at most {window}, the window", "words between windows would be lost")
+    if not 0 <= shown <= window:
+        raise InputError("shown", shown, f"1 to {window} (the window) seconds, or 0: all", "8 or 16 are usual")
     if not 1 <= shortest <= window:
         raise InputError("shortest", shortest, f"1 to {window} (the window) seconds", "2 is usual")
+
+
+def _shown(annotation: Annotation, shown: int) -> Annotation:
+    return replace(annotation, hidden=max(annotation.seconds - shown, 0)) if shown and annotation.video else annotation
 
 
 def _window(annotation: Annotation, start: int, end: int, previous: str | None = None) -> Annotation:
