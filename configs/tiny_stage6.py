@@ -1,6 +1,6 @@
-"""The shipped model, stage 6: to remember for longer, as it streams. Frames for the last 8 s of windows of 24 s alone; what is told
-and not shown are matches, with scores as far apart as a stream has them, and half of it those where one is far from the one
-before; from the weights of stage 5.
+"""The shipped model, stage 6: to remember for longer, as it streams. Frames for the last 8 s of windows of 24 s alone; what is
+told and not shown are matches, with scores as far apart as a stream has them, and half of it those where one is far from the
+one before; from the weights of stage 5.
 
     make train-tiny
 """

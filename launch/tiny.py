@@ -1,9 +1,8 @@
-"""Make a model of the generated game from nothing: films, a tokenizer, random weights, seven stages of training, an export.
+"""Make a model of the generated game from nothing: films, a tokenizer, random weights, six stages of training, an export.
 
-    python -m launch.tiny --out runs/tiny               # `make train-tiny`; go on after a stop with the same command
-    python -m launch.tiny --out runs/tiny --stages 8    # go on with one stage more: the shipped model had eight
+    python -m launch.tiny --out runs/tiny            # `make train-tiny`; go on after a stop with the same command
 
-Each step is a command that anybody can run alone; a step whose result is there is skipped. The result is OUT/7 (OUT/8).
+Each step is a command that anybody can run alone; a step whose result is there is skipped. The result is OUT/6.
 """
 
 import argparse
@@ -27,7 +26,7 @@ class Step(NamedTuple):
 class Amount(NamedTuple):
     """How much of everything. Seeds of films: short games, practice games, drills (`again`: those that the last stages see),
     long games; seconds of a long one. Seeds of games that are told and not shown, of those that are asked too, of practice
-    games and of drills; games that each stage from the sixth on is told anew. More options of training."""
+    games and of drills, of those that the last stage is told. More options of training."""
 
     short: str = "100:220"
     practice: str = "300:360"
@@ -39,20 +38,21 @@ class Amount(NamedTuple):
     asked: str = "10000:10120"
     told_practice: str = "20000:20240"
     told_drills: str = "30000:30200"
-    anew: int = 88
+    told_last: str = "11000:11352"
     training: str = ""
 
 
 FEW = "10000:10002"
-QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW, FEW, FEW, 2, " --steps 3")
+QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW, FEW, FEW, FEW, " --steps 3")
 
 # Stage 1 learns to see and to read, from short windows with a question in every second that the picture or the words just
 # before answer; stage 2 to count, with more words before, which are learned too: many scores a step; stage 3 to follow, with
 # still more before longer windows; what stands far back in long text is found by who found it in short text first. Stage 4
 # learns to stream: two-hour games too, cut as the paper cuts them; windows in which a match begins come twice, for who mistakes
 # a team there is wrong until its end. Stage 5 learns to remember: as much text before as a match lasts, and half of its windows
-# are told and not shown; a film has a score in 20 s, counting takes many more, and text is cheap. In stage 6 what is told are
-# matches alone: scores are further apart in them. Stage 7 and those after it are the sixth again, with matches told anew.
+# are told and not shown; a film has a score in 20 s, counting takes many more, and text is cheap. Stage 6 is for what a stream
+# does: it shows the last 8 s of a window alone, for a stream has words without frames before those, and what is told are
+# matches alone, half of them where a score is 40 s or more after the one before, which a stream forgets first.
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 # Digits that are rare in training are not copied, and counting is learned from many goals: both games are long, and drills have
 # a goal every two seconds.
@@ -64,33 +64,16 @@ SELDOM = 0.05  # questions a second; more of them, and their answers remind of t
 FILMS = "{out}/films/goals4.jsonl {out}/films/drill4.jsonl {out}/films/long.jsonl"
 WORDS = "windows {} --words-only --as-streamed --out {{out}}/{}.jsonl --window {} --stride {}"
 ALL = " ".join(f"{{out}}/told/{name}.jsonl" for name in ("match", "asked", "practice", "drill"))
-SIXTH = 6  # the stage that can be repeated
-STAGES = 7
-BEFORE_STREAMING = 3  # stages whose weights stay float32
+FLOAT32 = 3  # stages whose weights stay so; the others are bfloat16, as a stream computes them
 
 
 def trained(stage: int, *windows: str) -> tuple[Step, Step]:
-    """OUT/STAGE from OUT/(STAGE - 1): windows of these names."""
+    """OUT/STAGE from OUT/(STAGE - 1) and windows of these names."""
     paths = " ".join(f"{{out}}/{name}.jsonl" for name in windows)
-    train = f"train --config tiny_stage{min(stage, SIXTH)} --model {{out}}/{stage - 1} --run-dir {{out}}/stage{stage}"
-    train += f" --seed {max(stage - SIXTH, 0)} --data.paths {paths} --data.root {{out}}/films{{training}}"
-    dtype = " --dtype bfloat16" if stage > BEFORE_STREAMING else ""
+    train = f"train --config tiny_stage{stage} --model {{out}}/{stage - 1} --run-dir {{out}}/stage{stage}"
+    train += f" --data.paths {paths} --data.root {{out}}/films{{training}}"
+    dtype = "" if stage <= FLOAT32 else " --dtype bfloat16"
     return Step(f"{stage}", train), Step(f"{stage}", f"convert {{out}}/stage{stage} {{out}}/{stage}{dtype}")
-
-
-def again(stage: int, games: int) -> tuple[Step, ...]:
-    """A stage from the sixth on: games that were not told before."""
-    seed = 5000 + 1000 * stage
-    told, *windows = f"{stage}", f"told24_{stage}", f"told52_{stage}"
-    made = f"{TOLD} --seconds 1200 --seeds {seed}:{seed + games} --index {told}.jsonl --questions {SELDOM}"
-    return (
-        Step(f"told/{told}.jsonl", made),
-        *(
-            Step(f"{name}.jsonl", WORDS.format(f"{{out}}/told/{told}.jsonl", name, seconds, seconds))
-            for name, seconds in zip(windows, (24, 52), strict=True)
-        ),
-        *trained(stage, "stream", "begin", *windows),
-    )
 
 
 STEPS = (
@@ -137,30 +120,27 @@ STEPS = (
     Step("told24.jsonl", WORDS.format(ALL, "told24", 24, 24) + " --every 6"),
     Step("told52.jsonl", WORDS.format(ALL, "told52", 52, 52) + " --every 3"),
     *trained(5, "stream", "begin", "told24", "told52"),
+    Step(
+        "shown.jsonl",
+        f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/shown.jsonl --as-streamed --stride 8 --shown 8",
+    ),
+    Step("told/last.jsonl", f"{TOLD} --seconds 1200 --seeds {{told_last}} --index last.jsonl --questions {SELDOM}"),
+    Step("told.jsonl", WORDS.format("{out}/told/last.jsonl", "told", 24, 24) + " --every 4"),
+    Step("far.jsonl", WORDS.format("{out}/told/last.jsonl", "far", 24, 12) + " --saying [0-9]-[0-9] --apart 40"),
+    *trained(6, "shown", "begin", "told", "far"),
 )
-
-
-def steps(stages: int, amount: Amount) -> tuple[Step, ...]:
-    """All of them, in order."""
-    return *STEPS, *(step for stage in range(SIXTH, stages + 1) for step in again(stage, amount.anew))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="default: runs/tiny")
     parser.add_argument("--quick", action="store_true", help="little of everything, in minutes: the way, not the model")
-    parser.add_argument(
-        "--stages", type=int, default=STAGES, metavar="N", help=f"of training: {SIXTH} or more (default {STAGES})"
-    )
     args = parser.parse_args()
-    if args.stages < SIXTH:
-        raise InputError("--stages", args.stages, f"{SIXTH} or more", f"leave it out: {STAGES}")
     amount = QUICK if args.quick else Amount()
-    todo = steps(args.stages, amount)
-    for number, step in enumerate(todo, 1):
+    for number, step in enumerate(STEPS, 1):
         command = step.command.format(out=args.out, **amount._asdict())
         done = (args.out / step.result).exists()
-        print(f"[{number}/{len(todo)}] {'there: ' if done else ''}python -m launch.{command}", flush=True)
+        print(f"[{number}/{len(STEPS)}] {'there: ' if done else ''}python -m launch.{command}", flush=True)
         if done:
             continue
         began = time.monotonic()
@@ -168,7 +148,7 @@ def main() -> None:
         if code:
             raise InputError(f"launch.{command.split()[0]}", f"exit code {code}", "0", "see above; start again and it goes on")
         print(f"    {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    print(f"done: python -m launch.demo --model {args.out / str(args.stages)}")
+    print(f"done: python -m launch.demo --model {args.out / STEPS[-1].result}")
 
 
 if __name__ == "__main__":
