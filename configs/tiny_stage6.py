@@ -16,7 +16,7 @@ config = replace(
     run_dir="runs/tiny/stage6",
     data=replace(
         stage5.data,
-        paths=("runs/tiny/shown.jsonl", "runs/tiny/begin.jsonl", "runs/tiny/told.jsonl", "runs/tiny/far.jsonl"),
+        paths=("runs/tiny/shown.jsonl", "runs/tiny/begin.jsonl", "runs/tiny/told_6.jsonl", "runs/tiny/far_6.jsonl"),
         buckets=(
             Bucket(tokens=1312, patches=4, labels=800, frame=4),
             Bucket(tokens=1536, patches=768, labels=840, frame=96),

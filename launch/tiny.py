@@ -1,8 +1,9 @@
 """Make a model of the generated game from nothing: films, a tokenizer, random weights, six stages of training, an export.
 
-    python -m launch.tiny --out runs/tiny            # `make train-tiny`; go on after a stop with the same command
+    python -m launch.tiny --out runs/tiny               # `make train-tiny`; go on after a stop with the same command
+    python -m launch.tiny --out runs/tiny --stages 8    # go on with the last stage, and other games, twice more
 
-Each step is a command that anybody can run alone; a step whose result is there is skipped. The result is OUT/6.
+Each step is a command that anybody can run alone; a step whose result is there is skipped. The result is OUT/6 (OUT/8).
 """
 
 import argparse
@@ -26,7 +27,7 @@ class Step(NamedTuple):
 class Amount(NamedTuple):
     """How much of everything. Seeds of films: short games, practice games, drills (`again`: those that the last stages see),
     long games; seconds of a long one. Seeds of games that are told and not shown, of those that are asked too, of practice
-    games and of drills, of those that the last stage is told. More options of training."""
+    games and of drills; games that each stage from the sixth on is told anew. More options of training."""
 
     short: str = "100:220"
     practice: str = "300:360"
@@ -38,12 +39,12 @@ class Amount(NamedTuple):
     asked: str = "10000:10120"
     told_practice: str = "20000:20240"
     told_drills: str = "30000:30200"
-    told_last: str = "11000:11352"
+    anew: int = 352
     training: str = ""
 
 
 FEW = "10000:10002"
-QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW, FEW, FEW, FEW, " --steps 3")
+QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW, FEW, FEW, 2, " --steps 3")
 
 # Stage 1 learns to see and to read, from short windows with a question in every second that the picture or the words just
 # before answer; stage 2 to count, with more words before, which are learned too: many scores a step; stage 3 to follow, with
@@ -52,7 +53,8 @@ QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW,
 # a team there is wrong until its end. Stage 5 learns to remember: as much text before as a match lasts, and half of its windows
 # are told and not shown; a film has a score in 20 s, counting takes many more, and text is cheap. Stage 6 is for what a stream
 # does: it shows the last 8 s of a window alone, for a stream has words without frames before those, and what is told are
-# matches alone, half of them where a score is 40 s or more after the one before, which a stream forgets first.
+# matches alone, half of them where a score is 40 s or more after the one before, which a stream forgets first. Those after it
+# are the sixth again, with matches told anew.
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 # Digits that are rare in training are not copied, and counting is learned from many goals: both games are long, and drills have
 # a goal every two seconds.
@@ -64,16 +66,29 @@ SELDOM = 0.05  # questions a second; more of them, and their answers remind of t
 FILMS = "{out}/films/goals4.jsonl {out}/films/drill4.jsonl {out}/films/long.jsonl"
 WORDS = "windows {} --words-only --as-streamed --out {{out}}/{}.jsonl --window {} --stride {}"
 ALL = " ".join(f"{{out}}/told/{name}.jsonl" for name in ("match", "asked", "practice", "drill"))
+SIXTH = 6  # the stage that can be repeated
 FLOAT32 = 3  # stages whose weights stay so; the others are bfloat16, as a stream computes them
 
 
 def trained(stage: int, *windows: str) -> tuple[Step, Step]:
     """OUT/STAGE from OUT/(STAGE - 1) and windows of these names."""
     paths = " ".join(f"{{out}}/{name}.jsonl" for name in windows)
-    train = f"train --config tiny_stage{stage} --model {{out}}/{stage - 1} --run-dir {{out}}/stage{stage}"
-    train += f" --data.paths {paths} --data.root {{out}}/films{{training}}"
+    train = f"train --config tiny_stage{min(stage, SIXTH)} --model {{out}}/{stage - 1} --run-dir {{out}}/stage{stage}"
+    train += f" --seed {max(stage - SIXTH, 0)} --data.paths {paths} --data.root {{out}}/films{{training}}"
     dtype = "" if stage <= FLOAT32 else " --dtype bfloat16"
     return Step(f"{stage}", train), Step(f"{stage}", f"convert {{out}}/stage{stage} {{out}}/{stage}{dtype}")
+
+
+def again(stage: int, games: int) -> tuple[Step, ...]:
+    """A stage from the sixth on: games that were not told before."""
+    seed, last, told, far = 5000 + 1000 * stage, f"told/{stage}.jsonl", f"told_{stage}", f"far_{stage}"
+    made = f"{TOLD} --seconds 1200 --seeds {seed}:{seed + games} --index {stage}.jsonl --questions {SELDOM}"
+    return (
+        Step(last, made),
+        Step(f"{told}.jsonl", WORDS.format(f"{{out}}/{last}", told, 24, 24) + " --every 4"),
+        Step(f"{far}.jsonl", WORDS.format(f"{{out}}/{last}", far, 24, 12) + " --saying [0-9]-[0-9] --apart 40"),
+        *trained(stage, "shown", "begin", told, far),
+    )
 
 
 STEPS = (
@@ -124,23 +139,28 @@ STEPS = (
         "shown.jsonl",
         f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/shown.jsonl --as-streamed --stride 8 --shown 8",
     ),
-    Step("told/last.jsonl", f"{TOLD} --seconds 1200 --seeds {{told_last}} --index last.jsonl --questions {SELDOM}"),
-    Step("told.jsonl", WORDS.format("{out}/told/last.jsonl", "told", 24, 24) + " --every 4"),
-    Step("far.jsonl", WORDS.format("{out}/told/last.jsonl", "far", 24, 12) + " --saying [0-9]-[0-9] --apart 40"),
-    *trained(6, "shown", "begin", "told", "far"),
 )
+
+
+def steps(stages: int, amount: Amount) -> tuple[Step, ...]:
+    """All of them, in order."""
+    return *STEPS, *(step for stage in range(SIXTH, stages + 1) for step in again(stage, amount.anew))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="default: runs/tiny")
     parser.add_argument("--quick", action="store_true", help="little of everything, in minutes: the way, not the model")
+    parser.add_argument("--stages", type=int, default=SIXTH, metavar="N", help=f"of training: {SIXTH} (the default) or more")
     args = parser.parse_args()
+    if args.stages < SIXTH:
+        raise InputError("--stages", args.stages, f"{SIXTH} or more", f"leave it out: {SIXTH}")
     amount = QUICK if args.quick else Amount()
-    for number, step in enumerate(STEPS, 1):
+    todo = steps(args.stages, amount)
+    for number, step in enumerate(todo, 1):
         command = step.command.format(out=args.out, **amount._asdict())
         done = (args.out / step.result).exists()
-        print(f"[{number}/{len(STEPS)}] {'there: ' if done else ''}python -m launch.{command}", flush=True)
+        print(f"[{number}/{len(todo)}] {'there: ' if done else ''}python -m launch.{command}", flush=True)
         if done:
             continue
         began = time.monotonic()
@@ -148,7 +168,7 @@ def main() -> None:
         if code:
             raise InputError(f"launch.{command.split()[0]}", f"exit code {code}", "0", "see above; start again and it goes on")
         print(f"    {(time.monotonic() - began) / 60:.1f} min", flush=True)
-    print(f"done: python -m launch.demo --model {args.out / STEPS[-1].result}")
+    print(f"done: python -m launch.demo --model {args.out / str(args.stages)}")
 
 
 if __name__ == "__main__":
