@@ -48,7 +48,8 @@ def measure(config: TrainConfig, topology: str) -> list[dict[str, Any]]:
     import jax
 
     from svlm_jax.train.begin import mesh_of, model_config, trained_paths
-    from svlm_jax.train.step import Step, optimizer, split
+    from svlm_jax.train.optimizer import optimizer
+    from svlm_jax.train.step import Step, split
 
     devices = _devices(topology)
     mesh = mesh_of(config.mesh, devices)

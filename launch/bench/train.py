@@ -64,7 +64,8 @@ def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
     from svlm_jax.train import flops
     from svlm_jax.train.begin import mesh_of
     from svlm_jax.train.loop import place, rows_of
-    from svlm_jax.train.step import Step, optimizer, split
+    from svlm_jax.train.optimizer import optimizer
+    from svlm_jax.train.step import Step, split
 
     size, rows = config.data.buckets[0], config.micro_batch
     model = replace(named(shape, None), fused=False).compute(config.dtype, "float32")

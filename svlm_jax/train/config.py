@@ -10,6 +10,7 @@ from svlm_jax.config import Dtype, Remat
 from svlm_jax.errors import InputError
 
 Schedule = Literal["cosine", "constant"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,18 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, as the paper has it (those of Hugging Face's Trainer where it says nothing).
+    """AdamW, as the paper has it (those of Hugging Face's Trainer where it says nothing), or Muon (arXiv 2502.16982).
 
     Attributes:
+        name: "muon" moves the matrices inside layers by their orthogonalised momentum, and all else as AdamW does (with
+            Nesterov's momentum). For a model trained from scratch.
         learning_rate: at its largest; warm-up is linear over a share of all steps, then `schedule`.
+        b1, b2: decay of AdamW's moments; momentum: of Muon's.
+        rms: root mean square of what Muon moves a matrix by, in learning rates; 0.2 is about what AdamW does.
         clip: largest global norm of the gradients; 0: none (what the original's DeepSpeed setting amounts to).
     """
 
+    name: OptimizerName = "adamw"
     learning_rate: float | int = 1e-5
     schedule: Schedule = "cosine"
     warmup: float | int = 0.03
@@ -91,12 +97,16 @@ class OptimizerConfig:
     b2: float | int = 0.999
     eps: float | int = 1e-8
     weight_decay: float | int = 0.0
+    momentum: float | int = 0.95
+    rms: float | int = 0.2
     clip: float | int = 1.0
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
             raise InputError("schedule", repr(self.schedule), f"one of {', '.join(get_args(Schedule))}", "choose one")
-        for name in ("learning_rate", "weight_decay", "clip", "warmup"):
+        if self.name not in get_args(OptimizerName):
+            raise InputError("optimizer name", repr(self.name), f"one of {', '.join(get_args(OptimizerName))}", "choose one")
+        for name in ("learning_rate", "weight_decay", "clip", "warmup", "rms"):
             if getattr(self, name) < 0:
                 raise InputError(name, getattr(self, name), "0 or more", "raise it")
 

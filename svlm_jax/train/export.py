@@ -19,8 +19,9 @@ from svlm_jax.sharding import make_mesh
 from svlm_jax.train import begin
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
 from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from svlm_jax.train.optimizer import optimizer
 from svlm_jax.train.run import CONFIG, read_config
-from svlm_jax.train.step import Step, optimizer
+from svlm_jax.train.step import Step
 
 
 def is_run(directory: str | Path) -> bool:

@@ -27,7 +27,8 @@ from svlm_jax.train import flops
 from svlm_jax.train.checkpoints import Checkpoints
 from svlm_jax.train.config import TrainConfig
 from svlm_jax.train.logs import Logs
-from svlm_jax.train.step import Metrics, State, Step, Sums, schedule
+from svlm_jax.train.optimizer import schedule
+from svlm_jax.train.step import Metrics, State, Step, Sums
 
 HUNG = 70  # exit code
 Say = Callable[[str], None]

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from svlm_jax.errors import InputError
 from svlm_jax.train import begin
 from svlm_jax.train.config import TrainConfig
 from svlm_jax.train.loop import Say, Trainer
-from svlm_jax.train.step import Step, optimizer
+from svlm_jax.train.optimizer import optimizer
+from svlm_jax.train.step import Step
 
 CONFIG = "config.json"
-SAME = ("model", "trained", "lora_rank", "lora_alpha", "ema")  # what a checkpoint's state depends on
+SAME = ("model", "trained", "lora_rank", "lora_alpha", "ema", "optimizer.name")  # what a checkpoint's state depends on
 
 
 def trainer(
@@ -58,18 +60,23 @@ def _remember(config: TrainConfig, say: Say) -> None:
     now = json.loads(json.dumps(asdict(config)))
     if path.exists():
         before = json.loads(path.read_text())
-        changed = sorted(name for name in now if now[name] != before.get(name))
-        if wrong := [name for name in changed if name in SAME]:
-            name = wrong[0]
-            remedy = "begin another run_dir, or set it back"
-            raise InputError(name, repr(now[name]), f"{before.get(name)!r}, as {config.run_dir} began with", remedy)
-        if changed:
+        before["optimizer"] = {"name": "adamw"} | before["optimizer"]  # which it was before there was a choice
+        for name in SAME:
+            if (got := _setting(now, name)) != (expected := _setting(before, name)):
+                remedy = "begin another run_dir, or set it back"
+                raise InputError(name, repr(got), f"{expected!r}, as {config.run_dir} began with", remedy)
+        if changed := sorted(name for name in now if now[name] != before.get(name)):
             say(f"settings changed since this run began: {', '.join(changed)}")
     if jax.process_index() == 0:
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         part.write_text(json.dumps(now, indent=2) + "\n")
         os.replace(part, path)
+
+
+def _setting(values: dict[str, Any], name: str) -> Any:
+    """By dotted name."""
+    return reduce(lambda found, part: found.get(part), name.split("."), values)
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from svlm_jax.config import ModelConfig
 from svlm_jax.data.pipeline import Batch
 from svlm_jax.model.vlm import Parameters, from_parameters
 from svlm_jax.sharding import shardings
-from svlm_jax.train.config import OptimizerConfig
 from svlm_jax.train.loss import gathered
 
 
@@ -62,27 +61,6 @@ def split(values: Parameters, trained: str) -> tuple[Parameters, Parameters]:
     return {path: values[path] for path in chosen}, {path: values[path] for path in values.keys() - chosen}
 
 
-def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of step 0, 1 ...: linear from one part of the warm-up, then down to 0 as a cosine, or constant."""
-    warmup = round(config.warmup * steps)
-    rise = optax.linear_schedule(0.0, config.learning_rate, max(1, warmup))
-    if config.schedule == "constant":
-        rest = optax.constant_schedule(config.learning_rate)
-    else:
-        rest = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
-    # Hugging Face's first step has a rate of 0; ours begins with the first part of the rise, so that no step is lost.
-    return optax.join_schedules([lambda step: rise(step + 1), rest], [warmup])
-
-
-def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """AdamW; weight decay, if any, on matrices only."""
-    matrices = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
-    adam = optax.adamw(
-        schedule(config, steps), config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=matrices
-    )
-    return optax.chain(optax.clip_by_global_norm(config.clip), adam) if config.clip else adam
-
-
 class Step:
     """The jitted functions of a run. Where everything lies is said, never left to be found: of what depends on no input (fresh
     moments, emptied sums) XLA would put a whole copy on every device."""
@@ -102,8 +80,8 @@ class Step:
         whole = NamedSharding(mesh, PartitionSpec())
         own = shardings({path: leaf.shape for path, leaf in trained.items()}, mesh)
         shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in trained.items()}
-        moments = optax.tree.map_params(
-            tx, lambda _, at: at, jax.eval_shape(tx.init, shapes), own, transform_non_params=lambda _: whole
+        moments = jax.tree_util.tree_map_with_path(
+            lambda at, _: own.get(getattr(at[-1], "key", ""), whole), jax.eval_shape(tx.init, shapes)
         )
         state, sums = State(whole, whole, own, moments, own if ema else {}), Sums(own, whole, whole)
         self.state = _placed(jax.eval_shape(self._fresh, shapes), state)

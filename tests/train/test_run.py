@@ -16,7 +16,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.stream.sampling import Sampling
 from svlm_jax.train import logs
 from svlm_jax.train.checkpoints import FOLDER
-from svlm_jax.train.config import MeshConfig
+from svlm_jax.train.config import MeshConfig, OptimizerConfig
 from svlm_jax.train.export import export
 from svlm_jax.train.loop import Preempted
 from svlm_jax.train.run import trainer
@@ -27,10 +27,10 @@ def losses(config) -> list[float]:
     return [line["loss"] for line in logs.read(config.run_dir) if "loss" in line]
 
 
-@pytest.fixture
-def stopped(config, tiny_dir):
+@pytest.fixture(params=["adamw", "muon"])
+def stopped(config, tiny_dir, request):
     """A run of 4 steps of which 2 are made: asked to stop in the middle of the third."""
-    config = replace(config, steps=4, micro_batch=2)
+    config = replace(config, steps=4, micro_batch=2, optimizer=replace(config.optimizer, name=request.param))
     made = trainer(config, tiny_dir, devices=jax.devices()[:1], stop=lambda micro_step: micro_step == 5)
     with pytest.raises(Preempted, match="saved after step 2"):
         made.run()
@@ -88,6 +88,8 @@ def test_what_contradicts_the_run_is_refused(config, train):
     train(replace(config, steps=1))
     with pytest.raises(InputError, match=r"lora_rank: got 2, expected 0, as .* began with"):
         train(replace(config, steps=2, lora_rank=2))
+    with pytest.raises(InputError, match=r"optimizer.name: got 'muon', expected 'adamw', as .* began with"):
+        train(replace(config, steps=2, optimizer=OptimizerConfig("muon")))
     _, said = train(replace(config, steps=2))
     assert "settings changed since this run began: steps" in said
 

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from einops import rearrange
+from optax.contrib import MuonState
 
 from svlm_jax.errors import InputError
 from svlm_jax.train import logs
 from svlm_jax.train.config import MeshConfig, OptimizerConfig
-from svlm_jax.train.step import optimizer, schedule
+from svlm_jax.train.optimizer import optimizer, schedule
 from tests.train.conftest import elsewhere
 
 MESHES = {
@@ -49,8 +51,15 @@ def test_a_step_on_eight_devices_is_that_of_one(name, config, train, sgd):
     assert leaf.addressable_shards[0].data.size * 8 == leaf.size
 
 
-def test_moments_lie_where_their_parameters_do(config, train):
-    made, _ = train(replace(config, steps=1, mesh=MeshConfig(fsdp=2, tensor=2)), 4)
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_moments_lie_where_their_parameters_do(name, config, train):
+    named = OptimizerConfig(name=name)
+    made, _ = train(replace(config, steps=1, mesh=MeshConfig(fsdp=2, tensor=2), optimizer=named), 4)
+    if name == "muon":
+        moments = next(part for part in jax.tree.leaves(made.state.moments, is_leaf=_is_muon) if _is_muon(part))
+        assert "text.layers.mlp.up.kernel" in (held := _held(moments.mu)) and "text.embedding" not in held
+        assert all(leaf.sharding == made.state.trained[path].sharding for path, leaf in held.items())
+        return
     moments = next(part for part in jax.tree.leaves(made.state.moments, is_leaf=_is_adam) if _is_adam(part))
     for path, value in made.state.trained.items():
         assert moments.mu[path].sharding == moments.nu[path].sharding == value.sharding
@@ -59,6 +68,43 @@ def test_moments_lie_where_their_parameters_do(config, train):
 
 def _is_adam(part) -> bool:
     return isinstance(part, optax.ScaleByAdamState)
+
+
+def _is_muon(part) -> bool:
+    return isinstance(part, MuonState)
+
+
+def _held(moments) -> dict[str, jax.Array]:
+    return {path: leaf for path, leaf in moments.items() if isinstance(leaf, jax.Array)}
+
+
+MATRICES = {  # a parameter of each kind that Muon moves: its shape, and the stack of matrices that it is
+    "text.layers.attention.q.kernel": ((2, 12, 3, 4), "layer i head o -> (layer head) i o"),
+    "text.layers.attention.out.kernel": ((2, 3, 4, 12), "layer head k o -> layer (head k) o"),
+    "text.layers.mlp.up.kernel": ((2, 12, 16), "layer i o -> layer i o"),
+    "text.layers.0.mlp.down.kernel": ((16, 12), "i o -> 1 i o"),
+    "vision.blocks.0.attention.qkv.kernel": ((12, 3, 2, 6), "i three head k -> three i (head k)"),
+    "vision.blocks.0.attention.out.kernel": ((2, 6, 12), "head k o -> 1 (head k) o"),
+    "vision.merger.up.kernel": ((16, 16), "i o -> 1 i o"),
+}
+
+
+def test_muon_moves_matrices_by_all_their_directions_alike():
+    rate, rms = 0.01, 0.3
+    tx = optimizer(OptimizerConfig("muon", rate, "constant", warmup=0.0, rms=rms, clip=0.0), 10)
+    shapes = {path: shape for path, (shape, _) in MATRICES.items()} | {"text.embedding": (7, 12), "text.norm.scale": (12,)}
+    draw = np.random.default_rng(0)
+    values = {path: jnp.asarray(draw.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+    gradients = {path: jnp.asarray(draw.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+    updates, _ = tx.update(gradients, tx.init(values), values)
+    for path, (_, stack) in MATRICES.items():
+        moved = rearrange(np.asarray(updates[path]), stack)
+        sizes = np.linalg.svd(moved, compute_uv=False) / (rate * rms * max(moved.shape[1:]) ** 0.5)
+        assert 0.6 < sizes.min() <= sizes.max() < 1.3, path
+        assert np.sum(moved * rearrange(np.asarray(gradients[path]), stack)) < 0, path
+    for path in ("text.embedding", "text.norm.scale"):  # the first step of Adam: the rate, against the gradient
+        assert np.sign(updates[path]) == pytest.approx(-np.sign(gradients[path]))
+        assert np.abs(updates[path]) == pytest.approx(np.abs(updates[path]).max(), rel=1e-3), path
 
 
 def test_four_micro_steps_are_one_of_four_samples(config, train, sgd):
