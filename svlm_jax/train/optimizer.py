@@ -1,7 +1,6 @@
 """How gradients move parameters: AdamW, or Muon for the matrices inside layers and AdamW for all else."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -53,8 +52,8 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
     return optax.chain(optax.clip_by_global_norm(config.clip), moved) if config.clip else moved
 
 
-def _matrices(parameters: Mapping[str, Any]) -> dict[str, MuonDimensionNumbers | None]:
-    """What Muon moves, and how it lies."""
+def _matrices(parameters: Any) -> Any:
+    """What Muon moves, and how it lies: {path: MuonDimensionNumbers, or None} of {path: parameter}."""
     return {path: _matrix(path) for path in parameters}
 
 

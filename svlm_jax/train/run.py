@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,8 @@ def _remember(config: TrainConfig, say: Say) -> None:
 
 def _setting(values: dict[str, Any], name: str) -> Any:
     """By dotted name."""
-    return reduce(lambda found, part: found.get(part), name.split("."), values)
+    top, _, rest = name.partition(".")
+    return _setting(values[top], rest) if rest else values.get(top)
 
 
 def read_config(run_dir: str | Path) -> dict[str, Any]:

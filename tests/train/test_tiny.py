@@ -31,6 +31,6 @@ def test_from_nothing_to_a_stream(tmp_path):
     out = tmp_path / "tiny"
     assert command("tiny", "--out", out, "--quick").returncode == 0
     again = command("tiny", "--out", out, "--quick")
-    assert again.stdout.count("there: ") == len(steps(Amount()))
+    assert again.stdout.count("there: ") == len(steps(6, Amount()))
     told = command("stream", "match:1000000", "--model", out / "6", "--duration", "3")
     assert told.returncode == 0, told.stderr
