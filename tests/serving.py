@@ -94,6 +94,10 @@ class Client:
         assert self.hear("joined")["owner"]
         return told["stream"]
 
+    def ending(self) -> str:
+        """Why the stream that was just started has ended: `joined` says so when that was before."""
+        return self.hear("joined")["over"] or self.hear("ended")["reason"]
+
     def closed(self, seconds: float = 15.0) -> tuple[int, str]:
         until = time.monotonic() + seconds
         with pytest.raises(ConnectionClosed) as error:

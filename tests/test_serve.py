@@ -140,7 +140,7 @@ def test_a_listed_file_ends_and_its_row_is_free_again(server):
         one.say("start", source="listed", number=1)
         assert "/secret" not in one.hear("error")["error"]
         one.say("start", source="listed", number=2)
-        assert one.hear("ended")["reason"] == "the source does not play; whoever runs the server sees why"
+        assert one.ending() == "the source does not play; whoever runs the server sees why"
         one.say("start", source="address", address="/etc/passwd")
         assert "--allow-sources" in one.hear("error")["error"]
 
