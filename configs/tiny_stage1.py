@@ -5,7 +5,7 @@ samples.
     make train-tiny
 """
 
-from svlm_jax.train.config import Bucket, DataConfig, OptimizerConfig, TrainConfig
+from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
 
 config = TrainConfig(
     model="runs/tiny/0",
@@ -19,6 +19,7 @@ config = TrainConfig(
         buckets=(Bucket(tokens=192, patches=192, labels=32, frame=96),),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
+    mesh=MeshConfig(fsdp=1),  # one device: fewer samples a pass than a host may have of them
     trained=".*",
     batch=8,
     micro_batch=8,
