@@ -52,9 +52,9 @@ QUICK = Amount("100:103", "300:303", "600:603", "600:601", "0:1", 180, FEW, FEW,
 # learns to stream: two-hour games too, cut as the paper cuts them; windows in which a match begins come twice, for who mistakes
 # a team there is wrong until its end. Stage 5 learns to remember: as much text before as a match lasts, and half of its windows
 # are told and not shown; a film has a score in 20 s, counting takes many more, and text is cheap. Stage 6 is for what a stream
-# does: it shows the last 8 s of a window alone, for a stream has words without frames before those, and what is told are
-# matches alone, half of them where a score is 40 s or more after the one before, which a stream forgets first. Those after it
-# are the sixth again, with matches told anew.
+# does: windows of the 16 s that it retains, frames for the last 8 of them alone; with windows of 24 s, the same shape again, it
+# was right in them and wrong in streams. What is told are matches alone, half of them where a score is 40 s or more after the
+# one before, which a stream forgets first. Those after it are the sixth again, with matches told anew.
 SHORT = "world --out {out}/films --seconds 120 --seeds {short}"
 # Digits that are rare in training are not copied, and counting is learned from many goals: both games are long, and drills have
 # a goal every two seconds.
@@ -85,7 +85,7 @@ def again(stage: int, games: int) -> tuple[Step, ...]:
     made = f"{TOLD} --seconds 1200 --seeds {seed}:{seed + games} --index {stage}.jsonl --questions {SELDOM}"
     return (
         Step(last, made),
-        Step(f"{told}.jsonl", WORDS.format(f"{{out}}/{last}", told, 24, 24) + " --every 4"),
+        Step(f"{told}.jsonl", WORDS.format(f"{{out}}/{last}", told, 16, 16) + " --every 6"),
         Step(f"{far}.jsonl", WORDS.format(f"{{out}}/{last}", far, 24, 12) + " --saying [0-9]-[0-9] --apart 40"),
         *trained(stage, "shown", "begin", told, far),
     )
@@ -137,7 +137,7 @@ STEPS = (
     *trained(5, "stream", "begin", "told24", "told52"),
     Step(
         "shown.jsonl",
-        f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/shown.jsonl --as-streamed --stride 8 --shown 8",
+        f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/shown.jsonl --as-streamed --window 16 --stride 8 --shown 8",
     ),
 )
 
