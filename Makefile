@@ -20,7 +20,7 @@ demo: .venv/base.stamp ## run the demo; installs the base package only
 serve: .venv/serve.stamp ## the live page, on this machine only
 	$(BIN)/python -m launch.serve
 
-train-tiny: .venv/test.stamp ## a model of the game from nothing; an hour and three quarters on two CPU cores
+train-tiny: .venv/test.stamp ## a model of the game from nothing; two hours on two CPU cores
 	$(BIN)/python -m launch.tiny --out runs/tiny
 
 test: lint ## lint, then the fast tests
