@@ -6,6 +6,7 @@ whose last slots the new tokens go; nothing is evicted or rotated anew, which th
 """
 
 import argparse
+import inspect
 import json
 import subprocess
 import sys
@@ -86,11 +87,14 @@ class Pass:
         slots, tokens = cache.held[0][0].shape[2], embeds.shape[1]
         self.at = torch.arange(slots - tokens, slots, device=embeds.device)
         self.positions = self.at.expand(3, 1, -1)
+        # transformers renamed the argument in 5.24
+        named = inspect.signature(model.model.language_model.forward).parameters
+        self.cache_name = "cache" if "cache" in named else "past_key_values"
 
     def __call__(self) -> Any:
         self.cache.at = self.at
         masks = {"full_attention": self.mask}
-        given = {"inputs_embeds": self.embeds, "position_ids": self.positions, "past_key_values": self.cache}
+        given = {"inputs_embeds": self.embeds, "position_ids": self.positions, self.cache_name: self.cache}
         hidden = self.model.model.language_model(**given, attention_mask=masks, use_cache=True).last_hidden_state
         return self.model.lm_head(hidden[:, -1]).argmax(-1)
 
