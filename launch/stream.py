@@ -17,7 +17,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -112,6 +112,11 @@ class Screen:
         """Something that happened, on stderr."""
         print(("\r\033[K" if self.live else "") + line, file=sys.stderr, flush=True)
 
+    def interrupt(self, line: str) -> None:
+        """The same from a signal handler, where a print may be under way; print is not reentrant."""
+        with suppress(OSError):
+            os.write(2, (("\r\033[K" if self.live else "") + line + "\n").encode())
+
     def words(self, text: str, end: str = "\n") -> None:
         if self.closed:
             return
@@ -159,7 +164,7 @@ class Stopping:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        self.screen.say(f"{signal.Signals(number).name}: stopping after this chunk")
+        self.screen.interrupt(f"{signal.Signals(number).name}: stopping after this chunk")
         self.wake()
 
     def __exit__(self, *_: object) -> None:

@@ -57,10 +57,11 @@ for step in range(2000):
 """
 
 # No jax: what a process does that was told to stop, and what is left of one whose parent is gone.
-TOLD = """
+TOLD = r"""
 import os, signal, sys, time
 rank = os.environ["SVLM_PROCESS_ID"]
-signal.signal(signal.SIGTERM, lambda *_: (print(f"told {rank}", flush=True), os._exit(75)))
+# os.write: the signal may come while print is under way, which no print in a handler survives
+signal.signal(signal.SIGTERM, lambda *_: (os.write(1, f"told {rank}\n".encode()), os._exit(75)))
 print(f"ready {rank} {os.getpid()}", flush=True)
 time.sleep(100)
 """

@@ -1,5 +1,6 @@
 """`python -m launch.stream` as a user runs it."""
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.stream import Screen, Stopping
 from svlm_jax.data.video import write_video
 from svlm_jax.world.film import Film
 from tests.test_launch import ROOT, command, refusal
@@ -106,6 +108,22 @@ def test_a_signal_finishes_the_chunk_and_a_typed_line_is_asked(film, beside, tmp
     ):
         assert said in told
     assert (tmp_path / "a.state").is_file() and 4 <= len(lines(tmp_path / "a.jsonl")) < 9
+
+
+def test_a_signal_in_the_middle_of_a_print_harms_nothing(monkeypatch, capfd):
+    class Interrupted(io.RawIOBase):
+        def writable(self):
+            return True
+
+        def write(self, data):
+            if not stopping.asked:
+                signal.raise_signal(signal.SIGTERM)
+            return len(data)
+
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupted())))
+    with Stopping(Screen()) as stopping:
+        stopping.screen.say("00:00:01.0")
+    assert stopping.asked and capfd.readouterr().err == "SIGTERM: stopping after this chunk\n"
 
 
 def test_a_closed_stdout_is_no_accident(film, beside):
