@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from svlm_jax.data.paths import existing_file, shortened
 from svlm_jax.errors import InputError
 
 PATCH = 14  # pixels on a side of a patch; a smaller image is enlarged before the model sees it
@@ -37,7 +38,7 @@ def load_image(source: ImageSource) -> np.ndarray:
         image = _readable_image(source, "image")
     elif isinstance(source, (str, os.PathLike)):
         path = existing_file(source, "image")
-        image = _readable_image(path, f"image {path}")
+        image = _readable_image(path, f"image {shortened(str(path))}")
     else:
         raise InputError("image", type(source).__name__, "a path, a PIL image or an array", "load it as one of these")
     height, width = image.shape[:2]
@@ -55,7 +56,7 @@ def _image_of_array(array: np.ndarray) -> np.ndarray:
     if array.dtype == np.uint16:
         array = _to_8_bits(array)
     if channels == 4:
-        return _rgb(Image.fromarray(array), "image array")
+        return on_white(array)
     return array if channels == 3 else np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
 
 
@@ -85,9 +86,14 @@ def _rgb(image: Image.Image, field: str) -> np.ndarray:
             raise InputError(field, "32-bit levels", "8 or 16 bits a channel", "scale it to 0..255 and save it as PNG")
         return np.repeat(_to_8_bits(levels)[..., None], 3, axis=2)
     if "transparency" in image.info or image.mode[-1] in "Aa":
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return on_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
+
+
+def on_white(levels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 4], the last channel opacity -> uint8 [H, W, 3], laid on white."""
+    image = Image.fromarray(levels)
+    return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
 
 def _to_8_bits(levels: np.ndarray) -> np.ndarray:
@@ -113,14 +119,3 @@ def as_frames(source: Sequence[ImageSource] | np.ndarray) -> np.ndarray:
             expected = f"{columns}x{rows} px as image 0"
             raise InputError(f"frames: image {number}", f"{width}x{height} px", expected, "resize them to one size")
     return np.stack(images)
-
-
-def existing_file(source: str | os.PathLike, what: str) -> Path:
-    path = Path(source)
-    if not path.exists():
-        raise InputError(f"{what} {source}", "no such file", "a file", "check the path (download links first)")
-    if path.is_dir():
-        raise InputError(f"{what} {path}", "a directory", "a file", "name one file in it")
-    if path.is_file() and not path.stat().st_size:
-        raise InputError(f"{what} {path}", "an empty file", f"a readable {what}", "copy or download it again")
-    return path

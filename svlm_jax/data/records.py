@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from svlm_jax.data.image import existing_file
+from svlm_jax.data.paths import existing_file
 from svlm_jax.errors import InputError
 
 _INDEX = re.compile(rb"\s*\[\s*\d")  # how a list of offsets begins, and a record does not

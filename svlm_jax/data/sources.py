@@ -6,7 +6,9 @@ whether anyone keeps up (`player`). numpy; PyAV only inside the functions that n
 picture of the source. Axes: F frames · H, W pixels.
 """
 
+import errno
 import itertools
+import math
 import os
 import re
 import sys
@@ -19,8 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from svlm_jax.data.image import existing_file, load_image
-from svlm_jax.data.video import SLACK, check_clock, claimed_length, picture, sample_video, video_stream
+from svlm_jax.data.decode import Reader, claimed_length, jumps
+from svlm_jax.data.image import load_image
+from svlm_jax.data.paths import existing_file, existing_path, is_address, masked, shortened
+from svlm_jax.data.picture import Shown, picture, shown_size
+from svlm_jax.data.video import SLACK, check_clock, sample_video
 from svlm_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +34,7 @@ if TYPE_CHECKING:
 OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 10.0  # seconds without an answer, and without a picture
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
+WEBCAM = re.compile(r"0|[1-9][0-9]{0,2}", re.ASCII)
 REMEDY = "check that it plays elsewhere"
 
 
@@ -44,14 +50,17 @@ class Chunk(NamedTuple):
 
 
 class Source(AbstractContextManager, ABC):
-    """A video as chunks, once. live: it does not wait for us. total: chunks, or None when that is not known before."""
+    """A video as chunks, once. live: it does not wait for us. endless: it has no end of its own. total: chunks, or None when that is
+    not known before."""
 
     live: bool = False
+    endless: bool = False
     total: int | None = None
 
     def __init__(self, name: str, fps: float | int, seconds: float | int, start: float | int, duration: float | int | None):
         self.name, self.fps, self.seconds, self.start, self.duration = name, fps, seconds, start, duration
         self.ending = ""  # why a source that had no end has ended
+        self.told: list[tuple[float, str]] = []  # (second, what is unusual there), until a chunk notes it
 
     @abstractmethod
     def pictures(self) -> Iterator[np.ndarray]:
@@ -70,10 +79,15 @@ class Source(AbstractContextManager, ABC):
             missing = count - len(waiting)
             note = f"ends {missing / self.fps:g} s early: its last frame stands for the missing {missing}"
             yield self._chunk(number, waiting + waiting[-1:] * missing, note)
+        elif not number:
+            raise InputError(self.name, "no picture", "a source with pictures", REMEDY)
 
     def _chunk(self, number: int, frames: list[np.ndarray], note: str) -> Chunk:
         start = self.start + number * self.seconds
-        return Chunk(number, start, start + self.seconds, np.stack(frames), note)
+        end = start + self.seconds
+        notes = [text for second, text in self.told if second < end] + [note] * bool(note)
+        self.told[:] = [one for one in self.told if one[0] >= end]
+        return Chunk(number, start, end, np.stack(frames), "; ".join(notes))
 
     def _chunks_in(self, length: float | None) -> int | None:
         """Chunks of a video of that length."""
@@ -93,12 +107,13 @@ class FileSource(Source):
     """A video file, seeked and sampled by its time stamps."""
 
     def __init__(self, path: Path, *clock: Any) -> None:
-        super().__init__(f"video {path}", *clock)
+        super().__init__(f"video {shortened(str(path))}", *clock)
         self.path = path
         self.total = self._chunks_in(claimed_length(path))
 
     def pictures(self) -> Iterator[np.ndarray]:
-        for _, image in sample_video(self.path, self.fps, self.start, self.duration):
+        tell = lambda second, text: self.told.append((second, text))  # noqa: E731
+        for _, image in sample_video(self.path, self.fps, self.start, self.duration, tell):
             yield image
 
 
@@ -106,15 +121,16 @@ class FolderSource(Source):
     """A folder of images in natural order (frame2 before frame10), taken `fps` a second; all of the size of the first."""
 
     def __init__(self, path: Path, *clock: Any) -> None:
-        super().__init__(f"folder {path}", *clock)
-        names = [name for name in os.listdir(path) if Path(name).suffix.lower() in IMAGES]
+        super().__init__(f"folder {shortened(str(path))}", *clock)
+        # hidden files are no frames: macOS puts a ._NAME beside every NAME
+        names = [name for name in os.listdir(path) if Path(name).suffix.lower() in IMAGES and not name.startswith(".")]
         self.files = [path / name for name in sorted(names, key=_natural)]
         first = round(self.start * self.fps)
-        last = None if self.duration is None else first + round(self.duration * self.fps)
+        last = None if self.duration is None else first + math.ceil(self.duration * self.fps - SLACK)
         if not self.files:
             raise InputError(self.name, "no images", f"files that end with {' '.join(sorted(IMAGES))}", "name another folder")
         if first >= len(self.files):
-            got, expected = f"{self.start:g} s", f"less than {len(self.files) / self.fps:g} s, where {path} ends"
+            got, expected = f"{self.start:g} s", f"less than {len(self.files) / self.fps:g} s, where it ends"
             raise InputError("start", got, expected, "choose an earlier start")
         self.total = self._chunks_in(len(self.files) / self.fps)
         self.files = self.files[first:last]
@@ -125,73 +141,97 @@ class FolderSource(Source):
             image = load_image(file)
             if size is not None and image.shape[:2] != size:
                 got, expected = f"{image.shape[1]}x{image.shape[0]} px", f"{size[1]}x{size[0]} px, as the first has"
-                raise InputError(f"frame {file}", got, expected, "make all frames of one size")
+                raise InputError(f"frame {shortened(str(file))}", got, expected, "make all frames of one size")
             size = image.shape[:2]
             yield image
 
 
 class StreamSource(Source):
     """A webcam or a URL, through PyAV. Frame k is the one that was on show k / fps seconds after the first; when it is late,
-    the picture stands still. A camera that goes away ends the stream, which says so in `ending`."""
+    the picture stands still. A camera that goes away ends the stream, which says so in `ending`; no password is in it or in `name`.
+    """
+
+    clock = staticmethod(time.monotonic)  # when a packet came: whether a gap in its stamps is time that passed
 
     def __init__(self, name: str, address: str, form: str | None, *clock: Any) -> None:
         super().__init__(name, *clock)
         import av
         from av.error import FFmpegError
 
+        self.address, self.form = address, form
         options = {"rtsp_transport": "tcp"} if address.startswith("rtsp") else {}
         try:
             timeout = (OPEN_TIMEOUT, READ_TIMEOUT)
             self.container: InputContainer = av.open(address, format=form, options=options, timeout=timeout)
         except (FFmpegError, OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise InputError(name, reason, "a source that opens", REMEDY) from None
+            raise InputError(name, self._reason(error, OPEN_TIMEOUT), "a source that opens", self._remedy(error)) from None
+        length = self.container.duration or 0
+        self.live = length <= 0 or form is not None
+        self.endless = self.live
+        self.skip = 0.0 if self.live else float(self.start)  # of a live source, `start` only names its first second
+        # frame by frame: threads that each hold a picture would make it late, and lose it when the connection is cut
+        watched: dict[str, Any] = {"now": self._now, "patience": READ_TIMEOUT} if self.live else {}
         try:
-            self.stream = video_stream(self.container, Path(address))
+            self.reader = Reader(self.container, name, tell=self._tell, threads="SLICE", **watched)
         except InputError:
             self.container.close()
             raise
-        length = self.container.duration or 0
-        self.live = length <= 0 or form is not None
-        self.total = self._chunks_in(None if self.live else length / 1e6)
-        self.skip = 0.0 if self.live else float(self.start)  # of a live source, `start` only names its first second
+        # of a transport stream the length is that of its clock, which may jump
+        known = not self.live and (not jumps(self.container) or self.container.format.name == "hls")
+        self.total = self._chunks_in(length / 1e6 if known else None)
+
+    def _now(self) -> float:
+        return self.clock()
+
+    def _tell(self, second: float, text: str) -> None:
+        self.told.append((second + self.start - self.skip, text))
+
+    def _reason(self, error: Exception, waited: float) -> str:
+        """What went wrong, without the address, in which there may be a password."""
+        from av.error import ExitError
+
+        if isinstance(error, ExitError):
+            return f"no answer in {waited:g} s"
+        said = (getattr(error, "strerror", None) or str(error)).replace(self.address, self.name)
+        return shortened(said)
+
+    def _remedy(self, error: Exception) -> str:
+        from av.error import InvalidDataError
+
+        if isinstance(error, InvalidDataError) and self.address.lower().startswith("http"):
+            return f"{REMEDY}; an MP4 with its index at the end needs a server with ranges: remux with -movflags +faststart"
+        return REMEDY
 
     def pictures(self) -> Iterator[np.ndarray]:
-        held, size, sent, gone = None, None, 0, 0.0
+        before, held, size, sent, gone = None, None, None, 0, 0.0
         until = float("inf") if self.duration is None else self.skip + self.duration
-        for seen, length, frame in self._frames():
-            size = size or (frame.width, frame.height)
+        for seen, length, frame in self.reader.frames():
+            size = size or shown_size(frame)
             while held is not None and self.skip + sent / self.fps < min(seen, until) - SLACK:
                 yield held
                 sent += 1
             due, gone = self.skip + sent / self.fps, seen + length
             if due >= until - SLACK:
                 return
-            if seen + 1 / self.fps >= due:  # one that no sample can fall on is never converted
-                held = picture(frame, size)
+            if held is None or seen + 1 / self.fps >= due:  # one that no sample can fall on is never converted
+                held = picture(Shown(frame, before), size)
+            before = frame
+        self.ending = self._ending()
         if held is None:
             raise InputError(self.name, self.ending or "no picture", "a source with pictures", REMEDY)
         while not sent or self.skip + sent / self.fps < min(gone, until) - SLACK:  # nothing followed the last one
             yield held
             sent += 1
 
-    def _frames(self) -> Iterator[tuple[float, float, Any]]:
-        """(second, seconds on show, frame)"""
-        from av.error import FFmpegError
-
-        origin, began = None, None
-        self.stream.thread_type = "AUTO"
-        usual = 1 / float(self.stream.guessed_rate) if self.stream.guessed_rate else 0.0
-        try:
-            for frame in self.container.decode(self.stream):
-                now = time.monotonic()
-                began = now if began is None else began
-                stamp = None if frame.pts is None else float(frame.pts * (self.stream.time_base or 1))
-                origin = stamp if origin is None else origin
-                yield (now - began if stamp is None or origin is None else stamp - origin), usual, frame
-            self.ending = "the source has ended"
-        except (FFmpegError, OSError) as error:
-            self.ending = f"the source broke off: {type(error).__name__} ({getattr(error, 'strerror', None) or error})"
+    def _ending(self) -> str:
+        error = self.reader.broke
+        if self.reader.given_up:
+            return f"nothing could be decoded for {READ_TIMEOUT:g} s"
+        # HTTP without a length has no other end than that of the connection, which FFmpeg takes for a failure
+        closed = isinstance(error, OSError) and error.errno == errno.EIO and self.live and self.address[:4].lower() == "http"
+        if error is None or closed:
+            return "the source has ended"
+        return f"the source broke off: {self._reason(error, READ_TIMEOUT)}"
 
     def close(self) -> None:
         self.container.close()
@@ -211,7 +251,7 @@ class MatchSource(Source):
         self.total = self._chunks_in(None)
 
     def pictures(self) -> Iterator[np.ndarray]:
-        count = None if self.duration is None else round(self.duration * self.fps)
+        count = None if self.duration is None else math.ceil(self.duration * self.fps - SLACK)
         for image in itertools.islice(self.film.pictures(self.fps, self.start), count):
             self.film.world.forget()
             yield image
@@ -236,17 +276,28 @@ def open_source(
         InputError: a wrong argument; nothing there, no video in it, or nothing that can be opened.
     """
     check_clock(fps, start, duration)
-    clock, name = (fps, chunk_seconds, start, duration), str(source)
+    _check_chunks(fps, chunk_seconds, duration)
+    clock, name = (fps, chunk_seconds, start, duration), os.fsdecode(source) if isinstance(source, os.PathLike) else str(source)
+    path = None if isinstance(source, int) else existing_path(name)  # what is there goes before what the name could mean
+    if path is not None:
+        return FolderSource(path, *clock) if path.is_dir() else FileSource(existing_file(path, "video"), *clock)
     if name.startswith("match:"):
         return MatchSource(name, *clock)
-    if name.isdigit():
+    if WEBCAM.fullmatch(name):
         form, address = WEBCAMS.get(sys.platform, WEBCAMS["linux"])
         return StreamSource(f"webcam {name}", address.format(name), form, *clock)
-    if re.match(r"[a-z][a-z0-9+.\-]+://", name, re.IGNORECASE):
-        return StreamSource(name, name, None, *clock)
-    if Path(name).is_dir():
-        return FolderSource(Path(name), *clock)
+    if is_address(name):
+        return StreamSource(masked(name), name, None, *clock)
     return FileSource(existing_file(name, "video"), *clock)
+
+
+def _check_chunks(fps: float | int, seconds: float | int, duration: float | int | None) -> None:
+    count = fps * seconds
+    if not 1 <= count < float("inf") or abs(count - round(count)) > SLACK:
+        raise InputError("chunk_seconds", f"{seconds:g} s at {fps:g} fps", "a whole number of frames", "1 s at 2 fps is usual")
+    if duration is not None and duration < 1 / fps - SLACK:
+        got = f"{duration:g} s, which is shorter than one frame"
+        raise InputError("duration", got, f"{1 / fps:g} s or more at {fps:g} fps", "watch for longer")
 
 
 def _natural(name: str) -> list[Any]:

@@ -1,8 +1,8 @@
 """Video files to uint8 RGB frames, sampled by the clock, and a small writer.
 
-Owns decoding and everything that can be wrong with a file. Does not know the sizes a model likes, patches or tokens.
-numpy and PIL; PyAV only inside the functions that need it. Units: seconds counted from the first frame of the video
-stream, pixels, levels 0..255. Axes: F frames · H, W pixels · 3 channels R, G, B.
+Owns which frame is on screen when, and what is said of a file that cannot be watched. Does not know the sizes a model likes,
+patches or tokens. numpy and PIL; PyAV only inside the functions that need it. Units: seconds counted from the container's start
+(`decode`), pixels, levels 0..255. Axes: F frames · H, W pixels · 3 channels R, G, B.
 """
 
 import itertools
@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from svlm_jax.data.image import existing_file
+from svlm_jax.data.decode import FASTEST, Reader, Tell, claimed_length, jumps, open_file, scan, scannable, without_index
+from svlm_jax.data.paths import existing_file, shortened
+from svlm_jax.data.picture import Shown, picture, shown_size
 from svlm_jax.errors import InputError
 
 if TYPE_CHECKING:
     import av
-    from av.container import InputContainer
 
 SLACK = 1e-3  # seconds; Matroska and FLV round time stamps to a millisecond
 SEEK_BACK = 5.0  # seconds; second try when the keyframe found lies after the start (an index by decoding time)
 KEYFRAME = 10.0  # seconds
+LATEST = 1e9  # seconds; a start beyond it is a slip of the keyboard
 CUT_SHORT = 1.0  # seconds by which a header may exceed its frames before we call the file cut short
 
 
@@ -39,8 +41,10 @@ def read_video(
 
     Frame k is the one on screen at `start + k / fps`, by the time stamps and not by a frame rate, up to (and without)
     `start + duration` or the end of the video. Returns (frames uint8 [F, H, W, 3], times float64 [F] in seconds, fps).
-    Rotation by quarter turns is applied, mirroring is not; pixels count as square; a change of size in mid-video is
-    scaled to the first. When a file breaks off, the frames before are returned with a warning that says where and why.
+    Pictures are upright and mirrored as a player shows them, deinterlaced, and laid on white where they are transparent;
+    pixels count as square; a change of size in mid-video is scaled to the first. Seconds count from the container's start:
+    where sound comes first, the first picture stands for them. A clock that restarts goes on from the last picture.
+    Warnings say what was damaged and left out, where time stamps jumped, and where and why a file breaks off.
 
     Args:
         fps: frames a second to sample, not that of the file.
@@ -54,7 +58,7 @@ def read_video(
     check_clock(fps, start, duration)
     room, got = max_frames / fps, f"more than max_frames={max_frames} frames"
     remedy = "set a shorter duration, lower fps, or raise max_frames"
-    too_long = InputError(f"video {path}", got, f"at most {room:g} s at {fps:g} fps", remedy)
+    too_long = InputError(f"video {shortened(str(path))}", got, f"at most {room:g} s at {fps:g} fps", remedy)
     if duration is None or duration - SLACK > room:  # ask the header first: decoding up to the limit may take minutes
         length = claimed_length(path)
         if length is not None and min(length - start, duration or length) - SLACK > room:
@@ -69,120 +73,117 @@ def read_video(
 
 
 def sample_video(
-    source: str | os.PathLike, fps: float | int = 2.0, start: float | int = 0.0, duration: float | int | None = None
+    source: str | os.PathLike,
+    fps: float | int = 2.0,
+    start: float | int = 0.0,
+    duration: float | int | None = None,
+    tell: Tell | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """`read_video` one frame at a time, for streams: yields (second, uint8 [H, W, 3]); same rules, errors, warnings."""
+    """`read_video` one frame at a time, for streams: yields (second, uint8 [H, W, 3]); same rules and errors. What is unusual goes
+    to `tell` (second, text) before the frames that it is about, and is a warning without it."""
     path = existing_file(source, "video")
     check_clock(fps, start, duration)
     until = float("inf") if duration is None else start + duration
     sent, due, gone, size = 0, float(start), 0.0, None
-    for gone, frame in _shown(path, start):
-        size = size or (frame.width, frame.height)
+    for gone, shown in _shown(path, start, tell or _warner(path)):
+        size = size or shown_size(shown.frame)
         image = None  # a frame that no sample falls on is never converted
         while due < min(gone, until) - SLACK:
-            image = picture(frame, size) if image is None else image
+            image = picture(shown, size) if image is None else image
             yield due, image
             sent += 1
             due = start + sent / fps
         if due >= until - SLACK:
             return
     if not sent:
-        raise InputError("start", f"{start:g} s", f"less than {gone:g} s, where {path} ends", "choose an earlier start")
+        name = shortened(str(path))
+        raise InputError("start", f"{start:g} s", f"less than {gone:g} s, where {name} ends", "choose an earlier start")
+
+
+def _warner(path: Path) -> Tell:
+    def warn(second: float, text: str) -> None:
+        warnings.warn(f"video {path}: {text}" if " at " in text else f"video {path}: at {second:.3f} s: {text}", stacklevel=3)
+
+    return warn
 
 
 def check_clock(fps: float | int, start: float | int, duration: float | int | None) -> None:
     for name, value in (("fps", fps), ("duration", duration)):
         if value is not None and not 0 < value < float("inf"):
             raise InputError(name, value, "a number above 0", "2 fps is usual; without a duration all is read")
-    if not 0 <= start < float("inf"):
-        raise InputError("start", start, "0 or more seconds", "count from the beginning of the video")
+    if fps > FASTEST:
+        raise InputError("fps", f"{fps:g}", f"at most {FASTEST:g}", "2 fps is usual")
+    if not 0 <= start <= LATEST:
+        got = f"{start:g}" if start == start else start
+        raise InputError("start", got, f"0 or more seconds, at most {LATEST:g}", "count from the beginning of the video")
 
 
-def _shown(path: Path, start: float | int) -> Iterator[tuple[float, "av.VideoFrame"]]:
-    """(second at which the frame leaves the screen, frame), from one on screen at or before `start`."""
-    held = None
-    for second, length, frame in _decoded(path, start):
+def _shown(path: Path, start: float | int, tell: Tell) -> Iterator[tuple[float, Shown]]:
+    """(second at which it leaves the screen, frame and its neighbours), from one on screen at or before `start`."""
+    before, held, gone = None, None, 0.0
+    for second, length, frame in _decoded(path, start, tell):
         if held is not None:
-            yield second, held
-        held, gone = frame, second + max(length, 2 * SLACK)
+            yield second, Shown(held, before, frame)
+        before, held, gone = held, frame, second + max(length, 2 * SLACK)
     if held is not None:
-        yield gone, held
+        yield gone, Shown(held, before)
 
 
-def _decoded(path: Path, start: float | int) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
+def _decoded(path: Path, start: float | int, tell: Tell) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
     """(second, seconds on screen or 0, frame) in order; seeks that land too late are repeated, libav's errors told."""
     from av.error import FFmpegError
 
-    last, reason = None, "no frame that can be decoded"
+    last, reason, told = None, "no frame that can be decoded", set()
+
+    def once(second: float, text: str) -> None:
+        if (second, text) not in told:
+            tell(second, text)
+        told.add((second, text))
+
     for target in dict.fromkeys((start, max(start - SEEK_BACK, 0.0), 0.0)):
         try:
-            for second, length, frame in _from_keyframe(path, target):
+            for second, length, frame in _from_keyframe(path, target, once):
                 if last is None and target > 0 and second > start + SLACK:
                     break
                 last = second
                 yield second, length, frame
         except FFmpegError as error:
             reason = f"{type(error).__name__} ({error.strerror})"
-            if last is not None:
-                warnings.warn(f"video {path}: decoding stopped at {last:.3f} s: {reason}", stacklevel=2)
         if last is not None:
             return
-    raise InputError(f"video {path}", reason, "a readable video", "play it to check it, and copy or convert it again")
+    remedy = "play it to check it, and copy or convert it again"
+    if without_index(path):
+        reason, remedy = "an MP4 without its index", "the recording was not finished: repair it (untrunc), or record it again"
+    raise InputError(f"video {shortened(str(path))}", reason, "a readable video", remedy)
 
 
-def _from_keyframe(path: Path, target: float | int) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
+def _from_keyframe(path: Path, target: float | int, tell: Tell) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
     """Decode from the keyframe at or before `target` seconds, as far as the container's index is right."""
-    import av
-
-    with av.open(str(path), metadata_errors="ignore") as container:
-        stream = video_stream(container, path)
-        stream.thread_type = "AUTO"
-        tick, origin = float(stream.time_base or 1), stream.start_time or 0
-        usual = 1 / float(stream.guessed_rate) if stream.guessed_rate else 0.0
-        if target > 0:
-            container.seek(origin + int(target / tick), stream=stream)
-        second, length = None, 0.0
-        for frame in container.decode(stream):
-            if frame.pts is not None:
-                second = (frame.pts - origin) * tick
-            elif second is None and target > 0:
-                return  # no time stamps: a seek leaves us nowhere
-            else:
-                second = 0.0 if second is None else second + length
-            length = (frame.duration or 0) * tick or usual
-            yield second, length, frame
-        if second is not None and stream.duration and second + length < stream.duration * tick - CUT_SHORT:
-            claimed = f"its header says {stream.duration * tick:.3f} s"
-            warnings.warn(f"video {path}: ends at {second + length:.3f} s but {claimed}: cut short?", stacklevel=2)
+    with open_file(path) as container:
+        reader = Reader(container, f"video {shortened(str(path))}", tell=tell)
+        skim = target > 0 and jumps(container) and (not scannable(container) or scan(path)[1] > 0)
+        yield from reader.frames(target, skim)
+        last, end = reader.clock.second, (reader.clock.second or 0.0) + reader.clock.length
+        if last is None:
+            return
+        if reader.inside > 0:  # decoders with several threads lose what is behind damage at the very end
+            for second, length, frame in _alone(path, last):
+                last, end = second, second + length
+                yield second, length, frame
+    if reader.broke is not None:
+        reason = f"{type(reader.broke).__name__} ({getattr(reader.broke, 'strerror', None) or reader.broke})"
+        tell(end, f"decoding stopped at {last:.3f} s: {reason}")
+    elif reader.promised is not None and max(end, reader.heard) < reader.promised - CUT_SHORT:
+        tell(end, f"ends at {max(end, reader.heard):.3f} s but its header says {reader.promised:.3f} s: cut short?")
 
 
-def video_stream(container: "InputContainer", path: Path) -> "av.VideoStream":
-    from av.stream import Disposition
-
-    for stream in container.streams.video:
-        if not stream.disposition & Disposition.attached_pic:  # the cover of a song is no video
-            return stream
-    raise InputError(f"video {path}", "no video stream", "a file with one", "check that it is not audio only")
-
-
-def claimed_length(path: Path) -> float | None:
-    """Seconds of video by the header; None where it is silent or unreadable (decoding then tells why)."""
-    import av
-    from av.error import FFmpegError
-
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            stream = video_stream(container, path)
-            return stream.duration * float(stream.time_base or 1) if stream.duration else None
-    except FFmpegError:
-        return None
-
-
-def picture(frame: "av.VideoFrame", size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3], upright; `size` is (width, height) before the rotation."""
-    image = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-    turns = round(frame.rotation / 90) % 4  # both count counter-clockwise
-    return np.ascontiguousarray(np.rot90(image, turns)) if turns else image
+def _alone(path: Path, after: float) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
+    """The pictures after that second, decoded in one thread."""
+    with open_file(path) as container:
+        reader = Reader(container, f"video {path}", threads="SLICE")
+        for second, length, frame in reader.frames(after, skim=jumps(container)):
+            if second > after + SLACK:
+                yield second, length, frame
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float | int) -> None:
@@ -205,7 +206,8 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
     height, width = _film_size(first)
     part = path.with_name(f"{path.name}.tmp")
     try:
-        with av.open(str(part), "w", format="mp4") as container:
+        # the index goes in front, so that a server without ranges can play it
+        with av.open(f"file:{part}", "w", format="mp4", options={"movflags": "faststart"}) as container:
             codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
             stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
