@@ -16,7 +16,6 @@ import re
 import sys
 import time
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from launch.cli import Progress, load, model_flags, rate_flags, reply_flags, retained_flags, run, settings
 from svlm_jax.errors import InputError
@@ -118,15 +117,15 @@ def titled(names: list[str]) -> list[tuple[str, str]]:
     Raises:
         InputError: a file or folder that does not play.
     """
-    from svlm_jax.data.sources import open_source
+    from svlm_jax.data.paths import existing_path, is_address, masked
+    from svlm_jax.data.sources import WEBCAM, open_source
 
     result = []
     for name in names:
         title = Path(name).name
-        if re.match(r"[a-z][a-z0-9+.\-]+://", name, re.IGNORECASE):
-            parts = urlsplit(name)
-            title = f"{parts.hostname}{parts.path}"
-        elif name.isdigit():
+        if existing_path(name) is None and is_address(name):
+            title = masked(name).partition("://")[2].rpartition("@")[2].partition("?")[0]
+        elif existing_path(name) is None and WEBCAM.fullmatch(name):
             title = f"camera {name}"
         else:
             with open_source(name) as source:

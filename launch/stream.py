@@ -228,7 +228,7 @@ class Watch:
             first = self._prepare(next(iter(self.open())))
             self._begin(first)
         timed = "live" if source.live else "at its own speed" if self.args.pace else "as fast as possible"
-        length = f"{source.total} chunks" if source.total is not None else "without end"
+        length = f"{source.total} chunks" if source.total is not None else "without end" if source.endless else "length unknown"
         rule = f"; when more than {LATE} chunks wait, all but the newest are dropped" if timed != "as fast as possible" else ""
         screen.say(f"{source.name}: {length} of {self.config.chunk_seconds:g} s at {self.config.fps:g} fps, {timed}{rule}")
         player = things.enter_context(Player(source, self._prepare, pace=self.args.pace, report=self._lost))

@@ -99,6 +99,8 @@ class Pretrained:
 
         with Player(open_source(source, **clock), prepare, report=lost) as player:
             for chunk, clip in player:
+                if chunk.note:
+                    warnings.warn(f"{chunk.start:g} s: {chunk.note}", stacklevel=2)
                 if session is None or state is None:
                     options = {"sampling": sampling, "previous": previous}
                     session = Session(self.model, self.tokenizer, config, clip.grid, **options)

@@ -225,20 +225,22 @@ class Reader:
         from av.error import FFmpegError
 
         if target > 0 and not skim:
+            if self.clock.by_dts:
+                self._measure()
             start = self.clock.origin or 0
             self.container.seek(int(start + target / self.tick), stream=self.stream)
-        self._tell_of_streams()
+        self._tell_of_streams(target)
         seen, came = False, self.now() if self.now else None
         for packet in self._near(target) if skim else self.packets():
             arrived = self.joiner.came
             try:
                 decoded = self.codec.decode(packet)
             except FFmpegError as error:
-                if isinstance(error, EOFError):
+                if packet is None:  # what is lost then is looked for again: see `inside`
                     break
-                self.inside -= packet is not None
+                self.inside -= 1
                 if seen or (not target and not self.now):  # before the first picture, what it needs may not have come
-                    at = None if packet is None else packet.dts if self.clock.by_dts else packet.pts
+                    at = packet.dts if self.clock.by_dts else packet.pts
                     self.damage.add(self.clock.seconds(at), type(error).__name__)
                 if came is not None and arrived is not None and arrived - came > self.patience:
                     self.given_up = True
@@ -253,11 +255,24 @@ class Reader:
                     second = self.clock.second = 0.0
                     self.clock.came, self.clock.length = arrived, self.clock.usual
                 if not seen and not target and not self.now and second > LATE:
-                    self.tell(0.0, f"the picture begins {second:.3f} s after the sound: its first one stands for them")
+                    self.tell(0.0, f"the picture begins at {second:.3f} s: the first one stands for what is before")
                 seen, came = True, arrived
                 self.damage.report(second)
-                yield second, self.clock.length, frame
+                yield second, self._length(second), frame
         self.damage.report(self.clock.second or 0.0, last=True)
+
+    def _measure(self) -> None:
+        """Learn the decoder's delay from the beginning: behind a seek, pictures that need others are left out."""
+        for packet in self.container.demux(self.stream):
+            self.clock.fed = packet.dts if self.clock.fed is None else self.clock.fed
+            if decoded := self.codec.decode(packet):
+                self.clock.measure(decoded[0])
+                return
+
+    def _length(self, second: float) -> float:
+        """Seconds on screen of a picture, as far as is known: a container says it of a packet, which may be another picture's."""
+        length, end = self.clock.length, self.end or 0.0
+        return min(length, end - second) if second < end else length
 
     def packets(self) -> Iterator["av.Packet | None"]:
         """Packets with stamps on the joined clock, then None, which asks the decoder for what is still in it."""
@@ -293,7 +308,8 @@ class Reader:
             self.clock.fed = packet.dts
         if jump is not None:
             way = f"back by {-jump.seconds:.3f} s" if jump.seconds < 0 else f"forward by {jump.seconds:.3f} s"
-            self.tell(self.clock.seconds(jump.stamp), f"its time stamps jump {way}: what follows is joined to what went before")
+            at = self.clock.seconds(jump.stamp if packet.pts is None else packet.pts)
+            self.tell(at, f"its time stamps jump {way}: what follows is joined to what went before")
 
     def _near(self, target: float) -> Iterator["av.Packet | None"]:
         """`packets` from the last keyframe at or before `target` on; the stream is read up to there, and not decoded."""
@@ -312,8 +328,8 @@ class Reader:
         yield from held
         yield from packets
 
-    def _tell_of_streams(self) -> None:
+    def _tell_of_streams(self, second: float) -> None:
         if len(self.streams) > 1:
             sizes = [f"{one.codec_context.width}x{one.codec_context.height}" for one in self.streams]
             told = f"{len(sizes)} video streams: {sizes[0]} px is watched, not {', '.join(sizes[1:])}"
-            self.tell(0.0, shortened(told))
+            self.tell(second, shortened(told))

@@ -135,10 +135,15 @@ def smart_resize(height: int, width: int, config: PixelConfig) -> tuple[int, int
 
 
 def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [height, width, 3], antialiased bicubic as PIL does it; the same array if it fits."""
+    """uint8 [H, W, 3] -> uint8 [height, width, 3], antialiased bicubic as PIL does it; the same array if it fits.
+
+    Columns, then rows, as two calls: each pass rounds to a level, and which comes first depends on PIL's version and the size
+    (13 takes rows first for 640x480). So the levels are the same with every PIL.
+    """
     if frame.shape[:2] == (height, width):
         return frame
-    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC))
+    narrowed = Image.fromarray(frame).resize((width, frame.shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(narrowed.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def normalise(frames: np.ndarray, config: PixelConfig) -> np.ndarray:

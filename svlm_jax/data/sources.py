@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 10.0  # seconds without an answer, and without a picture
+FURTHEST, TOLD = 1e6, 600.0  # seconds of a generated game that are played unseen, and from which on a line says so
+NOTES = 5  # of one chunk that are told one by one
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 WEBCAM = re.compile(r"0|[1-9][0-9]{0,2}", re.ASCII)
@@ -85,7 +88,9 @@ class Source(AbstractContextManager, ABC):
     def _chunk(self, number: int, frames: list[np.ndarray], note: str) -> Chunk:
         start = self.start + number * self.seconds
         end = start + self.seconds
-        notes = [text for second, text in self.told if second < end] + [note] * bool(note)
+        notes = [text for second, text in self.told if second < end]
+        notes[NOTES:] = [f"and {len(notes) - NOTES} more"] if len(notes) > NOTES else []
+        notes += [note] if note else []
         self.told[:] = [one for one in self.told if one[0] >= end]
         return Chunk(number, start, end, np.stack(frames), "; ".join(notes))
 
@@ -123,7 +128,9 @@ class FolderSource(Source):
     def __init__(self, path: Path, *clock: Any) -> None:
         super().__init__(f"folder {shortened(str(path))}", *clock)
         # hidden files are no frames: macOS puts a ._NAME beside every NAME
-        names = [name for name in os.listdir(path) if Path(name).suffix.lower() in IMAGES and not name.startswith(".")]
+        with os.scandir(path) as entries:
+            names = [one.name for one in entries if not one.name.startswith(".") and not one.is_dir()]
+        names = [name for name in names if Path(name).suffix.lower() in IMAGES]
         self.files = [path / name for name in sorted(names, key=_natural)]
         first = round(self.start * self.fps)
         last = None if self.duration is None else first + math.ceil(self.duration * self.fps - SLACK)
@@ -159,12 +166,14 @@ class StreamSource(Source):
         from av.error import FFmpegError
 
         self.address, self.form = address, form
-        options = {"rtsp_transport": "tcp"} if address.startswith("rtsp") else {}
+        options, began = {"rtsp_transport": "tcp"} if address.startswith("rtsp") else {}, time.monotonic()
         try:
             timeout = (OPEN_TIMEOUT, READ_TIMEOUT)
             self.container: InputContainer = av.open(address, format=form, options=options, timeout=timeout)
         except (FFmpegError, OSError, ValueError) as error:
-            raise InputError(name, self._reason(error, OPEN_TIMEOUT), "a source that opens", self._remedy(error)) from None
+            late = time.monotonic() - began >= OPEN_TIMEOUT  # RTSP then calls what came invalid
+            reason = f"no answer in {OPEN_TIMEOUT:g} s" if late else self._reason(error)
+            raise InputError(name, reason, "a source that opens", self._remedy(error)) from None
         length = self.container.duration or 0
         self.live = length <= 0 or form is not None
         self.endless = self.live
@@ -186,12 +195,12 @@ class StreamSource(Source):
     def _tell(self, second: float, text: str) -> None:
         self.told.append((second + self.start - self.skip, text))
 
-    def _reason(self, error: Exception, waited: float) -> str:
+    def _reason(self, error: Exception) -> str:
         """What went wrong, without the address, in which there may be a password."""
         from av.error import ExitError
 
         if isinstance(error, ExitError):
-            return f"no answer in {waited:g} s"
+            return f"nothing came for {READ_TIMEOUT:g} s"
         said = (getattr(error, "strerror", None) or str(error)).replace(self.address, self.name)
         return shortened(said)
 
@@ -231,7 +240,7 @@ class StreamSource(Source):
         closed = isinstance(error, OSError) and error.errno == errno.EIO and self.live and self.address[:4].lower() == "http"
         if error is None or closed:
             return "the source has ended"
-        return f"the source broke off: {self._reason(error, READ_TIMEOUT)}"
+        return f"the source broke off: {self._reason(error)}"
 
     def close(self) -> None:
         self.container.close()
@@ -241,12 +250,19 @@ class MatchSource(Source):
     """match:SEED, a game that never ends, drawn as it is watched. With :unseen behind it: pitches and shades that no training
     film has."""
 
+    endless = True
+
     def __init__(self, name: str, *clock: Any) -> None:
-        super().__init__(name, *clock)
+        super().__init__(shortened(name), *clock)
         from svlm_jax.world.film import Film
 
         if not (parts := re.fullmatch(r"match:(\d+)(:unseen)?", name)):
-            raise InputError("source", repr(name), "match:SEED or match:SEED:unseen", "for example match:1000000")
+            raise InputError("source", repr(self.name), "match:SEED or match:SEED:unseen", "for example match:1000000")
+        if self.start > FURTHEST:
+            got, expected = f"{self.start:g} s of {self.name}", f"at most {FURTHEST:g} s"
+            raise InputError("start", got, expected, "the game is played up to there first: start earlier")
+        if self.start > TOLD:
+            warnings.warn(f"{self.name} is played up to {self.start:g} s first: some 10 s for each hour of it", stacklevel=3)
         self.film = Film(int(parts[1]), unseen=bool(parts[2]))
         self.total = self._chunks_in(None)
 

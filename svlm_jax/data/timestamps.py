@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 BACK = 0.1  # seconds that stamps may go back and still be one recording (FFmpeg's rule)
 FORWARD = 10.0  # seconds that they may go forward where a jump can be something else than time (FFmpeg's rule)
+DISORDER = 1.0  # seconds by which pictures may come in the wrong order, and are still on the same clock
 USUAL = 0.04  # seconds a picture, where nothing is known
 AGREES = 2.0  # seconds by which a gap between live stamps may exceed the time that passed
 
@@ -34,6 +35,7 @@ class Joiner:
     def __init__(self, tick: float, usual: float, jumps: bool) -> None:
         """tick: seconds. usual: seconds a picture, or 0. jumps: whether the stamps can jump forward (a transport stream, or live)."""
         self.tick, self.usual, self.jumps = tick, max(round((usual or USUAL) / tick), 1), jumps
+        self.forward = max(FORWARD, 2 * usual)  # a picture a minute is no jump a minute
         self.last: int | None = None
         self.came: float | None = None
         self.offset, self.length, self.joined = 0, 0, 0
@@ -47,11 +49,13 @@ class Joiner:
         if self.last is not None:
             gap = (stamp - self.last) * self.tick
             passed = now - self.came if now is not None and self.came is not None else None
-            if gap < -BACK or (self.jumps and gap > FORWARD and (passed is None or gap > passed + AGREES)):
+            if gap < -BACK or (self.jumps and gap > self.forward and (passed is None or gap > passed + AGREES)):
                 self.offset += self.last + self.length - stamp
                 self.joined += 1
                 jump = Jump(stamp + self.offset, gap)
         self.last, self.came, self.length = stamp, now, packet.duration or self.usual
+        if self.jumps and packet.pts is not None and abs(packet.pts - stamp) * self.tick > self.forward:
+            packet.pts = None  # damaged: the picture then follows the last one
         packet.dts = stamp + self.offset
         packet.pts = None if packet.pts is None else packet.pts + self.offset
         return jump
@@ -60,13 +64,13 @@ class Joiner:
 class Clock:
     """Seconds at which pictures come on screen, in the order in which they are shown. `by_dts`: the container has no presentation
     times (AVI), so that the pictures of a stream with B-frames come with times of others; their order is right nevertheless, and the
-    decoding times count, less the delay of the decoder. The same where presentation times turn out to go back."""
+    decoding times count, less the delay of the decoder. Elsewhere a picture that comes too late takes the place of the last one."""
 
     def __init__(self, tick: float, usual: float, origin: float | None, by_dts: bool) -> None:
         """origin: stamp of second 0; None: of the first picture."""
         self.tick, self.usual, self.origin, self.by_dts = tick, usual, origin, by_dts
         self.fed: int | None = None  # decoding time of the first packet
-        self.delay = 0.0
+        self.delay: float | None = None if by_dts else 0.0  # of pictures behind their stamps
         self.second: float | None = None
         self.length = 0.0  # seconds on screen of the last picture
         self.came: float | None = None
@@ -74,23 +78,24 @@ class Clock:
     def __call__(self, frame: "av.VideoFrame", now: float | None = None) -> float | None:
         """The picture's second; None for the first one if it has no time. now: when a live picture came, which counts if it has
         no stamp."""
-        if self.second is None and self.by_dts and None not in (frame.dts, self.fed):
-            self.delay = float(frame.dts - self.fed)
+        if self.second is None and self.by_dts and self.delay is None:
+            self.measure(frame)
         second = self._stamped(frame.dts if self.by_dts else frame.pts)
         if second is not None and self.second is not None and second < self.second:
-            by_dts = not self.by_dts and frame.dts is not None
-            stamp = frame.dts if by_dts else frame.pts
-            if stamp is not None and (by_dts or self.second - second > BACK):
-                self.by_dts = by_dts
-                self.delay = stamp - (self.origin or 0) - (self.second + self.length) / self.tick
-                second = self._stamped(stamp)
-            second = max(second or 0.0, self.second)
+            if self.fed is None and self.second - second > DISORDER:  # no decoding times, by which `Joiner` goes
+                self.delay = (self.delay or 0.0) - (self.second + self.length - second) / self.tick
+                second = self.second + self.length
+            second = max(second, self.second)
         if second is None and self.second is not None:
             second = self.second + (self.length if now is None or self.came is None else now - self.came)
         if second is not None:
             self.second, self.came = second, now
             self.length = (frame.duration or 0) * self.tick or self.usual
         return second
+
+    def measure(self, first: "av.VideoFrame") -> None:
+        """Learn the delay of the decoder from the stream's first picture."""
+        self.delay = 0.0 if first.dts is None or self.fed is None else float(first.dts - self.fed)
 
     def seconds(self, stamp: float | None) -> float:
         """Second of a packet's stamp on the joined clock, 0 where that is not known."""
@@ -99,6 +104,7 @@ class Clock:
     def _stamped(self, stamp: int | None) -> float | None:
         if stamp is None:
             return None
+        shown = stamp - (self.delay or 0.0)
         if self.origin is None:
-            self.origin = stamp - self.delay - (self.second or 0.0) / self.tick
-        return (stamp - self.delay - self.origin) * self.tick
+            self.origin = shown - (self.second or 0.0) / self.tick
+        return (shown - self.origin) * self.tick

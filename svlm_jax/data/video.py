@@ -85,7 +85,13 @@ def sample_video(
     check_clock(fps, start, duration)
     until = float("inf") if duration is None else start + duration
     sent, due, gone, size = 0, float(start), 0.0, None
-    for gone, shown in _shown(path, start, tell or _warner(path)):
+    say = tell or _warner(path)
+
+    def from_start(second: float, text: str) -> None:
+        if second >= start:  # what is before is read to get there, and not watched
+            say(second, text)
+
+    for gone, shown in _shown(path, start, from_start):
         size = size or shown_size(shown.frame)
         image = None  # a frame that no sample falls on is never converted
         while due < min(gone, until) - SLACK:
@@ -166,21 +172,26 @@ def _from_keyframe(path: Path, target: float | int, tell: Tell) -> Iterator[tupl
         last, end = reader.clock.second, (reader.clock.second or 0.0) + reader.clock.length
         if last is None:
             return
-        if reader.inside > 0:  # decoders with several threads lose what is behind damage at the very end
-            for second, length, frame in _alone(path, last):
+        if reader.inside > 0:  # decoders with several threads lose what is behind damage at the very end, and say nothing
+            for second, length, frame in _alone(path, last, max(last, reader.damage.second), tell):
                 last, end = second, second + length
                 yield second, length, frame
-    if reader.broke is not None:
-        reason = f"{type(reader.broke).__name__} ({getattr(reader.broke, 'strerror', None) or reader.broke})"
-        tell(end, f"decoding stopped at {last:.3f} s: {reason}")
-    elif reader.promised is not None and max(end, reader.heard) < reader.promised - CUT_SHORT:
-        tell(end, f"ends at {max(end, reader.heard):.3f} s but its header says {reader.promised:.3f} s: cut short?")
+        if reader.broke is not None:
+            reason = f"{type(reader.broke).__name__} ({getattr(reader.broke, 'strerror', None) or reader.broke})"
+            tell(end, f"decoding stopped at {last:.3f} s: {reason}")
+        elif reader.promised is not None and max(end, reader.heard) < reader.promised - CUT_SHORT:
+            tell(end, f"ends at {max(end, reader.heard):.3f} s but its header says {reader.promised:.3f} s: cut short?")
 
 
-def _alone(path: Path, after: float) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
-    """The pictures after that second, decoded in one thread."""
+def _alone(path: Path, after: float, told: float, tell: Tell) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
+    """The pictures after that second, decoded in one thread. told: the second up to which damage is told."""
+
+    def new(second: float, text: str) -> None:
+        if second > told:
+            tell(second, text)
+
     with open_file(path) as container:
-        reader = Reader(container, f"video {path}", threads="SLICE")
+        reader = Reader(container, f"video {path}", tell=new, threads="SLICE")
         for second, length, frame in reader.frames(after, skim=jumps(container)):
             if second > after + SLACK:
                 yield second, length, frame

@@ -133,6 +133,7 @@ class OpenedFeed(Feed):
         super().__init__(title, *rest)
         self.private, clock = private, self.clock
         self.inner = open_source(source, fps=clock.fps * clock.stride, chunk_seconds=clock.seconds)
+        self.told = self.inner.told  # jumps of its clock and damage: notes of our chunks
 
     def takes(self) -> Iterator[Callable[[], np.ndarray]]:
         for image in self.inner.pictures():

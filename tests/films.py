@@ -1,0 +1,98 @@
+"""Small films as they are in the world, made in a test's folder, and what is to be seen in them."""
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+av = pytest.importorskip("av")
+
+RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+NAMES = {(1, 0, 0): "R", (0, 1, 0): "G", (0, 0, 1): "B", (1, 1, 1): "W", (0, 0, 0): "k"}
+
+
+def plain(colour: tuple[int, ...], size: tuple[int, int] = (64, 48)) -> np.ndarray:
+    """A picture of one colour, uint8 [H, W, 3 or 4]; size: width and height."""
+    return np.full((size[1], size[0], len(colour)), colour, np.uint8)
+
+
+def film(path: Path, pictures: Sequence[np.ndarray], fps: Any = 5, codec: str = "libx264", pix: str = "yuv420p", **more: Any) -> Path:
+    """Encode pictures. more: `options` of the codec, `form` of the container, `shift`: seconds added to every time stamp."""
+    shift = more.get("shift", 0)
+    with av.open(str(path), "w", format=more.get("form")) as container:
+        stream = container.add_stream(codec, rate=fps, options=more.get("options", {}))
+        stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pix
+        stream.metadata.update(more.get("metadata", {}))
+        for frame in (*pictures, None):
+            if frame is not None:
+                kind = "rgba" if frame.shape[2] == 4 else "rgb24"
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format=kind).reformat(format=pix)
+            for packet in stream.encode(frame):
+                step = round(shift / packet.time_base)
+                packet.pts, packet.dts = packet.pts + step, packet.dts + step
+                container.mux(packet)
+    return path
+
+
+def recording(folder: Path, *parts: tuple[tuple[int, ...], float, float], fps: int = 10, form: str = "mpegts", **more: Any) -> bytes:
+    """Recordings one behind the other, as `cat` makes them; a part is (colour, seconds, where its clock starts)."""
+    data = b""
+    for colour, seconds, shift in parts:
+        pictures = [plain(colour)] * round(seconds * fps)
+        data += film(folder / "part", pictures, fps, form=form, shift=shift, options={"g": "5"}, **more).read_bytes()
+    (folder / "part").unlink()
+    return data
+
+
+def seen(frames: np.ndarray) -> str:
+    """A letter for each frame: R, G, B, W or k (black)."""
+    return "".join(NAMES.get(tuple(int(level > 100) for level in frame.mean((0, 1))), "?") for frame in frames)
+
+
+def damage(path: Path, *numbers: int) -> Path:
+    """Zero these packets, as a bad sector does."""
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    data = bytearray(path.read_bytes())
+    for number in numbers:
+        at, size = packets[number]
+        data[at : at + size] = bytes(size)
+    path.write_bytes(data)
+    return path
+
+
+def turned(path: Path, matrix: tuple[float, ...]) -> Path:
+    """Write (a b c d) of a display matrix into an mp4's track header."""
+    data = bytearray(path.read_bytes())
+    at = data.find(b"tkhd")
+    at += 8 + (20 if data[at + 4] == 0 else 32) + 16
+    a, b, c, d = (round(value * 65536) for value in matrix)
+    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+    return path
+
+
+@contextlib.contextmanager
+def camera(data: bytes, head: bytes = b"") -> Iterator[int]:
+    """The port of something that sends these bytes to one who asks, after `head`, and then closes the connection."""
+
+    def send() -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = server.accept()
+            with connection:
+                if head:
+                    connection.recv(4096)
+                connection.sendall(head + data)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=send)
+        thread.start()
+        yield server.getsockname()[1]
+        server.close()
+        thread.join(10)
