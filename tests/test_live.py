@@ -110,7 +110,8 @@ def test_damage_alone_is_given_up_after_a_while(tmp_path):
                 return self.codec.decode(packet)
 
         reader.codec = Broken(reader.codec)
-        chunks = list(source)
+        with pytest.warns(UserWarning, match="damaged packets are left out"):
+            chunks = list(source)
     assert len(chunks) == 5 and source.ending == "nothing could be decoded for 10 s"
 
 

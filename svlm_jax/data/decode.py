@@ -153,9 +153,9 @@ class Damage:
     def add(self, second: float, reason: str) -> None:
         self.count, self.reason, self.second = self.count + 1, reason, second
 
-    def report(self, second: float, *, last: bool = False) -> None:
-        """Something can be decoded again at that second, or it was the last."""
-        if self.count and (last or second - self.told >= AGAIN):
+    def report(self, second: float, last: bool = False) -> None:
+        """Something can be decoded again at that second, or nothing more comes."""
+        if self.count and (last or (second > self.second and second - self.told >= AGAIN)):
             one = "a packet that can not be decoded is" if self.count == 1 else f"{self.count} damaged packets are"
             self.tell(self.second, f"{one} left out ({self.reason})")
             self.told, self.count = second, 0
@@ -194,7 +194,7 @@ class Reader:
         self.codec.thread_type = threads
         self.broke: Exception | None = None  # what ended reading before the end
         self.given_up = False  # whether it was that nothing could be decoded
-        self.inside = 0  # packets that went into the decoder, less pictures and failures that came out
+        self.newest = 0  # latest stamp of a packet that went into the decoder
         self.heard = 0.0  # second at which the sound ends, where it is read
         self.end = stream_end(container, stream)
         # without an end of its own a picture may end before the sound does, and nothing is missing
@@ -236,18 +236,15 @@ class Reader:
             try:
                 decoded = self.codec.decode(packet)
             except FFmpegError as error:
-                if packet is None:  # what is lost then is looked for again: see `inside`
+                if packet is None:  # what is lost then is looked for again: see `lost`
                     break
-                self.inside -= 1
                 if seen or (not target and not self.now):  # before the first picture, what it needs may not have come
-                    at = packet.dts if self.clock.by_dts else packet.pts
-                    self.damage.add(self.clock.seconds(at), type(error).__name__)
+                    self.damage.add(self.clock.seconds(self._stamp(packet)), type(error).__name__)
                 if came is not None and arrived is not None and arrived - came > self.patience:
                     self.given_up = True
                     break
                 continue
             for frame in decoded:
-                self.inside -= 1
                 second = self.clock(frame, arrived)
                 if second is None:
                     if target > 0:
@@ -259,7 +256,6 @@ class Reader:
                 seen, came = True, arrived
                 self.damage.report(second)
                 yield second, self._length(second), frame
-        self.damage.report(self.clock.second or 0.0, last=True)
 
     def _measure(self) -> None:
         """Learn the decoder's delay from the beginning: behind a seek, pictures that need others are left out."""
@@ -291,7 +287,6 @@ class Reader:
                             self.heard = max(self.heard, end - (self.container.start_time or 0) / 1e6)
                         continue
                     self._join(packet)
-                    self.inside += 1
                     yield packet
                 break
             except InvalidDataError as error:  # what follows may be whole
@@ -302,8 +297,18 @@ class Reader:
                 self.broke = error
         yield None
 
+    def _stamp(self, packet: "av.Packet") -> int | None:
+        return packet.dts if self.clock.by_dts else packet.pts
+
+    @property
+    def lost(self) -> bool:
+        """Whether the last picture that was to be shown did not come out: it was damaged, or threads of the decoder held it when
+        one of them failed, which they then say nothing of."""
+        return self.clock.second is not None and self.clock.seconds(self.newest) > self.clock.second + self.tick / 2
+
     def _join(self, packet: "av.Packet") -> None:
         jump = self.joiner(packet, self.now() if self.now else None)
+        self.newest = max(self.newest, self._stamp(packet) or 0)
         if self.clock.fed is None:
             self.clock.fed = packet.dts
         if jump is not None:
@@ -316,7 +321,7 @@ class Reader:
         held: list[av.Packet | None] = []
         packets = self.packets()
         for packet in packets:
-            stamp = None if packet is None else packet.dts if self.clock.by_dts else packet.pts
+            stamp = None if packet is None else self._stamp(packet)
             late = packet is None or self.clock.seconds(stamp) > target
             if packet is not None and packet.is_keyframe and not late:
                 self.clock.fed = packet.dts
@@ -324,7 +329,6 @@ class Reader:
             held.append(packet)
             if late or len(held) > HELD:
                 break
-        self.inside = len(held) - held.count(None)
         yield from held
         yield from packets
 

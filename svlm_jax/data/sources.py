@@ -84,6 +84,8 @@ class Source(AbstractContextManager, ABC):
             yield self._chunk(number, waiting + waiting[-1:] * missing, note)
         elif not number:
             raise InputError(self.name, "no picture", "a source with pictures", REMEDY)
+        for _, text in self.told:  # behind the last chunk
+            warnings.warn(f"{self.name}: {text}", stacklevel=2)
 
     def _chunk(self, number: int, frames: list[np.ndarray], note: str) -> Chunk:
         start = self.start + number * self.seconds
@@ -173,7 +175,7 @@ class StreamSource(Source):
         except (FFmpegError, OSError, ValueError) as error:
             late = time.monotonic() - began >= OPEN_TIMEOUT  # RTSP then calls what came invalid
             reason = f"no answer in {OPEN_TIMEOUT:g} s" if late else self._reason(error)
-            raise InputError(name, reason, "a source that opens", self._remedy(error)) from None
+            raise InputError(name, reason, "a source that opens", self._remedy(address)) from None
         length = self.container.duration or 0
         self.live = length <= 0 or form is not None
         self.endless = self.live
@@ -204,10 +206,9 @@ class StreamSource(Source):
         said = (getattr(error, "strerror", None) or str(error)).replace(self.address, self.name)
         return shortened(said)
 
-    def _remedy(self, error: Exception) -> str:
-        from av.error import InvalidDataError
-
-        if isinstance(error, InvalidDataError) and self.address.lower().startswith("http"):
+    def _remedy(self, kind: str) -> str:
+        """kind: of the container, or its name where that is not known."""
+        if self.address.lower().startswith("http") and re.search(r"mp4|mov|m4v", kind.lower()):
             return f"{REMEDY}; an MP4 with its index at the end needs a server with ranges: remux with -movflags +faststart"
         return REMEDY
 
@@ -226,8 +227,10 @@ class StreamSource(Source):
                 held = picture(Shown(frame, before), size)
             before = frame
         self.ending = self._ending()
+        self.reader.damage.report(gone, last=True)
         if held is None:
-            raise InputError(self.name, self.ending or "no picture", "a source with pictures", REMEDY)
+            kind = self.container.format.name
+            raise InputError(self.name, self.ending or "no picture", "a source with pictures", self._remedy(kind))
         while not sent or self.skip + sent / self.fps < min(gone, until) - SLACK:  # nothing followed the last one
             yield held
             sent += 1

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 BACK = 0.1  # seconds that stamps may go back and still be one recording (FFmpeg's rule)
 FORWARD = 10.0  # seconds that they may go forward where a jump can be something else than time (FFmpeg's rule)
 DISORDER = 1.0  # seconds by which pictures may come in the wrong order, and are still on the same clock
+REORDERED = 17  # pictures that a decoder may hold back, at the most
 USUAL = 0.04  # seconds a picture, where nothing is known
 AGREES = 2.0  # seconds by which a gap between live stamps may exceed the time that passed
 
@@ -36,6 +37,7 @@ class Joiner:
         """tick: seconds. usual: seconds a picture, or 0. jumps: whether the stamps can jump forward (a transport stream, or live)."""
         self.tick, self.usual, self.jumps = tick, max(round((usual or USUAL) / tick), 1), jumps
         self.forward = max(FORWARD, 2 * usual)  # a picture a minute is no jump a minute
+        self.reorder = max(DISORDER / tick, REORDERED * self.usual)  # ticks between decoding and showing a picture
         self.last: int | None = None
         self.came: float | None = None
         self.offset, self.length, self.joined = 0, 0, 0
@@ -54,8 +56,8 @@ class Joiner:
                 self.joined += 1
                 jump = Jump(stamp + self.offset, gap)
         self.last, self.came, self.length = stamp, now, packet.duration or self.usual
-        if self.jumps and packet.pts is not None and abs(packet.pts - stamp) * self.tick > self.forward:
-            packet.pts = None  # damaged: the picture then follows the last one
+        if self.jumps and packet.pts is not None and abs(packet.pts - stamp) > self.reorder:
+            packet.pts = None  # of the other side of a jump, or damaged: the picture then follows the last one
         packet.dts = stamp + self.offset
         packet.pts = None if packet.pts is None else packet.pts + self.offset
         return jump

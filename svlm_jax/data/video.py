@@ -8,7 +8,7 @@ patches or tokens. numpy and PIL; PyAV only inside the functions that need it. U
 import itertools
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,33 +168,45 @@ def _from_keyframe(path: Path, target: float | int, tell: Tell) -> Iterator[tupl
     with open_file(path) as container:
         reader = Reader(container, f"video {shortened(str(path))}", tell=tell)
         skim = target > 0 and jumps(container) and (not scannable(container) or scan(path)[1] > 0)
-        yield from reader.frames(target, skim)
-        last, end = reader.clock.second, (reader.clock.second or 0.0) + reader.clock.length
-        if last is None:
+        try:
+            yield from reader.frames(target, skim)
+        except GeneratorExit:  # enough was seen
+            reader.damage.report(0.0, last=True)
+            raise
+        if reader.clock.second is None:
             return
-        if reader.inside > 0:  # decoders with several threads lose what is behind damage at the very end, and say nothing
-            for second, length, frame in _alone(path, last, max(last, reader.damage.second), tell):
-                last, end = second, second + length
-                yield second, length, frame
-        if reader.broke is not None:
-            reason = f"{type(reader.broke).__name__} ({getattr(reader.broke, 'strerror', None) or reader.broke})"
-            tell(end, f"decoding stopped at {last:.3f} s: {reason}")
-        elif reader.promised is not None and max(end, reader.heard) < reader.promised - CUT_SHORT:
-            tell(end, f"ends at {max(end, reader.heard):.3f} s but its header says {reader.promised:.3f} s: cut short?")
+        first, broke, heard, promised = reader, reader.broke, reader.heard, reader.promised
+        if reader.lost:
+            reader = yield from _again(path, reader, skim, tell)
+        last, length = reader.clock.second or 0.0, reader.clock.length
+        end = max(last + length, heard)
+    if broke is not None:
+        reason = f"{type(broke).__name__} ({getattr(broke, 'strerror', None) or broke})"
+        tell(end, f"decoding stopped at {last:.3f} s: {reason}")
+    elif promised is not None and end < promised - CUT_SHORT:
+        tell(end, f"ends at {end:.3f} s but its header says {promised:.3f} s: cut short?")
+    else:
+        first.damage.report(end, last=True)
+        if reader is not first:
+            reader.damage.report(end, last=True)
 
 
-def _alone(path: Path, after: float, told: float, tell: Tell) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
-    """The pictures after that second, decoded in one thread. told: the second up to which damage is told."""
+def _again(
+    path: Path, first: Reader, skim: bool, tell: Tell
+) -> Generator[tuple[float, float, "av.VideoFrame"], None, Reader]:
+    """The pictures after the last of `first`, decoded in one thread; returns their reader, or `first` if there are none."""
+    after = first.clock.second or 0.0
 
     def new(second: float, text: str) -> None:
-        if second > told:
+        if second > max(after, first.damage.second):
             tell(second, text)
 
     with open_file(path) as container:
         reader = Reader(container, f"video {path}", tell=new, threads="SLICE")
-        for second, length, frame in reader.frames(after, skim=jumps(container)):
+        for second, length, frame in reader.frames(after, skim):
             if second > after + SLACK:
                 yield second, length, frame
+    return first if reader.clock.second is None else reader
 
 
 def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: float | int) -> None:
