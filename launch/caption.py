@@ -6,6 +6,7 @@ python -m launch.caption match.mp4 --model DIR --prompt "Who has the ball?" --st
 
 import argparse
 import time
+from dataclasses import replace
 
 from launch.cli import Progress, load, model_flags, run
 
@@ -19,17 +20,17 @@ def main() -> None:
     parser.add_argument("--start", type=float, default=0.0, metavar="S", help="second to start at")
     parser.add_argument("--duration", type=float, metavar="S", help="seconds to watch (default: to the end)")
     parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
-    parser.add_argument("--top-k", type=int, default=50)
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    own = parser.add_argument_group("how words are drawn (default: the model's generation_config.json, greedy without one)")
+    own.add_argument("--temperature", type=float, default=argparse.SUPPRESS, help="0 is greedy")
+    own.add_argument("--top-k", type=int, default=argparse.SUPPRESS, help="0: all")
+    own.add_argument("--top-p", type=float, default=argparse.SUPPRESS, help="1: all")
+    own.add_argument("--repetition-penalty", type=float, default=argparse.SUPPRESS, help="1: none")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    from svlm_jax.stream.sampling import Sampling
-
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
     vlm = load(args, progress=Progress("load"))
+    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty") if name in args}
+    sampling = replace(vlm.generation, **given)
     clip = vlm.processor.open(args.source, fps=args.fps, start=args.start, duration=args.duration)
     t, h, w = clip.grid
     started = time.monotonic()

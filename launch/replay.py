@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--record", type=Path, metavar="NEW.json", help="write a new recording instead")
     args = parser.parse_args()
 
-    from svlm_jax.hf_config import read_json
+    from svlm_jax.files import read_json
     from svlm_jax.pretrained import local_directory
     from svlm_jax.stream import trace
     from svlm_jax.train import trace as sample

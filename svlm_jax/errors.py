@@ -1,5 +1,8 @@
 """The one error for bad input: field, got, expected, remedy, on one line. Commands print it and exit 2."""
 
+LINE = 299  # characters of a line at most; what is longer comes from outside (a file, a path, a library) and is cut
+KEPT = 40  # characters that a part keeps in any case
+
 
 class InputError(ValueError):
     """Input that a user can mend.
@@ -12,5 +15,22 @@ class InputError(ValueError):
     """
 
     def __init__(self, field: str, got: object, expected: str, remedy: str) -> None:
-        line = f"{field}: got {got}, expected {expected}; {remedy}"
-        super().__init__(" ".join(line.split()))
+        parts = {"got": _plain(str(got)), "expected": _plain(expected), "field": _plain(field), "remedy": _plain(remedy)}
+        over = sum(map(len, parts.values())) + len(": got , expected ; ") - LINE
+        for name, text in parts.items():  # what was found gives way first, the remedy last
+            parts[name] = _cut(text, max(len(text) - max(over, 0), KEPT), tail=name == "field")
+            over -= len(text) - len(parts[name])
+        super().__init__("{field}: got {got}, expected {expected}; {remedy}".format(**parts))
+
+
+def _plain(text: str) -> str:
+    """On one line, without what a terminal would obey or could not show."""
+    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+
+
+def _cut(text: str, size: int, tail: bool) -> str:
+    """`text` in `size` characters: its beginning, and of a path its end too."""
+    if len(text) <= size:
+        return text
+    end = size // 2 if tail else 0
+    return f"{text[: size - end - 3]}...{text[len(text) - end :]}"

@@ -17,8 +17,8 @@ from svlm_jax.config import VisionConfig
 from svlm_jax.errors import InputError
 
 # Padded static sizes. A stream has one resolution and so one bucket; captions of any image share a few compilations.
-TOKEN_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768)
-PATCH_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+TOKEN_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+PATCH_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288)
 SMALLER = "use fewer or smaller frames, or a shorter prompt"
 NOTHING = (1, 0)  # first > last: a query that sees no slot
 

@@ -6,6 +6,9 @@ for reply in vlm.watch("match.mp4", query="Commentate on this match"):
     print(reply.start, reply.text)
 """
 
+import difflib
+import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,16 +18,19 @@ from typing import Any
 from jax.sharding import Mesh
 
 from svlm_jax import hf_config
-from svlm_jax.checkpoint import convert, hf
-from svlm_jax.config import Attention, Dtype, ModelConfig, StreamConfig, Weights
+from svlm_jax.checkpoint import convert
+from svlm_jax.config import Attention, Dtype, StreamConfig, Weights
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.data.chat import Tokenizer
 from svlm_jax.data.player import Player
 from svlm_jax.data.processor import FILES, Processor
 from svlm_jax.data.sources import open_source
 from svlm_jax.errors import InputError
+from svlm_jax.files import read_json
+from svlm_jax.hf_directory import ADAPTER, INDEX
 from svlm_jax.model.prepare import fuse, quantize
 from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
+from svlm_jax.settings import generation, streaming
 from svlm_jax.stream.generate import generate
 from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk
@@ -32,13 +38,14 @@ from svlm_jax.stream.session import Reply, Session
 
 # Models in the package, by name; the second is what the first was fine-tuned from.
 SHIPPED = {name: Path(__file__).parent / "models" / name for name in ("touchline", "touchline-base")}
-STREAMING = "streaming_config.json"
-WANTED = ("config.json", "*.safetensors", "model.safetensors.index.json", *FILES)
+SETTINGS = ("config.json", ADAPTER, INDEX, *FILES)  # of a hub repository, downloaded before its weights
+HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What `from_pretrained` returns; `stream` and `sampling`: how it streams unless told otherwise."""
+    """What `from_pretrained` returns; `stream` and `sampling`: how it streams unless told otherwise; `generation`: how
+    `generate` and `caption` choose words unless told otherwise."""
 
     model: QwenVL
     tokenizer: Tokenizer
@@ -46,6 +53,7 @@ class Pretrained:
     eos_token_ids: tuple[int, ...]
     stream: StreamConfig = StreamConfig()
     sampling: Sampling = COMMENTARY
+    generation: Sampling = Sampling()
 
     @property
     def parameters(self) -> Parameters:
@@ -110,13 +118,13 @@ class Pretrained:
                     yield reply
 
     def generate(
-        self, samples: Sequence[Sample], *, max_new_tokens: int = 128, sampling: Sampling = Sampling(), seed: int = 0
+        self, samples: Sequence[Sample], *, max_new_tokens: int = 128, sampling: Sampling | None = None, seed: int = 0
     ) -> list[str]:
-        """Replies to a batch of prompts (`processor.prompt`), greedy unless `sampling` says otherwise."""
+        """Replies to a batch of prompts (`processor.prompt`), drawn as the model's generation_config.json says (greedy without
+        one) unless `sampling` says otherwise."""
         inputs = collate(samples, self.model.config.vision, side="left")
-        replies = generate(
-            self.model, inputs, max_new_tokens=max_new_tokens, eos=self.eos_token_ids, sampling=sampling, seed=seed
-        )
+        options = {"max_new_tokens": max_new_tokens, "sampling": sampling or self.generation, "seed": seed}
+        replies = generate(self.model, inputs, eos=self.eos_token_ids, **options)
         return [self.tokenizer.decode(reply.tolist(), skip_special_tokens=True).strip() for reply in replies]
 
 
@@ -144,59 +152,50 @@ def from_pretrained(
         InputError: what is missing or wrong, in one line.
     """
     directory = local_directory(name)
-    config = hf_config.read(directory)
+    config = hf_config.read(directory, dtype)
     config = replace(config.compute(dtype or config.dtype), scan_layers=False, attention=attention)
+    stream, sampling = streaming(directory)
+    drawn, eos = generation(directory, config)
     beside = Processor.from_directory(processor or directory, config)  # before the weights: a missing tokenizer shows at once
+    stored = [kind for kind in convert.check(directory, config) if kind != config.param_dtype]
+    if stored and dtype is None:
+        cast = f"tensors of {', '.join(stored)} are cast to {config.param_dtype}, as its config.json says"
+        warnings.warn(f"{directory}: {cast}; dtype (--dtype) chooses", stacklevel=2)
     values = convert.load(directory, config, mesh, progress)
     config, values = fuse(config, values)
     if weights == "int8":
         config, values = quantize(config, values)
     model = from_parameters(config, values)
-    return Pretrained(model, beside.tokenizer, beside, _eos(directory, config), *streaming(directory))
+    return Pretrained(model, beside.tokenizer, beside, eos, stream, sampling, drawn)
 
 
 def local_directory(name: str | Path) -> Path:
-    """`name` itself when it is a directory, that of a shipped model, or the hub snapshot of an id (downloaded if need be)."""
-    if Path(name).is_dir():
+    """`name` itself when it is a directory, that of a shipped model, or the hub snapshot of an id (downloaded if need be; its
+    settings first, so that a model that can not be used costs no download of weights).
+
+    Raises:
+        InputError: neither, or not the directory of a model.
+    """
+    if name and os.path.isdir(name):  # unlike Path.is_dir, quiet about names that no file can have
         return Path(name)
     if str(name) in SHIPPED:
         return SHIPPED[str(name)]
+    if not HUB_ID.fullmatch(str(name)) or os.path.exists(name):
+        near = difflib.get_close_matches(str(name), SHIPPED, 1)
+        reason = "a file" if name and os.path.isfile(name) else "no such directory"
+        remedy = f"did you mean {near[0]}?" if near else "check the name"
+        expected = f"a directory, a hub id (OWNER/NAME) or a shipped model ({', '.join(SHIPPED)})"
+        raise InputError("model", f"{name or repr(str(name))} ({reason})", expected, remedy)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(str(name), allow_patterns=list(WANTED)))
+        directory = Path(snapshot_download(str(name), allow_patterns=list(SETTINGS)))
+        if (directory / "config.json").is_file() and not (directory / ADAPTER).is_file():
+            hf_config.check_kind(read_json(directory / "config.json", "a Hugging Face config.json"), f"{name} config.json")
+            directory = Path(snapshot_download(str(name), allow_patterns=[*SETTINGS, "*.safetensors"]))
+        return directory
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            "model", f"{name} ({reason})", "a directory or a hub id that can be reached", "check the name"
-        ) from None
-
-
-def streaming(directory: Path) -> tuple[StreamConfig, Sampling]:
-    """How a model streams unless told otherwise: its streaming_config.json, the paper's settings for what that leaves out.
-
-    Raises:
-        InputError: a file with other keys or values.
-    """
-    path = directory / STREAMING
-    told = hf_config.read_json(path, "streaming settings") if path.is_file() else {}
-    if unknown := told.keys() - {"stream", "sampling"}:
-        raise InputError(str(path), f"the key {min(unknown)}", "stream and sampling", "remove it")
-    try:
-        return StreamConfig(**told.get("stream", {})), replace(COMMENTARY, **told.get("sampling", {}))
-    except TypeError as error:
-        raise InputError(str(path), str(error), "fields of StreamConfig and of Sampling", "mend the file") from None
-
-
-def _eos(directory: Path, config: ModelConfig) -> tuple[int, ...]:
-    path = directory / hf.GENERATION
-    if not path.is_file():
-        return config.eos_token_ids
-    eos = hf_config.read_json(path, "a generation config").get("eos_token_id")
-    if eos is None:
-        return config.eos_token_ids
-    ids = tuple(eos) if isinstance(eos, list) else (eos,)
-    if not all(type(one) is int for one in ids):
-        raise InputError(f"{path} eos_token_id", repr(eos), "a token id or a list of them", "mend the file")
-    return ids
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        expected = "a directory or a hub id that can be reached"
+        raise InputError("model", f"{name} ({reason})", expected, "check the name") from None

@@ -23,6 +23,8 @@ MAX_LINES = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.errors", "pallas_kernels"),
     ("svlm_jax.config",),
+    ("svlm_jax.files",),
+    ("svlm_jax.hf_directory",),
     ("svlm_jax.hf_config",),
     ("svlm_jax.spans svlm_jax.inputs",),
     ("svlm_jax.sharding svlm_jax.model.attention svlm_jax.model.layers svlm_jax.model.rope svlm_jax.model.cache",),
@@ -31,6 +33,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.model.prepare",),
     ("svlm_jax.checkpoint", "svlm_jax.data svlm_jax.world"),
     ("svlm_jax.train", "svlm_jax.stream"),
+    ("svlm_jax.settings",),
     ("svlm_jax.pretrained svlm_jax",),
     ("svlm_jax.serve",),
     ("configs",),
@@ -40,6 +43,8 @@ PLACES = {name: (rank, group) for rank, layer in enumerate(LAYERS) for group in 
 
 HOST_SIDE = (
     "svlm_jax.config",
+    "svlm_jax.files",
+    "svlm_jax.hf_directory",
     "svlm_jax.hf_config",
     "svlm_jax.spans",
     "svlm_jax.inputs",

@@ -4,13 +4,15 @@ Everything is written into a sibling of the target and moved there when it is co
 leaves nothing under the final name.
 """
 
+import fcntl
+import glob
 import os
 import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -25,6 +27,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import stacked_path
 
 REMOVALS = 100  # tries, 0.1 s apart
+PARTIAL = ".partial"
 Form = Literal["hf", "orbax"]
 
 
@@ -39,7 +42,8 @@ def whole(target: str | Path) -> Iterator[Path]:
     if target.exists():
         raise InputError(str(target), "something that exists already", "a new name", "remove it or choose another")
     target.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
+    _remove_abandoned(target)
+    draft, lock = _locked_draft(target)
     try:
         yield draft
         draft.chmod(0o777 & ~_umask())
@@ -49,7 +53,38 @@ def whole(target: str | Path) -> Iterator[Path]:
             str(target), f"a failed write ({error})", "room on a writable disk", "free some or choose another place"
         ) from error
     finally:
+        os.close(lock)
         _remove(draft)
+
+
+def _locked_draft(target: Path) -> tuple[Path, int]:
+    """A new directory beside `target`, and what holds its lock for as long as this process lives."""
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
+        lock = os.open(draft, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: then nobody takes it for abandoned either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if draft.is_dir():
+            return draft, lock
+        os.close(lock)  # between the two lines another process took it for abandoned
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the drafts of `target` whose process is gone (killed: it removes them otherwise)."""
+    for draft in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}"):
+        if draft.is_symlink() or not draft.is_dir():
+            continue
+        try:
+            lock = os.open(draft, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(draft, ignore_errors=True)
+        except OSError:  # somebody writes there, or the file system can not tell
+            pass
+        finally:
+            os.close(lock)
 
 
 def _remove(draft: Path) -> None:
@@ -60,6 +95,22 @@ def _remove(draft: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         time.sleep(0.1)
     warnings.warn(f"could not remove {draft}", stacklevel=2)
+
+
+def check(directory: str | Path, config: ModelConfig) -> list[str]:
+    """Compare a directory of either form with its config before any tensor is read.
+
+    Returns:
+        The types that its tensors are stored in; of the Orbax form none, for its config.json says it.
+
+    Raises:
+        InputError: as of `hf.Files` and `hf.check`.
+    """
+    if store.is_store(directory):
+        return []
+    files = hf.Files(directory)
+    hf.check(files, hf.rows(config), config)
+    return sorted({files.dtype(name) for name in files.files})
 
 
 def load(
@@ -95,9 +146,11 @@ def convert(
     Raises:
         InputError: a source that does not fit its config, a target that exists, a full disk, a result that differs.
     """
-    config = hf_config.read(source)
-    if dtype is None and not store.is_store(source):
-        _check_dtypes(hf.Files(source), config)
+    config = hf_config.read(source, dtype)
+    stored = check(source, config)
+    if dtype is None and stored not in ([], [config.param_dtype]):
+        expected = f"{config.param_dtype} alone, as its config.json says"
+        raise InputError(str(source), f"tensors of {', '.join(stored)}", expected, "choose with --dtype")
     stacked = to == "orbax" or store.is_store(source)  # an export reads layers out of the stacks it is given
     config = replace(config.compute(dtype or config.param_dtype), scan_layers=stacked)
     with whole(target) as draft:
@@ -112,14 +165,6 @@ def convert(
         if verify:
             _verify(source, draft, config)
     return config
-
-
-def _check_dtypes(files: hf.Files, config: ModelConfig) -> None:
-    """Refuse to cast what nobody asked to cast."""
-    stored = sorted({files.dtype(name) for name in files.files})
-    if stored != [config.param_dtype]:
-        expected = f"{config.param_dtype} alone, as its config.json says"
-        raise InputError(str(files.directory), f"tensors of {', '.join(stored)}", expected, "choose with --dtype")
 
 
 def _verify(source: str | Path, result: Path, config: ModelConfig) -> None:

@@ -18,17 +18,27 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from svlm_jax import hf_config, sharding
+from svlm_jax.checkpoint.files import Files
+from svlm_jax.checkpoint.files import classic as classic
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
+from svlm_jax.hf_directory import INDEX, SINGLE
 from svlm_jax.model.vlm import Parameters, add, layer_of, stacked_path
 
 Progress = Callable[[int, int], None]
 TILE = 128  # elements on a side; a tile of bfloat16 is 32 kB and stays in cache
 GENERATION = "generation_config.json"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 # Buffers that old exports carry although they follow from the config.
 _IGNORED = re.compile(r".*rotary(_pos)?_emb\.inv_freq")
+FLOATS = ("float32", "bfloat16", "float16", "float64")  # types that are cast to one of the first two when that is asked for
+# Names that give away another kind of checkpoint: PEFT; AWQ, GPTQ, bitsandbytes, compressed-tensors, fp8, HQQ, torchao, MLX;
+# FSDP.
+_ADAPTED = re.compile(r"(^|\.)(base_model\.model|base_layer|lora_\w+|modules_to_save|original_module)(\.|$)")
+_PACKED = re.compile(
+    r"\.(qweight|qzeros|g_idx|scales?|biases|zeros?(_point)?|absmax|quant_(map|state)\S*|nested_\w+|SCB|W_q|meta|(weight|input|"
+    r"output|activation|act)_(scale|zero_point|packed|shape|g_idx|global_scale|bits|format)\w*|weight:_\w+)(\.|$)"
+)
+_FLATTENED = re.compile(r"(^|\.)(_flat_param|flat_param|_fsdp_wrapped_module)(\.|_|$)")
 
 # Hugging Face name, our path, pattern from the file's axes to ours. {i} is the layer.
 # Axes: d width, n heads, h head dim, f mlp width, v vocabulary, c q/k/v, e patch numbers as (channel, frame, row, column).
@@ -146,103 +156,58 @@ def _shape(side: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(int(np.prod([sizes[axis] for axis in (group or single).split()])) for group, single in groups)
 
 
-class Files:
-    """The safetensors files of a checkpoint directory, opened lazily; tensors by their classic name."""
-
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        self._open: dict[str, Any] = {}
-        if (self.directory / INDEX).is_file():
-            weights = hf_config.read_json(self.directory / INDEX, "tensor names and files").get("weight_map")
-            if not isinstance(weights, dict):
-                raise InputError(str(self.directory / INDEX), "no weight_map", "tensor names and files", "download it again")
-            self.files = {classic(name): (name, file) for name, file in weights.items()}
-            lost = sorted({file for file in weights.values() if not (self.directory / file).is_file()})
-            if lost:
-                raise InputError(
-                    str(self.directory), f"no {', '.join(lost)}", "every shard that the index names", "download them"
-                )
-        elif (self.directory / SINGLE).is_file():
-            self.files = {classic(name): (name, SINGLE) for name in self._handle(SINGLE).keys()}  # noqa: SIM118
-        else:
-            raise InputError(str(directory), "no safetensors", f"{SINGLE} or {INDEX}", "point to a checkpoint directory")
-
-    def _handle(self, file: str):
-        import safetensors
-
-        if file not in self._open:
-            try:
-                self._open[file] = safetensors.safe_open(self.directory / file, framework="numpy")
-            except (safetensors.SafetensorError, OSError) as error:
-                raise InputError(
-                    str(self.directory / file), f"an unreadable file ({error})", "whole safetensors", "download it again"
-                ) from None
-        return self._open[file]
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        stored, file = self.files[name]
-        return tuple(self._slice(stored, file).get_shape())
-
-    def dtype(self, name: str) -> str:
-        """How a tensor is stored: "float32", "bfloat16", or the file's own word for any other type."""
-        word = str(self._slice(*self.files[name]).get_dtype())
-        return {"F32": "float32", "BF16": "bfloat16"}.get(word, word)
-
-    def read(self, name: str) -> np.ndarray:
-        import safetensors
-
-        stored, file = self.files[name]
-        where = f"{self.directory / file} {stored}"
-        try:
-            return self._handle(file).get_tensor(stored)
-        except AttributeError:  # what safetensors raises for a type that numpy lacks
-            raise InputError(where, self.dtype(name), "float32 or bfloat16", "use the unquantised checkpoint") from None
-        except (safetensors.SafetensorError, OSError) as error:
-            raise InputError(where, error, "a whole tensor", "download the file again") from error
-
-    def _slice(self, stored: str, file: str):
-        import safetensors
-
-        try:
-            return self._handle(file).get_slice(stored)
-        except safetensors.SafetensorError as error:
-            raise InputError(
-                f"{self.directory / file} {stored}", error, "the tensor that the index names", "download both again"
-            ) from None
-
-
-def classic(name: str) -> str:
-    """Key of either layout -> the classic one."""
-    return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", name))
-
-
 def check(files: Files, table: list[Row], config: ModelConfig) -> None:
-    """Compare names and shapes of the files with the model; all differences in one error, before anything is read."""
+    """Compare names, types and shapes of the files with the model, before any tensor is read.
+
+    Raises:
+        InputError: quantised weights, adapters that are not merged, what a sharded run leaves; or all other differences in one.
+    """
     wanted = {row.name: row.file_shape for row in table}
     found = {name for name in files.files if not _IGNORED.fullmatch(name)}
-    if config.tie_word_embeddings and "lm_head.weight" in found:
-        found.discard("lm_head.weight")
-        if not np.array_equal(files.read("lm_head.weight"), files.read("model.embed_tokens.weight")):
-            raise InputError(
-                f"{files.directory} lm_head.weight",
-                "a matrix that differs from the embeddings",
-                "equal ones (tie_word_embeddings is true)",
-                "set tie_word_embeddings to false in config.json",
-            )
-    wrong = [f"missing {name}" for name in wanted if name not in found]
-    wrong += [f"unmatched {name}" for name in sorted(found - set(wanted))]
-    wrong += [
-        f"wrong shape {name} {list(shape)} (model: {list(wanted[name])})"
-        for name in wanted
-        if name in found and (shape := files.shape(name)) != wanted[name]
+    _refuse_kind(files, found)
+    if config.tie_word_embeddings:
+        found.discard("lm_head.weight")  # which may be there all the same (`_check_head`)
+    missing = [name for name in wanted if name not in found]
+    unmatched = sorted(found - set(wanted))
+    shapes = [
+        f"{name} {list(files.shape(name))}, model: {list(shape)}"
+        for name, shape in wanted.items()
+        if name in found and files.shape(name) != shape
     ]
-    if wrong:
+    kinds = (("missing", missing), ("unmatched", unmatched), ("of another shape", shapes))
+    if wrong := [f"{len(names)} {kind} ({names[0]}{', ...' if names[1:] else ''})" for kind, names in kinds if names]:
+        remedy = hf_config.ITS_OWN
+        if missing == ["lm_head.weight"]:
+            remedy = "set tie_word_embeddings to true in config.json if its head is its embedding"
+        raise InputError(str(files.directory), f"wrong tensors: {', '.join(wrong)}", "the tensors of config.json", remedy)
+
+
+def _check_head(files: Files, config: ModelConfig) -> None:
+    """Refuse a head of its own where the config says that the embeddings are the head."""
+    if not config.tie_word_embeddings or "lm_head.weight" not in files.files:
+        return
+    if not np.array_equal(files.read("lm_head.weight"), files.read("model.embed_tokens.weight")):
         raise InputError(
-            str(files.directory),
-            f"{len(wrong)} wrong tensors: {'; '.join(wrong)}",
-            "the tensors of config.json",
-            "use the config.json that came with the weights",
+            f"{files.directory} lm_head.weight",
+            "a matrix that differs from the embeddings",
+            "equal ones (tie_word_embeddings is true)",
+            "set tie_word_embeddings to false in config.json",
         )
+
+
+def _refuse_kind(files: Files, names: set[str]) -> None:
+    """Refuse weights of another kind, by their names, types and shapes."""
+    where, source = str(files.directory), "use the checkpoint that it was made from"
+    for name in sorted(names):
+        dtype, shape = files.dtype(name), files.shape(name)
+        if _ADAPTED.search(name):
+            got, remedy = f"LoRA adapters that are not merged ({name})", "merge them first (merge_and_unload)"
+            raise InputError(where, got, "a whole model", remedy)
+        if _PACKED.search(name) or dtype not in FLOATS:
+            raise InputError(where, f"quantised weights ({name}, {dtype})", f"tensors of {' or '.join(FLOATS[:2])}", source)
+        if _FLATTENED.search(name) or 0 in shape:
+            got = f"what a sharded run leaves of its weights (ZeRO-3 or FSDP: {name} {list(shape)})"
+            raise InputError(where, got, "whole tensors", "gather them when saving, or join the pieces (zero_to_fp32.py)")
 
 
 def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, progress: Progress | None = None) -> Parameters:
@@ -257,6 +222,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, p
     """
     files, table = Files(directory), rows(config)
     check(files, table, config)
+    _check_head(files, config)
     targets: Mapping[str, Any] = {}
     if mesh is not None:
         sharding.check(config, mesh)

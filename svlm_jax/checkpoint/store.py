@@ -5,6 +5,7 @@ that an export to Hugging Face needs nothing else.
 """
 
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -75,6 +76,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
         for path, leaf in stored.items()
         if only in (None, path)
     }
+    _check(directory, wanted)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     values: Parameters = {}
@@ -82,15 +84,47 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
         for group in _groups(wanted):
             with context:
                 values |= _flatten(ocp.load(str(directory / PARAMS), _nest({path: wanted[path] for path in group})))
-    except Exception as error:  # Orbax wraps every cause in an error of its own
-        got = f"parameters that do not load ({_cause(error)})"
-        raise InputError(str(directory), got, "those of its config.json", "use another checkpoint") from error
+    except Exception as error:  # Orbax wraps every cause in an error of its own, in words of tensorstore
+        raise _incomplete(directory) from error
     if config.scan_layers:
         return values
     result: Parameters = {}
     for path in list(values):
         result |= unstack({path: values.pop(path)})  # one stack at a time is held twice
     return result
+
+
+def _check(directory: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Compare what is stored with what is wanted before memory is taken for it.
+
+    Raises:
+        InputError: files that are missing or damaged, or the parameters of another model.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    absl = logging.getLogger("absl")
+    level = absl.level
+    absl.setLevel(logging.CRITICAL)  # Orbax logs what tensorstore says; it is told here, in one line
+    try:
+        tree: Any = ocp.metadata(str(directory / PARAMS)).metadata
+    except Exception as error:
+        raise _incomplete(directory) from error
+    finally:
+        absl.setLevel(level)
+    if not isinstance(tree, Mapping):
+        raise _incomplete(directory)
+    shapes = {path: tuple(getattr(leaf, "shape", ())) for path, leaf in _flatten(tree).items()}
+    for path, leaf in wanted.items():
+        if shapes.get(path) != leaf.shape:
+            got = f"{path} {list(shapes[path])}" if path in shapes else f"no {path}"
+            raise InputError(
+                str(directory), got, f"{list(leaf.shape)}, as its config.json says", "use the config.json that came with it"
+            )
+
+
+def _incomplete(directory: Path) -> InputError:
+    got = "a copy that is incomplete or damaged"
+    return InputError(str(directory / PARAMS), got, "every file that Orbax wrote, whole", "copy the directory again")
 
 
 def _groups(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:

@@ -8,6 +8,7 @@ Axes: F frames · H, W pixels · P = t*h*w patches · C = 3 * 2 * 14 * 14 = 1176
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from einops import rearrange
@@ -16,8 +17,13 @@ from PIL import Image
 from svlm_jax.config import CLIP_MEAN, CLIP_STD
 from svlm_jax.errors import InputError
 
+_KEYS = {"mean": "image_mean", "std": "image_std", "rescale": "rescale_factor"}  # a field's name in the files
 SMALL = 1 << 20  # levels that are resized faster than threads start
 MAX_ASPECT_RATIO = 200  # the Qwen rule: beyond it one side of the resized picture has nothing left to show
+# The largest that a file may ask for: more pixels than the model takes at once, beyond any patch; a larger least would make of
+# every picture one that fills the memory.
+LARGEST = {"min_pixels": 1 << 25, "max_pixels": 1 << 40}
+LARGEST_SIZE = 256
 PIL_BICUBIC = 3  # `resample` in the JSON files is PIL's enumeration
 
 
@@ -55,9 +61,14 @@ class PixelConfig:
         """Whether levels are normalised as by every published model, which the vision tower can do itself."""
         return self.mean == CLIP_MEAN and self.std == CLIP_STD and abs(self.rescale * 255 - 1) < 1e-9
 
+    def to_dict(self) -> dict[str, Any]:
+        """What `from_dict` reads."""
+        return {_KEYS.get(f.name, f.name): getattr(self, f.name) for f in fields(self)}
+
     @classmethod
     def from_dict(cls, d: object, source: str) -> "PixelConfig":
-        """Read a Hugging Face `preprocessor_config.json` or `video_preprocessor_config.json`.
+        """Read a Hugging Face `preprocessor_config.json`, `video_preprocessor_config.json`, or half of a
+        `processor_config.json`.
 
         The pixel bounds are `min_pixels`/`max_pixels`, else `size: {shortest_edge, longest_edge}` (areas, whatever the
         names say). Patch sizes and `rescale_factor` may be absent, as in older files. `source` is the file's name.
@@ -66,14 +77,14 @@ class PixelConfig:
             InputError: bounds, mean or std missing, a wrong value, or a step asked for that is not the one taken here.
         """
         if not isinstance(d, dict):
-            raise InputError(source, type(d).__name__, "a JSON object", "copy the file from the model's repository")
+            raise InputError(source, f"a JSON {type(d).__name__}", "a JSON object", "copy the file from the model's repository")
         for key in ("do_resize", "do_rescale", "do_normalize"):
             if d.get(key) is False:
                 raise InputError(f"{source}: {key}", "false", "true", "remove the key: this step is always taken")
         if d.get("resample") not in (None, PIL_BICUBIC):
-            raise InputError(f"{source}: resample", d["resample"], "3 (bicubic)", "set it to 3 or remove the key")
+            raise InputError(f"{source}: resample", repr(d["resample"]), "3 (bicubic)", "set it to 3 or remove the key")
         size = d["size"] if isinstance(d.get("size"), dict) else {}
-        keys = {"mean": "image_mean", "std": "image_std", "rescale": "rescale_factor"}
+        keys = dict(_KEYS)
         found = {f.name: d.get(keys.get(f.name, f.name)) for f in fields(cls)}
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
             if found[name] is None:
@@ -94,7 +105,9 @@ def _validate(values: dict, source: str, keys: dict[str, str]) -> None:
         elif name == "rescale":
             ok, expected = _is_number(value) and value > 0, "a number above 0, normally 1/255"
         else:
-            ok, expected = isinstance(value, int) and _is_number(value) and value > 0, "a whole number above 0"
+            most = LARGEST.get(name, LARGEST_SIZE)
+            ok = isinstance(value, int) and _is_number(value) and 0 < value <= most
+            expected = f"a whole number above 0, at most {most}"
         if not ok:
             field, got = f"{source}: {keys.get(name, name)}", "nothing" if value is None else repr(value)
             raise InputError(field, got, expected, "use the value of the model's own file")
@@ -103,7 +116,7 @@ def _validate(values: dict, source: str, keys: dict[str, str]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 60  # finite, and no NaN
 
 
 QWEN_IMAGE = PixelConfig(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)  # Qwen2.5-VL's image processor

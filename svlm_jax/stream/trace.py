@@ -18,7 +18,7 @@ from svlm_jax.data.chat import Tokenizer
 from svlm_jax.data.pixels import PixelConfig, normalise, patchify
 from svlm_jax.data.recording import AGAIN, get, whole
 from svlm_jax.errors import InputError
-from svlm_jax.hf_config import read_json
+from svlm_jax.files import read_json
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.spans import temporal_step
 from svlm_jax.stream.sampling import Sampling

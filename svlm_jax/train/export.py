@@ -56,11 +56,11 @@ def export(
         raise InputError("--ema", "a run without an average", "one trained with ema above 0", "leave the flag out")
     if not directory.is_dir():
         raise InputError("model", config.model, "the directory that the run began with", "give its place with --model")
-    base = begin.model_config(config, hf_config.read(directory))
+    stored = hf_config.read(directory, dtype).param_dtype
+    base = begin.model_config(config, hf_config.read(directory, config.dtype))
     values = _values(config, base, directory, run_dir, ema)
-    stored = hf_config.read(directory).param_dtype
     base, values = merge(base, values)
-    written = replace(base.compute(dtype or stored), remat="none", attention="auto", scan_layers=True)
+    written = replace(base.compute(stored), remat="none", attention="auto", scan_layers=True)
     with convert.whole(target) as draft:
         for place in dict.fromkeys((directory, Path(config.processor) if config.processor else directory)):
             for name in FILES:

@@ -42,7 +42,7 @@ def trainer(
     if not config.run_dir:
         raise InputError("run_dir", "nothing", "a directory for checkpoints and metrics", "set --run-dir")
     _remember(config, say)
-    model = begin.model_config(config, hf_config.read(directory))
+    model = begin.model_config(config, hf_config.read(directory, config.dtype))
     processor = Processor.from_directory(config.processor or directory, model)
     learned = begin.examples(config.data.paths, config.data, processor)
     evaluated = begin.examples(config.data.evaluation, config.data, processor) if config.data.evaluation else None

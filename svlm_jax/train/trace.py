@@ -21,6 +21,7 @@ from svlm_jax.data.processor import Processor
 from svlm_jax.data.recording import AGAIN, LOGITS, LOGITS_MEDIAN, PIXELS, difference, get, noise, whole
 from svlm_jax.data.recording import arrays as stored_arrays
 from svlm_jax.errors import InputError
+from svlm_jax.files import read_json
 from svlm_jax.model import vlm
 from svlm_jax.spans import positions, temporal_step
 from svlm_jax.train.loss import cross_entropy
@@ -101,7 +102,7 @@ def read(path: str | Path) -> Recording:
         InputError: the file, key or array that is missing or wrong.
     """
     path = Path(path)
-    raw = hf_config.read_json(path, "a recorded training sample")
+    raw = read_json(path, "a recorded training sample")
     norms = get(raw, "grad_norms", dict, path)
     return Recording(
         name=path.stem,
