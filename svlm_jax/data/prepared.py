@@ -103,7 +103,7 @@ class Prepared:
         InputError: not such a directory.
         """
         self.directory = Path(directory)
-        if not any(self.directory.glob(f"{NAME}-{SPLIT}.array_record-*")) or not (self.directory / "features.json").is_file():
+        if not self.files() or not (self.directory / "features.json").is_file():
             raise InputError(str(directory), f"no {NAME} dataset", "a directory made by launch.windows --tfds", "make it")
         self._source = _tfds().builder_from_directory(self.directory).as_data_source(split=SPLIT)
 
@@ -116,6 +116,14 @@ class Prepared:
         name = record["id"].decode()
         frames = np.stack([np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in record["frames"]])
         return name, parse_line(record["annotation"], name), frames
+
+    def said(self, number: int) -> bytes:
+        """The annotation of a window, as the line that it was; its frames are read with it."""
+        return self._source[number]["annotation"]
+
+    def files(self) -> list[Path]:
+        """Those that hold the windows."""
+        return sorted(self.directory.glob(f"{NAME}-{SPLIT}.array_record-*"))
 
     @property
     def fps(self) -> float:

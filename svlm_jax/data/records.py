@@ -13,6 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,6 +81,14 @@ class Records:
             remedy = f"remove {seeks_path(file.path)} if it is there, and do not write while others read"
             raise InputError(f"annotations {file.path}", got, f"record {file.name(place)}", remedy)
         return Record(file.name(place), line)
+
+    def lengths(self) -> np.ndarray:
+        """Bytes of each record [n] int64, the end of its line included (of the last in a file one byte, whatever follows it)."""
+        lengths = np.concatenate([np.diff(file.bounds) for file in self._files])
+        for last in self._starts[1:] - 1:
+            with suppress(InputError):
+                lengths[last] = len(self[int(last)].line.rstrip()) + 1
+        return lengths
 
     def name(self, number: int) -> str:
         """The id of a record; nothing is read."""

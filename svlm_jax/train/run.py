@@ -13,8 +13,8 @@ from svlm_jax import hf_config
 from svlm_jax.data.processor import Processor
 from svlm_jax.errors import InputError
 from svlm_jax.train import begin
-from svlm_jax.train.config import TrainConfig
-from svlm_jax.train.loop import Say, Trainer
+from svlm_jax.train.config import Say, TrainConfig
+from svlm_jax.train.loop import Trainer
 from svlm_jax.train.optimizer import optimizer
 from svlm_jax.train.step import Step
 
