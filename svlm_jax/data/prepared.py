@@ -29,6 +29,7 @@ from svlm_jax.data.frames import check_fps, window_frames
 from svlm_jax.data.pixels import STREAM_FRAME, resize, smart_resize
 from svlm_jax.data.records import Record, Records
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 
 NAME, VERSION, SPLIT = "svlm_windows", "1.0.0", "train"
 QUALITY = 95
@@ -65,7 +66,7 @@ def prepare(
         InputError: the directory exists or cannot be written; fps; too many bad records, or no good one.
     """
     check_fps(fps)
-    directory = Path(directory).absolute()
+    directory = local_path(directory).absolute()
     done = {"windows": 0, "frames": 0, "bad": 0}
 
     def shard(numbers: range) -> Iterator[tuple[int, dict[str, Any]]]:

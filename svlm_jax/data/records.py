@@ -22,6 +22,7 @@ import numpy as np
 
 from svlm_jax.data.image import existing_file
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 
 _INDEX = re.compile(rb"\s*\[\s*\d")  # how a list of offsets begins, and a record does not
 _GLANCE = 1 << 16  # bytes looked at behind the last record
@@ -133,7 +134,7 @@ def write(path: str | Path, records: Iterable[list]) -> int:
     Raises:
         InputError: the file or its seeks exist, cannot be written, or would be empty.
     """
-    path, seeks = Path(path), seeks_path(path)
+    path, seeks = local_path(path), seeks_path(path)
     for one in filter(Path.exists, (path, seeks)):
         raise InputError(str(one), "something that exists already", "a new name", "remove it or choose another")
     draft, seeks_draft = (one.with_name(f"{one.name}.partial") for one in (path, seeks))
