@@ -5,8 +5,8 @@ from pathlib import Path
 
 from svlm_jax.errors import InputError
 
-# A scheme and a slash: "gs://bucket", what `Path` makes of it ("gs:/bucket"), "file:///x". A letter alone is a drive, and a name
-# with a colon and no slash is a name.
+# A scheme and a slash: "gs://bucket", what `Path` makes of it ("gs:/bucket"), "file:///x". A letter alone is a drive, and a
+# name with a colon and no slash is a name.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
 _SHOWN = 80  # letters of what was given
 

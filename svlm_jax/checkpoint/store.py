@@ -104,17 +104,16 @@ def _groups(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
     return [[path] for path in large] + ([small] if small else [])
 
 
+DAMAGED = "a file is damaged or cut short"
 # What Orbax, tensorstore and the system say, by what it means: they say it in pages, with paths and stacks of their own.
 _MEANS = (
     (r"no space left|disk quota|file too large|ENOSPC|EDQUOT|EFBIG", "no room on the disk"),
     (r"permission denied|read-only file system|EACCES|EROFS", "no right to write there"),
-    (r"NOT_FOUND|no such file|does not exist|not found|missing (array )?data|is not a directory", "a file is missing: an incomplete copy?"),
-    (
-        r"DATA_LOSS|OUT_OF_RANGE|checksum|crc32|corrupt|zstd|blosc|error (decoding|reading)|unexpected end|truncat|magic|manifest"
-        r"|expecting value|codec can.t decode|invalid (json|control)|extra data|unterminated|decompress",
-        "a file is damaged or cut short",
-    ),
+    (r"NOT_FOUND|no such file|does not exist|not found|is not a directory", "a file is missing: an incomplete copy?"),
+    (r"DATA_LOSS|OUT_OF_RANGE|checksum|crc32|corrupt|zstd|error (decoding|reading)|invalid json|truncat", DAMAGED),
 )
+# What their readers of JSON stumble over.
+_STUMBLES = (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, AttributeError, TypeError)
 _SHOWN = 120  # letters of what is not known
 
 
@@ -130,6 +129,8 @@ def cause(error: BaseException) -> str:
     first = error
     while first.__cause__ is not None:
         first = first.__cause__
+    if isinstance(first, _STUMBLES):
+        return DAMAGED
     return " ".join(str(first).split())[:_SHOWN] or type(first).__name__
 
 

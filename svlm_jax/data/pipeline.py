@@ -129,9 +129,7 @@ class Ours:
     """Record numbers of this host: `rows` of each of `steps` micro-batches of `batch`, the first of which begins with sample
     number `start` of the run. From sample number `end` on there are none (-1): rows that are filled up."""
 
-    def __init__(
-        self, order: Order, rows: Sequence[int], batch: int, start: int, steps: int, end: int | None = None
-    ) -> None:
+    def __init__(self, order: Order, rows: Sequence[int], batch: int, start: int, steps: int, end: int | None = None) -> None:
         self.order, self.rows, self.batch, self.start, self.steps = order, tuple(rows), batch, start, steps
         self.end = end
         self.records: Any = None

@@ -84,7 +84,7 @@ class Records:
         return Record(file.name(place), line)
 
     def lengths(self) -> np.ndarray:
-        """Bytes of each record [n] int64, the end of its line included (of the last in a file one byte, whatever follows it)."""
+        """Bytes of each record [n] int64, the end of its line included (one, in the last of a file)."""
         lengths = np.concatenate([np.diff(file.bounds) for file in self._files])
         for last in self._starts[1:] - 1:
             with suppress(InputError):

@@ -1,9 +1,9 @@
 """Checkpoints of a run: the state, where the data stands and the resolved config, written while training goes on.
 
 A directory RUN/checkpoints/STEP has `state` (trained parameters, moments, counters), `meta` (JSON: samples seen, the config,
-what the data was, sums over all bits) and nothing of what is frozen, which `config.model` still holds. A step appears when it is
-whole; one that is damaged later, by a bit even, is passed over by all hosts with a warning for the one before. The state is read
-into any mesh and number of hosts.
+what the data was, sums over all bits) and nothing of what is frozen, which `config.model` still holds. A step appears when it
+is whole; one that is damaged later, by a bit even, is passed over by all hosts with a warning for the one before. The state is
+read into any mesh and number of hosts.
 """
 
 import contextlib
@@ -39,6 +39,9 @@ class Checkpoints:
             policies.append(ocp.training.preservation_policies.EveryNSteps(keep_every))
         context = ocp.Context()
         context.asynchronous.timeout_secs = TIMEOUT
+        # Of copies (mesh axis data) the first is written, by its hosts: parts from all would have to be seen by the first host
+        # at once to be put together, which a bucket that is mounted with a cache does not give.
+        context.array.saving.use_replica_parallel = False
         self.directory = local_path(run_dir, "run_dir").absolute() / FOLDER
         self._orbax = ocp.training.Checkpointer(
             str(self.directory),
@@ -108,8 +111,8 @@ class Checkpoints:
         return self._newest(read, channel.gather(self.steps())[0])
 
     def trained(self, shapes: Mapping[str, Any], *, ema: bool, cast_to: Any) -> dict[str, np.ndarray] | None:
-        """Trained parameters of the newest whole checkpoint by path, on this host: read one by one, cast, and nothing else of the
-        state. `ema`: their average instead.
+        """Trained parameters of the newest whole checkpoint by path, on this host: read one by one, cast, and nothing else of
+        the state. `ema`: their average instead.
 
         Args:
             shapes: of what is trained, by path; float32.

@@ -76,8 +76,8 @@ def export(
 def _values(
     config: TrainConfig, base: ModelConfig, directory: Path, run_dir: str | Path, ema: bool, dtype: Dtype
 ) -> tuple[ModelConfig, dict[str, Any]]:
-    """(config, stacked parameters) of what is written, in `dtype` and in the memory of this host: a tensor at a time is read and
-    cast, so no more is held than the result and a tensor. Accelerators hold nothing."""
+    """(config, stacked parameters) of what is written, in `dtype` and in the memory of this host: a tensor at a time is read
+    and cast, so no more is held than the result and a tensor. Accelerators hold nothing."""
     leaves, target = shapes(base), np.dtype(jnp.dtype(dtype))
     trained = {path: leaf for path, leaf in leaves.items() if re.fullmatch(begin.trained_paths(config), path)}
     merged = bool(config.lora_rank)  # adapters are added in float32, and what they are added to is cast afterwards

@@ -11,7 +11,11 @@ from svlm_jax.train.config import Say
 from svlm_jax.train.hosts import Channel
 
 # What a fingerprint says of a set of samples (`data.fingerprint`), and what another value of it means.
-MEANINGS = {"samples": "{now} samples, not {before}", "records": "other records, or another order", "media": "other video files"}
+MEANINGS = {
+    "samples": "{now} samples, not {before}",
+    "records": "other records, or another order",
+    "media": "video files of other sizes",
+}
 
 
 def everywhere(here: dict[str, Any]) -> dict[str, Any]:

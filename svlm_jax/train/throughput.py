@@ -1,7 +1,7 @@
 """What went through a step, and how fast: of this host's rows, told for the rows of all.
 
-Hosts may hold the same rows (tensor or context over hosts): what a step took is this host's share times the rows of all over its
-own, not times the hosts. Units: seconds, samples.
+Hosts may hold the same rows (tensor or context over hosts): what a step took is this host's share times the rows of all over
+its own, not times the hosts. Units: seconds, samples.
 """
 
 import re
