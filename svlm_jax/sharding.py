@@ -140,8 +140,8 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def activation_spec(mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
-    """PartitionSpec of an activation on a mesh (abstract or not); an axis is cut over as many of its mesh axes as divide it, and
-    otherwise stays whole: 4 rows on data 2 x fsdp 4 are cut over fsdp, and not held by all 8."""
+    """PartitionSpec of an activation on a mesh (abstract or not); an axis is cut over as many of its mesh axes as divide it,
+    and otherwise stays whole: 4 rows on data 2 x fsdp 4 are cut over fsdp, and not held by all 8."""
     return PartitionSpec(*(_dividing(mesh, size, RULES[axis]) for size, axis in zip(shape, axes, strict=True)))
 
 
