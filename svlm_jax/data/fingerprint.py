@@ -17,9 +17,10 @@ LOOKED_AT = 4096  # records: some seconds on a disk far away
 _VIDEO = re.compile(rb'"video"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
-def looked_at(count: int, most: int = LOOKED_AT) -> Iterator[int]:
+def looked_at(count: int, most: int | None = None) -> Iterator[int]:
     """Numbers of the records whose contents count: evenly spaced, the first and the last among them."""
-    return (int(number) for number in np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64)))
+    chosen = np.linspace(0, count - 1, min(count, most or LOOKED_AT)).astype(np.int64)
+    return (int(number) for number in np.unique(chosen))
 
 
 def fingerprint(count: int, parts: Iterable[bytes], media: Iterable[Path]) -> dict[str, Any]:

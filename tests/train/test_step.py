@@ -174,7 +174,7 @@ def test_weight_decay_leaves_norms_and_biases_alone(tiny_dir, stacked):
     """Of a real model, whose layers are stacked: a stack of norms has two axes, and is no matrix."""
     tx = optimizer(OptimizerConfig(learning_rate=1.0, warmup=0.0, schedule="constant", weight_decay=0.1, clip=0.0), 10)
     config = replace(hf_config.read(tiny_dir), scan_layers=stacked, lora_rank=2)
-    values = {path: jnp.ones(leaf.shape) for path, leaf in shapes(config).items()}
+    values = {path: jnp.ones((2,) * len(leaf.shape)) for path, leaf in shapes(config).items()}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, values), tx.init(values), values)
     moved = {path for path, update in updates.items() if float(jnp.abs(update).max())}
     assert moved == {path for path in values if path.split(".")[-1] in ("kernel", "embedding", "lora_a", "lora_b")}
