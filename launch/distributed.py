@@ -151,8 +151,12 @@ def leave(code: int) -> NoReturn:
 
 def fail(error: BaseException) -> NoReturn:
     """Tell, and end without waiting for the others, who would wait minutes for us."""
-    if isinstance(error, InputError):
+    from svlm_jax.train.hosts import PeerLost, is_lost
+
+    if isinstance(error, InputError | PeerLost):
         print(f"error: {error}", file=sys.stderr)
+    elif is_lost(error):
+        print(f"error: {PeerLost('in a step', error)}", file=sys.stderr)
     else:
         traceback.print_exception(error)
     sys.stdout.flush()

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from launch.cli import run
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 
 
 class Step(NamedTuple):
@@ -153,6 +154,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="little of everything, in minutes: the way, not the model")
     parser.add_argument("--stages", type=int, default=SIXTH, metavar="N", help=f"of training: {SIXTH} (the default) or more")
     args = parser.parse_args()
+    local_path(args.out, "--out")
     if args.stages < SIXTH:
         raise InputError("--stages", args.stages, f"{SIXTH} or more", f"leave it out: {SIXTH}")
     amount = QUICK if args.quick else Amount()

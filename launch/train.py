@@ -22,6 +22,7 @@ from typing import Any
 
 from launch.cli import run
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 
 PREEMPTED = 75  # EX_TEMPFAIL: schedulers start such a job again
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -37,7 +38,7 @@ def read(name: str) -> Any:
 
     known = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
     if name in known:
-        found = getattr(importlib.import_module(f"configs.{name}"), "config", None)
+        found = getattr(_ours(name), "config", None)
     elif name.endswith(".py") and Path(name).is_file():
         spec = importlib.util.spec_from_file_location("run_config", name)
         assert spec is not None and spec.loader is not None
@@ -49,6 +50,18 @@ def read(name: str) -> Any:
     if not isinstance(found, TrainConfig):
         raise InputError("--config", f"{name} without a TrainConfig named `config`", "one", "see configs/sft_stage1.py")
     return found
+
+
+def _ours(name: str) -> Any:
+    """A module of configs/, which Python looks for in the current folder first."""
+    import configs
+
+    places = [Path(place).resolve() for place in getattr(configs, "__path__", [])]
+    if CONFIGS.resolve() not in places:
+        found = getattr(configs, "__file__", None) or next(map(str, places), "a module")
+        remedy = f"start elsewhere, or give --config {CONFIGS / name}.py"
+        raise InputError("configs", f"{found}, which hides the recipes of svlm-jax", str(CONFIGS), remedy)
+    return importlib.import_module(f"configs.{name}")
 
 
 def parse(config: Any, flags: list[str], program: str) -> Any:
@@ -102,7 +115,7 @@ class Screen:
         self.chief, self.bar = chief, None
 
     def __call__(self, line: str) -> None:
-        if not self.chief and not line.startswith("bad sample"):
+        if not self.chief:  # all hosts are told of all
             return
         step = re.match(r"step (\d+)/(\d+): (.*)", line)
         if not sys.stderr.isatty():
@@ -121,6 +134,10 @@ class Screen:
 def train(config: Any) -> None:
     """The run on this process's share of the devices."""
     from launch import distributed
+
+    if not config.run_dir:  # "" would be the current folder, and a file of that name in it ours
+        raise InputError("run_dir", "nothing", "a directory for checkpoints and metrics", "set --run-dir")
+    local_path(config.run_dir, "--run-dir")
 
     distributed.initialize()
     import jax

@@ -28,6 +28,7 @@ from svlm_jax.data.frames import check_fps
 from svlm_jax.data.records import Records, seeks_path, write
 from svlm_jax.data.windows import check, cut
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 
 TOO_MANY_BAD = 1  # exit code
 SHORTEST = 2.0  # seconds of a last window that is kept
@@ -152,6 +153,9 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--words-only", "with --shown", "one of the two", "nothing is shown")
     if args.words_only and args.tfds:
         raise InputError("--words-only", "with --tfds", "one of the two", "there are no frames to decode")
+    for flag, path in (("--out", args.out), ("--tfds", args.tfds)):
+        if path:
+            local_path(path, flag)
     for path in filter(None, (args.out, args.out and seeks_path(args.out), args.tfds)):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")

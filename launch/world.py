@@ -19,6 +19,7 @@ from svlm_jax.data import records
 from svlm_jax.data.annotation import Annotation
 from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 from svlm_jax.world.commentary import QUESTIONS
 from svlm_jax.world.film import HELD_OUT, annotate, play, write
 from svlm_jax.world.match import LEAD, Kind, Moment, Rules, World
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--index", default="matches.jsonl", metavar="NAME.jsonl", help="annotations (default matches.jsonl)")
     parser.add_argument("--sheet", action="store_true", help="one picture instead: OUT/world.png, a scene of each kind")
     args = parser.parse_args()
+    local_path(args.out, "--out")
     if args.sheet:
         sheet(args.out / "world.png", _size(args.size))
         return

@@ -1,9 +1,11 @@
-"""Small files that come from outside: JSON that may be anything, and what stands where a file should be.
+"""Files that come from outside, and places that are written to: JSON that may be anything, what stands where a file should be,
+addresses where a path is meant.
 
 Owns the limits on what is read. Knows nothing of what the files mean. Nothing here runs or unpickles anything.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,10 @@ _STAND_INS = (  # how it begins, what it is, what to do
     (b"PK\x03\x04", "a zip archive (as PyTorch pickles are)", "save the model as safetensors"),
     (b"\x80\x02\x8a\nl\xfc", "a PyTorch pickle, which can run code and is never read", "save the model as safetensors"),
 )
+# A scheme and a slash: "gs://bucket", what `Path` makes of it ("gs:/bucket"), "file:///x". A letter alone is a drive, and a
+# name with a colon and no slash is a name.
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
+_SHOWN = 80  # letters of what was given
 
 
 def refuse_stand_in(path: Path, expected: str) -> None:
@@ -85,3 +91,21 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"the key {twice[:80]!r} twice")
     return held
+
+
+
+def local_path(path: str | Path, field: str = "") -> Path:
+    """A path to be written to, as it is. Python would make "gs://bucket/run" a folder called "gs:" here, on each host its own.
+
+    Args:
+        field: what errors call it, a flag for example; else the path itself.
+
+    Raises:
+        InputError: an address (a scheme, a colon and a slash).
+    """
+    text = str(path)
+    if _SCHEME.match(text):
+        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        remedy = f"mount the bucket and name the folder (./{shown.split('/', 1)[0]}/... is a folder of that name)"
+        raise InputError(field or "path", f"the address {shown}", "a folder or file of this machine", remedy)
+    return Path(path)

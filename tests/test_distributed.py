@@ -180,6 +180,22 @@ def test_the_slurm_job_asks_for_what_its_processes_need():
     assert "-eq 75" in text and 'scontrol requeue "$SLURM_JOB_ID"' in text
 
 
+def test_the_slurm_step_has_the_cpus_of_the_job():
+    """srun takes them from nobody since Slurm 22.05; a process then decodes video on one."""
+    text = (RECIPES / "slurm.sh").read_text()
+    assert re.search(r"^#SBATCH --cpus-per-task=\d+$", text, re.M)
+    assert re.search(r'^srun .*--cpus-per-task="\$\{?SLURM_CPUS_PER_TASK', text, re.M)
+
+
+def test_a_bucket_is_mounted_so_that_a_run_can_append_and_rename():
+    task = yaml.safe_load((RECIPES / "skypilot.yaml").read_text())
+    mounts = {place: mount["mode"] for place, mount in task["file_mounts"].items()}
+    written = re.findall(r"(?:--run-dir|CACHE_DIR)[ =](/\S+)", task["run"])
+    assert len(written) == 2
+    for path in written:
+        assert [mode for place, mode in mounts.items() if path.startswith(f"{place}/")] == ["MOUNT_CACHED"]
+
+
 def test_the_skypilot_task_runs_the_trainer():
     task = yaml.safe_load((RECIPES / "skypilot.yaml").read_text())
     assert "python -m launch.train --config sft_stage1 --run-dir" in task["run"] and task["num_nodes"] == 2

@@ -22,6 +22,7 @@ MAX_LINES = 400
 # A name covers its submodules, unless the table names some of them ("svlm_jax", "svlm_jax.model").
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.errors", "pallas_kernels"),
+    ("svlm_jax.files",),
     ("svlm_jax.config",),
     ("svlm_jax.files",),
     ("svlm_jax.hf_directory",),
@@ -42,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 PLACES = {name: (rank, group) for rank, layer in enumerate(LAYERS) for group in layer for name in group.split()}
 
 HOST_SIDE = (
+    "svlm_jax.files",
     "svlm_jax.config",
     "svlm_jax.files",
     "svlm_jax.hf_directory",

@@ -23,6 +23,7 @@ from launch.bench import aot, convert, device, findings, int8, kernels, replies,
 from launch.bench.report import DOCS, table
 from launch.cli import DEFAULT_MODEL, run
 from svlm_jax.config import Attention, Remat, Weights
+from svlm_jax.files import local_path
 
 
 def parser() -> argparse.ArgumentParser:
@@ -111,6 +112,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
+    for name in {"out", "scratch"} & {name for name, value in vars(args).items() if value is not None}:
+        local_path(getattr(args, name), f"--{name}")
     args.run(args)
 
 

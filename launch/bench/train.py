@@ -62,8 +62,8 @@ def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
     from svlm_jax.model.vlm import QwenVL, parameters
     from svlm_jax.spans import Kind, Span, vision_span
     from svlm_jax.train import flops
+    from svlm_jax.train.batches import place, rows_of
     from svlm_jax.train.begin import mesh_of
-    from svlm_jax.train.loop import place, rows_of
     from svlm_jax.train.optimizer import optimizer
     from svlm_jax.train.step import Step, split
 

@@ -24,8 +24,9 @@ export JAX_COMPILATION_CACHE_DIR=$RUN_DIR/xla   # a job that starts again does n
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true \
   --xla_gpu_all_gather_combine_threshold_bytes=536870912 --xla_gpu_reduce_scatter_combine_threshold_bytes=536870912"
 
-# A process that fails ends the step; the others do not wait for it.
-srun --kill-on-bad-exit=1 python -m launch.train --config sft_stage1 --run-dir "$RUN_DIR" --data.paths "$DATA" \
+# A process that fails ends the step; the others do not wait for it. Since Slurm 22.05 srun does not take the number of CPUs from
+# the job: without it each process would decode video on one.
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" python -m launch.train --config sft_stage1 --run-dir "$RUN_DIR" --data.paths "$DATA" \
   --mesh.data 2 --mesh.fsdp 8 --micro-batch 16 "$@"
 code=$?
 # srun may report 143 of a process that it ended while the others left with 75: the file says that all had saved.

@@ -24,6 +24,7 @@ from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf, store
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 from svlm_jax.model.vlm import stacked_path
 
 REMOVALS = 100  # tries, 0.1 s apart
@@ -38,7 +39,7 @@ def whole(target: str | Path) -> Iterator[Path]:
     Raises:
         InputError: `target` exists already, or the disk is full.
     """
-    target = Path(target).absolute()
+    target = local_path(target).absolute()
     if target.exists():
         raise InputError(str(target), "something that exists already", "a new name", "remove it or choose another")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -249,7 +249,7 @@ def _put(array: np.ndarray, target: NamedSharding | None) -> jax.Array:
 def write(
     directory: str | Path,
     config: ModelConfig,
-    values: Mapping[str, jax.Array],
+    values: Mapping[str, jax.Array | np.ndarray],
     *,
     max_shard_bytes: int = 4 * 10**9,
     progress: Progress | None = None,
@@ -304,10 +304,16 @@ def _plan(table: list[Row], itemsize: int, limit: int) -> list[list[Row]]:
     return shards
 
 
-def fetch(values: Mapping[str, jax.Array], path: str) -> np.ndarray:
+def fetch(values: Mapping[str, jax.Array | np.ndarray], path: str) -> np.ndarray:
     """One parameter, whole, on this host; from the stack when there is one."""
     stacked = stacked_path(path)
-    value = values[path] if stacked is None or path in values else layer_of(values[stacked[0]], stacked[1])
+    if stacked is not None and path not in values:
+        whole = values[stacked[0]]
+        value = whole[stacked[1]] if isinstance(whole, np.ndarray) else layer_of(whole, stacked[1])
+    else:
+        value = values[path]
+    if isinstance(value, np.ndarray):  # no device has it, and none gets it
+        return value
     if not value.is_fully_addressable:
         from jax.experimental import multihost_utils
 

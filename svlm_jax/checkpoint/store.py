@@ -6,12 +6,14 @@ that an export to Hugging Face needs nothing else.
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from svlm_jax import hf_config, sharding
@@ -29,7 +31,7 @@ def is_store(directory: str | Path) -> bool:
     return (Path(directory) / PARAMS).is_dir()
 
 
-def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Array]) -> None:
+def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Array | np.ndarray]) -> None:
     """Write stacked parameters and the config into an existing directory.
 
     Raises:
@@ -47,7 +49,7 @@ def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Ar
         with context:
             ocp.save(str(directory / PARAMS), _nest(values))
     except Exception as error:  # Orbax and tensorstore wrap a full disk in errors of their own
-        got = f"a failed write ({_cause(error)})"
+        got = f"a failed write ({cause(error)})"
         raise InputError(str(directory), got, "room on a writable disk", "free some or choose another place") from error
     if jax.process_index() == 0:
         (directory / "config.json").write_text(json.dumps(hf_config.dump(config), indent=2) + "\n")
@@ -85,7 +87,8 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
             with context:
                 values |= _flatten(ocp.load(str(directory / PARAMS), _nest({path: wanted[path] for path in group})))
     except Exception as error:  # Orbax wraps every cause in an error of its own, in words of tensorstore
-        raise _incomplete(directory) from error
+        got = f"parameters that do not load ({cause(error)})"
+        raise InputError(str(directory), got, "those of its config.json", "copy it again, or use another") from error
     if config.scan_layers:
         return values
     result: Parameters = {}
@@ -136,8 +139,34 @@ def _groups(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
     return [[path] for path in large] + ([small] if small else [])
 
 
-def _cause(error: Exception) -> str:
-    return " ".join(str(error.__cause__ or error).split())[:300]
+DAMAGED = "a file is damaged or cut short"
+# What Orbax, tensorstore and the system say, by what it means: they say it in pages, with paths and stacks of their own.
+_MEANS = (
+    (r"no space left|disk quota|file too large|ENOSPC|EDQUOT|EFBIG", "no room on the disk"),
+    (r"permission denied|read-only file system|EACCES|EROFS", "no right to write there"),
+    (r"NOT_FOUND|no such file|does not exist|not found|is not a directory", "a file is missing: an incomplete copy?"),
+    (r"DATA_LOSS|OUT_OF_RANGE|checksum|crc32|corrupt|zstd|error (decoding|reading)|invalid json|truncat", DAMAGED),
+)
+# What their readers of JSON stumble over.
+_STUMBLES = (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, AttributeError, TypeError)
+_SHOWN = 120  # letters of what is not known
+
+
+def cause(error: BaseException) -> str:
+    """Why Orbax failed, in a few words."""
+    said, one = [], error
+    while one is not None:
+        said.append(f"{type(one).__name__}: {one}")
+        one = one.__cause__ or one.__context__
+    for pattern, meaning in _MEANS:
+        if any(re.search(pattern, text, re.IGNORECASE) for text in said):
+            return meaning
+    first = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    if isinstance(first, _STUMBLES):
+        return DAMAGED
+    return " ".join(str(first).split())[:_SHOWN] or type(first).__name__
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:

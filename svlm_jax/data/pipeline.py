@@ -45,6 +45,9 @@ class Example(NamedTuple):
     error: str = ""
 
 
+FILLER = Example("", None, np.zeros(0, np.int32), 0.0)  # a row without a sample, which is neither good nor bad
+
+
 class Batch(NamedTuple):
     """inputs of B samples; at [B, K]: the token whose hidden state is scored, labels [B, K]: on which id (negative: none)."""
 
@@ -71,7 +74,8 @@ class Examples:
         largest: Size,
     ) -> None:
         """Args:
-        source: `source[i]` gives a Window or raises; `source.name(i)` its id without looking.
+        source: `source[i]` gives a Window or raises; `source.name(i)` its id without looking; `source.fingerprint()` what
+            they are.
         make: the sample and labels of a window.
         largest: what does not fit in it is bad.
         """
@@ -79,6 +83,10 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the set is (`data.fingerprint`)."""
+        return self.source.fingerprint()
 
     def __getitem__(self, number: int) -> Example:
         try:
@@ -119,10 +127,11 @@ class Order(NamedTuple):
 
 class Ours:
     """Record numbers of this host: `rows` of each of `steps` micro-batches of `batch`, the first of which begins with sample
-    number `start` of the run."""
+    number `start` of the run. From sample number `end` on there are none (-1): rows that are filled up."""
 
-    def __init__(self, order: Order, rows: Sequence[int], batch: int, start: int, steps: int) -> None:
+    def __init__(self, order: Order, rows: Sequence[int], batch: int, start: int, steps: int, end: int | None = None) -> None:
         self.order, self.rows, self.batch, self.start, self.steps = order, tuple(rows), batch, start, steps
+        self.end = end
         self.records: Any = None
 
     def __len__(self) -> int:
@@ -132,20 +141,21 @@ class Ours:
         if self.records is None:
             self.records = self.order()
         step, row = divmod(place, len(self.rows))
-        return int(self.records[self.start + step * self.batch + self.rows[row]])
+        number = self.start + step * self.batch + self.rows[row]
+        return -1 if self.end is not None and number >= self.end else int(self.records[number])
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"records": None}
 
 
 class _Fetch:
-    """Record number -> Example, for grain (which pickles it into its workers)."""
+    """Record number -> Example, for grain (which pickles it into its workers); of no record FILLER."""
 
     def __init__(self, examples: Examples) -> None:
         self.examples = examples
 
     def __call__(self, number: int) -> Example:
-        return self.examples[number]
+        return self.examples[number] if number >= 0 else FILLER
 
 
 def micro_batches(examples: Examples, ours: Ours, *, workers: int, threads: int) -> Iterator[list[Example]]:
@@ -183,7 +193,7 @@ def size_of(examples: Sequence[Example], sizes: Sequence[Size]) -> int:
 
 
 def batch(examples: Sequence[Example], size: Size, config: Any) -> Batch:
-    """Examples padded to a size; a bad one is a token that nothing is learned from. `config`: the model's."""
+    """Examples padded to a size; a bad one (or FILLER) is a token that nothing is learned from. `config`: the model's."""
     filler = Sample(np.zeros(1, np.int32), (Span(Kind.SYSTEM, 1),), ())
     samples = [example.sample or filler for example in examples]
     inputs = collate(samples, config.vision, token_buckets=(size.tokens,), patch_buckets=(size.patches,))
@@ -200,23 +210,28 @@ def batch(examples: Sequence[Example], size: Size, config: Any) -> Batch:
 class Bad:
     """Counts bad samples, tells each once, and stops the run past a share."""
 
-    def __init__(self, most: float, say: Callable[[str], None]) -> None:
+    def __init__(self, most: float, say: Callable[[str], None], told: dict[str, str] | None = None) -> None:
+        """Args:
+        most: share of those seen.
+        told: errors that need not be told again, by id; those told here are added.
+        """
         self.most, self.say = most, say
         self.seen = self.count = 0
-        self.told: dict[str, str] = {}
+        self.told = {} if told is None else told
 
     def look(self, examples: Sequence[Example]) -> None:
         """Raises:
         InputError: more bad samples than may be; at least one is always allowed if any share is.
         """
-        self.seen += len(examples)
+        self.seen += sum(example.id != FILLER.id for example in examples)
+        last = ""
         for example in examples:
             if not example.error:
                 continue
-            self.count += 1
+            self.count, last = self.count + 1, example.id
             if example.id not in self.told:
                 self.told[example.id] = example.error
                 self.say(f"bad sample {example.id}: {example.error}")
         if self.count > max(self.most * self.seen, min(1, self.most * 1e9)):
-            got = f"{self.count} of {self.seen}, the last {list(self.told)[-1]}"
+            got = f"{self.count} of {self.seen}, the last {last}"
             raise InputError("bad samples", got, f"at most {self.most:.2%}", "mend the data or raise data.max_bad")

@@ -29,6 +29,7 @@ from svlm_jax.data.frames import check_fps, window_frames
 from svlm_jax.data.pixels import STREAM_FRAME, resize, smart_resize
 from svlm_jax.data.records import Record, Records
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 
 NAME, VERSION, SPLIT = "svlm_windows", "1.0.0", "train"
 QUALITY = 95
@@ -65,7 +66,7 @@ def prepare(
         InputError: the directory exists or cannot be written; fps; too many bad records, or no good one.
     """
     check_fps(fps)
-    directory = Path(directory).absolute()
+    directory = local_path(directory).absolute()
     done = {"windows": 0, "frames": 0, "bad": 0}
 
     def shard(numbers: range) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -103,7 +104,7 @@ class Prepared:
         InputError: not such a directory.
         """
         self.directory = Path(directory)
-        if not any(self.directory.glob(f"{NAME}-{SPLIT}.array_record-*")) or not (self.directory / "features.json").is_file():
+        if not self.files() or not (self.directory / "features.json").is_file():
             raise InputError(str(directory), f"no {NAME} dataset", "a directory made by launch.windows --tfds", "make it")
         self._source = _tfds().builder_from_directory(self.directory).as_data_source(split=SPLIT)
 
@@ -116,6 +117,14 @@ class Prepared:
         name = record["id"].decode()
         frames = np.stack([np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in record["frames"]])
         return name, parse_line(record["annotation"], name), frames
+
+    def said(self, number: int) -> bytes:
+        """The annotation of a window, as the line that it was; its frames are read with it."""
+        return self._source[number]["annotation"]
+
+    def files(self) -> list[Path]:
+        """Those that hold the windows."""
+        return sorted(self.directory.glob(f"{NAME}-{SPLIT}.array_record-*"))
 
     @property
     def fps(self) -> float:

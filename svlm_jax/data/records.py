@@ -13,6 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ import numpy as np
 
 from svlm_jax.data.paths import existing_file
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 
 _INDEX = re.compile(rb"\s*\[\s*\d")  # how a list of offsets begins, and a record does not
 _GLANCE = 1 << 16  # bytes looked at behind the last record
@@ -81,6 +83,14 @@ class Records:
             raise InputError(f"annotations {file.path}", got, f"record {file.name(place)}", remedy)
         return Record(file.name(place), line)
 
+    def lengths(self) -> np.ndarray:
+        """Bytes of each record [n] int64, the end of its line included (one, in the last of a file)."""
+        lengths = np.concatenate([np.diff(file.bounds) for file in self._files])
+        for last in self._starts[1:] - 1:
+            with suppress(InputError):
+                lengths[last] = len(self[int(last)].line.rstrip()) + 1
+        return lengths
+
     def name(self, number: int) -> str:
         """The id of a record; nothing is read."""
         at, place = self._place(number)
@@ -124,7 +134,7 @@ def write(path: str | Path, records: Iterable[list]) -> int:
     Raises:
         InputError: the file or its seeks exist, cannot be written, or would be empty.
     """
-    path, seeks = Path(path), seeks_path(path)
+    path, seeks = local_path(path), seeks_path(path)
     for one in filter(Path.exists, (path, seeks)):
         raise InputError(str(one), "something that exists already", "a new name", "remove it or choose another")
     draft, seeks_draft = (one.with_name(f"{one.name}.partial") for one in (path, seeks))

@@ -14,6 +14,7 @@ from svlm_jax.checkpoint import convert
 from svlm_jax.config import ModelConfig
 from svlm_jax.data import annotation
 from svlm_jax.data.batch import Clip, Sample
+from svlm_jax.data.fingerprint import fingerprint, looked_at, videos
 from svlm_jax.data.frames import by_second, window_frames
 from svlm_jax.data.pipeline import Examples, Window
 from svlm_jax.data.pixels import preprocess
@@ -28,6 +29,7 @@ from svlm_jax.train.config import DataConfig, MeshConfig, TrainConfig
 from svlm_jax.train.step import split
 
 ADAPTERS = r".*\.lora_[ab]"
+FEW = 32  # prepared windows, some MB each, that are looked at to see whether they are the same
 
 
 def model_config(config: TrainConfig, shape: ModelConfig) -> ModelConfig:
@@ -84,6 +86,17 @@ class Annotated:
     def name(self, number: int) -> str:
         return self.records.name(number)
 
+    def fingerprint(self) -> dict[str, Any]:
+        lines = [self._line(number) for number in looked_at(len(self))]
+        media = (Path(self.root or "", video) for video in videos(lines))
+        return fingerprint(len(self), [self.records.lengths().tobytes(), *(line.rstrip() for line in lines)], media)
+
+    def _line(self, number: int) -> bytes:
+        try:
+            return self.records[number].line
+        except InputError:  # a bad sample, told as one when its turn comes
+            return b""
+
     def __getitem__(self, number: int) -> Window:
         record = self.records[number]
         said = annotation.parse_line(record.line, record.id)
@@ -103,6 +116,10 @@ class Decoded:
 
     def name(self, number: int) -> str:
         return f"{self.prepared.directory} window {number}"
+
+    def fingerprint(self) -> dict[str, Any]:
+        said = [self.prepared.said(number) for number in looked_at(len(self), FEW)]
+        return fingerprint(len(self), said, self.prepared.files())
 
     def __getitem__(self, number: int) -> Window:
         id_, said, frames = self.prepared[number]

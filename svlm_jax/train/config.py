@@ -3,6 +3,7 @@
 Units: windows in seconds, lengths in tokens and patches, sizes of a batch in samples.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -11,6 +12,7 @@ from svlm_jax.errors import InputError
 
 Schedule = Literal["cosine", "constant"]
 OptimizerName = Literal["adamw", "muon"]
+Say = Callable[[str], None]  # told what happens, a line at a time
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class DataConfig:
         buckets: static sizes, ascending; a batch takes the smallest that holds its samples.
         workers: processes that prepare samples; 0: threads of this one.
         threads: samples under way in each.
-        max_bad: share of bad samples (of those seen) past which the run stops.
+        max_bad: share of bad samples (of those seen) past which the run stops; of an evaluation too.
+        changed: go on from a checkpoint that was made with other samples, which is refused without it.
     """
 
     paths: tuple[str, ...] = ()
@@ -62,6 +65,7 @@ class DataConfig:
     workers: int = 0
     threads: int = 4
     max_bad: float | int = 0.01
+    changed: bool = False
 
     def __post_init__(self) -> None:
         if not self.buckets:

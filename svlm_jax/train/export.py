@@ -1,12 +1,16 @@
 """A checkpoint of a training run as a Hugging Face or Orbax directory: trained parameters from the run, frozen ones from the
 model it began with, adapters merged, tokenizer and processor files beside."""
 
+import re
 import shutil
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert, hf, store
@@ -14,14 +18,12 @@ from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.data.processor import FILES
 from svlm_jax.errors import InputError
 from svlm_jax.model.prepare import merge
-from svlm_jax.model.vlm import Parameters
+from svlm_jax.model.vlm import shapes, stacked_path
 from svlm_jax.sharding import make_mesh
 from svlm_jax.train import begin
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
 from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
-from svlm_jax.train.optimizer import optimizer
 from svlm_jax.train.run import CONFIG, read_config
-from svlm_jax.train.step import Step
 
 
 def is_run(directory: str | Path) -> bool:
@@ -56,18 +58,14 @@ def export(
         raise InputError("--ema", "a run without an average", "one trained with ema above 0", "leave the flag out")
     if not directory.is_dir():
         raise InputError("model", config.model, "the directory that the run began with", "give its place with --model")
-    stored = hf_config.read(directory, dtype).param_dtype
+    stored = hf_config.read(directory, dtype)
     base = begin.model_config(config, hf_config.read(directory, config.dtype))
-    values = _values(config, base, directory, run_dir, ema)
-    base, values = merge(base, values)
-    written = replace(base.compute(stored), remat="none", attention="auto", scan_layers=True)
     with convert.whole(target) as draft:
+        written, values = _values(config, base, directory, run_dir, ema, dtype or stored.param_dtype)
         for place in dict.fromkeys((directory, Path(config.processor) if config.processor else directory)):
             for name in FILES:
                 if (place / name).is_file():
                     shutil.copy(place / name, draft)
-        cast = jax.jit(lambda x: x.astype(written.param_dtype))
-        values = {path: cast(values.pop(path)) for path in sorted(values)}
         if to == "orbax":
             store.save(draft, written, values)
         else:
@@ -75,20 +73,69 @@ def export(
     return written
 
 
-def _values(config: TrainConfig, base: ModelConfig, directory: Path, run_dir: str | Path, ema: bool) -> Parameters:
-    mesh = make_mesh(devices=jax.devices()[:1])
-    with jax.set_mesh(mesh):
-        trained, frozen = begin.begin(config, base, directory, mesh)
-        step = Step(base, optimizer(config.optimizer, 1), mesh, trained, config.ema)
-        checkpoints = Checkpoints(run_dir, keep=config.keep)
-        try:
-            loaded = checkpoints.load(step.state)
-        finally:
-            checkpoints.close()
-    if loaded is None:
+def _values(
+    config: TrainConfig, base: ModelConfig, directory: Path, run_dir: str | Path, ema: bool, dtype: Dtype
+) -> tuple[ModelConfig, dict[str, Any]]:
+    """(config, stacked parameters) of what is written, in `dtype` and in the memory of this host: a tensor at a time is read
+    and cast, so no more is held than the result and a tensor. Accelerators hold nothing."""
+    leaves, target = shapes(base), np.dtype(jnp.dtype(dtype))
+    trained = {path: leaf for path, leaf in leaves.items() if re.fullmatch(begin.trained_paths(config), path)}
+    merged = bool(config.lora_rank)  # adapters are added in float32, and what they are added to is cast afterwards
+    checkpoints = Checkpoints(run_dir, keep=config.keep)
+    try:
+        values = checkpoints.trained(trained, ema=ema, cast_to=np.float32 if merged else target)
+    finally:
+        checkpoints.close()
+    if values is None:
         raise InputError(str(run_dir), "no checkpoint", "a run that has saved one", "train longer")
-    state = loaded[0]
-    return {**(state.ema if ema else state.trained), **frozen}
+    computed = np.dtype(jnp.dtype(config.dtype))  # what is frozen is rounded as it was while the others learned
+    for path, tensor in tensors(directory, replace(base, lora_rank=0), skip=trained):
+        values[path] = _merged(path, tensor.astype(computed), values, base).astype(target)
+    written = replace(base.compute(dtype), remat="none", attention="auto", scan_layers=True, lora_rank=0)
+    return written, {path: values[path] for path in sorted(values)}
+
+
+def _merged(path: str, tensor: np.ndarray, values: dict[str, Any], base: ModelConfig) -> np.ndarray:
+    """A frozen tensor with its adapters, if it has some, which are then gone from `values`."""
+    names = [f"{path.removesuffix('kernel')}lora_{side}" for side in "ab"]
+    if names[0] not in values:
+        return tensor
+    given = {name: jax.device_put(values.pop(name), _cpu()) for name in names}
+    return np.asarray(merge(base, given | {path: jax.device_put(tensor, _cpu())})[1][path])
+
+
+def tensors(directory: Path, config: ModelConfig, skip: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, parameter) of a directory of either form, decoder stacked, one at a time on this host; those in `skip` are not
+    read."""
+    if store.is_store(directory):
+        mesh = make_mesh(devices=[_cpu()])
+        for path in shapes(config).keys() - set(skip):
+            yield path, np.asarray(store.load(directory, config, mesh, only=path)[path])
+        return
+    files, table = hf.Files(directory), hf.rows(config)
+    hf.check(files, table, config)
+    layers: dict[str, list[hf.Row]] = {}
+    for row in table:
+        layers.setdefault((stacked_path(row.path) or (row.path,))[0], []).append(row)
+    for path in layers.keys() - set(skip):
+        first, *rest = layers[path]
+        one = first.read(files.read(first.name))
+        if stacked_path(first.path) is None:
+            yield path, one
+            continue
+        whole = np.empty((1 + len(rest), *one.shape), one.dtype)
+        whole[0] = one
+        for layer, row in enumerate(rest, 1):
+            whole[layer] = row.read(files.read(row.name))
+        yield path, whole
+
+
+def _cpu() -> jax.Device:
+    """This host's memory, as far as jax has it."""
+    try:
+        return jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS names others alone
+        return jax.local_devices()[0]
 
 
 def settings(raw: dict[str, Any]) -> TrainConfig:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 
 FILE = "metrics.jsonl"
 
@@ -23,7 +24,7 @@ class Logs:
         step: the run goes on after this one.
         wandb: project to log to; the run keeps its id over restarts.
         """
-        self.path = Path(run_dir) / FILE
+        self.path = local_path(run_dir, "run_dir") / FILE
         _cut(self.path, step)
         self.file = self.path.open("a")
         self.board = _tensorboard(Path(run_dir) / "tensorboard", step) if tensorboard else None

@@ -10,28 +10,27 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import numpy as np
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.data.pipeline import Bad, Batch, Example, Examples, Order, Ours, batch, micro_batches, size_of
+from svlm_jax.data.pipeline import Bad, Examples, Order, Ours
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import Parameters
-from svlm_jax.sharding import batch_sharding
-from svlm_jax.train import flops
+from svlm_jax.train import same_data
+from svlm_jax.train.batches import Batches, place, rows_of
 from svlm_jax.train.checkpoints import Checkpoints
-from svlm_jax.train.config import TrainConfig
+from svlm_jax.train.config import Say, TrainConfig
 from svlm_jax.train.logs import Logs
-from svlm_jax.train.optimizer import schedule
+from svlm_jax.train.optimizer import rates
 from svlm_jax.train.step import Metrics, State, Step, Sums
+from svlm_jax.train.throughput import Seen, Work
 
 HUNG = 70  # exit code
-Say = Callable[[str], None]
 
 
 class Preempted(Exception):
@@ -61,9 +60,13 @@ class Trainer:
         self.config, self.model, self.step, self.frozen, self.say, self.stop = config, model, step, frozen, say, stop
         self.learned, self.evaluated = data
         self.rows = rows_of(step, config.micro_batch)
+        self.work = Work(model, trained, step.mesh, len(self.rows), config.micro_batch)
         self.steps = config.total_steps(len(self.learned))
-        self.rate: Callable[[int], Any] = schedule(config.optimizer, self.steps)
+        self.rates = rates(config.optimizer, self.steps)
         self.bad = Bad(config.data.max_bad, say)
+        self.told_in_evaluation: dict[str, str] = {}
+        self.bad_in_evaluation = 0
+        self.data = same_data.everywhere(self.learned.fingerprint())
         self.checkpoints = Checkpoints(config.run_dir, keep=config.keep, keep_every=config.keep_every)
         loaded = self.checkpoints.load(step.state)
         if loaded is None:
@@ -71,8 +74,8 @@ class Trainer:
         else:
             self.state, meta = loaded
             self.samples = int(meta["samples"])
+            same_data.check(meta.get("data"), self.data, allowed=config.data.changed, say=say)
             say(f"goes on after step {int(self.state.step)} of {self.steps}, {self.samples} samples")
-        self.vision_trained = any(path.startswith("vision.") for path in trained)
         self.watchdog, self.micro_step, self.traced = Watchdog(0), 0, False
 
     def run(self) -> State:
@@ -109,7 +112,8 @@ class Trainer:
                     loss = self.evaluate()
                     self.say(f"step {number}: evaluation loss {loss:.4f}")
                     if logs is not None:
-                        logs.write({"step": number, "evaluation_loss": loss})
+                        bad = self.bad_in_evaluation
+                        logs.write({"step": number, "evaluation_loss": loss, "evaluation_bad_samples": bad})
         except Preempted:
             self._tell(told, logs)
             raise
@@ -126,15 +130,16 @@ class Trainer:
         every = self.config.evaluate_every
         return self.evaluated is not None and (number == self.steps or bool(every and number % every == 0))
 
-    def _step(self, number: int, sums: Sums, batches: Iterator) -> tuple["_Done", Sums]:
-        began, waited, before, seen = time.perf_counter(), 0.0, None, _Seen(self.model, self.vision_trained)
+    def _step(self, number: int, sums: Sums, batches: Batches) -> tuple["_Done", Sums]:
+        began, waited, before, seen = time.perf_counter(), 0.0, None, Seen(self.work)
         for _ in range(self.config.accumulation):
             if self.stop(self.micro_step):
                 self._save(wait=True)
                 raise Preempted(f"saved after step {number - 1}")
             started = time.perf_counter()
-            examples, padded = next(batches)
+            examples, padded, everyone = next(batches)
             waited += time.perf_counter() - started
+            self.bad.look(everyone)
             seen.add(examples, padded)
             placed = place(padded, self.rows, self.config.micro_batch, self.step)
             jax.block_until_ready(before)  # or the batches of a whole step would lie on the device
@@ -143,7 +148,7 @@ class Trainer:
             self.watchdog.beat()
         self.state, sums, metrics = self.step.apply(self.state, sums)
         self.samples += self.config.batch
-        return _Done(number, float(self.rate(number - 1)), began, waited, seen, metrics), sums
+        return _Done(number, float(self.rates[number - 1]), began, waited, seen, metrics), sums
 
     def _tell(self, done: "_Done | None", logs: Logs | None, until: float | None = None) -> None:
         """`until`: when the next step began; now, when there is none yet."""
@@ -176,30 +181,40 @@ class Trainer:
 
     def _save(self, wait: bool) -> None:
         if step := int(self.state.step):
-            meta = {"samples": self.samples, "step": step, "config": json.dumps(asdict(self.config))}
+            meta = {"samples": self.samples, "step": step, "config": json.dumps(asdict(self.config)), "data": self.data}
             self.checkpoints.save(step, self.state, meta, wait=wait)
 
     def evaluate(self) -> float:
-        """Mean loss over the learned tokens of the first `evaluate_batches` micro-batches, always the same."""
-        assert self.evaluated is not None
-        config, total, count = self.config, 0.0, 0
-        steps = min(config.evaluate_batches, -(-len(self.evaluated) // config.micro_batch))
-        ours = Ours(Order(len(self.evaluated), 0), self.rows, config.micro_batch, 0, steps)
-        for examples in micro_batches(self.evaluated, ours, workers=0, threads=config.data.threads):
-            padded = batch(examples, config.data.buckets[_agreed(size_of(examples, config.data.buckets))], self.model)
-            one = self.step.loss(self.state.trained, self.frozen, place(padded, self.rows, config.micro_batch, self.step))
-            total, count = total + float(one[0]), count + int(one[1])
-            self.watchdog.beat()
-        return total / max(1, count)
+        """Mean loss over the learned tokens of the first `evaluate_batches` micro-batches, always the same; no sample twice.
 
-    def _batches(self, steps: int) -> Any:
-        """(examples of this host, padded) of each micro-step that is left."""
-        data = self.config.data
-        ours = Ours(Order(len(self.learned), self.config.seed), self.rows, self.config.micro_batch, self.samples, steps)
-        for examples in micro_batches(self.learned, ours, workers=data.workers, threads=data.threads):
-            self.bad.look(examples)
-            size = data.buckets[_agreed(size_of(examples, data.buckets))]
-            yield examples, batch(examples, size, self.model)
+        Raises:
+            InputError: more bad samples than may be, or no token that is learned.
+        """
+        assert self.evaluated is not None
+        config, total, count, samples = self.config, 0.0, 0, len(self.evaluated)
+        steps = min(config.evaluate_batches, -(-samples // config.micro_batch))
+        ours = Ours(Order(samples, 0), self.rows, config.micro_batch, 0, steps, end=samples)
+        bad = Bad(config.data.max_bad, self.say, self.told_in_evaluation)
+        batches = Batches(self.evaluated, ours, config.data, self.model, workers=0)
+        try:
+            for _, padded, everyone in batches:
+                bad.look(everyone)
+                one = self.step.loss(self.state.trained, self.frozen, place(padded, self.rows, config.micro_batch, self.step))
+                total, count = total + float(one[0]), count + int(one[1])
+                self.watchdog.beat()
+        finally:
+            batches.close()
+        if not count:
+            got, remedy = f"nothing to learn in {bad.seen} samples, {bad.count} of them bad", "mend them or leave them out"
+            raise InputError("data.evaluation", got, "at least one learned token", remedy)
+        self.bad_in_evaluation = bad.count
+        return total / count
+
+    def _batches(self, steps: int) -> Batches:
+        """Those of the micro-steps that are left."""
+        data, order = self.config.data, Order(len(self.learned), self.config.seed)
+        ours = Ours(order, self.rows, self.config.micro_batch, self.samples, steps)
+        return Batches(self.learned, ours, data, self.model, workers=data.workers)
 
     def _profile(self, number: int) -> None:
         """Begin or end the trace that `profile` asks for; `number` 0: the run is over."""
@@ -221,45 +236,8 @@ class _Done(NamedTuple):
     rate: float
     started: float
     waited: float
-    seen: "_Seen"
+    seen: Seen
     metrics: Metrics
-
-
-class _Seen:
-    """What went through a step on this host, and its rates over all hosts."""
-
-    def __init__(self, model: ModelConfig, vision_trained: bool) -> None:
-        self.model, self.vision_trained = model, vision_trained
-        self.tokens = self.room = self.learned = 0
-        self.seconds = self.flops = 0.0
-        self.ids: list[str] = []
-
-    def add(self, examples: list[Example], padded: Batch) -> None:
-        self.room += padded.inputs.ids.size
-        self.ids += [example.id for example in examples]
-        for example in examples:
-            if example.sample is None:
-                continue
-            tokens, learned = len(example.sample.ids), int((example.labels[1:] >= 0).sum())
-            grids = [clip.grid for clip in example.sample.clips]
-            patches, frame = sum(t * h * w for t, h, w in grids), max((h * w for _, h, w in grids), default=0)
-            needs = flops.sample_flops(self.model, tokens, learned, patches, frame, vision_trained=self.vision_trained)
-            self.tokens, self.learned = self.tokens + tokens, self.learned + learned
-            self.seconds, self.flops = self.seconds + example.seconds, self.flops + needs
-
-    def rates(self, seconds: float | int) -> dict[str, Any]:
-        hosts, devices = jax.process_count(), jax.device_count()
-        achieved = hosts * self.flops / seconds / devices
-        best = flops.peak(jax.devices()[0].device_kind)
-        return {
-            "tokens_per_s": round(hosts * self.tokens / seconds, 1),
-            "learned_tokens_per_s": round(hosts * self.learned / seconds, 1),
-            "video_seconds_per_s": round(hosts * self.seconds / seconds, 3),
-            "padding": round(1 - self.tokens / max(1, self.room), 4),
-            "tflops_per_device": round(achieved / 1e12, 4),
-            "mfu": None if best is None else round(achieved / best, 4),
-            "device_memory_peak": (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use"),
-        }
 
 
 class Watchdog:
@@ -282,34 +260,3 @@ class Watchdog:
                 print(f"error: nothing finished for {self.seconds:g} s (hang_seconds): a host or a disk hangs", file=sys.stderr)
                 faulthandler.dump_traceback()
                 os._exit(HUNG)
-
-
-def rows_of(step: Step, micro_batch: int) -> list[int]:
-    """Rows of a micro-batch that this host's devices hold."""
-    ways = step.mesh.shape["data"] * step.mesh.shape["fsdp"]
-    if micro_batch % ways:
-        raise InputError("micro_batch", micro_batch, f"a multiple of data x fsdp = {ways}", "change it or the mesh")
-    places = batch_sharding(step.mesh, 1).addressable_devices_indices_map((micro_batch,))
-    return sorted({row for index in places.values() if index for row in range(*index[0].indices(micro_batch))})
-
-
-def place(padded: Batch, rows: list[int], micro_batch: int, step: Step) -> Batch:
-    """A host's rows as global arrays, cut over data and fsdp."""
-
-    def put(x: np.ndarray) -> jax.Array:
-        def shard(index: Any) -> np.ndarray:
-            first, last, _ = index[0].indices(micro_batch)
-            return x[rows.index(first) : rows.index(first) + last - first]
-
-        return jax.make_array_from_callback((micro_batch, *x.shape[1:]), batch_sharding(step.mesh, x.ndim), shard)
-
-    return jax.tree.map(put, padded)
-
-
-def _agreed(size: int) -> int:
-    """The largest size that any host needs."""
-    if jax.process_count() == 1:
-        return size
-    from jax.experimental import multihost_utils
-
-    return int(np.max(multihost_utils.process_allgather(np.int32(size))))

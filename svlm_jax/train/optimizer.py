@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
@@ -17,6 +18,8 @@ MATRICES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
     (r".*attention\.out\.kernel", (-3, -2), (-1,)),
     (r".*\.(gate|up|down)\.kernel", (-2,), (-1,)),
 )
+# Vectors by path, as Hugging Face's Trainer knows them: layers are stacked, and a stack of norms or biases [L, D] is no matrix.
+VECTORS = r"(.*\.)?(scale|bias)"
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -31,9 +34,14 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return optax.join_schedules([lambda step: rise(step + 1), rest], [warmup])
 
 
+def rates(config: OptimizerConfig, steps: int) -> np.ndarray:
+    """What `schedule` says of each step [steps] float32, on the host: to tell them without waiting for the device."""
+    return np.asarray(jax.jit(jax.vmap(schedule(config, steps)))(np.arange(steps)))
+
+
 def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """That of a run of so many steps, for parameters by dotted path. Weight decay, if any, on matrices only (of Muon: on those
-    of `MATRICES` only)."""
+    of `MATRICES` only). The moments have one form, clipped or not."""
     rate = schedule(config, steps)
     if config.name == "muon":
         moved = muon(
@@ -47,9 +55,20 @@ def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformati
             consistent_rms=config.rms,
         )
     else:
-        matrices = lambda tree: jax.tree.map(lambda x: x.ndim > 1, tree)  # noqa: E731
-        moved = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=matrices)
-    return optax.chain(optax.clip_by_global_norm(config.clip), moved) if config.clip else moved
+        moved = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=_decayed)
+    return optax.chain(optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(), moved)
+
+
+def advanced(moments: Any, kept: Any) -> Any:
+    """`kept` moments with the counts of the schedule from `moments`: a step that is skipped counts as one of the run, or the
+    rates of all that follow would lag, and the last would not be the schedule's."""
+    is_count = lambda part: isinstance(part, optax.ScaleByScheduleState)  # noqa: E731
+    return jax.tree.map(lambda new, old: new if is_count(new) else old, moments, kept, is_leaf=is_count)
+
+
+def _decayed(parameters: Any) -> Any:
+    """What weight decay is for: {path: whether it is a matrix} of {path: parameter}."""
+    return {path: leaf.ndim > 1 and not re.fullmatch(VECTORS, path) for path, leaf in parameters.items()}
 
 
 def _matrices(parameters: Any) -> Any:

@@ -12,9 +12,10 @@ import jax
 from svlm_jax import hf_config
 from svlm_jax.data.processor import Processor
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 from svlm_jax.train import begin
-from svlm_jax.train.config import TrainConfig
-from svlm_jax.train.loop import Say, Trainer
+from svlm_jax.train.config import Say, TrainConfig
+from svlm_jax.train.loop import Trainer
 from svlm_jax.train.optimizer import optimizer
 from svlm_jax.train.step import Step
 
@@ -41,6 +42,7 @@ def trainer(
     """
     if not config.run_dir:
         raise InputError("run_dir", "nothing", "a directory for checkpoints and metrics", "set --run-dir")
+    local_path(config.run_dir, "run_dir")
     _remember(config, say)
     model = begin.model_config(config, hf_config.read(directory, config.dtype))
     processor = Processor.from_directory(config.processor or directory, model)

@@ -2,8 +2,8 @@
 
 The loss is the mean over ALL learned tokens of a step, whatever micro-batch, device or host they are on: micro-steps add up
 sums and counts, and only the last division knows the count. Trained parameters are float32 and are used in the compute dtype;
-frozen ones are held in it and have neither gradients nor moments. A step whose gradients are not finite changes nothing but a
-counter.
+frozen ones are held in it and have neither gradients nor moments. A step whose gradients are not finite changes nothing but
+counters: the schedule goes on.
 
 Axes as in `data.pipeline.Batch`; parameters by dotted path, decoder layers stacked.
 """
@@ -22,6 +22,7 @@ from svlm_jax.data.pipeline import Batch
 from svlm_jax.model.vlm import Parameters, from_parameters
 from svlm_jax.sharding import shardings
 from svlm_jax.train.loss import gathered
+from svlm_jax.train.optimizer import advanced
 
 
 class State(NamedTuple):
@@ -126,7 +127,8 @@ class Step:
         ema = jax.tree.map(lambda held, new: held * decay + new * (1 - decay), state.ema, trained) if decay else {}
         keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        after = State(state.step + 1, skipped, keep(trained, state.trained), keep(moments, state.moments), keep(ema, state.ema))
+        moments = advanced(moments, keep(moments, state.moments))
+        after = State(state.step + 1, skipped, keep(trained, state.trained), moments, keep(ema, state.ema))
         moved = jnp.where(finite, optax.tree.norm(updates), 0.0)
         norms = (norm, optax.tree.norm(after.trained), moved)
         told = Metrics(sums.loss / count, sums.count, *norms, finite.astype(jnp.int32), skipped)

@@ -11,10 +11,13 @@ import pytest
 import svlm_jax
 from svlm_jax.config import StreamConfig
 from svlm_jax.data import annotation, records
+from svlm_jax.data.pipeline import FILLER, batch
 from svlm_jax.data.windows import cut
 from svlm_jax.errors import InputError
 from svlm_jax.stream.sampling import Sampling
 from svlm_jax.train import logs
+from svlm_jax.train.batches import place
+from svlm_jax.train.begin import examples
 from svlm_jax.train.checkpoints import FOLDER
 from svlm_jax.train.config import MeshConfig, OptimizerConfig
 from svlm_jax.train.export import export
@@ -52,16 +55,29 @@ def test_it_goes_on_with_another_mesh_and_micro_batch(stopped, train):
     np.testing.assert_allclose(losses(stopped), losses(elsewhere(stopped, "whole")), rtol=1e-4)
 
 
+def cut_short(checkpoint: Path) -> None:
+    for path in checkpoint.rglob("*"):
+        if path.is_file() and path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[:200])
+
+
+def flip(checkpoint: Path) -> None:
+    """A bit in the middle of the largest file."""
+    path = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
 # Orbax's, of a read that failed; its tasks end when they are collected.
 @pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_damaged_checkpoint_is_passed_over_with_a_warning(config, train):
+@pytest.mark.parametrize(("harm", "words"), [(cut_short, "a file is damaged or cut short"), (flip, "bits of .* are not what")])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, words, config, train):
     config = replace(config, steps=2, save_every=1)
     train(config)
     newest = Path(config.run_dir) / FOLDER / "2"
-    for path in newest.rglob("*"):
-        if path.is_file() and path.stat().st_size > 1000:
-            path.write_bytes(path.read_bytes()[:200])
-    with pytest.warns(UserWarning, match="does not load"):
+    harm(newest)
+    with pytest.warns(UserWarning, match=rf"{newest} does not load \({words}.*\): trying the one before"):
         _, said = train(replace(config, steps=3))
     assert any("goes on after step 1 of 3" in line for line in said)
     assert [line["step"] for line in logs.read(config.run_dir)] == [1, 2, 3]
@@ -108,6 +124,62 @@ def test_every_step_is_one_line_of_numbers(config, train):
     }
     assert wanted | {"data_wait_s", "step_s", "mfu", "bad_samples"} <= line.keys()
     assert 0 < line["padding"] < 1 and line["mfu"] is None  # a CPU's peak is not known
+
+
+def test_data_that_changed_between_a_stop_and_a_start_is_told(config, train, tiny_dir, windows, tmp_path):
+    """Sample g of a run is another one then, and its losses are those of no run."""
+    mine = tmp_path / "mine.jsonl"
+    mine.write_text(windows.read_text())
+    config = replace(config, steps=1, data=replace(config.data, paths=(str(mine),)))
+    train(config)
+    lines = mine.read_text().splitlines()
+    mine.write_text("".join(f"{line}\n" for line in lines[:5]))
+    remedy = "put them back, begin another run_dir, or go on with these: --data.changed"
+    with pytest.raises(InputError, match=rf"data\.paths: got .*changed.*5 samples, not 8.*; {remedy}"):
+        trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
+    mine.write_text("".join(f"{line}\n" for line in reversed(lines)))
+    with pytest.raises(InputError, match="other records, or another order"):
+        trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
+    _, said = train(replace(config, steps=2, data=replace(config.data, changed=True)))
+    assert any("data changed since the checkpoint: other records" in line for line in said)
+    assert any("goes on after step 1 of 2" in line for line in said)
+    trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])  # what it went on with is now its data
+
+
+def test_an_evaluation_of_what_cannot_be_read_is_no_loss_of_zero(config, train, windows):
+    lines = windows.read_text().splitlines()
+    gone = [line.replace("film.mp4", "gone.mp4") for line in lines]
+    paths = {name: windows.with_name(f"{name}.jsonl") for name in ("gone", "half", "three")}
+    for name, some in (("gone", gone), ("half", [*lines[:2], gone[2]]), ("three", lines[:3])):
+        paths[name].write_text("".join(f"{line}\n" for line in some))
+    made, said = train(replace(config, steps=1))
+    data = {name: examples([str(path)], config.data, made.learned.make.processor) for name, path in paths.items()}
+
+    def evaluate(name: str, share: float) -> float:
+        made.evaluated, made.config = data[name], replace(config, data=replace(config.data, max_bad=share))
+        with jax.set_mesh(made.step.mesh):
+            return made.evaluate()
+
+    with pytest.raises(InputError, match="bad samples: got 4 of 4"):
+        evaluate("gone", 0.5)
+    with pytest.raises(InputError, match=r"data\.evaluation: got nothing to learn in 8 samples, 8 of them bad"):
+        evaluate("gone", 1.0)
+    assert [line for line in said if line.startswith("bad sample gone.jsonl:8: ")] != []
+    # Rows that are left of the last micro-batch of 4 are nobody's: no sample counts twice, a bad one not at all.
+    single = {name: [one_loss(made, example) for example in data[name]] for name in ("three", "half")}
+    for name, share in (("three", 0.0), ("half", 0.5)):
+        total, count = (sum(part) for part in zip(*single[name], strict=True))
+        assert evaluate(name, share) == pytest.approx(total / count, rel=1e-6)
+    told = len(said)
+    evaluate("half", 0.5)
+    assert made.bad_in_evaluation == 1 and len(said) == told  # told once
+
+
+def one_loss(made, example) -> tuple[float, int]:
+    """(sum of the losses, learned tokens) of one sample, in a batch of its own."""
+    padded = batch([example] + [FILLER] * 3, made.config.data.buckets[-1], made.model)
+    with jax.set_mesh(made.step.mesh):
+        return tuple(map(float, made.step.loss(made.state.trained, made.frozen, place(padded, made.rows, 4, made.step))))
 
 
 def test_an_evaluation_is_the_same_twice(config, train, windows):

@@ -1,6 +1,7 @@
 """Claims about an optimiser step: cut, accumulated or whole it is the same; frozen is frozen; a bad step changes nothing."""
 
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 from einops import rearrange
 from optax.contrib import MuonState
 
+from svlm_jax import hf_config
 from svlm_jax.errors import InputError
+from svlm_jax.model import text
+from svlm_jax.model.vlm import shapes
 from svlm_jax.train import logs
 from svlm_jax.train.config import MeshConfig, OptimizerConfig
-from svlm_jax.train.optimizer import optimizer, schedule
+from svlm_jax.train.optimizer import advanced, optimizer, rates, schedule
 from tests.train.conftest import elsewhere
 
 MESHES = {
@@ -140,6 +144,7 @@ def test_a_step_that_is_not_finite_changes_nothing(config, train):
     after, empty, told = step.apply(state, sums)
     assert far(before, {path: np.asarray(value) for path, value in after.trained.items()}) == 0
     assert (int(told.finite), int(after.skipped), int(after.step)) == (0, 1, 2)
+    assert [int(leaf) for leaf in jax.tree.leaves(after.moments) if leaf.ndim == 0] == [1, 2]  # Adam's count, the schedule's
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(empty))
 
 
@@ -164,8 +169,64 @@ def test_the_learning_rate_rises_and_falls():
     assert float(schedule(OptimizerConfig(learning_rate=1.0, schedule="constant", warmup=0.0), 10)(9)) == 1.0
 
 
-def test_weight_decay_leaves_vectors_alone():
+@pytest.mark.parametrize("stacked", [True, False])
+def test_weight_decay_leaves_norms_and_biases_alone(tiny_dir, stacked):
+    """Of a real model, whose layers are stacked: a stack of norms has two axes, and is no matrix."""
     tx = optimizer(OptimizerConfig(learning_rate=1.0, warmup=0.0, schedule="constant", weight_decay=0.1, clip=0.0), 10)
-    values = {"matrix": jnp.ones((2, 2)), "vector": jnp.ones(2)}
+    config = replace(hf_config.read(tiny_dir), scan_layers=stacked, lora_rank=2)
+    values = {path: jnp.ones((2,) * len(leaf.shape)) for path, leaf in shapes(config).items()}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, values), tx.init(values), values)
-    assert float(updates["matrix"].max()) < 0 and float(jnp.abs(updates["vector"]).max()) == 0
+    moved = {path for path, update in updates.items() if float(jnp.abs(update).max())}
+    assert moved == {path for path in values if path.split(".")[-1] in ("kernel", "embedding", "lora_a", "lora_b")}
+    kept = values.keys() - moved
+    assert {path.split(".")[-1] for path in kept} == {"scale", "bias"}
+    if stacked:
+        assert any(values[path].ndim == 3 for path in kept)  # q.bias [L, N, H]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_run_goes_on_with_the_clip_switched_off_or_on(name):
+    values = {"text.layers.mlp.up.kernel": jnp.ones((2, 4, 4)), "text.norm.scale": jnp.ones(4)}
+    forms = {jax.tree.structure(optimizer(OptimizerConfig(name, clip=clip), 10).init(values)) for clip in (0.0, 0.5)}
+    assert len(forms) == 1
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_skipped_step_counts_in_the_schedule(name):
+    """Or the true rate would lag behind the one that is told, and not end at 0."""
+    tx = optimizer(OptimizerConfig(name), 10)
+    values = {"text.layers.mlp.up.kernel": jnp.ones((2, 4, 4)), "text.norm.scale": jnp.ones(4)}
+    before = tx.init(values)
+    _, after = tx.update(values, before, values)
+    kept = advanced(after, before)
+    is_count = lambda part: isinstance(part, optax.ScaleByScheduleState)  # noqa: E731
+    counts = [part for part in jax.tree.leaves(kept, is_leaf=is_count) if is_count(part)]
+    assert counts and all(int(part.count) == 1 for part in counts)
+    rest = jax.tree.map(lambda part: 0 if is_count(part) else part, kept, is_leaf=is_count)
+    same = jax.tree.map(lambda part: 0 if is_count(part) else part, before, is_leaf=is_count)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(same), strict=True))
+
+
+def test_the_rates_that_are_told_are_those_of_the_schedule_and_wait_for_no_device():
+    for config in (OptimizerConfig(), OptimizerConfig(schedule="constant", warmup=0.0)):
+        told, rate = rates(config, 40), schedule(config, 40)
+        assert isinstance(told, np.ndarray)
+        np.testing.assert_allclose(told, [float(rate(step)) for step in range(40)], rtol=1e-6)
+
+
+def test_embeddings_are_cast_before_they_are_gathered_and_learn_in_float32():
+    """Half the bytes between devices; a token that comes a thousand times has the gradient of a thousand."""
+    table = jax.random.normal(jax.random.key(0), (7, 4), jnp.float32)
+    ids = jnp.asarray(np.r_[np.zeros(3000, int), 1:7].reshape(2, -1) % 7)
+    weights = jax.random.normal(jax.random.key(1), (*ids.shape, 4), jnp.float32)
+
+    def loss(look, table):
+        return jnp.sum(look(table).astype(jnp.float32) * weights)
+
+    plain = lambda table: jnp.take(table, ids, axis=0).astype(jnp.bfloat16)  # noqa: E731
+    ours = lambda table: text._lookup(table, ids, "bfloat16")  # noqa: E731
+    (want, slope), (got, found) = (jax.value_and_grad(partial(loss, look))(table) for look in (plain, ours))
+    assert want == got
+    np.testing.assert_array_equal(slope, found)
+    gathers = [eqn for eqn in jax.make_jaxpr(ours)(table).jaxpr.eqns if "bf16" in str(eqn.params.get("call_jaxpr", eqn))]
+    assert gathers and "f32[2,1503,4]" not in str(jax.make_jaxpr(ours)(table))

@@ -1,0 +1,81 @@
+"""Claims about places to write to: an address of a bucket is refused in one line, by all that writes, and no folder of its name
+appears; a path with a colon in it is a path."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from svlm_jax.checkpoint import convert
+from svlm_jax.data import prepared, records
+from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
+from svlm_jax.stream.subtitles import Subtitles
+from svlm_jax.train.checkpoints import Checkpoints
+from svlm_jax.train.logs import Logs
+
+ADDRESSES = ["gs://bucket/run", "gs:/bucket/run", "s3://b", "file:///x/y", "hf://a/b", "https://h/x", "r2:/b/c", "GS://b/c"]
+PATHS = ["runs/a", "/runs/a", "./gs:/b", "run:3", "match 12:30.vtt", "C:/runs", "a/b://c", "~/x", "10:30/run"]
+
+
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_address_is_no_path(address):
+    with pytest.raises(InputError, match=r"--run-dir: got the address .*, expected a folder or file of this machine; mount"):
+        local_path(address, "--run-dir")
+    with pytest.raises(InputError) as told:
+        local_path(Path(f"{address}/{'x' * 5000}"))
+    assert len(str(told.value)) < 300
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_is_one(path):
+    assert local_path(path) == Path(path)
+
+
+WRITERS = {
+    "a converted checkpoint": lambda at: convert.whole(at).__enter__(),
+    "windows": lambda at: records.write(f"{at}.jsonl", []),
+    "decoded windows": lambda at: prepared.prepare(None, at),  # pyright: ignore[reportArgumentType]
+    "checkpoints": lambda at: Checkpoints(at, keep=1),
+    "metrics": lambda at: Logs(at, 0),
+    "captions": lambda at: Subtitles(f"{at}.vtt"),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_whatever_writes_refuses_an_address(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError):
+        WRITERS[name]("gs://bucket/x")
+    assert not list(tmp_path.iterdir())
+
+
+COMMANDS = {
+    "train": "--config sft_smoke --data.paths x.jsonl --run-dir gs://bucket/run",
+    "convert": "touchline gs://bucket/out",
+    "windows": "x.jsonl --out s3://bucket/train.jsonl",
+    "windows --tfds": "x.jsonl --tfds gs://bucket/train",
+    "world": "--out gs://bucket/films --seeds 1:2",
+    "scratch": "{here} --out gs://bucket/0",
+    "tiny": "--out gs://bucket/tiny",
+    "bench": "--out gs://bucket/docs table",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_refuse_an_address_at_once(name, tmp_path, monkeypatch):
+    words = [[0.0, 0.5, "Kick-off!"]]
+    said = [{"type": "text_stream", "text_stream": words}]
+    clip = [{"type": "video", "video": None, "video_start": 0, "video_end": 2}, {"type": "text", "text": "q"}]
+    (tmp_path / "one.jsonl").write_text(
+        json.dumps([{"role": "user", "content": clip}, {"role": "assistant", "content": said}]) + "\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    command, *_ = name.split()
+    monkeypatch.setattr(sys, "argv", [command, *COMMANDS[name].format(here="one.jsonl").split()])
+    main = importlib.import_module("launch.bench.__main__" if command == "bench" else f"launch.{command}").main
+    with pytest.raises(InputError, match="got the address"):
+        main()
+    assert [path.name for path in tmp_path.iterdir()] == ["one.jsonl"]
