@@ -49,7 +49,7 @@ class Channel:
         self.sender: Viewer | None = None  # whose camera it is
         self.waiting: bytes | None = None  # the newest picture of it that is not decoded yet
         self.decoding: asyncio.Task[None] | None = None
-        self.vtt: tuple[int, bytes] | None = None  # the file as it was last made, and its last caption
+        self.vtt: tuple[int, str] | None = None  # the file as it was last made, and its last caption
 
     @property
     def newest(self) -> int:

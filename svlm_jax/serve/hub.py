@@ -135,7 +135,7 @@ class Hub:
         running = [channel.summary() for channel in self.channels.values() if not channel.over and channel.title]
         return {"type": "streams", "streams": running, "rows": self.engine.rows, "viewers": len(self.viewers)}
 
-    async def vtt(self, name: str) -> bytes | None:
+    async def vtt(self, name: str) -> str | None:
         """All captions of a stream that are kept, as WebVTT; None for no stream of that name. Made once a caption at most."""
         channel = self.channels.get(name)
         if channel is None:
@@ -155,7 +155,7 @@ class Hub:
             kept = f"{self.limits.kept / 3600:g} h"
             parts.append(f"NOTE cut: the last {kept} are kept; captions before {history[0].start:.1f} s are not here\n\n")
         parts += [cue(".vtt", 0, one.start, one.end, one.text, {}) for one in history]
-        channel.vtt = newest, "".join(parts).encode()
+        channel.vtt = newest, "".join(parts)
 
     # viewers
 

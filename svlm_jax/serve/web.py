@@ -22,6 +22,7 @@ from svlm_jax.serve.allowance import Allowance
 from svlm_jax.serve.connections import ACCEPTED, Connections, room
 from svlm_jax.serve.guard import HEADERS, guarded
 from svlm_jax.serve.hub import Hub
+from svlm_jax.serve.protocols import ABORT, protocols
 from svlm_jax.serve.viewer import Viewer
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ ASK = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Token</titl
 <input name="token" type="password" autocomplete="off" autofocus></label> <button>Watch</button></form></html>"""
 BUFFER = 256 * 1024  # bytes that the kernel holds for a socket which does not read
 SWEPT = 1.0  # seconds between two looks at what is overdue
-PIECE = 64 * 1024  # bytes of a long answer that wait for their reader at a time
+PIECE = 64 * 1024  # characters of a long answer that wait for their reader at a time
 
 
 class Site:
@@ -124,11 +125,11 @@ class Site:
             return self._answer("no stream of that name\n", "text/plain", 404)
         from starlette.responses import StreamingResponse
 
-        async def pieces() -> AsyncIterator[memoryview]:
+        async def pieces() -> AsyncIterator[bytes]:
             for start in range(0, len(text), PIECE):
-                yield memoryview(text)[start : start + PIECE]
+                yield text[start : start + PIECE].encode()
 
-        told = {"Content-Disposition": f'attachment; filename="{name}.vtt"', "Content-Length": str(len(text))}
+        told = {"Content-Disposition": f'attachment; filename="{name}.vtt"'}
         return StreamingResponse(pieces(), headers=told, media_type="text/vtt; charset=utf-8")
 
     async def health(self, request: "Request") -> "Response":
@@ -177,8 +178,6 @@ class Site:
             self.hub.metrics.count("svlm_refused_total", label=why)
             await socket.send_denial_response(PlainTextResponse(refused[1] + "\n", refused[0]))
             return
-        from svlm_jax.serve.protocols import ABORT
-
         abort = socket.scope.get("extensions", {}).get(ABORT, lambda: None)
         viewer = Viewer(socket, limits, self.hub.metrics, abort)
         try:
@@ -222,8 +221,6 @@ class Serving:
         InputError: the system has too few open files for it.
         """
         import uvicorn
-
-        from svlm_jax.serve.protocols import protocols
 
         self.site, self.bound, self.stopping = site, bound, False
         self.complaints = Allowance(1 / 60, 1)
