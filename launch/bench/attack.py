@@ -95,7 +95,7 @@ class Attack:
             await asyncio.sleep(1.0)
 
     async def _open(self, address: str, path: str = "/ws", head: str = UPGRADE + KEY) -> Streams:
-        beside = {"local_addr": (address, 0)} if address else {}
+        beside: dict[str, Any] = {"local_addr": (address, 0)} if address else {}
         reader, writer = await asyncio.open_connection(self.host, self.port, **beside)
         writer.write((HEAD.format(path) + head).encode())
         return reader, writer

@@ -106,8 +106,8 @@ class Connections:
 
     def may_ask(self, address: str) -> bool:
         """Whether an address may make one more request now."""
-        rate = self.limits.connections_an_address
-        made = Allowance(rate, 4 * rate, self.timer)
+        rate = self.limits.sockets_an_address
+        made = Allowance(rate, 64 + 8 * rate, self.timer)
         return self.requests.setdefault(group(address), made).take()
 
 

@@ -172,6 +172,7 @@ class Hub:
             "camera": camera | {"width": box.width, "height": box.height},
             "question": self.limits.question_chars,
             "seed": LARGEST_SEED,
+            "query": self.query,
             **self.told,
         }
         viewer.tell(json.dumps(hello))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from starlette.responses import Response
     from starlette.websockets import WebSocket
 
-FILES = {"page.css": "text/css", "page.js": "text/javascript", "draw.js": "text/javascript"}
+FILES = {"page.css": "text/css", "page.js": "text/javascript", "capture.js": "text/javascript", "draw.js": "text/javascript"}
 ASK = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Token</title><form><label>Token
 <input name="token" type="password" autocomplete="off" autofocus></label> <button>Watch</button></form></html>"""
 BUFFER = 256 * 1024  # bytes that the kernel holds for a socket which does not read
