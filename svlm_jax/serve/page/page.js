@@ -73,7 +73,7 @@ const told = {
 
   joined(message) {
     const again = stream === message.stream;
-    waiting = null; stream = message.stream; owner = message.owner; over = false; document.body.classList.remove("idle");
+    waiting = null; stream = message.stream; owner = message.owner; over = false; document.body.classList.remove("idle", "over");
     history.replaceState(null, "", `#${stream}`);
     if (!again) { last = -1; clear(); }
     $("empty").hidden = true; $("live").hidden = $("clock").hidden = false; $("speak").hidden = !window.speechSynthesis;
@@ -101,7 +101,8 @@ const told = {
   unasked({ error }) { notice(null, `not asked: ${error}`); },
 
   ended({ reason }) {
-    over = true; owner = false; close(); shown(false); unanswered();
+    if (capture?.over) reason = "the video is over";
+    over = true; owner = false; document.body.classList.add("over"); close(); shown(false); unanswered();
     notice(null, `the stream has ended: ${reason}`);
     $("live").textContent = "Ended"; $("live").classList.add("over"); $("gameonly").hidden = true; $("overlay").replaceChildren();
     $("stop").hidden = $("leave").hidden = true; $("subtitle").textContent = "has ended";
@@ -146,7 +147,7 @@ function clear() {
 }
 
 function leave() {
-  stream = null; last = -1; owner = false; close(); clear(); document.body.classList.add("idle");
+  stream = null; last = -1; owner = false; close(); clear(); document.body.classList.add("idle"); document.body.classList.remove("over");
   history.replaceState(null, "", location.pathname);
   $("empty").hidden = false; $("emptyline").textContent = "Nothing is playing here.";
   for (const id of ["live", "clock", "vtt", "leave", "stop", "speak", "gameonly"]) $(id).hidden = true;
@@ -180,7 +181,7 @@ function entry(message, fresh) {
   answering = answer ? 0 : Math.max(0, answering - 1);
   if (!message.text) return;
   line(message.start, message.text, answer ? "answer" : "", fresh);
-  if (!fresh) return;
+  if (!fresh || over) return; // the last step of a stream may end after it
   const words = document.createElement("span");
   words.textContent = message.text; words.className = answer ? "answer" : "";
   $("overlay").replaceChildren(words); $("overlay").classList.remove("old"); $("spoken").textContent = message.text;
@@ -206,9 +207,10 @@ function numbers(message) {
   latencies = [...latencies, 1000 * message.latency].slice(-RECENT); speeds = [...speeds, message.speed].slice(-RECENT); steps = [...steps, message.ms].slice(-RECENT);
   $("clock").textContent = clock(message.end);
   $("latency").textContent = Math.round(1000 * message.latency);
-  $("speed").textContent = message.speed >= 10 ? Math.round(message.speed) : message.speed.toFixed(1);
+  const speed = message.speed >= 10 ? Math.round(message.speed) : message.speed.toFixed(1);
+  $("speed").textContent = speed;
   $("step").textContent = Math.round(Object.values(message.ms).reduce((a, b) => a + b, 0));
-  $("pace").textContent = message.speed >= 1 ? "the video's speed: keeps up" : "the video's speed: too slow";
+  $("pace").textContent = speed >= 1 ? "the video's speed: keeps up" : "the video's speed: too slow";
   $("stages").textContent = [["looking", "vision"], ["reading", "prefill"], ["writing", "decode"]].map(([word, stage]) => `${word} ${Math.round(message.ms[stage] ?? 0)}`).join(" · ");
   $("dropped").textContent = message.dropped; $("chunks").textContent = `of ${Math.round(message.end / hello.chunk)} steps`;
   sparkline($("latencyline"), latencies, "#f5b83d"); sparkline($("speedline"), speeds, "#34d399"); columns($("stageline"), steps, RECENT);
@@ -255,7 +257,7 @@ async function begin(message, file) {
     try { capture = file ? await Capture.file(file, hello.camera, picked) : await Capture.camera(hello.camera, picked); }
     catch (error) { toast(file ? error.message : `camera: ${error.message}`); return; }
     const one = capture;
-    one.ended = () => setTimeout(() => { if (capture === one) send({ type: "stop", key: memory.get(stream) || "" }); }, OVERALL);
+    one.ended = () => setTimeout(() => { one.over = true; if (capture === one) send({ type: "stop", key: memory.get(stream) || "" }); }, OVERALL);
   }
   waiting = "start"; send(message);
 }
