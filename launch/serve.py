@@ -2,7 +2,7 @@
 
 python -m launch.serve --model DIR                                        # http://127.0.0.1:8000/: generated matches, webcams
 python -m launch.serve --model DIR --source match.mp4 --source rtsp://camera/1 --rows 8
-SVLM_TOKEN=secret python -m launch.serve --model DIR --host 0.0.0.0       # for others too: http://HOST:8000/?token=secret
+SVLM_TOKEN=$(openssl rand -hex 12) python -m launch.serve --model DIR --host 0.0.0.0       # for others too: http://HOST:8000/?token=...
 
 Without a token only this machine can watch. Lines about the server go to stderr. SIGTERM and SIGINT tell the viewers and end it
 with exit code 0. What happens when: docs/serve.md.
@@ -16,8 +16,10 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from launch.cli import Progress, load, model_flags, rate_flags, reply_flags, retained_flags, run, settings
+from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.serve.limits import Limits
 from svlm_jax.world.film import QUERY
@@ -43,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     who = made.add_argument_group("who may watch")
     who.add_argument("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine only)")
     who.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")
-    who.add_argument("--token", default=os.environ.get("SVLM_TOKEN", ""), help="what viewers must know (or $SVLM_TOKEN)")
+    who.add_argument(
+        "--token",
+        default=os.environ.get("SVLM_TOKEN", ""),
+        help="what viewers must know: 12 characters or more (or $SVLM_TOKEN)",
+    )
     who.add_argument("--insecure", action="store_true", help="bind other addresses without a token")
     who.add_argument(
         "--origin", action="append", default=[], metavar="URL", help="of a proxy in front, https://name; repeatable"
@@ -51,7 +57,10 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument("--viewers", type=int, default=usual.viewers, help=f"at a time (default {usual.viewers})")
     who.add_argument("--viewers-a-stream", type=int, default=usual.viewers_a_stream, help=f"default {usual.viewers_a_stream}")
     who.add_argument(
-        "--sockets-an-address", type=int, default=usual.sockets_an_address, help=f"default {usual.sockets_an_address}"
+        "--sockets-an-address",
+        type=int,
+        default=usual.sockets_an_address,
+        help=f"viewers of one address (default {usual.sockets_an_address}); behind a proxy all have its",
     )
     who.add_argument("--grace", type=float, default=usual.grace, metavar="S", help="a stream nobody watches (default 30 s)")
     return made
@@ -69,9 +78,7 @@ def main() -> None:
     if args.rows < 1:
         raise InputError("--rows", args.rows, "1 or more", "raise it")
     local = _is_loopback(args.host)
-    if not local and not args.token and not args.insecure:
-        remedy = "set SVLM_TOKEN, or say --insecure to let everybody in who can reach it"
-        raise InputError("--host", f"{args.host} without a token", "a token", remedy)
+    _check_access(args, local)
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
@@ -88,9 +95,7 @@ def main() -> None:
     bound = listen(args.host, args.port)
     box, metrics = Box(*size), Metrics()
     sources = titled(args.source)
-    name = Path(args.model).name
-    windows = {"mode": config.mode, "vision_window": config.vision_window, "text_rounds": config.text_rounds}
-    told = {"model": name, "windows": windows | {"sink": config.sink, "slide": config.slide}}
+    told = {"model": Path(args.model).name, "game": _is_shipped(args.model), "settings": _settings(args, config, draws)}
     clock = Clock(config.fps, config.chunk_seconds, box)
     options = {"limits": limits, "metrics": metrics, "sources": sources, "addresses": args.allow_sources}
     hub = Hub(clock, **options, query=args.query, told=told)
@@ -100,6 +105,8 @@ def main() -> None:
     hub.engine = Engine(vlm, config, box, **engine)
     hub.engine.start()
     serving = Serving(Site(hub, Access(token=args.token, loopback=local, origins=args.origin)), bound)
+    if serving.site.connections.most < limits.connections:
+        print(f"open files are few: {serving.site.connections.most} connections at a time; ulimit -n", file=sys.stderr)
     shared = "this machine only" if local else "whoever has the token" if args.token else "everybody who can reach it"
     print(
         f"{serving.address}  {args.rows} rows, {hub.engine.session.capacity} slots each, compiled in "
@@ -111,8 +118,47 @@ def main() -> None:
     hub.engine.stop()
 
 
+def _check_access(args: argparse.Namespace, local: bool) -> None:
+    from svlm_jax.serve.access import check_token
+
+    if args.token:
+        check_token(args.token)
+    elif not local and not args.insecure:
+        remedy = "set SVLM_TOKEN, or say --insecure to let everybody in who can reach it"
+        raise InputError("--host", f"{args.host} without a token", "a token", remedy)
+
+
+def _is_shipped(model: str) -> bool:
+    """Whether it is a model that comes with the package: those know the generated game, and nothing else."""
+    from svlm_jax.pretrained import SHIPPED, local_directory
+
+    return local_directory(model).resolve() in {path.resolve() for path in SHIPPED.values()}
+
+
+def _settings(args: argparse.Namespace, config: StreamConfig, draws: Any) -> list[tuple[str, str]]:
+    """What is in force, for the page: (in plain words, value)."""
+    sink, slide = ("all of them" if count is None else count for count in (config.sink, config.slide))
+    rows = [
+        ("frames a second", f"{config.fps:g}"),
+        ("seconds a step", f"{config.chunk_seconds:g}"),
+        ("mode", config.mode),
+        ("steps whose pictures are kept", config.vision_window),
+        ("steps whose comments are kept in place", config.text_rounds),
+        ("first words kept of older comments", sink),
+        ("last words kept of older comments", slide),
+        ("longest comment, in tokens", config.max_new_tokens),
+        ("temperature", f"{draws.temperature:g}"),
+        ("top k", draws.top_k or "off"),
+        ("top p", f"{draws.top_p:g}"),
+        ("repetition penalty", f"{draws.repetition_penalty:g}"),
+        ("weights", args.weights),
+        ("largest picture", args.size),
+    ]
+    return [(name, str(value)) for name, value in rows]
+
+
 def titled(names: list[str]) -> list[tuple[str, str]]:
-    """(what viewers see, source) of the operator's sources: no folder, no user and no password of a URL is shown.
+    """(what viewers see, source) of the operator's sources: no folder, and of a URL no user, no password and no key is shown.
 
     Raises:
         InputError: a file or folder that does not play.
@@ -124,7 +170,7 @@ def titled(names: list[str]) -> list[tuple[str, str]]:
     for name in names:
         title = Path(name).name
         if existing_path(name) is None and is_address(name):
-            title = masked(name).partition("://")[2].rpartition("@")[2].partition("?")[0]
+            title = _place(masked(name))
         elif existing_path(name) is None and WEBCAM.fullmatch(name):
             title = f"camera {name}"
         else:
@@ -132,6 +178,12 @@ def titled(names: list[str]) -> list[tuple[str, str]]:
                 next(iter(source), None)
         result.append((title, name))
     return result
+
+
+def _place(url: str) -> str:
+    """Host and path of an address that is already masked: without user, port and query."""
+    rest = re.split(r"[?#]", url.partition("://")[2].rpartition("@")[2])[0]
+    return re.sub(r"^([^/]*?):\d+(?=/|$)", r"\1", rest)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -41,7 +41,7 @@ class Tab(AbstractContextManager):
     def __init__(self, address: str) -> None:
         from websockets.sync.client import connect
 
-        self.connection = connect(address, max_size=None).__enter__()
+        self.connection = connect(address, max_size=None, ping_interval=None).__enter__()
         self.numbers, self.complaints = itertools.count(1), []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")

@@ -7,12 +7,16 @@ import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import islice
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from svlm_jax import from_pretrained
 from svlm_jax.config import StreamConfig
+from svlm_jax.data.video import write_video
 from svlm_jax.serve.access import Access
 from svlm_jax.serve.engine import Engine
 from svlm_jax.serve.feed import Box, Clock
@@ -20,10 +24,36 @@ from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.web import Serving, Site, listen
+from svlm_jax.world.film import Film
 
 BOX = Box(168, 112)
 CONFIG = StreamConfig(vision_window=3, text_rounds=3, sink=6, slide=6, max_new_tokens=4, chunk_seconds=0.5, fps=4)
 LIMITS = Limits(grace=1.5, slow=1.0, camera_silence=1.5, message_bytes=60_000, mistakes=4, sockets_an_address=12)
+
+
+@lru_cache(1)
+def engine_of(tiny_dir, processor_dir) -> Engine:
+    """Two rows. Compiled once: its session is moved from engine to engine."""
+    vlm = from_pretrained(tiny_dir, processor=processor_dir)
+    return Engine(vlm, CONFIG, BOX, rows=2, publish=lambda name, event: None, limits=LIMITS)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_video(path, islice(Film(1, size=(168, 112)).pictures(10), 30), 10)
+    return path
+
+
+@pytest.fixture(scope="module")
+def compiled(tiny_dir, processor_dir):
+    return engine_of(tiny_dir, processor_dir)
+
+
+@pytest.fixture(scope="module")
+def server(compiled, film):
+    with serving(compiled, film) as one:
+        yield one
 
 
 class Server:
@@ -93,6 +123,10 @@ class Client:
         self.key = told["key"]
         assert self.hear("joined")["owner"]
         return told["stream"]
+
+    def stop(self) -> None:
+        self.say("stop", key=self.key)
+        self.hear("ended")
 
     def ending(self) -> str:
         """Why the stream that was just started has ended: `joined` says so when that was before."""

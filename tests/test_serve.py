@@ -1,5 +1,7 @@
 """The live page: what viewers get, what they may do, who is refused, how streams end. Real sockets on a free port."""
 
+# ruff: noqa: F811  (fixtures are imported)
+
 import asyncio
 import io
 import json
@@ -7,19 +9,16 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from itertools import islice
 
 import numpy as np
 import pytest
 from PIL import Image
 from websockets.exceptions import InvalidStatus
 
-from svlm_jax import from_pretrained
 from svlm_jax.data.pixels import STREAM_FRAME, PixelConfig, smart_resize
-from svlm_jax.data.video import write_video
 from svlm_jax.errors import InputError
 from svlm_jax.serve.access import Access
-from svlm_jax.serve.engine import Engine, budget
+from svlm_jax.serve.engine import budget
 from svlm_jax.serve.feed import Box, Clock, decoded
 from svlm_jax.serve.hub import Channel, Hub, Said
 from svlm_jax.serve.limits import Limits
@@ -28,38 +27,8 @@ from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import KINDS
 from svlm_jax.serve.web import listen
 from svlm_jax.stream.sequence import Sequence
-from svlm_jax.world.film import Film
-from tests.serving import BOX, CONFIG, LIMITS, Client, Server, serving
+from tests.serving import BOX, Client, Server, compiled, film, server, serving  # noqa: F401
 from tests.test_launch import command, refusal
-
-
-@pytest.fixture(scope="module")
-def vlm(tiny_dir, processor_dir):
-    return from_pretrained(tiny_dir, processor=processor_dir)
-
-
-@pytest.fixture(scope="module")
-def film(tmp_path_factory):
-    path = tmp_path_factory.mktemp("film") / "film.mp4"
-    write_video(path, islice(Film(1, size=(168, 112)).pictures(10), 30), 10)
-    return path
-
-
-@pytest.fixture(scope="module")
-def compiled(vlm):
-    """Two rows; the compiled session is moved from engine to engine."""
-    return Engine(vlm, CONFIG, BOX, rows=2, publish=lambda name, event: None, limits=LIMITS)
-
-
-@pytest.fixture(scope="module")
-def server(compiled, film):
-    with serving(compiled, film) as one:
-        yield one
-
-
-def stopped(client: Client) -> None:
-    client.say("stop", key=client.key)
-    client.hear("ended")
 
 
 def test_captions_pictures_and_the_cache_reach_two_viewers_alike(server):
@@ -81,7 +50,7 @@ def test_captions_pictures_and_the_cache_reach_two_viewers_alike(server):
         assert late["cache"]["gone"] and sum(kind == KINDS.index("vision") for kind, _, _ in late["cache"]["held"]) == 3
         picture = two.hear("picture")
         assert Image.open(io.BytesIO(picture[8:])).size == BOX
-        stopped(one)
+        one.stop()
 
 
 def test_a_question_goes_into_the_next_turn_and_special_tokens_are_refused(server):
@@ -100,7 +69,7 @@ def test_a_question_goes_into_the_next_turn_and_special_tokens_are_refused(serve
         two.say("ask", question="ж" * 300)
         assert "questions retained" in one.hear("unasked")["error"]
         assert one.hear("caption")["question"] == ""
-        stopped(one)
+        one.stop()
 
 
 def stream_of(server: Server, name: str) -> Sequence:
@@ -126,7 +95,7 @@ def test_who_comes_back_gets_what_was_missed_and_may_still_stop(server):
         assert status == 200 and text.startswith("WEBVTT\n\n") and "00:00:00.000 --> 00:00:00.500" in text
         assert headers["content-type"].startswith("text/vtt") and f"{name}.vtt" in headers["content-disposition"]
         again.key = key
-        stopped(again)
+        again.stop()
         assert other.hear("ended")["reason"] == "stopped by its viewer"
         other.say("join", stream=name)
         assert other.hear("joined")["over"] == "stopped by its viewer"
@@ -160,8 +129,8 @@ def test_rows_are_limited_and_unwatched_streams_end(server):
             time.sleep(0.05)
         assert names[0] in server.engine.running
         three.start()
-        stopped(three)
-        stopped(one)
+        three.stop()
+        one.stop()
 
 
 def jpeg(width: int, height: int, shade: int = 90, form: str = "JPEG") -> bytes:
@@ -218,7 +187,7 @@ def test_garbage_huge_and_slow_clients_go_and_nobody_else_notices(server):
                 last += 1
                 assert good.hear("caption", number=last)
         assert server.metric('svlm_refused_total{reason="slow"}') >= 1
-        stopped(good)
+        good.stop()
 
 
 def slow_viewer(server: Server, name: str) -> socket.socket:
@@ -303,7 +272,7 @@ def test_health_and_metrics(server):
         assert server.metric("svlm_streams") == 1 and server.metric("svlm_viewers") >= 1
         assert server.metric("svlm_chunks_total") >= 1 and server.metric('svlm_step_seconds_bucket{le="+Inf"}') >= 1
         assert server.metric('svlm_sent_bytes_total{kind="text"}') > 100
-        stopped(one)
+        one.stop()
 
 
 def test_a_broken_engine_is_told_and_the_server_goes_on(compiled, film, capfd):
@@ -314,7 +283,7 @@ def test_a_broken_engine_is_told_and_the_server_goes_on(compiled, film, capfd):
         assert one.hear("ended")["reason"] == "the engine broke: ZeroDivisionError: division by zero"
         server.engine.thread.join(timeout=10)
         status, text, _ = server.get("/health")
-        assert status == 503 and "ZeroDivisionError" in json.loads(text)["error"]
+        assert status == 503 and json.loads(text)["error"] == "the engine broke"
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 

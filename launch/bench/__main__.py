@@ -9,6 +9,7 @@
     python -m launch.bench replies windows.jsonl                      # what a model says of annotated windows, right or not
     python -m launch.bench findings                                   # the paper's findings on the generated game
     python -m launch.bench serve --clients 50 --seconds 120           # the live page: captions lost, latency, memory
+    python -m launch.bench serve --attack --rows 2 --seconds 600      # the same for one viewer among attackers
     python -m launch.bench device                                     # all that waits for a GPU, in at most ten minutes
     python -m launch.bench table                                      # docs/benchmarks.md from docs/benchmarks/*.json
 
@@ -88,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     page.add_argument("--clients", type=int, default=50, help="viewers, spread over the streams (default 50)")
     page.add_argument("--rows", type=int, default=4, help="streams (default 4)")
     page.add_argument("--seconds", type=int, default=120, help="default 120")
+    page.add_argument("--attack", action="store_true", help="one viewer among attackers, instead of many viewers")
     page.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped one")
     page.add_argument("--name", default="serve", help="of the entry in docs/benchmarks (default serve)")
     page.set_defaults(run=serve.bench)

@@ -1,5 +1,5 @@
 """The live page under load: a server process, many viewers, and beside them one that talks garbage, one that sends too much and
-one that never reads.
+one that never reads. With --attack one viewer, and everything that `attack` knows.
 
 Every viewer must get every caption of its stream, memory must stay flat, and the three must go without anybody noticing. Times
 are from the last frame (as the server says) and, between viewers of one stream, how much later the last one got a caption.
@@ -11,65 +11,22 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections import defaultdict
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from launch.bench import attack
 from launch.bench.report import record
+from launch.bench.watchers import Watcher, resident, streams
 from launch.cli import Progress
 from svlm_jax.errors import InputError
 
 STARTED = 300.0  # seconds that a server may take to load and compile
-
-
-class Watcher:
-    """One client: the numbers of the captions it got, and when."""
-
-    def __init__(self) -> None:
-        self.numbers: list[int] = []
-        self.came: dict[int, float] = {}
-        self.latencies: list[float] = []
-        self.pictures = self.bytes = self.lost = 0
-        self.begun, self.stream, self.error = 0, "", ""
-
-    async def watch(self, url: str, stream: str, until: float) -> None:
-        from websockets.asyncio.client import connect
-        from websockets.exceptions import ConnectionClosed
-
-        try:
-            async with connect(url, max_size=None) as socket:
-                await socket.send(json.dumps({"type": "join", "stream": stream}))
-                while (left := until - time.monotonic()) > 0:
-                    with suppress(TimeoutError):
-                        self._heard(await asyncio.wait_for(socket.recv(), left))
-        except (ConnectionClosed, OSError) as error:
-            self.error = str(error) or type(error).__name__
-
-    def _heard(self, message: Any) -> None:
-        self.bytes += len(message)
-        if isinstance(message, bytes):
-            self.pictures += 1
-            return
-        told = json.loads(message)
-        if told["type"] == "joined":
-            self.stream, missed = told["stream"], told["missed"]
-            self.begun = missed[-1]["number"] + 1 if missed else 0
-        if told["type"] in ("caption", "dropped"):
-            self.numbers.append(told["number"])
-            self.came[told["number"]] = time.monotonic()
-            self.lost += told.get("chunks", 0)
-            self.latencies += [told["latency"]] if "latency" in told else []
-
-    @property
-    def whole(self) -> bool:
-        """Whether it got every caption from its first to its last."""
-        expected = list(range(self.begun, self.begun + len(self.numbers)))
-        return not self.error and bool(self.numbers) and self.numbers == expected
 
 
 async def garbage(url: str) -> str:
@@ -132,25 +89,6 @@ def _slow_ones(url: str) -> int:
     return next((int(line.split()[-1]) for line in lines if line.startswith('svlm_refused_total{reason="slow"}')), 0)
 
 
-async def streams(url: str, count: int) -> tuple[list[str], list[Any]]:
-    """Start that many matches; their names, and the sockets that own them."""
-    from websockets.asyncio.client import connect
-
-    names, owners = [], []
-    for seed in range(count):
-        owners.append(await connect(url, max_size=None))
-        await owners[-1].send(json.dumps({"type": "start", "source": "match", "seed": 1_000_000 + seed}))
-        while True:
-            told = await asyncio.wait_for(owners[-1].recv(), 30)
-            if isinstance(told, str) and (message := json.loads(told))["type"] in ("started", "error"):
-                if message["type"] == "error":
-                    raise InputError("launch.serve", message["error"], "a stream", "mend the server")
-                names.append(message["stream"])
-                break
-        await owners[-1].send(json.dumps({"type": "leave"}))
-    return names, owners
-
-
 async def load(url: str, process: int, args: argparse.Namespace) -> dict[str, Any]:
     """Everything at once; what came of it."""
     names, owners = await streams(url, args.rows)
@@ -168,14 +106,6 @@ async def load(url: str, process: int, args: argparse.Namespace) -> dict[str, An
     for owner in owners:
         await owner.close()
     return {"watchers": watchers, "memory": memory, "fates": fates}
-
-
-def resident(process: int) -> int:
-    """Bytes of memory of a process (Linux; 0 elsewhere)."""
-    path = Path(f"/proc/{process}/status")
-    if not path.is_file():
-        return 0
-    return next(int(line.split()[1]) * 1024 for line in path.read_text().splitlines() if line.startswith("VmRSS"))
 
 
 def summary(found: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
@@ -209,31 +139,40 @@ def summary(found: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Writes docs/benchmarks/serve.json; exit code 1 when a viewer missed a caption."""
+    """Writes docs/benchmarks/serve.json (--attack: serve_attack.json); exit code 1 when a viewer missed a caption."""
     if args.clients < args.rows or args.seconds < 10:
         got = f"{args.clients} clients, {args.seconds} s"
         raise InputError("--clients, --seconds", got, "a client for each row, 10 s or more", "raise them")
-    flags = ("--model", args.model, "--rows", args.rows, "--port", 0, "--sockets-an-address", args.clients + args.rows + 8)
-    command = [sys.executable, "-m", "launch.serve", *map(str, flags), "--viewers-a-stream", str(args.clients)]
+    flags = ["--model", args.model, "--rows", args.rows, "--port", 0, "--viewers-a-stream", args.clients]
+    flags += [] if args.attack else ["--sockets-an-address", args.clients + args.rows + 8]
+    command = [sys.executable, "-m", "launch.serve", *map(str, flags)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         address = next((line.split()[0] for line in process.stderr if line.startswith("http")), "")
         if not address:
             raise InputError("launch.serve", f"exit code {process.wait()}", "a server", "run it by hand to see why")
+        said: list[str] = []
+        listening = threading.Thread(target=lambda: said.extend(process.stderr or ()), daemon=True)
+        listening.start()
         try:
-            found = asyncio.run(load(address.replace("http", "ws") + "ws", process.pid, args))
+            run = attack.load if args.attack else load
+            found = asyncio.run(run(address.replace("http", "ws") + "ws", process.pid, args))
             with urllib.request.urlopen(address + "health", timeout=10) as answer:
                 health = json.load(answer)
         finally:
             process.send_signal(signal.SIGTERM)
             code = process.wait(timeout=60)
-    row = summary(found, args) | {"exit code": code, "healthy": health["ok"]}
+            listening.join(timeout=10)
+    row = (attack.summary if args.attack else summary)(found, args)
+    row |= {"exit code": code, "healthy": health["ok"], "lines on stderr": len(said)}
     print(json.dumps(row))
     name = Path(args.model).name
     what = (
         f"The live page under load: {name}, matches at 672x448, clients and server on one machine. Latency: from the last "
         "frame of a chunk until its reply; first to last viewer: how much later the last one of a stream got a caption."
     )
-    record(args.name, what, [row], args.out)
-    if row["clients that missed one"]:
+    if args.attack:
+        what = f"The live page attacked: {name}, a match at 672x448, attackers and server on one machine."
+    record(f"{args.name}_attack" if args.attack else args.name, what, [row], args.out)
+    if row.get("clients that missed one") or row.get("missed"):
         sys.exit(1)

@@ -6,11 +6,15 @@ machine: its Origin is not ours, and where it has made its own name lead here (D
 
 import hashlib
 import hmac
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from svlm_jax.errors import InputError
+
 COOKIE = "svlm_token"
+SHORTEST = 12  # characters of a token
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -42,19 +46,31 @@ class Access:
         if header is None:
             return True
         origin = header.lower()
-        return origin in self.origins or (
-            urlsplit(origin).scheme in ("http", "https") and urlsplit(origin).netloc == host.lower()
-        )
+        if origin in self.origins:
+            return True
+        try:
+            parts = urlsplit(origin)
+        except ValueError:  # "http://["
+            return False
+        return parts.scheme in ("http", "https") and parts.netloc == host.lower()
+
+    def secure(self, scheme: str, headers: Mapping[str, str]) -> bool:
+        """Whether a browser has come over TLS: to us, or to a proxy in front that says so or was named by --origin."""
+        said = headers.get("x-forwarded-proto", "").split(",")[0].strip().lower()
+        forwarded = re.search(r"\bproto=\"?https\b", headers.get("forwarded", ""), re.IGNORECASE)
+        named = f"https://{headers.get('host', '').lower()}"
+        return scheme in ("https", "wss") or said in ("https", "wss") or forwarded is not None or named in self.origins
 
     def known(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
-        """Whether a request carries the token: "Authorization: Bearer", the cookie, or ?token=."""
+        """Whether a request carries the token: "Authorization: Bearer" in UTF-8, the cookie, or ?token=."""
         if not self.token:
             return True
-        scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        given = [bearer.strip()] if scheme.lower() == "bearer" else []
-        given += [query["token"]] if "token" in query else []
-        right = [_equal(one, self.token) for one in given] + [_equal(cookies.get(COOKIE, ""), self.cookie)]
-        return any(right)
+        right = [_equal(one, _bytes(self.token)) for one in _given(headers, query)]
+        return any([*right, _equal(_bytes(cookies.get(COOKIE, "")), self.cookie.encode())])
+
+    def named(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
+        """Whether a request carries anything in place of the token: a guess."""
+        return bool(_given(headers, query)) or COOKIE in cookies
 
     def enter(self, address: str, most: int) -> bool:
         """Count a socket of an address in, unless it has as many as it may."""
@@ -70,6 +86,20 @@ class Access:
             del self.sockets[address]
 
 
+def check_token(token: str) -> str:
+    """A token that can be sent, and not be guessed.
+
+    Raises:
+        InputError: it is short, or has characters that no header field and no address bar keeps.
+    """
+    remedy = "make one: openssl rand -base64 24"
+    if len(token) < SHORTEST:
+        raise InputError("--token", f"{len(token)} characters", f"{SHORTEST} or more, so that nobody guesses it", remedy)
+    if not token.isprintable() or " " in token:
+        raise InputError("--token", "blanks or control characters", "letters, digits and signs", remedy)
+    return token
+
+
 def _hostname(header: str) -> str:
     try:
         return urlsplit(f"//{header}").hostname or ""
@@ -77,6 +107,17 @@ def _hostname(header: str) -> str:
         return ""
 
 
-def _equal(given: str, right: str) -> bool:
+def _given(headers: Mapping[str, str], query: Mapping[str, str]) -> list[bytes]:
+    """Tokens as they came. A server has header fields as Latin-1, whatever they are: their bytes count."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    given = [bearer.strip(" \t").encode("latin-1", "replace")] if scheme.lower() == "bearer" else []
+    return given + ([_bytes(query["token"])] if "token" in query else [])
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _equal(given: bytes, right: bytes) -> bool:
     """In a time that tells nothing."""
-    return hmac.compare_digest(given.encode("utf-8", "replace"), right.encode())
+    return hmac.compare_digest(given, right)

@@ -21,9 +21,10 @@ from svlm_jax.data.pixels import PixelConfig, smart_resize
 from svlm_jax.data.player import Player
 from svlm_jax.errors import InputError
 from svlm_jax.pretrained import Pretrained
-from svlm_jax.serve.feed import THINNEST, Box, Feed
+from svlm_jax.serve.feed import Feed
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
+from svlm_jax.serve.pictures import THINNEST, Box
 from svlm_jax.serve.retained import picture
 from svlm_jax.stream import sequence
 from svlm_jax.stream.sampling import COMMENTARY, Sampling
@@ -72,7 +73,7 @@ class Engine:
         self.vlm, self.config, self.limits, self.rows, self.publish = vlm, config, limits, rows, publish
         self.metrics = metrics or Metrics()
         black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
-        clip = vlm.processor.video(black, fps=config.fps, levels=True)
+        self.clip = clip = vlm.processor.video(black, fps=config.fps, levels=True)
         grid = (clip.grid[0], 2, budget(vlm.processor.video_config, box) // 2)
         self.session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=rows)
         self.state = self.session.warm(self.session.start(), clip)
@@ -112,15 +113,14 @@ class Engine:
         """Give a stream a row.
 
         Raises:
-            InputError: no row is free, or `query` holds special tokens. The feed is then closed.
+            InputError: no row is free, or `query` holds special tokens or is too long. The feed is then closed.
         """
         try:
-            plain(query, "query")
+            self._check(query)
             with self.changed:
                 rows = set(range(self.rows)) - {one.row for one in self.running.values()}
                 if not rows or self.stopping:
-                    got = f"all {self.rows} rows taken"
-                    raise InputError("start", got, "a free one", "join a running stream, or wait until one ends")
+                    raise self.full()
                 one = Running(name, min(rows), feed, query, seed)
                 one.player = Player(feed, self._prepare, report=lambda lost: self._lost(one, lost), changed=self.changed)
                 self.running[name] = one
@@ -128,6 +128,22 @@ class Engine:
         except InputError:
             feed.close()
             raise
+
+    def full(self) -> InputError:
+        """Why there is no row."""
+        got = f"all {self.rows} rows taken"
+        return InputError("start", got, "a free one", "join a running stream, or wait until one ends")
+
+    def _check(self, query: str) -> None:
+        """Refuse a query for which the first turn of a stream has no room: once it has a row it would lose it again."""
+        stream = sequence.start(self.session.opening, plain(query, "query"), 0)
+        try:
+            sequence.next_turn(
+                stream, Chunk(0.0, float(self.config.chunk_seconds), self.clip), self.config, self.session.language
+            )
+        except InputError:
+            got, most = f"{len(query)} characters", self.config.question_tokens
+            raise InputError("query", got, f"at most {most} tokens", "shorten it") from None
 
     def ask(self, name: str, question: str) -> int:
         """Put a question to a stream: it goes into its next turn that has none. Returns how many wait before it.

@@ -1,11 +1,10 @@
 """Sources as the live page plays them: at the pace of the clock, with more pictures to look at than the model is given.
 
-Owns the clock of a stream (seconds of the video against those of the wall) and what pictures look like on the way to a browser
-(JPEG). All feeds begin at a tick of one grid, so that their chunks are complete at the same moment and share a step. Does not
-know the model. Units: seconds, pixels. Axes: H, W pixels.
+Owns the clock of a stream (seconds of the video against those of the wall). All feeds begin at a tick of one grid, so that
+their chunks are complete at the same moment and share a step. Does not know the model. Units: seconds. Axes: H, W pixels.
 """
 
-import io
+import re
 import sys
 import threading
 import time
@@ -16,24 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from svlm_jax.data.image import UNREADABLE
 from svlm_jax.data.sources import Source, open_source
-from svlm_jax.errors import InputError
 from svlm_jax.serve.limits import Limits
+from svlm_jax.serve.pictures import Box, decoded, fitted, header, jpeg
 
 SHOWN = 8.0  # pictures a second that viewers get, about
-QUALITY = 72  # of JPEG
-FORMATS = ("JPEG", "PNG", "WEBP")
-THINNEST = 4.0  # largest ratio of sides
 
 Show = Callable[[float, bytes], None]  # second of the video, JPEG
-
-
-class Box(NamedTuple):
-    """The largest picture of a session, in pixels."""
-
-    width: int
-    height: int
 
 
 class Clock(NamedTuple):
@@ -131,7 +119,7 @@ class OpenedFeed(Feed):
 
     def __init__(self, source: str, title: str, private: bool, *rest: Any) -> None:
         super().__init__(title, *rest)
-        self.private, clock = private, self.clock
+        self.private, self.address, clock = private, source, self.clock
         self.inner = open_source(source, fps=clock.fps * clock.stride, chunk_seconds=clock.seconds)
         self.told = self.inner.told  # jumps of its clock and damage: notes of our chunks
 
@@ -144,9 +132,10 @@ class OpenedFeed(Feed):
         return not self.inner.live
 
     def reason(self, error: Exception) -> str:
+        line = masked(str(error), self.address, self.name)[:300] or type(error).__name__
         if not self.private:
-            return super().reason(error)
-        print(f"{self.name}: {error}", file=sys.stderr, flush=True)
+            return line
+        print(f"{self.name}: {line}", file=sys.stderr, flush=True)
         return "the source does not play; whoever runs the server sees why"
 
     def close(self) -> None:
@@ -165,8 +154,17 @@ class CameraFeed(Feed):
     def stride(self) -> int:
         return 1
 
+    def check(self, data: bytes) -> None:
+        """Refuse a picture as the browser sent it by its header alone.
+
+        Raises:
+            InputError: as `pictures.header` does, or too thin.
+        """
+        known = header(data, self.limits)
+        fitted((known.width, known.height), self.clock.box)
+
     def put(self, data: bytes) -> None:
-        """A picture as the browser sent it. Decoded here: the caller is told of what is wrong with it.
+        """A picture as the browser sent it. Decoded here: takes as long as that takes.
 
         Raises:
             InputError: too large, of another format, or broken.
@@ -188,44 +186,7 @@ class CameraFeed(Feed):
         self.arrived.set()
 
 
-def fitted(size: tuple[int, int], box: Box) -> tuple[int, int]:
-    """Width and height of a picture of that size, scaled down into the box.
-
-    Raises:
-        InputError: a side more than four times the other.
-    """
-    width, height = size
-    if max(width, height) > THINNEST * min(width, height):
-        raise InputError("picture", f"{width}x{height} px", f"sides within 1:{THINNEST:g}", "crop it")
-    scale = min(1.0, box.width / width, box.height / height)
-    return max(1, round(width * scale)), max(1, round(height * scale))
-
-
-def jpeg(image: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] as JPEG."""
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "JPEG", quality=QUALITY)
-    return out.getvalue()
-
-
-def decoded(data: bytes, limits: Limits, box: Box) -> np.ndarray:
-    """A client's picture as uint8 [H, W, 3], scaled down into the box. Its size is looked at before a pixel is decoded.
-
-    Raises:
-        InputError: too many bytes or pixels, no JPEG, PNG or WebP, broken, or too thin.
-    """
-    if len(data) > limits.camera_bytes:
-        raise InputError("picture", f"{len(data)} bytes", f"at most {limits.camera_bytes}", "send smaller ones")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > limits.camera_pixels:
-                raise InputError("picture", f"{width}x{height} px", f"at most {limits.camera_pixels} px", "send smaller ones")
-            size = fitted((width, height), box)
-            image.draft("RGB", size)  # JPEG: decodes at a fraction of the size already
-            return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
-    except InputError:
-        raise
-    except (*UNREADABLE, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        got = f"{type(error).__name__}"
-        raise InputError("picture", got, f"{', '.join(FORMATS)} that can be read", "send JPEG") from None
+def masked(text: str, address: str, title: str) -> str:
+    """A line about a source without user and password: the title in place of a URL, and no user in any other."""
+    text = text.replace(address, title) if "://" in address else text
+    return re.sub(r"(\w://)[^\s/]*@", r"\1", text)

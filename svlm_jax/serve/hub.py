@@ -1,6 +1,6 @@
 """Who watches what: streams with their viewers, captions so far, and who may stop them.
 
-Owns names, keys, histories and grace times. Between the engine (its thread calls `publish`) and sockets (`viewer`); all but
+Owns names, keys and grace times. Between the engine (its thread calls `publish`) and sockets (`viewer`); all but
 `publish` and `shown` runs in the event loop. Knows no HTTP. Units: seconds.
 """
 
@@ -12,15 +12,16 @@ import string
 import struct
 import sys
 import time
-from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from svlm_jax.errors import InputError
+from svlm_jax.serve.channel import Channel, Said
 from svlm_jax.serve.engine import Engine
-from svlm_jax.serve.feed import CameraFeed, Clock, Feed, MatchFeed, OpenedFeed
+from svlm_jax.serve.feed import CameraFeed, Clock, Feed, MatchFeed, OpenedFeed, masked
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.messages import LARGEST_SEED
 from svlm_jax.serve.metrics import Metrics
@@ -29,44 +30,9 @@ from svlm_jax.serve.viewer import GOING_AWAY, Viewer
 from svlm_jax.stream.subtitles import OPENINGS, cue
 
 ANNOUNCED = 0.25  # seconds at least between two lists of streams
+GAME = "match:"  # what sources of the generated game begin with
+OPENERS, DECODERS = 4, 1  # threads
 PICTURE = struct.Struct("<d")  # before each JPEG: second of the video
-
-
-class Said(NamedTuple):
-    """A caption, or chunks that were dropped, as it is kept."""
-
-    number: int
-    start: float
-    end: float
-    text: str
-    question: str
-    dropped: int
-
-    def line(self) -> dict[str, Any]:
-        if self.dropped:
-            told = {"type": "dropped", "number": self.number, "start": self.start, "end": self.end}
-            return told | {"chunks": self.dropped}
-        told = {"type": "caption", "number": self.number, "start": self.start, "end": self.end}
-        return told | {"text": self.text, "question": self.question}
-
-
-class Channel:
-    """A stream as viewers see it."""
-
-    def __init__(self, name: str, source: str, kept: int) -> None:
-        self.name, self.source, self.title = name, source, ""
-        self.key = secrets.token_urlsafe(16)
-        self.feed: Feed | None = None
-        self.history: deque[Said] = deque(maxlen=kept)
-        self.last: dict[str, Any] | None = None
-        self.viewers: set[Viewer] = set()
-        self.began = self.alone = time.monotonic()
-        self.over, self.ended = "", 0.0
-
-    def summary(self) -> dict[str, Any]:
-        seconds = self.history[-1].end if self.history else 0.0
-        told = {"stream": self.name, "title": self.title, "source": self.source, "seconds": seconds}
-        return told | {"viewers": len(self.viewers), "over": self.over}
 
 
 class Hub:
@@ -97,6 +63,10 @@ class Hub:
         self.channels: dict[str, Channel] = {}
         self.viewers: set[Viewer] = set()
         self.changed = asyncio.Event()
+        self.opening = 0  # streams that are being opened
+        self.opener = ThreadPoolExecutor(OPENERS, "open")  # of its own, for a source may take long to answer
+        self.decoder = ThreadPoolExecutor(DECODERS, "picture")
+        self.writer = ThreadPoolExecutor(1, "vtt")
 
     # from other threads
 
@@ -121,12 +91,12 @@ class Hub:
         if event["type"] in ("caption", "dropped"):
             words = (event.get("text", ""), event.get("question", ""), event.get("chunks", 0))
             channel.history.append(Said(event["number"], event["start"], event["end"], *words))
-        if event["type"] == "caption":
-            channel.last = event
         if event["type"] == "ended":
             channel.over, channel.ended = event["reason"], time.monotonic()
             self.changed.set()
         line = json.dumps({**event, "stream": name})
+        if event["type"] == "caption":
+            channel.last = line
         for viewer in list(channel.viewers):
             viewer.tell(line)
 
@@ -166,17 +136,26 @@ class Hub:
         return {"type": "streams", "streams": running, "rows": self.engine.rows, "viewers": len(self.viewers)}
 
     async def vtt(self, name: str) -> str | None:
-        """All captions of a stream that are kept, as WebVTT; None for no stream of that name."""
+        """All captions of a stream that are kept, as WebVTT; None for no stream of that name. Made once a caption at most."""
         channel = self.channels.get(name)
-        return None if channel is None else await asyncio.to_thread(self._vtt, list(channel.history))
+        if channel is None:
+            return None
+        if channel.vtt is None or channel.vtt[0] != channel.newest:
+            await asyncio.get_running_loop().run_in_executor(self.writer, self._write, channel, list(channel.history))
+        assert channel.vtt is not None
+        return channel.vtt[1]
 
-    def _vtt(self, history: list[Said]) -> str:
+    def _write(self, channel: Channel, history: list[Said]) -> None:
+        """In a thread, one at a time: those who asked meanwhile get what the first one made."""
+        newest = history[-1].number if history else -1
+        if channel.vtt is not None and channel.vtt[0] >= newest:
+            return
         parts = [OPENINGS[".vtt"].decode()]
         if history and history[0].number:
             kept = f"{self.limits.kept / 3600:g} h"
             parts.append(f"NOTE cut: the last {kept} are kept; captions before {history[0].start:.1f} s are not here\n\n")
         parts += [cue(".vtt", 0, one.start, one.end, one.text, {}) for one in history]
-        return "".join(parts)
+        channel.vtt = newest, "".join(parts)
 
     # viewers
 
@@ -193,6 +172,7 @@ class Hub:
             "camera": camera | {"width": box.width, "height": box.height},
             "question": self.limits.question_chars,
             "seed": LARGEST_SEED,
+            "query": self.query,
             **self.told,
         }
         viewer.tell(json.dumps(hello))
@@ -208,6 +188,8 @@ class Hub:
         """Let all viewers go."""
         for viewer in list(self.viewers):
             viewer.part(GOING_AWAY, reason)
+        for one in (self.opener, self.decoder, self.writer):
+            one.shutdown(wait=False, cancel_futures=True)
 
     async def hear(self, viewer: Viewer, message: dict[str, Any] | bytes) -> None:
         """A message that a viewer sent.
@@ -216,7 +198,7 @@ class Hub:
             InputError: it cannot be done; one line.
         """
         if isinstance(message, bytes):
-            await self._camera(viewer, message)
+            self._camera(viewer, message)
         elif message["type"] == "start":
             await self._start(viewer, message)
         elif message["type"] == "join":
@@ -235,30 +217,33 @@ class Hub:
         return viewer.channel
 
     async def _start(self, viewer: Viewer, message: dict[str, Any]) -> None:
-        if not self.engine.free:
-            got = f"all {self.engine.rows} rows taken"
-            raise InputError("start", got, "a free one", "join a running stream, or wait until one ends")
+        if self.engine.free <= self.opening:  # each that is being opened gets a row
+            raise self.engine.full()
         letters = string.ascii_lowercase + string.digits
         name = "".join(secrets.choice(letters) for _ in range(8))
         channel = Channel(name, message.get("source", "match"), max(1, round(self.limits.kept / self.clock.seconds)))
         self.channels[name] = channel
-        await asyncio.to_thread(self._open, channel, message)
+        self.opening += 1
+        opened = asyncio.get_running_loop().run_in_executor(self.opener, self._open, channel, message)
+        opened.add_done_callback(lambda done: self._opened(channel, done))
+        await asyncio.shield(opened)  # who leaves meanwhile leaves a stream that nobody watches
         viewer.tell(json.dumps({"type": "started", "stream": name, "key": channel.key}))
         self._join(viewer, {"stream": name, "key": channel.key})
 
+    def _opened(self, channel: Channel, done: "asyncio.Future[None]") -> None:
+        self.opening -= 1
+        if done.cancelled() or done.exception() is not None:
+            self.channels.pop(channel.name, None)
+
     def _open(self, channel: Channel, message: dict[str, Any]) -> None:
         """Open what a stream shows and give it a row; in a thread, because it may take long."""
-        shown, name = partial(self.shown, channel.name), channel.name
-        rest = (self.clock, shown, lambda: bool(channel.viewers))
-        try:
-            feed = self._feed(channel.source, message, rest)
-            channel.feed, channel.title = feed, feed.name
-            self.engine.open(name, feed, query=message.get("query") or self.query, seed=secrets.randbits(32))
-        except BaseException:
-            self._soon(self.channels.pop, name, None)
-            raise
+        shown = partial(self.shown, channel.name)
+        feed = self._feed(channel, message, (self.clock, shown, lambda: bool(channel.viewers)))
+        channel.feed, channel.title = feed, feed.name
+        self.engine.open(channel.name, feed, query=message.get("query") or self.query, seed=secrets.randbits(32))
 
-    def _feed(self, source: str, message: dict[str, Any], rest: Any) -> Feed:
+    def _feed(self, channel: Channel, message: dict[str, Any], rest: Any) -> Feed:
+        source = channel.source
         if source == "match":
             from svlm_jax.world.film import HELD_OUT
 
@@ -270,14 +255,21 @@ class Hub:
             if number >= len(self.sources):
                 raise InputError("number", number, f"less than {len(self.sources)}", "choose one of the list")
             title, address = self.sources[number]
+            channel.game = address.startswith(GAME)
             try:
                 return OpenedFeed(address, title, True, *rest)
             except InputError as error:  # names the operator's files
-                print(f"{title}: {error}", file=sys.stderr, flush=True)
+                print(f"{title}: {masked(str(error), address, title)}", file=sys.stderr, flush=True)
                 raise InputError("source", "one that does not open", "one that does", "ask whoever runs the server") from None
         if not self.addresses:
             raise InputError("source", "an address", "one of the list", "the server was started without --allow-sources")
-        return OpenedFeed(message.get("address", ""), "address", False, *rest)
+        address = message.get("address", "")
+        channel.game = address.startswith(GAME)
+        try:
+            return OpenedFeed(address, "address", False, *rest)
+        except InputError as error:
+            error.args = (masked(str(error), address, "address"),)
+            raise
 
     def _join(self, viewer: Viewer, message: dict[str, Any]) -> None:
         channel = self.channels.get(message.get("stream", ""))
@@ -288,17 +280,11 @@ class Hub:
         self._leave(viewer)
         viewer.channel, viewer.owner = channel, _same(message.get("key", ""), channel.key)
         channel.viewers.add(viewer)
-        after = message.get("after", -1)
-        missed = [one for one in channel.history if one.number > after]
-        told = {
-            "type": "joined",
-            **channel.summary(),
-            "owner": viewer.owner,
-            "missed": [one.line() for one in missed[-self.limits.missed :]],
-            "cut": len(missed) > self.limits.missed or bool(missed and missed[0].number > after + 1),
-            "last": channel.last,
-        }
-        viewer.tell(json.dumps(told))
+        if viewer.owner:
+            channel.sender = viewer  # who comes back takes over, even while the server still holds the old socket
+        missed, cut = channel.since(message.get("after", -1), self.limits.missed)
+        told = json.dumps({"type": "joined", **channel.summary(), "owner": viewer.owner, "cut": cut})
+        viewer.tell(f'{told[:-1]}, "last": {channel.last}, "missed": [{", ".join(missed)}]}}')
         self.changed.set()
 
     def _leave(self, viewer: Viewer) -> None:
@@ -306,6 +292,8 @@ class Hub:
         if channel is not None:
             channel.viewers.discard(viewer)
             channel.alone = time.monotonic()
+            if channel.sender is viewer:
+                channel.sender = next((one for one in channel.viewers if one.owner), None)
         self.changed.set()
 
     def _stop(self, viewer: Viewer, key: str) -> None:
@@ -315,11 +303,34 @@ class Hub:
             raise InputError("stop", "a stream of somebody who is here", "your own", "ask them, or watch another")
         self.engine.end(channel.name, "stopped by its viewer")
 
-    async def _camera(self, viewer: Viewer, data: bytes) -> None:
+    def _camera(self, viewer: Viewer, data: bytes) -> None:
+        """A picture to be decoded, in place of one that still waits for it: the newest counts, one at a time a stream."""
         channel = self._watched(viewer)
         if not viewer.owner or not isinstance(channel.feed, CameraFeed):
             raise InputError("picture", "one for another stream", "pictures for your own camera", "start with it first")
-        await asyncio.to_thread(channel.feed.put, data)
+        if channel.sender is not viewer:
+            raise InputError("picture", "one of a second page", "those of one", "close the other page, or join again")
+        channel.feed.check(data)
+        channel.waiting = data
+        if channel.decoding is None:
+            channel.decoding = asyncio.create_task(self._decode(channel, channel.feed, viewer))
+
+    async def _decode(self, channel: Channel, feed: CameraFeed, viewer: Viewer) -> None:
+        """Decode what waits, no faster than twice what the model takes."""
+        loop = asyncio.get_running_loop()
+        try:
+            while (data := channel.waiting) is not None and not channel.over:
+                began, channel.waiting = loop.time(), None
+                try:
+                    await loop.run_in_executor(self.decoder, feed.put, data)
+                    viewer.mistakes = 0
+                except InputError as error:
+                    viewer.refuse(error)
+                await asyncio.sleep(max(0.0, began + 0.5 / self.clock.fps - loop.time()))
+        except RuntimeError:  # the server is stopping: no thread takes anything
+            pass
+        finally:
+            channel.decoding = channel.waiting = None
 
 
 def _same(given: str, key: str) -> bool:

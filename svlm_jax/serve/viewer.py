@@ -6,7 +6,6 @@ no stream. Everything here runs in the event loop. Units: seconds, bytes.
 
 import asyncio
 import json
-import time
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -14,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from svlm_jax.errors import InputError
+from svlm_jax.serve.allowance import Allowance
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.messages import parse
 from svlm_jax.serve.metrics import Metrics
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
 POLICY, GOING_AWAY, BROKEN, SLOW = 1008, 1001, 1011, 4008  # close codes
+DEAR = ("start", "join", "stop")  # messages that cost more than others
 FAREWELL = 2.0  # seconds that a socket has to take its close
 
 Heard = Callable[["Viewer", dict[str, Any] | bytes], Awaitable[None]]
@@ -40,7 +41,8 @@ class Viewer:
         self.news, self.leaving = asyncio.Event(), asyncio.Event()
         self.closing: tuple[int, str] | None = None
         self.mistakes = 0
-        self.allowance, self.filled = float(limits.burst), time.monotonic()
+        self.messages = Allowance(limits.messages_a_second, limits.burst)
+        self.joins = Allowance(limits.joins_a_second, 3)
 
     def tell(self, line: str) -> None:
         """Queue a JSON message; a viewer who is too far behind is let go instead."""
@@ -114,31 +116,36 @@ class Viewer:
             await self.socket.send_bytes(picture)
             self.metrics.count("svlm_sent_bytes_total", len(picture), "picture")
 
+    def refuse(self, error: InputError, *, mistake: bool = True) -> None:
+        """Tell why something cannot be done. mistake: it never can; who makes too many in a row is let go."""
+        self.metrics.count("svlm_refused_total", label="message")
+        self.tell(json.dumps({"type": "error", "error": str(error)}))
+        self.mistakes += mistake
+        if self.mistakes >= self.limits.mistakes:
+            self.part(POLICY, "too many messages that were refused")
+
     async def _receive(self, heard: Heard) -> None:
-        while True:
-            message = await self.socket.receive()
-            if message["type"] == "websocket.disconnect":
-                return
-            await self._pace()
+        message = await self._first()
+        while message is not None and message["type"] != "websocket.disconnect" and self.closing is None:
+            await asyncio.sleep(self.messages.debt())  # it talks faster than it may: meanwhile nothing is read from it
             text, data = message.get("text"), message.get("bytes")
             wrong = True  # pictures and what cannot be read; not what cannot be done just now
             try:
                 said = bytes(data or b"") if text is None else parse(text, self.limits)
                 wrong = text is None
+                if isinstance(said, dict) and said["type"] in DEAR:
+                    await asyncio.sleep(self.joins.debt())
                 await heard(self, said)
-                self.mistakes = 0
+                self.mistakes = self.mistakes if text is None else 0  # of a picture it shows when it is decoded
             except InputError as error:
-                self.metrics.count("svlm_refused_total", label="message")
-                self.tell(json.dumps({"type": "error", "error": str(error)}))
-                self.mistakes += wrong
-            if self.mistakes >= self.limits.mistakes:
-                self.part(POLICY, "too many messages that were refused")
-                return
+                self.refuse(error, mistake=wrong)
+            message = await self.socket.receive() if self.closing is None else None
 
-    async def _pace(self) -> None:
-        """Wait while the client talks faster than it may; meanwhile nothing is read from it."""
-        now, rate = time.monotonic(), self.limits.messages_a_second
-        self.allowance = min(float(self.limits.burst), self.allowance + rate * (now - self.filled)) - 1
-        self.filled = now
-        if self.allowance < 0:
-            await asyncio.sleep(-self.allowance / rate)
+    async def _first(self) -> Any:
+        """The first message; None, and the socket is closed, when none comes in time."""
+        try:
+            async with asyncio.timeout(self.limits.first_message):
+                return await self.socket.receive()
+        except TimeoutError:
+            self.part(POLICY, f"nothing was said for {self.limits.first_message:g} s")
+            return None

@@ -5,43 +5,37 @@ and uvicorn are imported inside functions: the package works without them.
 """
 
 import asyncio
+import errno
 import json
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from svlm_jax.errors import InputError
 from svlm_jax.serve.access import COOKIE, Access
+from svlm_jax.serve.allowance import Allowance
+from svlm_jax.serve.connections import ACCEPTED, Connections, room
+from svlm_jax.serve.guard import HEADERS, guarded
 from svlm_jax.serve.hub import Hub
+from svlm_jax.serve.protocols import ABORT, protocols
 from svlm_jax.serve.viewer import Viewer
 
 if TYPE_CHECKING:
-    from starlette.applications import Starlette
     from starlette.requests import HTTPConnection, Request
     from starlette.responses import Response
     from starlette.websockets import WebSocket
 
-FILES = {"page.css": "text/css", "page.js": "text/javascript", "draw.js": "text/javascript"}
-HEADERS = {
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self' blob: data:; media-src 'self' blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
-    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Cache-Control": "no-store",
-}
+FILES = {"page.css": "text/css", "page.js": "text/javascript", "capture.js": "text/javascript", "draw.js": "text/javascript"}
 ASK = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Token</title><form><label>Token
 <input name="token" type="password" autocomplete="off" autofocus></label> <button>Watch</button></form></html>"""
 BUFFER = 256 * 1024  # bytes that the kernel holds for a socket which does not read
-ABORT = "svlm.abort"  # in the scope of a socket: drops its connection
+SWEPT = 1.0  # seconds between two looks at what is overdue
+PIECE = 64 * 1024  # characters of a long answer that wait for their reader at a time
 
 
 class Site:
@@ -49,11 +43,12 @@ class Site:
 
     def __init__(self, hub: Hub, access: Access) -> None:
         self.hub, self.access = hub, access
+        self.connections = Connections(hub.limits, hub.metrics)
         page = resources.files("svlm_jax.serve") / "page"
         self.files = {name: (page / name).read_bytes() for name in ("index.html", *FILES)}
 
-    def application(self) -> "Starlette":
-        """The ASGI application; its lifespan tends the hub."""
+    def application(self) -> Any:
+        """The ASGI application; its lifespan tends the hub and the connections."""
         from starlette.applications import Starlette
         from starlette.routing import Route, WebSocketRoute
 
@@ -64,34 +59,44 @@ class Site:
             WebSocketRoute("/ws", self.socket),
         ]
         routes[1:1] = [Route("/health", self.health), Route("/metrics", self.metrics)]
-        return Starlette(routes=routes, lifespan=self._lifespan)
+        inside = Starlette(routes=routes, lifespan=self._lifespan)
+        inside.router.redirect_slashes = False  # its Location would name any Host
+        return guarded(inside, self.connections)
 
     @asynccontextmanager
     async def _lifespan(self, app: Any):
         self.hub.loop = asyncio.get_running_loop()
-        tending = asyncio.create_task(self.hub.tend())
+        tasks = [asyncio.create_task(self.hub.tend()), asyncio.create_task(self._sweep())]
         yield
-        tending.cancel()
+        for task in tasks:
+            task.cancel()
 
-    def _refused(self, asking: "HTTPConnection", *, token: bool = True) -> tuple[int, str] | None:
-        """Why a request may not come in: (status, one line)."""
+    async def _sweep(self) -> None:
+        while True:
+            await asyncio.sleep(min(SWEPT, self.hub.limits.request / 4))
+            self.connections.sweep()
+
+    async def _refused(self, asking: "HTTPConnection", *, token: bool = True) -> tuple[int, str] | None:
+        """Why a request may not come in: (status, one line). A wrong token is answered late."""
         if not self.access.host(asking.headers.get("host", "")):
             return 421, "Host: expected localhost; name others with --origin"
         if token and not self.access.known(asking.headers, asking.cookies, asking.query_params):
+            if self.access.named(asking.headers, asking.cookies, asking.query_params):
+                await asyncio.sleep(self.hub.limits.wrong_token)
             return 401, "token: expected the one that the server was started with"
         return None
 
     def _answer(self, body: bytes | str, kind: str, status: int = 200, headers: dict[str, str] | None = None) -> "Response":
         from starlette.responses import Response
 
-        return Response(body, status, {**HEADERS, **(headers or {})}, media_type=kind)
+        return Response(body, status, headers, media_type=kind)
 
     def _refusal(self, refused: tuple[int, str]) -> "Response":
         self.hub.metrics.count("svlm_refused_total", label="token" if refused[0] == 401 else "host")
         return self._answer(refused[1] + "\n", "text/plain", refused[0])
 
     async def page(self, request: "Request") -> "Response":
-        refused = self._refused(request)
+        refused = await self._refused(request)
         if refused and refused[0] == 401:
             self.hub.metrics.count("svlm_refused_total", label="token")
             return self._answer(ASK, "text/html", 401)
@@ -101,7 +106,7 @@ class Site:
             return self._answer(self.files["index.html"], "text/html")
         answer = self._answer("", "text/plain", 303, {"Location": "/"})  # so that it stays in no address bar
         if self.access.token:
-            secure = request.url.scheme == "https"
+            secure = self.access.secure(request.scope["scheme"], request.headers)
             answer.set_cookie(COOKIE, self.access.cookie, httponly=True, samesite="strict", secure=secure)
         return answer
 
@@ -109,21 +114,27 @@ class Site:
         name = request.path_params["name"]
         if name not in FILES:
             return self._answer("nothing here\n", "text/plain", 404)
-        refused = self._refused(request, token=False)  # the same for all servers: no secret in it
+        refused = await self._refused(request, token=False)  # the same for all servers: no secret in it
         return self._refusal(refused) if refused else self._answer(self.files[name], FILES[name])
 
     async def vtt(self, request: "Request") -> "Response":
-        if refused := self._refused(request):
+        if refused := await self._refused(request):
             return self._refusal(refused)
         name = request.path_params["name"]
         if (text := await self.hub.vtt(name)) is None:
             return self._answer("no stream of that name\n", "text/plain", 404)
+        from starlette.responses import StreamingResponse
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for start in range(0, len(text), PIECE):
+                yield text[start : start + PIECE].encode()
+
         told = {"Content-Disposition": f'attachment; filename="{name}.vtt"'}
-        return self._answer(text, "text/vtt; charset=utf-8", headers=told)
+        return StreamingResponse(pieces(), headers=told, media_type="text/vtt; charset=utf-8")
 
     async def health(self, request: "Request") -> "Response":
-        """Without the token: it tells counts only."""
-        if refused := self._refused(request, token=False):
+        """Without the token: it tells counts only, and no text that comes from elsewhere."""
+        if refused := await self._refused(request, token=False):
             return self._refusal(refused)
         engine, hub = self.hub.engine, self.hub
         told = {
@@ -132,12 +143,12 @@ class Site:
             "rows": engine.rows,
             "viewers": len(hub.viewers),
             "seconds_since_last_step": round(time.monotonic() - engine.stepped, 3),
-            "error": "" if engine.healthy else engine.error or "the engine hangs",
+            "error": "" if engine.healthy else "the engine broke" if engine.error else "the engine hangs",
         }
         return self._answer(json.dumps(told) + "\n", "application/json", 200 if told["ok"] else 503)
 
     async def metrics(self, request: "Request") -> "Response":
-        if refused := self._refused(request):
+        if refused := await self._refused(request):
             return self._refusal(refused)
         engine, hub = self.hub.engine, self.hub
         gauges = {
@@ -145,13 +156,14 @@ class Site:
             "svlm_streams": ("Streams that run.", float(len(engine.running))),
             "svlm_rows": ("Streams that can run.", float(engine.rows)),
             "svlm_viewers": ("Sockets that are open.", float(len(hub.viewers))),
+            "svlm_connections": ("Connections that are open, sockets and others.", float(len(self.connections.open))),
             "svlm_seconds_since_last_step": ("Of the engine.", time.monotonic() - engine.stepped),
         }
         return self._answer(hub.metrics.text(gauges), "text/plain; version=0.0.4; charset=utf-8")
 
     async def socket(self, socket: "WebSocket") -> None:
         limits, address = self.hub.limits, socket.client.host if socket.client else ""
-        refused, why = self._refused(socket), "token"
+        refused, why = await self._refused(socket), "token"
         if refused and refused[0] == 421:
             why = "host"
         elif not self.access.origin(socket.headers.get("origin"), socket.headers.get("host", "")):
@@ -205,19 +217,22 @@ class Serving:
     """A site on a bound socket. `run` returns when `stop` is called, from any thread, or at SIGINT and SIGTERM."""
 
     def __init__(self, site: Site, bound: socket.socket) -> None:
+        """Raises:
+        InputError: the system has too few open files for it.
+        """
         import uvicorn
-        from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-
-        class Sockets(WebSocketsSansIOProtocol):
-            def handle_connect(self, event: Any) -> None:
-                super().handle_connect(event)
-                if hasattr(self, "scope"):
-                    self.scope["extensions"][ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
         self.site, self.bound, self.stopping = site, bound, False
+        self.complaints = Allowance(1 / 60, 1)
+        site.connections.most = room(site.hub.limits)
+        requests, sockets = protocols(site.connections, HEADERS)
         config = uvicorn.Config(
             site.application(),
-            ws=Sockets,
+            http=requests,
+            ws=sockets,
+            ws_ping_interval=site.hub.limits.ping,
+            ws_ping_timeout=site.hub.limits.ping,
+            backlog=ACCEPTED,
             ws_max_size=site.hub.limits.message_bytes,
             ws_per_message_deflate=False,  # memory for each socket, and pictures do not get smaller
             log_level="critical",
@@ -242,6 +257,7 @@ class Serving:
     async def run(self, *, signals: bool = False) -> None:
         """Serve until told to stop; viewers are told first."""
         loop = asyncio.get_running_loop()
+        loop.set_exception_handler(self._failed)
         async with AsyncExitStack() as things:
             for number in (signal.SIGINT, signal.SIGTERM) if signals else ():
                 loop.add_signal_handler(number, self._signalled, number)
@@ -255,6 +271,16 @@ class Serving:
         print(f"{signal.Signals(number).name}: stopping", file=sys.stderr, flush=True)
         self.server.force_exit = self.stopping
         self.stopping = True
+
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Without open files asyncio tells of every connection that waits, again and again: counted, and told once a minute."""
+        error = context.get("exception")
+        if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+            loop.default_exception_handler(context)
+            return
+        self.site.hub.metrics.count("svlm_refused_total", label="files")
+        if self.complaints.take():
+            print(f"connections wait: {error.strerror}; raise ulimit -n", file=sys.stderr, flush=True)
 
     async def _farewell(self) -> None:
         while not self.stopping and not self.server.should_exit:

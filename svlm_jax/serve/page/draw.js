@@ -1,10 +1,18 @@
 // Canvases of the page: the cache as a bar that moves, sparklines, stages of a step. Knows no socket. Units: tokens, milliseconds.
 
 export const COLOURS = { system: "#64748b", sink: "#f5b83d", window: "#f08a4b", user: "#38bdf8", vision: "#8b7cf6", reply: "#34d399" };
-export const NAMES = { system: "system", sink: "sink", window: "text window", user: "turns", vision: "vision", reply: "replies" };
+export const NAMES = { system: "instructions", sink: "first words", window: "last words", user: "times, questions", vision: "pictures", reply: "newest comments" };
 const STAGES = { vision: "#8b7cf6", prefill: "#38bdf8", decode: "#34d399", other: "#64748b" };
-const FLASH = "#ff5d73", MOVE = 450, FADE = 800;
+const FLASH = "#ff5d73", MOVE = 450, FADE = 800, ROUNDED = 128;
 const still = matchMedia("(prefers-reduced-motion: reduce)");
+
+// A colour of the page, light or dark; kept until that changes.
+const theme = matchMedia("(prefers-color-scheme: light)"), inks = new Map();
+theme.addEventListener("change", () => inks.clear());
+function ink(name) {
+  if (!inks.has(name)) inks.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`));
+  return inks.get(name);
+}
 
 // A context whose units are CSS pixels, cleared.
 function begin(canvas) {
@@ -21,10 +29,14 @@ export class CacheBar {
   constructor(canvas, kinds) {
     this.canvas = canvas; this.kinds = kinds; this.clear();
     new ResizeObserver(() => this.paint()).observe(canvas);
+    theme.addEventListener("change", () => this.paint());
     canvas.addEventListener("pointermove", (event) => this.tell(event));
   }
 
-  clear() { this.blocks = new Map(); this.ghosts = []; this.capacity = 1; this.frame = 0; this.paint(); }
+  clear() { this.blocks = new Map(); this.ghosts = []; this.capacity = this.most = 1; this.used = 0; this.frame = 0; this.paint(); }
+
+  // Tokens that the bar is long: the most that were ever in use here, rounded up. The rest of the cache is never used.
+  get length() { return Math.min(this.capacity, Math.ceil(Math.max(1, this.most) / ROUNDED) * ROUNDED); }
 
   // held, gone: [[kind, tokens, second or null], ...] in order.
   show({ held, gone }, capacity) {
@@ -41,7 +53,7 @@ export class CacheBar {
       this.blocks.set(key, { kind: this.kinds[kind], second, at, length, from, fresh: !was });
       at += length;
     }
-    this.used = at;
+    this.used = at; this.most = Math.max(this.most, at);
     for (const [key, block] of old) {
       if (!this.blocks.has(key)) this.ghosts.push(block);
       else if (lost.has(key.slice(0, key.lastIndexOf("/"))) && this.blocks.get(key).length < block.length) this.blocks.get(key).cut = true;
@@ -59,11 +71,11 @@ export class CacheBar {
   }
 
   paint() {
-    const [pen, width, height] = begin(this.canvas), top = 16, tall = height - 34, scale = width / this.capacity;
+    const [pen, width, height] = begin(this.canvas), top = 16, tall = height - 34, scale = width / this.length;
     const now = performance.now(), share = this.share(now), fade = Math.max(0, 1 - (now - (this.started || -1e9)) / FADE);
-    pen.fillStyle = "#0b1018"; round(pen, 0, top, width, tall, 8); pen.fill();
+    pen.fillStyle = ink("canvas"); round(pen, 0, top, width, tall, 8); pen.fill();
     pen.save(); round(pen, 0, top, width, tall, 8); pen.clip();
-    pen.strokeStyle = "#141c28"; pen.lineWidth = 1;
+    pen.strokeStyle = ink("hatch"); pen.lineWidth = 1;
     for (let x = -tall; x < width; x += 9) { pen.beginPath(); pen.moveTo(x, top + tall); pen.lineTo(x + tall, top); pen.stroke(); }
     const marks = new Map();
     for (const block of this.blocks.values()) {
@@ -79,25 +91,23 @@ export class CacheBar {
       pen.globalAlpha = fade; pen.fillStyle = FLASH; pen.fillRect(x, top - 4 * fade, w, tall + 8 * fade); pen.globalAlpha = 1;
     }
     pen.restore();
-    pen.font = "11px system-ui, sans-serif"; pen.textAlign = "center"; pen.fillStyle = "#8d9aad";
+    pen.font = "11px system-ui, sans-serif"; pen.textAlign = "center"; pen.fillStyle = ink("quiet");
     let last = -99;
     for (const [second, [left, right]] of marks) {
       const middle = (left + right) / 2;
-      pen.fillStyle = "#2b384c"; pen.fillRect(left + 1, top + tall + 3, Math.max(1, right - left - 3), 2);
-      if (middle - last > 34) { pen.fillStyle = "#8d9aad"; pen.fillText(`${+second.toFixed(1)} s`, middle, height - 1); last = middle; }
+      pen.fillStyle = ink("tick"); pen.fillRect(left + 1, top + tall + 3, Math.max(1, right - left - 3), 2);
+      if (middle - last > 34) { pen.fillStyle = ink("quiet"); pen.fillText(`${+second.toFixed(1)} s`, middle, height - 1); last = middle; }
     }
     if (this.used) {
-      pen.textAlign = "right"; pen.fillStyle = "#8d9aad";
-      pen.fillText(`${this.capacity} slots`, width, 10);
-      const x = Math.min(width - 64, this.used * scale);
-      pen.fillStyle = "#e6ebf2"; pen.fillText(`${this.used}`, Math.max(30, x), 10);
+      pen.textAlign = "right"; pen.fillStyle = ink("text");
+      pen.fillText(`${this.used} of ${this.capacity}`, Math.max(80, Math.min(width, this.used * scale)), 10);
     }
   }
 
   tell(event) {
-    const box = this.canvas.getBoundingClientRect(), token = (event.clientX - box.left) / box.width * this.capacity;
+    const box = this.canvas.getBoundingClientRect(), token = (event.clientX - box.left) / box.width * this.length;
     const block = [...this.blocks.values()].find((one) => token >= one.at && token < one.at + one.length);
-    this.canvas.title = block ? `${NAMES[block.kind]}: ${block.length} tokens${block.second === null ? "" : `, second ${block.second}`}` : "free slots";
+    this.canvas.title = block ? `${NAMES[block.kind]}: ${block.length} tokens${block.second === null ? "" : `, second ${block.second}`}` : "free";
   }
 }
 

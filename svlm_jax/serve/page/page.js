@@ -1,14 +1,16 @@
 // The page: one socket, what it tells, what is asked of it. A socket that drops comes back by itself, to the same stream, and gets
 // the captions that were missed.
 
+import { Capture } from "/capture.js";
 import { CacheBar, COLOURS, NAMES, columns, sparkline } from "/draw.js";
 
 const $ = (id) => document.getElementById(id);
 const LOGGED = 400, RECENT = 60, SHOWN = 4000, SLOWEST = 10000;
+const OVERALL = 1500; // ms that the last pictures of a file are given before its stream is stopped
 const memory = { get: (key) => { try { return sessionStorage.getItem(key); } catch { return null; } }, set: (key, value) => { try { sessionStorage.setItem(key, value); } catch { /* private mode */ } } };
 
 let socket, tries = 0, hello, bar, stream = null, last = -1, owner = false, waiting = null, over = false;
-let latencies = [], speeds = [], steps = [], answering = 0, hiding, decoding = false, camera = null, resting;
+let latencies = [], speeds = [], steps = [], answering = 0, hiding, decoding = false, capture = null, resting, full = false, voice = false;
 
 // the socket
 
@@ -37,19 +39,21 @@ function toast(text) {
 const told = {
   hello(message) {
     hello = message; tries = 0; link("open", "connected");
-    $("model").textContent = hello.model || "";
+    $("model").textContent = hello.model || ""; $("about").hidden = !hello.model;
+    settings();
     bar ||= new CacheBar($("cache"), hello.kinds);
     if (!$("legend").children.length) legend();
     sources();
-    $("question").maxLength = $("query").maxLength = hello.question;
+    $("question").maxLength = $("query").maxLength = hello.question; $("query").placeholder = hello.query || "";
     const wanted = stream || location.hash.slice(1);
     if (/^[a-z0-9]{8}$/.test(wanted)) { waiting = "join"; send({ type: "join", stream: wanted, after: stream ? last : -1, key: memory.get(wanted) || "" }); }
-    else leave();
+    else { leave(); send({ type: "leave" }); } // a socket that says nothing is closed
   },
 
   streams(message) {
     $("crowd").textContent = `${message.viewers} ${message.viewers === 1 ? "viewer" : "viewers"}`;
-    $("rows").textContent = `${message.streams.length} of ${message.rows} rows`;
+    full = message.streams.length >= message.rows;
+    $("rows").textContent = `${message.streams.length} running, room for ${message.rows}`;
     const shown = message.streams.map((one) => {
       const item = document.createElement("li"), button = document.createElement("button");
       button.type = "button"; button.dataset.stream = one.stream; button.textContent = one.title;
@@ -69,22 +73,25 @@ const told = {
 
   joined(message) {
     const again = stream === message.stream;
-    waiting = null; stream = message.stream; owner = message.owner; over = false;
+    waiting = null; stream = message.stream; owner = message.owner; over = false; document.body.classList.remove("idle", "over");
     history.replaceState(null, "", `#${stream}`);
     if (!again) { last = -1; clear(); }
-    $("empty").hidden = true; $("live").hidden = $("clock").hidden = false;
+    $("empty").hidden = true; $("live").hidden = $("clock").hidden = false; $("speak").hidden = !window.speechSynthesis;
+    $("gameonly").textContent = `${hello.model} knows only the generated game; start with --model Qwen/Qwen2.5-VL-3B-Instruct for your video`;
+    $("gameonly").hidden = !hello.game || message.game;
     $("live").classList.remove("over"); $("live").textContent = "Live";
-    $("title").textContent = message.title; subtitle(message);
+    const mine = owner && message.source === "webcam" && !message.over;
+    $("title").textContent = (mine && capture?.title) || message.title; subtitle(message);
     $("vtt").href = `/streams/${stream}.vtt`; $("vtt").hidden = $("leave").hidden = $("stop").hidden = false;
     $("ask").querySelectorAll("input, button").forEach((one) => { one.disabled = false; });
     if (message.cut) notice(message.missed[0]?.start ?? 0, again ? "some captions before this were missed" : "the stream began before this");
     for (const one of message.missed) entry(one, again);
     if (message.last) numbers(message.last);
     $("starter").open = false;
-    const mine = owner && message.source === "webcam";
-    $("camera").hidden = !mine; $("picture").hidden = mine;
-    if (mine && !camera) openCamera().catch(() => {});
-    if (!mine) closeCamera();
+    if (mine && capture?.kind === "file") memory.set(`${stream}/file`, "1");
+    if (mine && !capture && !memory.get(`${stream}/file`)) Capture.camera(hello.camera, picked).then((one) => { capture = one; shown(true); one.start(); }).catch(() => {});
+    if (mine) capture?.start(); else close();
+    shown(mine && capture);
     if (message.over) told.ended({ reason: message.over });
   },
 
@@ -94,17 +101,19 @@ const told = {
   unasked({ error }) { notice(null, `not asked: ${error}`); },
 
   ended({ reason }) {
-    over = true; owner = false; closeCamera();
+    if (capture?.over) reason = "the video is over";
+    over = true; owner = false; document.body.classList.add("over"); close(); shown(false); unanswered();
     notice(null, `the stream has ended: ${reason}`);
-    $("live").textContent = "Ended"; $("live").classList.add("over");
-    $("stop").hidden = true;
+    $("live").textContent = "Ended"; $("live").classList.add("over"); $("gameonly").hidden = true; $("overlay").replaceChildren();
+    $("stop").hidden = $("leave").hidden = true; $("subtitle").textContent = "has ended";
+    $("empty").hidden = false; $("emptyline").textContent = "This stream has ended."; $("starter").open = true;
     $("ask").querySelectorAll("input, button").forEach((one) => { one.disabled = true; });
   },
 
   error({ error }) {
-    toast(error);
+    toast(waiting === "start" && full ? "There is no room for another stream: join one that runs, or wait until one ends." : error);
     if (waiting === "join" && /^stream:/.test(error)) { leave(); $("emptyline").textContent = "That stream has ended."; }
-    if (waiting === "start") closeCamera();
+    if (waiting === "start") { close(); if (!stream || over) shown(false); }
     waiting = null;
   },
 };
@@ -118,19 +127,31 @@ function clock(second) {
 
 function subtitle(one) { $("subtitle").textContent = `${one.viewers} watching${owner ? " · yours" : ""}`; }
 
+// The video of this browser, or the pictures that come.
+function shown(own) { $("camera").hidden = !own; $("picture").hidden = !!own; }
+
+function settings() {
+  $("settings").replaceChildren(...(hello.settings || []).flatMap(([name, value]) => {
+    const term = document.createElement("dt"), told = document.createElement("dd");
+    term.textContent = name; told.textContent = value;
+    return [term, told];
+  }));
+  $("volumefield").hidden = !window.speechSynthesis;
+}
+
 function clear() {
   $("log").replaceChildren(); latencies = []; speeds = []; steps = []; answering = 0;
-  bar?.clear(); $("overlay").replaceChildren(); $("dropped").textContent = "0"; $("chunks").textContent = "of 0, too late to watch";
+  bar?.clear(); $("overlay").replaceChildren(); $("dropped").textContent = "0"; $("chunks").textContent = "of 0 steps"; $("pace").textContent = "the video's speed";
   for (const id of ["latency", "speed", "step"]) $(id).textContent = "–";
   const screen = $("picture"); screen.getContext("2d").clearRect(0, 0, screen.width, screen.height);
 }
 
 function leave() {
-  stream = null; last = -1; owner = false; closeCamera(); clear();
+  stream = null; last = -1; owner = false; close(); clear(); document.body.classList.add("idle"); document.body.classList.remove("over");
   history.replaceState(null, "", location.pathname);
   $("empty").hidden = false; $("emptyline").textContent = "Nothing is playing here.";
-  for (const id of ["live", "clock", "vtt", "leave", "stop", "camera"]) $(id).hidden = true;
-  $("picture").hidden = false; $("title").textContent = "No stream"; $("subtitle").textContent = "";
+  for (const id of ["live", "clock", "vtt", "leave", "stop", "speak", "gameonly"]) $(id).hidden = true;
+  shown(false); $("title").textContent = "No stream"; $("subtitle").textContent = "";
   $("ask").querySelectorAll("input, button").forEach((one) => { one.disabled = true; });
 }
 
@@ -148,31 +169,50 @@ const notice = (second, text, more = "") => line(second, text, `notice ${more}`,
 
 function entry(message, fresh) {
   last = message.number;
-  if (message.type === "dropped") { line(message.start, `${message.chunks} chunk${message.chunks > 1 ? "s" : ""} dropped: too late`, "notice", fresh); return; }
+  if (message.type === "dropped") { line(message.start, `${+(message.chunks * hello.chunk).toFixed(1)} s skipped: too late to be watched`, "notice", fresh); return; }
   if (message.note) notice(message.start, message.note);
   if (message.question) {
+    unanswered();
     $("log").querySelectorAll("li.pending").forEach((one) => { if (one.textContent.endsWith(message.question)) one.remove(); });
     line(message.start, message.question, "question", fresh); answering = 2;
   }
   const answer = answering > 0 && message.text;
+  if (!message.text && answering === 1) unanswered(message.start, fresh);
   answering = answer ? 0 : Math.max(0, answering - 1);
   if (!message.text) return;
   line(message.start, message.text, answer ? "answer" : "", fresh);
-  if (!fresh) return;
+  if (!fresh || over) return; // the last step of a stream may end after it
   const words = document.createElement("span");
   words.textContent = message.text; words.className = answer ? "answer" : "";
   $("overlay").replaceChildren(words); $("overlay").classList.remove("old"); $("spoken").textContent = message.text;
   clearTimeout(hiding); hiding = setTimeout(() => $("overlay").classList.add("old"), SHOWN);
+  speak(message.text);
+}
+
+// A question that was put to the model, and to which it said nothing.
+function unanswered(second = null, fresh = true) {
+  if (answering) line(second, "(nothing)", "answer none", fresh);
+  answering = 0;
+}
+
+function speak(text) {
+  if (!voice || !window.speechSynthesis) return;
+  if (speechSynthesis.pending) speechSynthesis.cancel(); // the newest counts: a voice must not fall behind
+  const words = new SpeechSynthesisUtterance(text);
+  words.lang = "en"; words.volume = Number($("volume").value); words.rate = 1.1;
+  speechSynthesis.speak(words);
 }
 
 function numbers(message) {
   latencies = [...latencies, 1000 * message.latency].slice(-RECENT); speeds = [...speeds, message.speed].slice(-RECENT); steps = [...steps, message.ms].slice(-RECENT);
   $("clock").textContent = clock(message.end);
   $("latency").textContent = Math.round(1000 * message.latency);
-  $("speed").textContent = message.speed >= 10 ? Math.round(message.speed) : message.speed.toFixed(1);
+  const speed = message.speed >= 10 ? Math.round(message.speed) : message.speed.toFixed(1);
+  $("speed").textContent = speed;
   $("step").textContent = Math.round(Object.values(message.ms).reduce((a, b) => a + b, 0));
-  $("stages").textContent = ["vision", "prefill", "decode"].map((stage) => `${stage} ${Math.round(message.ms[stage] ?? 0)}`).join(" · ");
-  $("dropped").textContent = message.dropped; $("chunks").textContent = `of ${Math.round(message.end / hello.chunk)}, too late to watch`;
+  $("pace").textContent = speed >= 1 ? "the video's speed: keeps up" : "the video's speed: too slow";
+  $("stages").textContent = [["looking", "vision"], ["reading", "prefill"], ["writing", "decode"]].map(([word, stage]) => `${word} ${Math.round(message.ms[stage] ?? 0)}`).join(" · ");
+  $("dropped").textContent = message.dropped; $("chunks").textContent = `of ${Math.round(message.end / hello.chunk)} steps`;
   sparkline($("latencyline"), latencies, "#f5b83d"); sparkline($("speedline"), speeds, "#34d399"); columns($("stageline"), steps, RECENT);
   bar.show(message.cache, message.capacity);
   const sums = {};
@@ -180,8 +220,8 @@ function numbers(message) {
   for (const kind of hello.kinds) $("legend").querySelector(`[data-kind=${kind}] b`).textContent = sums[kind] || 0;
   const lost = message.cache.gone.reduce((sum, [, length]) => sum + length, 0), held = message.cache.held.reduce((sum, [, length]) => sum + length, 0);
   $("held").textContent = `${held} tokens, oldest first`;
-  $("gone").textContent = `− ${lost} evicted`; $("gone").classList.toggle("now", lost > 0);
-  if (message.number % 10 === 0) $("cache").setAttribute("aria-label", `The cache: ${held} of ${message.capacity} slots in use; ` + hello.kinds.map((kind) => `${NAMES[kind]} ${sums[kind] || 0}`).join(", "));
+  $("gone").textContent = `− ${lost} forgotten`; $("gone").classList.toggle("now", lost > 0);
+  if (message.number % 10 === 0) $("cache").setAttribute("aria-label", `What the model remembers: ${held} tokens of ${message.capacity}; ` + hello.kinds.map((kind) => `${NAMES[kind]} ${sums[kind] || 0}`).join(", "));
 }
 
 function legend() {
@@ -205,61 +245,59 @@ async function picture(data) {
   } catch { /* a torn picture: the next one comes */ } finally { decoding = false; }
 }
 
-// the camera
+// pictures of this browser
 
-async function openCamera() {
-  const media = await navigator.mediaDevices.getUserMedia({ video: { width: { ideal: hello.camera.width }, height: { ideal: hello.camera.height } }, audio: false });
-  const video = $("camera"), small = document.createElement("canvas");
-  video.srcObject = media;
-  await video.play();
-  const timer = setInterval(() => {
-    if (!owner || socket.readyState !== 1 || !video.videoWidth) return;
-    const scale = Math.min(1, hello.camera.width / video.videoWidth, hello.camera.height / video.videoHeight);
-    small.width = Math.round(video.videoWidth * scale); small.height = Math.round(video.videoHeight * scale);
-    small.getContext("2d").drawImage(video, 0, 0, small.width, small.height);
-    small.toBlob((blob) => { if (blob && blob.size <= hello.camera.bytes && owner && socket.readyState === 1) socket.send(blob); }, "image/jpeg", 0.8);
-  }, 1000 / hello.camera.fps);
-  camera = { media, timer };
-}
+function picked(blob) { if (owner && !over && socket.readyState === 1) socket.send(blob); }
+function close() { capture?.stop(); capture = null; }
 
-function closeCamera() {
-  if (!camera) return;
-  clearInterval(camera.timer); camera.media.getTracks().forEach((track) => track.stop()); camera = null;
+async function begin(message, file) {
+  close();
+  if (message.source === "webcam") {
+    if (!file && !navigator.mediaDevices) { toast("this browser gives cameras to https:// and localhost only"); return; }
+    try { capture = file ? await Capture.file(file, hello.camera, picked) : await Capture.camera(hello.camera, picked); }
+    catch (error) { toast(file ? error.message : `camera: ${error.message}`); return; }
+    const one = capture;
+    one.ended = () => setTimeout(() => { one.over = true; if (capture === one) send({ type: "stop", key: memory.get(stream) || "" }); }, OVERALL);
+  }
+  waiting = "start"; send(message);
 }
 
 // what is asked
 
+const picker = Object.assign(document.createElement("input"), { type: "file", accept: $("file").accept });
+
 function sources() {
-  const chosen = $("source").value, choices = [["match", "Generated match"], ...hello.sources.map((name, n) => [`listed:${n}`, name]), ["webcam", "My camera"]];
-  if (hello.addresses) choices.push(["address", "File or URL…"]);
+  const chosen = $("source").value, choices = [["match", "Generated match"], ...hello.sources.map((name, n) => [`listed:${n}`, name]), ["webcam", "My camera"], ["file", "A video file of mine"]];
+  if (hello.addresses) choices.push(["address", "A file or address on the server"]);
   $("source").replaceChildren(...choices.map(([value, text]) => new Option(text, value, false, value === chosen)));
   fields();
 }
 
 function fields() {
   $("seedfield").hidden = $("source").value !== "match"; $("addressfield").hidden = $("source").value !== "address";
-}
-
-async function start(message) {
-  closeCamera();
-  if (message.source === "webcam") {
-    if (!navigator.mediaDevices) { toast("this browser gives cameras to https:// and localhost only"); return; }
-    try { await openCamera(); } catch (error) { toast(`camera: ${error.message}`); return; }
-  }
-  waiting = "start"; send(message);
+  $("filefield").hidden = $("source").value !== "file";
 }
 
 $("start").addEventListener("submit", (event) => {
   event.preventDefault();
-  const [source, number] = $("source").value.split(":"), message = { type: "start", source };
+  const [source, number] = $("source").value.split(":"), message = { type: "start", source: source === "file" ? "webcam" : source };
+  const file = source === "file" ? $("file").files[0] : null;
+  if (source === "file" && !file) { toast("choose a video file first"); return; }
   if (source === "listed") message.number = Number(number);
   if (source === "match" && /^\d+$/.test($("seed").value.trim())) message.seed = Number($("seed").value);
   if (source === "address") message.address = $("address").value.trim();
   if ($("query").value.trim()) message.query = $("query").value.trim();
-  start(message);
+  begin(message, file);
 });
 $("source").addEventListener("change", fields);
-$("quick").addEventListener("click", () => start({ type: "start", source: "match" }));
+$("quick").addEventListener("click", () => begin({ type: "start", source: "match" }));
+$("quickcamera").addEventListener("click", () => begin({ type: "start", source: "webcam" }));
+$("quickfile").addEventListener("click", () => { picker.value = ""; picker.click(); });
+picker.addEventListener("change", () => { if (picker.files[0]) begin({ type: "start", source: "webcam" }, picker.files[0]); });
+$("speak").addEventListener("click", () => {
+  voice = !voice; $("speak").setAttribute("aria-pressed", voice); $("speak").textContent = voice ? "Voice on" : "Voice off";
+  if (!voice) speechSynthesis.cancel();
+});
 $("streams").addEventListener("click", (event) => {
   const name = event.target.closest("button")?.dataset.stream;
   if (name && name !== stream) { waiting = "join"; send({ type: "join", stream: name, after: -1, key: memory.get(name) || "" }); }
