@@ -127,7 +127,7 @@ def test_a_file_that_is_no_state_is_one_line(make, state_file, tmp_path):
     torn.write_bytes(torn.read_bytes()[:-1000])
     for name, line in (
         ("weights.safetensors", "got another kind of file"),
-        ("old.state", "got version 0, expected a state of version 1"),
+        ("old.state", "got version 0, expected a state of version 2"),
         ("torn.state", "got an unreadable file"),
         ("none.state", "got an unreadable file"),
     ):
@@ -144,7 +144,7 @@ def test_a_failed_write_leaves_the_file_of_before(make, state_file, monkeypatch)
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saved.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(InputError, match=r"a\.state: got a file that cannot be written"):
         saved.save(state_file, made, state)
     assert state_file.read_bytes() == before and [path.name for path in state_file.parent.iterdir()] == ["a.state"]
