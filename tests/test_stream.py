@@ -102,7 +102,7 @@ def test_a_signal_finishes_the_chunk_and_a_typed_line_is_asked(film, beside, tmp
     _, told = child.communicate(timeout=60)
     assert child.returncode == 0
     for said in (
-        "at its own speed; when more than 2 chunks wait",
+        "at its own speed; when more than 5 s wait, the oldest are dropped",
         "SIGTERM: stopping after this chunk",
         "asked: who has the ball?",
     ):

@@ -1,9 +1,9 @@
 """Playing a source: decoding and preparing run ahead in a thread; chunks that nobody was ready for are dropped, and said.
 
 The policy. Without a pace every chunk is delivered, as fast as it is taken. At the pace of the clock (a live source, or a file
-that is played at its own speed) a chunk can be had once its last frame is there. What is late waits, in order, and is caught up
-as fast as it is taken: after a moment of load nothing is missing. Only when more than `late` seconds of video wait is the oldest
-chunk dropped, so that the newest `late` seconds are always there. Chunks are dropped whole, and each is reported.
+that is played at its own speed) a chunk can be had once its last frame is there. What is late waits, in order, and is caught
+up as fast as it is taken: after a moment of load nothing is missing. Only when more than `late` seconds of video wait is the
+oldest chunk dropped, so that the newest `late` seconds are always there. Chunks are dropped whole, and each is reported.
 """
 
 import threading

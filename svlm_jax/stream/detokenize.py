@@ -1,7 +1,7 @@
 """From the ids of a reply to the words that are shown, whole or as they come.
 
-What is shown has no chat markup, no blanks around it, not the " ..." that ends a reply of a trained model, and no half character
-where a reply was cut between the tokens of one. Knows no device.
+What is shown has no chat markup, no blanks around it, not the " ..." that ends a reply of a trained model, and no half
+character where a reply was cut between the tokens of one. Knows no device.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """A stream's state in a file: saved between two chunks, resumed with the very same words.
 
 One sealed file (`sealed`): the keys and values of the retained tokens in the order of the sequence, their ids, slots and
-positions, and JSON for the rest. Slots are restored as they were, so that sums run in the same order. Saving and loading compile
-nothing: a save copies the cache on the device and cuts it on the host, a load lays it out on the host.
+positions, and JSON for the rest. Slots are restored as they were, so that sums run in the same order. Neither a save nor a load
+compiles anything: the one copies the cache on the device and cuts it on the host, the other lays it out on the host.
 
 Axes: B streams, K kv heads, S slots, H head dim.
 """
@@ -110,7 +110,7 @@ class Writer(AbstractContextManager["Writer"]):
         """Whether the last save is still being written."""
         return self.thread is not None and self.thread.is_alive()
 
-    def save(self, state: StreamState, extra: dict[str, Any], first: Callable[[], None] = lambda: None) -> None:
+    def save(self, state: StreamState, extra: dict[str, Any], first: Callable[[], object] = lambda: None) -> None:
         """Save the state as it is now; waits for a save before it, not for this one.
 
         Args:
@@ -138,7 +138,7 @@ class Writer(AbstractContextManager["Writer"]):
         self.left = error is not None and not issubclass(error, Exception)
         self.wait()
 
-    def _write(self, taken: Snapshot, first: Callable[[], None]) -> None:
+    def _write(self, taken: Snapshot, first: Callable[[], object]) -> None:
         try:
             first()
             write(self.path, taken, lambda: not self.left)

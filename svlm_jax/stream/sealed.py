@@ -57,7 +57,7 @@ def check(path: str | os.PathLike) -> None:
     """
     place = Path(path)
     with _told(place):
-        place = place.resolve()
+        place = Path(os.path.realpath(place))
         if not place.parent.is_dir():
             raise InputError(named(path), f"no folder {named(place.parent)}", "an existing folder", "make it first")
         if os.path.lexists(place):
@@ -91,7 +91,7 @@ def write(
     """
     place = Path(path)
     with _told(place):
-        place = place.resolve()  # a link stays one
+        place = Path(os.path.realpath(place))  # a link stays one
         partial = _partial(place)
         try:
             with partial.open("wb") as file:
@@ -231,8 +231,8 @@ def _keep_name(folder: Path) -> None:
 def _told(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        reason = getattr(error, "strerror", None) or str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
         raise InputError(
             named(path), f"a file that cannot be written ({reason:.80})", "a place with room", "choose another"
         ) from None
