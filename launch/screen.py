@@ -3,6 +3,7 @@
 Owns the terminal. Nothing here raises because of what it shows or to whom: a terminal that has gone takes no stream with it.
 """
 
+import io
 import math
 import os
 import shutil
@@ -22,6 +23,13 @@ from svlm_jax.stream.subtitles import one_line
 STATUS_EVERY = 10.0  # seconds between status lines where there is no terminal
 STAGES = ("vision", "prefill", "decode")
 WIPE = "\r\033[K"  # to the beginning of the line, and clear it
+
+
+class Nowhere(io.TextIOBase):
+    """Where words go when nobody reads them any more."""
+
+    def write(self, text: str, /) -> int:
+        return len(text)
 
 
 class Screen:
@@ -59,7 +67,7 @@ class Screen:
             self.open = end != "\n"
         except (OSError, ValueError) as error:
             self.closed, self.open = True, False
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (else the interpreter complains about stdout at exit)
+            sys.stdout = Nowhere()  # else the interpreter complains about stdout at exit
             if not isinstance(error, BrokenPipeError):
                 self.say(f"stdout: {getattr(error, 'strerror', None) or error}; words are shown no more")
 
@@ -98,7 +106,7 @@ class Screen:
             sys.stderr.write(text)
             sys.stderr.flush()
         except (OSError, ValueError):  # nobody is left to be told
-            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+            sys.stderr = Nowhere()
 
 
 def clock(second: float) -> str:

@@ -67,8 +67,8 @@ class Subtitles(AbstractContextManager["Subtitles"]):
             digest: what those bytes had then.
 
         Raises:
-            InputError: no such folder, another ending, an unwritable place; a file that exists, that is of another kind, or that
-                has changed.
+            InputError: no such folder, another ending, an unwritable place; a file that exists, or is of another kind, or has
+                changed.
         """
         self.path, self.field = Path(path), f"captions {named(path)}"
         self.kind = self.path.suffix.lower()
