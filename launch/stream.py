@@ -5,23 +5,19 @@ python -m launch.stream rtsp://camera/1 --model DIR --save-state match.state --j
 python -m launch.stream 0 --model DIR --pace                       # the first webcam; type a line to ask a question
 
 SOURCE is a video file, a folder of frames, the number of a webcam, a URL, or match:SEED, a generated game without end. Without
---pace a file is watched as fast as possible; with it, or live, chunks that come too late are dropped, and every one is told.
-Words go to stdout, the rest to stderr.
+--pace a file is watched as fast as possible; with it, or live, chunks that wait for longer than --max-delay are dropped, and
+every one is told. Words go to stdout, the rest to stderr.
 """
 
 import argparse
 import os
-import signal
-import stat
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import combinations
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import Any
 
 from launch.cli import (
@@ -34,11 +30,13 @@ from launch.cli import (
     run,
     settings,
 )
+from launch.screen import Questions, Screen, Stopping, clock, someone_types
 from svlm_jax.config import StreamConfig
+from svlm_jax.data.player import LATE
 from svlm_jax.errors import InputError
+from svlm_jax.stream.sealed import named as shortened
 
-STATUS_EVERY = 10.0  # seconds between status lines where there is no terminal
-STAGES = ("vision", "prefill", "decode")
+CAPTIONS = ("vtt", "srt", "jsonl")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -51,6 +49,13 @@ def parser() -> argparse.ArgumentParser:
     video.add_argument("--start", type=float, metavar="S", help="second to start at (default 0, or where --resume stands)")
     video.add_argument("--duration", type=float, metavar="S", help="seconds to watch (default: to the end)")
     video.add_argument("--pace", action="store_true", help="play a file at its own speed")
+    video.add_argument(
+        "--max-delay",
+        type=float,
+        default=LATE,
+        metavar="S",
+        help=f"live or with --pace: seconds of video that may wait before the oldest are dropped (default {LATE:g})",
+    )
     said = made.add_argument_group("words")
     said.add_argument("--query", default="", help="what is asked for, in the first turn")
     said.add_argument("--previous-text", default="", help="commentary that came before")
@@ -69,109 +74,6 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-class Questions:
-    """What viewers ask: lines typed on stdin, at once; those of --ask in the chunk that holds their second; one a chunk."""
-
-    def __init__(self, asked: list[str], typed: bool) -> None:
-        self.timed: list[tuple[float, str]] = []
-        for one in asked:
-            second, _, question = one.partition(":")
-            try:
-                self.timed.append((float(second), question.strip()))
-            except ValueError:
-                raise InputError("--ask", repr(one), "SECOND:QUESTION", 'write "75:who scored?"') from None
-        self.timed.sort()
-        self.lines: SimpleQueue[str] = SimpleQueue()
-        if typed:
-            Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        for line in sys.stdin:
-            if line.strip():
-                self.lines.put(line.strip())
-
-    def before(self, end: float) -> str:
-        """The question of the chunk that ends there, or "" (chunks that were dropped leave theirs to the next)."""
-        if self.timed and self.timed[0][0] < end:
-            return self.timed.pop(0)[1]
-        try:
-            return self.lines.get_nowait()
-        except Empty:
-            return ""
-
-
-class Screen:
-    """Words on stdout; on stderr a status line that stays in its place on a terminal and comes now and then elsewhere."""
-
-    def __init__(self) -> None:
-        self.live, self.spoken, self.open = sys.stderr.isatty(), 0.0, False
-        self.recent: deque[float] = deque(maxlen=16)
-        self.closed = False
-
-    def say(self, line: str) -> None:
-        """Something that happened, on stderr."""
-        print(("\r\033[K" if self.live else "") + line, file=sys.stderr, flush=True)
-
-    def interrupt(self, line: str) -> None:
-        """The same from a signal handler, where a print may be under way; print is not reentrant."""
-        with suppress(OSError):
-            os.write(2, (("\r\033[K" if self.live else "") + line + "\n").encode())
-
-    def words(self, text: str, end: str = "\n") -> None:
-        if self.closed:
-            return
-        try:
-            if self.live and not self.open and sys.stdout.isatty():
-                sys.stderr.write("\r\033[K")
-                sys.stderr.flush()
-            print("".join(one if one.isprintable() else " " for one in text), end=end, flush=True)
-            self.open = end != "\n"
-        except BrokenPipeError:
-            self.closed = True
-            sys.stdout = open("/dev/null", "w")  # noqa: SIM115 (else the interpreter complains about stdout at exit)
-
-    def status(self, reply: Any, spent: float, slots: int, of: str) -> None:
-        self.recent.append(spent)
-        now = time.monotonic()
-        if self.open or not (self.live or now - self.spoken > STATUS_EVERY):
-            return
-        self.spoken = now
-        speed = (reply.end - reply.start) / (sum(self.recent) / len(self.recent))
-        stages = ", ".join(f"{stage} {reply.ms[stage]:.0f}" for stage in STAGES)
-        line = f"{clock(reply.end)}{of}  {speed:.1f}x real time  {reply.after}/{slots} slots  ms: {stages}"
-        print("\r\033[K" + line if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
-
-
-def clock(second: float) -> str:
-    """75.25 -> "00:01:15.2"."""
-    tenths = int(10 * second + 1e-6)
-    return f"{tenths // 36000:02}:{tenths // 600 % 60:02}:{tenths // 10 % 60:02}.{tenths % 10}"
-
-
-class Stopping:
-    """SIGINT and SIGTERM end the stream after the chunk that is being watched; a second one ends it at once."""
-
-    def __init__(self, screen: Screen) -> None:
-        self.screen, self.asked = screen, False
-        self.wake: Callable[[], None] = lambda: None
-
-    def __enter__(self) -> "Stopping":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._heard)
-        return self
-
-    def _heard(self, number: int, _: Any) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        self.screen.interrupt(f"{signal.Signals(number).name}: stopping after this chunk")
-        self.wake()
-
-    def __exit__(self, *_: object) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
-
-
 def main() -> None:
     args = parser().parse_args()
     config, draws = settings(args)
@@ -179,18 +81,63 @@ def main() -> None:
         raise InputError("--resume", "with --query or --previous-text", "a stream that has its own", "use --ask")
     if args.save_every < 1:
         raise InputError("--save-every", args.save_every, "1 or more chunks", "raise it")
+    if not 0 <= args.max_delay < float("inf"):
+        raise InputError("--max-delay", args.max_delay, "seconds, 0 or more", f"leave it out for {LATE:g}")
+    check_outputs(args)
     with ExitStack() as things:
         Watch(args, config, draws, things).run(things)
 
 
-def _someone_types() -> bool:
-    """Whether stdin is a terminal that is ours to read, or a pipe."""
-    try:
-        if sys.stdin.isatty():
-            return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
-        return stat.S_ISFIFO(os.fstat(sys.stdin.fileno()).st_mode)
-    except (OSError, ValueError, AttributeError):  # closed, or none
-        return False
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse what would write over something else; before anything is opened.
+
+    Raises:
+        InputError: two names of one file, captions with the ending of another kind.
+    """
+    flags = ("vtt", "srt", "jsonl", "save_state", "resume")
+    given = {flag: getattr(args, flag) for flag in flags}
+    named = {"source": Path(args.source)} | {f"--{flag.replace('_', '-')}": path for flag, path in given.items() if path}
+    for (name, path), (other, second) in combinations(named.items(), 2):
+        if {name, other} != {"--save-state", "--resume"} and same_file(path, second):
+            raise InputError(other, f"{shortened(second)}, the file of {name}", "a file of its own", "choose another name")
+    for flag in CAPTIONS:
+        path = getattr(args, flag)
+        if path is not None and path.suffix.lower() in {f".{other}" for other in CAPTIONS} - {f".{flag}"}:
+            raise InputError(f"--{flag}", shortened(path), f"a name that ends in .{flag}", "rename it, or use its own flag")
+
+
+def same_file(path: Path, other: Path) -> bool:
+    """Whether two names are of one file, however they are written, there or not."""
+    with suppress(OSError, ValueError):
+        if os.path.samefile(path, other):
+            return True
+    return os.path.realpath(path) == os.path.realpath(other)
+
+
+def open_captions(args: argparse.Namespace, kept: dict[str, Any], say: Callable[[str], None]) -> Iterator[tuple[str, Any]]:
+    """(flag, open file) of each; with --resume where they stood when the state was saved.
+
+    Args:
+        kept: the `mark` of each by its path, as the state has it.
+
+    Raises:
+        InputError: a file that cannot be written, or that is not what the state knows.
+    """
+    from svlm_jax.stream.subtitles import Subtitles
+
+    for flag in CAPTIONS:
+        path = getattr(args, flag)
+        if path is None:
+            continue
+        mark = next((mark for name, mark in kept.items() if same_file(path, Path(name))), None)
+        there = path.is_file() and path.stat().st_size > 0
+        if args.resume and there and mark is None:
+            got, expected = f"{shortened(path)}, of which {shortened(args.resume)} knows nothing", "the file it was saved with"
+            raise InputError(f"--{flag}", got, f"{expected}, or a new one", "give a new name: nothing is written over")
+        if mark is not None and not there:
+            say(f"captions {shortened(path)}: not there any more; begun anew, without what was said before")
+        back = {"keep": mark["size"], "digest": mark["sha256"]} if mark is not None and there else {}
+        yield flag, Subtitles(path, append=bool(args.resume), **back)
 
 
 class Watch:
@@ -200,56 +147,73 @@ class Watch:
         from svlm_jax.data.sources import open_source
         from svlm_jax.sharding import make_mesh
         from svlm_jax.stream import saved
-        from svlm_jax.stream.subtitles import Subtitles
 
-        self.args, self.config, self.sampling, self.screen = args, config, draws, Screen()
-        self.questions = Questions(args.ask, typed=_someone_types())
+        self.args, self.config, self.sampling = args, config, draws
+        typed = someone_types()
+        self.screen = Screen(typed and sys.stdin.isatty())
+        self.questions = Questions(args.ask, typed, self.screen.entered)
         self.stopping = things.enter_context(Stopping(self.screen))
         told = saved.peek(args.resume) if args.resume else {}
+        self.questions.resume(told.get("questions", {}))
         self.next = told.get("next", 0.0) if args.start is None else args.start
         video = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "duration": args.duration}
         self.open = partial(open_source, args.source, start=self.next, **video)
         self.source = self.open()
-        kept = told.get("captions", {})
-        self.captions = {
-            str(path): things.enter_context(Subtitles(path, append=bool(args.resume), keep=kept.get(str(path))))
-            for path in (args.vtt, args.srt, args.jsonl)
-            if path is not None
-        }
+        if args.save_state is not None:
+            saved.check(args.save_state)
+        opened = open_captions(args, told.get("captions", {}), self.screen.say)
+        self.captions = {flag: things.enter_context(one) for flag, one in opened}
+        self.writer: saved.Writer | None = None
+        self.whole = True  # state and captions tell of the same chunks
         mesh = make_mesh(tensor=args.tensor) if args.tensor > 1 else None
         self.vlm = load(args, mesh=mesh, progress=Progress("load"))
-        self.done = self.dropped = 0
+        self.done = self.dropped = self.saved = 0
 
     def run(self, things: ExitStack) -> None:
-        from svlm_jax.data.player import LATE, Player
+        from svlm_jax.data.player import Player
 
-        source, screen, first = self.source, self.screen, None
+        source, screen, first, delay = self.source, self.screen, None, self.args.max_delay
         if not source.live:  # look at it before the clock starts, so that compiling costs no second of the video
-            first = self._prepare(next(iter(self.open())))
-            self._begin(first)
+            first = self._prepare(self._first())
+            self._begin(first, things)
         timed = "live" if source.live else "at its own speed" if self.args.pace else "as fast as possible"
         length = f"{source.total} chunks" if source.total is not None else "without end" if source.endless else "length unknown"
-        rule = f"; when more than {LATE} chunks wait, all but the newest are dropped" if timed != "as fast as possible" else ""
+        rule = f"; when more than {delay:g} s wait, the oldest are dropped" if timed != "as fast as possible" else ""
         screen.say(f"{source.name}: {length} of {self.config.chunk_seconds:g} s at {self.config.fps:g} fps, {timed}{rule}")
-        player = things.enter_context(Player(source, self._prepare, pace=self.args.pace, report=self._lost))
+        player = things.enter_context(Player(source, self._prepare, pace=self.args.pace, late=delay, report=self._lost))
         self.stopping.wake = player.stop
-        for chunk, clip in player:
-            if first is None:
-                first = clip
-                self._begin(first)
-            self._watch(chunk, clip)
-            if self.stopping.asked or (screen.closed and not self.captions and not self.args.save_state):
-                break
+        try:
+            for chunk, clip in player:
+                if first is None:
+                    first = clip
+                    self._begin(first, things)
+                self._watch(chunk, clip)
+                if self.stopping.asked or (screen.closed and not self.captions and not self.args.save_state):
+                    break
+        except Exception:
+            if error := self._save_last():  # what was watched before the source broke is not lost with it
+                screen.say(f"state not saved: {error}")
+            raise
         if source.ending:
             screen.say(f"{source.name}: {source.ending}")
-        self._save()
+        if error := self._save_last():
+            raise error
         told = f", {self.dropped} dropped" if self.dropped else ""
         screen.say(f"watched {self.done} chunks to {clock(self.next)}{told}")
+
+    def _first(self) -> Any:
+        with self.open() as source:
+            for chunk in source:
+                return chunk
+        least = f"a frame, which is {1 / self.config.fps:g} s"
+        raise InputError(
+            self.source.name, f"no frame from second {self.next:g} on", least, "watch for longer, or from earlier on"
+        )
 
     def _prepare(self, chunk: Any) -> Any:
         return self.vlm.processor.video(chunk.frames, fps=self.config.fps, levels=True)
 
-    def _begin(self, clip: Any) -> None:
+    def _begin(self, clip: Any, things: ExitStack) -> None:
         """Make the session for frames of that size, compile it, and begin or resume the stream."""
         from svlm_jax.stream import saved
         from svlm_jax.stream.session import Session
@@ -263,6 +227,8 @@ class Watch:
             self.state = saved.load(args.resume, self.session)
         else:
             self.state = self.session.join(state, query=args.query, seed=args.seed)
+        if args.save_state is not None:
+            self.writer = things.enter_context(saved.Writer(args.save_state, self.session))
         t, h, w = clip.grid
         merge = vlm.model.config.vision.spatial_merge_size
         self.screen.say(
@@ -271,65 +237,86 @@ class Watch:
         )
 
     def _watch(self, chunk: Any, clip: Any) -> None:
-        from svlm_jax.stream.sequence import Chunk
-
         started, screen = time.monotonic(), self.screen
         if chunk.note:
             screen.say(f"{clock(chunk.start)} {chunk.note}")
-        question = self.questions.before(chunk.end)
-        show = self._token if self.args.tokens else None
-        self.said: list[int] = []
-        asked = Chunk(chunk.start, chunk.end, clip, question)
-        try:
-            self.state, replies = self.session.step(self.state, [asked], on_token=show)
-        except InputError as error:
-            if not question:
-                raise
-            screen.say(f"{clock(chunk.start)} not asked: {error}")
-            question = ""
-            self.state, replies = self.session.step(self.state, [asked._replace(question="")], on_token=show)
-        (reply,) = replies
-        assert reply is not None
+        self.whole = False
+        reply, question = self._step(chunk, clip, self.questions.before(chunk.end))
         if question:
             screen.say(f"{clock(chunk.start)} asked: {question}")
-        if self.args.tokens and self.said:
-            screen.words("")
-        elif reply.text.strip():
+        if not self.args.tokens and reply.text.strip():
             screen.words(f"[{clock(chunk.start)}] {reply.text.strip()}")
         extra = {"tokens": reply.tokens, "ms": {stage: round(ms, 2) for stage, ms in reply.ms.items()}, "slots": reply.after}
         if question:
             extra["question"] = question
         for captions in self.captions.values():
             captions.write(chunk.start, chunk.end, reply.text.strip(), **extra)
-        self.done, self.next = self.done + 1, chunk.end
+        self.done, self.next, self.whole = self.done + 1, chunk.end, True
         of = "" if self.source.total is None else f" {chunk.number + 1}/{self.source.total}"
         screen.status(reply, time.monotonic() - started, self.state.cache.capacity, of)
-        if self.done % self.args.save_every == 0:
-            self._save()
+        self._save_now_and_then()
 
-    def _token(self, row: int, token: int) -> None:
-        """Show what a token adds to the words so far."""
-        decode = partial(self.vlm.tokenizer.decode, skip_special_tokens=True)
-        if not self.said:
-            self.screen.words(f"[{clock(self.next)}]", end="")
-        before = decode(self.said)
-        self.said.append(token)
-        self.screen.words(decode(self.said)[len(before) :], end="")
+    def _step(self, chunk: Any, clip: Any, question: str) -> tuple[Any, str]:
+        """The reply to a chunk, shown as it comes with --tokens, and the question if there was room for it."""
+        from svlm_jax.stream.detokenize import Detokenizer
+        from svlm_jax.stream.sequence import Chunk
+
+        detokenizer = Detokenizer(self.vlm.tokenizer)
+
+        def show(text: str) -> None:
+            if text:  # a line is begun by its first word: most seconds of a commentary have none
+                self.screen.words(text if self.screen.open else f"[{clock(chunk.start)}] {text}", end="")
+
+        on_token = (lambda row, token: show(detokenizer.add(token))) if self.args.tokens else None
+        asked = Chunk(chunk.start, chunk.end, clip, question)
+        try:
+            self.state, replies = self.session.step(self.state, [asked], on_token=on_token)
+        except InputError as error:
+            if not question:
+                raise
+            self.screen.say(f"{clock(chunk.start)} not asked: {error}")
+            question = ""
+            self.state, replies = self.session.step(self.state, [asked._replace(question="")], on_token=on_token)
+        (reply,) = replies
+        assert reply is not None
+        show(detokenizer.flush())
+        if self.screen.open:
+            self.screen.words("")
+        return reply, question
 
     def _lost(self, chunks: Any) -> None:
         self.dropped += len(chunks)
         first, last = chunks[0].start, chunks[-1].end
         self.screen.say(f"dropped {clock(first)} to {clock(last)} ({len(chunks)} chunks): too late")
-        for path, captions in self.captions.items():
-            if path.endswith(".jsonl"):
-                captions.write(first, last, "", dropped=len(chunks))
+        if jsonl := self.captions.get("jsonl"):
+            jsonl.write(first, last, "", dropped=len(chunks))
 
     def _save(self) -> None:
-        from svlm_jax.stream import saved
+        """Begin to save; the stream goes on meanwhile."""
+        assert self.writer is not None
+        marks = {os.path.realpath(captions.path): captions.mark for captions in self.captions.values()}
+        extra = {"next": self.next, "captions": marks, "questions": self.questions.state()}
+        # The captions go to the disk first: a state never knows of cues that a loss of power has taken.
+        self.writer.save(self.state, extra, first=lambda: [captions.sync() for captions in self.captions.values()])
+        self.saved = self.done
 
-        if self.args.save_state is not None and self.done:
-            sizes = {path: captions.size for path, captions in self.captions.items()}
-            saved.save(self.args.save_state, self.session, self.state, {"next": self.next, "captions": sizes})
+    def _save_now_and_then(self) -> None:
+        """Save when it is time, unless the last save is still being written: then at the next chunk."""
+        if self.writer is None or self.writer.busy:
+            return
+        if error := self.writer.failure():
+            self.screen.say(f"state not saved, tried again later: {error}")
+        if self.done - self.saved >= self.args.save_every:
+            self._save()
+
+    def _save_last(self) -> Exception | None:
+        """Save what has been watched, and wait until the disk has it. Why not, if so."""
+        if self.writer is None:
+            return None
+        if self.whole and self.done:
+            self._save()
+        self.writer.wait()
+        return self.writer.failure()
 
 
 if __name__ == "__main__":

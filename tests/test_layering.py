@@ -53,6 +53,7 @@ HOST_SIDE = (
     "svlm_jax.data",
     "svlm_jax.world",
     "svlm_jax.stream.subtitles",
+    "svlm_jax.stream.sealed",
 )
 LATE = {"av", "transformers", "grain", "orbax", "huggingface_hub", "tensorflow_datasets", "torch", "starlette", "uvicorn"}
 KERNEL_IMPORTS = {"jax", "numpy", "pallas_kernels"} | sys.stdlib_module_names

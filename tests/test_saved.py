@@ -1,6 +1,8 @@
-"""A state that is saved and loaded says the very same words; another model's, or a broken one, is refused."""
+"""A state that is saved and loaded says the very same words, and saving stalls nothing; another model's state is refused."""
 
+import os
 import shutil
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -13,10 +15,11 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.data.processor import load_tokenizer
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import from_parameters, parameters
-from svlm_jax.stream import saved
+from svlm_jax.stream import saved, sealed
 from svlm_jax.stream.sampling import Sampling
 from svlm_jax.stream.session import Session
-from tests.test_session import DRAWN, GREEDY, GRID, WINDOWS, chunk, said
+from tests.test_sealed import refused
+from tests.test_session import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, said
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +130,7 @@ def test_a_file_that_is_no_state_is_one_line(make, state_file, tmp_path):
     torn.write_bytes(torn.read_bytes()[:-1000])
     for name, line in (
         ("weights.safetensors", "got another kind of file"),
-        ("old.state", "got version 0, expected a state of version 1"),
+        ("old.state", "got version 0, expected a state of version 2"),
         ("torn.state", "got an unreadable file"),
         ("none.state", "got an unreadable file"),
     ):
@@ -137,6 +140,148 @@ def test_a_file_that_is_no_state_is_one_line(make, state_file, tmp_path):
             assert "\n" not in str(error.value)
 
 
+def resealed(path, change) -> None:
+    """Write a state anew with a checksum that is right and a content that is not."""
+    notes, tensors = sealed.read(path)
+    tensors = {name: array.copy() for name, array in tensors.items()}
+    change(notes, tensors)
+    sealed.write(path, notes, tensors)
+
+
+def set_slot(notes, tensors):
+    tensors["0.slots"][3] = 10**6
+
+
+ABSURD = {
+    "capacity": lambda notes, tensors: notes.update(capacity=10**12),
+    "no capacity": lambda notes, tensors: notes.pop("capacity"),
+    "capacity in words": lambda notes, tensors: notes.update(capacity="640"),
+    "small": lambda notes, tensors: notes.update(capacity=1),
+    "no streams": lambda notes, tensors: notes.update(streams=[]),
+    "many streams": lambda notes, tensors: notes.update(streams=notes["streams"] * 1000),
+    "no settings": lambda notes, tensors: notes.update(settings=5),
+    "ids": lambda notes, tensors: tensors["0.ids"].fill(10**9),
+    "slots": set_slot,
+    "one slot for all": lambda notes, tensors: tensors["0.slots"].fill(0),
+    "positions": lambda notes, tensors: tensors["0.positions"].fill(np.nan),
+    "a layer less": lambda notes, tensors: tensors.pop("0.keys.1"),
+    "another layer": lambda notes, tensors: tensors.update({"0.keys.1": np.zeros((1, 1, 1), np.float32)}),
+    "spans": lambda notes, tensors: notes["streams"][0].update(spans=notes["streams"][0]["spans"][:-1]),
+    "a kind": lambda notes, tensors: notes["streams"][0]["spans"][0].__setitem__(0, 99),
+    "time": lambda notes, tensors: notes["streams"][0].update(since=99),
+}
+
+
+@pytest.mark.parametrize("change", ABSURD.values(), ids=ABSURD.keys())
+def test_an_absurd_state_takes_no_memory_and_is_one_line(make, state_file, change, monkeypatch):
+    made, start = make(), Session.start
+
+    def small(self, capacity=None):
+        assert capacity is None or capacity < 2000
+        return start(self, capacity)
+
+    monkeypatch.setattr(Session, "start", small)
+    resealed(state_file, change)
+    line = refused(saved.load, state_file, made)
+    assert "a content that no release writes" in line or "as the session has it" in line
+
+
+def test_saving_and_loading_compile_nothing(make, tmp_path):
+    """Else a stream stalls at every save, and memory creeps, for as long as it lives."""
+    made = make()
+    state = made.join(made.start(), query="Commentate", seed=3)
+    state, _ = made.step(state, [chunk(0)])
+    writer = saved.Writer(tmp_path / "b.state", made)
+    with Compiled() as compiled:
+        for number in range(1, 11):
+            state, _ = made.step(state, [chunk(number)])  # every time as many tokens as never before
+            saved.save(tmp_path / "a.state", made, state)
+            writer.save(state, {})
+        writer.wait()
+        loaded = saved.load(tmp_path / "a.state", made)
+        made.step(loaded, [chunk(11)])
+    assert compiled.count == 0 and writer.failure() is None
+    assert (tmp_path / "a.state").stat().st_size and saved.peek(tmp_path / "b.state") == {}
+
+
+def test_the_weights_are_looked_at_once_a_session(make, tmp_path, monkeypatch):
+    made, looked = make(), []
+    monkeypatch.setattr(saved, "_checksum", lambda values: looked.append(1) or np.uint32(7))
+    for _ in range(3):
+        saved.save(tmp_path / "a.state", made, made.join(made.start()))
+    saved.load(tmp_path / "a.state", made)
+    assert len(looked) == 1
+
+
+def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch):
+    """What is written is the stream as it was when the save began, whatever it has said since."""
+    made, going, let, write = make(), threading.Event(), threading.Event(), sealed.write
+    state = made.join(made.start(), seed=3)
+    state, _ = made.step(state, [chunk(0)])
+    saved.save(tmp_path / "then.state", made, state, {"next": 1.0})
+    writer, order = saved.Writer(tmp_path / "a.state", made), []
+
+    def held(*args):
+        going.set()
+        assert let.wait(60)
+        write(*args)
+
+    monkeypatch.setattr(sealed, "write", held)
+    with writer:
+        writer.save(state, {"next": 1.0}, first=lambda: order.append("first"))
+        assert going.wait(60) and writer.busy and writer.failure() is None and order == ["first"]
+        state, _ = made.step(state, [chunk(1)])  # its cache is donated meanwhile
+        assert not (tmp_path / "a.state").exists()
+        let.set()
+    assert not writer.busy and (tmp_path / "a.state").read_bytes() == (tmp_path / "then.state").read_bytes()
+
+
+def test_a_save_that_fails_in_its_thread_is_told_once_and_the_next_succeeds(make, tmp_path):
+    made = make()
+    writer = saved.Writer(tmp_path / "gone" / "a.state", made)
+    writer.save(made.join(made.start()), {})
+    writer.wait()
+    assert "gone/a.state: got a file that cannot be written" in str(writer.failure()) and writer.failure() is None
+    (tmp_path / "gone").mkdir()
+    writer.save(made.join(made.start()), {})
+    writer.wait()
+    assert writer.failure() is None and saved.peek(tmp_path / "gone" / "a.state") == {}
+
+
+def test_an_interrupt_calls_a_save_off_and_leaves_the_file_of_before(make, state_file, monkeypatch):
+    made, before, begun = make(), state_file.read_bytes(), threading.Event()
+    pieces = sealed._pieces
+
+    def slow(*args):
+        for number, piece in enumerate(pieces(*args)):
+            begun.set()
+            while number == 1 and not writer.left:
+                pass
+            yield piece
+
+    monkeypatch.setattr(sealed, "_pieces", slow)
+    with pytest.raises(KeyboardInterrupt), saved.Writer(state_file, made) as writer:
+        writer.save(made.join(made.start()), {})
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+    assert state_file.read_bytes() == before and os.listdir(state_file.parent) == ["a.state"]
+
+
+def test_a_loss_of_power_leaves_the_new_file_or_the_one_of_before(make, state_file, monkeypatch):
+    """The disk has the bytes before the name, and the name before the save counts as done."""
+    made, told = make(), []
+    fsync, rename = os.fsync, os.replace
+
+    def synced(number):
+        told.append("folder" if os.path.isdir(f"/proc/self/fd/{number}") else "file")
+        fsync(number)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", lambda *names: (told.append("name"), rename(*names)))
+    saved.save(state_file, made, made.join(made.start()))
+    assert told == ["file", "name", "folder"]
+
+
 def test_a_failed_write_leaves_the_file_of_before(make, state_file, monkeypatch):
     made, before = make(), state_file.read_bytes()
     state = made.join(made.start())
@@ -144,7 +289,7 @@ def test_a_failed_write_leaves_the_file_of_before(make, state_file, monkeypatch)
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(saved.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(InputError, match=r"a\.state: got a file that cannot be written"):
         saved.save(state_file, made, state)
     assert state_file.read_bytes() == before and [path.name for path in state_file.parent.iterdir()] == ["a.state"]

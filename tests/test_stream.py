@@ -1,6 +1,5 @@
-"""`python -m launch.stream` as a user runs it."""
+"""`python -m launch.stream` as a user runs it. A source that has to wait is held by the test, never by a clock."""
 
-import io
 import json
 import os
 import signal
@@ -12,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.stream import Screen, Stopping
 from svlm_jax.data.video import write_video
+from svlm_jax.stream.saved import peek
 from svlm_jax.world.film import Film
 from tests.test_launch import ROOT, command, refusal
 
+HANG = 300  # seconds after which a test has hung; none waits for them
 SMALL = ("--vision-window", 3, "--text-rounds", 3, "--sink", 6, "--slide", 6, "--query", "Commentate on this match")
 
 
@@ -48,16 +48,58 @@ def without_ms(path: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key != "ms"} for line in lines(path)]
 
 
-def running(*args: object) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", "launch.stream", *map(str, args)]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(line, stdin=pipe, stdout=pipe, stderr=pipe, text=True, env=env, cwd=ROOT)
+# A child whose source gives a chunk for each byte that comes through a pipe, and all the rest when the pipe is closed.
+HELD = """
+import os, runpy, sys
+from svlm_jax.data import sources
+gate, chunks = int(sys.argv.pop(1)), sources.Source.__iter__
+def held(self):
+    for chunk in chunks(self):
+        os.read(gate, 1)
+        yield chunk
+sources.Source.__iter__ = held
+runpy.run_module("launch.stream", run_name="__main__", alter_sys=True)
+"""
+
+
+class Held:
+    """A running command whose source waits for `let`."""
+
+    def __init__(self, *args: object, **pipes: object) -> None:
+        gate, self.gate = os.pipe()
+        env = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
+        line = [sys.executable, "-c", HELD, str(gate), *map(str, args)]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | pipes
+        self.child = subprocess.Popen(line, text=True, env=env, cwd=ROOT, pass_fds=[gate], **pipes)
+        os.close(gate)
+        os.write(self.gate, b".")  # for the look at the first frames
+
+    def let(self, chunks: int) -> "Held":
+        os.write(self.gate, b"." * chunks)
+        return self
+
+    def end(self) -> tuple[str, str]:
+        """Let all come, and wait for the end."""
+        if self.gate:
+            os.close(self.gate)
+            self.gate = 0
+        return self.child.communicate(timeout=HANG)
+
+    def kill(self) -> None:
+        self.child.kill()
+        self.end()
 
 
 def wait_for_lines(path: Path, count: int, child: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 120
+    until = time.monotonic() + HANG
     while not (path.exists() and path.read_bytes().count(b"\n") >= count):
+        assert child.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+
+
+def wait_for(path: Path, child: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + HANG
+    while not path.exists():
         assert child.poll() is None and time.monotonic() < until
         time.sleep(0.05)
 
@@ -72,67 +114,112 @@ def test_words_and_captions_of_a_whole_film(whole):
     spoken = [line for line in told if line["text"]]
     assert len(result.stdout.splitlines()) == len(spoken)
     assert result.stdout.startswith("[00:00:00.0] ")
+    for kind in ("vtt", "srt"):
+        assert (place / f"a.{kind}").read_text().count("\nQ: who scored?\n") == 1
     assert (place / "a.vtt").read_text().count(" --> ") == (place / "a.srt").read_text().count(" --> ") == len(spoken)
     for said in ("9 chunks of 1 s at 2 fps, as fast as possible", "asked: who scored?", "x real time", "watched 9 chunks"):
         assert said in result.stderr
 
 
-def test_killed_and_resumed_it_says_what_it_would_have_said(film, beside, whole, tmp_path):
-    files = [word for kind in ("vtt", "srt", "jsonl") for word in (f"--{kind}", tmp_path / f"a.{kind}")]
-    asked = ("--ask", "4:who scored?", *files, "--save-state", tmp_path / "a.state", "--save-every", 2)
-    child = running(film, *beside, *SMALL, *asked, "--pace")
-    wait_for_lines(tmp_path / "a.jsonl", 6, child)
-    child.kill()
-    child.communicate()
-    small = SMALL[:-2]  # the query is in the state
-    again = command("stream", film, *beside, *small, *asked, "--resume", tmp_path / "a.state")
-    assert again.returncode == 0, again.stderr
+def outputs(place: Path) -> list[object]:
+    return [word for kind in ("vtt", "srt", "jsonl") for word in (f"--{kind}", place / f"a.{kind}")]
+
+
+def assert_the_same(place: Path, whole: Path) -> None:
     for kind in ("vtt", "srt"):
-        assert (tmp_path / f"a.{kind}").read_bytes() == (whole[1] / f"a.{kind}").read_bytes()
-    assert without_ms(tmp_path / "a.jsonl") == without_ms(whole[1] / "a.jsonl")
+        assert (place / f"a.{kind}").read_bytes() == (whole / f"a.{kind}").read_bytes()
+    assert without_ms(place / "a.jsonl") == without_ms(whole / "a.jsonl")
 
 
-def test_a_signal_finishes_the_chunk_and_a_typed_line_is_asked(film, beside, tmp_path):
-    child = running(film, *beside, *SMALL, "--pace", "--jsonl", tmp_path / "a.jsonl", "--save-state", tmp_path / "a.state")
-    wait_for_lines(tmp_path / "a.jsonl", 1, child)
-    child.stdin.write("who has the ball?\n")
-    child.stdin.flush()
-    wait_for_lines(tmp_path / "a.jsonl", 4, child)
-    child.send_signal(signal.SIGTERM)
-    _, told = child.communicate(timeout=60)
-    assert child.returncode == 0
-    for said in (
-        "at its own speed; when more than 2 chunks wait",
-        "SIGTERM: stopping after this chunk",
-        "asked: who has the ball?",
-    ):
-        assert said in told
-    assert (tmp_path / "a.state").is_file() and 4 <= len(lines(tmp_path / "a.jsonl")) < 9
+def test_killed_and_resumed_it_says_what_it_would_have_said(film, beside, whole, tmp_path):
+    """Twice, in the middle of saving perhaps; the captions are named by another path each time."""
+    (tmp_path / "link").symlink_to(tmp_path)
+    (tmp_path / "real").mkdir()
+    asked = ("--ask", "4:who scored?", "--save-state", tmp_path / "a.state", "--save-every", 1)
+    one = Held(film, *beside, *SMALL, *asked, *outputs(tmp_path)).let(4)
+    wait_for_lines(tmp_path / "a.jsonl", 3, one.child)
+    wait_for(tmp_path / "a.state", one.child)
+    one.kill()
+    again = (film, *beside, *SMALL[:-2], *asked, "--resume", tmp_path / "a.state")  # the query is in the state
+    two = Held(*again, *outputs(tmp_path / "link")).let(9)
+    wait_for_lines(tmp_path / "a.jsonl", 7, two.child)
+    two.kill()
+    last = command("stream", *again, *outputs(tmp_path / "real" / ".."))
+    assert last.returncode == 0, last.stderr
+    assert_the_same(tmp_path, whole[1])
 
 
-def test_a_signal_in_the_middle_of_a_print_harms_nothing(monkeypatch, capfd):
-    class Interrupted(io.RawIOBase):
-        def writable(self):
-            return True
+@pytest.mark.slow
+def test_killed_twenty_times_it_says_what_it_would_have_said(beside, tmp_path):
+    place, whole = tmp_path / "killed", tmp_path / "whole"
+    place.mkdir()
+    whole.mkdir()
+    asked = ("match:3", *beside, *SMALL[:-2], "--save-every", 1, "--ask", "4:who scored?", "--ask", "4:and who is playing?")
+    uninterrupted = command("stream", *asked, "--query", "Commentate", "--duration", 60, *outputs(whole))
+    assert uninterrupted.returncode == 0, uninterrupted.stderr
+    state, stood = place / "a.state", 0.0
+    for number in range(20):
+        begin = ("--resume", state) if number else ("--query", "Commentate")
+        one = Held(*asked, *begin, "--save-state", state, "--duration", 60 - stood, *outputs(place)).let(3 + number % 2)
+        wait_for_lines(place / "a.jsonl", int(stood) + 2, one.child)
+        wait_for(state, one.child)
+        if number % 2:  # half of them with some part of a save behind them
+            time.sleep(0.002 * number)
+        one.kill()
+        stood = peek(state)["next"]
+    last = command("stream", *asked, "--resume", state, "--save-state", state, "--duration", 60 - stood, *outputs(place))
+    assert last.returncode == 0, last.stderr
+    assert_the_same(place, whole)
 
-        def write(self, data):
-            if not stopping.asked:
-                signal.raise_signal(signal.SIGTERM)
-            return len(data)
 
-    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupted())))
-    with Stopping(Screen()) as stopping:
-        stopping.screen.say("00:00:01.0")
-    assert stopping.asked and capfd.readouterr().err == "SIGTERM: stopping after this chunk\n"
+def test_a_signal_finishes_the_chunk_and_a_typed_line_is_asked(beside, tmp_path):
+    args = ("match:3", *beside, *SMALL, "--jsonl", tmp_path / "a.jsonl", "--save-state", tmp_path / "a.state")
+    one = Held(*args).let(1)
+    wait_for_lines(tmp_path / "a.jsonl", 1, one.child)
+    one.child.stdin.write("who has the ball?\n")
+    one.child.stdin.flush()
+    seen = 1
+    while not any("question" in line for line in lines(tmp_path / "a.jsonl")):  # it is read by a thread, some time
+        seen += 1
+        one.let(1)
+        wait_for_lines(tmp_path / "a.jsonl", seen, one.child)
+    one.child.send_signal(signal.SIGTERM)
+    _, told = one.child.communicate(timeout=HANG)  # its source is still held
+    assert one.child.returncode == 0
+    assert "SIGTERM: stopping after this chunk" in told and "asked: who has the ball?" in told
+    assert peek(tmp_path / "a.state")["next"] == seen == len(lines(tmp_path / "a.jsonl"))
 
 
 def test_a_closed_stdout_is_no_accident(film, beside):
-    child = running(film, *beside, *SMALL, "--tokens")
-    assert child.stdout.readline().startswith("[00:00:00.0]")
-    child.stdout.close()
-    child.stdout = None
-    _, told = child.communicate(timeout=60)
-    assert child.returncode == 0 and "Traceback" not in told and "Exception" not in told
+    one = Held(film, *beside, *SMALL, "--tokens").let(1)
+    assert one.child.stdout.readline().startswith("[00:00:00.0]")
+    one.child.stdout.close()
+    one.child.stdout = None
+    _, told = one.end()
+    assert one.child.returncode == 0 and "Traceback" not in told and "Exception" not in told
+
+
+def test_a_terminal_that_goes_away_takes_no_stream_with_it(film, beside, tmp_path):
+    """`2>&1 | head`: nobody reads any more, and the state is still kept."""
+    reader, writer = os.pipe()
+    state = ("--save-state", tmp_path / "a.state", "--save-every", 2)
+    one = Held(film, *beside, *SMALL, "--tokens", *state, stdout=writer, stderr=writer).let(2)
+    os.close(writer)
+    wait_for(tmp_path / "a.state", one.child)
+    os.close(reader)
+    one.end()
+    assert one.child.returncode == 0 and peek(tmp_path / "a.state")["next"] == 9
+
+
+def test_tokens_are_shown_as_they_come_and_make_the_lines_of_whole_replies(film, beside, whole):
+    """No empty line for a silent second, no half character, no dots at the end."""
+    result = command("stream", film, *beside, *SMALL, "--ask", "4:who scored?", "--tokens")
+    assert result.returncode == 0, result.stderr
+    assert [squeezed(line) for line in result.stdout.splitlines()] == [squeezed(line) for line in whole[0].stdout.splitlines()]
+
+
+def squeezed(line: str) -> str:
+    return line.rstrip("\ufffd ")
 
 
 def test_a_full_disk_is_one_line_and_what_is_written_is_whole(film, beside, tmp_path):
@@ -157,3 +244,7 @@ def test_bad_input_is_one_line_and_makes_no_file(film, beside, tmp_path):
         assert expected in refusal(command("stream", film, *beside, *args)), args
     assert "no such file" in refusal(command("stream", tmp_path / "none.mp4", *beside, *new))
     assert [path.name for path in tmp_path.iterdir()] == ["there.vtt"]
+
+
+def test_a_source_without_a_frame_is_one_line(film, beside):
+    assert "no frame from second 0 on" in refusal(command("stream", "match:5", "--duration", 0.1, *beside))

@@ -1,8 +1,9 @@
 """Playing a source: decoding and preparing run ahead in a thread; chunks that nobody was ready for are dropped, and said.
 
 The policy. Without a pace every chunk is delivered, as fast as it is taken. At the pace of the clock (a live source, or a file
-that is played at its own speed) a chunk can be had once its last frame is there; when more than `LATE` complete ones wait, all
-but the newest are dropped, oldest first. Chunks are dropped whole, and each is reported.
+that is played at its own speed) a chunk can be had once its last frame is there. What is late waits, in order, and is caught
+up as fast as it is taken: after a moment of load nothing is missing. Only when more than `late` seconds of video wait is the
+oldest chunk dropped, so that the newest `late` seconds are always there. Chunks are dropped whole, and each is reported.
 """
 
 import threading
@@ -15,8 +16,7 @@ from typing import Any
 from svlm_jax.data.sources import Chunk, Source
 
 AHEAD = 4  # chunks that are prepared before they are wanted
-LATE = 2  # complete chunks that may wait
-MOST = 64  # complete chunks that are held while nobody takes any
+LATE = 5.0  # seconds of video that may wait
 
 
 class Player(AbstractContextManager):
@@ -28,6 +28,7 @@ class Player(AbstractContextManager):
         prepare: Callable[[Chunk], Any],
         *,
         pace: bool = False,
+        late: float | int = LATE,
         report: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
         clock: Callable[[], float] = time.monotonic,
         changed: threading.Condition | None = None,
@@ -35,12 +36,14 @@ class Player(AbstractContextManager):
         """Args:
         prepare: run in the thread.
         pace: keep to the clock even if the source could go faster.
+        late: seconds of video that may wait at that pace; one chunk always may.
         report: told the chunks that are dropped, in the thread that takes.
         clock: seconds, for tests.
         changed: notified when something can be had; one that several players share, for who polls them all.
         """
         self.source, self.prepare, self.report, self.clock = source, prepare, report, clock
         self.wait, self.timed = pace and not source.live, pace or source.live
+        self.most = max(1, int(late / source.seconds + 1e-6))  # complete chunks
         self.ready: deque[tuple[Chunk, Any]] = deque()
         self.lost: list[Chunk] = []
         self.changed = changed or threading.Condition()
@@ -71,8 +74,6 @@ class Player(AbstractContextManager):
         with self.changed:
             if self.stopped:
                 return None
-            if self.timed and len(self.ready) > LATE:
-                self.lost += [self.ready.popleft()[0] for _ in range(len(self.ready) - 1)]
             taken, over = (self.ready.popleft() if self.ready else None), self.ended
             lost, self.lost = self.lost, []
             self.changed.notify_all()
@@ -101,7 +102,7 @@ class Player(AbstractContextManager):
                     if self.stopped:
                         return
                     self.ready.append(item)
-                    if len(self.ready) > MOST:
+                    if self.timed and len(self.ready) > self.most:
                         self.lost.append(self.ready.popleft()[0])
                     self.changed.notify_all()
         except BaseException as error:  # goes to the thread that takes

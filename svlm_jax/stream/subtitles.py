@@ -5,6 +5,7 @@ grows (tail -f, a browser); so it holds whole cues only: a cue is one unbuffered
 off again. Does not know the model or the clock. No jax. Units: seconds of the video, rounded to milliseconds.
 """
 
+import hashlib
 import html
 import json
 import os
@@ -14,11 +15,15 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from errno import ENOSPC
 from io import FileIO
 from pathlib import Path
+from typing import Any
 
 from svlm_jax.errors import InputError
+from svlm_jax.stream.sealed import named
 
 OPENINGS = {".vtt": b"WEBVTT\n\n", ".srt": b"1\n", ".jsonl": b'{"start": '}  # how each file written here begins
 CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {ord("\t"): " "}  # for str.translate: dropped, but for the tab
+BLANK = dict.fromkeys([*CONTROL, 0x2028, 0x2029], " ")
+ASKED = "Q: "  # before the question in the cue of the reply to it
 
 
 def _stamp(seconds: float | int, point: str) -> str:
@@ -26,12 +31,21 @@ def _stamp(seconds: float | int, point: str) -> str:
     return f"{ms // 3_600_000:02}:{ms // 60_000 % 60:02}:{ms // 1000 % 60:02}{point}{ms % 1000:03}"
 
 
+def one_line(text: str) -> str:
+    """Text, or a piece of it, without line breaks and control characters, which become blanks. All else, joiners, marks and
+    other kinds of blanks, stays as it is: what makes one character of several must not be taken apart."""
+    return text.translate(BLANK).encode("utf-8", "replace").decode()
+
+
 def cue(kind: str, number: int, start: float | int, end: float | int, text: str, extra: dict) -> str:
-    """The cue with the blank line or line break that ends it and is nowhere in it; "" for none."""
+    """The cue with the blank line or line break that ends it and is nowhere in it; "" for none. A `question` in `extra` stands
+    in a line of its own before the words."""
     if kind == ".jsonl":
         line = {"start": round(start, 3), "end": round(end, 3), "text": text, **extra}
         return json.dumps(line, allow_nan=False, default=lambda array: array.tolist()) + "\n"
-    said = "\n".join(filter(None, (line.translate(CONTROL).strip() for line in text.splitlines())))
+    asked = one_line(str(extra.get("question") or "")).strip()
+    lines = [ASKED + asked if asked else "", *text.splitlines()]
+    said = "\n".join(filter(None, (line.translate(CONTROL).strip() for line in lines)))
     if kind == ".srt":
         return said and f"{number}\n{_stamp(start, ',')} --> {_stamp(end, ',')}\n{said.replace('-->', '→')}\n\n"
     return said and f"{_stamp(start, '.')} --> {_stamp(end, '.')}\n{html.escape(said, quote=False)}\n\n"  # no "-->" is left
@@ -40,38 +54,61 @@ def cue(kind: str, number: int, start: float | int, end: float | int, text: str,
 class Subtitles(AbstractContextManager["Subtitles"]):
     """A file of captions, open for writing; a context manager. Make it before the model is loaded: it refuses early."""
 
-    def __init__(self, path: str | os.PathLike, *, append: bool = False, keep: int | None = None) -> None:
-        """Args:
+    def __init__(
+        self, path: str | os.PathLike, *, append: bool = False, keep: int | None = None, digest: str | None = None
+    ) -> None:
+        """Nothing of a file that exists is cut off before its first cue is written, or it is closed: a run that fails before
+        that leaves it as it was.
+
+        Args:
             append: go on after the last whole cue of a file written here, if there is one (SubRip goes on counting); what a
                 crash left unfinished behind it is cut off with a warning. Without it a file that exists is refused.
-            keep: bytes to go on after (a `size` of before); what follows them will be written again.
+            keep: bytes to go on after (a `mark` of before); what follows them will be written again.
+            digest: what those bytes had then.
 
         Raises:
-            InputError: no such folder, another ending, a file that exists or is of another kind, an unwritable place.
+            InputError: no such folder, another ending, an unwritable place; a file that exists, or is of another kind, or has
+                changed.
         """
-        self.path, self.field, self.appended = Path(path), f"captions {path}", append
+        self.path, self.field = Path(path), f"captions {named(path)}"
         self.kind = self.path.suffix.lower()
         self.ending = b"\n" if self.kind == ".jsonl" else b"\n\n"
         if not self.path.parent.is_dir():
-            raise InputError(self.field, f"no folder {self.path.parent}", "an existing folder", "make it first")
+            raise InputError(self.field, f"no folder {named(self.path.parent)}", "an existing folder", "make it first")
         if self.kind not in OPENINGS:
             raise InputError(self.field, f"the ending {self.kind!r}", "one of " + " ".join(OPENINGS), "rename it")
         if os.path.lexists(self.path) and not append:
             raise InputError(self.field, "a file that exists", "a new name", "rename or remove it, or append to it")
+        self.new = not os.path.lexists(self.path)
         with self._told():
-            kept = self._whole_cues(keep) if self.path.is_file() else b""
+            data = self._there(keep, digest) if self.path.is_file() else b""
             self.file = FileIO(path, "a", opener=lambda name, mode: os.open(name, mode | (0 if append else os.O_EXCL), 0o666))
+        again = data if keep is None else data[:keep]  # without what will be written again
+        kept = again[: again.rfind(self.ending) + len(self.ending)] if self.ending in again else b""
+        self.cut, self.torn = len(kept) < len(data), len(again) - len(kept)
         self.size, self.number, self.cues = len(kept), kept.count(self.ending) + 1, 0
-        if self.kind == ".vtt" and not kept:
+        self.hash = hashlib.sha256(kept)
+        if not data:
             try:
-                self._put(OPENINGS[".vtt"])
+                self._begin()
             except InputError:
                 self.file.close()
                 raise
 
+    @property
+    def mark(self) -> dict[str, Any]:
+        """Where the file stands: what `keep` and `digest` are to be to come back here."""
+        return {"size": self.size, "sha256": self.hash.hexdigest()}
+
+    def sync(self) -> None:
+        """Have the disk keep what is written; a pipe, or a disk that cannot, is let be."""
+        with suppress(OSError):
+            os.fsync(self.file.fileno())
+
     def write(self, start: float | int, end: float | int, text: str, **extra: object) -> None:
         """One cue. JSON lines get one always, with `extra` (JSON values and numpy arrays: tokens, ms, slots, ...) in it; the
-        others leave `extra` out, and make no cue of an empty or blank text. SubRip cannot escape: its "-->" becomes an arrow.
+        others leave out all of it but a `question`, and make no cue of an empty or blank text without one. SubRip cannot
+        escape: its "-->" becomes an arrow.
 
         Raises:
             InputError: a full disk; the file is then as it was before this cue, and another write may succeed.
@@ -80,17 +117,37 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         if not (0 <= start < end < float("inf") and round(1000 * start) < round(1000 * end)):
             raise ValueError(f"cue: got {start} to {end} s, expected 0 <= start < end, a millisecond or more")
         if whole := cue(self.kind, self.number, start, end, text, extra):
+            self._begin()
             self._put(whole.encode("utf-8", "replace"))  # half a surrogate pair becomes "?"
             self.number, self.cues = self.number + 1, self.cues + 1
 
     def close(self) -> None:
         with self._told():
-            self.file.close()
+            try:
+                if not self.file.closed:
+                    self._begin()
+            finally:
+                self.file.close()
 
     def __exit__(self, error: type | None, *_: object) -> None:
-        self.close()
-        if error is not None and not self.cues and not self.appended:
+        if error is None or self.cues:
+            self.close()
+            return
+        with self._told():
+            self.file.close()
+        if self.new:
             self.path.unlink(missing_ok=True)  # the name is free for the next try
+
+    def _begin(self) -> None:
+        """Cut off what is behind the whole cues, and open a file that has nothing in it."""
+        if self.cut:
+            with self._told():
+                os.truncate(self.path, self.size)
+            self.cut = False
+            if self.torn:
+                warnings.warn(f"{self.field}: cut off {self.torn} bytes of an unfinished cue", stacklevel=3)
+        if self.kind == ".vtt" and not self.size:
+            self._put(OPENINGS[".vtt"])
 
     def _put(self, data: bytes) -> None:
         with self._told():
@@ -102,20 +159,17 @@ class Subtitles(AbstractContextManager["Subtitles"]):
                     self.file.truncate(self.size)
                 raise
         self.size += len(data)
+        self.hash.update(data)
 
-    def _whole_cues(self, keep: int | None) -> bytes:
-        """What the file holds of whole cues, `keep` bytes at most; the rest is cut off."""
+    def _there(self, keep: int | None, digest: str | None) -> bytes:
+        """What the file holds."""
         data, opening = self.path.read_bytes(), OPENINGS[self.kind]
         if data[: len(opening)] != opening[: len(data)]:
             raise InputError(self.field, "a file of another kind", "one written here", "choose another name")
-        if keep is not None and len(data) > keep:
-            os.truncate(self.path, keep)
-            data = data[:keep]
-        kept = data[: data.rfind(self.ending) + len(self.ending)] if self.ending in data else b""
-        if kept != data:
-            os.truncate(self.path, len(kept))
-            warnings.warn(f"{self.field}: cut off {len(data) - len(kept)} bytes of an unfinished cue", stacklevel=3)
-        return kept
+        if digest is not None and (len(data) < (keep or 0) or hashlib.sha256(data[:keep]).hexdigest() != digest):
+            got = "a file that has been changed or cut since the stream was saved"
+            raise InputError(self.field, got, "the captions as they were", "bring them back, or give a new name")
+        return data
 
     @contextmanager
     def _told(self) -> Iterator[None]:

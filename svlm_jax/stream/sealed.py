@@ -1,0 +1,238 @@
+"""A file of tensors and JSON under one checksum: written whole or not at all, read whole or refused.
+
+Owns the bytes. The file is a safetensors file; its metadata begin with the sha256 of all its bytes, those 64 digits taken as
+zeros, so no bit of header, JSON or tensors can change unseen. Written here and not by the library, whose write holds the
+interpreter for as long as the disk takes. No jax.
+"""
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NoReturn
+
+import ml_dtypes
+import numpy as np
+
+from svlm_jax.errors import InputError
+
+VERSION = 2
+OPENING = b'{"__metadata__":{"sha256":"'
+DIGITS = 64
+SEAL = slice(8 + len(OPENING), 8 + len(OPENING) + DIGITS)  # where the checksum stands, after the length of the header
+PIECE = HEAD = 1 << 24  # bytes that are hashed and written at a time; that are looked at to tell what a file is
+# What reading may meet in a file that was made to be hostile, or by a release with a fault.
+BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError, MemoryError)
+_NAMES = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float64": "F64",
+    "int32": "I32",
+    "int64": "I64",
+    "uint8": "U8",
+    "bool": "BOOL",
+}
+_TYPES = {short: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name, short in _NAMES.items()}
+
+
+class Stopped(Exception):
+    """Writing was called off."""
+
+
+def named(path: str | os.PathLike) -> str:
+    """A path as error lines show it: its end, when it is long."""
+    return text if len(text := str(path)) <= 120 else f"…{text[-120:]}"
+
+
+def check(path: str | os.PathLike) -> None:
+    """Find out, before there is anything to lose, whether `write` can write there.
+
+    Raises:
+        InputError: no folder, one that is read-only or full, something else than a state under that name.
+    """
+    place = Path(path)
+    with _told(place):
+        place = Path(os.path.realpath(place))
+        if not place.parent.is_dir():
+            raise InputError(named(path), f"no folder {named(place.parent)}", "an existing folder", "make it first")
+        if os.path.lexists(place):
+            if not stat.S_ISREG(place.stat().st_mode):
+                kind = "a folder" if place.is_dir() else "no regular file"
+                raise InputError(named(path), kind, "a file", "name one in it" if place.is_dir() else "choose another name")
+            with place.open("rb+") as file:
+                start = file.read(HEAD)
+            if start.strip(b"\0") and b'"svlm_state"' not in start:  # one that a loss of power left as zeros is no loss
+                raise InputError(named(path), "a file of another kind", "a saved state or a new name", "choose another name")
+        partial = _partial(place)
+        partial.write_bytes(bytes(SEAL.stop))
+        partial.unlink()
+
+
+def write(
+    path: str | os.PathLike,
+    notes: Mapping[str, Any],
+    tensors: Mapping[str, np.ndarray],
+    go_on: Callable[[], bool] = lambda: True,
+) -> None:
+    """Write the file and wait until the disk has it: after a loss of power there is the new one or the one of before.
+
+    Args:
+        notes: JSON.
+        go_on: asked now and then; writing stops, and leaves the file of before, when it is False.
+
+    Raises:
+        InputError: the file cannot be written.
+        Stopped: as `go_on` said.
+    """
+    place = Path(path)
+    with _told(place):
+        place = Path(os.path.realpath(place))  # a link stays one
+        partial = _partial(place)
+        try:
+            with partial.open("wb") as file:
+                digest = sha256()
+                for piece in _pieces(notes, tensors):
+                    if not go_on():
+                        raise Stopped
+                    digest.update(piece)
+                    file.write(piece)
+                file.seek(SEAL.start)
+                file.write(digest.hexdigest().encode())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, place)
+            _keep_name(place.parent)
+        finally:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The JSON and the tensors of a file written here.
+
+    Raises:
+        InputError: no such file, another kind of file, one of another version, one of which a bit differs.
+    """
+    field = named(path)
+    try:
+        raw = _bytes(Path(path), field)
+    except (OSError, MemoryError) as error:
+        reason = getattr(error, "strerror", None) or type(error).__name__
+        raise InputError(field, f"an unreadable file ({reason})", "a saved state", "check the path") from None
+    if _digest(raw) != raw[SEAL]:
+        got = "an unreadable file (its checksum is another: damaged or cut short)"
+        raise InputError(field, got, "a saved state", "take an older copy of it, or begin anew")
+    try:
+        length = int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8 : 8 + length])
+        told = header.pop("__metadata__")
+        if told["svlm_state"] != str(VERSION):
+            _another_version(told["svlm_state"], field)
+        data = memoryview(raw)[8 + length :]
+        return json.loads(told["state"]), {name: _tensor(data, one) for name, one in header.items()}
+    except InputError:
+        raise
+    except BROKEN as error:
+        raise absurd(field, error) from None
+
+
+def _bytes(path: Path, field: str) -> bytes:
+    """All of a file that begins as a state."""
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        raise InputError(field, "an unreadable file (no regular file)", "a saved state", "check the path")
+    with path.open("rb") as file:
+        start = file.read(HEAD)
+        if start[8 : SEAL.start] != OPENING:  # a film of 50 GB is not read whole to be refused
+            _refuse(start, field)
+        file.seek(0)
+        return file.read()
+
+
+def absurd(field: str, error: Exception) -> InputError:
+    """What is said of a file whose checksum is right and whose content is not."""
+    got = f"a content that no release writes ({type(error).__name__}: {error!s:.60})"
+    return InputError(field, got, "a saved state", "begin anew, and report it")
+
+
+def _pieces(notes: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Iterator[memoryview]:
+    """The file, its checksum as zeros, in pieces."""
+    header: dict[str, Any] = {"__metadata__": {"sha256": "0" * DIGITS, "svlm_state": str(VERSION), "state": json.dumps(notes)}}
+    arrays, place = [], 0
+    for name, tensor in tensors.items():
+        arrays.append(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
+        end = place + arrays[-1].nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    yield memoryview(len(text).to_bytes(8, "little") + text)
+    for array in arrays:
+        for start in range(0, len(array), PIECE):
+            yield memoryview(array[start : start + PIECE])
+
+
+def _tensor(data: memoryview, told: dict[str, Any]) -> np.ndarray:
+    dtype, shape, (start, end) = _TYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
+    if not (0 <= start <= end <= len(data) and math.prod(shape) * dtype.itemsize == end - start):
+        raise ValueError(f"a tensor {shape} in {end - start} bytes")
+    return np.frombuffer(data[start:end], dtype).reshape(shape)
+
+
+def _digest(raw: bytes) -> bytes:
+    """Of all bytes, the checksum's own taken as zeros."""
+    digest, view = sha256(raw[: SEAL.start] + b"0" * DIGITS), memoryview(raw)
+    digest.update(view[SEAL.stop :])
+    return digest.hexdigest().encode()
+
+
+def _refuse(raw: bytes, field: str) -> NoReturn:
+    """Say what a file that does not begin as a state is."""
+    if not raw.strip(b"\0"):
+        got = "an empty file" if not raw else "a file of zeros, as a loss of power leaves it"
+        raise InputError(field, got, "a saved state", "take an older copy of it, or begin anew")
+    if raw.startswith(b"version https://git-lfs"):
+        raise InputError(field, "a Git LFS pointer", "the file it stands for", "run git lfs pull")
+    version = None
+    with suppress(*BROKEN):  # states of version 1 were plain safetensors
+        version = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["svlm_state"]
+    if version is not None:
+        _another_version(version, field)
+    expected = f"a state of version {VERSION}"
+    raise InputError(field, "another kind of file, or a state whose beginning is damaged", expected, "check the path")
+
+
+def _another_version(version: object, field: str) -> NoReturn:
+    newer = str(version).isdigit() and int(str(version)[:9]) > VERSION
+    which = "a newer svlm-jax" if newer else "svlm-jax 0.1.0 as it was before states had checksums"
+    remedy = f"it was saved by {which}: resume with that, or begin anew"
+    raise InputError(field, f"version {version!s:.20}", f"a state of version {VERSION}", remedy)
+
+
+def _partial(place: Path) -> Path:
+    return place.with_name(place.name + ".partial")
+
+
+def _keep_name(folder: Path) -> None:
+    """Have the disk keep the new name. Some network disks cannot, and Windows opens no folder."""
+    with suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(
+            named(path), f"a file that cannot be written ({reason:.80})", "a place with room", "choose another"
+        ) from None

@@ -1,0 +1,143 @@
+"""The bytes of a saved state: every one counts, and no accident leaves half of them under its name."""
+
+import json
+import os
+import random
+import resource
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from svlm_jax.errors import InputError
+from svlm_jax.stream import sealed
+from svlm_jax.stream.saved import peek
+
+
+def refused(use, *args) -> str:
+    """The one line of a refusal; anything else that is raised fails the test."""
+    with pytest.raises(InputError) as error:
+        use(*args)
+    line = str(error.value)
+    assert "\n" not in line and len(line) < 300 + len(str(args[0]))
+    return line
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A file as a small state is."""
+    draw = np.random.default_rng(1)
+    arrays = {f"0.{name}": draw.normal(size=(2, 9, 8)).astype(np.float32) for name in ("keys.0", "values.0")}
+    ids = {"0.ids": np.arange(40, dtype=np.int32)}
+    sealed.write(tmp_path / "a.state", {"extra": {"next": 5.0}, "streams": [{"query": "Commentate"}]}, arrays | ids)
+    return tmp_path / "a.state"
+
+
+def test_one_bit_that_differs_anywhere_refuses_the_whole_file(file):
+    """A state with a flipped bit would go on with other words, and nobody would know."""
+    good, draw = file.read_bytes(), random.Random(1)
+    header = 8 + int.from_bytes(good[:8], "little")
+    places = [draw.randrange(8 * len(good)) for _ in range(250)] + [draw.randrange(8 * header) for _ in range(250)]
+    for place in [*range(8 * 100), *places]:  # the beginning, bit by bit
+        bad = bytearray(good)
+        bad[place // 8] ^= 1 << place % 8
+        file.write_bytes(bad)
+        line = refused(peek, file)
+        assert "checksum" in line or "another kind of file" in line
+    for length in [0, 1, 7, 8, 99, header, len(good) - 1, *(draw.randrange(len(good)) for _ in range(100))]:
+        file.write_bytes(good[:length])
+        refused(peek, file)
+    file.write_bytes(good + b"\0")
+    refused(peek, file)
+    file.write_bytes(good)
+    assert peek(file) == {"next": 5.0}
+
+
+def test_what_is_no_state_is_told_for_what_it_is(file, tmp_path):
+    header = json.dumps({"__metadata__": {"svlm_state": "1", "state": "{}"}}).encode()
+    contents = {
+        b"": "an empty file",
+        bytes(5000): "a file of zeros, as a loss of power leaves it",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n": "a Git LFS pointer",
+        len(header).to_bytes(8, "little") + header: "version 1, expected a state of version 2; it was saved by svlm-jax 0.1.0",
+        file.read_bytes()[:20]: "another kind of file",
+        b"\xff" * 4000: "another kind of file",
+    }
+    for content, line in contents.items():
+        (tmp_path / "b.state").write_bytes(content)
+        assert line in refused(peek, tmp_path / "b.state")
+    os.mkfifo(tmp_path / "pipe.state")  # one without a writer would be waited for
+    for path in (tmp_path, tmp_path / "pipe.state", tmp_path / "none.state", "/dev/null", tmp_path / ("x" * 3000)):
+        assert "got an unreadable file" in refused(peek, path)
+
+
+def test_a_state_of_a_newer_release_is_told_as_such(file, monkeypatch):
+    with monkeypatch.context() as later:
+        later.setattr(sealed, "VERSION", 7)
+        sealed.write(file, {"extra": {}}, {})
+        assert peek(file) == {}
+    assert "version 7, expected a state of version 2; it was saved by a newer svlm-jax" in refused(peek, file)
+
+
+def test_arrays_of_every_kind_come_back(tmp_path):
+    arrays = {
+        "half": np.arange(6).reshape(2, 3).astype(ml_dtypes.bfloat16),
+        "none": np.zeros((3, 0), np.float32),
+        "turned": np.arange(6, dtype=np.int32).reshape(2, 3).T,
+        "levels": np.arange(256, dtype=np.uint8),
+    }
+    sealed.write(tmp_path / "a", {"ü": [1, None]}, arrays)
+    notes, back = sealed.read(tmp_path / "a")
+    assert notes == {"ü": [1, None]} and back.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert back[name].dtype == array.dtype
+        np.testing.assert_array_equal(back[name], array)
+
+
+def test_where_a_state_cannot_be_written_is_told_before_there_is_one(file, tmp_path):
+    """Not a minute into a live stream."""
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom and much more")
+    save_file({"a": np.zeros(3)}, tmp_path / "model.safetensors", {"format": "pt"})
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "to_nowhere").symlink_to(tmp_path / "none" / "a.state")
+    (tmp_path / "round").symlink_to(tmp_path / "round")
+    before = sorted(os.listdir(tmp_path))
+    for path, line in {
+        tmp_path / "none" / "a.state": "no folder",
+        tmp_path / "film.mp4" / "a.state": "no folder",
+        tmp_path / "to_nowhere": "no folder",
+        tmp_path / "film.mp4": "a file of another kind",
+        tmp_path / "model.safetensors": "a file of another kind",
+        tmp_path: "a folder",
+        tmp_path / "pipe": "no regular file",
+        tmp_path / ("x" * 250): "a file that cannot be written (File name too long)",
+        tmp_path / "round": "a file that cannot be written",
+        "/proc/a.state": "a file that cannot be written",
+    }.items():
+        assert line in refused(sealed.check, path), path
+    (tmp_path / "zeros.state").write_bytes(bytes(1000))  # what a loss of power left is no loss
+    for path in (file, tmp_path / "new.state", tmp_path / "zeros.state"):
+        sealed.check(path)
+    assert sorted(os.listdir(tmp_path)) == sorted([*before, "zeros.state"])
+
+
+def test_a_link_to_a_state_stays_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "a.state").symlink_to(tmp_path / "disk" / "real.state")
+    sealed.check(tmp_path / "a.state")
+    sealed.write(tmp_path / "a.state", {}, {})
+    assert (tmp_path / "a.state").is_symlink() and os.listdir(tmp_path / "disk") == ["real.state"]
+
+
+def test_a_disk_that_fills_up_in_the_middle_leaves_the_file_of_before(file):
+    before, large = file.read_bytes(), {"0.keys.0": np.ones(10_000, np.float32)}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 50, 5000, 20_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            line = refused(sealed.write, file, {}, large)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert "a file that cannot be written (File too large)" in line
+        assert file.read_bytes() == before and os.listdir(file.parent) == ["a.state"]
