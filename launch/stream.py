@@ -11,6 +11,7 @@ Words go to stdout, the rest to stderr.
 
 import argparse
 import os
+import shutil
 import signal
 import stat
 import sys
@@ -25,15 +26,22 @@ from threading import Thread
 from typing import Any
 
 from launch.cli import (
+    Parser,
     Progress,
+    check_source,
+    compiling,
+    in_force,
+    live,
     load,
     model_flags,
+    outside_its_game,
     rate_flags,
     reply_flags,
     retained_flags,
     run,
     settings,
 )
+from launch.flags import SEEDS, real, whole
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 
@@ -42,14 +50,14 @@ STAGES = ("vision", "prefill", "decode")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("source")
+    made = Parser(description=__doc__)
+    made.add_argument("source", help="what to watch: see above")
     model_flags(made)
-    made.add_argument("--tensor", type=int, default=1, help="devices that share the model (default 1)")
+    made.add_argument("--tensor", type=whole(1), default=1, help="devices that share the model (default 1)")
     video = made.add_argument_group("video")
     rate_flags(video)
-    video.add_argument("--start", type=float, metavar="S", help="second to start at (default 0, or where --resume stands)")
-    video.add_argument("--duration", type=float, metavar="S", help="seconds to watch (default: to the end)")
+    video.add_argument("--start", type=real(0), metavar="S", help="second to start at (default 0, or where --resume stands)")
+    video.add_argument("--duration", type=real(0), metavar="S", help="seconds to watch (default: to the end)")
     video.add_argument("--pace", action="store_true", help="play a file at its own speed")
     said = made.add_argument_group("words")
     said.add_argument("--query", default="", help="what is asked for, in the first turn")
@@ -57,14 +65,14 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--ask", action="append", default=[], metavar="S:QUESTION", help="a question at a second; repeatable")
     said.add_argument("--tokens", action="store_true", help="show words as they come, not chunk by chunk")
     reply_flags(said)
-    said.add_argument("--seed", type=int, default=0)
+    said.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is drawn, unless greedy (default 0)")
     retained_flags(made)
     files = made.add_argument_group("files")
     files.add_argument("--vtt", type=Path, help="captions as WebVTT")
     files.add_argument("--srt", type=Path, help="captions as SubRip")
     files.add_argument("--jsonl", type=Path, help="one line a chunk: start, end, text, tokens, ms by stage, slots")
     files.add_argument("--save-state", type=Path, metavar="FILE", help="save the stream here, at the end and as it goes")
-    files.add_argument("--save-every", type=int, default=60, metavar="CHUNKS", help="how often (default 60)")
+    files.add_argument("--save-every", type=whole(1), default=60, metavar="CHUNKS", help="how often (default 60)")
     files.add_argument("--resume", type=Path, metavar="FILE", help="go on from a saved stream")
     return made
 
@@ -104,7 +112,7 @@ class Screen:
     """Words on stdout; on stderr a status line that stays in its place on a terminal and comes now and then elsewhere."""
 
     def __init__(self) -> None:
-        self.live, self.spoken, self.open = sys.stderr.isatty(), 0.0, False
+        self.live, self.spoken, self.open = live(), 0.0, False
         self.recent: deque[float] = deque(maxlen=16)
         self.closed = False
 
@@ -139,7 +147,9 @@ class Screen:
         speed = (reply.end - reply.start) / (sum(self.recent) / len(self.recent))
         stages = ", ".join(f"{stage} {reply.ms[stage]:.0f}" for stage in STAGES)
         line = f"{clock(reply.end)}{of}  {speed:.1f}x real time  {reply.after}/{slots} slots  ms: {stages}"
-        print("\r\033[K" + line if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+        if self.live:  # a line that is wrapped could not be cleared
+            line = "\r\033[K" + line[: shutil.get_terminal_size().columns - 1]
+        print(line, end="" if self.live else "\n", file=sys.stderr, flush=True)
 
 
 def clock(second: float) -> str:
@@ -174,11 +184,10 @@ class Stopping:
 
 def main() -> None:
     args = parser().parse_args()
-    config, draws = settings(args)
     if args.resume and (args.query or args.previous_text):
         raise InputError("--resume", "with --query or --previous-text", "a stream that has its own", "use --ask")
-    if args.save_every < 1:
-        raise InputError("--save-every", args.save_every, "1 or more chunks", "raise it")
+    check_source(args.source, args.start, args.duration)
+    config, draws = settings(args)
     with ExitStack() as things:
         Watch(args, config, draws, things).run(things)
 
@@ -217,7 +226,10 @@ class Watch:
             if path is not None
         }
         mesh = make_mesh(tensor=args.tensor) if args.tensor > 1 else None
+        if told := outside_its_game(args.model, args.source):
+            self.screen.say(told)
         self.vlm = load(args, mesh=mesh, progress=Progress("load"))
+        self.screen.say(in_force(self.vlm, config, draws))
         self.done = self.dropped = 0
 
     def run(self, things: ExitStack) -> None:
@@ -257,7 +269,8 @@ class Watch:
         args, vlm, started = self.args, self.vlm, time.monotonic()
         previous = args.previous_text
         self.session = Session(vlm.model, vlm.tokenizer, self.config, clip.grid, sampling=self.sampling, previous=previous)
-        state = self.session.warm(self.session.start(), clip, tokens=args.tokens)
+        with compiling():
+            state = self.session.warm(self.session.start(), clip, tokens=args.tokens)
         if args.resume:
             del state  # makes room for the saved one
             self.state = saved.load(args.resume, self.session)

@@ -6,14 +6,13 @@
 Each step is a command that anybody can run alone; a step whose result is there is skipped. The result is OUT/6 (OUT/8).
 """
 
-import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.cli import run
+from launch.cli import Parser, run
 from svlm_jax.errors import InputError
 
 
@@ -148,7 +147,7 @@ def steps(stages: int, amount: Amount) -> tuple[Step, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="default: runs/tiny")
     parser.add_argument("--quick", action="store_true", help="little of everything, in minutes: the way, not the model")
     parser.add_argument("--stages", type=int, default=SIXTH, metavar="N", help=f"of training: {SIXTH} (the default) or more")

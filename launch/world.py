@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.cli import Progress, run
+from launch.cli import Parser, Progress, run
 from svlm_jax.data import records
 from svlm_jax.data.annotation import Annotation
 from svlm_jax.data.windows import record
@@ -26,7 +26,7 @@ from svlm_jax.world.render import Renderer
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into; made if need be")
     parser.add_argument("--seeds", default="0:8", metavar="A[:B]", help="a seed, or all from A to below B (default 0:8)")
     parser.add_argument("--seconds", type=int, default=600, metavar="S", help="length of a film (default 600)")

@@ -6,14 +6,18 @@ for reply in vlm.watch("match.mp4", query="Commentate on this match"):
     print(reply.start, reply.text)
 """
 
+import os
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
+from pallas_kernels import dispatch
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert, hf
 from svlm_jax.config import Attention, Dtype, ModelConfig, StreamConfig, Weights
@@ -46,6 +50,16 @@ class Pretrained:
     eos_token_ids: tuple[int, ...]
     stream: StreamConfig = StreamConfig()
     sampling: Sampling = COMMENTARY
+
+    def __repr__(self) -> str:
+        config, size = self.model.config, sum(value.size for value in self.parameters.values())
+        scale, unit = (1e9, "B") if size >= 1e9 else (1e6, "M")
+        held = ", decoder in 8 bits" if config.weights == "int8" else ""
+        kernels = dispatch.taken(config.attention, config.dtype, config.text.head_dim)
+        return (
+            f"Pretrained({type(self.model).__name__}, {size / scale:.1f} {unit} parameters, {config.dtype}{held}, "
+            f"attention {kernels}, {config.text.vocab_size} tokens)"
+        )
 
     @property
     def parameters(self) -> Parameters:
@@ -154,21 +168,38 @@ def from_pretrained(
 
 
 def local_directory(name: str | Path) -> Path:
-    """`name` itself when it is a directory, that of a shipped model, or the hub snapshot of an id (downloaded if need be)."""
-    if Path(name).is_dir():
-        return Path(name)
-    if str(name) in SHIPPED:
-        return SHIPPED[str(name)]
+    """`name` itself when it is a directory, that of a shipped model, or the hub snapshot of an id (downloaded if need be).
+
+    Raises:
+        InputError: nothing of that name; a name that can be no hub id is not looked for there.
+    """
+    text, shipped = str(name), ", ".join(SHIPPED)
+    path = Path(os.path.expanduser(text))
+    if text.strip() and os.path.isdir(path):  # which says no, too, where a name is too long
+        return path
+    if text in SHIPPED:
+        return SHIPPED[text]
+    remedy = "check the name"
+    if near := get_close_matches(text.strip().lower(), SHIPPED, 1):
+        remedy = f"did you mean {near[0]}?"
+    if text.strip() and os.path.exists(path):
+        raise InputError("model", f"{_short(text)}, a file", "a directory", f"name the one it lies in: {_short(path.parent)}")
+    if not re.fullmatch(r"[\w\-][\w.\-]*/[\w.\-]*\w", text, re.ASCII):  # what is no ORG/NAME is no id
+        got = f"{_short(text)!r}, which is no directory"
+        raise InputError("model", got, f"a directory, a hub id (ORG/NAME) or a shipped model ({shipped})", remedy)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(str(name), allow_patterns=list(WANTED)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            "model", f"{name} ({reason})", "a directory or a hub id that can be reached", "check the name"
-        ) from None
+        reason = _short((str(error).strip() or type(error).__name__).splitlines()[0])
+        expected = f"a directory, a hub id that can be reached or a shipped model ({shipped})"
+        raise InputError("model", f"{_short(text)} ({reason})", expected, "check the name, or the connection") from None
+
+
+def _short(text: object) -> str:
+    return text if len(text := str(text)) <= 80 else f"{text[:77]}..."
 
 
 def streaming(directory: Path) -> tuple[StreamConfig, Sampling]:

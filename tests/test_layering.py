@@ -22,7 +22,7 @@ MAX_LINES = 400
 # A name covers its submodules, unless the table names some of them ("svlm_jax", "svlm_jax.model").
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.errors", "pallas_kernels"),
-    ("svlm_jax.config",),
+    ("svlm_jax.config", "svlm_jax.compile_cache"),
     ("svlm_jax.hf_config",),
     ("svlm_jax.spans svlm_jax.inputs",),
     ("svlm_jax.sharding svlm_jax.model.attention svlm_jax.model.layers svlm_jax.model.rope svlm_jax.model.cache",),
