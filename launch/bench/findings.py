@@ -22,7 +22,6 @@ import numpy as np
 
 from launch.bench.report import DOCS, record
 from launch.cli import DEFAULT_MODEL, Progress
-from launch.flags import whole
 from launch.progress import span
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
@@ -140,6 +139,9 @@ def bench(args: argparse.Namespace) -> None:
 
     if unknown := set(filter(None, args.only.split(","))) - set(GROUPS):
         raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
+    for flag, got in (("--seconds", args.seconds), ("--seeds", args.seeds)):
+        if got < 1:
+            raise InputError(flag, got, "1 or more", "leave the flag out")
     if wrong := [one for one in args.others if not all(one.partition("="))]:
         raise InputError("--others", wrong[0], "NAME=DIR", "for example 'no SFT=touchline-base'")
     others = dict(one.split("=", 1) for one in args.others)
@@ -335,8 +337,8 @@ def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
 def flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
     made.add_argument("--others", nargs="*", default=[], metavar="NAME=DIR", help="models trained otherwise, to compare")
-    made.add_argument("--seconds", type=whole(1), default=7200, help="of a stream (default 7200)")
-    made.add_argument("--seeds", type=whole(1), default=1, help="held-out games (default 1)")
+    made.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
+    made.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")
     made.add_argument("--only", default="", help=f"some of {','.join(GROUPS)} (default: all)")
     made.add_argument("--scratch", type=Path, help="where streams are kept (default: runs/findings of the checkout)")
     made.set_defaults(run=bench)
