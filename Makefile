@@ -3,6 +3,7 @@
 # point PIP_EXTRA_INDEX_URL at an index of CPU builds, or install one into .venv beforehand.
 
 BIN := .venv/bin
+COMMA := ,
 # The first interpreter that is new enough and can make a virtual environment; `make PYTHON=... test` overrides.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
@@ -14,10 +15,10 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
-demo: .venv/base.stamp ## run the demo; installs the base package only
+demo: .venv/base.stamp ## a model in the package watches a generated game; installs the base package only
 	$(BIN)/python -m launch.demo
 
-serve: .venv/serve.stamp ## the live page, on this machine only
+serve: .venv/serve.stamp ## the live page in a browser, on this machine only
 	$(BIN)/python -m launch.serve
 
 train-tiny: .venv/test.stamp ## a model of the game from nothing; two hours on two CPU cores
@@ -41,14 +42,20 @@ $(BIN)/python:
 		|| { echo 'PYTHON: got "$(PYTHON)", expected Python >= 3.11 with venv; install one or run make PYTHON=/path/to/python3' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
+# What pip is about to do, since it is silent for minutes: $(call install,EXTRAS,SIZE,TIME).
+define install
+	@echo 'installing svlm-jax$(1) into .venv: $(2), $(3); only the first time, and when pyproject.toml changes' >&2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.$(1)'
+endef
+
 .venv/base.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
-	touch $@
+	$(call install,,a download of 300 MB and 1.1 GB on disk,one to three minutes)
+	@touch $@
 
 .venv/serve.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[serve]'
-	touch $@ .venv/base.stamp
+	$(call install,[serve],a download of 300 MB and 1.1 GB on disk,one to three minutes)
+	@touch $@ .venv/base.stamp
 
 .venv/test.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[train,test]'
-	touch $@ .venv/base.stamp
+	$(call install,[train$(COMMA)test],gigabytes with torch: see the top of this file,some minutes)
+	@touch $@ .venv/base.stamp

@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from launch.cli import Progress, run
+from launch.cli import Parser, Progress, run
 from svlm_jax.errors import InputError
 
 
@@ -26,7 +26,7 @@ def parse_size(text: str) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("source", help="checkpoint directory (Hugging Face or Orbax) or hub id")
     parser.add_argument("target", type=Path, help="directory to make")
     parser.add_argument("--to", choices=("hf", "orbax"), help="form of the target (default: the other one)")

@@ -8,6 +8,7 @@ The real path: pictures -> patches -> vision tower -> decoder with its ring of s
 """
 
 import argparse
+import sys
 import time
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from launch.cli import DEFAULT_MODEL, retained_flags, run, settings
+from launch.cli import (
+    DEFAULT_MODEL,
+    Parser,
+    cache_flag,
+    compiling,
+    in_force,
+    interruptible,
+    keep_programs,
+    retained_flags,
+    run,
+    settings,
+)
+from launch.flags import whole
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.world.film import HELD_OUT, Film, play
@@ -26,23 +39,25 @@ ASK_BEFORE_END = 5  # seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
-    parser.add_argument("--seed", type=int, default=HELD_OUT, help=f"of the game (default {HELD_OUT}, which is held out)")
-    parser.add_argument("--seconds", type=int, default=90, help="of the game (default 90)")
+    parser.add_argument("--seed", type=whole(0), default=HELD_OUT, help=f"of the game (default {HELD_OUT}, which is held out)")
+    parser.add_argument("--seconds", type=whole(2 * ASK_BEFORE_END), default=90, help="of the game (default 90)")
     parser.add_argument("--unseen", action="store_true", help="a pitch and shades that no training film has")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw what was seen and said")
+    cache_flag(parser)
     retained_flags(parser)
     args = parser.parse_args()
-    if args.seconds < 2 * ASK_BEFORE_END:
-        raise InputError("--seconds", args.seconds, f"{2 * ASK_BEFORE_END} or more", "leave the flag out")
     if args.picture and (args.picture.suffix != ".png" or not args.picture.absolute().parent.is_dir()):
         raise InputError("--picture", args.picture, "a FILE.png in a directory that exists", "make the directory")
     config, sampling = settings(args)
     from svlm_jax import from_pretrained
 
     began = time.monotonic()
-    vlm = from_pretrained(args.model)
+    with interruptible():
+        keep_programs(args)
+        vlm = from_pretrained(args.model)
+    print(in_force(vlm, config, sampling), file=sys.stderr)
     size = sum(value.size for value in vlm.parameters.values())
     print(f"{args.model}, {size / 1e6:.1f} M parameters, watches game {args.seed}: {args.seconds} s, as fast as it can\n")
     watched = Watched(args.seed, args.seconds)
@@ -67,7 +82,8 @@ def replies(vlm: Any, args: argparse.Namespace, config: StreamConfig, sampling: 
         clip = vlm.processor.video(np.stack(list(islice(pictures, fps))), fps=fps, levels=True)
         if session is None or state is None:
             session = Session(vlm.model, vlm.tokenizer, config, clip.grid, sampling=sampling)
-            state = session.join(session.warm(session.start(), clip))
+            with compiling():
+                state = session.join(session.warm(session.start(), clip))
         question = QUESTION if second == args.seconds - ASK_BEFORE_END else ""
         state, (reply,) = session.step(state, [Chunk(float(second), float(second + 1), clip, question)])
         yield second, reply

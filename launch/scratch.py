@@ -5,19 +5,19 @@
 Hugging Face layout: config, safetensors, tokenizer, pixel settings. Then `launch.train --config tiny_stage1 --model tiny-0`.
 """
 
-import argparse
 from pathlib import Path
 
-from launch.cli import run
+from launch.cli import Parser, run
+from launch.flags import SEEDS, whole
 from svlm_jax.data.annotation import parse_line
 from svlm_jax.data.records import Records
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("sources", nargs="+", type=Path, metavar="MATCHES.jsonl", help="annotations whose words it will know")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to make")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
+    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of the weights (default 0)")
     args = parser.parse_args()
     from svlm_jax.train.scratch import scratch
 

@@ -18,7 +18,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-from launch.cli import Progress, load, model_flags, rate_flags, reply_flags, retained_flags, run, settings
+from launch.cli import (
+    Parser,
+    Progress,
+    check_source,
+    compiling,
+    in_force,
+    load,
+    model_flags,
+    outside_its_game,
+    rate_flags,
+    reply_flags,
+    retained_flags,
+    run,
+    settings,
+)
+from launch.flags import real, whole
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.serve.limits import Limits
@@ -28,10 +43,10 @@ SIZE = "672x448"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__)
     usual = Limits()
     model_flags(made)
-    made.add_argument("--rows", type=int, default=4, help="streams at a time, in one batch (default 4)")
+    made.add_argument("--rows", type=whole(1, 1024), default=4, help="streams at a time, in one batch (default 4)")
     made.add_argument("--query", default=QUERY, help="what a stream is asked for, unless who starts it says otherwise")
     shown = made.add_argument_group("what can be watched")
     shown.add_argument("--source", action="append", default=[], metavar="NAME", help="file, folder, webcam or URL; repeatable")
@@ -44,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
     retained_flags(made)
     who = made.add_argument_group("who may watch")
     who.add_argument("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine only)")
-    who.add_argument("--port", type=int, default=8000, help="0: any that is free (default 8000)")
+    who.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any that is free (default 8000)")
     who.add_argument(
         "--token",
         default=os.environ.get("SVLM_TOKEN", ""),
@@ -54,20 +69,24 @@ def parser() -> argparse.ArgumentParser:
     who.add_argument(
         "--origin", action="append", default=[], metavar="URL", help="of a proxy in front, https://name; repeatable"
     )
-    who.add_argument("--viewers", type=int, default=usual.viewers, help=f"at a time (default {usual.viewers})")
-    who.add_argument("--viewers-a-stream", type=int, default=usual.viewers_a_stream, help=f"default {usual.viewers_a_stream}")
+    who.add_argument("--viewers", type=whole(1), default=usual.viewers, help=f"at a time (default {usual.viewers})")
+    who.add_argument(
+        "--viewers-a-stream", type=whole(1), default=usual.viewers_a_stream, help=f"default {usual.viewers_a_stream}"
+    )
     who.add_argument(
         "--sockets-an-address",
-        type=int,
+        type=whole(1),
         default=usual.sockets_an_address,
         help=f"viewers of one address (default {usual.sockets_an_address}); behind a proxy all have its",
     )
-    who.add_argument("--grace", type=float, default=usual.grace, metavar="S", help="a stream nobody watches (default 30 s)")
+    who.add_argument("--grace", type=real(0), default=usual.grace, metavar="S", help="a stream nobody watches (default 30 s)")
     return made
 
 
 def main() -> None:
     args = parser().parse_args()
+    for source in args.source:
+        check_source(source)
     (config, draws), size = settings(args), _size(args.size)
     limits = Limits(
         viewers=args.viewers,
@@ -75,8 +94,6 @@ def main() -> None:
         sockets_an_address=args.sockets_an_address,
         grace=args.grace,
     )
-    if args.rows < 1:
-        raise InputError("--rows", args.rows, "1 or more", "raise it")
     local = _is_loopback(args.host)
     _check_access(args, local)
     try:
@@ -99,11 +116,15 @@ def main() -> None:
     clock = Clock(config.fps, config.chunk_seconds, box)
     options = {"limits": limits, "metrics": metrics, "sources": sources, "addresses": args.allow_sources}
     hub = Hub(clock, **options, query=args.query, told=told)
+    for line in sorted({outside_its_game(args.model, source) for source in args.source} - {""}):
+        print(line, file=sys.stderr)
     vlm = load(args, progress=Progress("load"))
+    print(in_force(vlm, config, draws), file=sys.stderr)
     started = time.monotonic()
     engine = {"rows": args.rows, "publish": hub.publish, "limits": limits, "metrics": metrics, "sampling": draws}
-    hub.engine = Engine(vlm, config, box, **engine)
-    hub.engine.start()
+    with compiling():
+        hub.engine = Engine(vlm, config, box, **engine)
+        hub.engine.start()
     serving = Serving(Site(hub, Access(token=args.token, loopback=local, origins=args.origin)), bound)
     if serving.site.connections.most < limits.connections:
         print(f"open files are few: {serving.site.connections.most} connections at a time; ulimit -n", file=sys.stderr)

@@ -21,15 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from launch.cli import (
+    Parser,
     Progress,
+    check_source,
+    compiling,
+    in_force,
+    live,
     load,
     model_flags,
+    outside_its_game,
     rate_flags,
     reply_flags,
     retained_flags,
     run,
     settings,
 )
+from launch.flags import SEEDS, real, whole
 from launch.screen import Questions, Screen, Stopping, clock, someone_types
 from svlm_jax.config import StreamConfig
 from svlm_jax.data.player import LATE
@@ -40,18 +47,18 @@ CAPTIONS = ("vtt", "srt", "jsonl")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("source")
+    made = Parser(description=__doc__)
+    made.add_argument("source", help="what to watch: see above")
     model_flags(made)
-    made.add_argument("--tensor", type=int, default=1, help="devices that share the model (default 1)")
+    made.add_argument("--tensor", type=whole(1), default=1, help="devices that share the model (default 1)")
     video = made.add_argument_group("video")
     rate_flags(video)
-    video.add_argument("--start", type=float, metavar="S", help="second to start at (default 0, or where --resume stands)")
-    video.add_argument("--duration", type=float, metavar="S", help="seconds to watch (default: to the end)")
+    video.add_argument("--start", type=real(0), metavar="S", help="second to start at (default 0, or where --resume stands)")
+    video.add_argument("--duration", type=real(0), metavar="S", help="seconds to watch (default: to the end)")
     video.add_argument("--pace", action="store_true", help="play a file at its own speed")
     video.add_argument(
         "--max-delay",
-        type=float,
+        type=real(0),
         default=LATE,
         metavar="S",
         help=f"live or with --pace: seconds of video that may wait before the oldest are dropped (default {LATE:g})",
@@ -62,28 +69,25 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--ask", action="append", default=[], metavar="S:QUESTION", help="a question at a second; repeatable")
     said.add_argument("--tokens", action="store_true", help="show words as they come, not chunk by chunk")
     reply_flags(said)
-    said.add_argument("--seed", type=int, default=0)
+    said.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is drawn, unless greedy (default 0)")
     retained_flags(made)
     files = made.add_argument_group("files")
     files.add_argument("--vtt", type=Path, help="captions as WebVTT")
     files.add_argument("--srt", type=Path, help="captions as SubRip")
     files.add_argument("--jsonl", type=Path, help="one line a chunk: start, end, text, tokens, ms by stage, slots")
     files.add_argument("--save-state", type=Path, metavar="FILE", help="save the stream here, at the end and as it goes")
-    files.add_argument("--save-every", type=int, default=60, metavar="CHUNKS", help="how often (default 60)")
+    files.add_argument("--save-every", type=whole(1), default=60, metavar="CHUNKS", help="how often (default 60)")
     files.add_argument("--resume", type=Path, metavar="FILE", help="go on from a saved stream")
     return made
 
 
 def main() -> None:
     args = parser().parse_args()
-    config, draws = settings(args)
     if args.resume and (args.query or args.previous_text):
         raise InputError("--resume", "with --query or --previous-text", "a stream that has its own", "use --ask")
-    if args.save_every < 1:
-        raise InputError("--save-every", args.save_every, "1 or more chunks", "raise it")
-    if not 0 <= args.max_delay < float("inf"):
-        raise InputError("--max-delay", args.max_delay, "seconds, 0 or more", f"leave it out for {LATE:g}")
     check_outputs(args)
+    check_source(args.source, args.start, args.duration)
+    config, draws = settings(args)
     with ExitStack() as things:
         Watch(args, config, draws, things).run(things)
 
@@ -166,7 +170,10 @@ class Watch:
         self.writer: saved.Writer | None = None
         self.whole = True  # state and captions tell of the same chunks
         mesh = make_mesh(tensor=args.tensor) if args.tensor > 1 else None
+        if told := outside_its_game(args.model, args.source):
+            self.screen.say(told)
         self.vlm = load(args, mesh=mesh, progress=Progress("load"))
+        self.screen.say(in_force(self.vlm, config, draws))
         self.done = self.dropped = self.saved = 0
 
     def run(self, things: ExitStack) -> None:
@@ -221,7 +228,8 @@ class Watch:
         args, vlm, started = self.args, self.vlm, time.monotonic()
         previous = args.previous_text
         self.session = Session(vlm.model, vlm.tokenizer, self.config, clip.grid, sampling=self.sampling, previous=previous)
-        state = self.session.warm(self.session.start(), clip, tokens=args.tokens)
+        with compiling():
+            state = self.session.warm(self.session.start(), clip, tokens=args.tokens)
         if args.resume:
             del state  # makes room for the saved one
             self.state = saved.load(args.resume, self.session)

@@ -6,14 +6,14 @@
 Each step is a command that anybody can run alone; a step whose result is there is skipped. The result is OUT/6 (OUT/8).
 """
 
-import argparse
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.cli import run
+from launch.cli import Parser, run
+from launch.flags import whole
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 
@@ -67,6 +67,7 @@ SELDOM = 0.05  # questions a second; more of them, and their answers remind of t
 FILMS = "{out}/films/goals4.jsonl {out}/films/drill4.jsonl {out}/films/long.jsonl"
 WORDS = "windows {} --words-only --as-streamed --out {{out}}/{}.jsonl --window {} --stride {}"
 ALL = " ".join(f"{{out}}/told/{name}.jsonl" for name in ("match", "asked", "practice", "drill"))
+HOURS_AGAIN = 0.45  # of a stage from the seventh on
 SIXTH = 6  # the stage that can be repeated
 FLOAT32 = 3  # stages whose weights stay so; the others are bfloat16, as a stream computes them
 
@@ -148,17 +149,28 @@ def steps(stages: int, amount: Amount) -> tuple[Step, ...]:
     return *STEPS, *(step for stage in range(SIXTH, stages + 1) for step in again(stage, amount.anew))
 
 
+def _plan(out: Path, todo: tuple[Step, ...], quick: bool) -> str:
+    """What is about to be done, in one line."""
+    left = [step for step in todo if not (out / step.result).exists()]
+    extra = sum(step.command.startswith("train ") for step in todo) - SIXTH
+    time = "some minutes" if quick else f"about {2 + extra * HOURS_AGAIN:.1f} hours" if extra > 0 else "about two hours"
+    room = "some MB" if quick else "1 to 2 GB"
+    done = "" if len(left) == len(todo) else f"; {len(todo) - len(left)} are done"
+    return f"{len(todo)} steps in {out}{done}: {time} in all on two CPU cores, {room}; after a stop the same command goes on"
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="default: runs/tiny")
     parser.add_argument("--quick", action="store_true", help="little of everything, in minutes: the way, not the model")
-    parser.add_argument("--stages", type=int, default=SIXTH, metavar="N", help=f"of training: {SIXTH} (the default) or more")
+    parser.add_argument(
+        "--stages", type=whole(SIXTH, 100), default=SIXTH, metavar="N", help=f"of training: {SIXTH} (the default) or more"
+    )
     args = parser.parse_args()
     local_path(args.out, "--out")
-    if args.stages < SIXTH:
-        raise InputError("--stages", args.stages, f"{SIXTH} or more", f"leave it out: {SIXTH}")
     amount = QUICK if args.quick else Amount()
     todo = steps(args.stages, amount)
+    print(_plan(args.out, todo, args.quick), flush=True)
     for number, step in enumerate(todo, 1):
         command = step.command.format(out=args.out, **amount._asdict())
         done = (args.out / step.result).exists()

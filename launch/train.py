@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch.cli import run
+from launch.cli import Parser, cache_flag, check_attention, keep_programs, run
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 
@@ -83,8 +83,9 @@ def parse(config: Any, flags: list[str], program: str) -> Any:
 
 
 def main() -> None:
-    first = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, add_help=False)
+    first = Parser(description=__doc__, add_help=False, allow_abbrev=False)
     first.add_argument("--config", help="a name in configs/, or a Python file")
+    cache_flag(first)
     first.add_argument("--nproc", type=int, default=1, help="processes on this machine (default 1)")
     first.add_argument("--devices-each", type=int, help="virtual CPU devices of each process")
     first.add_argument("--dry-run", metavar="TOPOLOGY", help="compile for h100x8, v5p-64 ...: does it fit? nothing is run")
@@ -98,14 +99,15 @@ def main() -> None:
     if own.nproc > 1:
         from launch.local import spawn
 
-        given = ["launch.train", "--config", own.config, *rest]
+        kept = [] if own.compile_cache is None else ["--compile-cache", own.compile_cache]
+        given = ["launch.train", "--config", own.config, *kept, *rest]
         sys.exit(spawn(own.nproc, given, devices_each=own.devices_each))
     if own.dry_run:
         from launch.dry_run import report
 
         report(config, own.dry_run)
         return
-    train(config)
+    train(config, own)
 
 
 class Screen:
@@ -131,8 +133,8 @@ class Screen:
         self.bar.update(int(step[1]) - self.bar.n)
 
 
-def train(config: Any) -> None:
-    """The run on this process's share of the devices."""
+def train(config: Any, own: argparse.Namespace) -> None:
+    """The run on this process's share of the devices; `own`: flags of the command."""
     from launch import distributed
 
     if not config.run_dir:  # "" would be the current folder, and a file of that name in it ours
@@ -152,8 +154,11 @@ def train(config: Any) -> None:
         marker.unlink(missing_ok=True)
     say = Screen(chief)
     try:
+        check_attention(config.attention)
+        kept = keep_programs(own)
         runner = trainer(config, local_directory(config.model), say=say, stop=multihost_utils.reached_preemption_sync_point)
         say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.steps} steps of {config.batch} samples")
+        say(f"compiling; the first step comes after that{f' (kept in {kept} for the next start)' if kept else ''} ...")
         runner.run()
     except Preempted as told:
         say(f"asked to stop: {told}; start again and the run goes on")

@@ -22,7 +22,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from launch.cli import Progress, run
+from launch.cli import Parser, Progress, run
 from svlm_jax.data.annotation import Annotation, parse, parse_line
 from svlm_jax.data.frames import check_fps
 from svlm_jax.data.records import Records, seeks_path, write
@@ -99,7 +99,7 @@ class Windows:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("sources", nargs="+", type=Path, metavar="LONG.jsonl", help="annotations, a video a line")
     parser.add_argument("--out", type=Path, metavar="TRAIN.jsonl", help="windows to write, and TRAIN_seeks.jsonl beside it")
     parser.add_argument("--tfds", type=Path, metavar="DIR", help="directory to make, of windows with their frames")

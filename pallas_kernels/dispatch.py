@@ -28,6 +28,11 @@ def choose(op: str, implementation: str, q: jax.Array, causal: bool = False) -> 
     return _auto(op, jax.default_backend(), _capability(), jnp.dtype(q.dtype).name, q.shape[-1], causal)
 
 
+def taken(implementation: str, dtype: str, width: int) -> str:
+    """What `choose` takes for a decoder of that dtype and head dim on the devices of this machine."""
+    return implementation if implementation != "auto" else _best(jax.default_backend(), _capability(), dtype, width)[0]
+
+
 @functools.cache
 def _auto(op: str, backend: str, capability: str, dtype: str, width: int, causal: bool) -> str:
     chosen, why = _best(backend, capability, dtype, width, causal)

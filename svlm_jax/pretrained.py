@@ -12,11 +12,13 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
+from pallas_kernels import dispatch
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert
 from svlm_jax.config import Attention, Dtype, StreamConfig, Weights
@@ -54,6 +56,16 @@ class Pretrained:
     stream: StreamConfig = StreamConfig()
     sampling: Sampling = COMMENTARY
     generation: Sampling = Sampling()
+
+    def __repr__(self) -> str:
+        config, size = self.model.config, sum(value.size for value in self.parameters.values())
+        scale, unit = (1e9, "B") if size >= 1e9 else (1e6, "M")
+        held = ", decoder in 8 bits" if config.weights == "int8" else ""
+        kernels = dispatch.taken(config.attention, config.dtype, config.text.head_dim)
+        return (
+            f"Pretrained({type(self.model).__name__}, {size / scale:.1f} {unit} parameters, {config.dtype}{held}, "
+            f"attention {kernels}, {config.text.vocab_size} tokens)"
+        )
 
     @property
     def parameters(self) -> Parameters:
@@ -174,18 +186,21 @@ def local_directory(name: str | Path) -> Path:
     settings first, so that a model that can not be used costs no download of weights).
 
     Raises:
-        InputError: neither, or not the directory of a model.
+        InputError: nothing of that name (one that can be no hub id is not looked for there), or not the directory of a model.
     """
-    if name and os.path.isdir(name):  # unlike Path.is_dir, quiet about names that no file can have
-        return Path(name)
-    if str(name) in SHIPPED:
-        return SHIPPED[str(name)]
-    if not HUB_ID.fullmatch(str(name)) or os.path.exists(name):
-        near = difflib.get_close_matches(str(name), SHIPPED, 1)
-        reason = "a file" if name and os.path.isfile(name) else "no such directory"
-        remedy = f"did you mean {near[0]}?" if near else "check the name"
-        expected = f"a directory, a hub id (OWNER/NAME) or a shipped model ({', '.join(SHIPPED)})"
-        raise InputError("model", f"{name or repr(str(name))} ({reason})", expected, remedy)
+    text, shipped = str(name), ", ".join(SHIPPED)
+    path = Path(os.path.expanduser(text))
+    if text.strip() and os.path.isdir(path):  # unlike Path.is_dir, quiet about names that no file can have
+        return path
+    if text in SHIPPED:
+        return SHIPPED[text]
+    near = difflib.get_close_matches(text.strip().lower(), SHIPPED, 1)
+    remedy = f"did you mean {near[0]}?" if near else "check the name"
+    if text.strip() and os.path.exists(path):
+        raise InputError("model", f"{_short(text)}, a file", "a directory", f"name the one it lies in: {_short(path.parent)}")
+    if not HUB_ID.fullmatch(text):
+        got = f"{_short(text)!r}, which is no directory"
+        raise InputError("model", got, f"a directory, a hub id (OWNER/NAME) or a shipped model ({shipped})", remedy)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -196,6 +211,10 @@ def local_directory(name: str | Path) -> Path:
             directory = Path(snapshot_download(str(name), allow_patterns=[*SETTINGS, "*.safetensors"]))
         return directory
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        expected = "a directory or a hub id that can be reached"
-        raise InputError("model", f"{name} ({reason})", expected, "check the name") from None
+        reason = _short((str(error).strip() or type(error).__name__).splitlines()[0])
+        expected = f"a directory, a hub id that can be reached or a shipped model ({shipped})"
+        raise InputError("model", f"{_short(text)} ({reason})", expected, "check the name, or the connection") from None
+
+
+def _short(text: object) -> str:
+    return text if len(text := str(text)) <= 80 else f"{text[:77]}..."

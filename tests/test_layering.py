@@ -23,8 +23,7 @@ MAX_LINES = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.errors", "pallas_kernels"),
     ("svlm_jax.files",),
-    ("svlm_jax.config",),
-    ("svlm_jax.files",),
+    ("svlm_jax.config", "svlm_jax.compile_cache"),
     ("svlm_jax.hf_directory",),
     ("svlm_jax.hf_config",),
     ("svlm_jax.spans svlm_jax.inputs",),

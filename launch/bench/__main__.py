@@ -13,25 +13,29 @@
     python -m launch.bench device                                     # all that waits for a GPU, in at most ten minutes
     python -m launch.bench table                                      # docs/benchmarks.md from docs/benchmarks/*.json
 
-Each run writes docs/benchmarks/NAME.json with its command, device and versions, and the table anew.
+Each says first what it is about to do and how long that takes. It writes docs/benchmarks/NAME.json with its command, device and
+versions, and the table anew; --out DIR before the name: elsewhere.
 """
 
-import argparse
+import sys
 from pathlib import Path
 from typing import get_args
 
 from launch.bench import aot, convert, device, findings, int8, kernels, replies, serve, stream, torch_rival, train
+from launch.bench.plans import plan
 from launch.bench.report import DOCS, table
-from launch.cli import DEFAULT_MODEL, run
+from launch.cli import DEFAULT_MODEL, Parser, check_attention, run
+from launch.flags import real, whole
 from svlm_jax.config import Attention, Remat, Weights
+from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 
 
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m launch.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> Parser:
+    made = Parser(prog="python -m launch.bench", description=__doc__)
+    made.add_argument(
+        "--out", type=Path, default=DOCS, help="where benchmarks/ and benchmarks.md go (default: docs of the checkout)"
     )
-    made.add_argument("--out", type=Path, default=DOCS, help="where benchmarks/ and benchmarks.md go (default: docs)")
     commands = made.add_subparsers(dest="command", required=True)
     conversion = commands.add_parser("convert", help="checkpoint conversion: time and memory")
     conversion.add_argument("--shape", default="7b", help="3b, 7b, 32b or 72b")
@@ -42,9 +46,9 @@ def parser() -> argparse.ArgumentParser:
     compiling.add_argument("--target", choices=("cpu", "h100"), default="cpu", help="h100 needs no GPU (default cpu)")
     compiling.add_argument("--weights", choices=get_args(Weights), default="full")
     compiling.add_argument("--attention", choices=get_args(Attention), default="auto", help="default: what suits the target")
-    compiling.add_argument("--tokens", type=int, default=1024, help="prompt bucket")
-    compiling.add_argument("--patches", type=int, default=4096, help="vision bucket")
-    compiling.add_argument("--slots", type=int, default=16384, help="cache capacity")
+    compiling.add_argument("--tokens", type=whole(1), default=1024, help="prompt bucket")
+    compiling.add_argument("--patches", type=whole(1), default=4096, help="vision bucket")
+    compiling.add_argument("--slots", type=whole(1), default=16384, help="cache capacity")
     compiling.set_defaults(run=aot.bench)
     attention = commands.add_parser("kernels", help="attention kernels at real shapes")
     attention.add_argument("--implementations", default="xla,cudnn,mosaic_gpu", help="default: xla,cudnn,mosaic_gpu")
@@ -62,20 +66,20 @@ def parser() -> argparse.ArgumentParser:
     streaming.add_argument("--modes", default="streaming", help="some of full,window,recompute,streaming")
     streaming.add_argument("--fps", default="2", help="frames a second; several with commas")
     streaming.add_argument("--rows", default="1", help="streams at a time; several with commas")
-    streaming.add_argument("--seconds", type=int, default=60, help="of video (default 60)")
-    streaming.add_argument("--height", type=int, default=252)
-    streaming.add_argument("--width", type=int, default=448)
+    streaming.add_argument("--seconds", type=whole(1), default=60, help="of video (default 60)")
+    streaming.add_argument("--height", type=whole(1), default=252)
+    streaming.add_argument("--width", type=whole(1), default=448)
     streaming.add_argument("--name", default="stream", help="of the entry in docs/benchmarks (default stream)")
     streaming.add_argument("--plot", action="store_true", help="draw latency and slots against stream time")
     streaming.set_defaults(run=stream.bench)
     training = commands.add_parser("train", help="a training step: time and MFU, or memory ahead of time")
     training.add_argument("--shape", default="3b", help="tiny, mid, 3b, 7b or 72b; with --topology several with commas")
     training.add_argument("--topology", help="h100x8, v5p-64 ...: memory of devices that are not there")
-    training.add_argument("--tokens", type=int, default=20480, help="of a sequence")
-    training.add_argument("--patches", type=int, default=69120, help="of a sequence (default: 24 s of 720p)")
-    training.add_argument("--labels", type=int, default=1024, help="learned tokens of a sequence")
-    training.add_argument("--rows", type=int, default=1, help="sequences of a step, over all devices")
-    training.add_argument("--tensor", type=int, default=1, help="devices that share a head's work (with --topology)")
+    training.add_argument("--tokens", type=whole(1), default=20480, help="of a sequence")
+    training.add_argument("--patches", type=whole(1), default=69120, help="of a sequence (default: 24 s of 720p)")
+    training.add_argument("--labels", type=whole(1), default=1024, help="learned tokens of a sequence")
+    training.add_argument("--rows", type=whole(1), default=1, help="sequences of a step, over all devices")
+    training.add_argument("--tensor", type=whole(1), default=1, help="devices that share a head's work (with --topology)")
     training.add_argument("--remat", choices=get_args(Remat), default="full")
     training.add_argument("--attention", choices=get_args(Attention), default="auto")
     training.add_argument("--name", help="of the entry in docs/benchmarks")
@@ -86,25 +90,25 @@ def parser() -> argparse.ArgumentParser:
     eighth.add_argument("--dtype", choices=("float32", "bfloat16"))
     eighth.set_defaults(run=int8.bench)
     page = commands.add_parser("serve", help="the live page under load")
-    page.add_argument("--clients", type=int, default=50, help="viewers, spread over the streams (default 50)")
-    page.add_argument("--rows", type=int, default=4, help="streams (default 4)")
-    page.add_argument("--seconds", type=int, default=120, help="default 120")
+    page.add_argument("--clients", type=whole(1), default=50, help="viewers, spread over the streams (default 50)")
+    page.add_argument("--rows", type=whole(1), default=4, help="streams (default 4)")
+    page.add_argument("--seconds", type=whole(1), default=120, help="default 120")
     page.add_argument("--attack", action="store_true", help="one viewer among attackers, instead of many viewers")
     page.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped one")
     page.add_argument("--name", default="serve", help="of the entry in docs/benchmarks (default serve)")
     page.set_defaults(run=serve.bench)
     everything = commands.add_parser("device", help="all that waits for a GPU, in at most ten minutes")
     everything.add_argument("--only", help=f"some of {','.join(device.PARTS)} (default: all, in this order)")
-    everything.add_argument("--budget", type=float, default=570, metavar="S", help="seconds in all (default 570)")
-    everything.add_argument("--least", type=float, default=30, metavar="S", help="begin no part with less left (default 30)")
+    everything.add_argument("--budget", type=real(1), default=570, metavar="S", help="seconds in all (default 570)")
+    everything.add_argument("--least", type=real(1), default=30, metavar="S", help="begin no part with less left (default 30)")
     everything.set_defaults(run=device.bench)
     rival = commands.add_parser("torch", help="one chunk in plain torch (what `stream --torch` runs); prints JSON")
     rival.add_argument("--shape", default="mid")
     rival.add_argument("--dtype", choices=("float32", "bfloat16"))
     rival.add_argument("--grid", default="1,50,72", help="of the frames, in patches: T,H,W")
-    rival.add_argument("--tokens", type=int, default=784, help="new ones of a chunk")
-    rival.add_argument("--slots", type=int, default=14336)
-    rival.add_argument("--reply", type=int, default=20, help="tokens")
+    rival.add_argument("--tokens", type=whole(1), default=784, help="new ones of a chunk")
+    rival.add_argument("--slots", type=whole(1), default=14336)
+    rival.add_argument("--reply", type=whole(1), default=20, help="tokens")
     rival.set_defaults(run=torch_rival.bench)
     replies.flags(commands.add_parser("replies", help="what a model says of annotated windows, right or not"))
     findings.flags(commands.add_parser("findings", help="the paper's findings on the generated game"))
@@ -116,6 +120,12 @@ def main() -> None:
     args = parser().parse_args()
     for name in {"out", "scratch"} & {name for name, value in vars(args).items() if value is not None}:
         local_path(getattr(args, name), f"--{name}")
+    if args.out is None and args.command != "torch":  # which prints alone
+        raise InputError("--out", "nothing, outside a checkout", "a folder for the results", "say launch.bench --out DIR ...")
+    if "attention" in args and getattr(args, "target", "") != "h100" and not getattr(args, "topology", None):
+        check_attention(args.attention)
+    if line := plan(args):
+        print(line, file=sys.stderr, flush=True)
     args.run(args)
 
 

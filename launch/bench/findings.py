@@ -7,6 +7,7 @@ another model or setting begins anew. Held-out seeds only.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -19,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from launch.bench.report import record
+from launch.bench.report import DOCS, record
 from launch.cli import DEFAULT_MODEL, Progress
+from launch.progress import span
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.world import commentary
@@ -30,6 +32,8 @@ from svlm_jax.world.match import World
 
 ASK_EVERY = 150  # seconds between questions about what no picture shows
 AGES = (16, 48)  # seconds between two scores: within the turns of the shipped model; in the previous text; further back
+# Milliseconds of a second of stream, measured on 2 CPU cores, by mode; of a second of a game that is drawn.
+MS = {"streaming": 40, "full": 1000, "window": 190, "recompute": 220, "drawing": 40}
 BIN = 600  # seconds of a point in the plots, and of what counts as the first and the last of a stream
 GROUPS = ("mode", "positions", "moved replies", "vision window", "text", "training")
 DRAWN = {  # what is drawn: the measure, and the top of its axis
@@ -145,25 +149,31 @@ def bench(args: argparse.Namespace) -> None:
     chosen = [
         one for one in variants(usual, others) if not args.only or one.group in args.only.split(",") or one.name == "streaming"
     ]
-    args.scratch.mkdir(parents=True, exist_ok=True)
+    scratch = args.scratch or (args.out.parent / "runs" if args.out == DOCS else args.out) / "findings"
     seeds = [HELD_OUT + number for number in range(args.seeds)]
     names = {variant: others[variant.model] if variant.model else args.model for variant in chosen}
     weights = {name: digest(local_directory(name)) for name in set(names.values())}
+    files = {
+        variant: [scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds]
+        for variant, name in names.items()
+    }
+    print(_plan(files, args.seconds, scratch), file=sys.stderr, flush=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     loaded: dict[str, Any] = {}
     games = None
     for variant, name in names.items():
         for seed in seeds:
-            path = args.scratch / variant.file(weights[name], seed, args.seconds)
+            path = scratch / variant.file(weights[name], seed, args.seconds)
             if path.exists():
                 continue
             if name not in loaded:
                 loaded[name] = from_pretrained(name)
             vlm = loaded[name]
-            games = games or Games(args.scratch, args.seconds, vlm.processor)
+            games = games or Games(scratch, args.seconds, vlm.processor)
             _stream(vlm, variant, games, seed, path)
     rows, series, usually = [], {}, []
     for variant, name in names.items():
-        paths = {seed: args.scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds}
+        paths = {seed: scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds}
         series[variant], scores, lines = _judged(paths, args.seconds)
         usually = usually or lines
         rows.append(_row(variant, series[variant], scores, lines) | {"same replies": f"{_same(lines, usually):.3f}"})
@@ -178,6 +188,20 @@ def bench(args: argparse.Namespace) -> None:
         f"one before: under {AGES[0]} s, under {AGES[1]} s, older. Same replies: of those of the first row."
     )
     record("findings", what, rows, args.out, plot)
+
+
+def _plan(files: dict[Variant, list[Path]], seconds: int, scratch: Path) -> str:
+    """What is about to be done, in one line; files: of the streams of each variant."""
+    todo = [variant for variant, paths in files.items() for path in paths if not path.exists()]
+    games = {path.name.split("_")[-2] for variant, paths in files.items() for path in paths if not path.exists()}
+    drawn = len([game for game in games if not (scratch / f"frames_{game}_{seconds}.npy").exists()])
+    spent = sum(variant.seconds(seconds) * MS.get(variant.stream.mode, MS["streaming"]) for variant in todo) / 1000
+    spent += drawn * seconds * MS["drawing"] / 1000
+    there = sum(map(len, files.values())) - len(todo)
+    return (
+        f"{len(todo)} streams of up to {span(seconds)} ({there} are there): about {span(spent)} on 2 CPU cores, nothing else "
+        f"running. They are kept in {scratch}, and the same command goes on after a stop; --only and --seconds take fewer"
+    )
 
 
 def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> None:
@@ -316,7 +340,5 @@ def flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
     made.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")
     made.add_argument("--only", default="", help=f"some of {','.join(GROUPS)} (default: all)")
-    made.add_argument(
-        "--scratch", type=Path, default=Path("runs/findings"), help="where streams are kept (default runs/findings)"
-    )
+    made.add_argument("--scratch", type=Path, help="where streams are kept (default: runs/findings of the checkout)")
     made.set_defaults(run=bench)

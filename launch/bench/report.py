@@ -10,7 +10,8 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[2] / "docs"
+_ROOT = Path(__file__).parents[2]
+DOCS = _ROOT / "docs" if (_ROOT / "pyproject.toml").is_file() else None  # of a checkout; a wheel has none
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "safetensors")
 
 

@@ -3,7 +3,7 @@
 Owns the clock of pictures and which seeds nobody may train on. Host side: numpy, never jax. Units: seconds, pixels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -62,10 +62,17 @@ def write(
     size: tuple[int, int] = SIZE,
     unseen: bool = False,
     rules: Rules = Rules.MATCH,
+    progress: Callable[[int], None] = lambda pictures: None,
 ) -> World:
-    """Write an mp4 file; returns the game as far as it shows it."""
+    """Write an mp4 file; returns the game as far as it shows it. progress: told how many pictures are drawn, after each."""
     film = Film(seed, size=size, unseen=unseen, rules=rules)
-    write_video(path, islice(film.pictures(fps), round(seconds * fps)), fps)
+
+    def drawn() -> Iterator[np.ndarray]:
+        for number, picture in enumerate(islice(film.pictures(fps), round(seconds * fps)), 1):
+            yield picture
+            progress(number)
+
+    write_video(path, drawn(), fps)
     return film.world
 
 

@@ -1,0 +1,95 @@
+"""What a command shows while it works: a bar on a terminal or plain lines elsewhere, a line before programs are compiled, and
+an end at once when the user interrupts that."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Thread, current_thread, main_thread
+
+LINE_EVERY = 5.0  # seconds between plain progress lines
+INTERRUPTED = 130  # exit code
+
+
+def live() -> bool:
+    """Whether stderr is a terminal that can clear a line."""
+    return sys.stderr.isatty() and os.environ.get("TERM", "") != "dumb"
+
+
+def span(seconds: float) -> str:
+    """75 -> "75 s", 600 -> "10 min", 20000 -> "5.6 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Inside, Ctrl-C ends the process at once, with one line and exit code 130: Python hears of it only when the compiler, or
+    whatever else is under way outside Python, is done. Only where nothing is half written under its final name."""
+    if current_thread() is not main_thread() or not callable(signal.getsignal(signal.SIGINT)):
+        yield
+        return
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    handler = signal.signal(signal.SIGINT, lambda *_: None)  # the thread alone acts
+    Thread(target=_end_when_told, args=(heard,), daemon=True).start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        signal.set_wakeup_fd(before)
+        os.close(told)  # which ends the thread
+
+
+def _end_when_told(heard: int) -> None:
+    while number := os.read(heard, 1):
+        if number[0] == signal.SIGINT:
+            os.write(2, b"\ninterrupted\n")
+            os._exit(INTERRUPTED)
+    os.close(heard)
+
+
+@contextmanager
+def compiling(what: str = "") -> Iterator[None]:
+    """Say that programs are compiled, and where they are kept; inside, Ctrl-C ends the process at once."""
+    from svlm_jax.compile_cache import kept_in
+
+    kept = f" (kept in {place}: the next start is quicker)" if (place := kept_in()) else ""
+    print(f"compiling{' ' if what else ''}{what}{kept} ...", file=sys.stderr, flush=True)
+    with interruptible():
+        yield
+
+
+class Progress:
+    """Call with (done, total). A bar on a terminal; a plain line every few seconds and at the end otherwise, which says how
+    long the rest takes once that can be told."""
+
+    def __init__(self, what: str, unit: str = "tensors") -> None:
+        self.what, self.unit = what, unit
+        self.started = self.spoken = time.monotonic()
+        self.first: tuple[float, int] | None = None
+        self.bar = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if live():
+            from tqdm import tqdm
+
+            if self.bar is None:
+                self.bar = tqdm(total=total, desc=self.what, unit=f" {self.unit}", leave=True)
+            self.bar.update(done - self.bar.n)
+            if done == total:
+                self.bar.close()
+            return
+        now = time.monotonic()
+        self.first = self.first or (now, done)  # what came before it was not only work
+        if done == total or now - self.spoken > LINE_EVERY:
+            self.spoken = now
+            line = f"{self.what}: {done}/{total} {self.unit}, {now - self.started:.0f} s"
+            begun, before = self.first
+            if done < total and done > before:
+                line += f", about {span((now - begun) / (done - before) * (total - done))} left"
+            print(line, file=sys.stderr, flush=True)
