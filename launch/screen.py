@@ -17,6 +17,7 @@ from contextlib import suppress
 from threading import Thread
 from typing import Any
 
+from launch.progress import live
 from svlm_jax.errors import InputError
 from svlm_jax.stream.subtitles import one_line
 
@@ -40,7 +41,7 @@ class Screen:
         """Args:
         typed: someone types at the terminal.
         """
-        self.live, self.typed, self.spoken, self.open = sys.stderr.isatty(), typed, 0.0, False
+        self.live, self.typed, self.spoken, self.open = live(), typed, 0.0, False
         self.above = False  # the status line is above the cursor, which waits for a question
         self.recent: deque[float] = deque(maxlen=16)
         self.closed = False
