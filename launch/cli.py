@@ -3,6 +3,7 @@ plain lines elsewhere."""
 
 import argparse
 import logging
+import re
 import sys
 import time
 import warnings
@@ -105,8 +106,22 @@ def settings(args: argparse.Namespace) -> tuple[StreamConfig, Any]:
     from svlm_jax.pretrained import local_directory, streaming
 
     config, sampling = streaming(local_directory(args.model))
-    config = replace(config, **{name: getattr(args, flag) for flag, name in _STREAM.items() if flag in args})
+    try:
+        config = replace(config, **{name: getattr(args, flag) for flag, name in _STREAM.items() if flag in args})
+    except InputError as error:
+        raise _as_flags(error) from None
     return config, replace(sampling, **{name: getattr(args, name) for name in _SAMPLING if name in args})
+
+
+def _as_flags(error: InputError) -> InputError:
+    """The same line with the flags that the user typed in place of the fields that they set."""
+    flags = {name: "--" + flag.replace("_", "-") for flag, name in _STREAM.items() if flag not in ("rebase", "question_tokens")}
+
+    def told(part: object) -> str:
+        return re.sub(r"(\w+)(?=( to)? ')", lambda found: flags.get(found[1], found[1]), str(part))
+
+    field = " and ".join(flags.get(name, name) for name in error.field.split(" and "))
+    return InputError(field, told(error.got), told(error.expected), told(error.remedy))
 
 
 def load(args: argparse.Namespace, **options: Any) -> Any:

@@ -12,5 +12,6 @@ class InputError(ValueError):
     """
 
     def __init__(self, field: str, got: object, expected: str, remedy: str) -> None:
+        self.field, self.got, self.expected, self.remedy = field, got, expected, remedy
         line = f"{field}: got {got}, expected {expected}; {remedy}"
         super().__init__(" ".join(line.split()))

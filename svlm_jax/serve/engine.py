@@ -25,10 +25,9 @@ from svlm_jax.serve.feed import THINNEST, Box, Feed
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import picture
-from svlm_jax.stream import sequence
 from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk
-from svlm_jax.stream.session import Reply, Session
+from svlm_jax.stream.session import Prepared, Reply, Session, StreamState
 
 TOGETHER = 0.1  # of a chunk: how long a step waits for streams that are not ready yet
 USUAL = Limits()
@@ -74,8 +73,11 @@ class Engine:
         black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
         clip = vlm.processor.video(black, fps=config.fps, levels=True)
         grid = (clip.grid[0], 2, budget(vlm.processor.video_config, box) // 2)
-        self.session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=rows)
-        self.state = self.session.warm(self.session.start(), clip)
+        self.session = session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=rows)
+        # One stream can be watched as soon as its programs are there; those of larger groups are compiled beside the steps.
+        self.larger = () if session.mesh else session.sizes[1:]
+        session.sizes = session.sizes[: len(session.sizes) - len(self.larger)]
+        self.state, self.clip = session.warm(session.start(), clip), clip
         self.changed = threading.Condition()
         self.running: dict[str, Running] = {}
         self.seated: list[Running | None] = [None] * rows
@@ -83,17 +85,21 @@ class Engine:
         self.beat = self.stepped = time.monotonic()
         self.stopping, self.error = False, ""
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.compiler = self.thread  # until `start`
 
     def start(self) -> None:
         self.thread.start()
+        self.compiler = threading.Thread(target=self._compile, args=(self.state,), name="compiler", daemon=True)
+        self.compiler.start()
 
     def stop(self) -> None:
-        """End all streams and the thread; waits for the step that is under way."""
+        """End all streams and the threads; waits for the step, and for the program, that is under way."""
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
-        if self.thread.is_alive():
-            self.thread.join(timeout=30)
+        for thread in (self.thread, self.compiler):
+            if thread.is_alive():
+                thread.join(timeout=30)
 
     @property
     def healthy(self) -> bool:
@@ -112,10 +118,10 @@ class Engine:
         """Give a stream a row.
 
         Raises:
-            InputError: no row is free, or `query` holds special tokens. The feed is then closed.
+            InputError: no row is free, or `query` is too long or holds special tokens. The feed is then closed.
         """
         try:
-            plain(query, "query")
+            self.session.check_query(query)
             with self.changed:
                 rows = set(range(self.rows)) - {one.row for one in self.running.values()}
                 if not rows or self.stopping:
@@ -154,7 +160,17 @@ class Engine:
             one.player.stop()
             self.publish(name, {"type": "ended", "reason": reason})
 
-    # the thread
+    # the threads
+
+    def _compile(self, state: StreamState) -> None:
+        """Programs for more streams at a time; until they are there a step is made of smaller groups."""
+        try:
+            for size in self.larger:
+                if not self.stopping and size not in self.session.sizes:
+                    self.session.compile(size, state, self.clip)
+                    self.session.sizes = (*self.session.sizes, size)
+        except Exception as error:  # what is compiled is enough to go on with
+            traceback.print_exception(error)
 
     def _run(self) -> None:
         try:
@@ -217,7 +233,7 @@ class Engine:
         self.seated = wanted
 
     def _step(self, taken: list[tuple[Running, Any, Clip, float]]) -> None:
-        chunks: list[Chunk | None] = [None] * self.rows
+        chunks: list[Prepared | None] = [None] * self.rows
         for one, chunk, clip, _ in taken:
             if self.seated[one.row] is one:
                 chunks[one.row] = self._asked(one, Chunk(chunk.start, chunk.end, clip))
@@ -233,26 +249,23 @@ class Engine:
             if reply is not None and asked is not None and was is not None and self.seated[one.row] is one:
                 self.metrics.count("svlm_chunks_total")
                 self.metrics.observe("svlm_latency_seconds", now - there)
-                self.publish(one.name, self._told(one, reply, asked.question, was, now - there, chunk.note))
+                self.publish(one.name, self._told(one, reply, asked.chunk.question, was, now - there, chunk.note))
 
-    def _asked(self, one: Running, chunk: Chunk) -> Chunk | None:
+    def _asked(self, one: Running, chunk: Chunk) -> Prepared | None:
         """The chunk with the question that waits, if there is one and room for it. A chunk that cannot be watched at all ends
         its stream, here and alone: a step is shared."""
         with self.changed:
             question = one.questions.popleft() if one.questions else ""
-        stream = self.state.streams[one.row]
-        assert stream is not None
-        for text in filter(None, (question, " ")):
-            chunk = chunk._replace(question=text.strip())
+        if question:
             try:
-                sequence.next_turn(stream, chunk, self.config, self.session.language)
-                return chunk
+                return self.session.prepare(self.state, one.row, chunk._replace(question=question))
             except InputError as error:
-                if not chunk.question:
-                    self.end(one.name, str(error))
-                else:
-                    self.publish(one.name, {"type": "unasked", "question": question, "error": str(error)})
-        return None
+                self.publish(one.name, {"type": "unasked", "question": question, "error": str(error)})
+        try:
+            return self.session.prepare(self.state, one.row, chunk)
+        except InputError as error:
+            self.end(one.name, str(error))
+            return None
 
     def _told(self, one: Running, reply: Reply, question: str, before: Any, latency: float, note: str) -> dict[str, Any]:
         """What viewers are told of a chunk."""

@@ -1,7 +1,7 @@
 """From the ids of a reply to the words that are shown, whole or as they come.
 
-What is shown has no chat markup, no blanks around it, not the " ..." that ends a reply of a trained model, and no half character
-where a reply was cut between the tokens of one. Knows no device.
+What is shown has no chat markup, no blanks around it, not the " ..." that ends a reply of a trained model, and no half
+character where a reply was cut between the tokens of one. Knows no device.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,12 @@ HALF = "\ufffd"  # what a decoder makes of bytes that are no whole character (ye
 
 def shown(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The words of a whole reply."""
-    return tokenizer.decode(ids, skip_special_tokens=True).rstrip(HALF).removesuffix(CUT).strip()
+    return raw(ids, tokenizer).strip()
+
+
+def raw(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The same with its blanks and newlines, which say what is an answer and what is commentary."""
+    return tokenizer.decode(ids, skip_special_tokens=True).rstrip(HALF).removesuffix(CUT)
 
 
 class Detokenizer:
