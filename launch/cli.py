@@ -213,14 +213,10 @@ def settings(args: argparse.Namespace) -> tuple[StreamConfig, Any]:
 
 def _of_flags(error: InputError) -> InputError:
     """A setting that was refused, under the names that its flags have."""
-    field, _, told = str(error).partition(": got ")
-    names = {name: flag for flag, name in _STREAM.items()} | {name: name for name in _SAMPLING}
-    words = [
-        f"--{names[word].replace('_', '-')}" if word in names else word for word in field.removeprefix("sampling ").split()
-    ]
-    got, _, rest = told.partition(", expected ")
-    expected, _, remedy = rest.rpartition("; ")
-    return InputError(" ".join(words), got, expected, remedy)
+    flags = {name: f"--{flag.replace('_', '-')}" for flag, name in _STREAM.items()}
+    flags |= {name: f"--{name.replace('_', '-')}" for name in _SAMPLING}
+    field = " ".join(flags.get(word, word) for word in error.field.removeprefix("sampling ").split())
+    return InputError(field, error.got, error.expected, error.remedy)
 
 
 def check_source(name: str, start: float | None = None, duration: float | None = None) -> None:

@@ -104,7 +104,7 @@ class Watched:
         print(f"{'s':>4}  {'what happened':40}  {'what it says':40}")
 
     def hear(self, second: int, reply: Any) -> None:
-        answer, self.said[second] = words_of(reply.text)
+        answer, self.said[second] = words_of(reply.raw)
         self.spent.append(sum(reply.ms.values()))
         truth, said = self.truth.get(second, ""), self.said[second]
         if answer:

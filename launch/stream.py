@@ -26,7 +26,6 @@ from launch.cli import (
     check_source,
     compiling,
     in_force,
-    live,
     load,
     model_flags,
     outside_its_game,

@@ -55,6 +55,8 @@ def _blocked(attend, q, k, v, first, last, index):
     if batch * heads * length * slots <= budget:
         return attend(q, k, v, first, last, index)
     block = max(16, min(QUERY_BLOCK, budget // (batch * heads * slots)) // 16 * 16)
+    blocks = -(-length // block)
+    block = -(-length // (16 * blocks)) * 16  # so many blocks of equal size: the last one may not be padding for the most part
     queries = tuple(_blocks(x, block, fill) for x, fill in ((q, 0), (first, 1), (last, 0)))
     out = jax.lax.map(jax.checkpoint(lambda x: _attend(x[0], k, v, x[1], x[2], index)), queries)
     return _unblock(out, length)

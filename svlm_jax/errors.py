@@ -15,6 +15,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, field: str, got: object, expected: str, remedy: str) -> None:
+        self.field, self.got, self.expected, self.remedy = field, got, expected, remedy
         parts = {"got": _plain(str(got)), "expected": _plain(expected), "field": _plain(field), "remedy": _plain(remedy)}
         over = sum(map(len, parts.values())) + len(": got , expected ; ") - LINE
         for name, text in parts.items():  # what was found gives way first, the remedy last

@@ -10,9 +10,8 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
 from svlm_jax.settings import generation, streaming
 from svlm_jax.stream.generate import generate
 from svlm_jax.stream.sampling import COMMENTARY, Sampling
-from svlm_jax.stream.sequence import Chunk
+from svlm_jax.stream.sequence import Chunk, Language, check_query
 from svlm_jax.stream.session import Reply, Session
 
 # Models in the package, by name; the second is what the first was fine-tuned from.
@@ -97,6 +96,7 @@ class Pretrained:
         config: StreamConfig | None = None,
         sampling: Sampling | None = None,
         seed: int = 0,
+        **settings: Any,
     ) -> Iterator[Reply]:
         """Comment on a video (file, folder of frames, URL, number of a webcam, match:SEED) chunk by chunk, in memory that does
         not grow. A file is watched as fast as possible; what a live source drops is warned of. `launch.stream` does more.
@@ -106,8 +106,27 @@ class Pretrained:
             previous: commentary that came before.
             start, duration: seconds.
             config: windows, mode, frames a second; the model's own by default, as is `sampling`.
+            settings: fields of `StreamConfig` that are to be otherwise (fps=4, mode="full", vision_window=8).
+
+        Raises:
+            InputError: what is wrong with a setting, the query, or the source, in one line; at once, but for the source.
         """
-        config, sampling = config or self.stream, sampling or self.sampling
+        config, sampling = changed(config or self.stream, settings), sampling or self.sampling
+        check_query(query, config, Language.of(self.tokenizer, self.model.config))
+        return self._watch(source, config, sampling, query=query, previous=previous, start=start, duration=duration, seed=seed)
+
+    def _watch(
+        self,
+        source: Any,
+        config: StreamConfig,
+        sampling: Sampling,
+        *,
+        query: str,
+        previous: str,
+        start: float | int,
+        duration: float | int | None,
+        seed: int,
+    ) -> Iterator[Reply]:
         clock = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
         session, state = None, None
 
@@ -124,7 +143,7 @@ class Pretrained:
                 if session is None or state is None:
                     options = {"sampling": sampling, "previous": previous}
                     session = Session(self.model, self.tokenizer, config, clip.grid, **options)
-                    state = session.join(session.start(), query=query, seed=seed)
+                    state = session.join(session.warm(session.start(), clip), query=query, seed=seed)
                 state, (reply,) = session.step(state, [Chunk(chunk.start, chunk.end, clip)])
                 if reply is not None:
                     yield reply
@@ -179,6 +198,18 @@ def from_pretrained(
         config, values = quantize(config, values)
     model = from_parameters(config, values)
     return Pretrained(model, beside.tokenizer, beside, eos, stream, sampling, drawn)
+
+
+def changed(config: StreamConfig, settings: Mapping[str, Any]) -> StreamConfig:
+    """A config in which some fields are otherwise.
+
+    Raises:
+        InputError: a field that there is none of, or a value that it does not take.
+    """
+    names = [field.name for field in fields(StreamConfig)]
+    if unknown := settings.keys() - set(names):
+        raise InputError(f"setting {min(unknown):.60}", "no field of StreamConfig", f"one of {', '.join(names)}", "correct it")
+    return replace(config, **settings)
 
 
 def local_directory(name: str | Path) -> Path:

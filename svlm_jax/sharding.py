@@ -8,7 +8,9 @@ Knows paths and shapes, no module. The vision tower is sharded over fsdp along i
 import math
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from itertools import combinations
+from typing import Any
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -74,6 +76,17 @@ def make_mesh(data: int = 1, fsdp: int = 1, context: int = 1, tensor: int = 1, d
         got = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
         raise InputError("mesh", got, f"positive sizes with a product of at most {len(devices)} devices", "change the sizes")
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 4, devices=devices[: math.prod(sizes)])
+
+
+def mesh_of(values: Mapping[str, jax.Array]) -> Mesh | None:
+    """The mesh that parameters lie on; None on one device."""
+    place = next(iter(values.values())).sharding
+    return place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
+
+
+def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
+    """Where to call what is to be cut over a mesh: without it a kernel is not cut, and a TPU refuses it."""
+    return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def check(config: ModelConfig, mesh: Mesh) -> None:

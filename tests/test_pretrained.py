@@ -2,6 +2,7 @@
 
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,10 +10,12 @@ from PIL import Image
 import svlm_jax
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf, store
+from svlm_jax.config import StreamConfig
 from svlm_jax.data.video import write_video
 from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import parameters, stack
 from svlm_jax.sharding import make_mesh
+from svlm_jax.stream.session import Session
 
 LENGTH = {"max_new_tokens": 16}
 
@@ -180,3 +183,60 @@ def test_a_missing_file_is_one_line(copy, file):
 
 def test_an_unknown_precision_is_refused(tiny_dir, processor_dir):
     assert "float16" in refusal(tiny_dir, processor=processor_dir, dtype="float16")
+
+
+# --- watching ---
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory):
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    frames = np.random.default_rng(0).integers(0, 256, (12, 56, 84, 3), dtype=np.uint8)
+    write_video(path, iter(frames), 4)
+    return path
+
+
+def test_settings_of_a_stream_are_said_by_name(vlm, film):
+    """Else four frames a second need a whole config."""
+    small = {"vision_window": 2, "text_rounds": 2, "sink": 4, "slide": 4, "max_new_tokens": 5}
+    replies = list(vlm.watch(film, fps=4, **small))
+    whole = list(vlm.watch(film, config=StreamConfig(fps=4, **small)))
+    assert [one.tokens.tolist() for one in replies] == [one.tokens.tolist() for one in whole] and len(whole) == 3
+
+
+def test_nothing_compiles_in_the_first_second_of_a_stream(vlm, film, monkeypatch):
+    """Else its milliseconds are those of the compiler."""
+    heard: list[str] = []
+
+    def listen(event, duration_secs, **_):
+        heard.append(event)
+
+    def warm(*args, warm=Session.warm, **options):
+        made = warm(*args, **options)
+        heard.clear()
+        return made
+
+    monkeypatch.setattr(Session, "warm", warm)
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        next(vlm.watch(film, fps=4, vision_window=2, max_new_tokens=6))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert "/jax/core/compile/backend_compile_duration" not in heard
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        (
+            {"vision_windows": 3},
+            r"^setting vision_windows: got no field of StreamConfig, expected one of mode, vision_window, ",
+        ),
+        ({"fps": 3}, r"^fps: got 3 fps in chunks of 1 s, expected an even number of frames a chunk; "),
+        ({"mode": "fast"}, r"^mode: got 'fast', expected one of "),
+        ({"query": "who scored? " * 60}, r"^query: got \d+ tokens, expected at most 256 "),
+    ],
+)
+def test_a_wrong_setting_of_a_stream_is_one_line_at_once(vlm, settings, line):
+    with pytest.raises(InputError, match=line):
+        vlm.watch("not looked at", **settings)

@@ -6,19 +6,22 @@ import asyncio
 import io
 import json
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from websockets.exceptions import InvalidStatus
 
+from svlm_jax.data.batch import Clip
 from svlm_jax.data.pixels import STREAM_FRAME, PixelConfig, smart_resize
 from svlm_jax.errors import InputError
 from svlm_jax.serve.access import Access
-from svlm_jax.serve.engine import budget
+from svlm_jax.serve.engine import Engine, Running, budget
 from svlm_jax.serve.feed import Box, Clock, decoded
 from svlm_jax.serve.hub import Channel, Hub, Said
 from svlm_jax.serve.limits import Limits
@@ -26,6 +29,7 @@ from svlm_jax.serve.messages import parse
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import KINDS
 from svlm_jax.serve.web import listen
+from svlm_jax.stream import sequence
 from svlm_jax.stream.sequence import Sequence
 from tests.serving import BOX, Client, Server, compiled, film, server, serving  # noqa: F401
 from tests.test_launch import command, refusal
@@ -70,6 +74,38 @@ def test_a_question_goes_into_the_next_turn_and_special_tokens_are_refused(serve
         assert "questions retained" in one.hear("unasked")["error"]
         assert one.hear("caption")["question"] == ""
         one.stop()
+
+
+def test_a_query_that_does_not_fit_takes_no_row(server):
+    """Else it takes a row from somebody, and ends in its first second with a line about a question."""
+    with server.viewer() as one:
+        one.say("start", source="match", query="ж" * 300)
+        assert "query: got " in one.hear("error")["error"]
+        assert server.engine.free == 2
+
+
+def test_programs_for_more_viewers_come_beside_the_first_one(compiled, server):
+    """Else the page is silent for minutes before its first viewer, or stops for them when a second one comes."""
+    server.engine.compiler.join(60)
+    assert server.engine.session.sizes == (1, 2)
+
+
+def test_a_turn_is_made_once_a_second_and_a_bad_picture_ends_one_stream_alone(compiled, monkeypatch):
+    told, made, turn = [], [], sequence.next_turn
+    monkeypatch.setattr(sequence, "next_turn", lambda *args: made.append(1) or turn(*args))
+    engine = object.__new__(Engine)
+    engine.__dict__.update(compiled.__dict__)
+    engine.publish, engine.changed = lambda name, event: told.append((name, event["type"])), threading.Condition()
+    feeds = [SimpleNamespace(stop=lambda: None) for _ in range(2)]
+    engine.seated = [Running(name, row, feed, "", 0) for row, (name, feed) in enumerate(zip("ab", feeds, strict=True))]
+    for one in engine.seated:
+        one.player = SimpleNamespace(stop=lambda: None)
+    engine.running = {one.name: one for one in engine.seated}
+    engine.state = engine.session.join(engine.session.join(engine.session.start(), 0), 1)
+    large = Clip(np.zeros((4 * engine.clip.patches.shape[0], 1176), np.uint8), (4, *engine.clip.grid[1:]), 1.0, video=True)
+    chunk = SimpleNamespace(start=0.0, end=0.5, note="")
+    engine._step([(engine.seated[0], chunk, engine.clip, 0.0), (engine.seated[1], chunk, large, 0.0)])
+    assert told == [("b", "ended"), ("a", "caption")] and len(made) == 1
 
 
 def stream_of(server: Server, name: str) -> Sequence:

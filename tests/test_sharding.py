@@ -16,6 +16,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.model.vlm import from_parameters, shapes
 from svlm_jax.sharding import AXES, batch_sharding, check, logical_axes, make_mesh, shardings, spec
 from svlm_jax.spans import Kind, Span, vision_span
+from svlm_jax.stream.generate import _generate, generate
 
 MESHES = {
     "fsdp": {"fsdp": 8},
@@ -170,3 +171,31 @@ def test_ways_that_do_not_divide_the_width_are_one_line(config, tiny_dir):
         hf.load(tiny_dir, config, make_mesh(fsdp=5))
     with pytest.raises(InputError, match=r"^mesh axis tensor: got 4 ways for 4 query and 2 kv heads, expected one of \[1, 2\]"):
         hf.load(tiny_dir, config, make_mesh(tensor=4))
+
+
+# --- replies over a mesh ---
+
+
+def test_a_reply_over_a_mesh_is_that_of_one_device(config, tiny_dir, batch):
+    prompts = jax.tree.map(lambda x: x, batch)
+    one = generate(from_parameters(config, hf.load(tiny_dir, config)), prompts, max_new_tokens=6)
+    cut = from_parameters(config, hf.load(tiny_dir, config, make_mesh(**MESHES["tensor"])))
+    assert [reply.tolist() for reply in generate(cut, prompts, max_new_tokens=6)] == [reply.tolist() for reply in one]
+
+
+def test_kernels_of_a_reply_over_a_mesh_are_cut_over_it(config, tiny_dir, batch, monkeypatch):
+    """A TPU refuses a kernel that is not, and a GPU gathers queries, keys, values and cache on every device for it."""
+    config = replace(config, attention="tpu")
+    model = from_parameters(config, hf.load(tiny_dir, config, make_mesh(**MESHES["tensor"])))
+    lowered = []
+
+    def lower(*args, **static):
+        traced = _generate.trace(*args, **static)
+        lowered.append((str(traced.jaxpr).count("shard_map"), traced.lower(lowering_platforms=("tpu",)).as_text()))
+        return np.zeros((8, 16), np.int32), 1
+
+    monkeypatch.setattr("svlm_jax.stream.generate._generate", lower)
+    generate(model, batch, max_new_tokens=6)
+    ((cut, text),) = lowered
+    layers = config.vision.depth + 2 * config.text.num_hidden_layers  # tower, prefill, decode
+    assert cut == layers and text.count("tpu_custom_call") >= layers

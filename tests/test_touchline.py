@@ -33,7 +33,7 @@ def test_it_brings_its_streaming_settings(vlm):
 
 
 def test_it_tells_what_happens_in_a_held_out_game_and_counts_its_first_goals(vlm):
-    said = {int(reply.start): words_of(reply.text)[1] for reply in vlm.watch(f"match:{HELD_OUT}", duration=SECONDS)}
+    said = {int(reply.start): words_of(reply.raw)[1] for reply in vlm.watch(f"match:{HELD_OUT}", duration=SECONDS)}
     tally = judge(said, play(HELD_OUT, SECONDS).events, 0, SECONDS)
     assert len(said) == SECONDS and tally.events > 20
     assert tally.f1 > 0.95 and tally.silence_precision > 0.95

@@ -230,7 +230,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
             state, (reply,) = session.step(state, [chunk])
             assert reply is not None
             ms = 1000 * (time.perf_counter() - began)
-            line = {"second": second, "text": reply.text, "question": question, "ms": round(ms, 2), "slots": reply.after}
+            line = {"second": second, "text": reply.raw, "question": question, "ms": round(ms, 2), "slots": reply.after}
             file.write(json.dumps(line) + "\n")
             progress(second + 1, seconds)
     draft.replace(path)

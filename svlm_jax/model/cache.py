@@ -12,6 +12,7 @@ neither copies nor transposes the cache around a decode loop.
 Axes: B batch (streams), K kv heads, S slots, H head dim, T new tokens.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
-from svlm_jax.config import TextConfig
+from svlm_jax.config import ModelConfig, TextConfig
 from svlm_jax.sharding import constrain, sharding
 
 LOGICAL = ("batch", "heads", None, None)  # axes of keys and values; index and positions are small and whole
@@ -49,9 +50,22 @@ class Cache(NamedTuple):
     def capacity(self) -> int:
         return self.index.shape[1]
 
+    def constrain(self) -> "Cache":
+        """Pinned to the devices that its streams and heads belong to, inside jit."""
+        keys, values = (tuple(constrain(one, *LOGICAL) for one in layers) for layers in (self.keys, self.values))
+        return self._replace(keys=keys, values=values)
+
     def arrange(self, index: Int[Array | np.ndarray, "B S"], positions: Float32[Array | np.ndarray, "B 3 S"]) -> "Cache":
         """Describe every slot anew: what survives, in which order, at which positions."""
         return self._replace(index=jnp.asarray(index), positions=jnp.asarray(positions))
+
+
+def held_dtype(config: ModelConfig, values: Mapping[str, jax.Array]) -> str:
+    """The dtype in which keys and values are held: the model's, but float32 for bfloat16 on a CPU, which has no arithmetic for
+    it: XLA would widen the whole cache for every token that is written or looks at it, ten times the work of a decode step."""
+    platform = next(iter(values["text.embedding"].devices())).platform
+    wide = platform == "cpu" and config.dtype == "bfloat16" and config.attention in ("auto", "xla")
+    return "float32" if wide else config.dtype
 
 
 def write(

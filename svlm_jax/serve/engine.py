@@ -26,10 +26,9 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.pictures import THINNEST, Box
 from svlm_jax.serve.retained import picture
-from svlm_jax.stream import sequence
 from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk
-from svlm_jax.stream.session import Reply, Session
+from svlm_jax.stream.session import Prepared, Reply, Session, StreamState
 
 TOGETHER = 0.1  # of a chunk: how long a step waits for streams that are not ready yet
 USUAL = Limits()
@@ -73,10 +72,13 @@ class Engine:
         self.vlm, self.config, self.limits, self.rows, self.publish = vlm, config, limits, rows, publish
         self.metrics = metrics or Metrics()
         black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
-        self.clip = clip = vlm.processor.video(black, fps=config.fps, levels=True)
-        grid = (clip.grid[0], 2, budget(vlm.processor.video_config, box) // 2)
-        self.session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=rows)
-        self.state = self.session.warm(self.session.start(), clip)
+        self.clip = vlm.processor.video(black, fps=config.fps, levels=True)
+        grid = (self.clip.grid[0], 2, budget(vlm.processor.video_config, box) // 2)
+        self.session = session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=rows)
+        # One stream can be watched as soon as its programs are there; those of larger groups are compiled beside the steps.
+        self.larger = () if session.mesh else session.sizes[1:]
+        session.sizes = session.sizes[: len(session.sizes) - len(self.larger)]
+        self.state = session.warm(session.start(), self.clip)
         self.changed = threading.Condition()
         self.running: dict[str, Running] = {}
         self.seated: list[Running | None] = [None] * rows
@@ -84,17 +86,21 @@ class Engine:
         self.beat = self.stepped = time.monotonic()
         self.stopping, self.error = False, ""
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self.compiler = self.thread  # until `start`
 
     def start(self) -> None:
         self.thread.start()
+        self.compiler = threading.Thread(target=self._compile, args=(self.state,), name="compiler", daemon=True)
+        self.compiler.start()
 
     def stop(self) -> None:
-        """End all streams and the thread; waits for the step that is under way."""
+        """End all streams and the threads; waits for the step, and for the program, that is under way."""
         with self.changed:
             self.stopping = True
             self.changed.notify_all()
-        if self.thread.is_alive():
-            self.thread.join(timeout=30)
+        for thread in (self.thread, self.compiler):
+            if thread.is_alive():
+                thread.join(timeout=30)
 
     @property
     def healthy(self) -> bool:
@@ -113,10 +119,10 @@ class Engine:
         """Give a stream a row.
 
         Raises:
-            InputError: no row is free, or `query` holds special tokens or is too long. The feed is then closed.
+            InputError: no row is free, or `query` is too long or holds special tokens. The feed is then closed.
         """
         try:
-            self._check(query)
+            self.session.check_query(query)
             with self.changed:
                 rows = set(range(self.rows)) - {one.row for one in self.running.values()}
                 if not rows or self.stopping:
@@ -133,17 +139,6 @@ class Engine:
         """Why there is no row."""
         got = f"all {self.rows} rows taken"
         return InputError("start", got, "a free one", "join a running stream, or wait until one ends")
-
-    def _check(self, query: str) -> None:
-        """Refuse a query for which the first turn of a stream has no room: once it has a row it would lose it again."""
-        stream = sequence.start(self.session.opening, plain(query, "query"), 0)
-        try:
-            sequence.next_turn(
-                stream, Chunk(0.0, float(self.config.chunk_seconds), self.clip), self.config, self.session.language
-            )
-        except InputError:
-            got, most = f"{len(query)} characters", self.config.question_tokens
-            raise InputError("query", got, f"at most {most} tokens", "shorten it") from None
 
     def ask(self, name: str, question: str) -> int:
         """Put a question to a stream: it goes into its next turn that has none. Returns how many wait before it.
@@ -170,7 +165,17 @@ class Engine:
             one.player.stop()
             self.publish(name, {"type": "ended", "reason": reason})
 
-    # the thread
+    # the threads
+
+    def _compile(self, state: StreamState) -> None:
+        """Programs for more streams at a time; until they are there a step is made of smaller groups."""
+        try:
+            for size in self.larger:
+                if not self.stopping and size not in self.session.sizes:
+                    self.session.compile(size, state, self.clip)
+                    self.session.sizes = (*self.session.sizes, size)
+        except Exception as error:  # what is compiled is enough to go on with
+            traceback.print_exception(error)
 
     def _run(self) -> None:
         try:
@@ -233,7 +238,7 @@ class Engine:
         self.seated = wanted
 
     def _step(self, taken: list[tuple[Running, Any, Clip, float]]) -> None:
-        chunks: list[Chunk | None] = [None] * self.rows
+        chunks: list[Prepared | None] = [None] * self.rows
         for one, chunk, clip, _ in taken:
             if self.seated[one.row] is one:
                 chunks[one.row] = self._asked(one, Chunk(chunk.start, chunk.end, clip))
@@ -249,26 +254,23 @@ class Engine:
             if reply is not None and asked is not None and was is not None and self.seated[one.row] is one:
                 self.metrics.count("svlm_chunks_total")
                 self.metrics.observe("svlm_latency_seconds", now - there)
-                self.publish(one.name, self._told(one, reply, asked.question, was, now - there, chunk.note))
+                self.publish(one.name, self._told(one, reply, asked.chunk.question, was, now - there, chunk.note))
 
-    def _asked(self, one: Running, chunk: Chunk) -> Chunk | None:
+    def _asked(self, one: Running, chunk: Chunk) -> Prepared | None:
         """The chunk with the question that waits, if there is one and room for it. A chunk that cannot be watched at all ends
         its stream, here and alone: a step is shared."""
         with self.changed:
             question = one.questions.popleft() if one.questions else ""
-        stream = self.state.streams[one.row]
-        assert stream is not None
-        for text in filter(None, (question, " ")):
-            chunk = chunk._replace(question=text.strip())
+        if question:
             try:
-                sequence.next_turn(stream, chunk, self.config, self.session.language)
-                return chunk
+                return self.session.prepare(self.state, one.row, chunk._replace(question=question))
             except InputError as error:
-                if not chunk.question:
-                    self.end(one.name, str(error))
-                else:
-                    self.publish(one.name, {"type": "unasked", "question": question, "error": str(error)})
-        return None
+                self.publish(one.name, {"type": "unasked", "question": question, "error": str(error)})
+        try:
+            return self.session.prepare(self.state, one.row, chunk)
+        except InputError as error:
+            self.end(one.name, str(error))
+            return None
 
     def _told(self, one: Running, reply: Reply, question: str, before: Any, latency: float, note: str) -> dict[str, Any]:
         """What viewers are told of a chunk."""

@@ -40,8 +40,8 @@ class Plan(NamedTuple):
 
 
 class Loop(NamedTuple):
-    """Replies in the making. tokens [B, R] int32; count: tokens chosen so far; done [B] bool; seen [B, V] bool; logits
-    [B, R, V] float32 before each token, if they are wanted."""
+    """Replies in the making. tokens [B, R] int32; count: tokens chosen so far; done [B] bool; seen [B, V] bool; cache, with its
+    rotated keys until the replies have ended; logits [B, R, V] float32 before each token, if they are wanted."""
 
     tokens: jax.Array
     count: jax.Array
@@ -60,17 +60,17 @@ def reply(
     sampling: Sampling,
     record: bool = False,
 ) -> Loop:
-    """Replies of at most `limit` tokens from the hidden state [B, D] of the newest token of each row."""
+    """Replies of at most `limit` tokens from the hidden state [B, D] of the newest token of each row. Keys are rotated once for
+    all of a reply, however often it is gone on with: no position changes in it."""
     rows, longest, vocabulary = len(hidden), plan.slots.shape[1], model.config.text.vocab_size
     logits = jnp.zeros((rows, longest, vocabulary), jnp.float32) if record else None
     tokens, seen, done = jnp.zeros((rows, longest), jnp.int32), jnp.asarray(plan.seen), jnp.asarray(plan.done)
-    loop = Loop(tokens, jnp.int32(0), done, seen, cache, logits)
+    loop = Loop(tokens, jnp.int32(0), done, seen, model.text.rotated(cache), logits)
     return go_on(model, _choose(model, hidden, loop, plan, sampling), plan, limit, sampling)
 
 
 def go_on(model: QwenVL, loop: Loop, plan: Plan, limit: Int[Array, ""] | int, sampling: Sampling) -> Loop:
-    """Compute the newest token and choose the next one, until there are `limit` tokens or all replies have ended. Keys are
-    rotated once for the loop: no position changes in it."""
+    """Compute the newest token and choose the next one, until there are `limit` tokens or all replies have ended."""
 
     def step(loop: Loop) -> Loop:
         count = loop.count - 1
@@ -81,9 +81,7 @@ def go_on(model: QwenVL, loop: Loop, plan: Plan, limit: Int[Array, ""] | int, sa
         hidden, cache = model.text.extend(model.text.embed(token), place, positions, slot, loop.cache)
         return _choose(model, hidden[:, 0], loop._replace(cache=cache), plan, sampling)
 
-    loop = loop._replace(cache=model.text.rotated(loop.cache))
-    loop = jax.lax.while_loop(lambda loop: (loop.count < limit) & ~jnp.all(loop.done), step, loop)
-    return loop._replace(cache=loop.cache._replace(rotated=()))
+    return jax.lax.while_loop(lambda loop: (loop.count < limit) & ~jnp.all(loop.done), step, loop)
 
 
 def _choose(model: QwenVL, hidden: Float[Array, "B D"], loop: Loop, plan: Plan, sampling: Sampling) -> Loop:

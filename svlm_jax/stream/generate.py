@@ -16,8 +16,9 @@ from jaxtyping import Array, Float, Int
 
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs, bucket
-from svlm_jax.model.cache import Cache
-from svlm_jax.model.vlm import QwenVL
+from svlm_jax.model.cache import Cache, held_dtype
+from svlm_jax.model.vlm import QwenVL, parameters
+from svlm_jax.sharding import mesh_of, on_mesh
 from svlm_jax.stream.decode import Plan, reply
 from svlm_jax.stream.sampling import Sampling, see
 
@@ -27,7 +28,7 @@ REPLY_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 def generate(
     model: QwenVL, inputs: Inputs, *, max_new_tokens: int = 128, eos: tuple[int, ...] = (), sampling=Sampling(), seed: int = 0
 ) -> list[np.ndarray]:
-    """Replies to a batch of prompts.
+    """Replies to a batch of prompts, on the devices that the parameters lie on.
 
     Args:
         inputs: a padded batch; compiles once for each combination of buckets.
@@ -41,8 +42,11 @@ def generate(
         raise InputError("max_new_tokens", max_new_tokens, "at least 1", "ask for a token or more")
     capacity = bucket(max_new_tokens, REPLY_BUCKETS, "max_new_tokens", "ask for fewer")
     graph, state = nnx.split(model)
-    ends = jnp.array(eos or (-1,), jnp.int32)
-    tokens, count = _generate(graph, state, inputs, seed, ends, max_new_tokens, sampling=sampling, capacity=capacity)
+    values = parameters(model)
+    static = {"sampling": sampling, "capacity": capacity, "dtype": held_dtype(model.config, values)}
+    ends = np.array(eos or (-1,), np.int32)
+    with on_mesh(mesh_of(values)):
+        tokens, count = _generate(graph, state, inputs, seed, ends, max_new_tokens, **static)
     replies = []
     for row in np.asarray(tokens)[:, : int(count)]:
         ended = np.flatnonzero(np.isin(row, eos))
@@ -60,8 +64,8 @@ def prefill(
     return jnp.take_along_axis(hidden, newest[:, None, None], axis=1)[:, 0], cache
 
 
-@partial(jax.jit, static_argnames=("graph", "sampling", "capacity"))
-def _generate(graph, state, inputs: Inputs, seed, eos, limit, *, sampling: Sampling, capacity: int):
+@partial(jax.jit, static_argnames=("graph", "sampling", "capacity", "dtype"))
+def _generate(graph, state, inputs: Inputs, seed, eos, limit, *, sampling: Sampling, capacity: int, dtype: str):
     model = nnx.merge(graph, state)
     batch, length = inputs.ids.shape
     text, index = model.config.text, jnp.asarray(inputs.index)
@@ -70,9 +74,13 @@ def _generate(graph, state, inputs: Inputs, seed, eos, limit, *, sampling: Sampl
     turn = jnp.max(jnp.where(index[:, None] >= 0, positions, 0), axis=(1, 2)) + 1
     slots = jnp.broadcast_to(jnp.arange(length + capacity), (batch, length + capacity))
     ahead = jnp.arange(capacity)
-    cache = Cache.empty(text, batch, length + capacity, model.config.dtype).arrange(
-        jnp.concatenate([index, after[:, None] + ahead], axis=1),
-        jnp.concatenate([positions, jnp.broadcast_to(turn[:, None, None] + ahead, (batch, 3, capacity))], axis=2),
+    cache = (
+        Cache.empty(text, batch, length + capacity, dtype)
+        .constrain()
+        .arrange(
+            jnp.concatenate([index, after[:, None] + ahead], axis=1),
+            jnp.concatenate([positions, jnp.broadcast_to(turn[:, None, None] + ahead, (batch, 3, capacity))], axis=2),
+        )
     )
     hidden, cache = prefill(model, inputs, slots[:, :length], cache)
     draws = jnp.stack([jnp.full(batch, seed), jnp.arange(batch)], axis=1)

@@ -4,18 +4,20 @@
 Knows no device. Units: places and slots in tokens, seconds on the video's clock.
 """
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 
 from svlm_jax.config import ModelConfig, StreamConfig
 from svlm_jax.data.batch import Clip
-from svlm_jax.data.chat import Tokenizer, Tokens, question_text, reply_turn, user_turn
+from svlm_jax.data.chat import Tokenizer, Tokens, plain, question_text, reply_turn, user_turn
 from svlm_jax.errors import InputError
 from svlm_jax.spans import Kind, Part, Span, total
 from svlm_jax.stream import policy
 from svlm_jax.stream.policy import NOWHERE
 
+EXACT = 2.0**22  # positions up to here are exact in float32, in quarters too, which frames at 16 a second stand at
 LATEST = 9_999_999.0  # seconds; the longest time text that capacities allow for (115 days)
 
 
@@ -81,6 +83,30 @@ def longest_turn(grid: tuple[int, int, int], tokenizer: Tokenizer, config: Model
     return user_turn(LATEST, LATEST, grid, 1.0, tokenizer, config).spans
 
 
+def _used_up(held: Sequence, config: StreamConfig) -> bool:
+    """Whether a stream begins afresh: a window is over, or native positions, which grow for ever, would no longer be exact."""
+    if config.mode == "window":
+        return held.chunk - held.since == config.window_chunks
+    ends = held.positions.max() > EXACT
+    if ends:
+        warnings.warn(f"positions have grown to {EXACT:.0f}: the stream begins afresh", stacklevel=2)
+    return bool(ends)
+
+
+def check_query(query: str, config: StreamConfig, language: Language) -> None:
+    """Refuse what cannot stand in the first turn of a stream: special tokens, or more tokens than there is room for.
+
+    Raises:
+        InputError: in a line that names the query.
+    """
+    text = plain(query, "query")
+    turn = user_turn(LATEST, LATEST, (1, 2, 2), 1.0, language.tokenizer, language.config, query=text)
+    length = total([span for span in turn.spans if span.kind == Kind.USER_TEXT]) - language.plain_turn
+    if config.bounded and length > config.question_tokens:
+        got, expected = f"{length} tokens", f"at most {config.question_tokens} (question_tokens)"
+        raise InputError("query", got, expected, "shorten it")
+
+
 def start(opening: Tokens, query: str, seed: int) -> Sequence:
     """A stream that has seen nothing."""
     length = len(opening.ids)
@@ -91,7 +117,7 @@ def start(opening: Tokens, query: str, seed: int) -> Sequence:
 def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Language) -> Sequence:
     """What is retained when the reply to `chunk` begins: evicted, with the new turn, at its new positions. The slots of new
     tokens, and of those to be computed anew, are NOWHERE."""
-    if config.mode == "window" and held.chunk - held.since == config.window_chunks:
+    if _used_up(held, config):
         held = start(held.opening, held.query, held.seed)._replace(chunk=held.chunk, since=held.chunk)
     number = held.chunk - held.since
     spans, order = policy.evict(held.spans, number, config)
@@ -131,7 +157,9 @@ def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Lang
 
 
 def _check_questions(spans: tuple[Span, ...], config: StreamConfig, language: Language) -> None:
-    """Refuse a question for which there may be no slot in a later chunk."""
+    """Refuse a question for which there may be no slot in a later chunk; a cache that grows has one for each."""
+    if not config.bounded:
+        return
     user = [span for span in spans if span.kind == Kind.USER_TEXT]
     turns = {turn: sum(span.length for span in user if span.turn == turn) for turn in {span.turn for span in user}}
     asked = sum(max(0, length - language.plain_turn) for length in turns.values())

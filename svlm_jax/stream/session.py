@@ -1,17 +1,17 @@
 """The per-second loop: state in, chunk in; state out, reply out. Many streams at once, each with its own spans and clock.
 
 `Session.step` reads top to bottom: decide on the host what is retained (`sequence`, `policy`), then three jitted calls on the
-device: vision tower, prefill (in pieces of one static size), reply (a decode loop). Every static size is fixed when the session
-is made, so nothing compiles after the first chunk, however long replies and questions are.
+device (`programs`): vision tower, prefill (in pieces of one static size), reply (a decode loop), for the streams that have a
+chunk (`groups`). Every static size is fixed when the session is made, so nothing compiles after `warm`, however long replies
+and questions are and whichever streams have a chunk.
 
-Axes: B streams, T tokens of a prefill piece, P patches, M vision rows, S slots, R longest reply, D width, V vocabulary.
+Axes: B streams, T tokens of a prefill piece, P patches, S slots, R longest reply, V vocabulary.
 """
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as List
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -19,28 +19,29 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jaxtyping import Array, Float
+from jax.sharding import Mesh
 
-from svlm_jax.config import ModelConfig, StreamConfig
+from svlm_jax.config import StreamConfig
 from svlm_jax.data import chat
 from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import Tokenizer, plain
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import TOKEN_BUCKETS, VisionInput, bucket
-from svlm_jax.model.cache import Cache
-from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
+from svlm_jax.model.cache import Cache, held_dtype
+from svlm_jax.model.vlm import QwenVL, parameters
+from svlm_jax.sharding import RULES, mesh_of, on_mesh
 from svlm_jax.spans import total
-from svlm_jax.stream import policy, sequence, tables
-from svlm_jax.stream.decode import Loop, Plan, go_on, reply
+from svlm_jax.stream import policy, programs, sequence, tables
+from svlm_jax.stream.decode import Loop, Plan
+from svlm_jax.stream.detokenize import raw, shown
+from svlm_jax.stream.groups import batch_sizes, gather, groups, scatter
 from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk, Language, Sequence
-from svlm_jax.stream.tables import Piece, Row
+from svlm_jax.stream.tables import Piece, Row, Rows
 
 GROWTH = 64  # chunks by which the cache of a mode without bound grows
 PIECE, TILE = 16, 128  # tokens and slots are rounded up to multiples of what kernels take at once
 OnToken = Callable[[int, int], None]
-CUT = " ..."  # how a reply of a trained model ends; not shown
 
 
 class StreamState(NamedTuple):
@@ -51,9 +52,10 @@ class StreamState(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a stream said about one chunk. tokens [n] int32 as generated; `ms`: milliseconds of the step by stage (shared by the
-    streams of a batch); before, after: tokens held in the cache when the chunk began (evicted) and when the reply ended;
-    logits [n, V] float32 if they were asked for."""
+    """What a stream said about one chunk. text: the words; raw: with the blanks and newlines that they were said with;
+    tokens [n] int32 as generated; `ms`: milliseconds of the step by stage (shared by the streams of a batch); before, after:
+    tokens held in the cache when the chunk began (evicted) and when the reply ended; logits [n, V] float32 if they were asked
+    for."""
 
     start: float | int
     end: float | int
@@ -63,6 +65,15 @@ class Reply(NamedTuple):
     before: int
     after: int
     logits: np.ndarray | None = None
+    raw: str = ""
+
+
+class Prepared(NamedTuple):
+    """A chunk that `step` will not refuse, with what is retained when the reply begins; `stream`: what it goes on from."""
+
+    stream: Sequence
+    chunk: Chunk
+    row: Row
 
 
 class Session:
@@ -102,42 +113,42 @@ class Session:
         # A turn, the two tokens of the last reply that are not computed yet, its "\n", and a moved reply; more goes in pieces.
         moved = config.max_new_tokens if config.moved == "computed" else 0
         self.piece = _round(total(self.turn) + 3 + moved, PIECE)
-        self.mesh = _mesh(self.values)
+        self.mesh = mesh_of(self.values)
+        # Streams at a time that a step may be compiled for. Where devices share the streams each has its own: all or none.
+        self.sizes = batch_sizes(rows) if rows % _ways(self.mesh) or _ways(self.mesh) == 1 else (rows,)
 
     def start(self, capacity: int | None = None) -> StreamState:
         """A state without streams, of `self.capacity` slots unless a mode without bound has grown it."""
-        config = self.model_config
-        cache = Cache.empty(config.text, self.batch, capacity or self.capacity, config.dtype, self.mesh)
+        config, dtype = self.model_config, held_dtype(self.model_config, self.values)
+        cache = Cache.empty(config.text, self.batch, capacity or self.capacity, dtype, self.mesh)
         return StreamState(cache, (None,) * self.batch)
+
+    def check_query(self, query: str) -> None:
+        """Refuse a query for which there is no room, or that holds special tokens (`sequence.check_query`).
+
+        Raises:
+            InputError: in a line that names the query.
+        """
+        sequence.check_query(query, self.config, self.language)
 
     def join(
         self, state: StreamState, row: int = 0, *, query: str = "", previous: str | None = None, seed: int = 0
     ) -> StreamState:
         """Begin a stream in a row, in place of what was there: `query` stands in its first turn, `previous` is the text that
-        came before, `seed` that of its draws."""
+        came before, `seed` that of its draws.
+
+        Raises:
+            InputError: a query or previous text that is too long or holds special tokens, a seed that is no 32 bits.
+        """
         opening = self.opening if previous is None else chat.opening(plain(previous, "previous text"), self.language.tokenizer)
+        self.check_query(query)
         need = policy.capacity(self.config, opening.spans, self.turn, GROWTH)
         if self.config.bounded and need > self.capacity:
             got = f"{len(opening.ids)} tokens, with which the stream needs {need} slots"
             raise InputError("previous text", got, f"{self.capacity} slots", "shorten it, or give it to the session")
         if not 0 <= seed < 2**32:
             raise InputError("seed", seed, "0 to 4294967295", "choose another")
-        return self._with(state, row, sequence.start(opening, plain(query, "query"), seed))
-
-    def warm(self, state: StreamState, clip: Clip, *, tokens: bool = False) -> StreamState:
-        """Compile all that `step` runs, in a row that is then free again.
-
-        Args:
-            clip: one like those to come.
-            tokens: also what `on_token` needs.
-        """
-        free = state.streams.index(None)
-        state = self.join(state, free)
-        chunks: list[Chunk | None] = [None] * self.batch
-        chunks[free] = Chunk(0.0, float(self.config.chunk_seconds), clip)
-        for on_token in (None, lambda row, token: None)[: 2 if tokens else 1]:
-            state, _ = self.step(state, chunks, on_token=on_token)
-        return self.leave(state, free)
+        return self._with(state, row, sequence.start(opening, query, seed))
 
     def leave(self, state: StreamState, row: int = 0) -> StreamState:
         """End the stream of a row."""
@@ -146,10 +157,75 @@ class Session:
     def _with(self, state: StreamState, row: int, stream: Sequence | None) -> StreamState:
         return state._replace(streams=tuple(stream if b == row else old for b, old in enumerate(state.streams)))
 
+    def warm(self, state: StreamState, clip: Clip, *, tokens: bool = False, sizes: List[int] | None = None) -> StreamState:
+        """Compile all that `step` runs, in a row that is then free again.
+
+        Args:
+            clip: one like those to come.
+            tokens: also what `on_token` needs.
+            sizes: streams at a time; by default `self.sizes`.
+        """
+        free, usual = state.streams.index(None), self.sizes
+        chunks: list[Chunk | None] = [None] * self.batch
+        try:
+            for size in usual if sizes is None else sizes:
+                self.sizes = (size,)
+                # Twice: over a mesh what the first step has made lies otherwise than what it was given.
+                for on_token in (None, None, lambda row, token: None)[: 3 if tokens else 2]:
+                    state = self.join(state, free)
+                    chunks[free] = Chunk(0.0, float(self.config.chunk_seconds), clip)
+                    state, _ = self.step(state, chunks, on_token=on_token)
+        finally:
+            self.sizes = usual
+        return self.leave(state, free)
+
+    def compile(self, size: int, state: StreamState, clip: Clip) -> None:
+        """Compile what `step` runs for `size` streams at a time, without running it: beside steps, from any thread. For
+        parameters that lie on no mesh; `warm` is for those too.
+
+        Args:
+            state: of which shapes alone are looked at.
+            clip: one like those to come.
+        """
+        whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.cache)
+        some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), whole)
+        begun = StreamState(whole, (sequence.start(self.opening, "", 0),))
+        row = self.prepare(begun, 0, Chunk(0.0, float(self.config.chunk_seconds), clip)).row
+        frames, pieces, slots, plan = self._inputs([row] + [None] * (size - 1), None, whole.capacity)
+        static, longest = {"config": self.model_config}, self.config.max_new_tokens
+        features = jax.eval_shape(partial(programs.encode_vision, **static), self.values, frames)
+        hidden = jax.ShapeDtypeStruct((size, self.model_config.text.hidden_size), self.model_config.dtype)
+        lowered = [programs.encode_vision.lower(self.values, frames, **static)]
+        lowered += [programs.prefill.lower(self.values, next(pieces), features, hidden, some._replace(**slots), **static)]
+        lowered += [programs.decode.lower(self.values, plan, hidden, some, longest, **self._static, record=False)]
+        if size < self.batch:
+            group = np.arange(size, dtype=np.int32)
+            lowered += [gather.lower(whole, group), scatter.lower(whole, some, group)]
+        for program in lowered:
+            program.compile()
+
+    def prepare(self, state: StreamState, row: int, chunk: Chunk) -> Prepared:
+        """A chunk for the stream of a row, checked: what one stream is refused is no matter of the others of a step.
+
+        Raises:
+            InputError: a frame larger than the session's grid, too many questions, a cache that is too small.
+        """
+        stream = state.streams[row]
+        if stream is None:
+            raise ValueError("step: got a chunk for a row without a stream; join first")
+        t, h, w = chunk.clip.grid
+        most = math.prod(self.grid)
+        if t * h * w > most or h * w > math.prod(self.grid[1:]):
+            got, expected = f"{t} x {h}x{w} patches", f"at most {most}, {math.prod(self.grid[1:])} in a frame"
+            raise InputError("frames of a chunk", got, expected, "make a session for them")
+        turn = sequence.next_turn(stream, chunk, self.config, self.language)
+        slots = policy.allocate(turn.slots, self.config.max_new_tokens, self._slots(state.cache, turn))
+        return Prepared(stream, chunk, Row(turn, *slots))
+
     def step(
         self,
         state: StreamState,
-        chunks: List[Chunk | None],
+        chunks: List[Chunk | Prepared | None],
         *,
         forced: List[np.ndarray | None] | None = None,
         record: bool = False,
@@ -158,74 +234,96 @@ class Session:
         """One chunk for every stream that has one.
 
         Args:
-            state: consumed; go on with the one that is returned (also nothing is lost when an InputError is raised).
-            chunks: one a row; None for a row without a stream, or whose stream waits.
+            state: consumed; go on with the one that is returned. When an InputError is raised, or anything by `on_token`, no
+                stream has seen its chunk and the state that was given is still good.
+            chunks: one a row; None for a row without a stream, or whose stream waits: it costs nothing.
             forced: ids that replies are to hold, for replays; a reply goes on freely after them.
             record: give the raw logits back.
-            on_token: called with (row, id) as each token comes, at the cost of a round trip a token.
+            on_token: called with (row, id) as each token comes, at the cost of a round trip a token and of a copy of the rows
+                of the cache.
 
         Raises:
-            InputError: a frame larger than the session's grid, too many questions, a cache that is too small.
+            InputError: as `prepare`, which checks one stream alone.
         """
-        if all(chunk is None for chunk in chunks):
-            return state, [None] * self.batch
         clock = _Clock()
-        turns = [self._turn(stream, chunk) for stream, chunk in zip(state.streams, chunks, strict=True)]
-        cache = self._room(state.cache, turns)
-        longest, text = self.config.max_new_tokens, self.model_config.text
-        rows = [turn and Row(turn, *policy.allocate(turn.slots, longest, cache.capacity)) for turn in turns]
-        frames, where = tables.vision(rows, self.model_config, self.patches, math.prod(self.grid[1:]))
-        described = tables.describe(rows, cache.capacity)
-        size = self.piece
-        if self.config.mode == "recompute":
-            size = bucket(max((len(row.slots) for row in rows if row), default=1), TOKEN_BUCKETS, "retained tokens")
-        plan = tables.plan(rows, forced or [None] * self.batch, longest, self.banned, self.language.end)
-        clock.lap("policy")
-        with jax.set_mesh(self.mesh) if self.mesh is not None else nullcontext():
-            # Everything is given to the device at once, then waited for stage by stage: it never waits for the host.
-            features = _see(self.values, frames, config=self.model_config)
-            hidden = jnp.zeros((self.batch, text.hidden_size), self.model_config.dtype)
-            for piece in tables.pieces(rows, where, size, cache.capacity):
-                hidden, cache = _prefill(self.values, piece, features, described, hidden, cache, config=self.model_config)
-            limit = 1 if on_token else longest
-            loop = _reply(self.values, plan, hidden, cache, limit, **self._static, record=record)
-            for stage, made in (("vision", features), ("prefill", hidden)):
-                jax.block_until_ready(made)
-                clock.lap(stage)
-            if on_token is not None:
-                loop = self._token_by_token(plan, loop, on_token)
-            tokens, logits = np.asarray(loop.tokens), None if loop.logits is None else np.asarray(loop.logits)
-            clock.lap("decode")
-        streams = list(state.streams)
-        replies: list[Reply | None] = [None] * self.batch
-        for b, (row, chunk) in enumerate(zip(rows, chunks, strict=True)):
-            if row is not None and chunk is not None:
-                said = _until(tokens[b, : int(loop.count)], self.language.end)
+        if len(chunks) != self.batch:
+            raise ValueError(f"step: got {len(chunks)} chunks for {self.batch} rows")
+        ready = {b: self._ready(state, b, chunk) for b, chunk in enumerate(chunks) if chunk is not None}
+        streams, replies = list(state.streams), [None] * self.batch
+        if not ready:
+            return state, replies
+        cache, slots = state.cache, max(self._slots(state.cache, one.row.turn) for one in ready.values())
+        if slots > cache.capacity:
+            cache = programs.grow(cache, slots)  # which compiles anew
+        # All in one group when on_token may raise: nothing is put back into the cache before it has heard everything.
+        sizes = batch_sizes(self.batch) if on_token and len(self.sizes) > 1 else self.sizes
+        for now, group in groups(list(ready), sizes, self.batch):
+            rows = [ready[b].row if b in now else None for b in group]
+            dictated = None if forced is None else [forced[b] for b in group]
+            hear = on_token and (lambda place, token, group=group: on_token(group[place], token))
+            whole = len(group) == self.batch and on_token is None
+            with on_mesh(self.mesh):
+                part = cache if whole else gather(cache, np.array(group, np.int32))
+                part, said, logits = self._run(part, rows, dictated, record, hear, clock)
+                cache = part if whole else scatter(cache, part, np.array(group, np.int32))
+            for b in now:
+                place, row = group.index(b), ready[b].row
                 held = row.turn._replace(slots=row.slots)
-                streams[b] = sequence.with_reply(held, said, row.ahead, self.config, self.language)
-                replies[b] = self._said(row, chunk, said, clock.ms, None if logits is None else logits[b])
-        clock.lap("text")
-        return StreamState(loop.cache, tuple(streams)), replies
+                streams[b] = sequence.with_reply(held, said[place], row.ahead, self.config, self.language)
+                replies[b] = self._said(ready[b], said[place], clock.ms, None if logits is None else logits[place])
+            clock.lap("text")
+        return StreamState(cache, tuple(streams)), replies
 
-    def _turn(self, stream: Sequence | None, chunk: Chunk | None) -> Sequence | None:
-        """What is retained when the reply begins; None for a row that has no chunk."""
-        if chunk is None:
-            return None
-        if stream is None:
-            raise ValueError("step: got a chunk for a row without a stream; join first")
-        t, h, w = chunk.clip.grid
-        most = math.prod(self.grid)
-        if t * h * w > most or h * w > math.prod(self.grid[1:]):
-            got, expected = f"{t} x {h}x{w} patches", f"at most {most}, {math.prod(self.grid[1:])} in a frame"
-            raise InputError("frames of a chunk", got, expected, "make a session for them")
-        return sequence.next_turn(stream, chunk, self.config, self.language)
+    def _ready(self, state: StreamState, row: int, chunk: Chunk | Prepared) -> Prepared:
+        if isinstance(chunk, Prepared):
+            if chunk.stream is not state.streams[row]:
+                raise ValueError("step: got a chunk that was prepared for another stream, or for another second of it")
+            return chunk
+        return self.prepare(state, row, chunk)
 
-    def _room(self, cache: Cache, turns: List[Sequence | None]) -> Cache:
-        """The cache, grown when what is retained has no bound (which compiles anew)."""
-        need = max((len(turn.ids) for turn in turns if turn), default=0) + self.config.max_new_tokens
+    def _slots(self, cache: Cache, turn: Sequence) -> int:
+        """Slots that the cache must have: more than it has when what is retained has no bound."""
+        need = len(turn.ids) + self.config.max_new_tokens
         if self.config.bounded or need <= cache.capacity:
-            return cache
-        return _grow(cache, _round(max(need, 2 * cache.capacity), TILE))
+            return cache.capacity
+        return _round(max(need, 2 * cache.capacity), TILE)
+
+    def _run(
+        self, cache: Cache, rows: Rows, forced, record: bool, on_token: OnToken | None, clock: "_Clock"
+    ) -> tuple[Cache, list[np.ndarray], np.ndarray | None]:
+        """The three calls for a group, whose rows of the cache these are (they are donated): the cache, the tokens of each
+        reply, and logits [B, R, V] if they are recorded."""
+        frames, pieces, slots, plan = self._inputs(rows, forced, cache.capacity)
+        clock.lap("policy")
+        # Everything is given to the device at once, then waited for stage by stage: it never waits for the host.
+        features = programs.encode_vision(self.values, frames, config=self.model_config)
+        hidden = np.zeros((len(rows), self.model_config.text.hidden_size), jnp.dtype(self.model_config.dtype))
+        for piece in pieces:
+            cache = cache._replace(**slots)
+            hidden, cache = programs.prefill(self.values, piece, features, hidden, cache, config=self.model_config)
+        limit = 1 if on_token else self.config.max_new_tokens
+        loop = programs.decode(self.values, plan, hidden, cache, limit, **self._static, record=record)
+        for stage, made in (("vision", features), ("prefill", hidden)):
+            jax.block_until_ready(made)
+            clock.lap(stage)
+        if on_token is not None:
+            loop = self._token_by_token(plan, loop, on_token)
+        tokens, logits = np.asarray(loop.tokens), None if loop.logits is None else np.asarray(loop.logits)
+        clock.lap("decode")
+        said = [_until(one[: int(loop.count)], self.language.end) for one in tokens]
+        return loop.cache._replace(rotated=()), said, logits
+
+    def _inputs(
+        self, rows: Rows, forced: List[np.ndarray | None] | None, capacity: int
+    ) -> tuple[VisionInput, Iterator[Piece], dict[str, np.ndarray], Plan]:
+        """What the device is told: frames, prompt pieces, index and positions of every slot, the replies to come."""
+        config, size = self.config, self.piece
+        frames, where = tables.vision(rows, self.model_config, self.patches, math.prod(self.grid[1:]))
+        if config.mode == "recompute":
+            size = bucket(max((len(row.slots) for row in rows if row), default=1), TOKEN_BUCKETS, "retained tokens")
+        index, positions = tables.describe(rows, capacity)
+        plan = tables.plan(rows, forced or [None] * len(rows), config.max_new_tokens, self.banned, self.language.end)
+        return frames, tables.pieces(rows, where, size, capacity), {"index": index, "positions": positions}, plan
 
     @property
     def _static(self) -> dict[str, Any]:
@@ -241,24 +339,23 @@ class Session:
                     on_token(int(b), int(tokens[b, limit - 1]))
             if limit == longest or np.asarray(loop.done).all():
                 break
-            loop = _more(self.values, plan, loop, limit + 1, **self._static)
+            loop = programs.resume_decode(self.values, plan, loop, limit + 1, **self._static)
         return loop
 
-    def _said(self, row: Row, chunk: Chunk, tokens: np.ndarray, ms: Mapping[str, float], logits: np.ndarray | None) -> Reply:
-        text = self.language.tokenizer.decode(tokens.tolist(), skip_special_tokens=True).removesuffix(CUT)
+    def _said(self, one: Prepared, tokens: np.ndarray, ms: Mapping[str, float], logits: np.ndarray | None) -> Reply:
+        ids, (chunk, row) = tokens.tolist(), one[1:]
         after = len(row.slots) + len(tokens) - 1
-        return Reply(
-            chunk.start, chunk.end, text, tokens, ms, row.turn.cached, after, None if logits is None else logits[: len(tokens)]
-        )
+        words = {"text": shown(ids, self.language.tokenizer), "raw": raw(ids, self.language.tokenizer)}
+        held = {"before": row.turn.cached, "after": after, "logits": None if logits is None else logits[: len(tokens)]}
+        return Reply(chunk.start, chunk.end, tokens=tokens, ms=ms, **words, **held)
 
 
-def _mesh(values: Parameters) -> Mesh | None:
-    place = values["text.embedding"].sharding
-    return place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
+def _ways(mesh: Mesh | None) -> int:
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 class _Clock:
-    """Milliseconds between laps."""
+    """Milliseconds between laps, added up by name."""
 
     def __init__(self) -> None:
         self.ms: dict[str, float] = {}
@@ -266,7 +363,7 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.ms[name], self.last = 1000 * (now - self.last), now
+        self.ms[name], self.last = self.ms.get(name, 0.0) + 1000 * (now - self.last), now
 
 
 def _round(size: int, multiple: int) -> int:
@@ -277,36 +374,3 @@ def _until(tokens: np.ndarray, end: int) -> np.ndarray:
     """Tokens up to and including the first `end`."""
     ends = np.flatnonzero(tokens == end)
     return tokens[: ends[0] + 1] if len(ends) else tokens
-
-
-@partial(jax.jit, static_argnames="config")
-def _see(values: Parameters, frames: VisionInput, *, config: ModelConfig) -> Float[Array, "B M D"]:
-    return from_parameters(config, values).vision(frames)
-
-
-@partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _prefill(values: Parameters, piece: Piece, features, described, hidden, cache: Cache, *, config: ModelConfig):
-    """One piece of new tokens: (hidden state [B, D] of the newest token of each row so far, cache)."""
-    model = from_parameters(config, values)
-    states, cache = model.extend(piece.inputs, jnp.asarray(piece.slots), cache.arrange(*described), features)
-    newest = jnp.take_along_axis(states, jnp.maximum(piece.newest, 0)[:, None, None], axis=1)[:, 0]
-    return jnp.where((piece.newest >= 0)[:, None], newest, hidden), cache
-
-
-@partial(jax.jit, static_argnames=("config", "sampling", "record"), donate_argnames="cache")
-def _reply(values, plan: Plan, hidden, cache: Cache, limit, *, config: ModelConfig, sampling: Sampling, record: bool) -> Loop:
-    return reply(from_parameters(config, values), hidden, cache, plan, limit, sampling, record)
-
-
-@partial(jax.jit, static_argnames=("config", "sampling"), donate_argnames="loop")
-def _more(values, plan: Plan, loop: Loop, limit, *, config: ModelConfig, sampling: Sampling) -> Loop:
-    return go_on(from_parameters(config, values), loop, plan, limit, sampling)
-
-
-@partial(jax.jit, static_argnames="capacity")
-def _grow(cache: Cache, capacity: int) -> Cache:
-    more = capacity - cache.capacity
-    wide = [(0, 0), (0, 0), (0, more), (0, 0)]
-    keys, values = (tuple(jnp.pad(one, wide) for one in held) for held in (cache.keys, cache.values))
-    index = jnp.pad(cache.index, wide[1:3], constant_values=-1)
-    return Cache(keys, values, index, jnp.pad(cache.positions, wide[:3]))
