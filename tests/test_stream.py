@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from launch.stream import main
 from svlm_jax.data.sources import FileSource, Source
@@ -103,18 +105,20 @@ class Held:
         self.end()
 
 
-def wait_for_lines(path: Path, count: int, child: subprocess.Popen[str]) -> None:
+def wait_until(true: Callable[[], bool], child: subprocess.Popen[str]) -> None:
     until = time.monotonic() + HANG
-    while not (path.exists() and path.read_bytes().count(b"\n") >= count):
-        assert child.poll() is None and time.monotonic() < until
+    while not true():
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def wait_for_lines(path: Path, count: int, child: subprocess.Popen[str]) -> None:
+    wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, child)
 
 
 def wait_for(path: Path, child: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + HANG
-    while not path.exists():
-        assert child.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(path.exists, child)
 
 
 def test_words_and_captions_of_a_whole_film(whole):
@@ -222,6 +226,16 @@ def test_a_terminal_that_goes_away_takes_no_stream_with_it(film, beside, tmp_pat
     os.close(reader)
     one.end()
     assert one.child.returncode == 0 and peek(tmp_path / "a.state")["next"] == 9
+
+
+def test_a_source_that_breaks_takes_nothing_with_it_that_was_watched(beside, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for number in range(9):
+        side = 112 if number < 7 else 140  # the fourth second cannot be watched
+        Image.new("RGB", (168, side), (9 * number, 60, 90)).save(tmp_path / "frames" / f"{number}.png")
+    args = (tmp_path / "frames", *beside, *SMALL, "--save-state", tmp_path / "a.state", "--jsonl", tmp_path / "a.jsonl")
+    assert "7.png: got 168x140 px" in refusal(command("stream", *args))
+    assert peek(tmp_path / "a.state")["next"] == len(lines(tmp_path / "a.jsonl")) == 3
 
 
 def test_tokens_are_shown_as_they_come_and_make_the_lines_of_whole_replies(film, beside, whole):
