@@ -22,7 +22,7 @@ from svlm_jax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "launch" / "cluster"
-GONE = 15.0  # seconds in which all processes have ended
+GONE = 90.0  # seconds in which all processes have ended, on a busy machine; left alone they live for longer
 
 JOINED = "import sys, time\nfrom launch import distributed\ndistributed.initialize()\nimport jax\nrank = jax.process_index()\n"
 
@@ -42,7 +42,7 @@ from svlm_jax.errors import InputError
 print(f"\\nready {rank}", flush=True)
 if rank == 1:
     raise InputError("data", "a wrong file", "a right one", "mend it")
-time.sleep(100)
+time.sleep(1000)
 """
 
 STOPS = """
@@ -63,7 +63,7 @@ rank = os.environ["SVLM_PROCESS_ID"]
 # os.write: the signal may come while print is under way, which no print in a handler survives
 signal.signal(signal.SIGTERM, lambda *_: (os.write(1, f"told {rank}\n".encode()), os._exit(75)))
 print(f"ready {rank} {os.getpid()}", flush=True)
-time.sleep(100)
+time.sleep(1000)
 """
 
 
@@ -91,7 +91,7 @@ def read_until(process: subprocess.Popen, words: str, times: int) -> list[str]:
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Exit code and the rest of its output (`communicate` would lose what `readline` has read ahead)."""
     assert process.stdout is not None
-    late = threading.Timer(60, process.kill)
+    late = threading.Timer(240, process.kill)
     late.start()
     with process.stdout as lines:
         told = lines.read()

@@ -186,6 +186,13 @@ def test_an_absurd_state_takes_no_memory_and_is_one_line(make, state_file, chang
     assert "a content that no release writes" in line or "as the session has it" in line
 
 
+def test_a_device_that_holds_keys_in_another_type_is_told(make, state_file):
+    resealed(state_file, lambda notes, tensors: notes.update(held="bfloat16"))
+    assert "keys and values: got bfloat16, expected float32, as this device holds them" in refused(
+        saved.load, state_file, make()
+    )
+
+
 def test_saving_and_loading_compile_nothing(make, tmp_path):
     """Else a stream stalls at every save, and memory creeps, for as long as it lives."""
     made = make()

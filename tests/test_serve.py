@@ -31,7 +31,7 @@ from svlm_jax.serve.retained import KINDS
 from svlm_jax.serve.web import listen
 from svlm_jax.stream import sequence
 from svlm_jax.stream.sequence import Sequence
-from tests.serving import BOX, Client, Server, compiled, film, server, serving  # noqa: F401
+from tests.serving import BOX, HANG, Client, Server, compiled, film, server, serving  # noqa: F401
 from tests.test_launch import command, refusal
 
 
@@ -49,7 +49,7 @@ def test_captions_pictures_and_the_cache_reach_two_viewers_alike(server):
         for message in told:
             cache = message["cache"]
             assert abs(sum(length for _, length, _ in cache["held"]) - message["slots"]) <= 2  # the newest tokens have no slot
-            assert 0 < message["latency"] < 5 and message["ms"].keys() >= {"vision", "prefill", "decode"}
+            assert message["latency"] > 0 and message["ms"].keys() >= {"vision", "prefill", "decode"}
         late = told[-1]
         assert late["cache"]["gone"] and sum(kind == KINDS.index("vision") for kind, _, _ in late["cache"]["held"]) == 3
         picture = two.hear("picture")
@@ -116,7 +116,10 @@ def test_who_comes_back_gets_what_was_missed_and_may_still_stop(server):
     with server.viewer() as one:
         name = one.start(seed=9)
         key, last = one.key, one.hear("caption")["number"]
-    time.sleep(1.2)
+    until = time.monotonic() + HANG
+    while server.hub.channels[name].history[-1].number < last + 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
     with server.viewer() as again, server.viewer() as other:
         again.say("join", stream=name, after=last, key=key)
         joined = again.hear("joined")
@@ -159,7 +162,7 @@ def test_rows_are_limited_and_unwatched_streams_end(server):
         )
         assert [message["stream"] for message in three.hear("streams", rows=2)["streams"]] in (names, names[:1], [])
         two.say("leave")
-        until = time.monotonic() + 10
+        until = time.monotonic() + HANG
         while names[1] in server.engine.running:
             assert time.monotonic() < until
             time.sleep(0.05)
@@ -215,7 +218,7 @@ def test_garbage_huge_and_slow_clients_go_and_nobody_else_notices(server):
         assert huge.closed()[0] == 1009
         slow = slow_viewer(server, name)
         last = good.hear("caption")["number"]
-        until = time.monotonic() + 12
+        until = time.monotonic() + HANG
         with slow:
             while len(server.hub.viewers) > 1:
                 assert time.monotonic() < until, [(v.closing, len(v.lines), v.picture is None) for v in server.hub.viewers]

@@ -171,7 +171,7 @@ def test_a_live_source_ends_when_the_camera_goes_away_and_says_so(tmp_path):
     ready = threading.Event()
     camera = threading.Thread(target=live, args=(tmp_path / "v.ts", port, ready))
     camera.start()
-    assert ready.wait(10)
+    assert ready.wait(120)
     source = open_source(f"tcp://127.0.0.1:{port[0]}", fps=4, start=60)
     assert source.live and source.total is None
     got = chunks(source)

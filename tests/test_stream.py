@@ -5,19 +5,34 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from launch.stream import main
+from svlm_jax.data.sources import FileSource, Source
 from svlm_jax.data.video import write_video
 from svlm_jax.stream.saved import peek
+from svlm_jax.stream.session import Session
 from svlm_jax.world.film import Film
 from tests.test_launch import ROOT, command, refusal
 
 HANG = 300  # seconds after which a test has hung; none waits for them
 SMALL = ("--vision-window", 3, "--text-rounds", 3, "--sink", 6, "--slide", 6, "--query", "Commentate on this match")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(tmp_path_factory):
+    """Compiled once for all the processes below: it is most of what they do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -90,18 +105,20 @@ class Held:
         self.end()
 
 
-def wait_for_lines(path: Path, count: int, child: subprocess.Popen[str]) -> None:
+def wait_until(true: Callable[[], bool], child: subprocess.Popen[str]) -> None:
     until = time.monotonic() + HANG
-    while not (path.exists() and path.read_bytes().count(b"\n") >= count):
-        assert child.poll() is None and time.monotonic() < until
+    while not true():
+        assert child.poll() is None, child.communicate()[1]
+        assert time.monotonic() < until
         time.sleep(0.05)
+
+
+def wait_for_lines(path: Path, count: int, child: subprocess.Popen[str]) -> None:
+    wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, child)
 
 
 def wait_for(path: Path, child: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + HANG
-    while not path.exists():
-        assert child.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
+    wait_until(path.exists, child)
 
 
 def test_words_and_captions_of_a_whole_film(whole):
@@ -211,6 +228,16 @@ def test_a_terminal_that_goes_away_takes_no_stream_with_it(film, beside, tmp_pat
     assert one.child.returncode == 0 and peek(tmp_path / "a.state")["next"] == 9
 
 
+def test_a_source_that_breaks_takes_nothing_with_it_that_was_watched(beside, tmp_path):
+    (tmp_path / "frames").mkdir()
+    for number in range(9):
+        side = 112 if number < 7 else 140  # the fourth second cannot be watched
+        Image.new("RGB", (168, side), (9 * number, 60, 90)).save(tmp_path / "frames" / f"{number}.png")
+    args = (tmp_path / "frames", *beside, *SMALL, "--save-state", tmp_path / "a.state", "--jsonl", tmp_path / "a.jsonl")
+    assert "7.png: got 168x140 px" in refusal(command("stream", *args))
+    assert peek(tmp_path / "a.state")["next"] == len(lines(tmp_path / "a.jsonl")) == 3
+
+
 def test_tokens_are_shown_as_they_come_and_make_the_lines_of_whole_replies(film, beside, whole):
     """No empty line for a silent second, no half character, no dots at the end."""
     result = command("stream", film, *beside, *SMALL, "--ask", "4:who scored?", "--tokens")
@@ -244,6 +271,34 @@ def test_bad_input_is_one_line_and_makes_no_file(film, beside, tmp_path):
         assert expected in refusal(command("stream", film, *beside, *args)), args
     assert "no such file" in refusal(command("stream", tmp_path / "none.mp4", *beside, *new))
     assert [path.name for path in tmp_path.iterdir()] == ["there.vtt"]
+
+
+def test_what_a_device_that_stands_still_loses_is_said_and_the_newest_seconds_are_watched(
+    film, beside, tmp_path, monkeypatch, capfd
+):
+    """All of a live source comes while the device is busy: the clock has no say in it."""
+    come, chunks, warm = threading.Event(), Source.__iter__, Session.warm
+
+    def source(self):
+        yield from chunks(self)
+        come.set()
+
+    def busy(*args, **options):
+        assert come.wait(HANG)
+        return warm(*args, **options)
+
+    monkeypatch.setattr(Source, "__iter__", source)
+    monkeypatch.setattr(Session, "warm", busy)
+    monkeypatch.setattr(FileSource, "live", True)
+    args = (film, *beside, *SMALL, "--max-delay", 3, "--jsonl", tmp_path / "a.jsonl")
+    monkeypatch.setattr(sys, "argv", ["stream", *map(str, args)])
+    main()
+    told = [(line["start"], line["end"], line.get("dropped")) for line in lines(tmp_path / "a.jsonl")]
+    assert told == [(0, 1, None), (1, 6, 5), (6, 7, None), (7, 8, None), (8, 9, None)]
+    shown = capfd.readouterr().err
+    for line in ("live; when more than 3 s wait, the oldest are dropped", "dropped 00:00:01.0 to 00:00:06.0 (5 chunks)"):
+        assert line in shown
+    assert "watched 4 chunks to 00:00:09.0, 5 dropped" in shown
 
 
 def test_a_source_without_a_frame_is_one_line(film, beside):

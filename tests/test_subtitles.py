@@ -349,3 +349,46 @@ def test_a_run_that_fails_before_its_first_cue_leaves_no_file(path):
     with pytest.raises(RuntimeError), Subtitles(path, append=True):
         raise RuntimeError("no model")
     assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["vtt", "srt"])
+def test_a_question_stands_before_its_answer_and_alone_when_there_is_none(tmp_path, kind):
+    """Else answers stand there that nobody has asked for."""
+    path = tmp_path / f"a.{kind}"
+    with Subtitles(path) as captions:
+        captions.write(0, 1, "1-0.", question="What is\nthe <score>\x1b?", tokens=[1])
+        captions.write(1, 2, "", question="Who scored?")
+        captions.write(2, 3, " ", question="")
+        captions.write(3, 4, "-->", question="-->")
+    arrow = "-->" if kind == "vtt" else "→"
+    assert path.read_text().count(" --> ") == 3
+    escaped = "Q: What is the &lt;score&gt; ?" if kind == "vtt" else "Q: What is the <score> ?"
+    assert f"\n{escaped}\n1-0.\n\n" in path.read_text() and "\nQ: Who scored?\n\n" in path.read_text()
+    assert seen_by_a_player(path)[2][2].replace("&gt;", ">") == f"Q: {arrow}\n{arrow}"
+
+
+def test_it_goes_back_to_a_mark_and_refuses_what_has_changed(path):
+    with Subtitles(path) as captions:
+        captions.write(0, 1, "first")
+        mark = captions.mark
+        captions.write(1, 2, "second")
+    captions.sync()  # closed: let be
+    whole = path.read_bytes()
+    back = {"keep": mark["size"], "digest": mark["sha256"]}
+    for changed in (whole.replace(b"first", b"FIRST"), whole[: mark["size"] - 1]):
+        path.write_bytes(changed)
+        with pytest.raises(InputError, match="changed or cut since the stream was saved"):
+            Subtitles(path, append=True, **back)
+        assert path.read_bytes() == changed
+    path.write_bytes(whole)
+    with Subtitles(path, append=True, **back) as captions:
+        assert captions.mark == mark
+        captions.write(1, 2, "second")
+    assert path.read_bytes() == whole
+
+
+def test_nothing_is_cut_off_by_a_run_that_fails_before_its_first_cue(path):
+    whole = written(path, "first", "second")
+    with pytest.raises(RuntimeError), Subtitles(path, append=True, keep=20):
+        raise RuntimeError("another model")
+    assert path.read_bytes() == whole

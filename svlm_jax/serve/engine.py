@@ -29,6 +29,7 @@ from svlm_jax.serve.retained import picture
 from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Prepared, Reply, Session, StreamState
+from svlm_jax.stream.subtitles import one_line
 
 TOGETHER = 0.1  # of a chunk: how long a step waits for streams that are not ready yet
 USUAL = Limits()
@@ -283,7 +284,7 @@ class Engine:
             "number": number,
             "start": float(reply.start),
             "end": float(reply.end),
-            "text": "".join(c if c.isprintable() else " " for c in reply.text).strip(),
+            "text": one_line(reply.text).strip(),
             "question": question,
             "note": note,
             "latency": round(latency, 3),

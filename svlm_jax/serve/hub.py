@@ -154,7 +154,7 @@ class Hub:
         if history and history[0].number:
             kept = f"{self.limits.kept / 3600:g} h"
             parts.append(f"NOTE cut: the last {kept} are kept; captions before {history[0].start:.1f} s are not here\n\n")
-        parts += [cue(".vtt", 0, one.start, one.end, one.text, {}) for one in history]
+        parts += [cue(".vtt", 0, one.start, one.end, one.text, {"question": one.question}) for one in history]
         channel.vtt = newest, "".join(parts)
 
     # viewers

@@ -55,6 +55,7 @@ def snapshot(session: Session, state: StreamState, extra: dict[str, Any] | None 
     """
     streams = [None if stream is None else _described(stream) for stream in state.streams]
     told = {"settings": settings(session), "capacity": state.cache.capacity, "streams": streams, "extra": extra or {}}
+    told["held"] = state.cache.keys[0].dtype.name
     # A transfer, not a program: there is nothing to compile. The stream's own arrays are donated by its next step.
     keys, values = jax.device_put((state.cache.keys, state.cache.values), may_alias=False)
     for one in (*keys, *values):
@@ -172,7 +173,11 @@ def load(path: str | Path, session: Session) -> StreamState:
         _compare(told["settings"], settings(session), field)
         streams = tuple(None if one is None else _sequence(one, _of(b, tensors)) for b, one in enumerate(told["streams"]))
         _check(streams, told["capacity"], session)
-        return StreamState(_laid_out(streams, told["capacity"], tensors, session), streams)
+        cache = session.start(told["capacity"]).cache
+        if told["held"] != (now := cache.keys[0].dtype.name):
+            remedy = "resume on a device of the kind that it was saved on"
+            raise InputError(f"{field} keys and values", f"{told['held']:.20}", f"{now}, as this device holds them", remedy)
+        return StreamState(_laid_out(streams, cache, tensors, session), streams)
     except InputError:
         raise
     except jax.errors.JaxRuntimeError as error:
@@ -235,9 +240,8 @@ def _check(streams: tuple[Sequence | None, ...], capacity: int, session: Session
         need(all(math.prod(clip.grid) == len(clip.patches) for _, clip in stream.clips), "frames of another size")
 
 
-def _laid_out(streams: tuple[Sequence | None, ...], capacity: int, tensors: dict[str, np.ndarray], session: Session) -> Cache:
-    """The cache with all that was held, layer by layer."""
-    cache = session.start(capacity).cache
+def _laid_out(streams: tuple[Sequence | None, ...], cache: Cache, tensors: dict[str, np.ndarray], session: Session) -> Cache:
+    """An empty cache with all that was held, layer by layer."""
     held: dict[str, list[jax.Array]] = {"keys": list(cache.keys), "values": list(cache.values)}
     cache = cache._replace(keys=(), values=())  # each layer goes as its successor comes
     for name, layers in held.items():

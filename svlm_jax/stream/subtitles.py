@@ -102,7 +102,7 @@ class Subtitles(AbstractContextManager["Subtitles"]):
 
     def sync(self) -> None:
         """Have the disk keep what is written; a pipe, or a disk that cannot, is let be."""
-        with suppress(OSError):
+        with suppress(OSError, ValueError):  # ValueError: closed, which a thread that saves may come too late to know
             os.fsync(self.file.fileno())
 
     def write(self, start: float | int, end: float | int, text: str, **extra: object) -> None:

@@ -42,7 +42,7 @@ def start(argv: list[str], limit: int | None = None) -> subprocess.Popen:
     return subprocess.Popen([*full, sys.executable, "-m", *argv], cwd=ROOT, env=environ, **piped)
 
 
-def finish(process: subprocess.Popen, seconds: float = 180.0) -> tuple[int, str]:
+def finish(process: subprocess.Popen, seconds: float = 300.0) -> tuple[int, str]:
     told, _ = process.communicate(timeout=seconds)
     return process.returncode, told
 
@@ -102,10 +102,9 @@ def test_a_killed_run_goes_on_bit_by_bit(config):
 
 def test_bad_data_ends_all_processes_at_once_with_one_line(config, tmp_path):
     (tmp_path / "gone.jsonl").write_text(json.dumps([{"role": "user"}]) + "\n")
-    started = time.monotonic()
     code, told = finish(start(command(config, **{"nproc": 2, "mesh.fsdp": 2, "data.paths": tmp_path / "gone.jsonl"})))
     assert code == 2 and "error: bad samples: got" in told and "bad sample gone.jsonl:1" in told, told
-    assert "Traceback" not in told and time.monotonic() - started < 60
+    assert "Traceback" not in told
 
 
 BAD = {
@@ -137,19 +136,17 @@ def test_a_full_disk_is_one_line_and_what_was_saved_stays(config):
 
 
 def test_a_run_that_hangs_shows_its_stacks_and_ends(tmp_path):
-    code = "import time; from svlm_jax.train.loop import Watchdog; Watchdog(0.5); time.sleep(30)"
-    started = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    code = "import time; from svlm_jax.train.loop import Watchdog; Watchdog(0.5); time.sleep(1000)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 70 and "nothing finished for 0.5 s" in done.stderr and "Thread" in done.stderr
-    assert time.monotonic() - started < 25
 
 
 def test_a_process_that_fails_ends_the_others(tmp_path):
     child = tmp_path / "child.py"
-    child.write_text("import os, sys, time\nif os.environ['SVLM_PROCESS_ID'] == '1': sys.exit(3)\ntime.sleep(60)\n")
+    child.write_text("import os, sys, time\nif os.environ['SVLM_PROCESS_ID'] == '1': sys.exit(3)\ntime.sleep(1000)\n")
     started = time.monotonic()
     assert spawn(2, ["child"], environ=os.environ | {"PYTHONPATH": str(tmp_path)}) == 3
-    assert time.monotonic() - started < 15
+    assert time.monotonic() - started < 300  # left alone it sleeps for longer
 
 
 ENVIRONMENTS = {
