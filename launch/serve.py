@@ -40,6 +40,7 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.world.film import QUERY
 
 SIZE = "672x448"
+SWITCH = 0.001  # seconds after which a busy event loop lets the engine go on: a step takes turns with it some twenty times
 
 
 def parser() -> argparse.ArgumentParser:
@@ -129,6 +130,7 @@ def main() -> None:
     if serving.site.connections.most < limits.connections:
         print(f"open files are few: {serving.site.connections.most} connections at a time; ulimit -n", file=sys.stderr)
     shared = "this machine only" if local else "whoever has the token" if args.token else "everybody who can reach it"
+    sys.setswitchinterval(SWITCH)
     print(
         f"{serving.address}  {args.rows} rows, {hub.engine.session.capacity} slots each, compiled in "
         f"{time.monotonic() - started:.1f} s; for {shared}",

@@ -64,7 +64,7 @@ def ask(tab: Tab, question: str) -> None:
 def test_the_page(server, browser):
     with browser.open(server) as tab:
         tab.size(1440, 900)
-        tab.wait("document.querySelector('#link').dataset.state === 'open'")
+        tab.wait("document.querySelector('#link')?.dataset.state === 'open'")
         tab.run("document.querySelector('#quick').click()")
         tab.wait("document.querySelectorAll('#log li').length >= 3")
         before, picture = cache_picture(tab), shown(tab)
@@ -96,8 +96,8 @@ def test_a_socket_that_drops_comes_back_to_its_stream_and_misses_nothing(server,
         tab.wait("document.querySelectorAll('#log li').length >= 2")
         name = tab.run("location.hash")
         tab.run("sockets[0].close()")
-        tab.wait("document.querySelector('#link').dataset.state === 'lost'", 5)
-        tab.wait("document.querySelector('#link').dataset.state === 'open'", 15)
+        tab.wait("document.querySelector('#link')?.dataset.state === 'lost'", 5)
+        tab.wait("document.querySelector('#link')?.dataset.state === 'open'", 15)
         count = tab.run("document.querySelectorAll('#log li').length")
         tab.wait(f"document.querySelectorAll('#log li').length >= {count + 3}")
         said = tab.run("[...document.querySelectorAll('#log li time')].map((one) => one.textContent)")
@@ -109,7 +109,7 @@ def test_a_socket_that_drops_comes_back_to_its_stream_and_misses_nothing(server,
 
 def test_a_camera_is_watched(server, browser):
     with browser.open(server) as tab:
-        tab.wait("document.querySelector('#link').dataset.state === 'open'")
+        tab.wait("document.querySelector('#link')?.dataset.state === 'open'")
         tab.run("document.querySelector('#source').value = 'webcam'")
         tab.run("document.querySelector('#start').requestSubmit()")
         tab.wait("document.querySelectorAll('#log li:not(.notice)').length >= 2")

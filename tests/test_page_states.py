@@ -18,7 +18,7 @@ from tests.browser import Browser, Tab, chromium
 pytestmark = pytest.mark.skipif(chromium() is None, reason="needs chromium on the PATH")
 SOCKET = """window.sockets = []; window.sent = [];
 window.WebSocket = class { constructor() { this.readyState = 1; window.sockets.push(this); }
-  send(one) { window.sent.push(typeof one === "string" ? JSON.parse(one) : { type: "picture", bytes: one.size }); } close() {} };
+  send(one) { window.sent.push(typeof one === "string" ? JSON.parse(one) : { type: "picture" }); } close() {} };
 window.spoken = []; speechSynthesis.speak = (one) => window.spoken.push(one.text);"""
 HELLO = {
     "type": "hello",

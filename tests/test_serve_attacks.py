@@ -233,7 +233,7 @@ def test_the_limit_of_open_files_is_raised_or_told(monkeypatch):
     assert room(Limits(), used=50) == 400 and given["limit"][0] == 400 + 50 + connections.ACCEPTED + connections.RESERVED
     given["limit"] = (200, 200)
     assert room(Limits(), used=50) == 200 - 50 - connections.ACCEPTED - connections.RESERVED
-    given["limit"] = (120, 120)
+    given["limit"] = (80, 80)
     with pytest.raises(InputError, match="ulimit -n"):
         room(Limits(), used=50)
 

@@ -93,7 +93,8 @@ def parser() -> Parser:
     page.add_argument("--clients", type=whole(1), default=50, help="viewers, spread over the streams (default 50)")
     page.add_argument("--rows", type=whole(1), default=4, help="streams (default 4)")
     page.add_argument("--seconds", type=whole(1), default=120, help="default 120")
-    page.add_argument("--attack", action="store_true", help="one viewer among attackers, instead of many viewers")
+    told = f"one viewer among attackers instead: all, or some of {','.join(serve.attack.ATTACKS)}"
+    page.add_argument("--attack", nargs="?", const="all", metavar="NAMES", help=told)
     page.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped one")
     page.add_argument("--name", default="serve", help="of the entry in docs/benchmarks (default serve)")
     page.set_defaults(run=serve.bench)

@@ -25,7 +25,18 @@ from launch.cli import Progress
 from svlm_jax.errors import InputError
 
 QUIET = 0.25  # of the time: no attack yet
-HALF_OPEN, JOINERS, PINGERS, OTHERS = 400, 30, 8, 4
+ATTACKS = {  # name of a method of `Attack` -> how many at a time
+    "half_open": 400,
+    "joiner": 30,
+    "pinger": 8,
+    "deaf_pinger": 4,
+    "flood": 4,
+    "fragments": 4,
+    "fetcher": 4,
+    "deaf_fetcher": 4,
+    "silent": 4,
+    "camera": 1,
+}
 HEAD = "GET {} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 UPGRADE = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
 KEY = "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
@@ -67,23 +78,13 @@ class Attack:
         self.done: Counter[str] = Counter()
         self.bomb = scan_bomb()[:240_000] + b"\xff\xd9"
 
-    def tasks(self) -> list[asyncio.Task[None]]:
-        plan: list[tuple[str, int, Callable[[str], Awaitable[None]]]] = [
-            ("half open", HALF_OPEN, self.half_open),
-            ("joiner", JOINERS, self.joiner),
-            ("pinger", PINGERS, self.pinger),
-            ("deaf pinger", OTHERS, self.deaf_pinger),
-            ("flood of messages", OTHERS, self.flood),
-            ("endless message", OTHERS, self.fragments),
-            ("captions fetched", OTHERS, self.fetcher),
-            ("captions not read", OTHERS, self.deaf_fetcher),
-            ("silent", OTHERS, self.silent),
-            ("camera", 1, self.camera),
-        ]
+    def tasks(self, wanted: str) -> list[asyncio.Task[None]]:
+        """wanted: names of attacks with commas, or "all"."""
         made = []
-        for number, (name, count, attack) in enumerate(plan):
+        for number, (name, count) in enumerate(ATTACKS.items()):
             address = f"127.0.0.{10 + number}" if number and sys.platform == "linux" else ""
-            made += [asyncio.create_task(self._again(name, attack, address)) for _ in range(count)]
+            if wanted == "all" or name in wanted.split(","):
+                made += [asyncio.create_task(self._again(name, getattr(self, name), address)) for _ in range(count)]
         return made
 
     async def _again(self, name: str, attack: Callable[[str], Awaitable[None]], address: str) -> None:
@@ -127,7 +128,7 @@ class Attack:
 
     async def half_open(self, address: str) -> None:
         """Half a request, or half a handshake; every third a byte a second more."""
-        kind, began = self.done["half open"] % 3, time.monotonic()
+        kind, began = self.done["half_open"] % 3, time.monotonic()
         reader, writer = await self._open(address, head=UPGRADE if kind == 1 else "X-A: ")
         try:
             while time.monotonic() < self.until:
@@ -223,7 +224,7 @@ async def load(url: str, process: int, args: Namespace) -> dict[str, Any]:
     attackers: list[asyncio.Task[None]] = []
     while (left := until - time.monotonic()) > 0:
         if not attackers and time.monotonic() >= start:
-            attackers, quiet = attack.tasks(), len(watcher.latencies)
+            attackers, quiet = attack.tasks(args.attack), len(watcher.latencies)
         memory.append((time.monotonic() - began, resident(process)))
         progress(round(args.seconds - left), args.seconds)
         await asyncio.sleep(min(1.0, left))
@@ -231,6 +232,14 @@ async def load(url: str, process: int, args: Namespace) -> dict[str, Any]:
     for owner in owners:
         await owner.close()
     return {"watcher": watcher, "quiet": quiet, "attack": attack, "memory": memory, "health": delays}
+
+
+def check(wanted: str) -> None:
+    """Raises:
+    InputError: an attack that is not known.
+    """
+    if unknown := set(wanted.split(",")) - {"all", *ATTACKS}:
+        raise InputError("--attack", ",".join(sorted(unknown)), f"some of {','.join(ATTACKS)}", "or leave them out: all")
 
 
 def refusal() -> float:
@@ -259,7 +268,7 @@ def summary(found: dict[str, Any], args: Namespace) -> dict[str, Any]:
     first, last = megabytes(since), megabytes(args.seconds - 3)
     return {
         "seconds": args.seconds,
-        "half-open connections made": attack.done["half open"],
+        "half-open connections made": attack.done["half_open"],
         "longest-lived (s)": round(max(attack.lives, default=0.0), 1),
         "/health, slowest answer (s)": round(max(found["health"]), 2),
         "bomb refused (ms)": round(refusal(), 2),

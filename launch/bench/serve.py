@@ -143,7 +143,9 @@ def bench(args: argparse.Namespace) -> None:
     if args.clients < args.rows or args.seconds < 10:
         got = f"{args.clients} clients, {args.seconds} s"
         raise InputError("--clients, --seconds", got, "a client for each row, 10 s or more", "raise them")
-    flags = ["--model", args.model, "--rows", args.rows, "--port", 0, "--viewers-a-stream", args.clients]
+    if args.attack:
+        attack.check(args.attack)
+    flags = ["--model", args.model, "--rows", args.rows, "--port", 0, "--viewers-a-stream", args.clients + 8]
     flags += [] if args.attack else ["--sockets-an-address", args.clients + args.rows + 8]
     command = [sys.executable, "-m", "launch.serve", *map(str, flags)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

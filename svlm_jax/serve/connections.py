@@ -16,8 +16,8 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 
 CLOSING = 10.0  # seconds that a peer has to take what was sent to it before its connection was closed
-ACCEPTED = 64  # connections that the event loop takes at once, before any of them can be refused
-RESERVED = 32  # open files for sources, the page and the event loop
+ACCEPTED = 16  # connections that the event loop takes at once, before any of them can be refused
+RESERVED = 16  # open files for sources, the page and the event loop
 FEWEST = 8  # connections with which a server is of use
 
 

@@ -34,6 +34,7 @@ FILES = {"page.css": "text/css", "page.js": "text/javascript", "capture.js": "te
 ASK = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Token</title><form><label>Token
 <input name="token" type="password" autocomplete="off" autofocus></label> <button>Watch</button></form></html>"""
 BUFFER = 256 * 1024  # bytes that the kernel holds for a socket which does not read
+QUEUE = 128  # connections that wait in the kernel
 SWEPT = 1.0  # seconds between two looks at what is overdue
 PIECE = 64 * 1024  # characters of a long answer that wait for their reader at a time
 
@@ -206,7 +207,7 @@ def listen(host: str, port: int) -> socket.socket:
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)  # sockets that are accepted have it too
     try:
         bound.bind(where)
-        bound.listen(128)
+        bound.listen(QUEUE)
     except OSError as error:
         bound.close()
         raise InputError("--port", f"{port} ({error.strerror})", "a free port", "choose another, or 0 for any") from None
@@ -283,6 +284,10 @@ class Serving:
             print(f"connections wait: {error.strerror}; raise ulimit -n", file=sys.stderr, flush=True)
 
     async def _farewell(self) -> None:
+        while not self.server.started and not self.stopping:
+            await asyncio.sleep(0.01)
+        if not self.stopping:
+            self.bound.listen(QUEUE)  # uvicorn's `backlog` is also how many asyncio takes at once, before any can be refused
         while not self.stopping and not self.server.should_exit:
             await asyncio.sleep(0.05)
         self.site.hub.farewell("the server is stopping")
