@@ -182,12 +182,7 @@ def test_hosts_load_the_same_step_and_tell_who_is_gone(tmp_path):
     """One host that cannot read the newest step, and the others would go on from it: a hang, or two runs in one."""
     (tmp_path / "child.py").write_text(CHILD)
     environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RUN": str(tmp_path / "run"), "XLA_FLAGS": ""}
-    environ |= {
-        "SVLM_HEARTBEAT_SECONDS": "60",
-        "SVLM_LEAVE_SECONDS": "10",
-        "JAX_PLATFORMS": "cpu",
-        "RUN": str(tmp_path / "run"),
-    }
+    environ |= {"SVLM_HEARTBEAT_SECONDS": "60", "SVLM_LEAVE_SECONDS": "10", "JAX_PLATFORMS": "cpu"}
     common = environ | {"SVLM_COORDINATOR": f"127.0.0.1:{free_port()}", "SVLM_NUM_PROCESSES": "2"}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
     both = [
