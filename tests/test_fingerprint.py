@@ -85,7 +85,7 @@ def test_data_that_moved_or_lost_its_seeks_is_the_same(folder, tmp_path):
 def test_a_large_set_is_looked_at_here_and_there(folder, monkeypatch):
     """Its order and length exactly: every line has another length here."""
     monkeypatch.setattr("svlm_jax.data.fingerprint.LOOKED_AT", 3)
-    some = [json.dumps(record("a.mp4", 0) + ["x" * number])[:-1] + "]" for number in range(50)]
+    some = [json.dumps([*record("a.mp4", 0), "x" * number]) for number in range(50)]
     rewrite(folder, some)
     before = known(folder)
     for one in np.random.default_rng(0).integers(1, 48, 5):

@@ -177,3 +177,14 @@ def test_the_benchmark_table_is_made_of_the_recorded_runs(tmp_path, monkeypatch)
     assert "| prefill | 1.5 |" in text and "![aot_none](benchmarks/aot_none.svg)" in text
     assert "python -m launch.bench aot --shape none" in text
     assert "jax 0." in text
+
+
+@pytest.mark.parametrize("name", ["configs/__init__.py", "configs.py"])
+def test_a_configs_of_the_users_own_is_told_in_one_line(name, tmp_path):
+    """Most repositories of this kind have one, and Python looks there first."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("")
+    line = [sys.executable, "-m", "launch.train", "--config", "sft_smoke", "--run-dir", "run"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    told = refusal(subprocess.run(line, capture_output=True, text=True, env=env, cwd=tmp_path, check=False))
+    assert "configs: got " in told and str(tmp_path) in told and "sft_smoke.py" in told

@@ -7,7 +7,7 @@ without looking at those before. Host side: numpy and grain, never jax (workers 
 Axes: B samples of a batch (here: those of this host), T tokens, K learned tokens, P patches.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
@@ -158,7 +158,7 @@ class _Fetch:
         return self.examples[number] if number >= 0 else FILLER
 
 
-def micro_batches(examples: Examples, ours: Ours, *, workers: int, threads: int) -> Iterator[list[Example]]:
+def micro_batches(examples: Examples, ours: Ours, *, workers: int, threads: int) -> Generator[list[Example]]:
     """The examples of this host, micro-batch by micro-batch, prepared ahead by threads or worker processes."""
     import grain
     from absl import flags

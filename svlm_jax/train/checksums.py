@@ -5,6 +5,7 @@ A sum is that of bits times odd weights (of the element's place) modulo 2^32: a 
 two elements that changed places. It reads each array once, which is nothing beside writing it.
 """
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -19,8 +20,7 @@ def of_state(state: Any) -> dict[str, int]:
     """{path in the state: sum} of arrays on devices; on many hosts a program that all of them run."""
     first = jax.tree.leaves(state)[0].sharding
     whole = jax.sharding.NamedSharding(first.mesh, jax.sharding.PartitionSpec()) if hasattr(first, "mesh") else None
-    sums = jax.jit(lambda tree: jax.tree.map(_sum, tree), out_shardings=whole)(state)
-    flat, _ = jax.tree_util.tree_flatten_with_path(sums)
+    flat, _ = jax.tree_util.tree_flatten_with_path(_program(whole)(state))
     return {jax.tree_util.keystr(path): int(value) for path, value in flat}
 
 
@@ -34,6 +34,12 @@ def of_array(array: np.ndarray) -> int:
         block = _bits(array[first : first + step])
         total += int(np.sum(block * _weights(np, block.shape, first), dtype=np.uint32))
     return total % 2**32
+
+
+@cache
+def _program(whole: Any) -> Any:
+    """Compiled once a run, not once a save."""
+    return jax.jit(lambda tree: jax.tree.map(_sum, tree), out_shardings=whole)
 
 
 def _sum(x: jax.Array) -> jax.Array:

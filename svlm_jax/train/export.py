@@ -130,7 +130,7 @@ def tensors(directory: Path, config: ModelConfig, skip: Collection[str]) -> Iter
         yield path, whole
 
 
-def _cpu() -> jax.Device:
+def _cpu() -> Any:
     """This host's memory, as far as jax has it."""
     try:
         return jax.local_devices(backend="cpu")[0]

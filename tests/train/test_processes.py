@@ -67,10 +67,17 @@ def test_two_processes_make_the_steps_of_one(config):
     code, told = finish(start(command(config, **{"run-dir": two, "nproc": 2, "mesh.fsdp": 2})))
     assert code == 0 and "2 x cpu, 4 steps of 4 samples" in told
     np.testing.assert_allclose(losses(str(two)), losses(str(one)), rtol=1e-5)
+    told_once(str(two))
+
+
+def told_once(run_dir: str) -> None:
+    """What processes say of their rates is what the devices counted: rows that both hold are not told twice."""
+    for line in logs.read(run_dir):
+        assert line["learned_tokens_per_s"] * line["step_s"] == pytest.approx(line["learned_tokens"], rel=0.25)
 
 
 def test_asked_to_stop_two_processes_save_and_go_on(config):
-    flags = {"nproc": 2, "mesh.fsdp": 2, "steps": 500}
+    flags = {"nproc": 2, "mesh.fsdp": 1, "mesh.tensor": 2, "steps": 500}
     process = start(command(config, **flags))
     until(config.run_dir, 3, process)
     process.send_signal(signal.SIGTERM)
@@ -78,6 +85,7 @@ def test_asked_to_stop_two_processes_save_and_go_on(config):
     assert code == 75 and "asked to stop: saved after step" in told, told
     assert (Path(config.run_dir) / "preempted").exists()
     (saved,) = (int(path.name) for path in (Path(config.run_dir) / FOLDER).iterdir() if path.name.isdigit())
+    told_once(config.run_dir)
     code, told = finish(start(command(config, steps=saved + 2, **{"nproc": 2, "mesh.fsdp": 2})))
     assert code == 0 and f"goes on after step {saved} of {saved + 2}" in told
     assert not (Path(config.run_dir) / "preempted").exists()

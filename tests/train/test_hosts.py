@@ -1,0 +1,197 @@
+"""Claims about what processes agree on: without a device, on one checkpoint, ahead of the loop; and who is gone is told so."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.distributed import free_port
+from svlm_jax.config import preset
+from svlm_jax.data.pipeline import FILLER, Example, Examples, Order, Ours
+from svlm_jax.errors import InputError
+from svlm_jax.sharding import make_mesh
+from svlm_jax.train import checkpoints, flops
+from svlm_jax.train.batches import Batches
+from svlm_jax.train.config import Bucket, DataConfig
+from svlm_jax.train.hosts import Channel, PeerLost, is_lost
+from svlm_jax.train.throughput import Seen, Work
+
+ROOT = Path(__file__).parents[2]
+
+GONE = (
+    "Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2",
+    "UNAVAILABLE: Barrier failed because it is in error: task 1 heartbeat timeout",
+    "INTERNAL: NCCL operation ncclAllReduce failed: remote process exited or there was a network error",
+    "DEADLINE_EXCEEDED: Barrier timed out. Id: orbax_save::0. Some tasks have not reached it",
+    "The following tasks are unhealthy (stopped sending heartbeats)",
+)
+HERE = (
+    OSError(28, "No space left on device"),
+    InputError("batch", 5, "a multiple of 2", "change it"),
+    ValueError("Gloo is not a backend of this array"),
+    RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes"),
+    FileNotFoundError("No such file: /heartbeat/x"),
+)
+
+
+@pytest.mark.parametrize("text", GONE)
+def test_a_lost_peer_is_told_as_one_and_not_as_a_full_disk(text, tmp_path):
+    try:
+        try:
+            raise RuntimeError(text)
+        except RuntimeError as cause:
+            raise ValueError("a save failed") from cause
+    except ValueError as error:
+        told = checkpoints._failed(tmp_path, error)
+    assert isinstance(told, PeerLost) and "another process of this run ended" in str(told) and "disk" not in str(told)
+    assert len(str(told)) < 400 and "\n" not in str(told)
+
+
+@pytest.mark.parametrize("error", HERE, ids=str)
+def test_what_goes_wrong_here_is_no_lost_peer(error):
+    assert not is_lost(error)
+
+
+def test_a_full_disk_is_told_as_one(tmp_path):
+    told = checkpoints._failed(tmp_path, OSError(28, "No space left on device"))
+    assert isinstance(told, InputError) and "no room on the disk" in str(told)
+
+
+def test_alone_an_agreement_is_what_was_said():
+    assert Channel("alone").gather([1, "a"]) == [[1, "a"]]
+
+
+# --- rates ---
+
+
+def test_rows_that_hosts_share_are_counted_once(monkeypatch):
+    """One process a GPU and tensor 8: each of 8 hosts holds all rows, and MFU was 8 times too large."""
+    monkeypatch.setattr(flops, "peak", lambda kind: 989.5e12)
+    said = []
+    for rows in (4, 1):  # all of 4 rows, shared by hosts; and a quarter of them
+        work = Work(preset("3b"), ["text.layers.mlp.up.kernel"], make_mesh(fsdp=4, tensor=2), rows, 4)
+        seen = Seen(work)
+        seen.tokens, seen.learned, seen.seconds, seen.flops, seen.room = 100 * rows, 10 * rows, 2.0 * rows, 1e12 * rows, 400
+        said.append(seen.rates(2.0))
+    assert said[0]["tokens_per_s"] == said[1]["tokens_per_s"] == 200.0
+    assert said[0]["video_seconds_per_s"] == said[1]["video_seconds_per_s"] == 4.0
+    assert said[0]["tflops_per_device"] == said[1]["tflops_per_device"] == 0.25  # over the devices of the mesh
+    assert said[0]["mfu"] == said[1]["mfu"] == pytest.approx(0.25e12 / 989.5e12, abs=1e-4)
+
+
+# --- batches ---
+
+
+class Nothing(Examples):
+    """Examples without a sample, which cost nothing; the one of `wrong` can not be made at all."""
+
+    def __init__(self, count: int, wrong: int = -1) -> None:
+        self.count, self.wrong = count, wrong
+
+    def __getitem__(self, number: int) -> Example:
+        if number == self.wrong:
+            raise MemoryError("no room")
+        return FILLER._replace(id=str(number))
+
+
+def batches(examples: Nothing, steps: int) -> Batches:
+    size = Bucket(8, 16, 4, 16)
+    ours = Ours(Order(examples.count, 0), (0, 1), 2, 0, steps)
+    data = DataConfig(buckets=(size,), threads=1)
+    return Batches(examples, ours, data, preset("3b"), workers=0)
+
+
+def test_a_batch_is_padded_while_the_loop_is_busy():
+    """Padding 74,000 patches takes a second, in which a device would wait."""
+    some = batches(Nothing(8), 4)
+    first = next(some)
+    assert [one.id for one in first.everyone] == [one.id for one in first.examples]
+    while not some._made.full():  # nobody asks: the second is made all the same
+        time.sleep(0.01)
+    rest = [one.examples[0].id for one in some]
+    assert len(rest) == 3 and first.padded.inputs.ids.shape == (2, 8)
+    some.close()
+    assert not some._thread.is_alive()
+
+
+def test_what_goes_wrong_in_the_making_is_raised_in_the_loop():
+    some = batches(Nothing(4, wrong=2), 2)
+    with pytest.raises(MemoryError, match="no room"):
+        list(some)
+    some.close()
+
+
+def test_a_loop_that_ends_early_leaves_no_thread():
+    some = batches(Nothing(1000), 500)
+    next(some)
+    some.close()
+    assert not some._thread.is_alive()
+
+
+# --- two processes ---
+
+CHILD = """
+import os, sys, warnings
+from launch import distributed
+distributed.initialize()
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from svlm_jax.errors import InputError
+from svlm_jax.sharding import make_mesh
+from svlm_jax.train import same_data
+from svlm_jax.train.checkpoints import Checkpoints
+from svlm_jax.train.step import State
+warnings.showwarning = lambda message, *_, **__: None
+rank, mesh = jax.process_index(), make_mesh(fsdp=2)
+cut, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())
+def state(step):
+    make = jax.jit(lambda: State(jnp.int32(step), jnp.int32(0), {"a.kernel": jnp.full((4, 3), float(step))}, (), {}),
+                   out_shardings=State(whole, whole, {"a.kernel": cut}, (), {}))
+    return make()
+kept = Checkpoints(sys.argv[1] if len(sys.argv) > 1 else os.environ["RUN"], keep=3)
+for step in (1, 2):
+    kept.save(step, state(step), {"samples": step}, wait=True)
+described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
+read = kept._read
+def fails(step, wanted):
+    if rank == 1 and step == 2:
+        raise OSError("a disk of this host")
+    return read(step, wanted)
+kept._read = fails
+out, meta = kept.load(described)
+print(f"\\nloaded {rank}: {int(out.step)} {meta['samples']}", flush=True)
+kept._read = read
+print(f"\\nagain {rank}: {int(kept.load(described)[0].step)}", flush=True)
+try:
+    same_data.everywhere({"samples": 8 + rank, "records": "", "media": ""})
+except InputError as error:
+    print(f"\\nrefused {rank}: {error}", flush=True)
+if rank == 1:
+    os._exit(9)
+try:
+    kept.save(3, state(3), {"samples": 3}, wait=True)
+except Exception as error:
+    distributed.fail(error)
+"""
+
+
+def test_hosts_load_the_same_step_and_tell_who_is_gone(tmp_path):
+    """One host that cannot read the newest step, and the others would go on from it: a hang, or two runs in one."""
+    (tmp_path / "child.py").write_text(CHILD)
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RUN": str(tmp_path / "run"), "XLA_FLAGS": ""}
+    environ |= {"SVLM_HEARTBEAT_SECONDS": "60", "SVLM_LEAVE_SECONDS": "10", "JAX_PLATFORMS": "cpu"}
+    common = environ | {"SVLM_COORDINATOR": f"127.0.0.1:{free_port()}", "SVLM_NUM_PROCESSES": "2"}
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}
+    both = [
+        subprocess.Popen([sys.executable, "-m", "child"], env=common | {"SVLM_PROCESS_ID": str(n)}, **piped) for n in (0, 1)
+    ]
+    told = [process.communicate(timeout=300)[0] for process in both]
+    for rank, text in enumerate(told):
+        assert f"loaded {rank}: 1 1" in text, text  # the newest that all could read
+        assert f"again {rank}: 2" in text, text
+    assert "refused 1: data.paths: got 9 samples, not 8 on process 1, expected what process 0 has" in told[1]
+    assert both[1].returncode == 9 and both[0].returncode == 1
+    assert "error: another process of this run ended" in told[0] and "Traceback" not in told[0], told[0]
