@@ -131,6 +131,13 @@ def test_a_connection_that_is_cut_in_mid_packet_gives_the_pictures_before(tmp_pa
     assert sum(len(chunk.frames) for chunk in chunks) == 30 and set(seen(chunks[-1].frames)) == {"R"}
 
 
+def test_a_camera_that_sends_pictures_without_time_stamps_goes_by_when_they_come(tmp_path):
+    """MJPEG: FFmpeg makes up 25 a second, and a camera of 5 would be watched five times too slowly."""
+    data = film(tmp_path / "v.mjpeg", [plain(RED)] * 15 + [plain(GREEN)] * 15, 25, "mjpeg", "yuvj420p", form="mjpeg").read_bytes()
+    chunks, _ = watched(data, each=0.2)
+    assert len(chunks) == 6 and "".join(seen(chunk.frames) for chunk in chunks) == "R" * 6 + "G" * 6
+
+
 SECRETS = [
     "rtsp://viewer:s3cret@127.0.0.1:9/cam",
     "rtsp://viewer:s3c/s3cret@127.0.0.1:9/cam",

@@ -30,6 +30,7 @@ SCANNED = 2 << 30  # bytes of a transport stream that are looked through for its
 AGAIN = 60.0  # seconds until damage is told again
 ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave alpha out
 NO_PTS = ("avi",)
+RAW = ("mjpeg", "mpjpeg", "jpeg_pipe", "h264", "hevc", "m4v", "mpegvideo")  # no time stamps at all
 FASTEST = 1000.0  # frames a second; a guess above it is none
 
 
@@ -42,7 +43,8 @@ def open_file(path: Path) -> "InputContainer":
 def video_streams(container: "InputContainer", name: str) -> "Streams":
     """The video streams that can be watched, best first: marked as default, then most pixels, then the highest bit rate. The rest of
     the container is not read."""
-    from av.stream import Discard, Disposition
+    import av.stream
+    from av.stream import Disposition
 
     stills = Disposition.attached_pic | Disposition.timed_thumbnails  # the cover of a song is no video
     found = [one for one in container.streams.video if not one.disposition & stills]
@@ -58,9 +60,10 @@ def video_streams(container: "InputContainer", name: str) -> "Streams":
         return bool(stream.disposition & Disposition.default), size, int(rate) if rate.isdigit() else 0
 
     best = tuple(sorted(usable, key=rank, reverse=True))
-    for stream in container.streams:  # of an HLS master, the other variants are then not even fetched
-        if stream.type == "video" and stream != best[0]:
-            stream.discard = Discard.all
+    if discard := getattr(av.stream, "Discard", None):  # since PyAV 17; of an HLS master, the other variants are not even fetched
+        for stream in found:
+            if stream != best[0]:
+                stream.discard = discard.all
     return best
 
 
@@ -194,6 +197,7 @@ class Reader:
         self.codec.thread_type = threads
         self.broke: Exception | None = None  # what ended reading before the end
         self.given_up = False  # whether it was that nothing could be decoded
+        self.arrived: float | None = None  # when the last packet of a live source came
         self.newest = 0  # latest stamp of a packet that went into the decoder
         self.heard = 0.0  # second at which the sound ends, where it is read
         self.end = stream_end(container, stream)
@@ -232,7 +236,6 @@ class Reader:
         self._tell_of_streams(target)
         seen, came = False, self.now() if self.now else None
         for packet in self._near(target) if skim else self.packets():
-            arrived = self.joiner.came
             try:
                 decoded = self.codec.decode(packet)
             except FFmpegError as error:
@@ -240,20 +243,20 @@ class Reader:
                     break
                 if seen or (not target and not self.now):  # before the first picture, what it needs may not have come
                     self.damage.add(self.clock.seconds(self._stamp(packet)), type(error).__name__)
-                if came is not None and arrived is not None and arrived - came > self.patience:
+                if came is not None and (self.arrived or came) - came > self.patience * (1 if seen else 3):  # a keyframe is to come
                     self.given_up = True
                     break
                 continue
             for frame in decoded:
-                second = self.clock(frame, arrived)
+                second = self.clock(frame, self.arrived)
                 if second is None:
                     if target > 0:
                         return  # no time stamps: a seek leaves us nowhere
                     second = self.clock.second = 0.0
-                    self.clock.came, self.clock.length = arrived, self.clock.usual
+                    self.clock.came, self.clock.length = self.arrived, self.clock.usual
                 if not seen and not target and not self.now and second > LATE:
                     self.tell(0.0, f"the picture begins at {second:.3f} s: the first one stands for what is before")
-                seen, came = True, arrived
+                seen, came = True, self.arrived
                 self.damage.report(second)
                 yield second, self._length(second), frame
 
@@ -307,7 +310,10 @@ class Reader:
         return self.clock.second is not None and self.clock.seconds(self.newest) > self.clock.second + self.tick / 2
 
     def _join(self, packet: "av.Packet") -> None:
-        jump = self.joiner(packet, self.now() if self.now else None)
+        if self.now and self.container.format.name in RAW:
+            packet.pts = packet.dts = None  # made up from a rate; when it came is what is known
+        self.arrived = self.now() if self.now else None
+        jump = self.joiner(packet, self.arrived)
         self.newest = max(self.newest, self._stamp(packet) or 0)
         if self.clock.fed is None:
             self.clock.fed = packet.dts
@@ -324,7 +330,6 @@ class Reader:
             stamp = None if packet is None else self._stamp(packet)
             late = packet is None or self.clock.seconds(stamp) > target
             if packet is not None and packet.is_keyframe and not late:
-                self.clock.fed = packet.dts
                 held.clear()
             held.append(packet)
             if late or len(held) > HELD:

@@ -168,7 +168,7 @@ class StreamSource(Source):
         from av.error import FFmpegError
 
         self.address, self.form = address, form
-        options, began = {"rtsp_transport": "tcp"} if address.startswith("rtsp") else {}, time.monotonic()
+        options, began = {"rtsp_transport": "tcp"} if address.lower().startswith("rtsp") else {}, time.monotonic()
         try:
             timeout = (OPEN_TIMEOUT, READ_TIMEOUT)
             self.container: InputContainer = av.open(address, format=form, options=options, timeout=timeout)
@@ -195,7 +195,8 @@ class StreamSource(Source):
         return self.clock()
 
     def _tell(self, second: float, text: str) -> None:
-        self.told.append((second + self.start - self.skip, text))
+        if second >= self.skip or not second:  # what is before is read to get there, and not watched
+            self.told.append((second + self.start - self.skip, text))
 
     def _reason(self, error: Exception) -> str:
         """What went wrong, without the address, in which there may be a password."""
