@@ -15,12 +15,20 @@ class InputError(ValueError):
     """
 
     def __init__(self, field: str, got: object, expected: str, remedy: str) -> None:
+        self.field, self.got, self.expected, self.remedy = field, got, expected, remedy
         parts = {"got": _plain(str(got)), "expected": _plain(expected), "field": _plain(field), "remedy": _plain(remedy)}
         over = sum(map(len, parts.values())) + len(": got , expected ; ") - LINE
         for name, text in parts.items():  # what was found gives way first, the remedy last
             parts[name] = _cut(text, max(len(text) - max(over, 0), KEPT), tail=name == "field")
             over -= len(text) - len(parts[name])
         super().__init__("{field}: got {got}, expected {expected}; {remedy}".format(**parts))
+
+    def within(self, source: object) -> "InputError":
+        """The same, of a file: its name before the field."""
+        return InputError(f"{source} {self.field}", self.got, self.expected, self.remedy)
+
+    def __reduce__(self) -> tuple:  # made again from its parts, between processes
+        return InputError, (self.field, str(self.got), self.expected, self.remedy)
 
 
 def _plain(text: str) -> str:
