@@ -1,5 +1,5 @@
-"""Claims about config.json as the versions of transformers write it (tests/data/configs: what save_pretrained of each makes of the
-four published sizes, written by the libraries themselves) and about the defaults that they leave out."""
+"""Claims about config.json as the versions of transformers write it (tests/data/configs: what save_pretrained of each makes of
+the four published sizes, written by the libraries themselves) and about the defaults that they leave out."""
 
 import copy
 import json
@@ -93,7 +93,7 @@ def test_float16_is_read_when_another_precision_is_asked_for_and_refused_otherwi
     raw = {key: value for key, value in saved("4.51.3", "3b").items() if key != "torch_dtype"} | {where: "float16"}
     config = hf_config.parse(raw, dtype=asked)
     assert (config.dtype, config.param_dtype, hf_config.dump(config)["dtype"]) == (asked, asked, asked)
-    with pytest.raises(InputError, match="'float16'.*--dtype"):
+    with pytest.raises(InputError, match=r"'float16'.*--dtype"):
         hf_config.parse(raw)
 
 
@@ -116,5 +116,5 @@ def test_what_transformers_5_can_ask_for_and_is_not_computed_here_is_refused(sec
 
 def test_the_directory_of_a_training_run_is_told_as_one(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model": "x", "run_dir": "y"}))
-    with pytest.raises(InputError, match="training run.*launch.convert"):
+    with pytest.raises(InputError, match=r"training run.*launch.convert"):
         hf_config.read(tmp_path)
