@@ -42,9 +42,11 @@ def main() -> None:
     limit = parse_size(args.max_shard_size)
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed; leave accelerators to those who need them
+    from svlm_jax import hf_config
     from svlm_jax.checkpoint import convert, store
-    from svlm_jax.data.processor import FILES
+    from svlm_jax.data.processor import FILES, TOKENIZER, Processor
     from svlm_jax.pretrained import local_directory
+    from svlm_jax.settings import generation, streaming
     from svlm_jax.train import export
 
     source = local_directory(args.source)
@@ -57,7 +59,11 @@ def main() -> None:
     places = [args.processor, source] if args.processor else [source]  # of a file in both, the processor's
     found = {name: [place / name for place in places if (place / name).is_file()] for name in FILES}
     beside = [paths[0] for paths in found.values() if paths]
-    if not any(path.name in ("tokenizer.json", "vocab.json") for path in beside):
+    config = hf_config.read(source, args.dtype)
+    streaming(source), generation(source, config)
+    if any(path.name in TOKENIZER for path in beside):
+        Processor.from_directory(args.processor or source, config)  # what is copied is what a model can be used with
+    else:
         print(f"note: no tokenizer in {args.processor or source}; --processor DIR adds one")
     print(f"{source} -> {args.target} ({to}, {args.dtype or 'same dtype'})")
     config = convert.convert(

@@ -23,6 +23,13 @@ class InputError(ValueError):
             over -= len(text) - len(parts[name])
         super().__init__("{field}: got {got}, expected {expected}; {remedy}".format(**parts))
 
+    def within(self, source: object) -> "InputError":
+        """The same, of a file: its name before the field."""
+        return InputError(f"{source} {self.field}", self.got, self.expected, self.remedy)
+
+    def __reduce__(self) -> tuple:  # made again from its parts, between processes
+        return InputError, (self.field, str(self.got), self.expected, self.remedy)
+
 
 def _plain(text: str) -> str:
     """On one line, without what a terminal would obey or could not show."""

@@ -3,7 +3,7 @@ one is written. What no code here reads is carried along in `ModelConfig.hf_extr
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -52,6 +52,7 @@ _IDS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end
 _ROPE = ("layer_types", "rope_scaling", "rope_parameters", "type", "rope_type")
 _LISTS = ("mrope_section", "fullatt_block_indexes")
 _Half = TypeVar("_Half", TextConfig, VisionConfig)
+_Config = TypeVar("_Config")
 
 
 def read(path: str | Path, dtype: Dtype | None = None) -> ModelConfig:
@@ -78,6 +79,9 @@ def check_kind(raw: object, source: str = "config.json") -> None:
     Raises:
         InputError: that.
     """
+    if isinstance(raw, Mapping) and "run_dir" in raw and "model_type" not in raw:
+        export = "export it: python -m launch.convert RUN_DIR OUT"
+        raise InputError(source, "the settings of a training run", "a model's config.json", export)
     if not isinstance(raw, Mapping) or raw.get("model_type") != MODEL_TYPE:
         kind = raw.get("model_type") if isinstance(raw, Mapping) else None
         got = _short(kind) if isinstance(raw, Mapping) else type(raw).__name__
@@ -128,9 +132,8 @@ def parse(raw: Mapping[str, Any], source: str = "config.json", dtype: Dtype | No
     vision_config = _take(VisionConfig, vision, _VISION_DEFAULTS, f"{source} vision_config")
     _check_eos(text.get("eos_token_id"), source)
     extra = json.dumps({**root, "text_config": text, "vision_config": vision}, sort_keys=True)
-    return ModelConfig(
-        text_config, vision_config, tie_word_embeddings=any(ties), dtype=dtype, param_dtype=dtype, hf_extra=extra, **ids
-    )
+    values = {"tie_word_embeddings": any(ties), "dtype": dtype, "param_dtype": dtype, "hf_extra": extra, **ids}
+    return _built(ModelConfig, source, text_config, vision_config, **values)
 
 
 def _dtype(named: object, asked: Dtype | None, source: str) -> Dtype:
@@ -217,7 +220,15 @@ def _take(cls: type[_Half], values: dict[str, Any], defaults: Mapping[str, Any],
         for item in value if name in _LISTS else [value]:
             _check_type(f"{source}.{name}", item, float if known[name].type is float else int, least, _LARGEST.get(name))
         given[name] = tuple(value) if name in _LISTS else value
-    return cls(**given)
+    return _built(cls, source.rpartition(" ")[0], **given)
+
+
+def _built(cls: Callable[..., _Config], source: str, *args: Any, **values: Any) -> _Config:
+    """A config whose checks name the file."""
+    try:
+        return cls(*args, **values)
+    except InputError as error:
+        raise error.within(source) from None
 
 
 def _put(config: TextConfig | VisionConfig) -> dict[str, Any]:
@@ -231,7 +242,7 @@ def _check_type(name: str, value: Any, kind: type, least: int = 0, most: float |
     else:
         most = most or (_LARGEST_FLOAT if kind is float else _LARGEST_INT)
         right = isinstance(value, kind | int) and not isinstance(value, bool) and least <= value <= most
-        expected = f"a {'number' if kind is float else 'whole number'} from {least} to {most:g}"
+        expected = f"a {'number' if kind is float else 'whole number'} from {least} to {most}"
     if not right:
         raise InputError(name, _short(value), expected, "mend config.json")
 

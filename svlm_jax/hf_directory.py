@@ -69,6 +69,8 @@ def shard_names(directory: Path) -> list[str]:
 
 def unknown_weights(directory: Path) -> str:
     """What to say of a directory in which no weights were found."""
+    if SINGLE in _names(directory):
+        return f"{SINGLE}, which is no file (a directory, or a link to nothing)"
     others = [name for name in _names(directory) if name.endswith(".safetensors")]
     return f"no safetensors of that name ({', '.join(others[:2])})" if others else "no safetensors"
 

@@ -44,7 +44,7 @@ def streaming(directory: Path) -> tuple[StreamConfig, Sampling]:
     try:
         return replace(StreamConfig(), **stream), replace(COMMENTARY, **sampling)
     except InputError as error:
-        raise InputError(str(path), error, "settings that can be used", "mend the file") from None
+        raise error.within(path) from None
 
 
 def _section(path: Path, given: dict[str, Any], name: str, usual: StreamConfig | Sampling) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def generation(directory: Path, config: ModelConfig) -> tuple[Sampling, tuple[in
     try:
         sampling = Sampling(top_k=top_k, suppressed=suppressed, **numbers)
     except InputError as error:
-        raise InputError(str(path), error, "settings that can be used", "mend the file") from None
+        raise error.within(path) from None
     ids = _ids(path, "eos_token_id", given["eos_token_id"]) if "eos_token_id" in given else config.eos_token_ids
     return sampling, ids
 

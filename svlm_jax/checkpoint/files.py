@@ -144,8 +144,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
     header.pop("__metadata__", None)
     tensors, extents = {}, []
     for name, entry in header.items():
-        shape, begin, end = _entry(name, entry, path)
-        tensors[name] = Tensor(name, path.name, _WORDS.get(entry["dtype"], entry["dtype"]), shape)
+        dtype, shape, begin, end = _entry(name, entry, path)
+        tensors[name] = Tensor(name, path.name, _WORDS.get(dtype, dtype), shape)
         extents.append((begin, end, name))
     reached = 0
     for begin, end, name in sorted(extents):
@@ -159,14 +159,14 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _entry(name: str, entry: Any, path: Path) -> tuple[tuple[int, ...], int, int]:
-    """(shape, first byte, byte after the last) of one tensor of a header."""
+def _entry(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
+    """(type, shape, first byte, byte after the last) of one tensor of a header."""
     if isinstance(entry, dict) and isinstance(entry.get("dtype"), str):
         shape, extent = _counts(entry.get("shape"), 8), _counts(entry.get("data_offsets"), 2)
         if shape is not None and extent is not None and len(extent) == 2:
             size = _SIZES.get(entry["dtype"])
             if size is None or math.prod(shape) * size == extent[1] - extent[0]:
-                return shape, extent[0], extent[1]
+                return entry["dtype"], shape, extent[0], extent[1]
     got = f"a wrong header entry of {name[:120]}"
     raise InputError(str(path), got, "type, shape and place of every tensor", "download it again")
 
