@@ -3,7 +3,10 @@
 The environment is set before jax is imported. A given JAX_PLATFORMS or OMP_NUM_THREADS is respected.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -11,6 +14,9 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "SVLM_TESTS_CACHE" not in os.environ:  # of commands that tests start: compiled programs, never in the user's home
+    os.environ["SVLM_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="svlm-tests-cache-")
+    atexit.register(shutil.rmtree, os.environ["SVLM_TESTS_CACHE"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; the tests are parallel already
 
 import jax
