@@ -1,4 +1,4 @@
-"""Claims about svlm_jax.stream.detokenize: words that come token by token are those of the whole reply, in whole characters."""
+"""Claims about svlm_jax.stream.detokenize: words that come token by token are those of the reply, and whole characters."""
 
 import numpy as np
 import pytest

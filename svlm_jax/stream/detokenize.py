@@ -14,7 +14,12 @@ HALF = "\ufffd"  # what a decoder makes of bytes that are no whole character (ye
 
 def shown(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The words of a whole reply."""
-    return tokenizer.decode(ids, skip_special_tokens=True).rstrip(HALF).removesuffix(CUT).strip()
+    return raw(ids, tokenizer).strip()
+
+
+def raw(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The same with its blanks and newlines, which say what is an answer and what is commentary."""
+    return tokenizer.decode(ids, skip_special_tokens=True).rstrip(HALF).removesuffix(CUT)
 
 
 class Detokenizer:
