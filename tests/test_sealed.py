@@ -4,6 +4,9 @@ import json
 import os
 import random
 import resource
+import subprocess
+import sys
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +17,8 @@ from svlm_jax.errors import InputError
 from svlm_jax.stream import sealed
 from svlm_jax.stream.saved import peek
 
+ROOT = Path(__file__).parent.parent
+
 
 def refused(use, *args) -> str:
     """The one line of a refusal; anything else that is raised fails the test."""
@@ -22,6 +27,57 @@ def refused(use, *args) -> str:
     line = str(error.value)
     assert "\n" not in line and len(line) < 300 + len(str(args[0]))
     return line
+
+
+# Cues and a state after each, for ever, from where the state stands: a stream without a model.
+STREAM = """
+import sys
+from pathlib import Path
+import numpy as np
+from svlm_jax.stream import sealed
+from svlm_jax.stream.subtitles import Subtitles
+
+place, seconds = Path(sys.argv[1]), int(sys.argv[2])
+notes = sealed.read(place / "a.state")[0] if (place / "a.state").exists() else {"next": 0, "marks": {}}
+files = {}
+for kind in ("vtt", "srt", "jsonl"):
+    mark = notes["marks"].get(kind)
+    back = {"append": True, "keep": mark["size"], "digest": mark["sha256"]} if mark else {}
+    files[kind] = Subtitles(place / f"a.{kind}", **back)
+for second in range(notes["next"], seconds):
+    for captions in files.values():
+        captions.write(second, second + 1, f"said {second}" if second % 3 else "", question="?" if second % 5 == 0 else "")
+    marks = {kind: captions.mark for kind, captions in files.items()}
+    for captions in files.values():
+        captions.sync()
+    sealed.write(place / "a.state", {"next": second + 1, "marks": marks}, {"0.keys.0": np.full(50_000, second, np.float32)})
+"""
+
+
+def stream(place: Path, seconds: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", STREAM, str(place), str(seconds)], cwd=ROOT)
+
+
+def test_killed_twenty_times_while_it_saves_the_files_are_those_of_one_run(tmp_path):
+    """And at every moment between, the state is whole."""
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    whole.mkdir()
+    killed.mkdir()
+    stood = 0
+    for number in range(20):
+        child, until = stream(killed, 10**6), stood + 1 + number % 3
+        while stood < until:
+            assert child.poll() is None
+            if (killed / "a.state").exists():
+                notes, tensors = sealed.read(killed / "a.state")
+                stood = notes["next"]
+                assert (tensors["0.keys.0"] == stood - 1).all()
+        child.kill()
+        child.wait()
+        stood = sealed.read(killed / "a.state")[0]["next"]
+    assert stream(killed, stood + 5).wait() == 0 and stream(whole, stood + 5).wait() == 0
+    for kind in ("vtt", "srt", "jsonl", "state"):
+        assert (killed / f"a.{kind}").read_bytes() == (whole / f"a.{kind}").read_bytes()
 
 
 @pytest.fixture
