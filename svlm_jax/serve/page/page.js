@@ -259,6 +259,7 @@ async function begin(message, file) {
     const one = capture;
     one.ended = () => setTimeout(() => { one.over = true; if (capture === one) send({ type: "stop", key: memory.get(stream) || "" }); }, OVERALL);
   }
+  if (message.source !== "listed") { $("source").value = file ? "file" : message.source; fields(); } // for the next time
   waiting = "start"; send(message);
 }
 
