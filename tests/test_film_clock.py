@@ -1,5 +1,5 @@
-"""Seconds of files whose time stamps are not what they should be, and what is left out of damaged ones: nothing is lost without a
-word, and nothing is made up."""
+"""Seconds of files whose time stamps are not what they should be, and what is left out of damaged ones: nothing is lost
+without a word, and nothing is made up."""
 
 import itertools
 import warnings

@@ -16,7 +16,7 @@ DAY, WRAP = 86400.0, 2**33 / 90000
 
 
 def watched(data, *, fps=2, each=0.1, head=b"", scheme="tcp", most=200, **more):
-    """(chunks, source) of a live source; its packets come `each` seconds apart by our clock, and as fast as they can by the wall's."""
+    """(chunks, source) of a live source; its packets come `each` seconds apart by our clock, at once by the wall's."""
     with camera(data, head) as port:
         source = open_source(f"{scheme}://127.0.0.1:{port}/live", fps=fps, **more)
         assert isinstance(source, StreamSource) and source.live

@@ -312,8 +312,8 @@ class Reader:
 
     @property
     def lost(self) -> bool:
-        """Whether the last picture that was to be shown did not come out: it was damaged, or threads of the decoder held it when
-        one of them failed, which they then say nothing of."""
+        """Whether the last picture that was to be shown did not come out: it was damaged, or threads of the decoder held it
+        when one of them failed, which they then say nothing of."""
         return self.clock.second is not None and self.clock.seconds(self.newest) > self.clock.second + self.tick / 2
 
     def _join(self, packet: "av.Packet") -> None:

@@ -23,8 +23,8 @@ _SPECIAL = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCH
 
 
 def is_address(name: str) -> bool:
-    """Whether a name says how to reach something (`rtsp://...`). A file of that name goes first: see `existing_path`, which also
-    knows `file:`."""
+    """Whether a name says how to reach something (`rtsp://...`). A file of that name goes first: see `existing_path`, which
+    also knows `file:`."""
     return bool(ADDRESS.match(name)) and not _LOCAL.match(name)
 
 

@@ -53,8 +53,8 @@ class Chunk(NamedTuple):
 
 
 class Source(AbstractContextManager, ABC):
-    """A video as chunks, once. live: it does not wait for us. endless: it has no end of its own. total: chunks, or None when that
-    is not known before."""
+    """A video as chunks, once. live: it does not wait for us. endless: it has no end of its own. total: chunks, or None when
+    that is not known before."""
 
     live: bool = False
     endless: bool = False

@@ -34,7 +34,7 @@ class Joiner:
     """
 
     def __init__(self, tick: float, usual: float, jumps: bool) -> None:
-        """tick: seconds. usual: seconds a picture, or 0. jumps: whether stamps can jump forward (a transport stream, or live)."""
+        """tick: seconds. usual: seconds a picture, or 0. jumps: whether stamps can jump forward (transport streams, or live)."""
         self.tick, self.usual, self.jumps = tick, max(round((usual or USUAL) / tick), 1), jumps
         self.forward = max(FORWARD, 2 * usual)  # a picture a minute is no jump a minute
         self.reorder = max(DISORDER / tick, REORDERED * self.usual)  # ticks between decoding and showing a picture
@@ -64,9 +64,10 @@ class Joiner:
 
 
 class Clock:
-    """Seconds at which pictures come on screen, in the order in which they are shown. `by_dts`: the container has no presentation
-    times (AVI), so that the pictures of a stream with B-frames come with times of others; their order is right nevertheless, and
-    the decoding times count, less the delay of the decoder. Elsewhere a picture that comes too late takes the last one's place.
+    """Seconds at which pictures come on screen, in the order in which they are shown. `by_dts`: the container has no
+    presentation times (AVI), so that the pictures of a stream with B-frames come with times of others; their order is right
+    nevertheless, and the decoding times count, less the delay of the decoder. Elsewhere a picture that comes too late takes the
+    last one's place.
     """
 
     def __init__(self, tick: float, usual: float, origin: float | None, by_dts: bool) -> None:
