@@ -34,7 +34,7 @@ class Joiner:
     """
 
     def __init__(self, tick: float, usual: float, jumps: bool) -> None:
-        """tick: seconds. usual: seconds a picture, or 0. jumps: whether stamps can jump forward (transport streams, or live)."""
+        """tick: seconds. usual: seconds a picture, or 0. jumps: whether stamps can jump forward (MPEG-TS, live)."""
         self.tick, self.usual, self.jumps = tick, max(round((usual or USUAL) / tick), 1), jumps
         self.forward = max(FORWARD, 2 * usual)  # a picture a minute is no jump a minute
         self.reorder = max(DISORDER / tick, REORDERED * self.usual)  # ticks between decoding and showing a picture
