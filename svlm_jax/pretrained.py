@@ -183,7 +183,7 @@ def local_directory(name: str | Path) -> Path:
         reason = "a file" if name and os.path.isfile(name) else "no such directory"
         remedy = f"did you mean {near[0]}?" if near else "check the name"
         expected = f"a directory, a hub id (OWNER/NAME) or a shipped model ({', '.join(SHIPPED)})"
-        raise InputError("model", f"{name or repr(str(name))} ({reason})", expected, remedy)
+        raise InputError("model", f"{str(name)[:100] or repr('')} ({reason})", expected, remedy)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
