@@ -60,7 +60,8 @@ def main() -> None:
     found = {name: [place / name for place in places if (place / name).is_file()] for name in FILES}
     beside = [paths[0] for paths in found.values() if paths]
     config = hf_config.read(source, args.dtype)
-    streaming(source), generation(source, config)
+    streaming(source)
+    generation(source, config)
     if any(path.name in TOKENIZER for path in beside):
         Processor.from_directory(args.processor or source, config)  # what is copied is what a model can be used with
     else:

@@ -1,6 +1,7 @@
 """Checkpoints go to JAX and back without a changed bit, and what is written loads in transformers."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import hf
+from svlm_jax.data.batch import collate
+from svlm_jax.settings import generation
+from svlm_jax.stream.generate import generate
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, transformers, video
 
@@ -155,3 +159,27 @@ def test_both_forms_of_config_give_one_model(checkpoint, tmp_path, name):
     first, second = hf_config.read(checkpoint(name)), hf_config.read(tmp_path)
     assert replace(first, hf_extra="{}") == replace(second, hf_extra="{}")
     assert first.eos_token_ids == second.eos_token_ids
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"do_sample": False, "repetition_penalty": 1.4, "eos_token_id": 435},
+        {"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.05, "eos_token_id": [435, 433]},  # as Qwen publishes
+    ],
+    ids=["greedy", "published"],
+)
+def test_generation_config_json_gives_the_tokens_of_transformers(checkpoint, tmp_path, settings):
+    shutil.copytree(checkpoint("tiny"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / hf.GENERATION).write_text(json.dumps(settings | {"pad_token_id": 0}))
+    model, config = ref.read_jax(tmp_path)
+    samples = ref.make_samples([(7, image(6, 10), 5)], config)
+    inputs = collate(samples, config.vision, side="left", token_buckets=(64, 128), patch_buckets=(128,))
+    sampling, eos = generation(tmp_path, config)
+    ours = generate(model, inputs, max_new_tokens=48, sampling=sampling, eos=eos)[0].tolist()
+    theirs = ref.read_torch(tmp_path)
+    theirs.generation_config = transformers.GenerationConfig.from_pretrained(tmp_path)
+    given = ref.torch_inputs(samples, config, "left")
+    with torch.no_grad():
+        row = theirs.generate(**given, max_new_tokens=48)[0, given["input_ids"].shape[1] :].tolist()
+    assert ours == row[: len(ours)] and len(ours) > 4
