@@ -333,7 +333,7 @@ class Session:
         """The rest of replies that have their first token, each token told as it comes."""
         longest = self.config.max_new_tokens
         for limit in range(1, longest + 1):
-            tokens = np.asarray(loop.tokens[:, :limit])
+            tokens = np.asarray(loop.tokens)[:, :limit]
             for b in np.flatnonzero(~plan.done):
                 if len(_until(tokens[b], self.language.end)) == limit:
                     on_token(int(b), int(tokens[b, limit - 1]))
