@@ -249,7 +249,8 @@ class Session:
         if len(chunks) != self.batch:
             raise ValueError(f"step: got {len(chunks)} chunks for {self.batch} rows")
         ready = {b: self._ready(state, b, chunk) for b, chunk in enumerate(chunks) if chunk is not None}
-        streams, replies = list(state.streams), [None] * self.batch
+        streams: list[Sequence | None] = list(state.streams)
+        replies: list[Reply | None] = [None] * self.batch
         if not ready:
             return state, replies
         cache, slots = state.cache, max(self._slots(state.cache, one.row.turn) for one in ready.values())
