@@ -189,8 +189,8 @@ class StreamConfig:
         vision_window: chunks whose frames are retained.
         text_rounds: newest replies that stay turns of their own; the words of older ones move into the previous text.
         sink, slide: words that are retained at the beginning of the previous text, and tokens at its end; None: all of it.
-        rebase: "shrink" gives the retained tokens contiguous positions every chunk, "append" leaves them as computed: they grow,
-            and beyond 4 million (a day or so) the stream begins afresh.
+        rebase: "shrink" gives the retained tokens contiguous positions every chunk, "append" leaves them as they were: they
+            grow, and beyond 4 million (a day or so) the stream begins afresh.
         moved: keys and values of a reply whose words move into the previous text: "kept", as they were computed beside its
             frames (the original), or "computed" anew, as the text that they are now and that windows of training show.
         axes: 3 (M-RoPE) or 1 (all tokens count up by one: what LiveCC was trained with).

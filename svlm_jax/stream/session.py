@@ -249,7 +249,8 @@ class Session:
         if len(chunks) != self.batch:
             raise ValueError(f"step: got {len(chunks)} chunks for {self.batch} rows")
         ready = {b: self._ready(state, b, chunk) for b, chunk in enumerate(chunks) if chunk is not None}
-        streams, replies = list(state.streams), [None] * self.batch
+        streams: list[Sequence | None] = list(state.streams)
+        replies: list[Reply | None] = [None] * self.batch
         if not ready:
             return state, replies
         cache, slots = state.cache, max(self._slots(state.cache, one.row.turn) for one in ready.values())
@@ -331,15 +332,15 @@ class Session:
 
     def _token_by_token(self, plan: Plan, loop: Loop, on_token: OnToken) -> Loop:
         """The rest of replies that have their first token, each token told as it comes."""
-        longest = self.config.max_new_tokens
+        longest, inputs = self.config.max_new_tokens, jax.device_put(plan)  # once, not for every token
         for limit in range(1, longest + 1):
-            tokens = np.asarray(loop.tokens[:, :limit])
+            tokens = np.asarray(loop.tokens)[:, :limit]
             for b in np.flatnonzero(~plan.done):
                 if len(_until(tokens[b], self.language.end)) == limit:
                     on_token(int(b), int(tokens[b, limit - 1]))
             if limit == longest or np.asarray(loop.done).all():
                 break
-            loop = programs.resume_decode(self.values, plan, loop, limit + 1, **self._static)
+            loop = programs.resume_decode(self.values, inputs, loop, limit + 1, **self._static)
         return loop
 
     def _said(self, one: Prepared, tokens: np.ndarray, ms: Mapping[str, float], logits: np.ndarray | None) -> Reply:
