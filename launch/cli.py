@@ -9,9 +9,10 @@ import warnings
 from argparse import SUPPRESS
 from collections.abc import Callable
 from dataclasses import fields, replace
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from svlm_jax.config import Attention, Mode, Moved, Rebase, StreamConfig, Weights
+from svlm_jax.data.paths import masked
 from svlm_jax.errors import InputError
 
 BAD_INPUT = 2  # exit code
@@ -37,6 +38,13 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+class Parser(argparse.ArgumentParser):
+    """What it complains of is shown without passwords: an address may stand where a flag was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(" ".join(masked(word) if "://" in word else word for word in message.split()))
 
 
 def model_flags(parser: argparse.ArgumentParser, dtype: bool = True) -> None:

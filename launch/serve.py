@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from launch.cli import Progress, load, model_flags, rate_flags, reply_flags, retained_flags, run, settings
+from launch.cli import Parser, Progress, load, model_flags, rate_flags, reply_flags, retained_flags, run, settings
 from svlm_jax.errors import InputError
 from svlm_jax.serve.limits import Limits
 from svlm_jax.world.film import QUERY
@@ -26,7 +26,7 @@ SIZE = "672x448"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     usual = Limits()
     model_flags(made)
     made.add_argument("--rows", type=int, default=4, help="streams at a time, in one batch (default 4)")

@@ -25,6 +25,7 @@ from threading import Thread
 from typing import Any
 
 from launch.cli import (
+    Parser,
     Progress,
     load,
     model_flags,
@@ -42,7 +43,7 @@ STAGES = ("vision", "prefill", "decode")
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("source")
     model_flags(made)
     made.add_argument("--tensor", type=int, default=1, help="devices that share the model (default 1)")

@@ -22,7 +22,9 @@ def plain(colour: tuple[int, ...], size: tuple[int, int] = (64, 48)) -> np.ndarr
     return np.full((size[1], size[0], len(colour)), colour, np.uint8)
 
 
-def film(path: Path, pictures: Sequence[np.ndarray], fps: Any = 5, codec: str = "libx264", pix: str = "yuv420p", **more: Any) -> Path:
+def film(
+    path: Path, pictures: Sequence[np.ndarray], fps: Any = 5, codec: str = "libx264", pix: str = "yuv420p", **more: Any
+) -> Path:
     """Encode pictures. more: `options` of the codec, `form` of the container, `shift`: seconds added to every time stamp."""
     shift = more.get("shift", 0)
     with av.open(str(path), "w", format=more.get("form")) as container:
@@ -40,7 +42,9 @@ def film(path: Path, pictures: Sequence[np.ndarray], fps: Any = 5, codec: str = 
     return path
 
 
-def recording(folder: Path, *parts: tuple[tuple[int, ...], float, float], fps: int = 10, form: str = "mpegts", **more: Any) -> bytes:
+def recording(
+    folder: Path, *parts: tuple[tuple[int, ...], float, float], fps: int = 10, form: str = "mpegts", **more: Any
+) -> bytes:
     """Recordings one behind the other, as `cat` makes them; a part is (colour, seconds, where its clock starts)."""
     data = b""
     for colour, seconds, shift in parts:
@@ -52,7 +56,7 @@ def recording(folder: Path, *parts: tuple[tuple[int, ...], float, float], fps: i
 
 def seen(frames: np.ndarray) -> str:
     """A letter for each frame: R, G, B, W or k (black)."""
-    return "".join(NAMES.get(tuple(int(level > 100) for level in frame.mean((0, 1))), "?") for frame in frames)
+    return "".join(NAMES.get((int(r > 100), int(g > 100), int(b > 100)), "?") for r, g, b in frames.mean((1, 2)))
 
 
 def damage(path: Path, *numbers: int) -> Path:

@@ -1,4 +1,4 @@
-"""What the name of a source means: what is there goes before what it could mean, and nothing is opened that would wait for ever."""
+"""What the name of a source means: what is there goes before what it could mean; nothing is opened that would wait for ever."""
 
 import os
 import socket
@@ -73,13 +73,20 @@ def test_file_addresses_home_and_either_unicode_form_name_a_file(tmp_path, monke
     film(tmp_path / unicodedata.normalize("NFD", "\u00e9t\u00e9.mp4"), [plain(RED)] * 5)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for name in (f"file://{tmp_path}/half%20time.mp4", f"file:{tmp_path}/half time.mp4", "file:half%20time.mp4", "~/half time.mp4"):
+    for name in (
+        f"file://{tmp_path}/half%20time.mp4",
+        f"file:{tmp_path}/half time.mp4",
+        "file:half%20time.mp4",
+        "~/half time.mp4",
+    ):
         with open_source(name) as source:
             assert isinstance(source, FileSource) and len(list(source)) == 1
     assert len(read_video(unicodedata.normalize("NFC", "\u00e9t\u00e9.mp4"))[0]) == 2
 
 
-@pytest.mark.parametrize("name", ["x" * 3000 + ".mp4", "a/" * 2000 + "x.mp4", "x\0y.mp4", "no.mp4", "http:", "http:/x", "", " "])
+@pytest.mark.parametrize(
+    "name", ["x" * 3000 + ".mp4", "a/" * 2000 + "x.mp4", "x\0y.mp4", "no.mp4", "http:", "http:/x", "", " "]
+)
 def test_a_name_of_nothing_is_one_short_line(name):
     for call in (open_source, read_video):
         with pytest.raises(InputError) as error:
@@ -147,3 +154,12 @@ def test_a_folder_of_hidden_files_alone_has_no_images(tmp_path):
 )
 def test_what_is_no_secret_of_an_address_is_still_shown(address, shown):
     assert masked(address) == shown
+
+
+def test_a_command_that_is_given_an_address_too_many_does_not_print_its_password(capsys):
+    from launch.stream import parser
+
+    with pytest.raises(SystemExit):
+        parser().parse_args(["film.mp4", "rtsp://viewer:s3cret@host/cam"])
+    said = capsys.readouterr().err
+    assert "rtsp://***@host/cam" in said and "s3cret" not in said

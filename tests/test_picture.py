@@ -107,7 +107,9 @@ def moving(count):
 @pytest.mark.parametrize("name, codec", [("v.mp4", "libx264"), ("v.mpg", "mpeg2video"), ("v.ts", "mpeg2video")])
 def test_interlaced_material_has_no_comb_and_progressive_is_left_alone(tmp_path, name, codec):
     """Broadcast and DV: a ball that moves is two half balls otherwise."""
-    flags = {"flags": "+ildct+ilme"} | ({"x264-params": "tff=1", "qp": "4"} if codec == "libx264" else {"qmin": "1", "qmax": "1"})
+    flags = {"flags": "+ildct+ilme"} | (
+        {"x264-params": "tff=1", "qp": "4"} if codec == "libx264" else {"qmin": "1", "qmax": "1"}
+    )
     frames, times, _ = read_video(film(tmp_path / name, moving(26), 25, codec, options=flags), fps=5)
     assert len(times) == 6 and max(map(comb, frames[1:])) < 1 < 50 < comb(moving(1)[0])
     kept = {"qp": "4"} if codec == "libx264" else {"qmin": "1", "qmax": "1"}

@@ -162,8 +162,8 @@ def two_passes(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @pytest.mark.parametrize("width, height", [(640, 480), (585, 1266), (1024, 768), (360, 640), (300, 170), (31, 900), (28, 57)])
 def test_a_resized_picture_is_the_same_with_every_pil(width, height):
-    """PIL 13 takes rows first for 640x480 (a webcam) and portrait phones, earlier ones do not: a third of the levels would differ
-    between two installs, and with them saved streams and prepared data."""
+    """PIL 13 takes rows first for 640x480 (a webcam) and portrait phones, earlier ones do not: a third of the levels would
+    differ between two installs, and with them saved streams and prepared data."""
     config = STREAM_FRAME if max(width, height) > 500 else SMALL
     rows, columns = smart_resize(height, width, config)
     for image in (scene(height, width), noise(height, width, 3)):

@@ -103,6 +103,30 @@ def test_what_is_no_video_is_one_line(tmp_path):
     refused(lambda: chunks(open_source(tmp_path / "song.mp4", start=-1)), "start")
 
 
+def test_less_than_a_frame_and_a_chunk_that_is_none_are_one_line(film):
+    """They were a traceback, and a source that collected frames for ever."""
+    for source in (film, film.parent, "match:5"):
+        if source == film.parent:
+            Image.new("RGB", (32, 32)).save(film.parent / "0.png")
+        refused(
+            lambda source=source: open_source(source, duration=0.1), "0.1 s, which is shorter than one frame", "0.5 s or more"
+        )
+        assert len(chunks(open_source(source, duration=0.5))) == 1
+    for seconds in (0, -1, 0.25, 0.75, float("nan"), float("inf")):
+        refused(lambda seconds=seconds: open_source(film, chunk_seconds=seconds), "chunk_seconds", "a whole number of frames")
+    refused(lambda: open_source(film, fps=1e9), "fps: got 1e+09", "at most 1000")
+
+
+def test_a_start_that_no_video_has_is_one_line(film):
+    """It overflowed in C, or a game was played for hours without a word."""
+    for start in (1e300, float("inf"), float("nan"), 1e12):
+        for source in (film, "match:5"):
+            refused(lambda start=start, source=source: open_source(source, start=start), "start: got", "at most 1e+09")
+    refused(lambda: open_source("match:5", start=3_600_000), "start: got 3.6e+06 s of match:5", "start earlier")
+    with pytest.warns(UserWarning, match="match:5 is played up to 3600 s first"):
+        open_source("match:5", start=3600)
+
+
 # --- folders ---
 
 

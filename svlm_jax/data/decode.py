@@ -1,15 +1,15 @@
 """The pictures of one video stream of an open container, in the order in which they are shown, with their seconds.
 
-Owns which stream is watched, what its length is by the header, and that damage ends nothing: what can be decoded is given, what can
-not is left out and told. PyAV inside the functions that need it. Units: seconds counted from the container's start, so from the
-sound where that comes first; of a live source from the first picture.
+Owns which stream is watched, what its length is by the header, and that damage ends nothing: what can be decoded is given,
+what can not is left out and told. PyAV inside the functions that need it. Units: seconds counted from the container's start, so
+from the sound where that comes first; of a live source from the first picture.
 """
 
 import functools
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from svlm_jax.data.paths import shortened
 from svlm_jax.data.timestamps import FORWARD, Clock, Joiner
@@ -41,8 +41,12 @@ def open_file(path: Path) -> "InputContainer":
 
 
 def video_streams(container: "InputContainer", name: str) -> "Streams":
-    """The video streams that can be watched, best first: marked as default, then most pixels, then the highest bit rate. The rest of
-    the container is not read."""
+    """The video streams that can be watched, best first: marked as default, then most pixels, then the highest bit rate. The
+    others are not read.
+
+    Raises:
+        InputError: there is none.
+    """
     import av.stream
     from av.stream import Disposition
 
@@ -60,7 +64,9 @@ def video_streams(container: "InputContainer", name: str) -> "Streams":
         return bool(stream.disposition & Disposition.default), size, int(rate) if rate.isdigit() else 0
 
     best = tuple(sorted(usable, key=rank, reverse=True))
-    if discard := getattr(av.stream, "Discard", None):  # since PyAV 17; of an HLS master, the other variants are not even fetched
+    if discard := getattr(
+        av.stream, "Discard", None
+    ):  # since PyAV 17; of an HLS master, the other variants are not even fetched
         for stream in found:
             if stream != best[0]:
                 stream.discard = discard.all
@@ -211,7 +217,7 @@ class Reader:
             return None
         return self.end or (self.container.duration / 1e6 if self.container.duration else None)
 
-    def _codec(self) -> "av.VideoCodecContext":
+    def _codec(self) -> Any:
         import av
 
         own = self.stream.codec_context
@@ -224,7 +230,7 @@ class Reader:
         return codec
 
     def frames(self, target: float = 0.0, skim: bool = False) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
-        """(second, seconds on screen or 0, frame), from a keyframe at or before `target`. skim: get there by reading and not by a
+        """(second, seconds on screen or 0, frame), from a keyframe at or before `target`. skim: get there by reading, not by a
         seek."""
         from av.error import FFmpegError
 
@@ -243,7 +249,8 @@ class Reader:
                     break
                 if seen or (not target and not self.now):  # before the first picture, what it needs may not have come
                     self.damage.add(self.clock.seconds(self._stamp(packet)), type(error).__name__)
-                if came is not None and (self.arrived or came) - came > self.patience * (1 if seen else 3):  # a keyframe is to come
+                patience = self.patience * (1 if seen else 3)  # a keyframe may be long in coming
+                if came is not None and (self.arrived or came) - came > patience:
                     self.given_up = True
                     break
                 continue
@@ -269,7 +276,7 @@ class Reader:
                 return
 
     def _length(self, second: float) -> float:
-        """Seconds on screen of a picture, as far as is known: a container says it of a packet, which may be another picture's."""
+        """Seconds on screen of a picture, as far as is known: a container says it of a packet, perhaps of another picture's."""
         length, end = self.clock.length, self.end or 0.0
         return min(length, end - second) if second < end else length
 
@@ -286,7 +293,7 @@ class Reader:
                     failed = 0
                     if packet.stream != self.stream:
                         if packet.pts is not None:
-                            end = float((packet.pts + packet.duration) * packet.time_base)
+                            end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                             self.heard = max(self.heard, end - (self.container.start_time or 0) / 1e6)
                         continue
                     self._join(packet)
@@ -305,8 +312,8 @@ class Reader:
 
     @property
     def lost(self) -> bool:
-        """Whether the last picture that was to be shown did not come out: it was damaged, or threads of the decoder held it when
-        one of them failed, which they then say nothing of."""
+        """Whether the last picture that was to be shown did not come out: it was damaged, or threads of the decoder held it
+        when one of them failed, which they then say nothing of."""
         return self.clock.second is not None and self.clock.seconds(self.newest) > self.clock.second + self.tick / 2
 
     def _join(self, packet: "av.Packet") -> None:

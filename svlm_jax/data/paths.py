@@ -1,7 +1,7 @@
 """What a user's name of a video or image means, and how it is shown.
 
-Owns which file is meant by a name, what is refused before anything is opened, and that no password of an address is ever printed.
-Standard library only.
+Owns which file is meant by a name, what is refused before anything is opened, and that no password of an address is ever
+printed. Standard library only.
 """
 
 import os
@@ -23,14 +23,15 @@ _SPECIAL = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCH
 
 
 def is_address(name: str) -> bool:
-    """Whether a name says how to reach something (`rtsp://...`). A file of that name goes first: see `existing_path`. `file:` is
-    another way to name a file."""
+    """Whether a name says how to reach something (`rtsp://...`). A file of that name goes first: see `existing_path`, which
+    also knows `file:`."""
     return bool(ADDRESS.match(name)) and not _LOCAL.match(name)
 
 
 def masked(name: str) -> str:
-    """An address, or what was meant as one, as it may be printed: without user and password, and without the values of a query or
-    of `key=value` in its path, any of which may be a token. Hides too much rather than too little: a password may hold "/" or "@".
+    """An address, or what was meant as one, as it may be printed: without user and password, and without the values of a query
+    or of `key=value` in its path, any of which may be a token. Hides too much rather than too little: a password may hold "/"
+    or "@".
     """
     scheme, rest = _SCHEME.fullmatch(name).groups()  # pyright: ignore[reportOptionalMemberAccess] (it matches all)
     if not scheme and not re.match(r"[^/\s]+:[^/]*@", rest):

@@ -35,7 +35,7 @@ class Shown(NamedTuple):
 def orientation(frame: "av.VideoFrame") -> Orientation:
     """By the frame's display matrix: mirrored or not, and turned by quarters; other angles go to the nearest of the eight."""
     try:
-        matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)
+        matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)  # pyright: ignore[reportGeneralTypeIssues]
     except KeyError:
         return Orientation(False, False, False)
     a, b, c, d = (float(matrix[at]) for at in (0, 1, 3, 4))  # shown x = a x + c y, shown y = b x + d y
@@ -66,14 +66,14 @@ def picture(shown: Shown, size: tuple[int, int]) -> np.ndarray:
 
 
 def _deinterlaced(shown: Shown) -> "av.VideoFrame":
-    """The frame at the time of its first field. Only pictures that are looked at go through here, so each has a filter of its own."""
-    import av
+    """The frame at the time of its first field. Only pictures that are looked at go through here: each has its own filter."""
+    from av.filter import Graph
 
     frame = shown.frame
     kind = (frame.width, frame.height, frame.format.name)
     near = [one for one in shown if one is not None and (one.width, one.height, one.format.name) == kind]
     near.sort(key=lambda one: (one is shown.after) - (one is shown.before))
-    graph = av.filter.Graph()
+    graph = Graph()
     first = graph.add("buffer", f"video_size={kind[0]}x{kind[1]}:pix_fmt={kind[2]}:time_base=1/1000:pixel_aspect=1/1")
     filtered = graph.add("bwdif", "mode=send_frame:deint=interlaced")
     graph.link_nodes(first, filtered, graph.add("buffersink")).configure()

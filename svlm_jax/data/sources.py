@@ -53,8 +53,8 @@ class Chunk(NamedTuple):
 
 
 class Source(AbstractContextManager, ABC):
-    """A video as chunks, once. live: it does not wait for us. endless: it has no end of its own. total: chunks, or None when that is
-    not known before."""
+    """A video as chunks, once. live: it does not wait for us. endless: it has no end of its own. total: chunks, or None when
+    that is not known before."""
 
     live: bool = False
     endless: bool = False
@@ -157,8 +157,8 @@ class FolderSource(Source):
 
 class StreamSource(Source):
     """A webcam or a URL, through PyAV. Frame k is the one that was on show k / fps seconds after the first; when it is late,
-    the picture stands still. A camera that goes away ends the stream, which says so in `ending`; no password is in it or in `name`.
-    """
+    the picture stands still. A camera that goes away ends the stream, which says so in `ending`; no password is in it, nor in
+    `name`."""
 
     clock = staticmethod(time.monotonic)  # when a packet came: whether a gap in its stamps is time that passed
 

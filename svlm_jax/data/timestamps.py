@@ -1,8 +1,8 @@
 """Time stamps as they are in the world, as one clock that only goes forward.
 
-Owns what is done about stamps that begin anew, jump, are missing or stand in the wrong order. Packets are looked at first, in the
-order of decoding (`Joiner`), then pictures, in the order of showing (`Clock`). Does not know files. Units: ticks of the stream's
-time base unless a name says seconds.
+Owns what is done about stamps that begin anew, jump, are missing or stand in the wrong order. Packets are looked at first, in
+the order of decoding (`Joiner`), then pictures, in the order of showing (`Clock`). Does not know files. Units: ticks of the
+stream's time base, unless seconds are said.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,15 +26,15 @@ class Jump(NamedTuple):
 
 
 class Joiner:
-    """Joins what follows a jump of the stamps to what went before, as FFmpeg does: the next packet comes when the last one is over.
+    """Joins what follows a jump of the stamps to what went before, as FFmpeg does: the next packet comes when the last is over.
 
     Back is always a jump: a recording after another, a camera that began anew. Forward is time that passed with one picture on
-    screen (a slide, an edit list), unless it is more than `FORWARD` in a stream of which that is not to be expected, and, live, the
-    packet did not take as long to come.
+    screen (a slide, an edit list), unless it is more than `FORWARD` in a stream of which that is not to be expected, and, live,
+    the packet did not take as long to come.
     """
 
     def __init__(self, tick: float, usual: float, jumps: bool) -> None:
-        """tick: seconds. usual: seconds a picture, or 0. jumps: whether the stamps can jump forward (a transport stream, or live)."""
+        """tick: seconds. usual: seconds a picture, or 0. jumps: whether stamps can jump forward (MPEG-TS, live)."""
         self.tick, self.usual, self.jumps = tick, max(round((usual or USUAL) / tick), 1), jumps
         self.forward = max(FORWARD, 2 * usual)  # a picture a minute is no jump a minute
         self.reorder = max(DISORDER / tick, REORDERED * self.usual)  # ticks between decoding and showing a picture
@@ -64,9 +64,11 @@ class Joiner:
 
 
 class Clock:
-    """Seconds at which pictures come on screen, in the order in which they are shown. `by_dts`: the container has no presentation
-    times (AVI), so that the pictures of a stream with B-frames come with times of others; their order is right nevertheless, and the
-    decoding times count, less the delay of the decoder. Elsewhere a picture that comes too late takes the place of the last one."""
+    """Seconds at which pictures come on screen, in the order in which they are shown. `by_dts`: the container has no
+    presentation times (AVI), so that the pictures of a stream with B-frames come with times of others; their order is right
+    nevertheless, and the decoding times count, less the delay of the decoder. Elsewhere a picture that comes too late takes the
+    last one's place.
+    """
 
     def __init__(self, tick: float, usual: float, origin: float | None, by_dts: bool) -> None:
         """origin: stamp of second 0; None: of the first picture."""

@@ -79,8 +79,8 @@ def sample_video(
     duration: float | int | None = None,
     tell: Tell | None = None,
 ) -> Iterator[tuple[float, np.ndarray]]:
-    """`read_video` one frame at a time, for streams: yields (second, uint8 [H, W, 3]); same rules and errors. What is unusual goes
-    to `tell` (second, text) before the frames that it is about, and is a warning without it."""
+    """`read_video` one frame at a time, for streams: yields (second, uint8 [H, W, 3]); same rules and errors. What is unusual
+    goes to `tell` (second, text) before the frames that it is about; without one it is a warning."""
     path = existing_file(source, "video")
     check_clock(fps, start, duration)
     until = float("inf") if duration is None else start + duration
@@ -191,9 +191,7 @@ def _from_keyframe(path: Path, target: float | int, tell: Tell) -> Iterator[tupl
             reader.damage.report(end, last=True)
 
 
-def _again(
-    path: Path, first: Reader, skim: bool, tell: Tell
-) -> Generator[tuple[float, float, "av.VideoFrame"], None, Reader]:
+def _again(path: Path, first: Reader, skim: bool, tell: Tell) -> Generator[tuple[float, float, "av.VideoFrame"], None, Reader]:
     """The pictures after the last of `first`, decoded in one thread; returns their reader, or `first` if there are none."""
     after = first.clock.second or 0.0
 
