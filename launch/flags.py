@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from svlm_jax.data.paths import masked
+
 BAD_INPUT = 2  # exit code
 LONGEST = 60  # letters of what was typed that are repeated
 SEEDS = 2**32 - 1  # the largest
@@ -30,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
 
     def error(self, message: str) -> NoReturn:
-        line = " ".join(self._told(message).split())
+        line = " ".join(masked(word) if "://" in word else word for word in self._told(message).split())  # no password of a camera
         print(f"error: {line}; {self.prog} --help lists the flags", file=sys.stderr)
         sys.exit(BAD_INPUT)
 

@@ -154,3 +154,12 @@ def test_a_folder_of_hidden_files_alone_has_no_images(tmp_path):
 )
 def test_what_is_no_secret_of_an_address_is_still_shown(address, shown):
     assert masked(address) == shown
+
+
+def test_a_command_that_is_given_an_address_too_many_does_not_print_its_password(capsys):
+    from launch.stream import parser
+
+    with pytest.raises(SystemExit):
+        parser().parse_args(["film.mp4", "rtsp://viewer:s3cret@host/cam"])
+    said = capsys.readouterr().err
+    assert "rtsp://***@host/cam" in said and "s3cret" not in said
