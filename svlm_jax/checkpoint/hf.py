@@ -179,7 +179,8 @@ def check(files: Files, table: list[Row], config: ModelConfig) -> None:
         count, remedy = len(missing) + len(unmatched) + len(shapes), hf_config.ITS_OWN
         if missing == ["lm_head.weight"]:
             remedy = "set tie_word_embeddings to true in config.json if its head is its embedding"
-        raise InputError(str(files.directory), f"{count} wrong tensors: {', '.join(wrong)}", "the tensors of config.json", remedy)
+        got = f"{count} wrong tensors: {', '.join(wrong)}"
+        raise InputError(str(files.directory), got, "the tensors of config.json", remedy)
 
 
 def _check_head(files: Files, config: ModelConfig) -> None:
