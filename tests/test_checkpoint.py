@@ -77,6 +77,7 @@ def test_tensors_that_are_missing_unmatched_or_of_another_shape_are_one_error(ti
 
     message = refusal(changed(tiny_dir, tmp_path, change))
     for part in (
+        "5 wrong tensors",
         "2 missing (model.norm.weight, ...)",
         "2 unmatched (model.layers.9.mlp.up_proj.weight, ...)",
         "1 of another shape (lm_head.weight [",

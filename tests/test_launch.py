@@ -112,7 +112,7 @@ def test_a_source_with_a_wrong_tensor_leaves_nothing(tmp_path, tiny_dir):
     (source / "model.safetensors").write_bytes((tiny_dir / "model.safetensors").read_bytes())
     line = refusal(command("convert", source, tmp_path / "out"))
     assert "12 wrong tensors" in line
-    assert "missing model.layers.4.mlp.up_proj.weight" in line
+    assert "12 missing (model.layers.4." in line
     assert not (tmp_path / "out").exists()
 
 

@@ -176,10 +176,11 @@ def check(files: Files, table: list[Row], config: ModelConfig) -> None:
     ]
     kinds = (("missing", missing), ("unmatched", unmatched), ("of another shape", shapes))
     if wrong := [f"{len(names)} {kind} ({names[0]}{', ...' if names[1:] else ''})" for kind, names in kinds if names]:
-        remedy = hf_config.ITS_OWN
+        count, remedy = len(missing) + len(unmatched) + len(shapes), hf_config.ITS_OWN
         if missing == ["lm_head.weight"]:
             remedy = "set tie_word_embeddings to true in config.json if its head is its embedding"
-        raise InputError(str(files.directory), f"wrong tensors: {', '.join(wrong)}", "the tensors of config.json", remedy)
+        got = f"{count} wrong tensors: {', '.join(wrong)}"
+        raise InputError(str(files.directory), got, "the tensors of config.json", remedy)
 
 
 def _check_head(files: Files, config: ModelConfig) -> None:
