@@ -215,12 +215,10 @@ def _of_flags(error: InputError) -> InputError:
     """A setting that was refused, under the names that its flags have."""
     field, _, told = str(error).partition(": got ")
     names = {name: flag for flag, name in _STREAM.items()} | {name: name for name in _SAMPLING}
-    words = [
-        f"--{names[word].replace('_', '-')}" if word in names else word for word in field.removeprefix("sampling ").split()
-    ]
+    first, *others = [names.get(word, word).replace("_", "-") for word in field.removeprefix("sampling ").split()]
     got, _, rest = told.partition(", expected ")
     expected, _, remedy = rest.rpartition("; ")
-    return InputError(" ".join(words), got, expected, remedy)
+    return InputError(" ".join([f"--{first}", *others]), got, expected, remedy)
 
 
 def check_source(name: str, start: float | None = None, duration: float | None = None) -> None:
