@@ -185,7 +185,7 @@ def local_directory(name: str | Path) -> Path:
     if text.strip() and os.path.exists(path):
         raise InputError("model", f"{_short(text)}, a file", "a directory", f"name the one it lies in: {_short(path.parent)}")
     if not re.fullmatch(r"[\w\-][\w.\-]*/[\w.\-]*\w", text, re.ASCII):  # what is no ORG/NAME is no id
-        got = f"{_short(text if text.isprintable() and text.strip() else repr(text))}, which is no directory"
+        got = f"{_short(text if text.isprintable() and text.strip() else repr(text))} (no such directory)"
         raise InputError("model", got, f"a directory, a hub id (ORG/NAME) or a shipped model ({shipped})", remedy)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
