@@ -28,7 +28,8 @@ def _told():
         return "python: got %d.%d, expected 3.11 or newer; %s" % (*sys.version_info[:2], REMEDY)  # noqa: UP031
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
-        return f"{missing[0]}: got no such package for {sys.executable}, expected all that svlm-jax needs; {REMEDY}"
+        got = "no such package for " + sys.executable
+        return missing[0] + ": got " + got + ", expected all that svlm-jax needs; " + REMEDY
     return None
 
 
@@ -41,7 +42,8 @@ def _interrupted(kind, error, trace):
 
 
 if sys.argv[:1] == ["-m"]:  # so it is while `python -m launch.NAME` looks for the command
-    if line := _told():
-        print(f"error: {line}", file=sys.stderr)
+    line = _told()
+    if line:
+        print("error: " + line, file=sys.stderr)
         sys.exit(2)
     sys.excepthook = _interrupted

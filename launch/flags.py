@@ -16,6 +16,7 @@ from svlm_jax.data.paths import masked
 BAD_INPUT = 2  # exit code
 LONGEST = 60  # letters of what was typed that are repeated
 SEEDS = 2**32 - 1  # the largest
+MOST = 2**31 - 1  # of a number without another bound
 YEAR = 366 * 24 * 3600.0  # seconds: no video is longer
 _KINDS = {"int": "a whole number", "float": "a number", "Path": "a path"}
 
@@ -57,16 +58,17 @@ def short(text: str) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
-def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+def whole(least: int, most: int = MOST) -> Callable[[str], int]:
     """A flag's type: a whole number in least..most."""
 
     def number(text: str) -> int:
         try:
-            value = int(text)
+            value, got, kind = int(text), short(text), ""
         except ValueError:
-            value = least - 1
+            value, got, kind = least - 1, short(repr(text)), "a whole number, "
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"got {short(repr(text))}, expected a whole number in {least}..{most}")
+            bounds = f"{least} or more" if most == MOST else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"got {got}, expected {kind}{bounds}")
         return value
 
     return number
@@ -77,11 +79,11 @@ def real(least: float, most: float = YEAR) -> Callable[[str], float]:
 
     def number(text: str) -> float:
         try:
-            value = float(text)
+            value, got = float(text), short(text)
         except ValueError:
-            value = math.nan
+            value, got = math.nan, short(repr(text))
         if not least <= value <= most:  # also for nan
-            raise argparse.ArgumentTypeError(f"got {short(repr(text))}, expected a number in {least:g}..{most:g}")
+            raise argparse.ArgumentTypeError(f"got {got}, expected a number, {least:g} to {most:g}")
         return value
 
     return number

@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="default: runs/tiny")
     parser.add_argument("--quick", action="store_true", help="little of everything, in minutes: the way, not the model")
     parser.add_argument(
-        "--stages", type=whole(SIXTH, 100), default=SIXTH, metavar="N", help=f"of training: {SIXTH} (the default) or more"
+        "--stages", type=whole(SIXTH), default=SIXTH, metavar="N", help=f"of training: {SIXTH} (the default) or more"
     )
     args = parser.parse_args()
     local_path(args.out, "--out")

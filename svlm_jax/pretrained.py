@@ -230,7 +230,7 @@ def local_directory(name: str | Path) -> Path:
     if text.strip() and os.path.exists(path):
         raise InputError("model", f"{_short(text)}, a file", "a directory", f"name the one it lies in: {_short(path.parent)}")
     if not HUB_ID.fullmatch(text):
-        got = f"{_short(text)!r}, which is no directory"
+        got = f"{_short(text if text.isprintable() and text.strip() else repr(text))} (no such directory)"
         raise InputError("model", got, f"a directory, a hub id (OWNER/NAME) or a shipped model ({shipped})", remedy)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError

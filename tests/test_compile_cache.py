@@ -113,7 +113,7 @@ def test_where_nothing_can_be_kept_a_run_goes_on_with_one_line(tmp_path, monkeyp
 def test_a_directory_that_was_asked_for_and_is_unusable_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(
-        InputError, match="^compile cache: got .*expected a directory of yours; name another directory, or none$"
+        InputError, match=r"^compile cache: got .*expected a directory of yours; name another directory, or none$"
     ):
         svlm_jax.enable_compile_cache(tmp_path / "file" / "cache")
 
