@@ -33,7 +33,8 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
 
     def error(self, message: str) -> NoReturn:
-        line = " ".join(masked(word) if "://" in word else word for word in self._told(message).split())  # no password of a camera
+        words = self._told(message).split()
+        line = " ".join(masked(word) if "://" in word else word for word in words)  # no password of a camera
         print(f"error: {line}; {self.prog} --help lists the flags", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
