@@ -257,6 +257,7 @@ class Watch:
         args, vlm, started = self.args, self.vlm, time.monotonic()
         previous = args.previous_text
         self.session = Session(vlm.model, vlm.tokenizer, self.config, clip.grid, sampling=self.sampling, previous=previous)
+        self.session.check_query(args.query)  # before the compiler takes its time
         state = self.session.warm(self.session.start(), clip, tokens=args.tokens)
         if args.resume:
             del state  # makes room for the saved one
