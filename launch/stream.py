@@ -227,6 +227,7 @@ class Watch:
         args, vlm, started = self.args, self.vlm, time.monotonic()
         previous = args.previous_text
         self.session = Session(vlm.model, vlm.tokenizer, self.config, clip.grid, sampling=self.sampling, previous=previous)
+        self.session.check_query(args.query)  # before the compiler takes its time
         with compiling():
             state = self.session.warm(self.session.start(), clip, tokens=args.tokens)
         if args.resume:
