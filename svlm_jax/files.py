@@ -93,7 +93,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return held
 
 
-
 def local_path(path: str | Path, field: str = "") -> Path:
     """A path to be written to, as it is. Python would make "gs://bucket/run" a folder called "gs:" here, on each host its own.
 
