@@ -120,8 +120,7 @@ def _as_flags(error: InputError) -> InputError:
     def told(part: object) -> str:
         return re.sub(r"(\w+)(?=( to)? ')", lambda found: flags.get(found[1], found[1]), str(part))
 
-    field = " and ".join(flags.get(name, name) for name in error.field.split(" and "))
-    return InputError(field, told(error.got), told(error.expected), told(error.remedy))
+    return InputError(flags.get(error.field, error.field), told(error.got), told(error.expected), told(error.remedy))
 
 
 def load(args: argparse.Namespace, **options: Any) -> Any:
