@@ -226,12 +226,14 @@ def check_source(name: str, start: float | None = None, duration: float | None =
     Raises:
         InputError: it is not there, is no video, or does not begin before `start`.
     """
-    if re.match(r"[a-z][a-z0-9+.\-]+://", name, re.IGNORECASE) or (name.isdigit() and not Path(name).exists()):
-        return
-    from svlm_jax.data.sources import open_source
+    from svlm_jax.data.paths import existing_path, is_address
+    from svlm_jax.data.sources import WEBCAM, open_source
 
+    path = existing_path(name)
+    if path is None and (is_address(name) or WEBCAM.fullmatch(name)):
+        return
     with warnings.catch_warnings(action="ignore"):  # they come again with the stream
-        if name.startswith("match:"):
+        if path is None and name.startswith("match:"):
             open_source(name).close()  # to look at it is to play it up to its start
             return
         with open_source(name, start=start or 0.0, duration=duration) as source:

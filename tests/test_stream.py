@@ -261,6 +261,8 @@ def test_bad_input_is_one_line_and_makes_no_file(film, beside, tmp_path):
     cases = {
         ("--fps", 3, *new): "fps: got 3 fps in chunks of 1 s",
         ("--sink", "none", *new): "sink and slide: got None and 512",
+        ("--positions", "append", "--moved", "computed", *new): "--moved: got 'computed', but --positions 'append'",
+        ("--query", "who? " * 200, *new): "query: got ",
         ("--ask", "who?", *new): "--ask: got 'who?', expected SECOND:QUESTION",
         ("--vtt", tmp_path / "there.vtt"): "a file that exists",
         ("--resume", tmp_path / "none.state", "--query", "x"): "--resume: got with --query",
