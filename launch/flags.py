@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from svlm_jax.data.paths import masked
+from svlm_jax.errors import shortened
 
 BAD_INPUT = 2  # exit code
 LONGEST = 60  # letters of what was typed that are repeated
@@ -56,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 def short(text: str) -> str:
     """What somebody typed, at most LONGEST letters of it."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return shortened(text, LONGEST)
 
 
 def whole(least: int, most: int = MOST) -> Callable[[str], int]:

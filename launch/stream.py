@@ -39,8 +39,7 @@ from launch.flags import SEEDS, real, whole
 from launch.screen import Questions, Screen, Stopping, clock, someone_types
 from svlm_jax.config import StreamConfig
 from svlm_jax.data.player import LATE
-from svlm_jax.errors import InputError
-from svlm_jax.stream.sealed import named as shortened
+from svlm_jax.errors import InputError, shortened
 
 CAPTIONS = ("vtt", "srt", "jsonl")
 

@@ -19,7 +19,7 @@ class InputError(ValueError):
         parts = {"got": _plain(str(got)), "expected": _plain(expected), "field": _plain(field), "remedy": _plain(remedy)}
         over = sum(map(len, parts.values())) + len(": got , expected ; ") - LINE
         for name, text in parts.items():  # what was found gives way first, the remedy last
-            parts[name] = _cut(text, max(len(text) - max(over, 0), KEPT), tail=name == "field")
+            parts[name] = shortened(text, max(len(text) - max(over, 0), KEPT))
             over -= len(text) - len(parts[name])
         super().__init__("{field}: got {got}, expected {expected}; {remedy}".format(**parts))
 
@@ -36,9 +36,8 @@ def _plain(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
 
 
-def _cut(text: str, size: int, tail: bool) -> str:
-    """`text` in `size` characters: its beginning, and of a path its end too."""
-    if len(text) <= size:
-        return text
-    end = size // 2 if tail else 0
-    return f"{text[: size - end - 3]}...{text[len(text) - end :]}"
+def shortened(text: object, size: int = 160) -> str:
+    """What comes from outside in `size` characters at most: its beginning and its end, where a path says most."""
+    text = str(text)
+    end = (size - 3) // 2
+    return text if len(text) <= size else f"{text[: size - 3 - end]}...{text[-end:]}"

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 
 JSON_BYTES = 1 << 24  # of a settings file or an index; the largest in use have some 100 kB
 HEAD = 512  # bytes that tell what stands in place of a file
@@ -25,7 +25,6 @@ _STAND_INS = (  # how it begins, what it is, what to do
 # A scheme and a slash: "gs://bucket", what `Path` makes of it ("gs:/bucket"), "file:///x". A letter alone is a drive, and a
 # name with a colon and no slash is a name.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
-_SHOWN = 80  # letters of what was given
 
 
 def refuse_stand_in(path: Path, expected: str) -> None:
@@ -104,7 +103,7 @@ def local_path(path: str | Path, field: str = "") -> Path:
     """
     text = str(path)
     if _SCHEME.match(text):
-        shown = text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+        shown = shortened(text, 80)
         remedy = f"mount the bucket and name the folder (./{shown.split('/', 1)[0]}/... is a folder of that name)"
         raise InputError(field or "path", f"the address {shown}", "a folder or file of this machine", remedy)
     return Path(path)

@@ -26,7 +26,7 @@ from svlm_jax.data.chat import Tokenizer
 from svlm_jax.data.player import Player
 from svlm_jax.data.processor import FILES, Processor
 from svlm_jax.data.sources import open_source
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 from svlm_jax.files import read_json
 from svlm_jax.hf_directory import ADAPTER, INDEX
 from svlm_jax.model.prepare import fuse, quantize
@@ -228,9 +228,11 @@ def local_directory(name: str | Path) -> Path:
     near = difflib.get_close_matches(text.strip().lower(), SHIPPED, 1)
     remedy = f"did you mean {near[0]}?" if near else "check the name"
     if text.strip() and os.path.exists(path):
-        raise InputError("model", f"{_short(text)}, a file", "a directory", f"name the one it lies in: {_short(path.parent)}")
+        raise InputError(
+            "model", f"{shortened(text, 80)}, a file", "a directory", f"name the one it lies in: {shortened(path.parent, 80)}"
+        )
     if not HUB_ID.fullmatch(text):
-        got = f"{_short(text if text.isprintable() and text.strip() else repr(text))} (no such directory)"
+        got = f"{shortened(text if text.isprintable() and text.strip() else repr(text), 80)} (no such directory)"
         raise InputError("model", got, f"a directory, a hub id (OWNER/NAME) or a shipped model ({shipped})", remedy)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -242,10 +244,6 @@ def local_directory(name: str | Path) -> Path:
             directory = Path(snapshot_download(str(name), allow_patterns=[*SETTINGS, "*.safetensors"]))
         return directory
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = _short((str(error).strip() or type(error).__name__).splitlines()[0])
+        reason = shortened((str(error).strip() or type(error).__name__).splitlines()[0], 80)
         expected = f"a directory, a hub id that can be reached or a shipped model ({shipped})"
-        raise InputError("model", f"{_short(text)} ({reason})", expected, "check the name, or the connection") from None
-
-
-def _short(text: object) -> str:
-    return text if len(text := str(text)) <= 80 else f"{text[:77]}..."
+        raise InputError("model", f"{shortened(text, 80)} ({reason})", expected, "check the name, or the connection") from None

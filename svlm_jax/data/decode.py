@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from svlm_jax.data.paths import shortened
 from svlm_jax.data.timestamps import FORWARD, Clock, Joiner
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 
 if TYPE_CHECKING:
     import av

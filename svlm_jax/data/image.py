@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from svlm_jax.data.paths import existing_file, shortened
-from svlm_jax.errors import InputError
+from svlm_jax.data.paths import existing_file
+from svlm_jax.errors import InputError, shortened
 
 PATCH = 14  # pixels on a side of a patch; a smaller image is enlarged before the model sees it
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error)  # what PIL's plugins raise for broken files

@@ -11,9 +11,8 @@ import unicodedata
 from pathlib import Path
 from urllib.parse import unquote
 
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 
-LONGEST = 160  # characters of a name that a message shows
 HIDDEN = "***"
 ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]+://", re.IGNORECASE)
 _LOCAL = re.compile(r"file:(//(localhost)?(?=/))?", re.IGNORECASE)
@@ -40,11 +39,6 @@ def masked(name: str) -> str:
     rest = _VALUE.sub(f"={HIDDEN}", rest)
     before, query, words = rest.partition("?")
     return shortened((scheme or "") + before + (query + words if not words or "=" in words else f"?{HIDDEN}"))
-
-
-def shortened(text: str, most: int = LONGEST) -> str:
-    """Text from outside, at most that long: its beginning and its end."""
-    return text if len(text) <= most else f"{text[: most // 2]}...{text[-most // 2 :]}"
 
 
 def existing_path(name: str | os.PathLike) -> Path | None:

@@ -24,10 +24,10 @@ import numpy as np
 
 from svlm_jax.data.decode import Reader, claimed_length, jumps
 from svlm_jax.data.image import load_image
-from svlm_jax.data.paths import existing_file, existing_path, is_address, masked, shortened
+from svlm_jax.data.paths import existing_file, existing_path, is_address, masked
 from svlm_jax.data.picture import Shown, picture, shown_size
 from svlm_jax.data.video import SLACK, check_clock, sample_video
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from svlm_jax.data.decode import FASTEST, Reader, Tell, claimed_length, jumps, open_file, scan, scannable, without_index
-from svlm_jax.data.paths import existing_file, shortened
+from svlm_jax.data.paths import existing_file
 from svlm_jax.data.picture import Shown, picture, shown_size
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 
 if TYPE_CHECKING:
     import av

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 from svlm_jax.serve.limits import Limits
 
 LARGEST_SEED = 9_999_999
@@ -77,5 +77,4 @@ def _check(name: str, value: Any, limits: Limits) -> None:
 
 def _short(value: object) -> str:
     """A client's value as it may stand in a line."""
-    shown = repr(value)
-    return shown if len(shown) <= 40 else shown[:37] + "..."
+    return shortened(repr(value), 40)

@@ -23,12 +23,12 @@ import numpy as np
 
 from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import Tokens
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 from svlm_jax.model.cache import Cache
 from svlm_jax.model.vlm import Parameters
 from svlm_jax.spans import Kind, Part, Span, total
 from svlm_jax.stream import sealed
-from svlm_jax.stream.sealed import BROKEN, VERSION, absurd, check, named
+from svlm_jax.stream.sealed import BROKEN, VERSION, absurd, check
 from svlm_jax.stream.sequence import Sequence
 from svlm_jax.stream.session import Session, StreamState
 
@@ -157,7 +157,7 @@ def peek(path: str | Path) -> dict[str, Any]:
     """
     extra = sealed.read(path)[0].get("extra")
     if not isinstance(extra, dict):
-        raise absurd(named(path), TypeError("no extra"))
+        raise absurd(shortened(path), TypeError("no extra"))
     return extra
 
 
@@ -167,7 +167,7 @@ def load(path: str | Path, session: Session) -> StreamState:
     Raises:
         InputError: as `peek`; or a state of another model or of other settings.
     """
-    field = named(path)
+    field = shortened(path)
     told, tensors = sealed.read(path)
     try:
         _compare(told["settings"], settings(session), field)

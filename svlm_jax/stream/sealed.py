@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import ml_dtypes
 import numpy as np
 
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 
 VERSION = 2
 OPENING = b'{"__metadata__":{"sha256":"'
@@ -44,11 +44,6 @@ class Stopped(Exception):
     """Writing was called off."""
 
 
-def named(path: str | os.PathLike) -> str:
-    """A path as error lines show it: its end, when it is long."""
-    return text if len(text := str(path)) <= 120 else f"…{text[-120:]}"
-
-
 def check(path: str | os.PathLike) -> None:
     """Find out, before there is anything to lose, whether `write` can write there.
 
@@ -59,15 +54,17 @@ def check(path: str | os.PathLike) -> None:
     with _told(place):
         place = Path(os.path.realpath(place))
         if not place.parent.is_dir():
-            raise InputError(named(path), f"no folder {named(place.parent)}", "an existing folder", "make it first")
+            raise InputError(shortened(path), f"no folder {shortened(place.parent)}", "an existing folder", "make it first")
         if os.path.lexists(place):
             if not stat.S_ISREG(place.stat().st_mode):
                 kind = "a folder" if place.is_dir() else "no regular file"
-                raise InputError(named(path), kind, "a file", "name one in it" if place.is_dir() else "choose another name")
+                raise InputError(shortened(path), kind, "a file", "name one in it" if place.is_dir() else "choose another name")
             with place.open("rb+") as file:
                 start = file.read(HEAD)
             if start.strip(b"\0") and b'"svlm_state"' not in start:  # one that a loss of power left as zeros is no loss
-                raise InputError(named(path), "a file of another kind", "a saved state or a new name", "choose another name")
+                raise InputError(
+                    shortened(path), "a file of another kind", "a saved state or a new name", "choose another name"
+                )
         partial = _partial(place)
         partial.write_bytes(bytes(SEAL.stop))
         partial.unlink()
@@ -118,7 +115,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]
     Raises:
         InputError: no such file, another kind of file, one of another version, one of which a bit differs.
     """
-    field = named(path)
+    field = shortened(path)
     try:
         raw = _bytes(Path(path), field)
     except (OSError, MemoryError) as error:
@@ -234,5 +231,5 @@ def _told(path: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(
-            named(path), f"a file that cannot be written ({reason:.80})", "a place with room", "choose another"
+            shortened(path), f"a file that cannot be written ({reason:.80})", "a place with room", "choose another"
         ) from None

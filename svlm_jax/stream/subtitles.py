@@ -17,8 +17,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.errors import InputError
-from svlm_jax.stream.sealed import named
+from svlm_jax.errors import InputError, shortened
 
 OPENINGS = {".vtt": b"WEBVTT\n\n", ".srt": b"1\n", ".jsonl": b'{"start": '}  # how each file written here begins
 CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {ord("\t"): " "}  # for str.translate: dropped, but for the tab
@@ -70,11 +69,11 @@ class Subtitles(AbstractContextManager["Subtitles"]):
             InputError: no such folder, another ending, an unwritable place; a file that exists, or is of another kind, or has
                 changed.
         """
-        self.path, self.field = Path(path), f"captions {named(path)}"
+        self.path, self.field = Path(path), f"captions {shortened(path)}"
         self.kind = self.path.suffix.lower()
         self.ending = b"\n" if self.kind == ".jsonl" else b"\n\n"
         if not self.path.parent.is_dir():
-            raise InputError(self.field, f"no folder {named(self.path.parent)}", "an existing folder", "make it first")
+            raise InputError(self.field, f"no folder {shortened(self.path.parent)}", "an existing folder", "make it first")
         if self.kind not in OPENINGS:
             raise InputError(self.field, f"the ending {self.kind!r}", "one of " + " ".join(OPENINGS), "rename it")
         if os.path.lexists(self.path) and not append:
