@@ -18,8 +18,8 @@ from svlm_jax.model.vlm import from_parameters, parameters
 from svlm_jax.stream import saved, sealed
 from svlm_jax.stream.sampling import Sampling
 from svlm_jax.stream.session import Session
+from tests.sessions import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, said
 from tests.test_sealed import refused
-from tests.test_session import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, said
 
 
 @pytest.fixture(scope="module")

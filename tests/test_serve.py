@@ -1,7 +1,5 @@
 """The live page: what viewers get, what they may do, who is refused, how streams end. Real sockets on a free port."""
 
-# ruff: noqa: F811  (fixtures are imported)
-
 import asyncio
 import io
 import json

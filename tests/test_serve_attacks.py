@@ -3,8 +3,6 @@
 Deadlines are parameters here: nothing depends on how fast this machine is.
 """
 
-# ruff: noqa: F811  (fixtures are imported)
-
 import errno
 import io
 import socket

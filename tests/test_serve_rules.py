@@ -1,7 +1,5 @@
 """The live page's rules for tokens, headers, joins, cameras and starts."""
 
-# ruff: noqa: F811  (fixtures are imported)
-
 import json
 import socket
 import threading
