@@ -35,6 +35,7 @@ from launch.cli import (
 )
 from launch.flags import real, whole
 from svlm_jax.config import StreamConfig
+from svlm_jax.data.paths import masked
 from svlm_jax.errors import InputError
 from svlm_jax.serve.limits import Limits
 from svlm_jax.world.film import QUERY
@@ -186,14 +187,14 @@ def titled(names: list[str]) -> list[tuple[str, str]]:
     Raises:
         InputError: a file or folder that does not play.
     """
-    from svlm_jax.data.paths import existing_path, is_address, masked
+    from svlm_jax.data.paths import existing_path, is_address
     from svlm_jax.data.sources import WEBCAM, open_source
 
     result = []
     for name in names:
         title = Path(name).name
         if existing_path(name) is None and is_address(name):
-            title = _place(masked(name))
+            title = _place(name)
         elif existing_path(name) is None and WEBCAM.fullmatch(name):
             title = f"camera {name}"
         else:
@@ -204,8 +205,9 @@ def titled(names: list[str]) -> list[tuple[str, str]]:
 
 
 def _place(url: str) -> str:
-    """Host and path of an address that is already masked: without user, port and query."""
-    rest = re.split(r"[?#]", url.partition("://")[2].rpartition("@")[2])[0]
+    """Host and path of an address: without user, port and query, and without what cameras are told in a path
+    ("/user=admin_password=secret_channel=1")."""
+    rest = re.split(r"[?#]", masked(url).partition("://")[2].rpartition("@")[2])[0]
     return re.sub(r"^([^/]*?):\d+(?=/|$)", r"\1", rest)
 
 
