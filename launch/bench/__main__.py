@@ -7,6 +7,7 @@
     python -m launch.bench train --shape 3b                           # a training step: time, MFU; --topology h100x8: memory
     python -m launch.bench int8 [--model DIR]                         # decoder weights in 8 bits: error of the logits
     python -m launch.bench replies windows.jsonl                      # what a model says of annotated windows, right or not
+    python -m launch.bench drops                                      # what dropped chunks do to a commentary
     python -m launch.bench findings                                   # the paper's findings on the generated game
     python -m launch.bench serve --clients 50 --seconds 120           # the live page: captions lost, latency, memory
     python -m launch.bench serve --attack --rows 2 --seconds 600      # the same for one viewer among attackers
@@ -21,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from launch.bench import aot, convert, device, findings, int8, kernels, replies, serve, stream, torch_rival, train
+from launch.bench import aot, convert, device, drops, findings, int8, kernels, replies, serve, stream, torch_rival, train
 from launch.bench.plans import plan
 from launch.bench.report import DOCS, table
 from launch.cli import DEFAULT_MODEL, Parser, check_attention, run
@@ -111,6 +112,7 @@ def parser() -> Parser:
     rival.add_argument("--slots", type=whole(1), default=14336)
     rival.add_argument("--reply", type=whole(1), default=20, help="tokens")
     rival.set_defaults(run=torch_rival.bench)
+    drops.flags(commands.add_parser("drops", help="what dropped chunks do to a commentary"))
     replies.flags(commands.add_parser("replies", help="what a model says of annotated windows, right or not"))
     findings.flags(commands.add_parser("findings", help="the paper's findings on the generated game"))
     commands.add_parser("table", help="write benchmarks.md anew").set_defaults(run=lambda args: table(args.out))

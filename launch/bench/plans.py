@@ -75,5 +75,6 @@ _PLANS = {
     "int8": lambda args: f"decoder weights in 8 bits against full ones: {_about(60)}",
     "serve": _serve,
     "device": _device,
+    "drops": lambda args: f"{args.games} games of {args.seconds} s, 6 times each: {_about(0.4 * args.games * args.seconds)}",
     "torch": lambda args: f"one chunk of {args.shape} in plain torch: {_about(30 + 10 * CHUNK.get(args.shape, 1.0))}",
 }
