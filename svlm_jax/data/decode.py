@@ -46,8 +46,7 @@ def video_streams(container: "InputContainer", name: str) -> "Streams":
     Raises:
         InputError: there is none.
     """
-    import av.stream
-    from av.stream import Disposition
+    from av.stream import Discard, Disposition
 
     stills = Disposition.attached_pic | Disposition.timed_thumbnails  # the cover of a song is no video
     found = [one for one in container.streams.video if not one.disposition & stills]
@@ -63,12 +62,9 @@ def video_streams(container: "InputContainer", name: str) -> "Streams":
         return bool(stream.disposition & Disposition.default), size, int(rate) if rate.isdigit() else 0
 
     best = tuple(sorted(usable, key=rank, reverse=True))
-    if discard := getattr(
-        av.stream, "Discard", None
-    ):  # since PyAV 17; of an HLS master, the other variants are not even fetched
-        for stream in found:
-            if stream != best[0]:
-                stream.discard = discard.all
+    for stream in found:
+        if stream != best[0]:
+            stream.discard = Discard.all  # of an HLS master, the other variants are not even fetched
     return best
 
 
