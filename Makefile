@@ -25,13 +25,13 @@ train-tiny: .venv/test.stamp ## a model of the game from nothing; two hours on t
 	$(BIN)/python -m launch.tiny --out runs/tiny
 
 test: lint ## lint, then the fast tests
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/test.stamp ## ruff, ruff format, pyright
 	$(BIN)/pre-commit run --all-files
 
 slow: .venv/test.stamp ## the slow tests only
-	$(BIN)/pytest -n 2 --dist loadfile -m slow
+	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 clean: ## remove .venv, caches and build products
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -18,8 +18,9 @@ class InputError(ValueError):
         self.field, self.got, self.expected, self.remedy = field, got, expected, remedy
         parts = {"got": _plain(str(got)), "expected": _plain(expected), "field": _plain(field), "remedy": _plain(remedy)}
         over = sum(map(len, parts.values())) + len(": got , expected ; ") - LINE
-        for name, text in parts.items():  # what was found gives way first, the remedy last
-            parts[name] = shortened(text, max(len(text) - max(over, 0), KEPT))
+        while over > 0:  # the longest part gives way first: a path or what was found, and seldom the remedy
+            name, text = max(parts.items(), key=lambda part: len(part[1]))
+            parts[name] = shortened(text, max(len(text) - over, KEPT))
             over -= len(text) - len(parts[name])
         super().__init__("{field}: got {got}, expected {expected}; {remedy}".format(**parts))
 

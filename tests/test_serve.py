@@ -84,7 +84,7 @@ def test_a_query_that_does_not_fit_takes_no_row(server):
 
 def test_programs_for_more_viewers_come_beside_the_first_one(compiled, server):
     """Else the page is silent for minutes before its first viewer, or stops for them when a second one comes."""
-    server.engine.compiler.join(60)
+    server.engine.compiler.join(HANG)
     assert server.engine.session.sizes == (1, 2)
 
 

@@ -174,7 +174,7 @@ class Engine:
             for size in self.larger:
                 if not self.stopping and size not in self.session.sizes:
                     self.session.compile(size, state, self.clip)
-                    self.session.sizes = (*self.session.sizes, size)
+                    self.session.sizes = tuple(sorted({*self.session.sizes, size}))
         except Exception as error:  # what is compiled is enough to go on with
             traceback.print_exception(error)
 

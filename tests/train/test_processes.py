@@ -76,6 +76,7 @@ def told_once(run_dir: str) -> None:
         assert line["learned_tokens_per_s"] * line["step_s"] == pytest.approx(line["learned_tokens"], rel=0.25)
 
 
+@pytest.mark.slow
 def test_asked_to_stop_two_processes_save_and_go_on(config):
     flags = {"nproc": 2, "mesh.fsdp": 1, "mesh.tensor": 2, "steps": 500}
     process = start(command(config, **flags))

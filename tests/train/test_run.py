@@ -30,7 +30,7 @@ def losses(config) -> list[float]:
     return [line["loss"] for line in logs.read(config.run_dir) if "loss" in line]
 
 
-@pytest.fixture(params=["adamw", "muon"])
+@pytest.fixture(params=["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def stopped(config, tiny_dir, request):
     """A run of 4 steps of which 2 are made: asked to stop in the middle of the third."""
     config = replace(config, steps=4, micro_batch=2, optimizer=replace(config.optimizer, name=request.param))

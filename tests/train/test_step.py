@@ -55,7 +55,7 @@ def test_a_step_on_eight_devices_is_that_of_one(name, config, train, sgd):
     assert leaf.addressable_shards[0].data.size * 8 == leaf.size
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_moments_lie_where_their_parameters_do(name, config, train):
     named = OptimizerConfig(name=name)
     made, _ = train(replace(config, steps=1, mesh=MeshConfig(fsdp=2, tensor=2), optimizer=named), 4)
