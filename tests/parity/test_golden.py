@@ -30,7 +30,10 @@ FORMS = {  # how parameters are held, and what a layer keeps for the backward pa
     "stacked, attention saved": {"scan_layers": True, "remat": "save_attention"},
     "stacked, projections saved": {"scan_layers": True, "remat": "save_projections"},
 }
-every_form = pytest.mark.parametrize("form", FORMS)
+SELDOM = "stacked, projections saved"  # the others take the same way
+every_form = pytest.mark.parametrize(
+    "form", [*(form for form in FORMS if form != SELDOM), pytest.param(SELDOM, marks=pytest.mark.slow)]
+)
 
 
 def recorded_sample(ids: np.ndarray, clips: list[Clip], config: ModelConfig) -> Sample:

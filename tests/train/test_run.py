@@ -203,6 +203,7 @@ def test_adapters_alone_are_trained_and_merged(config, train, tiny_dir, tmp_path
     np.testing.assert_array_equal(after.parameters["text.embedding"], before.parameters["text.embedding"])
 
 
+@pytest.mark.slow
 def test_the_average_can_be_exported(config, train, tmp_path):
     made, _ = train(replace(config, ema=0.5, steps=2))
     export(config.run_dir, tmp_path / "mean", ema=True)
