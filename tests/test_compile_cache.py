@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import svlm_jax
 from launch import cli
@@ -35,6 +36,7 @@ def as_before(monkeypatch):
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 def start(*args: object, **changes: str) -> subprocess.CompletedProcess[str]:

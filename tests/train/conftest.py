@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
+from svlm_jax.compile_cache import MAX_SIZE
 from svlm_jax.data.video import write_video
 from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
 from svlm_jax.train.run import trainer
@@ -47,15 +49,18 @@ def _record(video: str, start: int, end: int, previous: str) -> list:
 
 @pytest.fixture(scope="session", autouse=True)
 def programs(tmp_path_factory):
-    """Most runs here are the same two programs: compiled once, read from a folder by the others."""
+    """Most runs here are the same two programs: compiled once, read from a folder by the others. Who shares the folder has the
+    same limit on its size: with one jax writes times of use, without one none, and where they are missing it fails."""
     names = {"jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp().parent / "programs")}
-    names |= {"jax_persistent_cache_min_compile_time_secs": 0.2}
+    names |= {"jax_persistent_cache_min_compile_time_secs": 0.2, "jax_compilation_cache_max_size": MAX_SIZE}
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in names.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()  # jax holds on to the one of an earlier test
     yield
     for name, value in before.items():
         jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="session")

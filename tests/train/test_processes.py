@@ -37,6 +37,7 @@ def start(argv: list[str], limit: int | None = None) -> subprocess.Popen:
     environ = os.environ | {"XLA_FLAGS": "", "SVLM_LEAVE_SECONDS": "10", "SVLM_HEARTBEAT_SECONDS": "10"}
     environ |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
     environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
+    environ |= {"JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size)}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     full = [] if limit is None else ["sh", "-c", f'ulimit -f {limit // 512}; exec "$@"', "sh"]
     return subprocess.Popen([*full, sys.executable, "-m", *argv], cwd=ROOT, env=environ, **piped)
