@@ -16,13 +16,13 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
 demo: .venv/base.stamp ## a model in the package watches a generated game; installs the base package only
-	$(BIN)/python -m launch.demo
+	$(BIN)/svlm demo
 
 serve: .venv/serve.stamp ## the live page in a browser, on this machine only
-	$(BIN)/python -m launch.serve
+	$(BIN)/svlm serve
 
 train-tiny: .venv/test.stamp ## a model of the game from nothing; two hours on two CPU cores
-	$(BIN)/python -m launch.tiny --out runs/tiny
+	$(BIN)/svlm tiny --out runs/tiny
 
 test: lint ## lint, then the fast tests
 	$(BIN)/pytest -n 2 --dist worksteal

@@ -1,7 +1,7 @@
 """A few steps of a tiny random model on a laptop, to see the whole path work; the tests' own model unless you say otherwise.
 
-    python -m launch.windows match.jsonl --out train.jsonl --window 8 --stride 4
-    python -m launch.train --config sft_smoke --run-dir RUN --data.paths train.jsonl
+    svlm windows match.jsonl --out train.jsonl --window 8 --stride 4
+    svlm train --config sft_smoke --run-dir RUN --data.paths train.jsonl
 
 2 CPU cores: seconds a step.
 """
@@ -9,8 +9,8 @@
 from svlm_jax.train.config import Bucket, DataConfig, OptimizerConfig, TrainConfig
 
 config = TrainConfig(
-    model="tests/data/models/tiny",
-    processor="tests/data/processor",
+    model="tests/fixtures/models/tiny",
+    processor="tests/fixtures/processor",
     data=DataConfig(buckets=(Bucket(2048, 8192, 512, 1024), Bucket(8192, 32768, 1024, 4096))),
     optimizer=OptimizerConfig(learning_rate=1e-3),
     batch=4,

@@ -1,7 +1,7 @@
 """Stage 2: annealing on samples of high quality, from the weights of stage 1 (StreamingVLM, arXiv 2510.09608, section 3.3).
 
-    python -m launch.convert RUN_OF_STAGE_1 stage1-hf
-    python -m launch.train --config sft_stage2 --model stage1-hf --run-dir RUN --data.paths best.jsonl
+    svlm convert RUN_OF_STAGE_1 stage1-hf
+    svlm train --config sft_stage2 --model stage1-hf --run-dir RUN --data.paths best.jsonl
 
 The recipe of stage 1 on other data. Time and result: not measured.
 """

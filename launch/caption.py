@@ -1,65 +1,6 @@
-"""Describe an image or a video.
+"""`svlm caption`, from a checkout."""
 
-python -m launch.caption photo.jpg --model Qwen/Qwen2.5-VL-3B-Instruct
-python -m launch.caption match.mp4 --model DIR --prompt "Who has the ball?" --start 60 --duration 8 --max-new-tokens 64
-"""
-
-import argparse
-import sys
-import time
-from dataclasses import replace
-from typing import Any
-
-from launch.cli import Parser, Progress, compiling, interruptible, load, model_flags, outside_its_game, run
-from launch.flags import SEEDS, real, whole
-
-
-def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("source", help="image or video file")
-    model_flags(parser)
-    parser.add_argument("--prompt", help='what to ask (default: "Describe this image." or "... video.")')
-    parser.add_argument("--fps", type=real(0.01, 1000), default=2.0, help="frames a second taken of a video (default 2)")
-    parser.add_argument("--start", type=real(0), default=0.0, metavar="S", help="second to start at")
-    parser.add_argument("--duration", type=real(0), metavar="S", help="seconds to watch (default: to the end)")
-    parser.add_argument("--max-new-tokens", type=whole(1), default=128, help="longest reply (default 128)")
-    own = parser.add_argument_group("how words are drawn (default: the model's generation_config.json, greedy without one)")
-    own.add_argument("--temperature", type=float, default=argparse.SUPPRESS, help="0 is greedy")
-    own.add_argument("--top-k", type=int, default=argparse.SUPPRESS, help="0: all")
-    own.add_argument("--top-p", type=float, default=argparse.SUPPRESS, help="1: all")
-    own.add_argument("--repetition-penalty", type=float, default=argparse.SUPPRESS, help="1: none")
-    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is drawn, unless greedy (default 0)")
-    args = parser.parse_args()
-
-    clip = _clip(args)
-    if told := outside_its_game(args.model, args.source):
-        print(told, file=sys.stderr)
-    vlm = load(args, progress=Progress("load"))
-    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty") if name in args}
-    sampling = replace(vlm.generation, **given)
-    t, h, w = clip.grid
-    started = time.monotonic()
-    options = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "seed": args.seed}
-    with compiling():
-        text = vlm.caption_clip(clip, args.prompt, **options)
-    print(text)
-    seconds = time.monotonic() - started
-    print(f"[{args.source}: {t} x {h} x {w} patches, {seconds:.1f} s with compilation]")
-
-
-def _clip(args: argparse.Namespace) -> Any:
-    """The source as the model will see it, before the weights are loaded; that there is one, before a model is downloaded."""
-    from svlm_jax import hf_config
-    from svlm_jax.data.image import existing_file
-    from svlm_jax.data.processor import Processor
-    from svlm_jax.pretrained import local_directory
-
-    existing_file(args.source, "image or video")
-    with interruptible():
-        directory = local_directory(args.model)
-    processor = Processor.from_directory(args.processor or directory, hf_config.read(directory))
-    return processor.open(args.source, fps=args.fps, start=args.start, duration=args.duration)
-
+from svlm_jax.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("caption")

@@ -1,63 +1,6 @@
-"""Replay a recording of the original code through the real engine, and say what is equal; exit code 0 only when all is.
+"""`svlm replay`, from a checkout."""
 
-python -m launch.replay TRACE.json --model DIR [--processor DIR]      # a recorded stream, or a recorded training sample
-python -m launch.replay TRACE.json --model DIR --record NEW.json      # write what we make of the same stream as a new recording
-
-Prints one JSON line. A recording is NAME.json with NAME.npz beside it.
-"""
-
-import json
-import sys
-from pathlib import Path
-
-from launch.cli import Parser, compiling, keep_programs, load, model_flags, run
-from launch.flags import real
-from svlm_jax.errors import InputError
-
-UNEQUAL = 1  # exit code
-
-
-def main() -> None:
-    parser = Parser(description=__doc__)
-    parser.add_argument("trace", type=Path, help="NAME.json")
-    model_flags(parser, dtype=False)
-    parser.add_argument(
-        "--tolerance", type=real(0), default=2e-3, help="largest difference of a logit (default 2e-3; its tenth at the median)"
-    )
-    parser.add_argument("--record", type=Path, metavar="NEW.json", help="write a new recording instead")
-    args = parser.parse_args()
-
-    from svlm_jax.files import read_json
-    from svlm_jax.pretrained import local_directory
-    from svlm_jax.stream import trace
-    from svlm_jax.train import trace as sample
-
-    if "annotation" in read_json(args.trace, "a recording"):
-        if args.record is not None:
-            raise InputError("--record", "a training sample", "a recorded stream", "leave the flag out")
-        if (args.attention, args.weights) != ("auto", "full"):
-            raise InputError("--attention, --weights", "a training sample", "a recorded stream", "leave the flags out")
-        model = local_directory(args.model)
-        keep_programs(args)
-        with compiling():
-            result = sample.replay(args.trace, model, args.processor or model)
-    else:
-        recorded = trace.read(args.trace)
-        if args.record is not None and (
-            args.record.suffix != ".json" or args.record.exists() or not args.record.parent.is_dir()
-        ):
-            raise InputError("--record", args.record, "a new NAME.json in a folder that is there", "choose another name")
-        vlm = load(args, dtype="float32")
-        if args.record is not None:
-            trace.record(recorded, args.record, vlm.model, vlm.tokenizer, vlm.processor.video_config, Path(args.model).name)
-            print(json.dumps({"recorded": str(args.record), "rounds": len(recorded.rounds)}))
-            return
-        with compiling():
-            result = trace.replay(recorded, vlm.model, vlm.tokenizer, vlm.processor.video_config, args.tolerance)
-    print(json.dumps(result))
-    if not result["ok"]:
-        sys.exit(UNEQUAL)
-
+from svlm_jax.cli import main
 
 if __name__ == "__main__":
-    run(main)
+    main("replay")

@@ -8,10 +8,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from svlm_jax.checkpoint.directory import refuse_other_kinds
 from svlm_jax.config import VISION_ROPE_THETA, Dtype, ModelConfig, TextConfig, VisionConfig
 from svlm_jax.errors import InputError
 from svlm_jax.files import read_json
-from svlm_jax.hf_directory import refuse_other_kinds
 
 MODEL_TYPE = "qwen2_5_vl"
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
@@ -80,7 +80,7 @@ def check_kind(raw: object, source: str = "config.json") -> None:
         InputError: that.
     """
     if isinstance(raw, Mapping) and "run_dir" in raw and "model_type" not in raw:
-        export = "export it: python -m launch.convert RUN_DIR OUT"
+        export = "export it: svlm convert RUN_DIR OUT"
         raise InputError(source, "the settings of a training run", "a model's config.json", export)
     if not isinstance(raw, Mapping) or raw.get("model_type") != MODEL_TYPE:
         kind = raw.get("model_type") if isinstance(raw, Mapping) else None

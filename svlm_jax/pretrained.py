@@ -20,25 +20,25 @@ from jax.sharding import Mesh
 from pallas_kernels import dispatch
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert
+from svlm_jax.checkpoint.directory import ADAPTER, INDEX
 from svlm_jax.config import Attention, Dtype, StreamConfig, Weights
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.data.chat import Tokenizer
-from svlm_jax.data.player import Player
-from svlm_jax.data.processor import FILES, Processor
-from svlm_jax.data.sources import open_source
+from svlm_jax.decode.generate import generate
+from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.files import read_json
-from svlm_jax.hf_directory import ADAPTER, INDEX
-from svlm_jax.model.prepare import fuse, quantize
+from svlm_jax.media.player import Player
+from svlm_jax.media.processor import FILES, Processor
+from svlm_jax.media.sources import open_source
+from svlm_jax.model.transforms import fuse, quantize
 from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
 from svlm_jax.settings import generation, streaming
-from svlm_jax.stream.generate import generate
-from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk, Language, check_query
 from svlm_jax.stream.session import Reply, Session
 
 # Models in the package, by name; the second is what the first was fine-tuned from.
-SHIPPED = {name: Path(__file__).parent / "models" / name for name in ("touchline", "touchline-base")}
+SHIPPED = {name: Path(__file__).parent / "touchline" / "weights" / name for name in ("touchline", "touchline-base")}
 SETTINGS = ("config.json", ADAPTER, INDEX, *FILES)  # of a hub repository, downloaded before its weights
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -99,7 +99,7 @@ class Pretrained:
         **settings: Any,
     ) -> Iterator[Reply]:
         """Comment on a video (file, folder of frames, URL, number of a webcam, match:SEED) chunk by chunk, in memory that does
-        not grow. A file is watched as fast as possible; what a live source drops is warned of. `launch.stream` does more.
+        not grow. A file is watched as fast as possible; what a live source drops is warned of. `svlm stream` does more.
 
         Args:
             query: what is asked for, in the first turn.

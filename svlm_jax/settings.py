@@ -5,12 +5,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.checkpoint import hf
+from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig, StreamConfig
-from svlm_jax.data.processor import STREAMING
+from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.files import read_json
-from svlm_jax.stream.sampling import COMMENTARY, Sampling
+from svlm_jax.media.processor import STREAMING
 
 # What changes replies in transformers' generate and is not done here, with the values that change nothing.
 _NOT_DONE: dict[str, tuple[Any, ...]] = {
@@ -76,7 +76,7 @@ def generation(directory: Path, config: ModelConfig) -> tuple[Sampling, tuple[in
     Raises:
         InputError: a value of another type, or out of range, by key.
     """
-    path = directory / hf.GENERATION
+    path = directory / huggingface.GENERATION
     if not (path.exists() or path.is_symlink()):
         return Sampling(), config.eos_token_ids
     given = {key: value for key, value in read_json(path, "a generation config").items() if value is not None}

@@ -23,6 +23,8 @@ import jax
 import jaxtyping
 import pytest
 
+from tests.support import FIXTURES
+
 # Shapes and types in signatures are checked on every call (once a trace, inside jit).
 jaxtyping.install_import_hook(
     ["svlm_jax.model", "svlm_jax.stream", "svlm_jax.train", "svlm_jax.inputs", "svlm_jax.spans"], "beartype.beartype"
@@ -30,27 +32,25 @@ jaxtyping.install_import_hook(
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-DATA = Path(__file__).parent / "data"
-
 
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
-    return DATA
+    return FIXTURES
 
 
 @pytest.fixture(scope="session")
 def tiny_dir() -> Path:
     """A checkpoint with its own output head."""
-    return DATA / "models" / "tiny"
+    return FIXTURES / "models" / "tiny"
 
 
 @pytest.fixture(scope="session")
 def tiny_tied_dir() -> Path:
     """A checkpoint whose output head is the embedding."""
-    return DATA / "models" / "tiny_tied"
+    return FIXTURES / "models" / "tiny_tied"
 
 
 @pytest.fixture(scope="session")
 def processor_dir() -> Path:
     """Tokenizer, chat template and image settings."""
-    return DATA / "processor"
+    return FIXTURES / "processor"

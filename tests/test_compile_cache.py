@@ -11,11 +11,11 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import svlm_jax
-from launch import cli
 from svlm_jax import compile_cache
+from svlm_jax.cli import common
 from svlm_jax.errors import InputError
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_compilation_cache_max_size")
 PROGRAM = """
 import sys, logging, jax, svlm_jax
@@ -81,12 +81,12 @@ def test_what_was_half_written_is_written_again(tmp_path):
 
 
 def test_what_cannot_be_read_is_told_once_and_forgotten(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_told", set())
+    monkeypatch.setattr(common, "_told", set())
     jax.config.update(NAMES[0], str(tmp_path))
     for name in ("jit_f-0a-cache", "jit_f-0a-atime", "jit_g-0b-cache"):
         (tmp_path / name).touch()
     for _ in range(2):
-        cli._warn("Error reading persistent compilation cache entry for 'jit_f': error: invalid\nstream")
+        common._warn("Error reading persistent compilation cache entry for 'jit_f': error: invalid\nstream")
     assert capsys.readouterr().err == "warning: a compiled program could not be read: error: invalid stream\n"
     assert [path.name for path in tmp_path.iterdir()] == ["jit_g-0b-cache"]
 
@@ -142,7 +142,7 @@ def test_a_relative_cache_home_is_ignored_and_processors_do_not_share(monkeypatc
 def test_none_turns_it_off():
     with warnings.catch_warnings(action="error"):
         try:
-            cli.keep_programs(cli.argparse.Namespace(compile_cache="none"))
+            common.keep_programs(common.argparse.Namespace(compile_cache="none"))
             assert compile_cache.kept_in() is None and svlm_jax.enable_compile_cache() is None
         finally:
             jax.config.update("jax_enable_compilation_cache", True)

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from svlm_jax.checkpoint import convert
-from svlm_jax.data import prepared, records
+from svlm_jax.data import records, tfds
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
-from svlm_jax.stream.subtitles import Subtitles
+from svlm_jax.stream.captions import Subtitles
 from svlm_jax.train.checkpoints import Checkpoints
 from svlm_jax.train.logs import Logs
 
@@ -37,7 +37,7 @@ def test_a_path_is_one(path):
 WRITERS = {
     "a converted checkpoint": lambda at: convert.whole(at).__enter__(),
     "windows": lambda at: records.write(f"{at}.jsonl", []),
-    "decoded windows": lambda at: prepared.prepare(None, at),  # pyright: ignore[reportArgumentType]
+    "decoded windows": lambda at: tfds.prepare(None, at),  # pyright: ignore[reportArgumentType]
     "checkpoints": lambda at: Checkpoints(at, keep=1),
     "metrics": lambda at: Logs(at, 0),
     "captions": lambda at: Subtitles(f"{at}.vtt"),
@@ -75,7 +75,7 @@ def test_commands_refuse_an_address_at_once(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command, *_ = name.split()
     monkeypatch.setattr(sys, "argv", [command, *COMMANDS[name].format(here="one.jsonl").split()])
-    main = importlib.import_module("launch.bench.__main__" if command == "bench" else f"launch.{command}").main
+    main = importlib.import_module("benchmarks.__main__" if command == "bench" else f"launch.{command}").main
     with pytest.raises(InputError, match="got the address"):
         main()
     assert [path.name for path in tmp_path.iterdir()] == ["one.jsonl"]

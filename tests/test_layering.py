@@ -9,13 +9,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-PACKAGES = ("svlm_jax", "pallas_kernels", "configs", "launch")
+from tests.support import ROOT
+
+PACKAGES = ("svlm_jax", "pallas_kernels", "configs", "launch", "benchmarks")
 MAX_LINES = 400
 
 # Bottom to top. A module imports from strictly lower layers and from its own group, the names on one string.
@@ -24,19 +24,29 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.errors", "pallas_kernels"),
     ("svlm_jax.files",),
     ("svlm_jax.config", "svlm_jax.compile_cache"),
-    ("svlm_jax.hf_directory",),
+    ("svlm_jax.checkpoint.directory",),
     ("svlm_jax.hf_config",),
     ("svlm_jax.spans svlm_jax.inputs",),
     ("svlm_jax.sharding svlm_jax.model.attention svlm_jax.model.layers svlm_jax.model.rope svlm_jax.model.cache",),
     ("svlm_jax.model.vision svlm_jax.model.text",),
     ("svlm_jax.model.vlm svlm_jax.model",),
-    ("svlm_jax.model.prepare",),
-    ("svlm_jax.checkpoint", "svlm_jax.data svlm_jax.world"),
-    ("svlm_jax.train", "svlm_jax.stream"),
+    ("svlm_jax.model.transforms",),
+    (
+        "svlm_jax.checkpoint.huggingface svlm_jax.checkpoint.orbax svlm_jax.checkpoint.tensor_files "
+        "svlm_jax.checkpoint.convert svlm_jax.checkpoint",
+        "svlm_jax.media svlm_jax.data svlm_jax.touchline.match svlm_jax.touchline.render svlm_jax.touchline.commentary "
+        "svlm_jax.touchline.film svlm_jax.touchline.judge svlm_jax.touchline svlm_jax.replay.format",
+    ),
+    (
+        "svlm_jax.train svlm_jax.touchline.scratch svlm_jax.replay.sample",
+        "svlm_jax.stream svlm_jax.decode svlm_jax.replay.stream svlm_jax.replay",
+    ),
     ("svlm_jax.settings",),
     ("svlm_jax.pretrained svlm_jax",),
-    ("svlm_jax.serve",),
+    ("svlm_jax.serve", "svlm_jax.cluster"),
     ("configs",),
+    ("svlm_jax.cli",),
+    ("benchmarks",),
     ("launch",),
 )
 PLACES = {name: (rank, group) for rank, layer in enumerate(LAYERS) for group in layer for name in group.split()}
@@ -45,14 +55,14 @@ HOST_SIDE = (
     "svlm_jax.files",
     "svlm_jax.config",
     "svlm_jax.files",
-    "svlm_jax.hf_directory",
+    "svlm_jax.checkpoint.directory",
     "svlm_jax.hf_config",
     "svlm_jax.spans",
     "svlm_jax.inputs",
     "svlm_jax.data",
-    "svlm_jax.world",
-    "svlm_jax.stream.subtitles",
-    "svlm_jax.stream.sealed",
+    *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge")),
+    "svlm_jax.stream.captions",
+    "svlm_jax.stream.state_file",
 )
 LATE = {"av", "transformers", "grain", "orbax", "huggingface_hub", "tensorflow_datasets", "torch", "starlette", "uvicorn"}
 KERNEL_IMPORTS = {"jax", "numpy", "pallas_kernels"} | sys.stdlib_module_names
@@ -188,8 +198,8 @@ def check_packages(modules: dict[str, Module]) -> Iterator[str]:
                 yield f"{at}: pallas_kernels imports only jax, numpy and the standard library: got {imp.target}"
             if within(m.name, "svlm_jax") and top in LATE and imp.where == "module":
                 yield f"{at}: svlm_jax imports {top} inside the function that needs it"
-            if top == "torch" and not within(m.name, "launch.bench"):
-                yield f"{at}: torch is for tests and launch/bench only"
+            if top == "torch" and not within(m.name, "benchmarks"):
+                yield f"{at}: torch is for tests and benchmarks only"
 
 
 RULES = (check_files, check_layers, check_cycles, check_host_side, check_packages)
@@ -231,11 +241,11 @@ GOOD = {
     "svlm_jax/model/layers.py": "import jax\nfrom flax import nnx\nfrom . import rope",
     "svlm_jax/model/rope.py": "from ..config import Text",
     "svlm_jax/model/vlm.py": "from svlm_jax.model.layers import Linear\nfrom pallas_kernels.dispatch import pick",
-    "svlm_jax/data/video.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import av\n"
+    "svlm_jax/media/video.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import av\n"
     "def frames():\n    import av",
-    "svlm_jax/stream/session.py": "import svlm_jax.data.video",
+    "svlm_jax/stream/session.py": "import svlm_jax.media.video",
     "pallas_kernels/dispatch.py": "import functools\nimport jax.experimental.pallas",
-    "launch/bench/hf.py": "import torch",
+    "benchmarks/hf.py": "import torch",
     "configs/stream_7b.py": "from svlm_jax import load",
 }
 
@@ -260,8 +270,8 @@ BAD = {
     "kernel looks up": ("pallas_kernels/a.py", "import svlm_jax.config", "a.py:1: pallas_kernels", "svlm_jax.config"),
     "early import": ("svlm_jax/model/layers.py", "try:\n  import av\nfinally:\n  f()", "layers.py:2", "inside the f"),
     "early member": ("svlm_jax/train/loop.py", "from orbax import checkpoint", "loop.py:1", "imports orbax inside"),
-    "torch": ("launch/train.py", "def f():\n    import torch.nn", "train.py:2: torch is for tests", "launch/bench"),
-    "long file": ("launch/train.py", "\n" * (MAX_LINES + 1), f"train.py:{MAX_LINES + 1}", "at most 400 lines"),
+    "torch": ("svlm_jax/cli/train.py", "def f():\n    import torch.nn", "train.py:2: torch is for tests", "benchmarks"),
+    "long file": ("svlm_jax/cli/train.py", "\n" * (MAX_LINES + 1), f"train.py:{MAX_LINES + 1}", "at most 400 lines"),
     "utils": ("svlm_jax/data/utils.py", "", "utils.py:1: no utils.py", "what it owns"),
 }
 

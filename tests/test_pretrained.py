@@ -9,10 +9,10 @@ from PIL import Image
 
 import svlm_jax
 from svlm_jax import hf_config
-from svlm_jax.checkpoint import hf, store
+from svlm_jax.checkpoint import huggingface, orbax
 from svlm_jax.config import StreamConfig
-from svlm_jax.data.video import write_video
 from svlm_jax.errors import InputError
+from svlm_jax.media.video import write_video
 from svlm_jax.model.vlm import parameters, stack
 from svlm_jax.sharding import make_mesh
 from svlm_jax.stream.session import Session
@@ -113,7 +113,7 @@ def test_a_directory_with_everything_in_it_needs_no_processor(copy, vlm):
 
 def test_the_orbax_form_is_the_same_model(tiny_dir, processor_dir, tmp_path, vlm):
     config = hf_config.read(tiny_dir)
-    store.save(tmp_path, config, stack(hf.load(tiny_dir, config)))
+    orbax.save(tmp_path, config, stack(huggingface.load(tiny_dir, config)))
     same(svlm_jax.from_pretrained(tmp_path, processor=processor_dir), vlm)
 
 
@@ -133,7 +133,7 @@ def test_the_precision_may_be_chosen(tiny_dir, processor_dir, vlm):
     ("content", "ids"), [('{"eos_token_id": [5, 6]}', (5, 6)), ('{"eos_token_id": 7}', (7,)), ("{}", (435,))]
 )
 def test_the_generation_config_has_the_last_word_on_the_end(copy, content, ids):
-    (copy / hf.GENERATION).write_text(content)
+    (copy / huggingface.GENERATION).write_text(content)
     assert svlm_jax.from_pretrained(copy).eos_token_ids == ids
 
 
@@ -164,10 +164,10 @@ def test_a_name_that_is_neither_a_directory_nor_a_hub_id_is_one_line(name):
         ("tokenizer.json", "{"),
         ("preprocessor_config.json", "{"),
         ("video_preprocessor_config.json", "[]"),
-        (hf.GENERATION, "{"),
-        (hf.GENERATION, "[]"),
-        (hf.GENERATION, '{"eos_token_id": "<|im_end|>"}'),
-        (hf.SINGLE, "{"),
+        (huggingface.GENERATION, "{"),
+        (huggingface.GENERATION, "[]"),
+        (huggingface.GENERATION, '{"eos_token_id": "<|im_end|>"}'),
+        (huggingface.SINGLE, "{"),
     ],
 )
 def test_a_broken_file_is_one_line_that_names_its_directory(copy, file, content):
@@ -175,7 +175,7 @@ def test_a_broken_file_is_one_line_that_names_its_directory(copy, file, content)
     assert str(copy) in refusal(copy)
 
 
-@pytest.mark.parametrize("file", ["config.json", hf.SINGLE])
+@pytest.mark.parametrize("file", ["config.json", huggingface.SINGLE])
 def test_a_missing_file_is_one_line(copy, file):
     (copy / file).unlink()
     assert str(copy) in refusal(copy)

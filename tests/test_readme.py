@@ -1,11 +1,11 @@
 """What the README says can be run as it stands."""
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 README = (ROOT / "README.md").read_text()
 CHECKED = (ROOT / "docs" / "checked.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
@@ -13,7 +13,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 
 def test_the_examples_on_the_small_model_run(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    examples = [text for language, text in BLOCKS if language == "python" and "tests/data" in text]
+    examples = [text for language, text in BLOCKS if language == "python" and "tests/fixtures" in text]
     assert examples
     for text in examples:
         exec(compile(text, "README.md", "exec"), {})

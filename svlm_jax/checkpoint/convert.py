@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from svlm_jax import hf_config
-from svlm_jax.checkpoint import hf, store
+from svlm_jax.checkpoint import huggingface, orbax
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
@@ -105,22 +105,22 @@ def check(directory: str | Path, config: ModelConfig) -> list[str]:
         The types that its tensors are stored in; of the Orbax form none, for its config.json says it.
 
     Raises:
-        InputError: as of `hf.Files` and `hf.check`.
+        InputError: as of `huggingface.Files` and `huggingface.check`.
     """
-    if store.is_store(directory):
+    if orbax.is_store(directory):
         return []
-    files = hf.Files(directory)
-    hf.check(files, hf.rows(config), config)
+    files = huggingface.Files(directory)
+    huggingface.check(files, huggingface.rows(config), config)
     return sorted({files.dtype(name) for name in files.files})
 
 
 def load(
-    directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, progress: hf.Progress | None = None
-) -> hf.Parameters:
-    """Parameters of a directory of either form (`hf.load`, `store.load`)."""
-    if store.is_store(directory):
-        return store.load(directory, config, mesh)
-    return hf.load(directory, config, mesh, progress)
+    directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, progress: huggingface.Progress | None = None
+) -> huggingface.Parameters:
+    """Parameters of a directory of either form (`huggingface.load`, `orbax.load`)."""
+    if orbax.is_store(directory):
+        return orbax.load(directory, config, mesh)
+    return huggingface.load(directory, config, mesh, progress)
 
 
 def convert(
@@ -132,7 +132,7 @@ def convert(
     dtype: Dtype | None = None,
     max_shard_bytes: int = 4 * 10**9,
     verify: bool = False,
-    progress: hf.Progress | None = None,
+    progress: huggingface.Progress | None = None,
 ) -> ModelConfig:
     """Read a checkpoint directory of either form and write it as `to`.
 
@@ -152,16 +152,16 @@ def convert(
     if dtype is None and stored not in ([], [config.param_dtype]):
         expected = f"{config.param_dtype} alone, as its config.json says"
         raise InputError(str(source), f"tensors of {', '.join(stored)}", expected, "choose with --dtype")
-    stacked = to == "orbax" or store.is_store(source)  # an export reads layers out of the stacks it is given
+    stacked = to == "orbax" or orbax.is_store(source)  # an export reads layers out of the stacks it is given
     config = replace(config.compute(dtype or config.param_dtype), scan_layers=stacked)
     with whole(target) as draft:
         for path in beside:
             shutil.copy(path, draft)
         values = load(source, config, progress=progress)
         if to == "orbax":
-            store.save(draft, config, values)
+            orbax.save(draft, config, values)
         else:
-            hf.write(draft, config, values, max_shard_bytes=max_shard_bytes, progress=progress)
+            huggingface.write(draft, config, values, max_shard_bytes=max_shard_bytes, progress=progress)
         del values
         if verify:
             _verify(source, draft, config)
@@ -182,10 +182,10 @@ def _verify(source: str | Path, result: Path, config: ModelConfig) -> None:
 
 def _tensors(directory: str | Path, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
     """Every parameter, one a layer, in the order of the table; what a stack holds is read once."""
-    table = hf.rows(config)
-    if not store.is_store(directory):
-        files = hf.Files(directory)
-        hf.check(files, table, config)
+    table = huggingface.rows(config)
+    if not orbax.is_store(directory):
+        files = huggingface.Files(directory)
+        huggingface.check(files, table, config)
         yield from ((row.path, row.read(files.read(row.name))) for row in table)
         return
     held: tuple[str, np.ndarray] | None = None
@@ -193,7 +193,7 @@ def _tensors(directory: str | Path, config: ModelConfig) -> Iterator[tuple[str, 
         path, layer = stacked_path(row.path) or (row.path, None)
         if held is None or held[0] != path:
             held = None  # before the next is read
-            held = (path, np.asarray(store.load(directory, replace(config, scan_layers=True), only=path)[path]))
+            held = (path, np.asarray(orbax.load(directory, replace(config, scan_layers=True), only=path)[path]))
         yield row.path, held[1] if layer is None else held[1][layer]
 
 

@@ -1,1 +1,1 @@
-"""Host side: chat, video, dataset and batch. numpy, never jax."""
+"""Training samples in: annotation, windows, records, batches. Host side: numpy, never jax."""

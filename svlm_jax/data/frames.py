@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from svlm_jax.data.annotation import Annotation
-from svlm_jax.data.video import SLACK, sample_video
 from svlm_jax.errors import InputError
+from svlm_jax.media.video import SLACK, sample_video
 
 
 def window_frames(annotation: Annotation, fps: float, root: str | Path | None = None) -> list[np.ndarray]:

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from svlm_jax.data.paths import existing_file
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
+from svlm_jax.media.paths import existing_file
 
 _INDEX = re.compile(rb"\s*\[\s*\d")  # how a list of offsets begins, and a record does not
 _GLANCE = 1 << 16  # bytes looked at behind the last record

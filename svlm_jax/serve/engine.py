@@ -17,19 +17,19 @@ import numpy as np
 from svlm_jax.config import StreamConfig
 from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import plain
-from svlm_jax.data.pixels import PixelConfig, smart_resize
-from svlm_jax.data.player import Player
+from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.media.pixels import PixelConfig, smart_resize
+from svlm_jax.media.player import Player
 from svlm_jax.pretrained import Pretrained
 from svlm_jax.serve.feed import Feed
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.pictures import THINNEST, Box
 from svlm_jax.serve.retained import picture
-from svlm_jax.stream.sampling import COMMENTARY, Sampling
+from svlm_jax.stream.captions import one_line
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Prepared, Reply, Session, StreamState
-from svlm_jax.stream.subtitles import one_line
 
 TOGETHER = 0.1  # of a chunk: how long a step waits for streams that are not ready yet
 USUAL = Limits()

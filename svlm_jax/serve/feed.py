@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from svlm_jax.data.sources import Source, open_source
+from svlm_jax.media.sources import Source, open_source
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.pictures import Box, decoded, fitted, header, jpeg
 
@@ -101,13 +101,13 @@ class MatchFeed(Feed):
     """A generated ball game: drawn only when somebody, or the model, looks."""
 
     def __init__(self, seed: int, *rest: Any) -> None:
-        from svlm_jax.world.film import Film
+        from svlm_jax.touchline.film import Film
 
         super().__init__(f"match {seed}", *rest)
         self.film = Film(seed)
 
     def takes(self) -> Iterator[Callable[[], np.ndarray]]:
-        from svlm_jax.world.film import moments
+        from svlm_jax.touchline.film import moments
 
         for moment in moments(self.film.world, self.clock.fps * self.clock.stride):
             self.film.world.forget()

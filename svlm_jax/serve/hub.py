@@ -27,7 +27,7 @@ from svlm_jax.serve.messages import LARGEST_SEED
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import KINDS
 from svlm_jax.serve.viewer import GOING_AWAY, Viewer
-from svlm_jax.stream.subtitles import OPENINGS, cue
+from svlm_jax.stream.captions import OPENINGS, cue
 
 ANNOUNCED = 0.25  # seconds at least between two lists of streams
 GAME = "match:"  # what sources of the generated game begin with
@@ -245,7 +245,7 @@ class Hub:
     def _feed(self, channel: Channel, message: dict[str, Any], rest: Any) -> Feed:
         source = channel.source
         if source == "match":
-            from svlm_jax.world.film import HELD_OUT
+            from svlm_jax.touchline.film import HELD_OUT
 
             return MatchFeed(message.get("seed", HELD_OUT + secrets.randbelow(LARGEST_SEED - HELD_OUT)), *rest)
         if source == "webcam":

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from svlm_jax.data.image import UNREADABLE
 from svlm_jax.errors import InputError
+from svlm_jax.media.image import UNREADABLE
 from svlm_jax.serve.limits import Limits
 
 QUALITY = 72  # of JPEG

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from svlm_jax.config import ModelConfig
+from svlm_jax.decode.loop import Loop, Plan, go_on, reply
+from svlm_jax.decode.sampling import Sampling
 from svlm_jax.inputs import VisionInput
 from svlm_jax.model.cache import Cache
 from svlm_jax.model.vlm import Parameters, from_parameters
 from svlm_jax.sharding import constrain
-from svlm_jax.stream.decode import Loop, Plan, go_on, reply
-from svlm_jax.stream.sampling import Sampling
-from svlm_jax.stream.tables import Piece
+from svlm_jax.stream.batch import Piece
 
 
 @partial(jax.jit, static_argnames="config")

@@ -25,19 +25,19 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.data import chat
 from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import Tokenizer, plain
+from svlm_jax.decode.detokenize import raw, shown
+from svlm_jax.decode.loop import Loop, Plan
+from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import TOKEN_BUCKETS, VisionInput, bucket
 from svlm_jax.model.cache import Cache, held_dtype
 from svlm_jax.model.vlm import QwenVL, parameters
 from svlm_jax.sharding import RULES, mesh_of, on_mesh
 from svlm_jax.spans import total
-from svlm_jax.stream import policy, programs, sequence, tables
-from svlm_jax.stream.decode import Loop, Plan
-from svlm_jax.stream.detokenize import raw, shown
+from svlm_jax.stream import batch, policy, programs, sequence
+from svlm_jax.stream.batch import Piece, Row, Rows
 from svlm_jax.stream.groups import batch_sizes, gather, groups, scatter
-from svlm_jax.stream.sampling import COMMENTARY, Sampling
 from svlm_jax.stream.sequence import Chunk, Language, Sequence
-from svlm_jax.stream.tables import Piece, Row, Rows
 
 GROWTH = 64  # chunks by which the cache of a mode without bound grows
 PIECE, TILE = 16, 128  # tokens and slots are rounded up to multiples of what kernels take at once
@@ -319,12 +319,12 @@ class Session:
     ) -> tuple[VisionInput, Iterator[Piece], dict[str, np.ndarray], Plan]:
         """What the device is told: frames, prompt pieces, index and positions of every slot, the replies to come."""
         config, size = self.config, self.piece
-        frames, where = tables.vision(rows, self.model_config, self.patches, math.prod(self.grid[1:]))
+        frames, where = batch.vision(rows, self.model_config, self.patches, math.prod(self.grid[1:]))
         if config.mode == "recompute":
             size = bucket(max((len(row.slots) for row in rows if row), default=1), TOKEN_BUCKETS, "retained tokens")
-        index, positions = tables.describe(rows, capacity)
-        plan = tables.plan(rows, forced or [None] * len(rows), config.max_new_tokens, self.banned, self.language.end)
-        return frames, tables.pieces(rows, where, size, capacity), {"index": index, "positions": positions}, plan
+        index, positions = batch.describe(rows, capacity)
+        plan = batch.plan(rows, forced or [None] * len(rows), config.max_new_tokens, self.banned, self.language.end)
+        return frames, batch.pieces(rows, where, size, capacity), {"index": index, "positions": positions}, plan
 
     @property
     def _static(self) -> dict[str, Any]:

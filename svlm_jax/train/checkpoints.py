@@ -17,7 +17,7 @@ from typing import Any, cast
 import jax
 import numpy as np
 
-from svlm_jax.checkpoint.store import cause
+from svlm_jax.checkpoint.orbax import cause
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 from svlm_jax.train import checksums

@@ -36,7 +36,7 @@ class DataConfig:
     """What is learned from.
 
     Attributes:
-        paths: JSONL files of annotated windows, or one directory that `launch.windows --tfds` made.
+        paths: JSONL files of annotated windows, or one directory that `svlm windows --tfds` made.
         evaluation: the same, for the evaluation loss; empty: none.
         root: directory that video paths are relative to.
         fps: frames a second.

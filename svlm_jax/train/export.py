@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from svlm_jax import hf_config
-from svlm_jax.checkpoint import convert, hf, store
+from svlm_jax.checkpoint import convert, huggingface, orbax
 from svlm_jax.config import Dtype, ModelConfig
-from svlm_jax.data.processor import FILES
 from svlm_jax.errors import InputError
-from svlm_jax.model.prepare import merge
+from svlm_jax.media.processor import FILES
+from svlm_jax.model.transforms import merge
 from svlm_jax.model.vlm import shapes, stacked_path
 from svlm_jax.sharding import make_mesh
-from svlm_jax.train import begin
+from svlm_jax.train import setup
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
 from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
 from svlm_jax.train.run import CONFIG, read_config
@@ -40,7 +40,7 @@ def export(
     ema: bool = False,
     model: Path | None = None,
     max_shard_bytes: int = 4 * 10**9,
-    progress: hf.Progress | None = None,
+    progress: huggingface.Progress | None = None,
 ) -> ModelConfig:
     """Write the newest whole checkpoint of a run.
 
@@ -59,7 +59,7 @@ def export(
     if not directory.is_dir():
         raise InputError("model", config.model, "the directory that the run began with", "give its place with --model")
     stored = hf_config.read(directory, dtype)
-    base = begin.model_config(config, hf_config.read(directory, config.dtype))
+    base = setup.model_config(config, hf_config.read(directory, config.dtype))
     with convert.whole(target) as draft:
         written, values = _values(config, base, directory, run_dir, ema, dtype or stored.param_dtype)
         for place in dict.fromkeys((directory, Path(config.processor) if config.processor else directory)):
@@ -67,9 +67,9 @@ def export(
                 if (place / name).is_file():
                     shutil.copy(place / name, draft)
         if to == "orbax":
-            store.save(draft, written, values)
+            orbax.save(draft, written, values)
         else:
-            hf.write(draft, written, values, max_shard_bytes=max_shard_bytes, progress=progress)
+            huggingface.write(draft, written, values, max_shard_bytes=max_shard_bytes, progress=progress)
     return written
 
 
@@ -79,7 +79,7 @@ def _values(
     """(config, stacked parameters) of what is written, in `dtype` and in the memory of this host: a tensor at a time is read
     and cast, so no more is held than the result and a tensor. Accelerators hold nothing."""
     leaves, target = shapes(base), np.dtype(jnp.dtype(dtype))
-    trained = {path: leaf for path, leaf in leaves.items() if re.fullmatch(begin.trained_paths(config), path)}
+    trained = {path: leaf for path, leaf in leaves.items() if re.fullmatch(setup.trained_paths(config), path)}
     merged = bool(config.lora_rank)  # adapters are added in float32, and what they are added to is cast afterwards
     checkpoints = Checkpoints(run_dir, keep=config.keep)
     try:
@@ -107,14 +107,14 @@ def _merged(path: str, tensor: np.ndarray, values: dict[str, Any], base: ModelCo
 def tensors(directory: Path, config: ModelConfig, skip: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
     """(path, parameter) of a directory of either form, decoder stacked, one at a time on this host; those in `skip` are not
     read."""
-    if store.is_store(directory):
+    if orbax.is_store(directory):
         mesh = make_mesh(devices=[_cpu()])
         for path in shapes(config).keys() - set(skip):
-            yield path, np.asarray(store.load(directory, config, mesh, only=path)[path])
+            yield path, np.asarray(orbax.load(directory, config, mesh, only=path)[path])
         return
-    files, table = hf.Files(directory), hf.rows(config)
-    hf.check(files, table, config)
-    layers: dict[str, list[hf.Row]] = {}
+    files, table = huggingface.Files(directory), huggingface.rows(config)
+    huggingface.check(files, table, config)
+    layers: dict[str, list[huggingface.Row]] = {}
     for row in table:
         layers.setdefault((stacked_path(row.path) or (row.path,))[0], []).append(row)
     for path in layers.keys() - set(skip):

@@ -1,4 +1,4 @@
-"""A run from its config: what launch.train calls. Puts together the parts that `begin`, `step` and `loop` own."""
+"""A run from its config: what svlm train calls. Puts together the parts that `begin`, `step` and `loop` own."""
 
 import json
 import os
@@ -10,10 +10,10 @@ from typing import Any
 import jax
 
 from svlm_jax import hf_config
-from svlm_jax.data.processor import Processor
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
-from svlm_jax.train import begin
+from svlm_jax.media.processor import Processor
+from svlm_jax.train import setup
 from svlm_jax.train.config import Say, TrainConfig
 from svlm_jax.train.loop import Trainer
 from svlm_jax.train.optimizer import optimizer
@@ -44,13 +44,13 @@ def trainer(
         raise InputError("run_dir", "nothing", "a directory for checkpoints and metrics", "set --run-dir")
     local_path(config.run_dir, "run_dir")
     _remember(config, say)
-    model = begin.model_config(config, hf_config.read(directory, config.dtype))
+    model = setup.model_config(config, hf_config.read(directory, config.dtype))
     processor = Processor.from_directory(config.processor or directory, model)
-    learned = begin.examples(config.data.paths, config.data, processor)
-    evaluated = begin.examples(config.data.evaluation, config.data, processor) if config.data.evaluation else None
-    mesh = begin.mesh_of(config.mesh, devices)
+    learned = setup.examples(config.data.paths, config.data, processor)
+    evaluated = setup.examples(config.data.evaluation, config.data, processor) if config.data.evaluation else None
+    mesh = setup.mesh_of(config.mesh, devices)
     with jax.set_mesh(mesh):
-        trained, frozen = begin.begin(config, model, directory, mesh)
+        trained, frozen = setup.begin(config, model, directory, mesh)
         step = Step(model, optimizer(config.optimizer, config.total_steps(len(learned))), mesh, trained, config.ema)
         return Trainer(config, model, step, trained, frozen, (learned, evaluated), say=say, stop=stop)
 

@@ -1,21 +1,21 @@
 """The model on interpreted kernels: over a mesh, and through recorded streams of the original."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svlm_jax.data.pixels import STREAM_FRAME
+from svlm_jax.media.pixels import STREAM_FRAME
 from svlm_jax.model.attention import text_attention
 from svlm_jax.model.vlm import from_parameters
 from svlm_jax.pretrained import from_pretrained
+from svlm_jax.replay import stream
 from svlm_jax.sharding import make_mesh
-from svlm_jax.stream import trace
+from tests.support import FIXTURES
 
-STREAMS = Path(__file__).parents[1] / "data" / "streams"
+STREAMS = FIXTURES / "streams"
 MESHES = {
     "tensor": {"tensor": 2},
     "data and tensor": {"data": 2, "tensor": 2},
@@ -65,5 +65,5 @@ def test_gradients_over_a_mesh_are_those_of_one_device():
 def test_recorded_streams_replay_through_the_kernels(kernel, name, tiny_dir, processor_dir, interpreted):
     vlm = from_pretrained(tiny_dir, processor=processor_dir, dtype="float32")
     model = from_parameters(replace(vlm.model.config, attention=kernel), vlm.parameters)
-    result = trace.replay(trace.read(STREAMS / f"{name}.json"), model, vlm.tokenizer, STREAM_FRAME)
+    result = stream.replay(stream.read(STREAMS / f"{name}.json"), model, vlm.tokenizer, STREAM_FRAME)
     assert result["ok"] is True and result["logits_max"] < 4e-4

@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory, data_dir):
-    """Directory of a model by name: a recorded one of tests/data, or a random one of `reference.SHAPES`."""
+    """Directory of a model by name: a recorded one of tests/fixtures, or a random one of `reference.SHAPES`."""
     from tests.parity import reference
 
     @cache

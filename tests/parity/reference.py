@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from svlm_jax import hf_config
-from svlm_jax.checkpoint import hf
+from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig, VisionConfig
 from svlm_jax.data.batch import Clip, Sample
 from svlm_jax.inputs import Inputs, window_order
@@ -110,7 +110,7 @@ def read_torch(directory: Path, dtype: Any = None) -> Any:
 def read_jax(directory: Path, **changes: Any) -> tuple[vlm.QwenVL, ModelConfig]:
     """A checkpoint here; `changes` to its config by name."""
     config = replace(hf_config.read(directory), **changes)
-    return vlm.from_parameters(config, hf.load(directory, config)), config
+    return vlm.from_parameters(config, huggingface.load(directory, config)), config
 
 
 def random_checkpoint(name: str, directory: Path, seed: int = 0) -> Path:

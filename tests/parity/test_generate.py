@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from svlm_jax.data.batch import Sample, collate
-from svlm_jax.stream import sampling
-from svlm_jax.stream.generate import generate
-from svlm_jax.stream.sampling import Sampling
+from svlm_jax.decode import sampling
+from svlm_jax.decode.generate import generate
+from svlm_jax.decode.sampling import Sampling
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, transformers, video
 

@@ -1,4 +1,4 @@
-"""The recorded runs of the original code (tests/data): training loss and gradients, streaming positions and logits."""
+"""The recorded runs of the original code (tests/fixtures): training loss and gradients, streaming positions and logits."""
 
 import json
 from dataclasses import replace
@@ -11,11 +11,11 @@ import pytest
 from flax import nnx
 
 from svlm_jax import hf_config
-from svlm_jax.checkpoint import hf
+from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.batch import Clip, Sample, collate
-from svlm_jax.data.pixels import STREAM_FRAME, normalise, patchify
 from svlm_jax.inputs import Inputs
+from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
 from svlm_jax.model import vlm
 from svlm_jax.spans import Kind, Span, positions, temporal_step, vision_span
 from svlm_jax.train.loss import cross_entropy
@@ -54,7 +54,7 @@ def recorded_sample(ids: np.ndarray, clips: list[Clip], config: ModelConfig) -> 
 
 def read(directory, form: str) -> tuple[ModelConfig, vlm.Parameters]:
     config = replace(hf_config.read(directory), **FORMS[form])
-    return config, hf.load(directory, config)
+    return config, huggingface.load(directory, config)
 
 
 def assert_logits(ours: np.ndarray, recorded: np.ndarray) -> None:
@@ -111,7 +111,7 @@ def test_training_loss_and_gradients_are_the_recorded_ones(training: Training, t
     assert_logits(np.asarray(logits)[length - 32 : length], arrays["logits_tail"])
 
     found = vlm.unstack(found) if config.scan_layers else found
-    gradients = {row.name: row.write(np.asarray(found[row.path])) for row in hf.rows(config) if row.path in found}
+    gradients = {row.name: row.write(np.asarray(found[row.path])) for row in huggingface.rows(config) if row.path in found}
     recorded = {name.removeprefix("grad."): array for name, array in arrays.items() if name.startswith("grad.")}
     assert len(recorded) == 4
     for name, array in recorded.items():

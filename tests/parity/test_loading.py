@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from svlm_jax import hf_config
-from svlm_jax.checkpoint import hf
+from svlm_jax.checkpoint import huggingface
 from svlm_jax.data.batch import collate
+from svlm_jax.decode.generate import generate
 from svlm_jax.settings import generation
-from svlm_jax.stream.generate import generate
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, transformers, video
 
@@ -30,14 +30,14 @@ def source(checkpoint, tmp_path_factory):
             return checkpoint(name)
         directory = tmp_path_factory.mktemp("variant")
         config = json.loads((checkpoint("tiny") / "config.json").read_text())
-        tensors = load_file(checkpoint("tiny") / hf.SINGLE)
+        tensors = load_file(checkpoint("tiny") / huggingface.SINGLE)
         if "bfloat16" in name:
             tensors = {key: value.bfloat16() for key, value in tensors.items()}
             config["torch_dtype"] = "bfloat16"
         else:
             tensors = {in_memory(key): value for key, value in tensors.items()}
         (directory / "config.json").write_text(json.dumps(config))
-        save_file(tensors, directory / hf.SINGLE, metadata={"format": "pt"})
+        save_file(tensors, directory / huggingface.SINGLE, metadata={"format": "pt"})
         return directory
 
     return find
@@ -53,7 +53,7 @@ def in_memory(key: str) -> str:
 def tensors(directory: Path) -> dict:
     """Every tensor of a directory, by classic name."""
     shards = [load_file(file) for file in sorted(directory.glob("*.safetensors"))]
-    return {hf.classic(key): value for shard in shards for key, value in shard.items()}
+    return {huggingface.classic(key): value for shard in shards for key, value in shard.items()}
 
 
 def assert_same_bits(ours: dict, theirs: dict) -> None:
@@ -65,7 +65,7 @@ def assert_same_bits(ours: dict, theirs: dict) -> None:
 
 def export(source: Path, target: Path, *, scan_layers: bool = False, **options) -> None:
     config = replace(hf_config.read(source), scan_layers=scan_layers)
-    hf.write(target, config, hf.load(source, config), **options)
+    huggingface.write(target, config, huggingface.load(source, config), **options)
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -97,7 +97,7 @@ def test_export_loads_in_transformers_and_computes_the_same(source, tmp_path, na
 @pytest.mark.parametrize("limit", [1, 30_000, 200_000])
 def test_shards_hold_what_the_index_says(checkpoint, tmp_path, limit):
     export(checkpoint("tiny"), tmp_path, max_shard_bytes=limit)
-    index = json.loads((tmp_path / hf.INDEX).read_text())
+    index = json.loads((tmp_path / huggingface.INDEX).read_text())
     shards = {file.name: load_file(file) for file in tmp_path.glob("*.safetensors")}
     assert len(shards) > 1
     assert sorted(shards) == [f"model-{n + 1:05}-of-{len(shards):05}.safetensors" for n in range(len(shards))]
@@ -111,7 +111,7 @@ def test_shards_hold_what_the_index_says(checkpoint, tmp_path, limit):
 def test_shards_are_read_back(checkpoint, tmp_path):
     export(checkpoint("tiny_tied"), tmp_path, max_shard_bytes=50_000)
     config = hf_config.read(tmp_path)
-    ours, first = hf.load(tmp_path, config), hf.load(checkpoint("tiny_tied"), config)
+    ours, first = huggingface.load(tmp_path, config), huggingface.load(checkpoint("tiny_tied"), config)
     assert set(ours) == set(first)
     assert all(np.array_equal(ours[path], first[path]) for path in first)
 
@@ -120,7 +120,7 @@ def test_transformers_shards_are_read(checkpoint, tmp_path):
     ref.read_torch(checkpoint("tiny")).save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
     config = hf_config.read(tmp_path)
-    ours, first = hf.load(tmp_path, config), hf.load(checkpoint("tiny"), config)
+    ours, first = huggingface.load(tmp_path, config), huggingface.load(checkpoint("tiny"), config)
     assert all(np.array_equal(ours[path], first[path]) for path in first)
 
 
@@ -128,7 +128,7 @@ def test_tied_model_has_one_leaf_and_writes_no_head(checkpoint, tmp_path):
     export(checkpoint("tiny_tied"), tmp_path)
     assert "lm_head.weight" not in tensors(tmp_path)
     config = hf_config.read(tmp_path)
-    assert "text.head.kernel" not in hf.load(tmp_path, config)
+    assert "text.head.kernel" not in huggingface.load(tmp_path, config)
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_tied", "seven_to_one", "tied_wide_heads"])
@@ -171,7 +171,7 @@ def test_both_forms_of_config_give_one_model(checkpoint, tmp_path, name):
 )
 def test_generation_config_json_gives_the_tokens_of_transformers(checkpoint, tmp_path, settings):
     shutil.copytree(checkpoint("tiny"), tmp_path, dirs_exist_ok=True)
-    (tmp_path / hf.GENERATION).write_text(json.dumps(settings | {"pad_token_id": 0}))
+    (tmp_path / huggingface.GENERATION).write_text(json.dumps(settings | {"pad_token_id": 0}))
     model, config = ref.read_jax(tmp_path)
     samples = ref.make_samples([(7, image(6, 10), 5)], config)
     inputs = collate(samples, config.vision, side="left", token_buckets=(64, 128), patch_buckets=(128,))

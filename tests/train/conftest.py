@@ -12,7 +12,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from svlm_jax.compile_cache import MAX_SIZE
-from svlm_jax.data.video import write_video
+from svlm_jax.media.video import write_video
 from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
 from svlm_jax.train.run import trainer
 

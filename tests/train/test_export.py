@@ -12,8 +12,8 @@ import pytest
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert
 from svlm_jax.errors import InputError
-from svlm_jax.model.prepare import merge
-from svlm_jax.train import begin, export
+from svlm_jax.model.transforms import merge
+from svlm_jax.train import export, setup
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
 from svlm_jax.train.optimizer import optimizer
 from svlm_jax.train.run import CONFIG
@@ -26,9 +26,9 @@ def saved(config, tiny_dir):
 
     def made(config, ema=0.0):
         config = replace(config, ema=ema)
-        model, mesh = begin.model_config(config, hf_config.read(tiny_dir)), begin.mesh_of(config.mesh, jax.devices()[:1])
+        model, mesh = setup.model_config(config, hf_config.read(tiny_dir)), setup.mesh_of(config.mesh, jax.devices()[:1])
         with jax.set_mesh(mesh):
-            trained, frozen = begin.begin(config, model, Path(tiny_dir), mesh)
+            trained, frozen = setup.begin(config, model, Path(tiny_dir), mesh)
             trained = {path: value + 0.01 * (number + 1) for number, (path, value) in enumerate(sorted(trained.items()))}
             step = Step(model, optimizer(config.optimizer, 1), mesh, trained, ema)
             state = step.start(trained)

@@ -4,11 +4,10 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
-from launch.distributed import free_port
+from svlm_jax.cluster.distributed import free_port
 from svlm_jax.config import preset
 from svlm_jax.data.pipeline import FILLER, Example, Examples, Order, Ours
 from svlm_jax.errors import InputError
@@ -18,8 +17,7 @@ from svlm_jax.train.batches import Batches
 from svlm_jax.train.config import Bucket, DataConfig
 from svlm_jax.train.hosts import Channel, PeerLost, is_lost
 from svlm_jax.train.throughput import Seen, Work
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 GONE = (
     "Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2",
@@ -135,7 +133,7 @@ def test_a_loop_that_ends_early_leaves_no_thread():
 
 CHILD = """
 import os, sys, warnings
-from launch import distributed
+from svlm_jax.cluster import distributed
 distributed.initialize()
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P

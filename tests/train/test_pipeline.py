@@ -10,10 +10,10 @@ import pytest
 from svlm_jax import hf_config
 from svlm_jax.data.annotation import NO_LOSS
 from svlm_jax.data.pipeline import Bad, Example, Order, Ours, batch, micro_batches, size_of
-from svlm_jax.data.processor import Processor
 from svlm_jax.errors import InputError
-from svlm_jax.train.begin import examples
+from svlm_jax.media.processor import Processor
 from svlm_jax.train.config import Bucket, DataConfig
+from svlm_jax.train.setup import examples
 from tests.train.conftest import BUCKETS, SAMPLES, WINDOW, record
 
 

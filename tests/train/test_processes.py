@@ -14,13 +14,12 @@ import jax
 import numpy as np
 import pytest
 
-from launch.distributed import Plan, resolve
-from launch.local import spawn
+from svlm_jax.cluster.distributed import Plan, resolve
+from svlm_jax.cluster.local import spawn
 from svlm_jax.errors import InputError
 from svlm_jax.train import logs
 from svlm_jax.train.checkpoints import FOLDER
-
-ROOT = Path(__file__).parents[2]
+from tests.support import ROOT
 
 
 def command(settings, **flags) -> list[str]:

@@ -13,16 +13,16 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.data import annotation, records
 from svlm_jax.data.pipeline import FILLER, batch
 from svlm_jax.data.windows import cut
+from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
-from svlm_jax.stream.sampling import Sampling
 from svlm_jax.train import logs
 from svlm_jax.train.batches import place
-from svlm_jax.train.begin import examples
 from svlm_jax.train.checkpoints import FOLDER
 from svlm_jax.train.config import MeshConfig, OptimizerConfig
 from svlm_jax.train.export import export
 from svlm_jax.train.loop import Preempted
 from svlm_jax.train.run import trainer
+from svlm_jax.train.setup import examples
 from tests.train.conftest import WINDOW, elsewhere, film_record
 
 

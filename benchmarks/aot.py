@@ -1,0 +1,111 @@
+"""Prefill and decode compiled ahead of time, on the CPU or for an H100 that is not there: XLA's flops, bytes, copies."""
+
+import argparse
+import json
+import os
+import re
+import time
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import record
+from svlm_jax.config import preset
+from svlm_jax.errors import InputError
+from svlm_jax.train.dry_run import H100
+
+REPLY = 20  # tokens of a decode loop
+
+
+def bench(args: argparse.Namespace) -> None:
+    import jax
+    from flax import nnx
+
+    from svlm_jax.decode.generate import prefill
+    from svlm_jax.decode.loop import Loop, Plan, go_on
+    from svlm_jax.decode.sampling import Sampling
+    from svlm_jax.inputs import Inputs, VisionInput
+    from svlm_jax.model.cache import Cache
+    from svlm_jax.model.vlm import abstract
+
+    attention = "mosaic_gpu" if args.target == "h100" and args.attention == "auto" else args.attention
+    config = replace(preset(args.shape), weights=args.weights, attention=attention, fused=True)
+    graph, state = abstract(config)
+    tokens, patches, slots = args.tokens, args.patches, args.slots
+    sharding = h100() if args.target == "h100" else None
+
+    def sds(*shape: int, dtype="int32") -> Any:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    pair = sds(1, patches, 2)
+    vision = VisionInput(sds(1, patches, 1176, dtype="uint8"), pair, pair, pair, patches)
+    inputs = Inputs(sds(1, tokens), sds(1, tokens), sds(1, 3, tokens, dtype="float32"), sds(1, tokens), vision)
+    cache = jax.eval_shape(lambda: Cache.empty(config.text, 1, slots, config.dtype))
+    done, seen = sds(1, dtype="bool"), sds(1, config.text.vocab_size, dtype="bool")
+    plan = Plan(sds(1), sds(1, dtype="float32"), sds(1, REPLY), sds(1), sds(1, 2, dtype="uint32"), seen, done)
+    steps = {
+        f"prefill, {tokens} tokens and {patches} patches": (
+            lambda state, inputs, slots, cache: prefill(nnx.merge(graph, state), inputs, slots, cache),
+            (state, inputs, sds(1, tokens), cache),
+        ),
+        f"decode, a loop of {REPLY} tokens over {slots} slots (flops and bytes: what comes once, and one token)": (
+            lambda state, plan, loop: go_on(nnx.merge(graph, state), loop, plan, REPLY, Sampling()),
+            (state, plan, Loop(sds(1, REPLY), sds(), done, seen, cache, None)),
+        ),
+    }
+    layer = cache.keys[0].size
+    rows = []
+    for name, (function, arguments) in steps.items():
+        if sharding is not None:
+            place = partial(jax.ShapeDtypeStruct, sharding=sharding)
+            arguments = jax.tree.map(lambda x, place=place: place(x.shape, x.dtype), arguments)
+        started = time.monotonic()
+        compiled = jax.jit(function, donate_argnums=len(arguments) - 1).trace(*arguments).lower().compile()
+        row: dict[str, Any] = {"step": name, "compile (s)": round(time.monotonic() - started, 1)}
+        if cost := compiled.cost_analysis():  # none for a device that is not there
+            row |= {"TFLOP": round(cost["flops"] / 1e12, 3), "bytes accessed (GB)": round(cost["bytes accessed"] / 1e9, 2)}
+        if memory := compiled.memory_analysis():
+            row |= {
+                "arguments (GB)": round(memory.argument_size_in_bytes / 1e9, 2),
+                "of them updated in place (GB)": round(memory.alias_size_in_bytes / 1e9, 2),
+                "temporary (GB)": round(memory.temp_size_in_bytes / 1e9, 2),
+            }
+        if args.target == "h100":
+            row["copies or transposes as large as a layer's keys"] = large_moves(compiled.as_text() or "", layer)
+        rows.append(row)
+        print(json.dumps(rows[-1]))
+    held = "with decoder weights in 8 bits " if args.weights == "int8" else ""
+    what = f"The {args.shape} shape in bfloat16 {held}compiled ahead of time for {args.target} (attention: {attention}), "
+    what += "nothing run: XLA's own counts. "
+    if args.target == "cpu":
+        what += "A CPU has no bfloat16 units, so XLA widens the weights to float32, which shows in bytes and temporaries."
+    record(f"aot_{args.shape}_{args.target}" + ("_int8" if held else ""), what, rows, args.out)
+
+
+def h100():
+    """The sharding of one H100 that is not there; needs the CUDA plugin of this jax version and ptxas."""
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+    import jax
+    from jax.experimental import topologies
+
+    description = H100.read_text()
+    try:
+        there = topologies.get_topology_desc("h100", platform="cuda", target_config=description, topology="1x1x1")
+    except (RuntimeError, ValueError) as error:  # NotImplementedError and JaxRuntimeError are RuntimeErrors
+        got = f"h100 ({str(error).splitlines()[0]})"
+        remedy = "pip install --no-deps jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, and put ptxas on PATH"
+        raise InputError("--target", got, "the CUDA plugin", remedy) from None
+    mesh = jax.sharding.Mesh(there.devices[:1], ("x",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
+def large_moves(hlo: str, elements: int) -> int:
+    """How many copies and transposes (or fusions of them) of at least that many elements a compiled program holds."""
+    count = 0
+    for line in hlo.splitlines():
+        made = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = \w+\[([\d,]+)\]\S* (copy|transpose|fusion)\(", line)
+        if made and (made[3] != "fusion" or re.search("transpose|copy", made[1])):
+            count += int(np.prod([int(size) for size in made[2].split(",")])) >= elements
+    return count

@@ -1,0 +1,99 @@
+"""What the seconds that a late device drops do to the commentary of the generated game, as policies of dropping choose them.
+
+The shipped model watches games of which some seconds never come. No clock: which are lost follows from the speed of the device.
+"""
+
+import argparse
+import json
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.report import record
+from svlm_jax.cli.common import Progress
+from svlm_jax.cli.flags import whole
+
+FIRST_SEED, SPIKE_AT, SPIKE = 1000000, 5, 3  # held-out games; second and length of a moment of load
+SLOW = 0.7  # speed of a device that is too slow, in seconds of video a second
+
+
+class Policy(NamedTuple):
+    """When more than `max_delay` seconds wait the oldest is dropped, or (`newest_only`) all but the newest."""
+
+    max_delay: int
+    newest_only: bool = False
+
+    def __str__(self) -> str:
+        return f"{'all but the newest' if self.newest_only else 'the oldest'} above {self.max_delay} s"
+
+
+def overload(policy: Policy, speed: float, seconds: int) -> set[int]:
+    """Seconds of a game that are dropped by a device that watches `speed` seconds of video a second."""
+    dropped: set[int] = set()
+    second, free = 0, 0.0  # the next one to watch, and when the device is free
+    while second < seconds:
+        now = max(free, second + 1.0)  # a second can be watched once it is over
+        complete = int(now + 1e-9)
+        if complete - second > policy.max_delay:
+            after = min(complete - (1 if policy.newest_only else policy.max_delay), seconds - 1)
+            dropped |= set(range(second, after))
+            second = max(second, after)
+        free = max(now, second + 1.0) + 1 / speed
+        second += 1
+    return dropped
+
+
+def bench(args: argparse.Namespace) -> None:
+    from svlm_jax.pretrained import from_pretrained
+    from svlm_jax.touchline.film import Film, play
+    from svlm_jax.touchline.judge import Tally, judge
+
+    vlm = from_pretrained("touchline")
+    cases: list[tuple[str, str, set[int]]] = [
+        ("nothing, or 3 s of load that are caught up", "--max-delay 5", set()),
+        ("3 s of load, lost", "dropped at once", set(range(SPIKE_AT, SPIKE_AT + SPIKE))),
+    ]
+    policies = [Policy(4), Policy(4, newest_only=True), Policy(2), Policy(2, newest_only=True)]
+    cases += [(f"a device at {SLOW} of real time", str(one), overload(one, SLOW, args.seconds)) for one in policies]
+    tallies, progress = [Tally() for _ in cases], Progress("drops", "streams")
+    for game in range(args.games):
+        seed = FIRST_SEED + game
+        frames = np.stack(list(islice(Film(seed).pictures(2), 2 * args.seconds)))
+        events = play(seed, args.seconds).events
+        for number, (_, _, dropped) in enumerate(cases):
+            tallies[number] += judge(watch(vlm, frames, dropped), events, 0, args.seconds)
+            progress(game * len(cases) + number + 1, args.games * len(cases))
+    rows: list[dict[str, Any]] = []
+    for (load, policy, dropped), tally in zip(cases, tallies, strict=True):
+        row = {"load": load, "policy": policy, "seconds lost a game": len(dropped), "F1 of events": f"{tally.f1:.2f}"}
+        rows.append(row | {"scores right": f"{tally.right} of {tally.scores}"})
+        print(json.dumps(rows[-1]), flush=True)
+    games = f"Games {FIRST_SEED} to {FIRST_SEED + args.games - 1}, {args.seconds} s each"
+    what = f"{games}, watched by the shipped model without the seconds that a late device drops (computed, not timed)."
+    record(args.name, what, rows, args.out)
+
+
+def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
+    """What is said in each second that is watched. frames uint8 [2 S, H, W, 3]: two a second."""
+    from svlm_jax.stream.sequence import Chunk
+    from svlm_jax.stream.session import Session
+    from svlm_jax.touchline.judge import words_of
+
+    words, session, state = {}, None, None
+    for second in sorted(set(range(len(frames) // 2)) - dropped):
+        clip = vlm.processor.video(frames[2 * second : 2 * second + 2], fps=2, levels=True)
+        if session is None or state is None:
+            session = Session(vlm.model, vlm.tokenizer, vlm.stream, clip.grid, sampling=vlm.sampling)
+            state = session.join(session.start())
+        state, (reply,) = session.step(state, [Chunk(float(second), second + 1.0, clip)])
+        assert reply is not None
+        words[second] = words_of(reply.raw)[1]
+    return words
+
+
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--games", type=whole(1), default=4, help="default 4")
+    parser.add_argument("--seconds", type=whole(10), default=90, help="of each (default 90)")
+    parser.add_argument("--name", default="drops", help="of the entry in docs/benchmarks (default drops)")
+    parser.set_defaults(run=bench)

@@ -1,0 +1,344 @@
+"""The findings of the paper on the generated game: what is retained, how it is placed and how the model was trained, each
+against stream time, judged by what happened in the game.
+
+Every stream is one line a second in a file of its own, named by what it depends on: a run that stops goes on where it was,
+another model or setting begins anew. Held-out seeds only.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
+from hashlib import sha256
+from itertools import pairwise
+from operator import add
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import DOCS, record
+from svlm_jax.cli.common import DEFAULT_MODEL, Progress
+from svlm_jax.cli.progress import span
+from svlm_jax.config import StreamConfig
+from svlm_jax.errors import InputError
+from svlm_jax.touchline import commentary
+from svlm_jax.touchline.film import HELD_OUT, Film, play
+from svlm_jax.touchline.judge import Counted, Tally, counted, facts_at, judge, words_of
+from svlm_jax.touchline.match import World
+
+ASK_EVERY = 150  # seconds between questions about what no picture shows
+AGES = (16, 48)  # seconds between two scores: within the turns of the shipped model; in the previous text; further back
+# Milliseconds of a second of stream, measured on 2 CPU cores, by mode; of a second of a game that is drawn.
+MS = {"streaming": 40, "full": 1000, "window": 190, "recompute": 220, "drawing": 40}
+BIN = 600  # seconds of a point in the plots, and of what counts as the first and the last of a stream
+GROUPS = ("mode", "positions", "moved replies", "vision window", "text", "training")
+DRAWN = {  # what is drawn: the measure, and the top of its axis
+    "F1 of events": ("f1", 1.0),
+    "scores right when said": ("score_right", 1.0),
+    "seconds late": ("delay", 2.0),
+    "silence precision": ("silence_precision", 1.0),
+    "repetition": ("repetition", 1.0),
+}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to stream: settings, or another model (`model`: a key of --others); `most`: seconds, where more would take too
+    long; `blind`: all frames grey."""
+
+    group: str
+    name: str
+    stream: StreamConfig
+    model: str = ""
+    most: int = 1 << 30
+    blind: bool = False
+
+    def seconds(self, wanted: int) -> int:
+        return min(wanted, self.most)
+
+    def file(self, weights: str, seed: int, seconds: int) -> str:
+        """Its file; weights: `digest` of the model; seconds: of the game."""
+        name = "".join(one if one.isalnum() else "_" for one in f"{self.group} {self.name}")
+        depends = json.dumps([asdict(self.stream), self.blind, weights, self.seconds(seconds)], sort_keys=True)
+        return f"{name}_{seed}_{sha256(depends.encode()).hexdigest()[:8]}.jsonl"
+
+
+def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
+    """What is compared; the first is what all others differ from in one thing."""
+
+    def change(group: str, name: str, most: int = 1 << 30, **changes: Any) -> Variant:
+        return Variant(group, name, replace(usual, **changes), most=most)
+
+    moved = "computed" if usual.moved == "kept" else "kept"
+    made = [
+        Variant("mode", "streaming", usual),
+        change("mode", "full attention", 600, mode="full"),
+        change("mode", "windows of 100 s, no overlap", 1800, mode="window"),
+        change("mode", "recomputed every second", 1800, mode="recompute"),
+        change("positions", "native RoPE, moved replies kept", rebase="append", moved="kept"),
+        change("moved replies", moved, moved=moved),
+        Variant("vision window", "0 s (grey frames)", replace(usual, vision_window=1), blind=True),
+        *(change("vision window", f"{one} s", vision_window=one) for one in (1, 4, 8, 16, 32) if one != usual.vision_window),
+    ]
+    for sink, slide in ((0, 1), (256, 1), (0, 256), (256, 256), (512, 512)):
+        if (sink, slide) != (usual.sink, usual.slide):
+            made.append(change("text", f"sink {sink}, window {slide - (slide == 1)}", sink=sink, slide=slide))
+    return made + [Variant("training", name, usual, model=name) for name in others]
+
+
+def digest(model: Path) -> str:
+    """Of all files of a model."""
+    found = sha256()
+    for path in sorted(path for path in model.rglob("*") if path.is_file()):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+class Games:
+    """Patches of held-out games, drawn once and kept in a file: uint8 [seconds, P, C]."""
+
+    def __init__(self, scratch: Path, seconds: int, processor: Any) -> None:
+        self.scratch, self.seconds, self.processor = scratch, seconds, processor
+        self.worlds: dict[int, World] = {}
+
+    def patches(self, seed: int, fps: int) -> np.ndarray:
+        path = self.scratch / f"frames_{seed}_{self.seconds}.npy"
+        if not path.exists():
+            self._draw(path, seed, fps)
+        return np.load(path, mmap_mode="r")
+
+    def _draw(self, path: Path, seed: int, fps: int) -> None:
+        pictures, progress = Film(seed).pictures(fps), Progress(f"draw game {seed}", "seconds")
+        first = self._second(pictures, fps)
+        draft = path.with_suffix(".partial.npy")
+        kept = np.lib.format.open_memmap(draft, "w+", np.uint8, (self.seconds, *first.shape))
+        kept[0] = first
+        for second in range(1, self.seconds):
+            kept[second] = self._second(pictures, fps)
+            progress(second + 1, self.seconds)
+        kept.flush()
+        draft.replace(path)
+
+    def _second(self, pictures: Iterator[np.ndarray], fps: int) -> np.ndarray:
+        frames = np.stack([next(pictures) for _ in range(fps)])
+        return self.processor.video(frames, fps=fps, levels=True).patches
+
+    def world(self, seed: int) -> World:
+        if seed not in self.worlds:
+            self.worlds[seed] = play(seed, self.seconds)
+        return self.worlds[seed]
+
+
+def bench(args: argparse.Namespace) -> None:
+    """Stream what is not yet streamed, then write the table and the plots of all that is."""
+    from svlm_jax.pretrained import from_pretrained, local_directory, streaming
+
+    if unknown := set(filter(None, args.only.split(","))) - set(GROUPS):
+        raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
+    for flag, got in (("--seconds", args.seconds), ("--seeds", args.seeds)):
+        if got < 1:
+            raise InputError(flag, got, "1 or more", "leave the flag out")
+    if wrong := [one for one in args.others if not all(one.partition("="))]:
+        raise InputError("--others", wrong[0], "NAME=DIR", "for example 'no SFT=touchline-base'")
+    others = dict(one.split("=", 1) for one in args.others)
+    usual, _ = streaming(local_directory(args.model))
+    chosen = [
+        one for one in variants(usual, others) if not args.only or one.group in args.only.split(",") or one.name == "streaming"
+    ]
+    scratch = args.scratch or (args.out.parent / "runs" if args.out == DOCS else args.out) / "findings"
+    seeds = [HELD_OUT + number for number in range(args.seeds)]
+    names = {variant: others[variant.model] if variant.model else args.model for variant in chosen}
+    weights = {name: digest(local_directory(name)) for name in set(names.values())}
+    files = {
+        variant: [scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds]
+        for variant, name in names.items()
+    }
+    print(_plan(files, args.seconds, scratch), file=sys.stderr, flush=True)
+    scratch.mkdir(parents=True, exist_ok=True)
+    loaded: dict[str, Any] = {}
+    games = None
+    for variant, name in names.items():
+        for seed in seeds:
+            path = scratch / variant.file(weights[name], seed, args.seconds)
+            if path.exists():
+                continue
+            if name not in loaded:
+                loaded[name] = from_pretrained(name)
+            vlm = loaded[name]
+            games = games or Games(scratch, args.seconds, vlm.processor)
+            _stream(vlm, variant, games, seed, path)
+    rows, series, usually = [], {}, []
+    for variant, name in names.items():
+        paths = {seed: scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds}
+        series[variant], scores, lines = _judged(paths, args.seconds)
+        usually = usually or lines
+        rows.append(_row(variant, series[variant], scores, lines) | {"same replies": f"{_same(lines, usually):.3f}"})
+        print(json.dumps(rows[-1]), flush=True)
+    plot = "benchmarks/findings.svg"
+    draw(series, args.out / plot)
+    what = (
+        f"What a commentary is worth against stream time: held-out games ({len(seeds)}) of {args.seconds} s ({args.model}; "
+        "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and last 10 minutes; scores "
+        f"that were right when said; questions (one every {ASK_EVERY} s: the score, who scored first, which cup) answered "
+        "rightly. New mistakes: scores that are not the one told before and what was scored since, of all, by the age of the "
+        f"one before: under {AGES[0]} s, under {AGES[1]} s, older. Same replies: of those of the first row."
+    )
+    record("findings", what, rows, args.out, plot)
+
+
+def _plan(files: dict[Variant, list[Path]], seconds: int, scratch: Path) -> str:
+    """What is about to be done, in one line; files: of the streams of each variant."""
+    todo = [variant for variant, paths in files.items() for path in paths if not path.exists()]
+    games = {path.name.split("_")[-2] for variant, paths in files.items() for path in paths if not path.exists()}
+    drawn = len([game for game in games if not (scratch / f"frames_{game}_{seconds}.npy").exists()])
+    spent = sum(variant.seconds(seconds) * MS.get(variant.stream.mode, MS["streaming"]) for variant in todo) / 1000
+    spent += drawn * seconds * MS["drawing"] / 1000
+    there = sum(map(len, files.values())) - len(todo)
+    return (
+        f"{len(todo)} streams of up to {span(seconds)} ({there} are there): about {span(spent)} on 2 CPU cores, nothing else "
+        f"running. They are kept in {scratch}, and the same command goes on after a stop; --only and --seconds take fewer"
+    )
+
+
+def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> None:
+    from svlm_jax.data.batch import Clip
+    from svlm_jax.decode.sampling import Sampling
+    from svlm_jax.spans import temporal_step
+    from svlm_jax.stream.sequence import Chunk
+    from svlm_jax.stream.session import Session
+
+    patches, config = games.patches(seed, variant.stream.chunk_frames), vlm.model.config
+    seconds = variant.seconds(len(patches))
+    questions = asked(games.world(seed), seconds)
+    clip = vlm.processor.video(
+        np.zeros((variant.stream.chunk_frames, 448, 672, 3), np.uint8), fps=variant.stream.fps, levels=True
+    )
+    step = temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, variant.stream.fps)
+    session = Session(vlm.model, vlm.tokenizer, variant.stream, clip.grid, sampling=Sampling())
+    state = session.join(session.start())
+    progress, draft = Progress(f"{variant.group}: {variant.name}, game {seed}", "seconds"), path.with_suffix(".partial")
+    with draft.open("w") as file:
+        for second in range(seconds):
+            shown = np.full_like(patches[second], 128) if variant.blind else np.array(patches[second])
+            question = questions.get(second, "")
+            chunk = Chunk(float(second), float(second + 1), Clip(shown, clip.grid, step, video=True), question)
+            began = time.perf_counter()
+            state, (reply,) = session.step(state, [chunk])
+            assert reply is not None
+            ms = 1000 * (time.perf_counter() - began)
+            line = {"second": second, "text": reply.raw, "question": question, "ms": round(ms, 2), "slots": reply.after}
+            file.write(json.dumps(line) + "\n")
+            progress(second + 1, seconds)
+    draft.replace(path)
+
+
+def asked(world: World, seconds: int) -> dict[int, str]:
+    """Second -> what is asked in it: each in turn, a second or more later where the answer has not been said yet."""
+    found = {}
+    for number, second in enumerate(range(ASK_EVERY - 1, seconds, ASK_EVERY)):
+        while second < seconds - 1 and commentary.unsaid(world.events, second):
+            second += 1
+        found[second] = commentary.REMEMBERED[number % len(commentary.REMEMBERED)]
+    return found
+
+
+def _judged(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[Counted], list[dict[str, Any]]]:
+    """A tally a BIN of stream time, over all games (seed -> its stream); all scores; and all lines."""
+    bins: list[list[Tally]] = []
+    scores: list[Counted] = []
+    told: list[dict[str, Any]] = []
+    for seed, path in paths.items():
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        world, length = play(seed, seconds), len(lines)
+        said = {line["second"]: words_of(line["text"])[1] for line in lines}
+        for number, start in enumerate(range(0, length, BIN)):
+            tally = judge(said, world.events, start, min(start + BIN, length))
+            for line in lines[start : start + BIN]:
+                if line["question"]:
+                    right = commentary.answer(line["question"], facts_at(world.events, line["second"]), "")
+                    tally.asked += 1
+                    tally.answered += words_of(line["text"])[0] == right
+            bins += [[]] * (number + 1 - len(bins))
+            bins[number] = [*bins[number], tally]
+        scores += counted(said, world.events, length)
+        told += [line | {"seed": seed} for line in lines]
+    return [reduce(add, some) for some in bins], scores, told
+
+
+def _row(variant: Variant, bins: list[Tally], scores: list[Counted], told: list[dict[str, Any]]) -> dict[str, Any]:
+    whole = reduce(add, bins)
+    numbers = {
+        "F1": whole.f1,
+        "F1 first 10 min": bins[0].f1,
+        "F1 last 10 min": bins[-1].f1,
+        "s late": whole.delay,
+        "scores right": whole.score_right,
+        "scores told": whole.score_told,
+        "answers right": whole.answers_right,
+        "silence precision": whole.silence_precision,
+        "silence recall": whole.silence_recall,
+        "repetition": whole.repetition,
+    }
+    row: dict[str, Any] = {"": variant.group, "variant": variant.name, "seconds": max(line["second"] for line in told) + 1}
+    row |= {name: "-" if np.isnan(value) else f"{value:.3f}" for name, value in numbers.items()}
+    row["new mistakes"] = ", ".join(_mistaken(scores, low, high) for low, high in pairwise((0, *AGES, 1 << 30)))
+    return row | {"ms a chunk": f"{np.median([line['ms'] for line in told]):.0f}", "slots": max(line["slots"] for line in told)}
+
+
+def _same(lines: list[dict[str, Any]], usually: list[dict[str, Any]]) -> float:
+    """Share of the replies that are those of the usual stream."""
+    expected = {(line["seed"], line["second"]): line["text"] for line in usually}
+    return sum(line["text"] == expected[line["seed"], line["second"]] for line in lines) / len(lines)
+
+
+def _mistaken(scores: list[Counted], low: int, high: int) -> str:
+    these = [one.kept for one in scores if low <= one.age < high]
+    return f"{these.count(False)}/{len(these)}"
+
+
+def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
+    """The measures of DRAWN against stream time, a row each, a column a group; what is usual is in all of them."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("findings", "no matplotlib", "the bench extra", "pip install 'svlm-jax[bench]'") from None
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    usual = next(iter(series))
+    groups = [group for group in GROUPS if any(one.group == group and one != usual for one in series)] or [usual.group]
+    size = (4 * len(groups), 2.6 * len(DRAWN))
+    figure, axes = pyplot.subplots(len(DRAWN), len(groups), sharex=True, sharey="row", squeeze=False, figsize=size)
+    for column, group in enumerate(groups):
+        shown = {variant: bins for variant, bins in series.items() if variant.group == group or variant == usual}
+        for (label, (measure, top)), one in zip(DRAWN.items(), axes[:, column], strict=True):
+            for variant, bins in shown.items():
+                minutes = [(number + 0.5) * BIN / 60 for number in range(len(bins))]
+                style = {"color": "black", "linewidth": 2.5} if variant == usual else {"marker": "o", "markersize": 3}
+                name = "as shipped" if variant == usual else variant.name
+                one.plot(minutes, [getattr(tally, measure) for tally in bins], label=name, **style)
+            one.set_ylim(-0.03 * top, 1.03 * top)
+            one.grid(alpha=0.3)
+            if not column:
+                one.set_ylabel(label)
+        axes[0, column].set_title(group)
+        axes[0, column].legend(fontsize=7)
+        axes[-1, column].set_xlabel("minutes of stream")
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def flags(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
+    made.add_argument("--others", nargs="*", default=[], metavar="NAME=DIR", help="models trained otherwise, to compare")
+    made.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
+    made.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")
+    made.add_argument("--only", default="", help=f"some of {','.join(GROUPS)} (default: all)")
+    made.add_argument("--scratch", type=Path, help="where streams are kept (default: runs/findings of the checkout)")
+    made.set_defaults(run=bench)

@@ -1,0 +1,67 @@
+"""What every benchmark shares: one JSON file for each, and docs/benchmarks.md from all of them. Knows no benchmark."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+_ROOT = Path(__file__).parents[1]
+DOCS = _ROOT / "docs" if (_ROOT / "pyproject.toml").is_file() else None  # of a checkout; a wheel has none
+PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "safetensors")
+
+
+def record(name: str, what: str, rows: list[dict[str, Any]], out: Path, plot: str | None = None) -> None:
+    """Write one benchmark's rows with all that is needed to run it again, and the table.
+
+    Args:
+        name: of the JSON file.
+        what: one line above the rows.
+        rows: the first one names the columns of all.
+        out: the directory that holds benchmarks/ and benchmarks.md.
+        plot: an image to show under the rows, from `out` on: "benchmarks/NAME.png" or ".svg".
+    """
+    import jax
+
+    device = jax.devices()[0]
+    entry = {
+        "what": what.strip(),
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "date": date.today().isoformat(),
+        "device": f"{device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
+        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "rows": rows,
+    }
+    if plot is not None:
+        entry["plot"] = plot
+    (out / "benchmarks").mkdir(parents=True, exist_ok=True)
+    (out / "benchmarks" / f"{name}.json").write_text(json.dumps(entry, indent=2) + "\n")
+    table(out)
+
+
+def table(out: Path) -> None:
+    """docs/benchmarks.md from the JSON files."""
+    lines = ["# Benchmarks", "", "Written by `python -m benchmarks table` from `benchmarks/*.json`.", ""]
+    for path in sorted((out / "benchmarks").glob("*.json")):
+        entry = json.loads(path.read_text())
+        columns = list(entry["rows"][0])
+        versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+        lines += [
+            f"## {path.stem}",
+            "",
+            entry["what"],
+            "",
+            f"`{entry['command']}`",
+            "",
+            f"{entry['date']}; {entry['device']}; {versions}",
+            "",
+        ]
+        lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+        lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in entry["rows"]] + [""]
+        if "plot" in entry:
+            lines += [f"![{path.stem}]({entry['plot']})", ""]
+    (out / "benchmarks.md").write_text("\n".join(lines))

@@ -1,0 +1,274 @@
+"""The streaming engine against stream time: latency by stage, slots and memory, for each mode, fps and number of streams.
+
+The video is one encoded file, decoded like any other: a clip again and again. Replies are of full length (the id that
+ends one is suppressed), so every chunk costs what the dearest one does.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import record
+from benchmarks.shapes import shape
+from benchmarks.torch_rival import beside
+from svlm_jax.cli.common import Progress
+from svlm_jax.config import StreamConfig
+from svlm_jax.errors import InputError
+from svlm_jax.touchline.film import Film
+
+DATA = Path(__file__).parents[1] / "tests" / "fixtures"
+QUERY = "Commentate on this match"
+FPS = 10  # of the clip, at least
+CLIP_SECONDS = 10
+FIRST_WORDS = 5  # chunks over which the first word is timed
+STAGES = ("video", "patches", "policy", "vision", "prefill", "decode", "text")
+FIELDS = (*STAGES, "total", "second", "tokens", "slots", "position", "memory", "device", "compiled")
+NOT_MODEL = ("video", "patches", "policy", "text")
+MODES = ("full", "window", "recompute", "streaming")
+
+
+class Run:
+    """One model and one setting of the engine, watching a video."""
+
+    def __init__(self, model: Any, config: StreamConfig, frames: Path, rows: int) -> None:
+        from svlm_jax.decode.sampling import Sampling
+        from svlm_jax.media.pixels import QWEN_IMAGE, STREAM_FRAME
+        from svlm_jax.media.processor import Processor, load_tokenizer
+        from svlm_jax.stream.session import Session
+
+        self.config, self.frames, self.rows = config, frames, rows
+        tokenizer = load_tokenizer(DATA / "processor")
+        self.processor = Processor(model.config, tokenizer, QWEN_IMAGE, STREAM_FRAME)
+        (end,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+        sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))
+        first, _ = next(self.watch())
+        grid = self.processor.video(first, fps=config.fps).grid
+        self.session = Session(model, tokenizer, config, grid, sampling=sampling, rows=rows)
+        self.state = self.session.start()
+        for row in range(rows):
+            self.state = self.session.join(self.state, row, query=QUERY, seed=row)
+
+    def watch(self) -> Iterator[tuple[np.ndarray, float]]:
+        """(frames [F, H, W, 3], milliseconds to decode them) of chunk after chunk."""
+        from svlm_jax.media.video import sample_video
+
+        frames, started = [], time.perf_counter()
+        for _, frame in sample_video(self.frames, self.config.fps):
+            frames.append(frame)
+            if len(frames) == self.config.chunk_frames:
+                yield np.stack(frames), 1000 * (time.perf_counter() - started)
+                frames, started = [], time.perf_counter()
+
+    def run(self, chunks: int, progress: Progress) -> np.ndarray:
+        """FIELDS of every chunk, as a structured array [chunks]: milliseconds by stage, slots in use, memory and so on."""
+        from svlm_jax.stream.sequence import Chunk
+
+        seconds, told = self.config.chunk_seconds, np.zeros(chunks, [(name, np.float64) for name in FIELDS])
+        with Compilations() as compiled:
+            for number, (frames, decoding) in zip(range(chunks), self.watch(), strict=False):
+                started, before = time.perf_counter(), compiled.count
+                clip = self.processor.video(frames, fps=self.config.fps, levels=True)
+                patches = 1000 * (time.perf_counter() - started)
+                chunk = Chunk(number * seconds, (number + 1) * seconds, clip)
+                self.state, (reply, *_) = self.session.step(self.state, [chunk] * self.rows)
+                stream = self.state.streams[0]
+                assert reply is not None and stream is not None
+                ms = [decoding, patches, *(reply.ms[stage] for stage in STAGES[2:])]
+                place, compiles = float(stream.positions.max()), compiled.count - before
+                memory = resident(), on_device("bytes_in_use")
+                told[number] = (*ms, sum(ms), chunk.end, len(reply.tokens), reply.after, place, *memory, compiles)
+                progress(number + 1, chunks)
+        return told
+
+    def first_word(self, after: int) -> float:
+        """Milliseconds from the last frame of a chunk to the first token, as the median of a few chunks that follow."""
+        from svlm_jax.stream.sequence import Chunk
+
+        seconds, taken = self.config.chunk_seconds, []
+        for number, (frames, _) in zip(range(FIRST_WORDS + 1), self.watch(), strict=False):
+            came: list[float] = []
+            started = time.perf_counter()
+            clip = self.processor.video(frames, fps=self.config.fps, levels=True)
+            chunk = Chunk((after + number) * seconds, (after + number + 1) * seconds, clip)
+            heard = lambda row, token, came=came: came.append(time.perf_counter())  # noqa: E731
+            self.state, _ = self.session.step(self.state, [chunk] * self.rows, on_token=heard)
+            taken.append(1000 * (came[0] - started))
+        return float(np.median(taken[1:]))  # the first one compiles
+
+
+def repeated(path: Path, times: int) -> Path:
+    """A video of a clip that many times, packet by packet: two hours of it are one file, made in a moment."""
+    import av
+
+    target = path.with_name("long.mp4")
+    with av.open(str(target), "w") as out:
+        to = None
+        for number in range(times):
+            with av.open(str(path)) as clip_:
+                stream = clip_.streams.video[0]
+                to = to or out.add_stream_from_template(stream)
+                offset = round(number * CLIP_SECONDS / (stream.time_base or 1))
+                for packet in clip_.demux(stream):
+                    if packet.dts is not None and packet.pts is not None:
+                        packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, to
+                        out.mux(packet)
+    return target
+
+
+class Compilations:
+    """Counts the programs that XLA compiles while it is entered."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+        self.count += event == "/jax/core/compile/backend_compile_duration"
+
+    def __enter__(self) -> "Compilations":
+        import jax
+
+        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import jax
+
+        jax.monitoring.unregister_event_duration_listener(self._heard)
+
+
+def resident() -> int:
+    """Bytes of this process in memory (Linux)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def on_device(name: str) -> float:
+    """A number of the device's memory statistics (bytes); nan where it keeps none, as a CPU."""
+    import jax
+
+    return float((jax.devices()[0].memory_stats() or {}).get(name, np.nan))
+
+
+def summary(name: str, run: Run, told: np.ndarray) -> dict[str, Any]:
+    """One row: medians of the last fifth of the chunks, and what has changed since the beginning."""
+    peak = on_device("peak_bytes_in_use")
+    last = told[-max(1, len(told) // 5) :]
+    total = float(np.median(last["total"]))
+    stages = {stage: float(np.median(last[stage])) for stage in STAGES}
+    outside = sum(stages[stage] for stage in NOT_MODEL)
+    row = {
+        "run": name,
+        "streams": run.rows,
+        "ms a chunk": round(total, 1),
+        "ms/token": round(total / last["tokens"][-1] / run.rows, 2),
+        "first word (ms)": round(run.first_word(len(told)), 1),
+        "real time x streams": round(1000 * run.config.chunk_seconds * run.rows / total, 2),
+        **{f"{stage} (ms)": round(ms, 1) for stage, ms in stages.items()},
+        "decode (ms/token)": round(stages["decode"] / last["tokens"][-1], 2),
+        "outside the model (%)": round(100 * outside / total, 1),
+        "slots used": int(last["slots"][-1]),
+        "slots": run.state.cache.capacity,
+        "memory (MB)": round(last["memory"][-1] / 1e6),
+        "device memory, peak (GB)": "-" if np.isnan(peak) else round(peak / 1e9, 2),
+    }
+    if len(told) >= 400:
+        end = told[-100:]
+        row["last 100 / chunks 100-200"] = round(float(np.median(end["total"]) / np.median(told["total"][100:200])), 3)
+        row["memory, end / chunk 200"] = round(float(told["memory"][-1] / told["memory"][200]), 4)
+        if not np.isnan(peak):
+            row["device memory, end / chunk 200"] = round(float(told["device"][-1] / told["device"][200]), 4)
+        row["compiled after chunk 20"] = int(told["compiled"][20:].sum())
+        row["largest position, last 100"] = float(end["position"].max())
+        row["slots used, last 100"] = f"{end['slots'].min():.0f}-{end['slots'].max():.0f}"
+        row["last second"] = float(told["second"][-1])
+    return row
+
+
+def bench(args: argparse.Namespace) -> None:
+    from flax import nnx
+
+    from svlm_jax.media.video import write_video
+    from svlm_jax.model.vlm import QwenVL
+
+    modes, counts, rates = args.modes.split(","), _numbers("--rows", args.rows), _numbers("--fps", args.fps)
+    if unknown := sorted(set(modes) - set(MODES)):
+        raise InputError("--modes", ", ".join(unknown), f"some of {', '.join(MODES)}", "separate them by commas")
+    model = QwenVL(shape(args.shape, args.dtype, weights=args.weights, attention=args.attention), nnx.Rngs(0))
+    rows: list[dict[str, Any]] = []
+    series: dict[str, np.ndarray] = {}
+    with tempfile.TemporaryDirectory() as directory:
+        path, rate = Path(directory) / "clip.mp4", math.ceil(max(FPS, *rates))
+        film = Film(0, size=(args.width, args.height)).pictures(rate)
+        write_video(path, itertools.islice(film, CLIP_SECONDS * rate), rate)
+        path = repeated(path, -(-args.seconds // CLIP_SECONDS))
+        for mode, fps, streams in itertools.product(modes, rates, counts):
+            name = f"{mode}, {fps:g} fps" + (f", {streams:g} streams" if streams > 1 else "")
+            run = Run(model, StreamConfig(mode=mode, fps=fps), path, int(streams))
+            series[name] = run.run(args.seconds, Progress(name, "chunks"))
+            rows.append(summary(name, run, series[name]))
+            print(json.dumps(rows[-1]), flush=True)
+            if args.torch and streams == 1 and mode == "streaming":
+                sizes = (model.config.dtype, run.session.grid, run.session.piece, run.session.capacity)
+                rival = beside(args.shape, *sizes, StreamConfig().max_new_tokens)
+                rows[-1] |= against(rows[-1], rival)
+                print(json.dumps(rows[-1]), flush=True)
+    plot = f"benchmarks/{args.name}.svg" if args.plot else None
+    if plot is not None:
+        draw(series, args.out / plot, f"{args.shape}, {args.height}x{args.width}, {model.config.dtype}")
+    what = (
+        f"The streaming engine, {args.shape} shape (random weights, {model.config.dtype}), on {args.height}x{args.width} video "
+        f"for {args.seconds} s, every reply of {StreamConfig().max_new_tokens} tokens. Milliseconds are medians over the last "
+        "fifth; ms/token is a whole chunk over its tokens, as the paper counts."
+    )
+    record(args.name, what, rows, args.out, plot)
+
+
+def against(row: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
+    """What plain torch took for the same stages, and how many times as long that is."""
+    graph, eager = rival["one token, CUDA graph (ms)"], rival["one token (ms)"]
+    took = {"vision (ms)": rival["vision (ms)"], "prefill (ms)": rival["prefill (ms)"], "ms a chunk": rival["ms a chunk"]}
+    took["decode (ms/token)"] = eager if graph is None else min(graph, eager)
+    times = {f"torch: {name}": f"{ms} ({ms / row[name]:.2f}x)" for name, ms in took.items()}
+    return times | {"torch": f"{rival['torch']}, transformers {rival['transformers']}, {rival['device']}"}
+
+
+def draw(series: dict[str, np.ndarray], path: Path, title: str) -> None:
+    """Latency a token (whole chunk over its tokens) and slots in use against stream time."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise InputError("--plot", "no matplotlib", "the bench extra", "pip install 'svlm-jax[bench]'") from None
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
+    for name, told in series.items():
+        second, ms = told["second"], told["total"] / told["tokens"]
+        width = max(1, len(ms) // 200)  # medians of neighbours, so that the noise of one chunk does not hide the trend
+        above.plot(
+            second[width - 1 :: width], [np.median(ms[i : i + width]) for i in range(0, len(ms) - width + 1, width)], label=name
+        )
+        below.plot(second, told["slots"], label=name)
+    above.set(ylabel="ms a token", title=title, yscale="log")
+    below.set(ylabel="slots in use", xlabel="stream time (s)")
+    above.legend(loc="upper center", ncols=2)
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, metadata={"Date": None})
+    pyplot.close(figure)
+
+
+def _numbers(flag: str, text: str) -> list[float]:
+    try:
+        return [float(one) for one in text.split(",")]
+    except ValueError:
+        raise InputError(flag, text, "numbers", "separate them by commas") from None

@@ -1,0 +1,118 @@
+"""A training step of a published shape: time, tokens a second and MFU on the devices at hand, or (--topology) the memory that
+it takes on devices that are not there, beside what it would take without rematerialisation."""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from benchmarks.report import record
+from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, TrainConfig
+
+WARM, REPEATS = 2, 5
+MODELS = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct", "72b": "Qwen/Qwen2.5-VL-72B-Instruct"}
+
+
+def bench(args: argparse.Namespace) -> None:
+    bucket = Bucket(args.tokens, args.patches, args.labels)
+    config = TrainConfig(data=DataConfig(buckets=(bucket,)), micro_batch=args.rows, batch=args.rows, attention=args.attention)
+    config = replace(config, remat=args.remat)
+    if args.topology is None:
+        rows = [timed(args.shape, config)]
+        what = (
+            f"A step of full fine-tuning, {args.shape} shape, random weights, vision tower frozen, synthetic batch. {_FORMULA}"
+        )
+        record(args.name or f"train_{args.shape}", what + _FORMULA, rows, args.out)
+        return
+    from svlm_jax.train.dry_run import measure
+
+    rows = []
+    for shape in args.shape.split(","):
+        for remat in ("full", "none"):
+            chosen = replace(config, model=MODELS[shape], remat=remat, mesh=MeshConfig(fsdp=-1, tensor=args.tensor))
+            for row in measure(chosen, args.topology):
+                if row["function"] == "micro-step":
+                    rows.append({"shape": shape, "remat": remat, "tensor": args.tensor} | row)
+                    print(json.dumps(rows[-1]), flush=True)
+    logits = 2 * 4 * args.tokens * 152064 / 1e9
+    what = (
+        f"Memory of one device of {args.topology} in a micro-step of full fine-tuning, {args.rows} sequences of {args.tokens} "
+        f"tokens ({args.labels} learned, {args.patches} patches) over all devices, compiled ahead of time, nothing run. All "
+        f"logits of a sequence and their gradient, which are never held, would be {logits:.1f} GB more (calculated)."
+    )
+    record(args.name or f"train_memory_{args.topology}", what, rows, args.out)
+
+
+_FORMULA = (
+    "MFU: model FLOPs (train/flops.py: no padding, no rematerialisation) over seconds, devices and the data sheet's peak."
+)
+
+
+def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
+    """One optimiser step of one micro-step, on all devices."""
+    import jax
+    from flax import nnx
+
+    from benchmarks.shapes import shape as named
+    from svlm_jax.data.batch import Clip, Sample
+    from svlm_jax.data.pipeline import Example, batch
+    from svlm_jax.model.vlm import QwenVL, parameters
+    from svlm_jax.spans import Kind, Span, vision_span
+    from svlm_jax.train import flops
+    from svlm_jax.train.batches import place, rows_of
+    from svlm_jax.train.optimizer import optimizer
+    from svlm_jax.train.setup import mesh_of
+    from svlm_jax.train.step import Step, split
+
+    size, rows = config.data.buckets[0], config.micro_batch
+    model = replace(named(shape, None), fused=False).compute(config.dtype, "float32")
+    model = replace(model, scan_layers=True, remat=config.remat, attention=config.attention)
+    mesh = mesh_of(MeshConfig())
+    with jax.set_mesh(mesh):
+        trained, frozen = split(parameters(QwenVL(model, nnx.Rngs(0))), config.trained)
+        frozen = {path: value.astype(model.dtype) for path, value in frozen.items()}
+        step = Step(model, optimizer(config.optimizer, 100), mesh, trained)
+        turns, grid = 24, _grid(size.patches // 24)
+        patches = np.zeros((grid[1] * grid[2], model.vision.patch_dim), np.uint8)
+        spans: list[Span] = []
+        for turn in range(turns):
+            spans += [vision_span(grid, model.vision.spatial_merge_size, turn, 1.0), Span(Kind.REPLY, 1, turn)]
+        used = sum(span.length for span in spans)
+        spans.append(Span(Kind.REPLY, size.tokens - used, turns))
+        labels = np.full(size.tokens, -100, np.int32)
+        labels[-size.labels :] = 1
+        clips = tuple(Clip(patches, grid, 1.0, video=True) for _ in range(turns))
+        example = Example("synthetic", Sample(np.ones(size.tokens, np.int32), tuple(spans), clips), labels, float(turns))
+        given = place(batch([example] * len(rows_of(step, rows)), size, model), rows_of(step, rows), rows, step)
+        state, sums, taken = step.start(trained), step.empty(), []
+        for _ in range(WARM + REPEATS):
+            started = time.perf_counter()
+            sums, _ = step.micro(state.trained, sums, frozen, given)
+            state, sums, told = step.apply(state, sums)
+            jax.block_until_ready(told)
+            taken.append(time.perf_counter() - started)
+    seconds, frame = float(np.median(taken[WARM:])), grid[1] * grid[2]
+    needs = rows * flops.sample_flops(model, size.tokens, size.labels, turns * frame, frame, vision_trained=False)
+    devices, best = jax.device_count(), flops.peak(jax.devices()[0].device_kind)
+    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    row = {
+        "shape": shape,
+        "sequences": rows,
+        "tokens": size.tokens,
+        "step (s)": round(seconds, 3),
+        "tokens/s": round(rows * size.tokens / seconds, 1),
+        "TFLOP/s a device": round(needs / seconds / devices / 1e12, 2),
+        "MFU (%)": "-" if best is None else round(100 * needs / seconds / devices / best, 1),
+        "device memory, peak (GB)": "-" if peak is None else round(peak / 1e9, 2),
+    }
+    print(json.dumps(row), flush=True)
+    return row
+
+
+def _grid(patches: int) -> tuple[int, int, int]:
+    """The frame pair nearest to a square with at most that many patches, sides a multiple of two."""
+    side = int(patches**0.5) // 2 * 2
+    return 1, side, patches // side // 2 * 2

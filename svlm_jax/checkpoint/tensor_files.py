@@ -1,0 +1,177 @@
+"""The safetensors files of a checkpoint directory: which tensors there are, of what type and shape, before any is read.
+
+Headers are read here rather than by the library, which takes the last of two tensors of one name and tells of a bad header only
+what its parser says; tensors are read by the library. Nothing outside the directory is opened (symbolic links are followed: the
+hub's cache is made of them), and a header that lies takes no memory.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from svlm_jax.checkpoint.directory import INDEX, SINGLE, WEIGHTS, refuse_other_kinds, shard_names, unknown_weights
+from svlm_jax.errors import InputError
+from svlm_jax.files import parse_json, read_json, refuse_stand_in
+
+HEADER_BYTES = 1 << 24  # of one file; that of a 72B model in a single file has 0.2 MB
+_LENGTH_BYTES = 8  # the header's length, little-endian, at the beginning of a file
+_WHOLE = "whole safetensors"
+# Bytes of an element; of a type that is not here the extent is not compared.
+_SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+_SIZES |= {"U64": 8, "U32": 4, "U16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+_WORDS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16", "F64": "float64"}
+
+
+class Tensor(NamedTuple):
+    """A tensor of a file: its name there, the file, its type ("float32" ..., or the file's own word) and shape."""
+
+    name: str
+    file: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class Files:
+    """The safetensors files of a checkpoint directory; tensors by their classic name.
+
+    Raises:
+        InputError: no weights, or another kind of checkpoint; an index that names what is no file of the directory; a file that
+            is not whole safetensors; a tensor that two names or two files hold.
+    """
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._open: dict[str, Any] = {}
+        self.files: dict[str, Tensor] = {}
+        headers = {file: read_header(self.directory / file) for file in self._file_names()}
+        for tensor in self._listed(headers):
+            key = classic(tensor.name)
+            if key in self.files:
+                other = self.files[key]
+                got = f"{key} twice ({other.name} in {other.file}, {tensor.name} in {tensor.file})"
+                raise InputError(str(self.directory), got, "each tensor once, in one key layout", "remove one of the two")
+            self.files[key] = tensor
+
+    def _file_names(self) -> list[str]:
+        """The files that hold the weights, all of them there."""
+        self._weights: dict[str, str] | None = None
+        single, index = self.directory / SINGLE, self.directory / INDEX
+        if index.exists() or index.is_symlink():
+            self._weights = _weight_map(index)
+            names = sorted(set(self._weights.values()))
+            if single.is_file() and names != [SINGLE]:
+                got = f"{SINGLE} and {INDEX}, which names other files"
+                raise InputError(str(self.directory), got, "one of the two", "remove the one that is out of date")
+            if lost := [name for name in names if not (self.directory / name).is_file()]:
+                got = f"no {', '.join(lost[:3])}{f' and {len(lost) - 3} more' if len(lost) > 3 else ''}"
+                raise InputError(str(self.directory), got, "every shard that the index names", "download them")
+            return names
+        if single.is_file():
+            return [SINGLE]
+        if shards := shard_names(self.directory):
+            return shards
+        refuse_other_kinds(self.directory)
+        raise InputError(str(self.directory), unknown_weights(self.directory), WEIGHTS, "point to a checkpoint directory")
+
+    def _listed(self, headers: dict[str, dict[str, Tensor]]) -> list[Tensor]:
+        """Every tensor, as the index has it or, without one, as the headers do."""
+        if self._weights is None:
+            return [tensor for header in headers.values() for tensor in header.values()]
+        for name, file in self._weights.items():
+            if name not in headers[file]:
+                got = f"no tensor {name[:120]}, which the index names"
+                raise InputError(str(self.directory / file), got, "the tensors of the index", "download both again")
+        return [headers[file][name] for name, file in self._weights.items()]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.files[name].shape
+
+    def dtype(self, name: str) -> str:
+        """How a tensor is stored: "float32", "bfloat16", "float16", or the file's own word for any other type."""
+        return self.files[name].dtype
+
+    def read(self, name: str) -> np.ndarray:
+        import safetensors
+
+        tensor = self.files[name]
+        where = f"{self.directory / tensor.file} {tensor.name}"
+        try:
+            if tensor.file not in self._open:
+                self._open[tensor.file] = safetensors.safe_open(self.directory / tensor.file, framework="numpy")
+            return self._open[tensor.file].get_tensor(tensor.name)
+        except AttributeError:  # what safetensors raises for a type that numpy lacks
+            raise InputError(where, tensor.dtype, "float32 or bfloat16", "use the unquantised checkpoint") from None
+        except (safetensors.SafetensorError, OSError) as error:
+            raise InputError(where, error, "a whole tensor", "download the file again") from error
+
+
+def classic(name: str) -> str:
+    """Key of either layout -> the classic one."""
+    return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", name))
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name, each the plain name of a file beside the index."""
+    what = "tensor names and files"
+    weights = read_json(index, what).get("weight_map")
+    if not isinstance(weights, dict) or not weights:
+        raise InputError(str(index), "no weight_map", what, "download it again")
+    for name, file in weights.items():
+        plain = isinstance(file, str) and len(file) < 256 and re.fullmatch(r"[^/\\\0]+\.safetensors", file)
+        if not plain:
+            got = f"{file!r:.80} for {name:.60}"
+            raise InputError(f"{index} weight_map", got, "names of .safetensors files in this directory", "download it again")
+    return weights
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file says it holds, checked against its size: tensors by name.
+
+    Raises:
+        InputError: no safetensors, cut short, a header that lies, a tensor twice.
+    """
+    refuse_stand_in(path, _WHOLE)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+        if size < _LENGTH_BYTES or length > min(HEADER_BYTES, size - _LENGTH_BYTES):
+            got = f"a header of {length} bytes in a file of {size}" if size >= _LENGTH_BYTES else f"{size} bytes"
+            raise InputError(str(path), got, _WHOLE, "download it again")
+        header = parse_json(file.read(length), str(path), f"the header of {_WHOLE}")
+    header.pop("__metadata__", None)
+    tensors, extents = {}, []
+    for name, entry in header.items():
+        dtype, shape, begin, end = _entry(name, entry, path)
+        tensors[name] = Tensor(name, path.name, _WORDS.get(dtype, dtype), shape)
+        extents.append((begin, end, name))
+    reached = 0
+    for begin, end, name in sorted(extents):
+        if begin != reached:
+            got = f"tensors that overlap or leave holes (at {name[:120]})"
+            raise InputError(str(path), got, _WHOLE, "download it again")
+        reached = end
+    if reached != size - _LENGTH_BYTES - length:
+        got = f"{size} bytes for tensors of {_LENGTH_BYTES + length + reached}"
+        raise InputError(str(path), got, f"{_WHOLE}, not cut short", "download it again")
+    return tensors
+
+
+def _entry(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:
+    """(type, shape, first byte, byte after the last) of one tensor of a header."""
+    if isinstance(entry, dict) and isinstance(entry.get("dtype"), str):
+        shape, extent = _counts(entry.get("shape"), 8), _counts(entry.get("data_offsets"), 2)
+        if shape is not None and extent is not None and len(extent) == 2:
+            size = _SIZES.get(entry["dtype"])
+            if size is None or math.prod(shape) * size == extent[1] - extent[0]:
+                return entry["dtype"], shape, extent[0], extent[1]
+    got = f"a wrong header entry of {name[:120]}"
+    raise InputError(str(path), got, "type, shape and place of every tensor", "download it again")
+
+
+def _counts(value: Any, most: int) -> tuple[int, ...] | None:
+    """A list of at most `most` whole numbers, or None."""
+    right = isinstance(value, list) and len(value) <= most and all(type(one) is int and 0 <= one < 1 << 60 for one in value)
+    return tuple(value) if right else None

@@ -1,0 +1,27 @@
+"""Make a model of random weights, to be trained from nothing: the shape of the shipped one, a tokenizer of what is said.
+
+    svlm scratch films/matches.jsonl --out tiny-0
+
+Hugging Face layout: config, safetensors, tokenizer, pixel settings. Then `svlm train --config tiny_stage1 --model tiny-0`.
+"""
+
+from pathlib import Path
+
+from svlm_jax.cli.common import Parser
+from svlm_jax.cli.flags import SEEDS, whole
+from svlm_jax.data.annotation import parse_line
+from svlm_jax.data.records import Records
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("sources", nargs="+", type=Path, metavar="MATCHES.jsonl", help="annotations whose words it will know")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to make")
+    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of the weights (default 0)")
+    args = parser.parse_args()
+    from svlm_jax.touchline.scratch import scratch
+
+    records = Records(args.sources)
+    config = scratch(args.out, (parse_line(line, name) for name, line in records), seed=args.seed)
+    size = sum(path.stat().st_size for path in args.out.glob("*.safetensors"))
+    print(f"{config.text.vocab_size} tokens, {size / 4e6:.1f} M parameters -> {args.out}")

@@ -1,0 +1,170 @@
+"""Fine-tune on annotated windows of video.
+
+    svlm train --config sft_stage1 --run-dir RUN --data.paths train.jsonl
+    svlm train --config my_run.py --run-dir RUN --optimizer.learning-rate 2e-5     # any field; --help lists them
+    svlm train --config sft_stage1 --run-dir RUN --nproc 4                         # 4 processes on this machine
+    svlm train --config sft_stage1 --run-dir RUN --dry-run h100x8                  # does it fit? nothing is run
+
+--config is a name in configs/ or a Python file with a `config` in it. A run whose directory has checkpoints goes on from the
+newest. On a cluster start the same command on every host (docs/cluster.md). Exit codes: 0 done, 75 asked to stop and saved
+(start again), 70 hung, 2 bad input, 1 error.
+"""
+
+import argparse
+import contextlib
+import importlib
+import importlib.util
+import io
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from svlm_jax.cli.common import Parser, cache_flag, check_attention, keep_programs
+from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
+
+PREEMPTED = 75  # EX_TEMPFAIL: schedulers start such a job again
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def read(name: str) -> Any:
+    """The `config` of a file, or of a name in configs/.
+
+    Raises:
+        InputError: no such file, or no TrainConfig in it.
+    """
+    from svlm_jax.train.config import TrainConfig
+
+    known = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+    if name in known:
+        found = getattr(_ours(name), "config", None)
+    elif name.endswith(".py") and Path(name).is_file():
+        spec = importlib.util.spec_from_file_location("run_config", name)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found = getattr(module, "config", None)
+    else:
+        raise InputError("--config", name, f"a Python file, or one of {', '.join(known)}", "check the name")
+    if not isinstance(found, TrainConfig):
+        raise InputError("--config", f"{name} without a TrainConfig named `config`", "one", "see configs/sft_stage1.py")
+    return found
+
+
+def _ours(name: str) -> Any:
+    """A module of configs/, which Python looks for in the current folder first."""
+    import configs
+
+    places = [Path(place).resolve() for place in getattr(configs, "__path__", [])]
+    if CONFIGS.resolve() not in places:
+        found = getattr(configs, "__file__", None) or next(map(str, places), "a module")
+        remedy = f"start elsewhere, or give --config {CONFIGS / name}.py"
+        raise InputError("configs", f"{found}, which hides the recipes of svlm-jax", str(CONFIGS), remedy)
+    return importlib.import_module(f"configs.{name}")
+
+
+def parse(config: Any, flags: list[str], program: str) -> Any:
+    """The config with the flags' values in it; what is wrong with them in one line, where tyro draws a box."""
+    try:
+        import tyro
+    except ImportError:
+        raise InputError("svlm train", "no tyro", "the train extra", "pip install 'svlm-jax[train]'") from None
+
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(type(config), default=config, args=flags, prog=program)
+    except SystemExit as end:
+        if end.code:
+            line = " ".join(re.sub(r"[─-╿]", " ", told.getvalue()).split())
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(end.code)
+
+
+def main() -> None:
+    first = Parser(description=__doc__, add_help=False, allow_abbrev=False)
+    first.add_argument("--config", help="a name in configs/, or a Python file")
+    cache_flag(first)
+    first.add_argument("--nproc", type=int, default=1, help="processes on this machine (default 1)")
+    first.add_argument("--devices-each", type=int, help="virtual CPU devices of each process")
+    first.add_argument("--dry-run", metavar="TOPOLOGY", help="compile for h100x8, v5p-64 ...: does it fit? nothing is run")
+    own, rest = first.parse_known_args()
+    if own.config is None:
+        if {"-h", "--help"} & set(rest):
+            first.print_help()
+            return
+        raise InputError("--config", "nothing", "a name in configs/ or a file", "see --help")
+    config = parse(read(own.config), rest, f"svlm train --config {own.config}")
+    if own.nproc > 1:
+        from svlm_jax.cluster.local import spawn
+
+        kept = [] if own.compile_cache is None else ["--compile-cache", own.compile_cache]
+        given = ["svlm_jax.cli", "train", "--config", own.config, *kept, *rest]
+        sys.exit(spawn(own.nproc, given, devices_each=own.devices_each))
+    if own.dry_run:
+        from svlm_jax.train.dry_run import report
+
+        report(config, own.dry_run)
+        return
+    train(config, own)
+
+
+class Screen:
+    """What a run says, on stderr: on a terminal steps move a bar, elsewhere each is a line."""
+
+    def __init__(self, chief: bool) -> None:
+        self.chief, self.bar = chief, None
+
+    def __call__(self, line: str) -> None:
+        if not self.chief:  # all hosts are told of all
+            return
+        step = re.match(r"step (\d+)/(\d+): (.*)", line)
+        if not sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+            return
+        from tqdm import tqdm
+
+        if step is None:
+            tqdm.write(line, file=sys.stderr)
+            return
+        self.bar = self.bar or tqdm(total=int(step[2]), initial=int(step[1]) - 1, unit=" steps")
+        self.bar.set_postfix_str(step[3], refresh=False)
+        self.bar.update(int(step[1]) - self.bar.n)
+
+
+def train(config: Any, own: argparse.Namespace) -> None:
+    """The run on this process's share of the devices; `own`: flags of the command."""
+    from svlm_jax.cluster import distributed
+
+    if not config.run_dir:  # "" would be the current folder, and a file of that name in it ours
+        raise InputError("run_dir", "nothing", "a directory for checkpoints and metrics", "set --run-dir")
+    local_path(config.run_dir, "--run-dir")
+
+    distributed.initialize()
+    import jax
+    from jax.experimental import multihost_utils
+
+    from svlm_jax.pretrained import local_directory
+    from svlm_jax.train.loop import Preempted
+    from svlm_jax.train.run import trainer
+
+    chief, marker = jax.process_index() == 0, Path(config.run_dir) / "preempted"
+    if chief:
+        marker.unlink(missing_ok=True)
+    say = Screen(chief)
+    try:
+        check_attention(config.attention)
+        kept = keep_programs(own)
+        runner = trainer(config, local_directory(config.model), say=say, stop=multihost_utils.reached_preemption_sync_point)
+        say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.steps} steps of {config.batch} samples")
+        say(f"compiling; the first step comes after that{f' (kept in {kept} for the next start)' if kept else ''} ...")
+        runner.run()
+    except Preempted as told:
+        say(f"asked to stop: {told}; start again and the run goes on")
+        if chief:
+            marker.touch()
+        distributed.leave(PREEMPTED)
+    except Exception as error:
+        distributed.fail(error)
+    say(f"done: svlm convert {config.run_dir} DIR exports it")

@@ -1,0 +1,192 @@
+"""Make films of the generated ball game, with their annotations.
+
+    svlm world --out films --seeds 0:8 --seconds 7200     # films/match_0.mp4 .. match_7.mp4, films/matches.jsonl
+    svlm world --out one --seeds 1000000 --seconds 60 --fps 25 --size 960x640 --test
+
+Then `svlm windows films/matches.jsonl --out train.jsonl`. Seeds from 1,000,000 on are for testing: --test films them.
+"""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svlm_jax.cli.common import Parser, Progress
+from svlm_jax.cli.flags import real, whole
+from svlm_jax.cli.progress import span
+from svlm_jax.data import records
+from svlm_jax.data.annotation import Annotation
+from svlm_jax.data.windows import record
+from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
+from svlm_jax.touchline.commentary import QUESTIONS
+from svlm_jax.touchline.film import HELD_OUT, annotate, play, write
+from svlm_jax.touchline.match import LEAD, Kind, Moment, Rules, World
+from svlm_jax.touchline.render import Renderer
+
+# Measured on one core: milliseconds of a picture, the first alone and the second for each pixel; of a second that is played
+# without pictures; bytes of a pixel in a film.
+FILMED, PLAYED, STORED = (7.0, 7e-5), 1.0, 0.07
+
+
+def main() -> None:
+    parser = Parser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into; made if need be")
+    parser.add_argument("--seeds", default="0:8", metavar="A[:B]", help="a seed, or all from A to below B (default 0:8)")
+    parser.add_argument("--seconds", type=whole(1), default=600, metavar="S", help="length of a film (default 600)")
+    parser.add_argument("--fps", type=real(0.01, 1000), default=2.0, help="frames a second (default 2, what a model looks at)")
+    parser.add_argument("--size", default="336x224", metavar="WxH", help="pixels (default 336x224)")
+    parser.add_argument("--questions", type=real(0, 1), default=0.0, metavar="SHARE", help="of seconds that have a question")
+    parser.add_argument("--ask", nargs="+", choices=QUESTIONS, default=[*QUESTIONS], help="which questions (default: all)")
+    parser.add_argument(
+        "--rules",
+        choices=[*Rules],
+        type=Rules,
+        default=Rules.MATCH,
+        help="practice: more goals; drill: goals only, one after another",
+    )
+    parser.add_argument("--words-only", action="store_true", help="an index alone: of films that are there, or for words alone")
+    parser.add_argument("--keep", action="store_true", help="films that are there stay: go on after a stop")
+    parser.add_argument("--test", action="store_true", help="films of held-out seeds")
+    parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
+    parser.add_argument("--jobs", type=whole(1, 1024), default=os.cpu_count() or 1, help="films at a time (default: CPUs)")
+    parser.add_argument("--index", default="matches.jsonl", metavar="NAME.jsonl", help="annotations (default matches.jsonl)")
+    parser.add_argument("--sheet", action="store_true", help="one picture instead: OUT/world.png, a scene of each kind")
+    args = parser.parse_args()
+    local_path(args.out, "--out")
+    if args.sheet:
+        sheet(args.out / "world.png", _size(args.size))
+        return
+    seeds = _seeds(args.seeds, args.test)
+    index = args.out / args.index
+    films = [] if args.words_only or args.keep else [_name(args, seed) for seed in seeds]
+    for path in (index, records.seeks_path(index), *films):
+        if path.exists():
+            raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
+    make = partial(_film, args=args, size=_size(args.size))
+    args.out.mkdir(parents=True, exist_ok=True)
+    print(_plan(args, seeds), file=sys.stderr, flush=True)
+    made = _together(make, seeds, args)
+    records.write(index, (record(annotation) for annotation in made))
+    size = sum(path.stat().st_size for path in map(partial(_name, args), seeds) if path.exists())
+    words = sum(len(annotation.words) for annotation in made)
+    print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")
+
+
+def _plan(args: argparse.Namespace, seeds: range) -> str:
+    """What is about to be done, in one line; times are those of one CPU core of 2 for each film at a time."""
+    todo = [seed for seed in seeds if not (args.words_only or (args.keep and _name(args, seed).exists()))]
+    width, height = _size(args.size)
+    pictures = len(todo) * args.seconds * args.fps
+    each = FILMED[0] + FILMED[1] * width * height
+    at_a_time = min(args.jobs, len(seeds), os.cpu_count() or 1)
+    spent = (pictures * each + len(seeds) * args.seconds * PLAYED) / 1000 / at_a_time
+    what = f"{len(todo)} films of {span(args.seconds)}" if todo else f"{len(seeds)} games of {span(args.seconds)}, words alone"
+    there = f" ({len(seeds) - len(todo)} are there)" if todo and len(todo) < len(seeds) else ""
+    room = f", {pictures * width * height * STORED / 1e6:.0f} MB" if todo else ""
+    return f"{what}{there}, {args.jobs} at a time: about {span(spent)}{room} in {args.out}"
+
+
+def _together(make: Callable[[int], Annotation], seeds: range, args: argparse.Namespace) -> list[Annotation]:
+    """The films, several at a time; says how far all of them are, while the first is drawn too."""
+    context, made = multiprocessing.get_context("spawn"), []
+    drawn, total = context.Value("q", 0), len(seeds) * args.seconds
+    progress = Progress("write" if args.words_only else "draw", "seconds of film")
+    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the children inherit: Ctrl-C is for this process to tell
+    try:
+        pool = context.Pool(min(args.jobs, len(seeds)), _begin, (drawn,))
+    finally:
+        signal.signal(signal.SIGINT, heard)
+    with pool:
+        results = pool.imap(make, seeds)
+        while len(made) < len(seeds):
+            with suppress(multiprocessing.TimeoutError):
+                made.append(results.next(timeout=1))
+            progress(max(min(drawn.value, total - 1), len(made) * args.seconds), total)
+    return made
+
+
+_drawn: Any = None  # in a child: seconds that all of them have drawn
+
+
+def _begin(drawn: Any) -> None:
+    global _drawn
+    _drawn = drawn
+
+
+def _count(seconds: int) -> None:
+    if _drawn is not None and seconds:
+        with _drawn.get_lock():
+            _drawn.value += seconds
+
+
+def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
+    """Draw a scene of each kind, five in a row, and one more with a look that is held out."""
+    from PIL import Image
+
+    draw, unseen = (Renderer(seed, *size, look) for look in (False, True))
+    first: dict[Kind, Moment] = {}
+    for moment in World(seed).moments():
+        if moment.time - moment.since >= LEAD:
+            first.setdefault(moment.scene, moment)
+        if len(first) == len(Kind) - 1:  # a ball that is won is no scene
+            break
+    pictures = [*(draw(first[kind]) for kind in Kind if kind in first), unseen(first[Kind.PLAY])]
+    pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % 5)
+    rows = [np.concatenate(pictures[at : at + 5], axis=1) for at in range(0, len(pictures), 5)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
+    print(f"{len(pictures)} scenes -> {path}")
+
+
+def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Annotation:
+    path = _name(args, seed)
+    if args.words_only or (args.keep and path.exists()):
+        world = play(seed, args.seconds, args.rules)
+        _count(args.seconds)
+    else:
+        counted = 0
+
+        def progress(pictures: int) -> None:
+            nonlocal counted
+            seconds = int(pictures / args.fps)
+            _count(seconds - counted)
+            counted = seconds
+
+        looks = {"size": size, "unseen": args.unseen, "rules": args.rules}
+        world = write(path, seed, seconds=args.seconds, fps=args.fps, progress=progress, **looks)
+    return annotate(world, path.name, args.seconds, args.questions, args.ask)
+
+
+def _name(args: argparse.Namespace, seed: int) -> Path:
+    return args.out / f"{args.rules}_{seed}.mp4"
+
+
+def _seeds(text: str, test: bool) -> range:
+    first, _, last = text.partition(":")
+    if not (first.isdigit() and (last or first).isdigit()):
+        raise InputError("--seeds", repr(text), "a number, or two with a colon between", "for example 0:8")
+    seeds = range(int(first), int(last) if last else int(first) + 1)
+    if not seeds:
+        raise InputError("--seeds", repr(text), "the smaller number first", "for example 0:8")
+    if (seeds[0] >= HELD_OUT) != test or (seeds[-1] >= HELD_OUT) != test:
+        expected = f"seeds {'from' if test else 'below'} {HELD_OUT}"
+        raise InputError("--seeds", repr(text), expected, "with --test they are held out, without it they are for training")
+    return seeds
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 28):
+        raise InputError("--size", repr(text), "WIDTHxHEIGHT, 28 pixels or more", "for example 336x224")
+    if int(width) % 2 or int(height) % 2:
+        raise InputError("--size", repr(text), "even sides", "for example 336x224")
+    return int(width), int(height)

@@ -1,0 +1,1 @@
+"""Processes: from the environment to `jax.distributed`, and several of them on one machine."""

@@ -1,0 +1,203 @@
+"""Images, videos and words to a Sample: the tokenizer and pixel settings of a checkpoint directory. Host side, never jax."""
+
+import math
+import mimetypes
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from svlm_jax.config import ModelConfig
+from svlm_jax.data.batch import Clip, Sample
+from svlm_jax.data.chat import Tokenizer, Turn, encode
+from svlm_jax.errors import InputError
+from svlm_jax.files import read_json, refuse_stand_in
+from svlm_jax.media.image import as_frames, load_image
+from svlm_jax.media.pixels import QWEN_IMAGE, STREAM_FRAME, PixelConfig, preprocess
+from svlm_jax.media.video import read_video
+from svlm_jax.spans import temporal_step
+
+STREAMING = "streaming_config.json"
+PREPROCESSOR, VIDEO_PREPROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
+NESTED = "processor_config.json"  # where transformers 5 puts both
+TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them makes a tokenizer
+TOKENIZER_BYTES = 1 << 25  # of a file; Qwen's largest has 11 MB
+# Pixels of all frames of a video that is asked about (not streamed), as qwen-vl-utils shares them out: 115,200 tokens.
+VIDEO_PIXELS = 115_200 * 28 * 28
+# What travels with the weights: copied on conversion, looked for on loading.
+FILES = (
+    "generation_config.json",
+    STREAMING,
+    *TOKENIZER,
+    "tokenizer_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+    "chat_template.jinja",
+    PREPROCESSOR,
+    VIDEO_PREPROCESSOR,
+    NESTED,
+)
+
+
+class Processor:
+    """Turns what a user has into what the model takes."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, image: PixelConfig, video: PixelConfig) -> None:
+        self.config, self.tokenizer, self.image_config, self.video_config = config, tokenizer, image, video
+
+    @classmethod
+    def from_directory(cls, directory: str | Path, config: ModelConfig) -> "Processor":
+        """Read the tokenizer and the pixel settings of a checkpoint.
+
+        Images follow its processor_config.json (transformers 5), else its preprocessor_config.json, else Qwen's. Frames of
+        video have StreamingVLM's bounds, whatever transformers wrote for them, unless they are smaller there (`frame_bounds`)
+        or `frame` of streaming_config.json says otherwise.
+
+        Raises:
+            InputError: a file that is missing or wrong, or is another model's.
+        """
+        directory = Path(directory)
+        tokenizer = load_tokenizer(directory)
+        _check_tokenizer(tokenizer, config, directory)
+        image, video = _pixels(directory, PREPROCESSOR), _pixels(directory, VIDEO_PREPROCESSOR)
+        for one, source in ((image, PREPROCESSOR), (video, VIDEO_PREPROCESSOR)):
+            _check_patches(one, config, str(directory / source))
+        return cls(config, tokenizer, image or QWEN_IMAGE, _frame(directory, video))
+
+    def image(self, source: Any) -> Clip:
+        """An image (path, PIL image or uint8 array [H, W, 3]) as patches."""
+        return Clip(*preprocess(load_image(source)[None], self.image_config))
+
+    def video(
+        self,
+        source: Any,
+        *,
+        fps: float | int = 2.0,
+        start: float | int = 0.0,
+        duration: float | int | None = None,
+        levels: bool = False,
+    ) -> Clip:
+        """A video file, or a sequence of frames already taken at `fps`, as patches; `levels`: see `preprocess`. Of a long one
+        (more than 300 frames of 720p) frames are made smaller, so that all of them fit (`VIDEO_PIXELS`)."""
+        if isinstance(source, str | Path):
+            frames, _, fps = read_video(source, fps=fps, start=start, duration=duration)
+        else:
+            frames = as_frames(source)
+        patches, grid = preprocess(frames, shared_out(self.video_config, len(frames)), levels=levels)
+        vision = self.config.vision
+        return Clip(patches, grid, temporal_step(vision.tokens_per_second, vision.temporal_patch_size, fps), video=True)
+
+    def open(self, source: Any, **video: Any) -> Clip:
+        """An image or a video, whichever `source` is: a sequence is a video, a file goes by its name (images are those that
+        mimetypes calls so, animated GIF apart)."""
+        if isinstance(source, str | Path):
+            kind = mimetypes.guess_type(str(source))[0] or ""
+            still = kind.startswith("image/") and kind != "image/gif"
+        else:
+            still = not isinstance(source, Sequence) and getattr(source, "ndim", 3) == 3
+        return self.image(source) if still else self.video(source, **video)
+
+    def prompt(self, text: str, *clips: Clip, system: str | None = None) -> Sample:
+        """One user turn, clips first, ready to be replied to."""
+        turns = [Turn("user", (*clips, text))]
+        if system is not None:
+            turns.insert(0, Turn("system", (system,)))
+        return encode(turns, self.tokenizer, self.config)
+
+
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint directory, through transformers.
+
+    Raises:
+        InputError: no tokenizer, or one that does not load.
+    """
+    directory = Path(directory)
+    if not any((directory / name).is_file() for name in TOKENIZER):
+        raise InputError(str(directory), "no tokenizer.json or vocab.json", "a tokenizer", "copy the tokenizer files there")
+    for path in (directory / name for name in FILES):
+        if path.is_file():
+            refuse_stand_in(path, "a tokenizer or processor file")
+            if path.stat().st_size > TOKENIZER_BYTES:
+                expected = f"at most {TOKENIZER_BYTES} bytes"
+                raise InputError(str(path), f"{path.stat().st_size} bytes", expected, "copy Qwen's file again")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        tokenizer.decode(tokenizer.encode("a", add_special_tokens=False), skip_special_tokens=True)
+        return tokenizer
+    except BaseException as error:  # whatever is wrong in the files; the Rust part panics, which is no Exception
+        if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
+            raise
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        got = f"a tokenizer that does not load ({reason})"
+        raise InputError(str(directory), got, "Qwen's files", "copy them again") from None
+
+
+def frame_bounds(file: PixelConfig | None) -> PixelConfig:
+    """Of a video's frame: StreamingVLM's bounds on pixels, for the original resizes to them before the processor does, and no
+    more than the file says. A file that asks for less than StreamingVLM's least is of a small model: its bounds hold."""
+    if file is None:
+        return STREAM_FRAME
+    largest = min(file.max_pixels, STREAM_FRAME.max_pixels)
+    least = STREAM_FRAME.min_pixels if STREAM_FRAME.min_pixels <= largest else file.min_pixels
+    return replace(file, min_pixels=least, max_pixels=largest)
+
+
+def shared_out(config: PixelConfig, frames: int) -> PixelConfig:
+    """The bounds of each of `frames` frames of one video, which share `VIDEO_PIXELS`; a patch spans `temporal_patch_size` of
+    them."""
+    pairs = math.ceil(frames / config.temporal_patch_size)
+    largest = max(VIDEO_PIXELS // max(pairs, 1), config.factor**2)
+    return replace(config, min_pixels=min(config.min_pixels, largest), max_pixels=min(config.max_pixels, largest))
+
+
+def _frame(directory: Path, file: PixelConfig | None) -> PixelConfig:
+    """The bounds of a frame, `frame` of streaming_config.json applied."""
+    config, path = frame_bounds(file), directory / STREAMING
+    own = read_json(path, "streaming settings").get("frame", {}) if path.is_file() else {}
+    if not isinstance(own, dict) or (own.keys() - {"min_pixels", "max_pixels"}):
+        raise InputError(f"{path} frame", repr(own), "min_pixels and max_pixels", "mend the file")
+    return PixelConfig.from_dict(config.to_dict() | own, source=f"{path} frame") if own else config
+
+
+def _pixels(directory: Path, name: str) -> PixelConfig | None:
+    """The settings of one kind of picture: of transformers 5's one file, else of the file called `name`, if there is any."""
+    kind = "image_processor" if name == PREPROCESSOR else "video_processor"
+    for path, key in ((directory / NESTED, kind), (directory / name, None)):
+        if path.exists() or path.is_symlink():
+            settings: Any = read_json(path, "a preprocessor config")
+            if key is None or settings.get(key) is not None:
+                where = f"{path} {key}" if key else str(path)
+                return PixelConfig.from_dict(settings[key] if key else settings, source=where)
+    return None
+
+
+def _check_patches(pixels: PixelConfig | None, config: ModelConfig, source: str) -> None:
+    """Refuse pictures that are cut otherwise than the model's config.json says."""
+    vision = config.vision
+    wanted = {
+        "patch_size": vision.patch_size,
+        "merge_size": vision.spatial_merge_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+    }
+    for name, value in wanted.items() if pixels else ():
+        if getattr(pixels, name) != value:
+            raise InputError(
+                f"{source} {name}", getattr(pixels, name), f"{value}, as in config.json", "use the model's own file"
+            )
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, directory: Path) -> None:
+    """Refuse a tokenizer of another model: one without Qwen's chat marks, or with ids that the model has no embedding for."""
+    marks = [mark for mark in ("<|im_start|>", "<|im_end|>") if len(tokenizer.encode(mark, add_special_tokens=False)) != 1]
+    if marks:
+        raise InputError(str(directory), f"a tokenizer without {marks[0]}", "Qwen's", "use the model's own tokenizer")
+    largest = max(len(tokenizer) - 1, *tokenizer.get_added_vocab().values(), 0)
+    if largest >= config.text.vocab_size:
+        expected = f"ids below vocab_size {config.text.vocab_size}"
+        raise InputError(str(directory), f"a tokenizer with ids up to {largest}", expected, "use the model's own tokenizer")

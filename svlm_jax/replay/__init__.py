@@ -1,0 +1,1 @@
+"""Recordings of the original code, replayed through the real engine."""

@@ -1,0 +1,150 @@
+"""A model to be trained from nothing: a tokenizer made from what annotations say, random weights, the Hugging Face layout.
+
+Owns the shape of the shipped model and how first weights are drawn. Units: pixels of a frame.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from svlm_jax.checkpoint import convert, huggingface
+from svlm_jax.config import CLIP_MEAN, CLIP_STD, ModelConfig, TextConfig, VisionConfig
+from svlm_jax.data.annotation import Annotation
+from svlm_jax.data.chat import SYSTEM_PROMPT
+from svlm_jax.errors import InputError
+from svlm_jax.model.vlm import Parameters, shapes
+
+TEXT = TextConfig(0, 192, 512, 4, 3, 3, rms_norm_eps=1e-6, mrope_section=(8, 12, 12), rope_theta=10_000.0)
+VISION = VisionConfig(3, 128, 320, 4, 192, fullatt_block_indexes=(2,), tokens_per_second=2)
+PIXELS = (168 * 112, 168 * 112)  # of a frame, least and most: 6 x 4 tokens a second of 3:2 video
+# How it streams unless told otherwise: the previous text it was trained with, as text alone; greedy. A third of the seconds of
+# frames it was trained with: what was said is nearer then (docs/world.md).
+STREAMING = {
+    "stream": {"vision_window": 8, "sink": 64, "slide": 576, "moved": "computed"},
+    "sampling": {"temperature": 0.0, "repetition_penalty": 1.0},
+}
+VOCABULARY = 640  # tokens at most, markup among them
+MARKUP = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
+)
+_PADS = ("bos_token_id", "pad_token_id")
+# As Qwen's, but the time text of a turn is in few tokens, and the two digits of a score are tokens of two kinds, " 2" and "-1":
+# which is whose need not be learned.
+_PIECES = (
+    r"Time=|\.0-|\.0s|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|-\p{N}| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def scratch(target: str | Path, annotations: Iterable[Annotation], *, seed: int = 0) -> ModelConfig:
+    """Write a model of random weights, with a tokenizer of the words in `annotations`; the directory appears whole or not.
+
+    Raises:
+        InputError: a target that exists; nothing is said.
+    """
+    with convert.whole(target) as draft:
+        ids, size = _tokenizer(draft, texts(annotations))
+        config = ModelConfig(
+            replace(TEXT, vocab_size=size),
+            VISION,
+            image_token_id=ids["<|image_pad|>"],
+            video_token_id=ids["<|video_pad|>"],
+            vision_start_token_id=ids["<|vision_start|>"],
+            vision_end_token_id=ids["<|vision_end|>"],
+            tie_word_embeddings=True,
+            dtype="float32",
+            param_dtype="float32",
+            hf_extra=json.dumps(
+                {"text_config": {"eos_token_id": ids["<|im_end|>"], **dict.fromkeys(_PADS, ids["<|endoftext|>"])}}
+            ),
+        )
+        _processor(draft)
+        (draft / "streaming_config.json").write_text(json.dumps(STREAMING, indent=1))
+        huggingface.write(draft, config, drawn(config, seed))
+    return config
+
+
+def texts(annotations: Iterable[Annotation]) -> Iterator[str]:
+    """All that is said and asked, and the words of the chat format, over and over as a stream does."""
+    frame = ("system", SYSTEM_PROMPT, "previous text", "user", "assistant", "\n", "Time=0.0-1.0s", " ...")
+    for annotation in annotations:
+        yield annotation.query
+        yield "".join(f" {word.text}" for word in annotation.words)
+        for question in annotation.questions:
+            yield from (question.text, f" {question.text}", question.answer)
+        yield from frame
+
+
+def drawn(config: ModelConfig, seed: int) -> Parameters:
+    """Random parameters: matrices keep the size of what goes through them, what is added to the residual counts for less the
+    more layers there are; norms are 1, biases 0."""
+    values: Parameters = {}
+    for number, (path, leaf) in enumerate(sorted(shapes(config).items())):
+        key = jax.random.fold_in(jax.random.key(seed), number)
+        depth = config.vision.depth if path.startswith("vision.") else config.text.num_hidden_layers
+        if path.endswith("scale"):
+            values[path] = jnp.ones(leaf.shape, leaf.dtype)
+        elif path.endswith("bias"):
+            values[path] = jnp.zeros(leaf.shape, leaf.dtype)
+        else:
+            ins = leaf.shape[1] if path == "text.embedding" else np.prod(leaf.shape[: 2 if ".out." in path else 1])
+            scale = float(ins) ** -0.5 * ((2 * depth) ** -0.5 if ".out." in path or "s.mlp.down" in path else 1.0)
+            values[path] = (scale * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
+    return values
+
+
+def _tokenizer(directory: Path, said: Iterator[str]) -> tuple[dict[str, int], int]:
+    """Byte-level BPE with Qwen's names for markup; the ids of the markup, and how many tokens there are."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    made = Tokenizer(models.BPE())
+    pieces = pre_tokenizers.Split(Regex(_PIECES), "isolated")
+    made.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(MARKUP), initial_alphabet=alphabet, show_progress=False)
+    made.train_from_iterator(said, trainer)
+    if made.get_vocab_size() <= len(alphabet):
+        raise InputError("annotations", "no words", "at least one", "check the file")
+    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in MARKUP])
+    whole = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(MARKUP[1:]),
+        clean_up_tokenization_spaces=False,
+    )
+    whole.save_pretrained(directory)
+    vocabulary = whole.get_vocab()
+    return {name: vocabulary[name] for name in MARKUP}, len(vocabulary)
+
+
+def _processor(directory: Path) -> None:
+    least, most = PIXELS
+    pixels = {
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "min_pixels": least,
+        "max_pixels": most,
+        "size": {"shortest_edge": least, "longest_edge": most},
+        "merge_size": VISION.spatial_merge_size,
+        "patch_size": VISION.patch_size,
+        "temporal_patch_size": VISION.temporal_patch_size,
+        "processor_class": "Qwen2_5_VLProcessor",
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+    }
+    for name, changes in (("preprocessor", {}), ("video_preprocessor", {"image_processor_type": "Qwen2VLVideoProcessor"})):
+        (directory / f"{name}_config.json").write_text(json.dumps(pixels | changes, indent=1, sort_keys=True))

@@ -1,0 +1,95 @@
+"""Claims about `benchmarks findings`: what it compares, and that the truth gets full marks from it."""
+
+import argparse
+import json
+from dataclasses import replace
+
+import pytest
+
+from svlm_jax.config import StreamConfig
+from svlm_jax.errors import InputError
+from svlm_jax.touchline import commentary, findings
+from svlm_jax.touchline.film import HELD_OUT, play
+from svlm_jax.touchline.judge import facts_at
+
+SECONDS = 900
+USUAL = StreamConfig(sink=256, slide=256)
+
+
+@pytest.fixture
+def told(tmp_path):
+    """The truth as a stream that was watched."""
+    world = play(HELD_OUT, SECONDS)
+    events, questions = world.events, findings.asked(world, SECONDS)
+    truth: dict[int, list[str]] = {}
+    for word in commentary.words(events):
+        truth.setdefault(int(word.start), []).append(word.text)
+    path = tmp_path / findings.variants(USUAL, {})[0].file("weights", HELD_OUT, SECONDS)
+    with path.open("w") as file:
+        for second in range(SECONDS):
+            question = questions.get(second, "")
+            answer = commentary.answer(question, facts_at(events, second), "") if question else ""
+            text = f"{answer}\n{' '.join(truth.get(second, []))}"
+            file.write(json.dumps({"second": second, "text": text, "question": question, "ms": 1.0, "slots": 9}) + "\n")
+    return {HELD_OUT: path}
+
+
+def test_variants_differ_from_the_usual_in_one_thing_and_have_files_of_their_own():
+    made = findings.variants(USUAL, {"no overlap": "DIR"})
+    assert len({one.file("", 0, 700) for one in made}) == len(made) and {one.group for one in made} == set(findings.GROUPS)
+    for one in made[1:]:
+        changed = [name for name in vars(USUAL) if getattr(one.stream, name) != getattr(USUAL, name)]
+        assert set(changed) <= {"sink", "slide"} or len(changed) == 1 or one.model
+    assert made[0].file("", 0, 700) != made[0].file("other weights", 0, 700)
+    assert made[0].file("", 0, 700) != findings.variants(replace(USUAL, slide=9), {})[0].file("", 0, 700)
+    full = next(one for one in made if one.name == "full attention")
+    assert made[0].file("", 0, 600) != made[0].file("", 0, 700) and full.file("", 0, 600) == full.file("", 0, 700)
+    windows = {one.stream.vision_window for one in made if one.group == "vision window"}
+    assert windows == {1, 4, 8, 32} and USUAL.vision_window == 16
+
+
+def test_the_truth_gets_full_marks(told):
+    bins, scores, lines = findings._judged(told, SECONDS)
+    row = findings._row(findings.variants(USUAL, {})[0], bins, scores, lines)
+    assert len(bins) == 2 and len(lines) == SECONDS
+    for name in (
+        "F1",
+        "F1 first 10 min",
+        "F1 last 10 min",
+        "scores right",
+        "scores told",
+        "answers right",
+        "silence precision",
+    ):
+        assert row[name] == "1.000", name
+    other = [line | {"text": line["text"].replace("Reds", "Blues")} for line in lines]
+    assert findings._same(lines, lines) == 1 and 0.5 < findings._same(other[:600], lines) < 1
+    assert all(part.startswith("0/") for part in row["new mistakes"].split(", ")) and len(scores) > 20
+    assert sum(tally.asked for tally in bins) == SECONDS // findings.ASK_EVERY
+
+
+def test_questions_wait_until_their_answer_has_been_said():
+    world = play(HELD_OUT + 1, 7200)  # a game in which some must wait
+    questions = findings.asked(world, 7200)
+    assert len(questions) == 7200 // findings.ASK_EVERY
+    assert not any(commentary.unsaid(world.events, second) for second in questions)
+    assert any(second % findings.ASK_EVERY != findings.ASK_EVERY - 1 for second in questions)
+
+
+def test_what_is_found_is_drawn(told, tmp_path):
+    pytest.importorskip("matplotlib")
+    made = findings.variants(USUAL, {})
+    bins, _, _ = findings._judged(told, SECONDS)
+    findings.draw(dict.fromkeys(made[:6], bins), tmp_path / "findings.svg")
+    assert (tmp_path / "findings.svg").read_text().count('<g id="axes_') == 3 * len(findings.DRAWN)
+
+
+@pytest.mark.parametrize(
+    "flags", (["--seconds", "0"], ["--seeds", "0"], ["--others", "bad"], ["--others", "=DIR"], ["--only", "x"])
+)
+def test_bad_flags_are_one_line_before_anything_is_loaded(flags, tmp_path):
+    made = argparse.ArgumentParser()
+    findings.flags(made)
+    with pytest.raises(InputError, match=f"^{flags[0]}: got "):
+        findings.bench(made.parse_args(["--scratch", str(tmp_path / "scratch"), *flags]))
+    assert not (tmp_path / "scratch").exists()

@@ -1,0 +1,287 @@
+"""Claims about training windows: every word once, the previous text of a stream, which seconds, and the command."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from svlm_jax.data.annotation import Annotation, Question, Word, parse, training_turns
+from svlm_jax.data.chat import opening
+from svlm_jax.data.records import Records, seeks_path
+from svlm_jax.data.windows import cut, record
+from svlm_jax.errors import InputError
+from svlm_jax.media.processor import load_tokenizer
+from svlm_jax.pretrained import SHIPPED
+from tests.support import FIXTURES, ROOT
+
+RECORDING = json.loads((FIXTURES / "sft" / "sft_24s.json").read_text())["annotation"]
+
+
+def video(words=(), questions=(), previous="", start=0.0, end=60.0) -> Annotation:
+    return Annotation(
+        "a.mp4", start, end, "q", previous, tuple(Word(*w) for w in words), tuple(Question(*q) for q in questions)
+    )
+
+
+def windows(annotation: Annotation, **options) -> list[Annotation]:
+    return [parse(one) for one in cut(annotation, **options)]
+
+
+def spans(annotation: Annotation, **options) -> list[tuple[float, float]]:
+    return [(window.start, window.end) for window in windows(annotation, **options)]
+
+
+def said(annotation: Annotation) -> str:
+    """The words of all replies, as they are written."""
+    return "".join(turn.reply.removeprefix("\n").removesuffix(" ...") for turn in training_turns(annotation))
+
+
+def text(words) -> str:
+    return "".join(f" {word.text.strip()}" for word in words)
+
+
+# --- where windows are ---
+
+
+def test_windows_overlap_and_the_last_one_ends_with_the_video():
+    assert spans(video(end=60)) == [(0, 24), (12, 36), (24, 48), (36, 60)]
+    assert spans(video(end=61)) == [(0, 24), (12, 36), (24, 48), (36, 60)]  # a second is below `shortest`
+    assert spans(video(end=62)) == [(0, 24), (12, 36), (24, 48), (36, 60), (48, 62)]
+    assert spans(video(end=61), shortest=1) == [(0, 24), (12, 36), (24, 48), (36, 60), (48, 61)]
+    assert spans(video(end=60), stride=24) == [(0, 24), (24, 48), (48, 60)]
+    assert spans(video(end=49), stride=24) == [(0, 24), (24, 48)]
+    assert spans(video(start=100, end=110)) == [(100, 110)]
+
+
+def test_windows_are_of_whole_seconds():
+    assert spans(video(start=12.5, end=40.9), stride=24) == [(13, 37), (37, 40)]
+    assert spans(video(start=12.0, end=36.0 - 1e-9)) == [(12, 36)]
+    assert all(isinstance(second, int) for pair in spans(video(end=61.5)) for second in pair)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"window": 0}, "window: got 0, expected a whole number of seconds"),
+        ({"window": 24.0}, "window: got 24.0, expected a whole number"),
+        ({"stride": -1}, "stride: got -1"),
+        ({"stride": 25}, "stride: got 25, expected at most 24, the window; words between windows would be lost"),
+        ({"shortest": 0.5}, "shortest: got 0.5, expected 1 to 24"),
+        ({"shortest": float("nan")}, "shortest: got nan"),
+        ({"shown": 25}, "shown: got 25, expected 1 to 24 (the window) seconds, or 0: all"),
+        ({"window": 3, "stride": 3, "shortest": 4}, "shortest: got 4, expected 1 to 3"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_once(options, said):
+    with pytest.raises(InputError) as error:
+        cut(video(), **options)
+    assert said in str(error.value)
+
+
+def test_a_video_without_a_window_is_refused():
+    with pytest.raises(InputError, match=r"x\.jsonl:3: got 4\.5 to 6\.9 s, expected at least 2 whole seconds"):
+        cut(video(start=4.5, end=6.9), source="x.jsonl:3")
+
+
+def test_only_the_last_seconds_of_windows_are_shown():
+    some = windows(video(end=34), shown=8)
+    assert [(one.start, one.end, one.hidden, one.shown) for one in some] == [(0, 24, 16, 8), (12, 34, 14, 8)]
+    assert [one.shown for one in windows(replace(video(end=34), video=None), shown=8)] == [0, 0]
+    with pytest.raises(InputError, match="annotation: got video_hidden 3, expected a video that is shown whole"):
+        cut(replace(video(), hidden=3))
+
+
+# --- what is said in them ---
+
+
+def test_a_window_is_given_what_ends_in_it_and_what_was_said_before():
+    words = [(0, 1, "a"), (1, 12, "b"), (11, 12.5, " c "), (23, 24, "d"), (24, 24.1, "e")]
+    questions = [(12, "early?", "x"), (12.1, "in?", "y"), (24, "last?", "z"), (36.1, "late?", "w")]
+    first, second = windows(video(words, questions, previous="before", end=36))
+    assert (first.previous, text(first.words)) == ("before", " a b c d")
+    assert (second.previous, text(second.words)) == ("before a b", " c d e")
+    assert [question.text for question in second.questions] == ["in?", "last?"]
+    assert (second.video, second.query) == ("a.mp4", "q")
+
+
+def test_silent_windows_are_kept():
+    assert [window.words for window in windows(video(end=48))] == [(), (), ()]
+
+
+def test_a_record_comes_back_from_its_annotation():
+    annotation = parse(RECORDING)
+    assert parse(record(annotation)) == annotation
+    asked = video([(1, 2, "a")], [(3, "who?", "me")])
+    assert parse(json.loads(json.dumps(record(asked)))) == asked
+
+
+def test_previous_text_is_that_of_a_stream_whose_replies_have_moved_there():
+    """Token for token, but for the newlines that open replies."""
+    tokenizer = load_tokenizer(FIXTURES / "processor")
+    annotation = video([(0, 1, "goal"), (1.2, 1.5, "red"), (2, 3, "team")], end=26)
+    moved = [
+        tokenizer.encode(turn.reply.removeprefix("\n").removesuffix(" ..."), add_special_tokens=False)
+        for turn in training_turns(annotation)
+    ]
+    start = opening("", tokenizer).ids
+    stream = np.concatenate([start[:-2], *moved, start[-2:]])
+    last = windows(annotation, stride=24)[-1]
+    np.testing.assert_array_equal(opening(last.previous, tokenizer).ids, stream)
+
+
+def test_as_streamed_the_newlines_and_answers_are_there_too():
+    """Token for token with a tokenizer that keeps newlines apart, as the shipped one does."""
+    tokenizer = load_tokenizer(SHIPPED["touchline"])
+    annotation = video(
+        [(0, 1, "Reds"), (1.2, 1.5, "pass."), (9, 10, "Wide!")], [(3.5, "Who scored first?", "Nobody yet.")], end=26
+    )
+    moved = [
+        tokenizer.encode(turn.reply.removesuffix(" ..."), add_special_tokens=False)
+        for turn in training_turns(annotation, as_streamed=True)
+    ]
+    assert [len(one) for one in moved[:5]] == [2, 3, 1, 4, 1]
+    start = opening("", tokenizer).ids
+    last = windows(annotation, stride=24, as_streamed=True)[-1]
+    np.testing.assert_array_equal(opening(last.previous, tokenizer).ids, np.concatenate([start[:-2], *moved[:24], start[-2:]]))
+    odd = video([(99, 99.9, "v"), (101, 102, "w")], [(99.7, "who?", "me")], "p", start=99.5, end=126.5)
+    first, other = windows(odd, stride=24, as_streamed=True)
+    assert (first.previous, other.start, other.previous) == ("p v", 124, "p v\n\n w" + 22 * "\n")
+
+
+times = st.integers(0, 400).map(lambda tenths: tenths / 10)
+spoken = st.lists(
+    st.tuples(times, st.integers(0, 30).map(lambda tenths: tenths / 10), st.text("ab '", max_size=3)), max_size=25
+)
+
+
+def in_order(entries) -> list[Word]:
+    begins, ends = sorted(begin for begin, _, _ in entries), sorted(begin + length for begin, length, _ in entries)
+    return [Word(*word) for word in zip(begins, ends, (text for _, _, text in entries), strict=True)]
+
+
+@settings(deadline=None)
+@given(entries=spoken, start=st.sampled_from([0.0, 0.1, 3, 12.5]), end=st.sampled_from([24, 31.7, 36.0, 40]))
+@example(entries=[(0, 3.0, "a"), (1, 5.0, "b")], start=3, end=24)
+def test_without_overlap_every_word_is_said_exactly_once(entries, start, end):
+    words = in_order(entries)
+    found = windows(video(words, previous="p", start=start, end=end), window=6, stride=6, shortest=1)
+    first, last = math.ceil(start), math.floor(end)
+    assert found[0].previous == "p" + text(word for word in words if word.end <= first)
+    assert "".join(said(window) for window in found) == text(word for word in words if first < word.end <= last)
+    assert [window.end for window in found[:-1]] == [window.start for window in found[1:]] and found[-1].end == last
+
+
+@settings(deadline=None)
+@given(entries=spoken, window=st.integers(2, 30), part=st.integers(1, 30), start=st.sampled_from([0, 0.1, 12.5]))
+def test_previous_text_and_own_words_are_all_that_was_said_up_to_the_end(entries, window, part, start):
+    words = in_order(entries)
+    for one in windows(video(words, previous="p", start=start, end=40), window=window, stride=min(part, window)):
+        assert one.previous + said(one) == "p" + text(word for word in words if word.end <= one.end)
+        assert one.seconds == one.end - one.start <= window
+
+
+# --- the command ---
+
+
+def command(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    line = [sys.executable, "-m", "launch.windows", *map(str, args)]
+    return subprocess.run(line, capture_output=True, text=True, env=env, cwd=cwd, check=False)
+
+
+@pytest.fixture
+def long(tmp_path) -> Path:
+    """Two videos, and between them a broken line and one without a window."""
+    match = video([(n, n + 0.5, f"w{n}") for n in range(30)], end=60)
+    lines = [json.dumps(record(match)), "[broken", json.dumps(record(video(end=1))), json.dumps(record(video(end=24)))]
+    (tmp_path / "long.jsonl").write_text("\n".join(lines))
+    return tmp_path / "long.jsonl"
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_command_writes_windows_and_tells_what_it_left_out(long, tmp_path):
+    result = command("long.jsonl", "--out", "train.jsonl", "--stride", 24, "--max-bad", 2, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "4 records, 4 windows, 84 s, words in 36% of the seconds -> train.jsonl\n"
+    told = result.stderr.splitlines()
+    assert len(told) == 2
+    assert told[0].startswith("left out long.jsonl:2: record: got broken JSON")
+    assert told[1].startswith("left out long.jsonl:3: record: got 0 to 1 s")
+    found = [parse(json.loads(record.line)) for record in Records([tmp_path / "train.jsonl"])]
+    assert [(one.start, one.end) for one in found] == [(0, 24), (24, 48), (48, 60), (0, 24)]
+    assert seeks_path(tmp_path / "train.jsonl").is_file()
+
+
+def test_only_windows_in_whose_words_something_is_said(long, tmp_path):
+    options = ("--out", "some.jsonl", "--stride", 8, "--window", 8, "--max-bad", 2, "--saying", "w1[67]")
+    result = command("long.jsonl", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = [parse(json.loads(record.line)) for record in Records([tmp_path / "some.jsonl"])]
+    assert [(one.start, one.end) for one in found] == [(16, 24)] and found[0].previous.endswith(" w15")
+
+
+def test_only_windows_in_which_something_is_said_long_after_it_was_said_before(long, tmp_path):
+    """Said in the seconds 1, 2, 15 and 16: only 15 comes late, whichever window the one before it is in."""
+    options = ("--window", 8, "--stride", 8, "--max-bad", 2, "--saying", "w[12]( |$)|w1[56]", "--apart", 13)
+    result = command("long.jsonl", "--out", "far.jsonl", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    found = [parse(json.loads(record.line)) for record in Records([tmp_path / "far.jsonl"])]
+    assert [(one.start, one.end) for one in found] == [(8, 16)]
+
+
+def test_only_each_nth_window_is_kept(long, tmp_path):
+    for name, every in (("all", 1), ("third", 3)):
+        result = command(
+            "long.jsonl", "--out", f"{name}.jsonl", "--window", 8, "--stride", 8, "--max-bad", 2, "--every", every, cwd=tmp_path
+        )
+        assert result.returncode == 0, result.stderr
+    whole, some = ([record.line for record in Records([tmp_path / f"{name}.jsonl"])] for name in ("all", "third"))
+    assert len(some) > 1 and some == whole[2::3]
+
+
+def test_more_bad_records_than_allowed_are_all_told_and_nothing_is_written(long, tmp_path):
+    result = command("long.jsonl", "--out", "train.jsonl", "--max-bad", 1, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stdout == "" and "Traceback" not in result.stderr
+    starts = ("left out long.jsonl:2: ", "left out long.jsonl:3: ", "error: --max-bad: got 2 bad records, expected at most 1")
+    assert all(line.startswith(start) for line, start in zip(result.stderr.splitlines(), starts, strict=True))
+    assert left(tmp_path) == ["long.jsonl"]
+
+
+REFUSED = {
+    "neither": ([], "error: --out and --tfds: got neither"),
+    "window": (["--out", "x.jsonl", "--window", 0], "error: window: got 0"),
+    "stride": (["--out", "x.jsonl", "--stride", 30], "error: stride: got 30"),
+    "words": (["--tfds", "x", "--words-only"], "error: --words-only: got with --tfds"),
+    "shown": (["--out", "x.jsonl", "--words-only", "--shown", 8], "error: --words-only: got with --shown"),
+    "fps": (["--tfds", "x", "--fps", 2.5], "error: fps: got 2.5, expected a whole number of frames a second"),
+    "max-bad": (["--out", "x.jsonl", "--max-bad", -1], "error: --max-bad: got -1"),
+    "every": (["--out", "x.jsonl", "--every", 0], "error: --every: got 0, expected 1 or more; 1 keeps all windows"),
+    "apart": (["--out", "x.jsonl", "--apart", 40], "error: --apart: got 40, expected 0 or more seconds, with --saying"),
+    "saying": (["--out", "x.jsonl", "--saying", "("], "error: --saying: got '(', expected a regular expression"),
+    "suffix": (["--out", "x.json"], "error: annotations x.json: got the suffix '.json'"),
+    "itself": (["--out", "long.jsonl"], "error: long.jsonl: got something that exists already"),
+    "its seeks": (["--out", "old.jsonl"], "error: old_seeks.jsonl: got something that exists already"),
+    "directory": (["--tfds", "."], "error: .: got something that exists already"),
+    "source": (["no.jsonl", "--out", "x.jsonl"], "error: annotations no.jsonl: got no such file"),
+}
+
+
+@pytest.mark.parametrize(("args", "said"), REFUSED.values(), ids=REFUSED.keys())
+def test_bad_flags_are_one_line_before_any_work(long, tmp_path, args, said):
+    (tmp_path / "old_seeks.jsonl").write_text("[0]")
+    result = command("long.jsonl", *args, cwd=tmp_path)
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.startswith(said) and len(result.stderr.splitlines()) == 1
+    assert left(tmp_path) == ["long.jsonl", "old_seeks.jsonl"]

@@ -1,0 +1,61 @@
+"""Claims about svlm_jax.decode.detokenize: words that come token by token are those of the reply, and whole characters."""
+
+import numpy as np
+import pytest
+
+from svlm_jax.decode.detokenize import Detokenizer, shown
+from svlm_jax.media.processor import load_tokenizer
+
+TEXTS = (
+    "\n Welcome to the Emerald Cup. ...",
+    "Go 🏆 你好 é ⚽!",  # every character of several tokens
+    "\n ...",  # a reply of nothing
+    "...",
+    "He waits ... and scores ...",
+    "a .. ..",
+    "a  b \n c ... .",
+    "🏆 ...",
+    "",
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(processor_dir):
+    return load_tokenizer(processor_dir)
+
+
+def parts(tokenizer, ids):
+    words = Detokenizer(tokenizer)
+    return [*(words.add(token) for token in ids), words.flush()]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_words_that_come_token_by_token_are_those_of_the_reply(tokenizer, text):
+    """Else what a viewer of --tokens reads is not what the captions say."""
+    ids = tokenizer.encode(text + "<|im_end|>", add_special_tokens=False)
+    came = parts(tokenizer, ids)
+    assert "".join(came) == shown(ids, tokenizer) == text.removesuffix(" ...").strip()
+    assert not any("\ufffd" in part for part in came)
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_reply_that_is_cut_anywhere_ends_with_a_whole_character(tokenizer, text):
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    for length in range(len(ids) + 1):
+        came = parts(tokenizer, ids[:length])
+        assert "".join(came) == shown(ids[:length], tokenizer)
+        assert "\ufffd" not in shown(ids[:length], tokenizer)
+
+
+def test_any_ids_at_all_come_as_they_are_shown(tokenizer):
+    """A model at a high temperature says bytes that are no text."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        ids = rng.integers(0, len(tokenizer), rng.integers(1, 21)).tolist()
+        assert "".join(parts(tokenizer, ids)) == shown(ids, tokenizer)
+
+
+def test_words_are_shown_as_soon_as_they_are_whole(tokenizer):
+    ids = tokenizer.encode("The ball goes to the red goal", add_special_tokens=False)
+    came = parts(tokenizer, ids)
+    assert came[-1] == "" and sum(map(bool, came)) > len(ids) // 2

@@ -1,0 +1,184 @@
+"""Live sources as they are in the world: clocks that restart and jump, damage, connections that end, and passwords."""
+
+import itertools
+import socket
+import warnings
+
+import numpy as np
+import pytest
+
+from svlm_jax.errors import InputError
+from svlm_jax.media import sources
+from svlm_jax.media.sources import StreamSource, open_source
+from tests.support.films import BLUE, GREEN, RED, av, camera, film, plain, recording, seen
+
+DAY, WRAP = 86400.0, 2**33 / 90000
+
+
+def watched(data, *, fps=2, each=0.1, head=b"", scheme="tcp", most=200, **more):
+    """(chunks, source) of a live source; its packets come `each` seconds apart by our clock, at once by the wall's."""
+    with camera(data, head) as port:
+        source = open_source(f"{scheme}://127.0.0.1:{port}/live", fps=fps, **more)
+        assert isinstance(source, StreamSource) and source.live
+        now = itertools.count()
+        source.clock = lambda: next(now) * each  # pyright: ignore[reportAttributeAccessIssue]
+        with source:
+            return list(itertools.islice(source, most)), source
+
+
+def told(chunks):
+    return [chunk.note for chunk in chunks if chunk.note]
+
+
+@pytest.mark.parametrize(
+    "starts, way",
+    [
+        ((0, DAY), "forward by"),
+        ((DAY, 0), "jump"),
+        ((100, 60), "back by"),
+        ((0, 76 * 60), "forward by"),
+        ((83 * 60, 0), "jump"),
+    ],
+    ids=["a day on", "a day back", "back 40 s", "76 minutes on", "83 minutes back"],
+)
+def test_a_live_clock_that_jumps_goes_on_from_the_last_picture(tmp_path, starts, way):
+    """Else hours of a frozen picture are made up, or nothing is said until the clock comes by again."""
+    data = recording(tmp_path, (RED, 4, starts[0]), (GREEN, 4, starts[1]))
+    chunks, _ = watched(data)
+    assert [chunk.start for chunk in chunks] == list(range(8))
+    assert seen(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 8 + "G" * 8
+    (note,) = told(chunks)
+    assert way in note and "what follows is joined" in note
+    assert [chunk.number for chunk in chunks if chunk.note] == [4]
+
+
+def test_a_live_clock_that_wraps_at_33_bits_is_no_jump(tmp_path):
+    """A transport stream does so every 26.5 hours."""
+    pictures = [plain(RED)] * 40 + [plain(GREEN)] * 40
+    data = film(tmp_path / "v.ts", pictures, 10, form="mpegts", shift=WRAP - 4, options={"g": "5"}).read_bytes()
+    chunks, _ = watched(data)
+    assert seen(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 8 + "G" * 8 and not told(chunks)
+
+
+def test_a_camera_that_restarts_twenty_times_is_watched_for_all_it_showed(tmp_path):
+    data = recording(tmp_path, *((colour, 2, 0) for colour in (RED, GREEN) * 10))
+    chunks, _ = watched(data)
+    assert len(chunks) == 40 and len(told(chunks)) == 19
+    assert seen(np.concatenate([chunk.frames for chunk in chunks])) == ("RRRRGGGG") * 10
+
+
+@pytest.mark.parametrize("gap, each", [(5, 0.1), (30, 30.0)], ids=["short", "confirmed by when it came"])
+def test_a_camera_that_stalls_leaves_its_picture_standing(tmp_path, gap, each):
+    """Time that passed is no jump: a chunk must not be named by an earlier second than the wall's."""
+    data = recording(tmp_path, (RED, 2, 0), (GREEN, 2, 2 + gap))
+    chunks, _ = watched(data, each=each)
+    assert len(chunks) == 4 + gap and not told(chunks)
+    assert seen(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 2 * (2 + gap) + "GGGG"
+
+
+def test_a_jump_that_when_it_came_does_not_confirm_is_no_time(tmp_path):
+    data = recording(tmp_path, (RED, 2, 0), (GREEN, 2, 32))
+    chunks, _ = watched(data, each=0.1)
+    assert len(chunks) == 4 and len(told(chunks)) == 1
+
+
+def test_live_damage_is_left_out_and_told_once(tmp_path):
+    """A camera over a bad radio link is watched on, and its viewers are not told of every packet."""
+    data = bytearray(recording(tmp_path, (RED, 4, 0), (GREEN, 4, 4)))
+    for at in range(len(data) // 3, len(data) // 2, 188):
+        data[at + 4 : at + 188] = bytes(184)  # the payload alone
+    chunks, source = watched(bytes(data))
+    assert 7 <= len(chunks) <= 8 and seen(chunks[-1].frames) == "GG"
+    assert source.ending == "the source has ended"
+
+
+def test_damage_alone_is_given_up_after_a_while(tmp_path):
+    """Packets of which none can be decoded must not look like a quiet scene for ever."""
+    with camera(recording(tmp_path, (RED, 30, 0))) as port, open_source(f"tcp://127.0.0.1:{port}/live") as source:
+        assert isinstance(source, StreamSource)
+        now, reader = itertools.count(), source.reader
+        source.clock = lambda: next(now) / 10  # pyright: ignore[reportAttributeAccessIssue]
+
+        class Broken:
+            def __init__(self, codec):
+                self.codec, self.count = codec, 0
+
+            def decode(self, packet):
+                self.count += packet is not None
+                if self.count > 50:
+                    raise av.error.InvalidDataError(1, "broken")
+                return self.codec.decode(packet)
+
+        reader.codec = Broken(reader.codec)
+        with pytest.warns(UserWarning, match="damaged packets are left out"):
+            chunks = list(source)
+    assert len(chunks) == 5 and source.ending == "nothing could be decoded for 10 s"
+
+
+def test_an_http_source_that_simply_ends_has_ended_and_loses_no_picture(tmp_path):
+    """`broke off: Input/output error` is no way to say that a programme is over."""
+    pictures = [plain(RED)] * 28 + [plain(GREEN)] * 2
+    data = film(tmp_path / "v.ts", pictures, 10, form="mpegts", options={"g": "5", "bf": "2"}).read_bytes()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n\r\n"
+    chunks, source = watched(data, fps=10, head=head, scheme="http")
+    assert source.ending == "the source has ended"
+    assert len(chunks) == 3 and seen(chunks[-1].frames) == "R" * 8 + "GG" and not told(chunks)
+
+
+def test_a_connection_that_is_cut_in_mid_packet_gives_the_pictures_before(tmp_path):
+    data = recording(tmp_path, (RED, 3, 0))
+    chunks, _ = watched(data[: len(data) - 188 - 90], fps=10)
+    assert sum(len(chunk.frames) for chunk in chunks) == 30 and set(seen(chunks[-1].frames)) == {"R"}
+
+
+def test_a_camera_that_sends_pictures_without_time_stamps_goes_by_when_they_come(tmp_path):
+    """MJPEG: FFmpeg makes up 25 a second, and a camera of 5 would be watched five times too slowly."""
+    data = film(
+        tmp_path / "v.mjpeg", [plain(RED)] * 15 + [plain(GREEN)] * 15, 25, "mjpeg", "yuvj420p", form="mjpeg"
+    ).read_bytes()
+    chunks, _ = watched(data, each=0.2)
+    assert len(chunks) == 6 and "".join(seen(chunk.frames) for chunk in chunks) == "R" * 6 + "G" * 6
+
+
+SECRETS = [
+    "rtsp://viewer:s3cret@127.0.0.1:9/cam",
+    "rtsp://viewer:s3c/s3cret@127.0.0.1:9/cam",
+    "rtsp://viewer:a@s3cret@127.0.0.1:9/cam",
+    "http://127.0.0.1:9/live.m3u8?token=s3cret",
+    "http://127.0.0.1:9/live.m3u8?channel=1&X-Amz-Signature=s3cret#t=s3cret",
+    "http://127.0.0.1:9/live.m3u8?s3cret",
+    "rtsp://127.0.0.1:9/user=admin&password=s3cret&channel=1.sdp",
+    "rtmp://127.0.0.1:9/app;pw=s3cret",
+    "nosuch://viewer:s3cret@127.0.0.1:9/cam",
+    "rtsp:/viewer:s3cret@127.0.0.1:9/cam",
+    "viewer:s3cret@127.0.0.1/cam",
+]
+
+
+@pytest.mark.parametrize("address", SECRETS)
+def test_no_message_holds_the_password_of_an_address(address):
+    """Lines of stderr go into logs and bug reports."""
+    with pytest.raises(InputError) as error:
+        open_source(address)
+    message = str(error.value)
+    assert "s3cret" not in message and "***" in message and "\n" not in message and len(message) < 300
+
+
+def test_neither_name_nor_ending_nor_notes_hold_the_password(tmp_path):
+    data = recording(tmp_path, (RED, 2, 0), (BLUE, 2, 0))
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n\r\n"
+    with camera(data, head) as port, open_source(f"http://viewer:s3cret@127.0.0.1:{port}/v?key=s3cret") as source:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            chunks = list(source)
+        said = [source.name, source.ending, *told(chunks), *(str(one.message) for one in caught)]
+    assert len(chunks) == 4 and source.ending and not any("s3cret" in one for one in said)
+    assert source.name == f"http://***@127.0.0.1:{port}/v?key=***"
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "http", "tcp"])
+def test_a_host_that_never_answers_is_said_so(monkeypatch, scheme):
+    """`Immediate exit requested` says nothing to a user."""
+    monkeypatch.setattr(sources, "OPEN_TIMEOUT", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(InputError, match=r"no answer in 0\.3 s"):
+        open_source(f"{scheme}://127.0.0.1:{server.getsockname()[1]}/cam")

@@ -1,0 +1,194 @@
+"""Claims about what a processor makes of a checkpoint's files: the size of an image, of a frame of a stream and of a long
+video, and how words are chosen."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from svlm_jax import hf_config
+from svlm_jax.config import StreamConfig
+from svlm_jax.data.batch import collate
+from svlm_jax.decode.sampling import COMMENTARY, Sampling
+from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS
+from svlm_jax.media.pixels import CLIP_MEAN, CLIP_STD, STREAM_FRAME, PixelConfig
+from svlm_jax.media.processor import VIDEO_PIXELS, Processor, frame_bounds, shared_out
+from svlm_jax.settings import generation, streaming
+
+LARGE = 12_845_056  # pixels: what transformers writes into every video_preprocessor_config.json
+HD = np.zeros((2, 720, 1280, 3), np.uint8)
+
+
+def pixels(least: int, most: int, nested: bool = False) -> dict:
+    shared = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+    size = {"size": {"shortest_edge": least, "longest_edge": most}}
+    return shared | size | ({} if nested else {"min_pixels": least, "max_pixels": most})
+
+
+@pytest.fixture
+def directory(processor_dir, tmp_path):
+    """A tokenizer and no pixel settings, as far as they are not written there."""
+    for file in processor_dir.iterdir():
+        if "preprocessor" not in file.name:
+            shutil.copy(file, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def opened(directory, tiny_dir):
+    def open_(**files):
+        for name, content in files.items():
+            (directory / f"{name}.json").write_text(json.dumps(content))
+        return Processor.from_directory(directory, hf_config.read(tiny_dir))
+
+    return open_
+
+
+# --- frames ---
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"video_preprocessor_config": pixels(3136, LARGE)},
+        {"video_preprocessor_config": pixels(4 * 28 * 28, 16384 * 28 * 28, nested=True)},
+        {"processor_config": {"image_processor": pixels(3136, LARGE), "video_processor": pixels(3136, LARGE, nested=True)}},
+        {"preprocessor_config": pixels(3136, LARGE)},
+        {"processor_config": {"processor_class": "Qwen2_5_VLProcessor"}, "video_preprocessor_config": pixels(3136, LARGE)},
+    ],
+    ids=["published", "4.52", "size alone", "5", "images alone", "4.57"],
+)
+def test_a_frame_of_a_stream_has_the_size_of_the_paper_whoever_saved_the_checkpoint(opened, files):
+    """1196 tokens a second instead of 720: a slower stream, of pictures that the model was never trained on."""
+    processor = opened(**files)
+    assert (processor.video_config.min_pixels, processor.video_config.max_pixels) == (100 * 28 * 28, 768 * 28 * 28)
+    assert processor.video(HD).grid == (1, 40, 72)
+    assert processor.video(np.zeros((2, 2160, 3840, 3), np.uint8)).grid[1] * 28 * 28 < 4 * 768 * 28 * 28
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "bounds"),
+    [
+        (18816, 18816, (18816, 18816)),  # below the least of a stream: the file's own
+        (784, 50176, (784, 50176)),
+        (3136, 512 * 784, (100 * 784, 512 * 784)),  # smaller than a stream's largest: as much smaller
+        (256 * 784, LARGE, (100 * 784, 768 * 784)),
+    ],
+)
+def test_a_file_may_ask_for_smaller_frames_but_not_for_larger(least, most, bounds):
+    got = frame_bounds(replace(STREAM_FRAME, min_pixels=least, max_pixels=most))
+    assert (got.min_pixels, got.max_pixels) == bounds
+
+
+def test_streaming_config_json_says_what_a_frame_is_and_leaves_the_rest(opened, directory):
+    video = {"video_preprocessor_config": pixels(3136, LARGE)}
+    own = opened(**video, streaming_config={"frame": {"max_pixels": LARGE}}).video_config
+    assert (own.min_pixels, own.max_pixels, own.mean) == (100 * 28 * 28, LARGE, CLIP_MEAN)
+    assert streaming(directory) == (StreamConfig(), COMMENTARY)
+    own = opened(streaming_config={"frame": {"min_pixels": 784, "max_pixels": 784}, "stream": {"sink": None, "slide": None}})
+    assert own.video_config.max_pixels == 784 and own.video(HD).grid[1:] == (2, 2)
+    assert streaming(directory)[0].sink is None
+
+
+# --- images ---
+
+
+@pytest.mark.parametrize("files", ["preprocessor_config", "processor_config", "both"])
+def test_an_image_has_the_size_that_the_file_of_any_version_says(opened, files):
+    """12 x 20 patches, or twenty times the tokens of what the model was trained with."""
+    small, large = pixels(784, 50176), pixels(3136, LARGE)
+    written = {
+        "preprocessor_config": {"preprocessor_config": small},
+        "processor_config": {"processor_config": {"image_processor": small}},
+        "both": {"processor_config": {"image_processor": small}, "preprocessor_config": large},  # as transformers 5 reads them
+    }
+    assert opened(**written[files]).image(np.zeros((1080, 1920, 3), np.uint8)).grid == (1, 12, 20)
+
+
+# --- long videos ---
+
+
+@pytest.mark.parametrize(("frames", "tokens"), [(2, 720), (120, 60 * 720), (300, 150 * 720)])
+def test_a_short_video_is_not_made_smaller(frames, tokens):
+    bounds = shared_out(STREAM_FRAME, frames)
+    assert bounds == STREAM_FRAME
+    assert tokens <= TOKEN_BUCKETS[-1]
+
+
+@pytest.mark.parametrize("frames", [301, 400, 768, 5000, 10**6])
+def test_the_frames_of_a_long_video_share_what_the_model_can_take(frames):
+    """README's caption of a match would be refused after everything was decoded."""
+    bounds = shared_out(STREAM_FRAME, frames)
+    pairs = -(-frames // 2)
+    assert bounds.min_pixels <= bounds.max_pixels <= max(VIDEO_PIXELS // pairs, 28 * 28)
+    if frames <= 768:
+        assert pairs * bounds.max_pixels / 784 <= TOKEN_BUCKETS[-1] - 4096  # room for words
+        assert pairs * bounds.max_pixels / 196 <= PATCH_BUCKETS[-1]
+
+
+def test_a_video_that_was_too_long_now_fits_a_batch(opened, monkeypatch, tiny_dir):
+    from svlm_jax.media import processor as module
+
+    monkeypatch.setattr(module, "VIDEO_PIXELS", 60 * 784)  # so that few frames make a long video
+    processor = opened(video_preprocessor_config=pixels(784, 50176))
+    clip = processor.video(np.zeros((40, 200, 300, 3), np.uint8))
+    assert clip.grid[0] == 20 and clip.grid[1] * clip.grid[2] // 4 <= 3
+    inputs = collate([processor.prompt("What?", clip)], hf_config.read(tiny_dir).vision, side="left")
+    assert inputs.ids.shape[1] <= 256
+
+
+def test_a_minute_of_720p_fits_a_bucket():
+    assert 60 * 720 + 4096 <= TOKEN_BUCKETS[-1] == 131072
+    assert PATCH_BUCKETS[-1] >= 4 * VIDEO_PIXELS // 784
+
+
+# --- how words are chosen ---
+
+
+@pytest.mark.parametrize(
+    ("content", "sampling", "eos"),
+    [
+        (None, Sampling(), (435,)),
+        ({}, Sampling(), (435,)),
+        (
+            {"do_sample": True, "temperature": 1e-6, "repetition_penalty": 1.05, "eos_token_id": [5, 6], "top_k": 1},
+            Sampling(1e-6, 1, 1.0, 1.05),
+            (5, 6),
+        ),
+        ({"repetition_penalty": 1.05, "temperature": 0.7, "top_p": 0.8}, Sampling(0.0, 50, 0.8, 1.05), (435,)),
+        ({"do_sample": True}, Sampling(1.0, 50, 1.0, 1.0), (435,)),
+        ({"suppress_tokens": [3, 4], "temperature": None, "eos_token_id": 7}, Sampling(suppressed=(3, 4)), (7,)),
+    ],
+)
+def test_generation_config_json_means_what_it_means_to_transformers(tmp_path, tiny_dir, content, sampling, eos):
+    if content is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    assert generation(tmp_path, hf_config.read(tiny_dir)) == (sampling, eos)
+
+
+def test_what_is_not_done_of_generation_config_json_is_told(tmp_path, tiny_dir):
+    (tmp_path / "generation_config.json").write_text(json.dumps({"num_beams": 4, "min_length": 0, "min_p": None}))
+    with pytest.warns(UserWarning, match="num_beams is not done here"):
+        generation(tmp_path, hf_config.read(tiny_dir))
+
+
+def test_generate_follows_the_file_unless_told_otherwise_and_a_stream_does_not(tiny_dir, processor_dir, tmp_path):
+    """Qwen's files ask for a repetition penalty of 1.05: without it captions of some images never stop repeating."""
+    import svlm_jax
+
+    for source in (processor_dir, tiny_dir):
+        shutil.copytree(source, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"repetition_penalty": 4.0, "eos_token_id": 435}))
+    vlm = svlm_jax.from_pretrained(tmp_path)
+    assert vlm.generation == Sampling(repetition_penalty=4.0) and vlm.sampling == COMMENTARY
+    sample = vlm.processor.prompt("Hello", vlm.processor.image(np.zeros((60, 90, 3), np.uint8)))
+    by_file = vlm.generate([sample], max_new_tokens=16)
+    assert by_file == vlm.generate([sample], max_new_tokens=16, sampling=Sampling(repetition_penalty=4.0))
+    assert by_file != vlm.generate([sample], max_new_tokens=16, sampling=Sampling())
+
+
+def test_settings_survive_the_way_through_a_dictionary():
+    assert PixelConfig.from_dict(STREAM_FRAME.to_dict(), "x") == STREAM_FRAME

@@ -1,0 +1,336 @@
+"""What clients can do to the live page before and after they are let in, and what the others notice of it: nothing.
+
+Deadlines are parameters here: nothing depends on how fast this machine is.
+"""
+
+import errno
+import io
+import socket
+import struct
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.attack import PING, TEXT, frame, scan_bomb
+from svlm_jax.errors import InputError
+from svlm_jax.serve import connections, pictures
+from svlm_jax.serve.connections import Connections, group, room
+from svlm_jax.serve.limits import Limits
+from svlm_jax.serve.metrics import Metrics
+from svlm_jax.serve.pictures import Box, decoded
+from svlm_jax.serve.protocols import SLICE
+from tests.support.serving import Server, compiled, film, server, serving  # noqa: F401
+
+BOX = Box(168, 112)
+HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: "
+UPGRADE = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+
+
+# pictures
+
+
+def encoded(form: str, size: tuple[int, int] = (160, 120), mode: str = "RGB", **options) -> bytes:
+    levels = np.random.default_rng(0).integers(0, 255, (*size[::-1], 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(levels).convert(mode).save(out, form, **options)
+    return out.getvalue()
+
+
+def segment(marker: int, body: bytes = b"") -> bytes:
+    return bytes([0xFF, marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def moving(form: str) -> bytes:
+    more = [Image.new("RGB", (32, 32), (100 * n, 0, 0)) for n in range(3)]
+    out = io.BytesIO()
+    more[0].save(out, form, save_all=True, append_images=more[1:])
+    return out.getvalue()
+
+
+PNG_HEAD = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 2, 0, 0, 0))
+HUGE_PNG = PNG_HEAD[:8] + chunk(b"IHDR", struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)) + chunk(b"IEND", b"")
+LARGE_CANVAS = struct.pack("<4sI", b"VP8X", 10) + bytes(4) + b"\xff\x3f\x00\xff\x3f\x00"
+EXIF = Image.Exif()
+EXIF[0x010E] = "a picture " * 50
+COSTLY = {
+    "20,000 scans": (scan_bomb()[:240_000] + b"\xff\xd9", "more than 20 scans"),
+    "21 scans": (scan_bomb(21, 64, 64), "more than 20 scans"),
+    "arithmetic coding": (scan_bomb(1, 64, 64).replace(b"\xff\xc2", b"\xff\xc9"), "a rare kind"),
+    "lossless": (scan_bomb(1, 64, 64).replace(b"\xff\xc2", b"\xff\xc3"), "a rare kind"),
+    "two frames": (scan_bomb(1, 64, 64)[:-2] + scan_bomb(1, 9, 9)[2:], "a rare kind"),
+    "many comments": (b"\xff\xd8" + segment(0xFE) * 50_000 + encoded("JPEG")[2:], "segments"),
+    "nothing but fill": (b"\xff\xd8" + b"\xff" * 200_000, "no marker"),
+    "nothing but restarts": (b"\xff\xd8" + b"\xff\xd0" * 100_000 + b"\xff\xd9", "segments"),
+    "fill in a scan": (scan_bomb(1, 64, 64)[:-2] + b"\xff" * 200_000, "ends early"),
+    "no height": (scan_bomb(1, 64, 0), "ends early|no marker|segment|0 px|x0"),
+    "a scan without a frame": (b"\xff\xd8" + segment(0xDA, bytes(6)) * 9 + b"\xff\xd9", "before the frame"),
+    "a length beyond the end": (b"\xff\xd8\xff\xdb\xff\xff\x00", "damaged"),
+    "large JPEG": (encoded("JPEG", (2100, 1000), quality=1), "at most 2073600 px"),
+    "large PNG": (HUGE_PNG, "30000x30000 px"),
+    "many chunks": (PNG_HEAD + chunk(b"tEXt", b"") * 10_000, "chunks"),
+    "moving PNG": (moving("PNG"), "an animation"),
+    "moving WebP": (moving("WEBP"), "an animation"),
+    "moving GIF": (moving("GIF"), "another format"),
+    "large canvas": (encoded("WEBP")[:12] + LARGE_CANVAS + encoded("WEBP")[12:], "two sizes"),
+    "empty WebP": (b"RIFF\x04\x00\x00\x00WEBP", "no picture"),
+    "nothing": (b"", "nothing"),
+    "a JPEG's first bytes": (b"\xff\xd8", "ends early"),
+    "a PNG's first bytes": (PNG_HEAD[:8], "ends early"),
+}
+
+
+@pytest.mark.parametrize(("data", "wrong"), COSTLY.values(), ids=COSTLY.keys())
+def test_a_costly_picture_is_refused_before_a_pixel_is_decoded(data, wrong, monkeypatch):
+    """Else one picture of 249 kB holds a core for seconds and others lose captions."""
+    monkeypatch.setattr(pictures.Image, "open", lambda *_, **__: pytest.fail("it was given to the decoder"))
+    with pytest.raises(InputError, match=wrong):
+        decoded(data, Limits(), BOX)
+
+
+ORDINARY = {
+    "baseline": ("JPEG", {}),
+    "progressive": ("JPEG", {"progressive": True}),
+    "with restarts": ("JPEG", {"restart_marker_blocks": 1}),
+    "grey": ("JPEG", {"mode": "L"}),
+    "CMYK": ("JPEG", {"mode": "CMYK"}),
+    "full colour, comment, EXIF": ("JPEG", {"subsampling": 0, "comment": b"c" * 500, "exif": EXIF}),
+    "several pictures (MPO)": ("MPO", {"save_all": True, "append_images": [Image.new("RGB", (9, 9))]}),
+    "PNG": ("PNG", {}),
+    "PNG, palette": ("PNG", {"mode": "P"}),
+    "PNG, alpha": ("PNG", {"mode": "RGBA"}),
+    "WebP": ("WEBP", {}),
+    "WebP, lossless": ("WEBP", {"lossless": True}),
+    "WebP, alpha, EXIF": ("WEBP", {"mode": "RGBA", "exif": EXIF}),
+}
+
+
+@pytest.mark.parametrize(("form", "options"), ORDINARY.values(), ids=ORDINARY.keys())
+def test_an_ordinary_picture_is_what_it_was(form, options):
+    """What is left out of a file before it is decoded must not change a pixel, or cameras look wrong."""
+    data = encoded(form, **options)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(decoded(data, Limits(), Box(160, 120)), expected)
+
+
+# connections
+
+
+class Transport:
+    """One end of a connection that is not there."""
+
+    def __init__(self, address: str = "192.0.2.1") -> None:
+        self.address, self.closing, self.gone = address, False, False
+
+    def get_extra_info(self, name: str):
+        return (self.address, 1)
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def abort(self) -> None:
+        self.closing = self.gone = True
+
+
+class Now:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.second = 100.0
+
+    def __call__(self) -> float:
+        return self.second
+
+
+def ledger(**limits: int) -> tuple[Connections, Now]:
+    now = Now()
+    return Connections(Limits(**{"request": 10, "answer": 60, **limits}), Metrics(), timer=now), now
+
+
+def test_a_connection_has_a_deadline_for_all_it_does():
+    """Else half requests, a byte a second, and answers that nobody takes use up the open files of the server."""
+    every, now = ledger()
+    half, asked, socket_, deaf = (Transport() for _ in range(4))
+    for one in (half, asked, socket_, deaf):
+        assert every.enter(one)
+    every.answers(asked)
+    every.stays(socket_)
+    every.answers(deaf)
+    deaf.closing = True  # its answer waits in the kernel
+    now.second += 9.9
+    every.sweep()
+    assert not half.gone
+    now.second += 0.2
+    every.sweep()
+    assert half.gone and not asked.gone and every.metrics.value("svlm_refused_total", "late") == 1
+    now.second += 10
+    every.sweep()
+    assert deaf.gone and not asked.gone
+    now.second += 1000
+    every.sweep()
+    assert asked.gone and not socket_.gone and list(every.open) == [socket_]
+    every.exit(socket_)
+    assert not every.open and not every.by_address
+
+
+def test_half_open_connections_make_room_for_others():
+    """Else whoever opens enough of them locks everybody behind the same proxy out."""
+    every, _ = ledger(sockets_an_address=1)
+    most = every.limits.connections_an_address
+    crowd = [Transport() for _ in range(most)]
+    assert all(every.enter(one) for one in crowd)
+    every.stays(crowd[0])
+    assert every.enter(Transport()) and crowd[1].gone and not crowd[0].gone and not crowd[2].gone
+    for one in crowd[2:]:
+        every.stays(one)
+    last = next(one for one in every.open.values() if one.asking)
+    every.stays(last.transport)
+    late = Transport()
+    assert not every.enter(late) and late.gone and every.metrics.value("svlm_refused_total", "connections") == 2
+    assert every.enter(Transport("192.0.2.2"))
+
+
+def test_a_full_server_lets_those_go_that_take_most():
+    every, _ = ledger()
+    every.most = 5
+    many, one = [Transport("192.0.2.9") for _ in range(4)], Transport()
+    for transport in (one, *many):
+        every.enter(transport)
+    assert every.enter(Transport("192.0.2.3")) and many[0].gone and not one.gone
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("192.0.2.1", "192.0.2.2", False),
+        ("2001:db8::1", "2001:db8::ffff:2", True),  # a subscriber has all of a /64
+        ("2001:db8::1", "2001:db8:0:1::1", False),
+        ("::ffff:192.0.2.1", "192.0.2.1", True),
+        ("fe80::1%eth0", "fe80::2%eth0", True),
+        ("testclient", "testclient", True),
+    ],
+)
+def test_what_counts_as_one_address(one, other, same):
+    assert (group(one) == group(other)) == same
+
+
+def test_the_limit_of_open_files_is_raised_or_told(monkeypatch):
+    """Else the server accepts more than it has files for, and writes gigabytes about it."""
+    import resource
+
+    given = {"limit": (256, 4096)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: given["limit"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: given.update(limit=limit))
+    assert room(Limits(), used=50) == 400 and given["limit"][0] == 400 + 50 + connections.ACCEPTED + connections.RESERVED
+    given["limit"] = (200, 200)
+    assert room(Limits(), used=50) == 200 - 50 - connections.ACCEPTED - connections.RESERVED
+    given["limit"] = (80, 80)
+    with pytest.raises(InputError, match="ulimit -n"):
+        room(Limits(), used=50)
+
+
+def test_a_server_without_open_files_says_so_once(server, capsys):
+    for _ in range(1000):
+        context = {
+            "message": "socket.accept() out of system resource",
+            "exception": OSError(errno.EMFILE, "Too many open files"),
+        }
+        server.serving._failed(None, context)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["connections wait: Too many open files; raise ulimit -n"]
+
+
+def opened(server: Server, data: bytes, path: str = "") -> socket.socket:
+    raw = socket.create_connection(server.serving.bound.getsockname()[:2], timeout=20)
+    raw.sendall(data)
+    return raw
+
+
+def upgraded(server: Server) -> socket.socket:
+    head = f"GET /ws HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    raw = opened(server, head.encode())
+    assert raw.recv(12) == b"HTTP/1.1 101"
+    return raw
+
+
+def dropped(raw: socket.socket, every: bytes = b"") -> bool:
+    """Whether the other side lets go of it; meanwhile a byte is sent now and then."""
+    raw.settimeout(0.1)
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        try:
+            raw.sendall(every)
+            if not raw.recv(65536):
+                return True
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+    return False
+
+
+def test_whoever_does_not_finish_a_request_goes_and_others_are_served(compiled, film):
+    limits = Limits(request=0.8, sockets_an_address=8)
+    with serving(compiled, film, limits=limits) as server, server.viewer() as viewer:
+        viewer.hear("hello")
+        upgrade = f"GET /ws HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}".encode()
+        post = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
+        idle = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        raws = [opened(server, (HALF, upgrade, b"")[n % 3]) for n in range(100)]
+        slow = [(opened(server, start), drip) for start, drip in ((HALF, b"a"), (post, b"b"), (idle, b""), (idle, b"G"))]
+        assert server.get("/health")[0] == 200 and server.metric("svlm_connections") <= limits.connections_an_address
+        assert all(dropped(raw) for raw in raws) and all(dropped(raw, drip) for raw, drip in slow)
+        assert server.metric('svlm_refused_total{reason="connections"}') > 0
+        assert server.metric('svlm_refused_total{reason="late"}') > 0
+        assert server.metric("svlm_viewers") == 1
+        for raw in (*raws, *(raw for raw, _ in slow)):
+            raw.close()
+
+
+def test_a_socket_that_says_nothing_and_one_that_never_pongs_go(compiled, film):
+    with serving(compiled, film, limits=Limits(first_message=0.3)) as server, server.viewer() as silent:
+        assert silent.closed() == (1008, "nothing was said for 0.3 s")
+    with serving(compiled, film, limits=Limits(ping=0.2)) as server:
+        raw = upgraded(server)
+        raw.sendall(frame(TEXT, b'{"type": "leave"}'))
+        assert dropped(raw)
+        raw.close()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (frame(PING, b"x") * 2000, "pings"),
+        (frame(10, b"x") * 2000, "pings"),  # pongs that nobody asked for
+        (frame(TEXT, b'"', last=False) + frame(0, last=False) * 2000, "garbage"),
+    ],
+    ids=["pings", "pongs", "a message without end"],
+)
+def test_frames_that_cost_and_say_nothing_end_a_socket(server, data, reason):
+    name = f'svlm_refused_total{{reason="{reason}"}}'
+    before = server.hub.metrics.value("svlm_refused_total", reason)
+    raw = upgraded(server)
+    raw.sendall(data)
+    assert dropped(raw) and server.metric(name) == before + 1
+    raw.close()
+
+
+def test_messages_wait_in_the_client_not_in_the_server(server):
+    """Else small messages become large objects, and memory grows with what anybody cares to send."""
+    raw = upgraded(server)
+    message = frame(TEXT, b'{"type": "leave"}')
+    raw.sendall(message * 2000)
+    protocols = [one for one in list(server.serving.server.server_state.connections) if hasattr(one, "backlog")]
+    until = time.monotonic() + 10
+    while not any(one.backlog for one in protocols) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert any(one.backlog for one in protocols)
+    assert all(one.queue.qsize() <= SLICE // len(message) + 2 for one in protocols)
+    raw.close()

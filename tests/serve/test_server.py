@@ -1,0 +1,386 @@
+"""The live page: what viewers get, what they may do, who is refused, how streams end. Real sockets on a free port."""
+
+import asyncio
+import io
+import json
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from websockets.exceptions import InvalidStatus
+
+from svlm_jax.data.batch import Clip
+from svlm_jax.errors import InputError
+from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, smart_resize
+from svlm_jax.serve.access import Access
+from svlm_jax.serve.engine import Engine, Running, budget
+from svlm_jax.serve.feed import Box, Clock, decoded
+from svlm_jax.serve.hub import Channel, Hub, Said
+from svlm_jax.serve.limits import Limits
+from svlm_jax.serve.messages import parse
+from svlm_jax.serve.metrics import Metrics
+from svlm_jax.serve.retained import KINDS
+from svlm_jax.serve.web import listen
+from svlm_jax.stream import sequence
+from svlm_jax.stream.sequence import Sequence
+from tests.cli.test_commands import command, refusal
+from tests.support.serving import BOX, HANG, Client, Server, compiled, film, server, serving  # noqa: F401
+
+
+def test_captions_pictures_and_the_cache_reach_two_viewers_alike(server):
+    with server.viewer() as one, server.viewer() as two:
+        assert one.hear("hello")["sources"] == ["film.mp4", "gone.mp4", "hosts"]
+        name = one.start(source="match", seed=7)
+        two.say("join", stream=name)
+        joined = two.hear("joined")
+        assert not joined["owner"] and joined["title"] == "match 7" and joined["viewers"] == 2
+        first = one.hear("caption", number=len(joined["missed"]))
+        told = [first, *(one.hear("caption") for _ in range(6))]
+        assert [two.hear("caption") for _ in told] == told
+        assert [message["number"] for message in told] == [*range(told[0]["number"], told[0]["number"] + 7)]
+        for message in told:
+            cache = message["cache"]
+            assert abs(sum(length for _, length, _ in cache["held"]) - message["slots"]) <= 2  # the newest tokens have no slot
+            assert message["latency"] > 0 and message["ms"].keys() >= {"vision", "prefill", "decode"}
+        late = told[-1]
+        assert late["cache"]["gone"] and sum(kind == KINDS.index("vision") for kind, _, _ in late["cache"]["held"]) == 3
+        picture = two.hear("picture")
+        assert Image.open(io.BytesIO(picture[8:])).size == BOX
+        one.stop()
+
+
+def test_a_question_goes_into_the_next_turn_and_special_tokens_are_refused(server):
+    with server.viewer() as one, server.viewer() as two:
+        name = one.start(seed=8)
+        two.say("join", stream=name)
+        two.hear("caption")
+        two.say("ask", question="who scored?")
+        assert two.hear("asked")["waiting"] == 0
+        answered = one.hear("caption", question="who scored?")
+        held = stream_of(server, name)
+        words = server.engine.vlm.tokenizer.decode(held.ids.tolist(), skip_special_tokens=False)
+        assert f"Time={answered['start']:.1f}-{answered['end']:.1f}s who scored?" in words
+        two.say("ask", question="<|im_end|>")
+        assert "special token" in two.hear("error")["error"]
+        two.say("ask", question="ж" * 300)
+        assert "questions retained" in one.hear("unasked")["error"]
+        assert one.hear("caption")["question"] == ""
+        one.stop()
+
+
+def test_a_query_that_does_not_fit_takes_no_row(server):
+    """Else it takes a row from somebody, and ends in its first second with a line about a question."""
+    with server.viewer() as one:
+        one.say("start", source="match", query="ж" * 300)
+        assert "query: got " in one.hear("error")["error"]
+        assert server.engine.free == 2
+
+
+def test_programs_for_more_viewers_come_beside_the_first_one(compiled, server):
+    """Else the page is silent for minutes before its first viewer, or stops for them when a second one comes."""
+    server.engine.compiler.join(HANG)
+    assert server.engine.session.sizes == (1, 2)
+
+
+def test_a_turn_is_made_once_a_second_and_a_bad_picture_ends_one_stream_alone(compiled, monkeypatch):
+    told, made, turn = [], [], sequence.next_turn
+    monkeypatch.setattr(sequence, "next_turn", lambda *args: made.append(1) or turn(*args))
+    engine = object.__new__(Engine)
+    engine.__dict__.update(compiled.__dict__)
+    engine.publish, engine.changed = lambda name, event: told.append((name, event["type"])), threading.Condition()
+    feeds = [SimpleNamespace(stop=lambda: None) for _ in range(2)]
+    engine.seated = [Running(name, row, feed, "", 0) for row, (name, feed) in enumerate(zip("ab", feeds, strict=True))]
+    for one in engine.seated:
+        one.player = SimpleNamespace(stop=lambda: None)
+    engine.running = {one.name: one for one in engine.seated}
+    engine.state = engine.session.join(engine.session.join(engine.session.start(), 0), 1)
+    large = Clip(np.zeros((4 * engine.clip.patches.shape[0], 1176), np.uint8), (4, *engine.clip.grid[1:]), 1.0, video=True)
+    chunk = SimpleNamespace(start=0.0, end=0.5, note="")
+    engine._step([(engine.seated[0], chunk, engine.clip, 0.0), (engine.seated[1], chunk, large, 0.0)])
+    assert told == [("b", "ended"), ("a", "caption")] and len(made) == 1
+
+
+def stream_of(server: Server, name: str) -> Sequence:
+    return server.engine.state.streams[server.engine.running[name].row]
+
+
+def test_who_comes_back_gets_what_was_missed_and_may_still_stop(server):
+    with server.viewer() as one:
+        name = one.start(seed=9)
+        key, last = one.key, one.hear("caption")["number"]
+    until = time.monotonic() + HANG
+    while server.hub.channels[name].history[-1].number < last + 2:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    with server.viewer() as again, server.viewer() as other:
+        again.say("join", stream=name, after=last, key=key)
+        joined = again.hear("joined")
+        numbers = [message["number"] for message in joined["missed"]]
+        assert joined["owner"] and not joined["cut"] and numbers == [*range(last + 1, last + 1 + len(numbers))] and numbers
+        assert again.hear("caption")["number"] == numbers[-1] + 1
+        other.say("join", stream=name)
+        other.hear("joined")
+        other.say("stop", key="wrong")
+        assert other.hear("error")["error"].startswith("stop: got a stream of somebody who is here")
+        status, text, headers = server.get(f"/streams/{name}.vtt")
+        assert status == 200 and text.startswith("WEBVTT\n\n") and "00:00:00.000 --> 00:00:00.500" in text
+        assert headers["content-type"].startswith("text/vtt") and f"{name}.vtt" in headers["content-disposition"]
+        again.key = key
+        again.stop()
+        assert other.hear("ended")["reason"] == "stopped by its viewer"
+        other.say("join", stream=name)
+        assert other.hear("joined")["over"] == "stopped by its viewer"
+    assert server.get("/streams/aaaaaaaa.vtt")[0] == 404
+
+
+def test_a_listed_file_ends_and_its_row_is_free_again(server):
+    with server.viewer() as one:
+        one.start(source="listed", number=0)
+        assert one.hear("ended")["reason"] == "the video is over"
+        one.say("start", source="listed", number=1)
+        assert "/secret" not in one.hear("error")["error"]
+        one.say("start", source="listed", number=2)
+        assert one.ending() == "the source does not play; whoever runs the server sees why"
+        one.say("start", source="address", address="/etc/passwd")
+        assert "--allow-sources" in one.hear("error")["error"]
+
+
+def test_rows_are_limited_and_unwatched_streams_end(server):
+    with server.viewer() as one, server.viewer() as two, server.viewer() as three:
+        names = [one.start(), two.start()]
+        three.say("start")
+        assert three.hear("error")["error"] == (
+            "start: got all 2 rows taken, expected a free one; join a running stream, or wait until one ends"
+        )
+        assert [message["stream"] for message in three.hear("streams", rows=2)["streams"]] in (names, names[:1], [])
+        two.say("leave")
+        until = time.monotonic() + HANG
+        while names[1] in server.engine.running:
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert names[0] in server.engine.running
+        three.start()
+        three.stop()
+        one.stop()
+
+
+def jpeg(width: int, height: int, shade: int = 90, form: str = "JPEG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), (shade, shade, 255 - shade)).save(out, form)
+    return out.getvalue()
+
+
+def test_a_camera_is_watched_until_it_is_silent_and_bad_pictures_are_refused(server):
+    with server.viewer() as one, server.viewer() as two:
+        name = one.start(source="webcam")
+        two.say("join", stream=name)
+        two.hear("joined")
+        for shade in range(0, 250, 25):
+            one.socket.send(jpeg(320, 240, shade, "PNG" if shade % 50 else "JPEG"))
+            time.sleep(0.12)
+        assert one.hear("caption")["number"] == 0
+        assert Image.open(io.BytesIO(two.hear("picture")[8:])).size == (149, 112)
+        two.socket.send(jpeg(64, 64))
+        assert "another stream" in two.hear("error")["error"]
+        for data, wrong in ((b"GIF89a" + bytes(40), "UnidentifiedImageError"), (jpeg(640, 32), "sides within"), (b"", "got")):
+            one.socket.send(data)
+            assert wrong in one.hear("error")["error"]
+        assert "no picture from the camera" in one.hear("ended")["reason"]
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "limits", "wrong"),
+    [(64, 64, Limits(camera_bytes=100), "at most 100"), (400, 300, Limits(camera_pixels=1000), "at most 1000 px")],
+)
+def test_pictures_have_limits(width, height, limits, wrong):
+    with pytest.raises(InputError, match=wrong):
+        decoded(jpeg(width, height), limits, BOX)
+    with pytest.raises(InputError, match="that can be read"):
+        decoded(jpeg(width, height)[:-100], Limits(), BOX)
+
+
+def test_garbage_huge_and_slow_clients_go_and_nobody_else_notices(server):
+    with server.viewer() as good, server.viewer() as garbage, server.viewer() as huge:
+        name = good.start(seed=11)
+        for line in ("{", "[]", '{"type": "fly"}', '{"type": "ask"}'):
+            garbage.socket.send(line)
+        assert garbage.hear("error")["error"].startswith("message: got no JSON")
+        assert garbage.closed() == (1008, "too many messages that were refused")
+        huge.socket.send(json.dumps({"type": "ask", "question": "a" * 100_000}))
+        assert huge.closed()[0] == 1009
+        slow = slow_viewer(server, name)
+        last = good.hear("caption")["number"]
+        until = time.monotonic() + HANG
+        with slow:
+            while len(server.hub.viewers) > 1:
+                assert time.monotonic() < until, [(v.closing, len(v.lines), v.picture is None) for v in server.hub.viewers]
+                server.hub.loop.call_soon_threadsafe(flood, server, name)
+                last += 1
+                assert good.hear("caption", number=last)
+        assert server.metric('svlm_refused_total{reason="slow"}') >= 1
+        good.stop()
+
+
+def slow_viewer(server: Server, name: str) -> socket.socket:
+    """A viewer who joins a stream and never reads."""
+    host, port = server.serving.bound.getsockname()[:2]
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.connect((host, port))
+    head = (
+        f"GET /ws HTTP/1.1\r\nHost: {host}:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    )
+    raw.sendall(f"{head}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n".encode())
+    assert raw.recv(12) == b"HTTP/1.1 101"
+    data = json.dumps({"type": "join", "stream": name}).encode()
+    raw.sendall(bytes([0x81, 0x80 | len(data), 0, 0, 0, 0]) + data)  # masked with zeros
+    return raw
+
+
+def flood(server: Server, name: str) -> None:
+    """More pictures than the kernel holds for one who does not read."""
+    for _ in range(4):
+        server.hub._picture(name, bytes(200_000))
+
+
+def test_token_origin_and_host(compiled, film):
+    with serving(compiled, film, access=Access(token="sésame")) as server:
+        assert server.get("/")[0] == 401 and server.get("/streams/aaaaaaaa.vtt")[0] == 401
+        assert server.get("/metrics")[0] == 401 and server.get("/health")[0] == 200
+        assert server.get("/metrics", Authorization="Bearer wrong")[0] == 401
+        with pytest.raises(InvalidStatus, match="401"):
+            server.viewer()
+        cookie = {"Cookie": f"svlm_token={server_cookie('sésame')}"}
+        status, page, headers = server.get("/", **cookie)
+        assert status == 200 and "page.js" in page
+        assert "default-src 'none'" in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
+        with server.viewer(additional_headers=cookie) as one:
+            one.hear("hello")
+        with pytest.raises(InvalidStatus, match="403"):
+            server.viewer(additional_headers={**cookie, "Origin": "https://evil.example"})
+        with server.viewer(additional_headers={**cookie, "Origin": server.http}) as one:
+            one.hear("hello")
+        assert server.get("/health", Host="evil.example")[0] == 421
+        where = server.serving.bound.getsockname()[:2]
+        with socket.create_connection(where) as raw, pytest.raises(InvalidStatus, match="421"):
+            Client("ws://evil.example/ws", sock=raw, additional_headers={"Origin": "http://evil.example"})
+
+        class Stay(urllib.request.HTTPRedirectHandler):
+            def redirect_request(self, *_: object) -> None:
+                return None
+
+        with pytest.raises(urllib.error.HTTPError) as moved:
+            urllib.request.build_opener(Stay).open(server.http + "/?token=s%C3%A9same")
+        with moved.value as answer:
+            assert answer.code == 303 and answer.headers["location"] == "/"
+            assert "HttpOnly" in answer.headers["set-cookie"] and "same" not in answer.headers["set-cookie"].split(";")[0]
+
+
+def server_cookie(token: str) -> str:
+    return Access(token=token).cookie
+
+
+def test_viewers_have_limits(compiled, film):
+    limits = Limits(viewers=2, viewers_a_stream=1, sockets_an_address=2)
+    with serving(compiled, film, limits=limits) as server, server.viewer() as one, server.viewer() as two:
+        with pytest.raises(InvalidStatus, match="503"):
+            server.viewer()
+        name = one.start()
+        two.say("join", stream=name)
+        assert two.hear("error")["error"] == "join: got 1 viewers, expected fewer; come back later"
+    limits = Limits(sockets_an_address=1)
+    with serving(compiled, film, limits=limits) as server, server.viewer(), pytest.raises(InvalidStatus, match="429"):
+        server.viewer()
+
+
+def test_health_and_metrics(server):
+    status, text, _ = server.get("/health")
+    told = json.loads(text)
+    assert status == 200 and told["ok"] and told["rows"] == 2
+    with server.viewer() as one:
+        one.start(seed=3)
+        one.hear("caption")
+        assert server.metric("svlm_streams") == 1 and server.metric("svlm_viewers") >= 1
+        assert server.metric("svlm_chunks_total") >= 1 and server.metric('svlm_step_seconds_bucket{le="+Inf"}') >= 1
+        assert server.metric('svlm_sent_bytes_total{kind="text"}') > 100
+        one.stop()
+
+
+def test_a_broken_engine_is_told_and_the_server_goes_on(compiled, film, capfd):
+    with serving(compiled, film) as server, server.viewer() as one:
+        one.start()
+        one.hear("caption")
+        server.engine._step = lambda taken: 1 / 0
+        assert one.hear("ended")["reason"] == "the engine broke: ZeroDivisionError: division by zero"
+        server.engine.thread.join(timeout=10)
+        status, text, _ = server.get("/health")
+        assert status == 503 and json.loads(text)["error"] == "the engine broke"
+    assert "ZeroDivisionError" in capfd.readouterr().err
+
+
+def test_who_is_here_is_told_when_the_server_stops(compiled, film):
+    with serving(compiled, film) as server, server.viewer() as one:
+        one.hear("hello")
+        server.serving.stop()
+        assert one.closed() == (1001, "the server is stopping")
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("null", "message: got NoneType, expected a JSON object"),
+        ('{"type": []}', "type: got [], expected one of start"),
+        ('{"type": "join", "stream": "../etc"}', "stream: got '../etc', expected the name of a stream"),
+        ('{"type": "join", "stream": "aaaaaaaa", "after": true}', "after: got True, expected a whole number"),
+        ('{"type": "start", "seed": 10000000}', "seed: got 10000000, expected 0 to 9999999"),
+        ('{"type": "start", "path": "/"}', "'path': got a field, expected one of source"),
+        ('{"type": "ask", "question": "a\\nb"}', "question: got control characters"),
+        ('{"type": "ask", "question": " "}', "question: got nothing"),
+        ("[" * 100_000, "message: got no JSON"),
+    ],
+)
+def test_messages_are_checked_field_by_field(text, wrong):
+    with pytest.raises(InputError) as error:
+        parse(text, Limits())
+    assert str(error.value).startswith(wrong)
+
+
+def test_a_long_history_says_where_it_begins():
+    hub = Hub(Clock(2, 1, BOX), limits=Limits(kept=10), metrics=Metrics())
+    channel = hub.channels["a"] = Channel("a", "match", 10)
+    channel.history.extend(Said(n, float(n), n + 1.0, f"said {n}", "", 0) for n in range(25))
+    text = asyncio.run(hub.vtt("a"))
+    assert text.startswith("WEBVTT\n\nNOTE cut:") and "before 15.0 s" in text
+    assert text.count("-->") == 10 and "said 24" in text
+
+
+@pytest.mark.parametrize("config", [STREAM_FRAME, PixelConfig(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 40)])
+def test_no_picture_in_the_box_needs_more_patches_than_the_session_has(config):
+    box = Box(672, 448)
+    most = budget(config, box)
+    for width, height in np.random.default_rng(0).integers(28, (673, 449), (2000, 2)):
+        if max(width, height) <= 4 * min(width, height):
+            rows, columns = smart_resize(int(height), int(width), config)
+            assert rows * columns // 14**2 <= most
+
+
+def test_bad_flags_and_a_port_in_use_are_one_line(tiny_dir, processor_dir, tmp_path):
+    beside = ("--model", tiny_dir, "--processor", processor_dir)
+    with listen("127.0.0.1", 0) as bound:
+        port = bound.getsockname()[1]
+        cases = {
+            ("--port", port): "--port: got",
+            ("--host", "0.0.0.0"): "--host: got 0.0.0.0 without a token",
+            ("--size", "big"): "--size: got big",
+            ("--rows", 0): "--rows: got 0",
+            ("--port", 0, "--source", tmp_path / "none.mp4"): "no such file",
+            ("--port", 0, "--source", __file__): "test_serve.py: got",
+        }
+        for flags, expected in cases.items():
+            assert expected in refusal(command("serve", *beside, *flags)), flags

@@ -1,0 +1,137 @@
+"""What a session runs on the device: what is compiled, what is copied, which rows are computed."""
+
+import re
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from svlm_jax.stream import batch, groups, programs
+from tests.support.sessions import DRAWN, Compiled, chunk, make, model, tokenizer, watch  # noqa: F401
+
+# --- what is compiled ---
+
+
+def computations(hlo: str) -> dict[str, str]:
+    """Instructions by computation; the one that the program begins with is "ENTRY"."""
+    found = re.findall(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", hlo, re.M | re.S)
+    return {entry.strip() or name: body for entry, name, body in found}
+
+
+def reached(parts: dict[str, str], name: str) -> str:
+    """Instructions of a computation and of all that it calls; what is inside a fusion is no pass over memory of its own."""
+    called = re.findall(r" (?:call|while|conditional)\(.*(?:to_apply|body)=%?([\w.\-]+)", parts[name])
+    return "\n".join([parts[name], *(reached(parts, other) for other in called)])
+
+
+def moves(hlo: str, elements: int) -> Counter:
+    """Copies, transposes and concatenations of at least so many elements, by operation."""
+    found: Counter = Counter()
+    for name, shape, operation in re.findall(r"%?([\w.\-]+) = \w+\[([\d,]+)\]\S* (copy|transpose|concatenate|fusion)\(", hlo):
+        large = np.prod([int(size) for size in shape.split(",")]) >= elements
+        if large and (operation != "fusion" or re.search("copy|transpose|concatenate", name)):
+            found[operation if operation != "fusion" else name.split(".")[0]] += 1
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
+    made = make(rows=rows, vision_window=16, text_rounds=16, sink=512, slide=512)
+    state = made.start()
+    for row in range(rows):
+        state = made.join(state, row)
+    told = [made.prepare(state, row, chunk(0)).row for row in range(rows)]
+    plan = batch.plan(told, [None] * rows, 20, made.banned, made.language.end)
+    hidden = jnp.zeros((rows, made.model_config.text.hidden_size))
+    static = {"config": made.model_config, "sampling": made.sampling, "record": False}
+    hlo = programs.decode.lower(made.values, plan, hidden, state.cache, 20, **static).compile().as_text()
+    parts, keys = computations(hlo), state.cache.keys[0]
+    held = f"f32[{','.join(map(str, keys.shape))}]"
+    inside = [reached(parts, name) for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if held in parts[name]]
+    assert len(inside) == 1  # the decode loop: no other carries the cache
+    assert not moves(inside[0], min(keys.size, 64 * 64))  # 64 x 64: the smallest weight matrix
+    assert sum(moves(parts["ENTRY"], keys.size).values()) == made.model_config.text.num_hidden_layers  # rotated once a reply
+
+
+def test_the_search_for_copies_finds_them():
+    body = "  %copy.3 = f32[1,2,128,64]{3,2,1,0} copy(%p)\n  %a_transpose_fusion.1 = f32[2,128,64]{2,1,0} fusion(%p)\n"
+    assert moves(body, 16384) == {"copy": 1, "a_transpose_fusion": 1} and not moves(body, 16385)
+    hlo = f"%deep (p: f32[2]) -> f32[2] {{\n{body}}}\n\nENTRY %main (p: f32[2]) -> f32[2] {{\n  call(%p), to_apply=%deep\n}}\n"
+    parts = computations(hlo)
+    assert not moves(parts["ENTRY"], 16384) and moves(reached(parts, "ENTRY"), 16384)["copy"] == 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"mode": "window", "window_chunks": 4}, {"moved": "computed"}])
+def test_nothing_compiles_after_warming_up(make, changes):
+    made = make(rows=2, sampling=DRAWN, **changes)
+    state = made.join(made.warm(made.start(), chunk(0).clip), 0, query="Commentate")
+    state, _ = made.step(state, [chunk(0), None])
+    lengths = set()
+    with Compiled() as compiled:
+        for number in range(1, 12):
+            if number == 3:
+                state = made.join(state, 1, previous="red blue ball " * 6, query="Who has the ball?", seed=7)
+            if number == 9:
+                state = made.leave(state, 0)
+            first = chunk(number, question="who scored?" if number == 5 else "") if number < 9 else None
+            second = chunk(number, grid=(1, 6, 4)) if number >= 3 and number != 6 else None
+            short = np.array([5, 6, made.language.end])[-1 - number % 3 :]
+            state, replies = made.step(state, [first, second], forced=[short if number % 2 else None, None])
+            lengths |= {len(reply.tokens) for reply in replies if reply is not None}
+    assert compiled.count == 0 and len(lengths) > 2
+
+
+def test_warming_up_compiles_all_there_is(make):
+    made = make(rows=1, max_new_tokens=7)  # a length of its own: nothing is compiled for it yet
+    with Compiled() as warming:
+        state = made.warm(made.start(), chunk(0).clip, tokens=True)
+    assert warming.count > 0 and state.streams == (None,)
+    state = made.join(state, query="Commentate")
+    with Compiled() as compiled:
+        state, _ = made.step(state, [chunk(0)])
+        state, _ = made.step(state, [chunk(1)], on_token=lambda row, token: None)
+    assert compiled.count == 0
+
+
+def test_what_is_compiled_beside_steps_is_all_they_run(make):
+    """Else the live page stops for seconds when a second viewer starts a stream."""
+    made = make(rows=3, max_new_tokens=6)  # a length of its own: nothing is compiled for it yet
+    made.sizes, sizes = (1,), made.sizes
+    state = made.join(made.warm(made.start(), chunk(0).clip), 1)
+    assert sizes == (1, 2, 3)
+    for size in sizes[1:]:
+        made.compile(size, state, chunk(0).clip)
+    made.sizes = sizes
+    state = made.join(made.join(state, 0), 2)
+    with Compiled() as compiled:
+        for number, taken in enumerate(([1], [0, 2], [0, 1, 2], [1, 2], [2])):
+            state, _ = made.step(state, [chunk(number) if row in taken else None for row in range(3)])
+    assert compiled.count == 0
+
+
+def test_rows_are_taken_out_of_the_cache_and_put_back_in_place(make):
+    """Else a step of one stream moves the memory of all."""
+    made = make(rows=4)
+    cache, rows = made.start().cache, np.array([1, 3], np.int32)
+    part = groups.gather(cache, rows)
+    size = sum(one.nbytes for one in jax.tree.leaves(cache))
+    out, back = (program.compile() for program in (groups.gather.lower(cache, rows), groups.scatter.lower(cache, part, rows)))
+    assert out.memory_analysis().output_size_in_bytes < 0.51 * size and out.memory_analysis().temp_size_in_bytes < 0.01 * size
+    assert back.memory_analysis().alias_size_in_bytes >= size and back.memory_analysis().temp_size_in_bytes < 0.01 * size
+    for hlo in (out.as_text(), back.as_text()):
+        assert not moves(hlo, cache.keys[0].size)
+
+
+def test_keys_are_not_rotated_again_for_each_token_that_is_told(make):
+    """Else words that come one by one take four times as long as a whole reply."""
+    made = make(vision_window=16, text_rounds=16, sink=512, slide=512)
+    state = made.join(made.start())
+    plan = made._inputs([made.prepare(state, 0, chunk(0)).row], None, made.capacity)[-1]
+    hidden = jnp.zeros((1, made.model_config.text.hidden_size))
+    loop = programs.decode(made.values, plan, hidden, state.cache, 1, **made._static, record=False)
+    program = programs.resume_decode.lower(made.values, plan, loop, 2, **made._static).compile()
+    size = sum(one.nbytes for one in jax.tree.leaves(loop.cache))
+    assert not moves(program.as_text(), loop.cache.keys[0].size)
+    assert program.memory_analysis().alias_size_in_bytes >= size and program.memory_analysis().temp_size_in_bytes < 0.1 * size

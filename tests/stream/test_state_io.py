@@ -1,0 +1,312 @@
+"""A state that is saved and loaded says the very same words, and saving stalls nothing; another model's state is refused."""
+
+import os
+import shutil
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from svlm_jax import hf_config
+from svlm_jax.checkpoint import huggingface
+from svlm_jax.config import StreamConfig
+from svlm_jax.decode.sampling import Sampling
+from svlm_jax.errors import InputError
+from svlm_jax.media.processor import load_tokenizer
+from svlm_jax.model.vlm import from_parameters, parameters
+from svlm_jax.stream import state_file as sealed
+from svlm_jax.stream import state_io
+from svlm_jax.stream.session import Session
+from tests.stream.test_state_file import refused
+from tests.support.sessions import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, said
+
+
+@pytest.fixture(scope="module")
+def tokenizer(processor_dir):
+    return load_tokenizer(processor_dir)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_dir):
+    config = hf_config.read(tiny_dir)
+    return from_parameters(config, huggingface.load(tiny_dir, config))
+
+
+@pytest.fixture(scope="module")
+def make(model, tokenizer):
+    def made(*, sampling: Sampling = DRAWN, rows: int = 1, **config) -> Session:
+        return Session(model, tokenizer, StreamConfig(**{**WINDOWS, **config}), GRID, sampling=sampling, rows=rows)
+
+    return made
+
+
+@pytest.fixture
+def state_file(make, tmp_path):
+    """A stream of five chunks, saved."""
+    made = make()
+    state = made.join(made.start(), query="Commentate", seed=3)
+    for number in range(5):
+        state, _ = made.step(state, [chunk(number)])
+    state_io.save(tmp_path / "a.state", made, state, {"next": 5.0})
+    return tmp_path / "a.state"
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [
+        ({}, 1),
+        ({"rebase": "append"}, 2),
+        ({"moved": "computed"}, 2),
+        ({"mode": "recompute"}, 1),
+        ({"mode": "full", "question_tokens": 1}, 1),
+    ],
+    ids=["streaming", "two rows, appended", "two rows, moved anew", "recomputed", "grown"],
+)
+def test_what_is_loaded_goes_on_bit_by_bit(make, tmp_path, monkeypatch, settings, rows):
+    monkeypatch.setattr("svlm_jax.stream.session.GROWTH", 2)
+    made = make(rows=rows, **settings)
+    state = made.start()
+    for row in range(rows):
+        state = made.join(state, row, query="Commentate", previous="red blue ", seed=row)
+    for number in range(5):
+        state, _ = made.step(state, [chunk(number, row) for row in range(rows)])
+    state_io.save(tmp_path / "a.state", made, state, {"next": 5.0})
+    loaded = state_io.load(tmp_path / "a.state", make(rows=rows, **settings))
+    assert state_io.peek(tmp_path / "a.state") == {"next": 5.0}
+    assert loaded.cache.capacity == state.cache.capacity
+    for number in range(5, 9):
+        both = []
+        for which in (0, 1):
+            made_state = (state, loaded)[which]
+            after, replies = made.step(made_state, [chunk(number, row) for row in range(rows)], record=True)
+            both.append(replies)
+            state, loaded = (after, loaded) if which == 0 else (state, after)
+        assert said(both[0]) == said(both[1])
+        for ours, theirs in zip(*both, strict=True):
+            np.testing.assert_array_equal(ours.logits, theirs.logits)
+
+
+def test_a_free_row_stays_free(make, tmp_path):
+    made = make(rows=2)
+    state = made.join(made.start(), 1)
+    state, _ = made.step(state, [None, chunk(0)])
+    state_io.save(tmp_path / "a.state", made, state)
+    loaded = state_io.load(tmp_path / "a.state", made)
+    assert loaded.streams[0] is None and loaded.streams[1] is not None
+
+
+@pytest.mark.parametrize(
+    ("other", "named"),
+    [
+        ({"sampling": GREEDY}, r"temperature: got 1\.5, expected 0\.0"),
+        ({"vision_window": 4}, r"vision_window: got 3, expected 4"),
+        ({"mode": "recompute"}, r"mode: got 'streaming', expected 'recompute'"),
+        ({"rows": 2}, r"rows: got 1, expected 2"),
+        ({"fps": 4}, r"fps: got 2\.0, expected 4"),
+    ],
+)
+def test_other_settings_are_refused_by_name(make, state_file, other, named):
+    with pytest.raises(InputError, match=named) as error:
+        state_io.load(state_file, make(**other))
+    assert "\n" not in str(error.value)
+
+
+def test_other_weights_are_refused(make, model, tokenizer, state_file):
+    values = parameters(model)
+    path = "text.layers.2.mlp.up.kernel"
+    values |= {path: values[path].at[3, 5].add(1e-6)}
+    made = Session(from_parameters(model.config, values), tokenizer, StreamConfig(**WINDOWS), GRID, sampling=DRAWN)
+    with pytest.raises(InputError, match=r"weights: got "):
+        state_io.load(state_file, made)
+    assert state_io.load(state_file, make()).streams[0] is not None
+
+
+def test_a_file_that_is_no_state_is_one_line(make, state_file, tmp_path):
+    save_file({"a": np.zeros(3)}, tmp_path / "weights.safetensors")
+    save_file({"a": np.zeros(3)}, tmp_path / "old.state", {"svlm_state": "0", "state": "{}"})
+    torn = tmp_path / "torn.state"
+    shutil.copy(state_file, torn)
+    torn.write_bytes(torn.read_bytes()[:-1000])
+    for name, line in (
+        ("weights.safetensors", "got another kind of file"),
+        ("old.state", "got version 0, expected a state of version 2"),
+        ("torn.state", "got an unreadable file"),
+        ("none.state", "got an unreadable file"),
+    ):
+        for use in (state_io.peek, lambda path: state_io.load(path, make())):
+            with pytest.raises(InputError, match=line) as error:
+                use(tmp_path / name)
+            assert "\n" not in str(error.value)
+
+
+def resealed(path, change) -> None:
+    """Write a state anew with a checksum that is right and a content that is not."""
+    notes, tensors = sealed.read(path)
+    tensors = {name: array.copy() for name, array in tensors.items()}
+    change(notes, tensors)
+    sealed.write(path, notes, tensors)
+
+
+def set_slot(notes, tensors):
+    tensors["0.slots"][3] = 10**6
+
+
+ABSURD = {
+    "capacity": lambda notes, tensors: notes.update(capacity=10**12),
+    "no capacity": lambda notes, tensors: notes.pop("capacity"),
+    "capacity in words": lambda notes, tensors: notes.update(capacity="640"),
+    "small": lambda notes, tensors: notes.update(capacity=1),
+    "no streams": lambda notes, tensors: notes.update(streams=[]),
+    "many streams": lambda notes, tensors: notes.update(streams=notes["streams"] * 1000),
+    "no settings": lambda notes, tensors: notes.update(settings=5),
+    "ids": lambda notes, tensors: tensors["0.ids"].fill(10**9),
+    "slots": set_slot,
+    "one slot for all": lambda notes, tensors: tensors["0.slots"].fill(0),
+    "positions": lambda notes, tensors: tensors["0.positions"].fill(np.nan),
+    "a layer less": lambda notes, tensors: tensors.pop("0.keys.1"),
+    "another layer": lambda notes, tensors: tensors.update({"0.keys.1": np.zeros((1, 1, 1), np.float32)}),
+    "spans": lambda notes, tensors: notes["streams"][0].update(spans=notes["streams"][0]["spans"][:-1]),
+    "a kind": lambda notes, tensors: notes["streams"][0]["spans"][0].__setitem__(0, 99),
+    "time": lambda notes, tensors: notes["streams"][0].update(since=99),
+}
+
+
+@pytest.mark.parametrize("change", ABSURD.values(), ids=ABSURD.keys())
+def test_an_absurd_state_takes_no_memory_and_is_one_line(make, state_file, change, monkeypatch):
+    made, start = make(), Session.start
+
+    def small(self, capacity=None):
+        assert capacity is None or capacity < 2000
+        return start(self, capacity)
+
+    monkeypatch.setattr(Session, "start", small)
+    resealed(state_file, change)
+    line = refused(state_io.load, state_file, made)
+    assert "a content that no release writes" in line or "as the session has it" in line
+
+
+def test_a_device_that_holds_keys_in_another_type_is_told(make, state_file):
+    resealed(state_file, lambda notes, tensors: notes.update(held="bfloat16"))
+    assert "keys and values: got bfloat16, expected float32, as this device holds them" in refused(
+        state_io.load, state_file, make()
+    )
+
+
+def test_saving_and_loading_compile_nothing(make, tmp_path):
+    """Else a stream stalls at every save, and memory creeps, for as long as it lives."""
+    made = make()
+    state = made.join(made.start(), query="Commentate", seed=3)
+    state, _ = made.step(state, [chunk(0)])
+    writer = state_io.Writer(tmp_path / "b.state", made)
+    with Compiled() as compiled:
+        for number in range(1, 11):
+            state, _ = made.step(state, [chunk(number)])  # every time as many tokens as never before
+            state_io.save(tmp_path / "a.state", made, state)
+            writer.save(state, {})
+        writer.wait()
+        loaded = state_io.load(tmp_path / "a.state", made)
+        made.step(loaded, [chunk(11)])
+    assert compiled.count == 0 and writer.failure() is None
+    assert (tmp_path / "a.state").stat().st_size and state_io.peek(tmp_path / "b.state") == {}
+
+
+def test_the_weights_are_looked_at_once_a_session(make, tmp_path, monkeypatch):
+    made, looked = make(), []
+    monkeypatch.setattr(state_io, "_checksum", lambda values: looked.append(1) or np.uint32(7))
+    for _ in range(3):
+        state_io.save(tmp_path / "a.state", made, made.join(made.start()))
+    state_io.load(tmp_path / "a.state", made)
+    assert len(looked) == 1
+
+
+def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch):
+    """What is written is the stream as it was when the save began, whatever it has said since."""
+    made, going, let, write = make(), threading.Event(), threading.Event(), sealed.write
+    state = made.join(made.start(), seed=3)
+    state, _ = made.step(state, [chunk(0)])
+    state_io.save(tmp_path / "then.state", made, state, {"next": 1.0})
+    writer, order = state_io.Writer(tmp_path / "a.state", made), []
+
+    def held(*args):
+        going.set()
+        assert let.wait(60)
+        write(*args)
+
+    monkeypatch.setattr(sealed, "write", held)
+    with writer:
+        writer.save(state, {"next": 1.0}, first=lambda: order.append("first"))
+        assert going.wait(60) and writer.busy and writer.failure() is None and order == ["first"]
+        state, _ = made.step(state, [chunk(1)])  # its cache is donated meanwhile
+        assert not (tmp_path / "a.state").exists()
+        let.set()
+    assert not writer.busy and (tmp_path / "a.state").read_bytes() == (tmp_path / "then.state").read_bytes()
+
+
+def test_a_save_that_fails_in_its_thread_is_told_once_and_the_next_succeeds(make, tmp_path):
+    made = make()
+    writer = state_io.Writer(tmp_path / "gone" / "a.state", made)
+    writer.save(made.join(made.start()), {})
+    writer.wait()
+    assert "gone/a.state: got a file that cannot be written" in str(writer.failure()) and writer.failure() is None
+    (tmp_path / "gone").mkdir()
+    writer.save(made.join(made.start()), {})
+    writer.wait()
+    assert writer.failure() is None and state_io.peek(tmp_path / "gone" / "a.state") == {}
+
+
+def test_an_interrupt_calls_a_save_off_and_leaves_the_file_of_before(make, state_file, monkeypatch):
+    made, before, begun = make(), state_file.read_bytes(), threading.Event()
+    pieces = sealed._pieces
+
+    def slow(*args):
+        for number, piece in enumerate(pieces(*args)):
+            begun.set()
+            while number == 1 and not writer.left:
+                pass
+            yield piece
+
+    monkeypatch.setattr(sealed, "_pieces", slow)
+    with pytest.raises(KeyboardInterrupt), state_io.Writer(state_file, made) as writer:
+        writer.save(made.join(made.start()), {})
+        assert begun.wait(60)
+        raise KeyboardInterrupt
+    assert state_file.read_bytes() == before and os.listdir(state_file.parent) == ["a.state"]
+
+
+def test_a_loss_of_power_leaves_the_new_file_or_the_one_of_before(make, state_file, monkeypatch):
+    """The disk has the bytes before the name, and the name before the save counts as done."""
+    made, told = make(), []
+    fsync, rename = os.fsync, os.replace
+
+    def synced(number):
+        told.append("folder" if os.path.isdir(f"/proc/self/fd/{number}") else "file")
+        fsync(number)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", lambda *names: (told.append("name"), rename(*names)))
+    state_io.save(state_file, made, made.join(made.start()))
+    assert told == ["file", "name", "folder"]
+
+
+def test_a_failed_write_leaves_the_file_of_before(make, state_file, monkeypatch):
+    made, before = make(), state_file.read_bytes()
+    state = made.join(made.start())
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InputError, match=r"a\.state: got a file that cannot be written"):
+        state_io.save(state_file, made, state)
+    assert state_file.read_bytes() == before and [path.name for path in state_file.parent.iterdir()] == ["a.state"]
+    monkeypatch.undo()
+    with pytest.raises(InputError, match=r"cannot be written"):
+        state_io.save(state_file.parent / "no folder" / "a.state", made, state)
+
+
+def test_a_state_does_not_depend_on_what_the_config_file_says_besides(make, model, tokenizer, state_file):
+    config = replace(model.config, hf_extra="{}")
+    assert config.text == model.config.text
+    assert state_io.load(state_file, make()).cache.capacity == make().capacity

@@ -1,0 +1,68 @@
+"""Claims about the shipped model: small, in the layout it says, and right about games it has never seen."""
+
+import json
+
+import numpy as np
+import pytest
+
+import svlm_jax
+from svlm_jax.media.sources import open_source
+from svlm_jax.pretrained import SHIPPED
+from svlm_jax.touchline.film import HELD_OUT, play
+from svlm_jax.touchline.judge import judge, words_of
+from svlm_jax.touchline.scratch import STREAMING
+
+PLACE = SHIPPED["touchline"]
+SECONDS = 120
+
+
+@pytest.fixture(scope="module")
+def vlm():
+    return svlm_jax.from_pretrained("touchline")
+
+
+def test_what_ships_is_small():
+    assert sum(path.stat().st_size for place in SHIPPED.values() for path in place.iterdir()) < 15e6
+
+
+def test_it_brings_its_streaming_settings(vlm):
+    told = json.loads((PLACE / "streaming_config.json").read_text())
+    assert told == STREAMING
+    assert (vlm.stream.vision_window, vlm.stream.sink, vlm.stream.slide, vlm.stream.moved) == (8, 64, 576, "computed")
+    assert vlm.sampling.temperature == 0
+
+
+def test_it_tells_what_happens_in_a_held_out_game_and_counts_its_first_goals(vlm):
+    said = {int(reply.start): words_of(reply.raw)[1] for reply in vlm.watch(f"match:{HELD_OUT}", duration=SECONDS)}
+    tally = judge(said, play(HELD_OUT, SECONDS).events, 0, SECONDS)
+    assert len(said) == SECONDS and tally.events > 20
+    assert tally.f1 > 0.95 and tally.silence_precision > 0.95
+    assert tally.right == tally.scores == tally.due > 5
+
+
+def test_it_loads_in_transformers_and_gives_the_same_logits(vlm):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    from svlm_jax.data.batch import collate
+
+    theirs, told = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        PLACE, output_loading_info=True, dtype=torch.float32, attn_implementation="eager"
+    )
+    assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ours = svlm_jax.from_pretrained("touchline", dtype="float32")
+    with open_source(f"match:{HELD_OUT}", duration=1) as source:
+        clip = ours.processor.video(next(iter(source)).frames, fps=2)
+    sample = ours.processor.prompt("Who has the ball?", clip)
+    inputs = collate([sample], ours.model.config.vision)
+    length = len(sample.ids)
+    logits = np.asarray(ours.model(inputs))[0, :length]
+    with torch.no_grad():
+        expected = theirs(
+            input_ids=torch.tensor(sample.ids[None].astype(np.int64)),
+            attention_mask=torch.ones(1, length, dtype=torch.int64),
+            pixel_values_videos=torch.tensor(clip.patches),
+            video_grid_thw=torch.tensor([clip.grid]),
+            second_per_grid_ts=torch.tensor([1.0]),
+            mm_token_type_ids=torch.tensor(np.where(sample.ids == ours.model.config.video_token_id, 2, 0)[None]),
+        ).logits[0]
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
