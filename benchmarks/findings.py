@@ -73,20 +73,20 @@ def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
     def change(group: str, name: str, most: int = 1 << 30, **changes: Any) -> Variant:
         return Variant(group, name, replace(usual, **changes), most=most)
 
-    moved = "computed" if usual.moved == "kept" else "kept"
+    moved_reply_kv = "recompute" if usual.moved_reply_kv == "reuse" else "reuse"
     made = [
         Variant("mode", "streaming", usual),
         change("mode", "full attention", 600, mode="full"),
         change("mode", "windows of 100 s, no overlap", 1800, mode="window"),
         change("mode", "recomputed every second", 1800, mode="recompute"),
-        change("positions", "native RoPE, moved replies kept", rebase="append", moved="kept"),
-        change("moved replies", moved, moved=moved),
+        change("positions", "native RoPE, moved replies kept", rope_positions="native", moved_reply_kv="reuse"),
+        change("moved replies", moved_reply_kv, moved_reply_kv=moved_reply_kv),
         Variant("vision window", "0 s (grey frames)", replace(usual, vision_window=1), blind=True),
         *(change("vision window", f"{one} s", vision_window=one) for one in (1, 4, 8, 16, 32) if one != usual.vision_window),
     ]
-    for sink, slide in ((0, 1), (256, 1), (0, 256), (256, 256), (512, 512)):
-        if (sink, slide) != (usual.sink, usual.slide):
-            made.append(change("text", f"sink {sink}, window {slide - (slide == 1)}", sink=sink, slide=slide))
+    for sink, window in ((0, 1), (256, 1), (0, 256), (256, 256), (512, 512)):
+        if (sink, window) != (usual.sink, usual.text_window):
+            made.append(change("text", f"sink {sink}, window {window - (window == 1)}", sink=sink, text_window=window))
     return made + [Variant("training", name, usual, model=name) for name in others]
 
 

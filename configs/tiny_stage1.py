@@ -15,7 +15,7 @@ config = TrainConfig(
         root="runs/tiny/films",
         as_streamed=True,
         sink=16,
-        slide=24,
+        text_window=24,
         buckets=(Bucket(tokens=192, patches=192, labels=32, frame=96),),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),

@@ -17,7 +17,7 @@ config = replace(
         stage1.data,
         paths=("runs/tiny/count.jsonl",),
         sink=16,
-        slide=176,
+        text_window=176,
         learn_previous=192,
         buckets=(Bucket(tokens=464, patches=384, labels=256, frame=96),),
     ),

@@ -17,7 +17,7 @@ config = replace(
         stage1.data,
         paths=("runs/tiny/follow.jsonl",),
         sink=64,
-        slide=320,
+        text_window=320,
         buckets=(Bucket(tokens=896, patches=768, labels=96, frame=96),),
     ),
     batch=2,

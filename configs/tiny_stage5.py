@@ -16,7 +16,7 @@ config = replace(
     data=replace(
         stage4.data,
         paths=("runs/tiny/stream.jsonl", "runs/tiny/begin.jsonl", "runs/tiny/told24.jsonl", "runs/tiny/told52.jsonl"),
-        slide=576,
+        text_window=576,
         learn_previous=640,
         buckets=(
             Bucket(tokens=1408, patches=4, labels=992, frame=4),

@@ -3,7 +3,7 @@ writes config.json).
 
 Owns the field names (of a model: the Hugging Face ones) and the checks between them. Knows nothing of arrays.
 Units: sizes in elements, `window_size` and `patch_size` in pixels, `tokens_per_second` in temporal positions a second; of a
-stream: windows in chunks, sink, slide and replies in tokens.
+stream: windows in chunks, sink, text_window and replies in tokens.
 """
 
 import json
@@ -17,8 +17,8 @@ Remat = Literal["none", "full", "save_attention", "save_projections"]
 Attention = Literal["auto", "xla", "cudnn", "mosaic_gpu", "tpu", "interpret", "interpret_tpu"]  # pallas_kernels.IMPLEMENTATIONS
 Weights = Literal["full", "int8"]
 Mode = Literal["streaming", "full", "window", "recompute"]
-Rebase = Literal["shrink", "append"]
-Moved = Literal["kept", "computed"]
+RopePositions = Literal["contiguous", "native"]
+MovedReplyKV = Literal["reuse", "recompute"]
 
 VISION_EPS = 1e-6  # RMSNorm epsilon of the whole vision tower; not in any config.json
 VISION_ROPE_THETA = 10_000.0
@@ -188,12 +188,12 @@ class StreamConfig:
             `window_chunks`), "recompute" (windows, but no cache: each chunk computes all that is retained anew).
         vision_window: chunks whose frames are retained.
         text_rounds: newest replies that stay turns of their own; the words of older ones move into the previous text.
-        sink, slide: words that are retained at the beginning of the previous text, and tokens at its end; None: all of it.
-        rebase: "shrink" gives the retained tokens contiguous positions every chunk, "append" leaves them as they were: they
-            grow, and beyond 4 million (a day or so) the stream begins afresh.
-        moved: keys and values of a reply whose words move into the previous text: "kept", as they were computed beside its
-            frames (the original), or "computed" anew, as the text that they are now and that windows of training show.
-        axes: 3 (M-RoPE) or 1 (all tokens count up by one: what LiveCC was trained with).
+        sink, text_window: words retained at the beginning of the previous text, and tokens at its end; None: all of it.
+        rope_positions: "contiguous" gives the retained tokens contiguous RoPE positions every chunk, "native" leaves them as
+            they were: they grow, and beyond 4 million (a day or so) the stream begins afresh.
+        moved_reply_kv: keys and values of a reply whose words move into the previous text: "reuse" those that were computed
+            beside its frames (the original), or "recompute" them as the text that they are now, which windows of training show.
+        mrope_axes: 3 (M-RoPE) or 1 (all tokens count up by one: what LiveCC was trained with).
         fps, chunk_seconds: frames a second, and seconds a chunk; an even number of frames a chunk.
         max_new_tokens: longest reply.
         question_tokens: room for questions that are retained at one time.
@@ -203,10 +203,10 @@ class StreamConfig:
     vision_window: int = 16
     text_rounds: int = 16
     sink: int | None = 512
-    slide: int | None = 512
-    rebase: Rebase = "shrink"
-    moved: Moved = "kept"
-    axes: int = 3
+    text_window: int | None = 512
+    rope_positions: RopePositions = "contiguous"
+    moved_reply_kv: MovedReplyKV = "reuse"
+    mrope_axes: int = 3
     window_chunks: int = 100
     fps: float | int = 2.0
     chunk_seconds: float | int = 1.0
@@ -223,20 +223,25 @@ class StreamConfig:
         return self.mode == "window" or (self.mode != "full" and self.sink is not None)
 
     def __post_init__(self) -> None:
-        choices = {"mode": get_args(Mode), "rebase": get_args(Rebase), "moved": get_args(Moved), "axes": (1, 3)}
+        choices = {"mode": get_args(Mode), "rope_positions": get_args(RopePositions)}
+        choices |= {"moved_reply_kv": get_args(MovedReplyKV), "mrope_axes": (1, 3)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(map(str, known))}", "choose one of them")
         for name in ("vision_window", "text_rounds", "window_chunks", "max_new_tokens", "question_tokens"):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "1 or more", "raise it")
-        if (self.sink is None) != (self.slide is None):
-            raise InputError("sink and slide", f"{self.sink} and {self.slide}", "two numbers, or neither", "set both")
-        if self.sink is not None and self.slide is not None and (self.sink < 0 or self.slide < 1):
-            raise InputError("sink and slide", f"{self.sink} and {self.slide}", "0 or more, and 1 or more", "raise them")
-        if self.moved == "computed" and self.rebase == "append":
+        both = f"{self.sink} and {self.text_window}"
+        if (self.sink is None) != (self.text_window is None):
+            raise InputError("sink and text_window", both, "two numbers, or neither", "set both")
+        if self.sink is not None and self.text_window is not None and (self.sink < 0 or self.text_window < 1):
+            raise InputError("sink and text_window", both, "0 or more, and 1 or more", "raise them")
+        if self.moved_reply_kv == "recompute" and self.rope_positions == "native":
             raise InputError(
-                "moved", "'computed', but rebase 'append'", "'shrink' with it", "set moved to 'kept', or rebase to 'shrink'"
+                "moved_reply_kv",
+                "'recompute' with rope_positions 'native'",
+                "'contiguous' with it",
+                "set moved_reply_kv to 'reuse', or rope_positions to 'contiguous'",
             )
         frames = self.fps * self.chunk_seconds
         if not (0 < frames < 10_000 and frames == round(frames) and round(frames) % 2 == 0):

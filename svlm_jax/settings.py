@@ -60,7 +60,7 @@ def _section(path: Path, given: dict[str, Any], name: str, usual: StreamConfig |
             raise InputError(f"{path} {where}", "a key that is not known", f"one of {', '.join(known)}", "remove it")
         if isinstance(known[key], tuple):
             values[key] = _ids(path, where, value)
-        elif isinstance(known[key], str) or (value is None and key in ("sink", "slide")):
+        elif isinstance(known[key], str) or (value is None and key in ("sink", "text_window")):
             values[key] = value
         elif isinstance(known[key], int):
             values[key] = _whole(path, where, value, _LARGEST_COUNT)

@@ -198,7 +198,7 @@ def film(tmp_path_factory):
 
 def test_settings_of_a_stream_are_said_by_name(vlm, film):
     """Else four frames a second need a whole config."""
-    small = {"vision_window": 2, "text_rounds": 2, "sink": 4, "slide": 4, "max_new_tokens": 5}
+    small = {"vision_window": 2, "text_rounds": 2, "sink": 4, "text_window": 4, "max_new_tokens": 5}
     replies = list(vlm.watch(film, fps=4, **small))
     whole = list(vlm.watch(film, config=StreamConfig(fps=4, **small)))
     assert [one.tokens.tolist() for one in replies] == [one.tokens.tolist() for one in whole] and len(whole) == 3

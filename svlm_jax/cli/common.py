@@ -17,7 +17,7 @@ from typing import Any, get_args
 
 from svlm_jax.cli.flags import BAD_INPUT, SEEDS, YEAR, Parser, real, short, whole, word_of
 from svlm_jax.cli.progress import Progress, compiling, interruptible, live
-from svlm_jax.config import Attention, Mode, Moved, Rebase, StreamConfig, Weights
+from svlm_jax.config import Attention, Mode, MovedReplyKV, RopePositions, StreamConfig, Weights
 from svlm_jax.errors import InputError
 
 __all__ = [
@@ -142,7 +142,7 @@ def keep_programs(args: argparse.Namespace) -> Path | None:
 
 
 # What a flag sets, and its name where that is another. A flag that is not given leaves the model's own setting.
-_STREAM = {"positions": "rebase"} | {field.name: field.name for field in fields(StreamConfig) if field.name != "rebase"}
+_STREAM = {field.name: field.name for field in fields(StreamConfig)}
 _SAMPLING = ("temperature", "top_k", "top_p", "repetition_penalty")
 
 
@@ -178,13 +178,16 @@ def retained_flags(parser: argparse.ArgumentParser) -> None:
         "--sink", type=word_of, default=SUPPRESS, help="first words of the previous text (usually 512; none: all)"
     )
     kept.add_argument(
-        "--slide", type=word_of, default=SUPPRESS, help="last tokens of the previous text (usually 512; none: all)"
+        "--text-window", type=word_of, default=SUPPRESS, help="last tokens of the previous text (usually 512; none: all)"
     )
-    kept.add_argument("--positions", choices=get_args(Rebase), default=SUPPRESS, help="contiguous RoPE, or the native one")
+    kept.add_argument("--rope-positions", choices=get_args(RopePositions), default=SUPPRESS, help="usually contiguous")
     kept.add_argument(
-        "--moved", choices=get_args(Moved), default=SUPPRESS, help="replies that become previous text: kept, or computed anew"
+        "--moved-reply-kv",
+        choices=get_args(MovedReplyKV),
+        default=SUPPRESS,
+        help="of replies that become previous text (usually reuse)",
     )
-    kept.add_argument("--axes", type=int, choices=(1, 3), default=SUPPRESS, help="of positions: 3, or 1 as LiveCC counts")
+    kept.add_argument("--mrope-axes", type=int, choices=(1, 3), default=SUPPRESS, help="of positions: 3, or 1 as LiveCC counts")
     kept.add_argument("--window-chunks", type=whole(1), default=SUPPRESS, help="of --mode window (usually 100)")
 
 
@@ -199,11 +202,13 @@ def settings(args: argparse.Namespace) -> tuple[StreamConfig, Any]:
 
     config, sampling = streaming(local_directory(args.model))
     given = {name: getattr(args, flag) for flag, name in _STREAM.items() if flag in args}
-    if given.get("rebase") == "append" and given.get("moved", config.moved) == "computed":
-        got = "append, with replies computed anew when they move" + ("" if "moved" in given else " (this model's setting)")
-        raise InputError("--positions", got, "--moved kept with it", "add --moved kept, or leave --positions out")
-    if given.get("moved") == "computed" and (given.get("rebase") or config.rebase) == "append":
-        raise InputError("--moved", "computed, with native positions", "--positions shrink with it", "add --positions shrink")
+    if given.get("rope_positions") == "native" and given.get("moved_reply_kv", config.moved_reply_kv) == "recompute":
+        got = "native with --moved-reply-kv recompute" + ("" if "moved_reply_kv" in given else " (this model's setting)")
+        remedy = "add --moved-reply-kv reuse, or leave --rope-positions out"
+        raise InputError("--rope-positions", got, "--moved-reply-kv reuse with it", remedy)
+    if given.get("moved_reply_kv") == "recompute" and (given.get("rope_positions") or config.rope_positions) == "native":
+        got, expected = "recompute with native positions", "--rope-positions contiguous with it"
+        raise InputError("--moved-reply-kv", got, expected, "add --rope-positions contiguous")
     try:
         config = replace(config, **given)
         return config, replace(sampling, **{name: getattr(args, name) for name in _SAMPLING if name in args})
@@ -279,9 +284,19 @@ def load(args: argparse.Namespace, **options: Any) -> Any:
 def in_force(vlm: Any, config: StreamConfig, sampling: Any) -> str:
     """The settings of a stream in one line, under the names of their flags."""
     shown = {flag.replace("_", "-"): getattr(config, name) for flag, name in _STREAM.items()}
-    names = ["mode", "vision-window", "text-rounds", "sink", "slide", "positions", "moved", "fps", "chunk-seconds"]
-    if config.axes != 3:
-        names.append("axes")
+    names = [
+        "mode",
+        "vision-window",
+        "text-rounds",
+        "sink",
+        "text-window",
+        "rope-positions",
+        "moved-reply-kv",
+        "fps",
+        "chunk-seconds",
+    ]
+    if config.mrope_axes != 3:
+        names.append("mrope-axes")
     if config.mode == "window":
         names.append("window-chunks")
     told = [f"{name} {shown[name]:g}" if isinstance(shown[name], float) else f"{name} {shown[name]}" for name in names]

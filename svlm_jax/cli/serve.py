@@ -160,7 +160,7 @@ def _is_shipped(model: str) -> bool:
 
 def _settings(args: argparse.Namespace, config: StreamConfig, draws: Any) -> list[tuple[str, str]]:
     """What is in force, for the page: (in plain words, value)."""
-    sink, slide = ("all of them" if count is None else count for count in (config.sink, config.slide))
+    sink, text_window = ("all of them" if count is None else count for count in (config.sink, config.text_window))
     rows = [
         ("frames a second", f"{config.fps:g}"),
         ("seconds a step", f"{config.chunk_seconds:g}"),
@@ -168,7 +168,7 @@ def _settings(args: argparse.Namespace, config: StreamConfig, draws: Any) -> lis
         ("steps whose pictures are kept", config.vision_window),
         ("steps whose comments are kept in place", config.text_rounds),
         ("first words kept of older comments", sink),
-        ("last words kept of older comments", slide),
+        ("last words kept of older comments", text_window),
         ("longest comment, in tokens", config.max_new_tokens),
         ("temperature", f"{draws.temperature:g}"),
         ("top k", draws.top_k or "off"),

@@ -163,7 +163,7 @@ def sample(
     config: ModelConfig,
     *,
     sink: int,
-    slide: int,
+    text_window: int,
     as_streamed: bool = False,
     learn_previous: int = 0,
 ) -> tuple[Sample, np.ndarray]:
@@ -172,15 +172,15 @@ def sample(
 
     Args:
         clips: the frames of each second that is shown; none at all where there is no video.
-        sink, slide: tokens of the previous-text turn that stay when it is longer than both: the first, its header among them,
-            and the last, <|im_end|> and newline among them. 0 and 0: all of it.
+        sink, text_window: tokens of the previous-text turn that stay when it is longer than both: the first, its header among
+            them, and the last, <|im_end|> and newline among them. 0 and 0: all of it.
         as_streamed: leave out the two habits of the original that its streams do not have: the blank after the time text, and
             a reply that is tokenised together with its header. And where nothing was said before the window, its first turn
             has the query.
         learn_previous: so many of the last tokens of the previous text are learned too, as those of replies are.
 
     Raises:
-        InputError: not one clip a second; a sink or slide that cuts the turn's markup.
+        InputError: not one clip a second; a sink or text_window that cuts the turn's markup.
     """
     turns = training_turns(annotation, as_streamed=as_streamed)
     if annotation.video is None and clips:
@@ -189,7 +189,7 @@ def sample(
         first = annotation.start + annotation.hidden
         expected = f"one for each of the {annotation.shown} seconds from {first:g} to {annotation.end:g}"
         raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
-    parts = [_shortened(opening(annotation.previous, tokenizer), sink, slide)]
+    parts = [_shortened(opening(annotation.previous, tokenizer), sink, text_window)]
     words = [span.kind is Kind.PREVIOUS and span.part is Part.BODY for span in parts[0].spans]
     learned = [np.repeat(words, [span.length for span in parts[0].spans])]
     learned[0][np.flatnonzero(learned[0])[: max(learned[0].sum() - learn_previous, 0)]] = False
@@ -209,16 +209,16 @@ def sample(
     return Sample(ids, spans, tuple(clips)), labels
 
 
-def _shortened(start: Tokens, sink: int, slide: int) -> Tokens:
-    """The opening with its previous-text turn cut to `sink` + `slide` tokens, all of them in the middle of the words."""
-    if sink == slide == 0:
+def _shortened(start: Tokens, sink: int, text_window: int) -> Tokens:
+    """The opening with its previous-text turn cut to `sink` + `text_window` tokens, all of them in the middle of the words."""
+    if sink == text_window == 0:
         return start
-    if sink < PREVIOUS_HEAD or slide < TURN_END:
+    if sink < PREVIOUS_HEAD or text_window < TURN_END:
         expected = f"at least {PREVIOUS_HEAD} and {TURN_END} tokens (the turn's markup), or 0 and 0"
-        raise InputError("sink and slide", f"{sink} and {slide}", expected, "512 and 512 are usual")
+        raise InputError("sink and text_window", f"{sink} and {text_window}", expected, "512 and 512 are usual")
     system, *turn = start.spans
     length = total(turn)
-    kept = np.array([place for run in truncate(length, sink, slide) for place in run])
+    kept = np.array([place for run in truncate(length, sink, text_window) for place in run])
     spans = [span._replace(length=span.length - (length - len(kept)) * (span.part is Part.BODY)) for span in turn]
     ids = np.concatenate([start.ids[: system.length], start.ids[system.length + kept]])
     return Tokens(ids, (system, *(span for span in spans if span.length)))

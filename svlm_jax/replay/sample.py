@@ -49,7 +49,7 @@ class Recording:
     name: str
     fps: int
     sink: int
-    slide: int
+    text_window: int
     height: int
     width: int
     seed: int
@@ -108,7 +108,7 @@ def read(path: str | Path) -> Recording:
         name=path.stem,
         fps=whole(raw, "fps", 1, path),
         sink=whole(raw, "text_sink", 0, path, null=0),
-        slide=whole(raw, "text_sliding_window", 0, path, null=0),
+        text_window=whole(raw, "text_sliding_window", 0, path, null=0),
         height=whole(raw, "frame_height", 1, path),
         width=whole(raw, "frame_width", 1, path),
         seed=whole(raw, "seed", 0, path),
@@ -149,8 +149,8 @@ def compute(recording: Recording, processor: Processor, parameters: vlm.Paramete
         Clip(*patchify(normalise(frames, processor.video_config), processor.video_config), step, video=True)
         for frames in frames_of(recording)
     ]
-    said, sink, slide = recording.annotation, recording.sink, recording.slide
-    sample, labels = annotation.sample(said, clips, processor.tokenizer, config, sink=sink, slide=slide)
+    said, sink, text_window = recording.annotation, recording.sink, recording.text_window
+    sample, labels = annotation.sample(said, clips, processor.tokenizer, config, sink=sink, text_window=text_window)
     length, patches = len(sample.ids), sum(len(clip.patches) for clip in clips)
     padded = -(-length // TOKENS) * TOKENS
     inputs = collate([sample], vision, token_buckets=(padded,), patch_buckets=(patches,))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from svlm_jax.config import StreamConfig
+from svlm_jax.config import RopePositions, StreamConfig
 from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import Tokenizer
 from svlm_jax.decode.sampling import Sampling
@@ -25,6 +25,7 @@ from svlm_jax.spans import temporal_step
 from svlm_jax.stream.sequence import Chunk, Sequence
 from svlm_jax.stream.session import Reply, Session
 
+POSITIONS: dict[str, RopePositions] = {"shrink": "contiguous", "append": "native"}  # as the recordings call them
 MODES = ("forced", "overflow", "greedy")  # the first two: the generated tokens are dictated
 FOR_EVER = 100_000  # chunks; a window as long as this stands for full attention
 TEXT_TAIL = 4  # characters that the original cuts off a reply, normally " ..."
@@ -74,6 +75,9 @@ def settings_of(settings: dict[str, Any], source: str) -> tuple[StreamConfig, Sa
         get(settings, key, str, source)
     for key in ("seed", "frame_height", "frame_width"):
         whole(settings, key, 0, source)
+    mode_of_positions = get(settings, "pos_mode", str, source)
+    if mode_of_positions not in POSITIONS:
+        raise InputError(f"{source} pos_mode", repr(mode_of_positions), f"one of {', '.join(POSITIONS)}", AGAIN)
     vision, rounds = (whole(settings, key, 1, source) for key in ("window_size", "text_round"))
     mode = "recompute" if get(settings, "recompute", bool, source) else "streaming"
     if min(vision, rounds) >= FOR_EVER:
@@ -83,9 +87,9 @@ def settings_of(settings: dict[str, Any], source: str) -> tuple[StreamConfig, Sa
         vision_window=vision,
         text_rounds=rounds,
         sink=whole(settings, "text_sink", 0, source, null=None),
-        slide=whole(settings, "text_sliding_window", 0, source, null=None),
-        rebase=get(settings, "pos_mode", str, source),
-        axes=1 if get(settings, "all_text", bool, source) else 3,
+        text_window=whole(settings, "text_sliding_window", 0, source, null=None),
+        rope_positions=POSITIONS[mode_of_positions],
+        mrope_axes=1 if get(settings, "all_text", bool, source) else 3,
         fps=get(settings, "fps", float, source),
         chunk_seconds=get(settings, "chunk_duration", float, source),
         max_new_tokens=whole(settings, "max_new_tokens", 1, source),
@@ -181,7 +185,7 @@ def record(trace: Trace, path: Path, model: QwenVL, tokenizer: Tokenizer, pixels
     for number, (one, held, reply, clip) in enumerate(run(trace, model, tokenizer, pixels)):
         rounds.append(_round(one, held, reply, trace.config, tokenizer))
         length, after = len(rounds[-1]["input_ids"]), reply.after
-        first = 0 if trace.config.rebase == "shrink" or trace.config.mode == "recompute" else reply.before
+        first = 0 if trace.config.rope_positions == "contiguous" or trace.config.mode == "recompute" else reply.before
         arrays[f"pos_prefill_{number}"] = held.positions[:, first:length]
         arrays[f"pos_last_{number}"] = held.positions[:, first if first == 0 else after - 1 : after]
         arrays[f"logits_{number}"] = reply.logits if reply.logits is not None else np.zeros(0)

@@ -42,8 +42,8 @@ def evict(spans: Iterable[Span], chunk: int, config: StreamConfig) -> tuple[tupl
             runs = _drop_oldest(runs, _is_vision)
         if chunk >= max(vision, rounds):
             runs = _drop_oldest(runs, _is_user)
-        if chunk > 0 and config.sink is not None and config.slide is not None:
-            runs = _truncate_previous(runs, config.sink, config.slide)
+        if chunk > 0 and config.sink is not None and config.text_window is not None:
+            runs = _truncate_previous(runs, config.sink, config.text_window)
     order = [np.arange(run.place, run.place + run.span.length, dtype=np.int32) for run in runs]
     return _merged(run.span for run in runs), np.concatenate(order)
 
@@ -90,12 +90,12 @@ def _move_oldest_reply(runs: list[Run]) -> list[Run]:
     return rest[:end] + words + rest[end:]
 
 
-def _truncate_previous(runs: list[Run], sink: int, slide: int) -> list[Run]:
-    """Keep the header and first `sink` words of the previous text, and its last `slide` + 1 tokens."""
+def _truncate_previous(runs: list[Run], sink: int, text_window: int) -> list[Run]:
+    """Keep the header and first `sink` words of the previous text, and its last `text_window` + 1 tokens."""
     previous = [run for run in runs if run.span.kind == Kind.PREVIOUS]
     first = runs.index(previous[0])
     head = total([run.span for run in previous if run.span.part == Part.HEAD])
-    kept = truncate(total([run.span for run in previous]), head + sink, slide + 1)
+    kept = truncate(total([run.span for run in previous]), head + sink, text_window + 1)
     survivors = [part for places in kept for part in _cut(previous, places)]
     return runs[:first] + survivors + runs[first + len(previous) :]
 
@@ -124,7 +124,7 @@ def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
 
 def positions(spans: Sequence[Span], config: StreamConfig, merge: int, start: float = 0.0) -> np.ndarray:
     """(t, h, w) of a sequence that begins at `start`, float32 [3, n]: contiguous RoPE, or one axis for all three."""
-    if config.axes == 1:
+    if config.mrope_axes == 1:
         return np.broadcast_to(start + np.arange(total(spans), dtype=np.float32), (3, total(spans))).copy()
     return contiguous(spans, merge, start)
 
@@ -171,6 +171,6 @@ def capacity(config: StreamConfig, opening: Sequence[Span], turn: Sequence[Span]
         kept = config.window_chunks if config.mode == "window" else chunks
         return total(opening) + kept * (vision + user + reply) + config.question_tokens
     before = total([span for span in opening if span.kind == Kind.SYSTEM or span.part == Part.HEAD])
-    words = (config.sink or 0) + (config.slide or 0) + 1
+    words = (config.sink or 0) + (config.text_window or 0) + 1
     turns = max(config.vision_window, config.text_rounds) * user + config.vision_window * vision + config.text_rounds * reply
     return max(begun, before + words + turns) + config.question_tokens

@@ -146,10 +146,10 @@ def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Lang
         clips = tuple(clip for clip in held.clips if clip[0] in turns) + clips
     else:
         slots[: len(order)] = held.slots[order]
-        if config.moved == "computed":
+        if config.moved_reply_kv == "recompute":
             slots[: len(order)][policy.moved(held.spans, spans, order)] = NOWHERE
     merge = language.config.vision.spatial_merge_size
-    if config.rebase == "shrink" or config.mode == "recompute":
+    if config.rope_positions == "contiguous" or config.mode == "recompute":
         positions = policy.positions(kept, config, merge)
     else:
         positions = _appended(held.positions[:, order], slots, kept, config, merge)

@@ -111,7 +111,7 @@ class Session:
         self.turn = sequence.longest_turn(grid, tokenizer, model.config)
         self.capacity = _round(policy.capacity(config, self.opening.spans, self.turn, GROWTH), TILE)
         # A turn, the two tokens of the last reply that are not computed yet, its "\n", and a moved reply; more goes in pieces.
-        moved = config.max_new_tokens if config.moved == "computed" else 0
+        moved = config.max_new_tokens if config.moved_reply_kv == "recompute" else 0
         self.piece = _round(total(self.turn) + 3 + moved, PIECE)
         self.mesh = mesh_of(self.values)
         # Streams at a time that a step may be compiled for. Where devices share the streams each has its own: all or none.

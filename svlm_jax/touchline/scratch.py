@@ -25,7 +25,7 @@ PIXELS = (168 * 112, 168 * 112)  # of a frame, least and most: 6 x 4 tokens a se
 # How it streams unless told otherwise: the previous text it was trained with, as text alone; greedy. A third of the seconds of
 # frames it was trained with: what was said is nearer then (docs/world.md).
 STREAMING = {
-    "stream": {"vision_window": 8, "sink": 64, "slide": 576, "moved": "computed"},
+    "stream": {"vision_window": 8, "sink": 64, "text_window": 576, "moved_reply_kv": "recompute"},
     "sampling": {"temperature": 0.0, "repetition_penalty": 1.0},
 }
 VOCABULARY = 640  # tokens at most, markup among them

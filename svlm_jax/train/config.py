@@ -40,7 +40,7 @@ class DataConfig:
         evaluation: the same, for the evaluation loss; empty: none.
         root: directory that video paths are relative to.
         fps: frames a second.
-        sink, slide: tokens of the previous text that stay (the first, the last); 0 and 0: all.
+        sink, text_window: tokens of the previous text that stay (the first, the last); 0 and 0: all.
         as_streamed: turns as a stream has them, to the token; by default as the original trains, which differs in two habits
             (docs/streaming.md). For a model trained from scratch.
         learn_previous: so many of the last tokens of the previous text are learned too, not only replies. For a model trained
@@ -57,7 +57,7 @@ class DataConfig:
     root: str = ""
     fps: float | int = 2.0
     sink: int = 512
-    slide: int = 512
+    text_window: int = 512
     as_streamed: bool = False
     learn_previous: int = 0
     # 24 s of 720p at 2 fps: 24 x 756 vision tokens, and about 2,000 of text; 4 patches a vision token.
@@ -73,7 +73,7 @@ class DataConfig:
         for small, large in zip(self.buckets, self.buckets[1:], strict=False):
             if not (small.tokens < large.tokens and small.patches <= large.patches and small.labels <= large.labels):
                 raise InputError("buckets", f"{small} before {large}", "ascending sizes", "sort them")
-        for name, least in (("workers", 0), ("threads", 1), ("sink", 0), ("slide", 0), ("learn_previous", 0)):
+        for name, least in (("workers", 0), ("threads", 1), ("sink", 0), ("text_window", 0), ("learn_previous", 0)):
             if getattr(self, name) < least:
                 raise InputError(name, getattr(self, name), f"{least} or more", "raise it")
         if not 0 <= self.max_bad <= 1:

@@ -136,7 +136,7 @@ class Make:
         model, pixels = self.processor.config, self.processor.video_config
         step = temporal_step(model.vision.tokens_per_second, model.vision.temporal_patch_size, self.data.fps)
         clips = [Clip(*preprocess(frames, pixels, levels=True), step, video=True) for frames in window.frames]
-        options = {name: getattr(self.data, name) for name in ("sink", "slide", "as_streamed", "learn_previous")}
+        options = {name: getattr(self.data, name) for name in ("sink", "text_window", "as_streamed", "learn_previous")}
         return annotation.sample(window.annotation, clips, self.processor.tokenizer, model, **options)
 
 

@@ -6,14 +6,15 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks import findings
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
-from svlm_jax.touchline import commentary, findings
+from svlm_jax.touchline import commentary
 from svlm_jax.touchline.film import HELD_OUT, play
 from svlm_jax.touchline.judge import facts_at
 
 SECONDS = 900
-USUAL = StreamConfig(sink=256, slide=256)
+USUAL = StreamConfig(sink=256, text_window=256)
 
 
 @pytest.fixture
@@ -39,9 +40,9 @@ def test_variants_differ_from_the_usual_in_one_thing_and_have_files_of_their_own
     assert len({one.file("", 0, 700) for one in made}) == len(made) and {one.group for one in made} == set(findings.GROUPS)
     for one in made[1:]:
         changed = [name for name in vars(USUAL) if getattr(one.stream, name) != getattr(USUAL, name)]
-        assert set(changed) <= {"sink", "slide"} or len(changed) == 1 or one.model
+        assert set(changed) <= {"sink", "text_window"} or len(changed) == 1 or one.model
     assert made[0].file("", 0, 700) != made[0].file("other weights", 0, 700)
-    assert made[0].file("", 0, 700) != findings.variants(replace(USUAL, slide=9), {})[0].file("", 0, 700)
+    assert made[0].file("", 0, 700) != findings.variants(replace(USUAL, text_window=9), {})[0].file("", 0, 700)
     full = next(one for one in made if one.name == "full attention")
     assert made[0].file("", 0, 600) != made[0].file("", 0, 700) and full.file("", 0, 600) == full.file("", 0, 700)
     windows = {one.stream.vision_window for one in made if one.group == "vision window"}

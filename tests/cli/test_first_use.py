@@ -67,7 +67,7 @@ def refused(monkeypatch, capsys):
         (["--vision-window", "0"], "--vision-window: got '0'"),
         (["--mode", "x"], "--mode: got 'x', expected one of streaming, full"),
         (["--mode"], "--mode: got nothing, expected a value"),
-        (["--positions", "append"], "--moved kept"),
+        (["--rope-positions", "native"], "--moved-reply-kv reuse"),
         (["--fps", "3"], "--fps: got 3 fps"),
         (["--top-p", "0"], "--top-p: got 0"),
         (["--compile-cache", ""], "--compile-cache: got nothing"),

@@ -23,7 +23,7 @@ from svlm_jax.touchline.film import Film
 from tests.cli.test_commands import ROOT, command, refusal
 
 HANG = 300  # seconds after which a test has hung; none waits for them
-SMALL = ("--vision-window", 3, "--text-rounds", 3, "--sink", 6, "--slide", 6, "--query", "Commentate on this match")
+SMALL = ("--vision-window", 3, "--text-rounds", 3, "--sink", 6, "--text-window", 6, "--query", "Commentate on this match")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -261,8 +261,8 @@ def test_bad_input_is_one_line_and_makes_no_file(film, beside, tmp_path):
     new = ("--jsonl", tmp_path / "new.jsonl")
     cases = {
         ("--fps", 3, *new): "fps: got 3 fps in chunks of 1 s",
-        ("--sink", "none", *new): "--sink and --slide: got None and 512",
-        ("--positions", "append", "--moved", "computed", *new): "expected --moved kept with it",
+        ("--sink", "none", *new): "--sink and --text-window: got None and 512",
+        ("--rope-positions", "native", "--moved-reply-kv", "recompute", *new): "expected --moved-reply-kv reuse with it",
         ("--query", "who? " * 200, *new): "query: got ",
         ("--ask", "who?", *new): "--ask: got 'who?', expected SECOND:QUESTION",
         ("--vtt", tmp_path / "there.vtt"): "a file that exists",

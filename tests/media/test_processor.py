@@ -88,7 +88,9 @@ def test_streaming_config_json_says_what_a_frame_is_and_leaves_the_rest(opened, 
     own = opened(**video, streaming_config={"frame": {"max_pixels": LARGE}}).video_config
     assert (own.min_pixels, own.max_pixels, own.mean) == (100 * 28 * 28, LARGE, CLIP_MEAN)
     assert streaming(directory) == (StreamConfig(), COMMENTARY)
-    own = opened(streaming_config={"frame": {"min_pixels": 784, "max_pixels": 784}, "stream": {"sink": None, "slide": None}})
+    own = opened(
+        streaming_config={"frame": {"min_pixels": 784, "max_pixels": 784}, "stream": {"sink": None, "text_window": None}}
+    )
     assert own.video_config.max_pixels == 784 and own.video(HD).grid[1:] == (2, 2)
     assert streaming(directory)[0].sink is None
 

@@ -92,7 +92,7 @@ def test_int8_streams(tiny_dir, processor_dir):
     vlm = svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, weights="int8")
     assert vlm.model.config.weights == "int8" and vlm.model.config.fused
     frames = np.random.default_rng(0).integers(0, 255, (8, 56, 84, 3), dtype=np.uint8)
-    config = StreamConfig(vision_window=2, text_rounds=2, sink=8, slide=8)
+    config = StreamConfig(vision_window=2, text_rounds=2, sink=8, text_window=8)
     clips = [vlm.processor.video(list(frames[i : i + 2]), fps=2) for i in range(0, 8, 2)]
     session = Session(vlm.model, vlm.tokenizer, config, clips[0].grid)
     state = session.join(session.start())

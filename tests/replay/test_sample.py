@@ -138,7 +138,7 @@ def second(tiny_tied_dir, processor_dir, tmp_path_factory) -> tuple[sample.Ours,
     config = hf_config.read(tiny_tied_dir).compute("float32")
     processor = Processor.from_directory(processor_dir, config)
     arrays = {"logits_tail": np.zeros((32, config.text.vocab_size))}
-    keys = {"sink": 5, "slide": 4, "height": 28, "width": 84}
+    keys = {"sink": 5, "text_window": 4, "height": 28, "width": 84}
     said = sample.annotation.parse(SECOND["annotation"])
     empty = sample.Recording("second", 4, **keys, seed=3, annotation=said, text="", loss=0.0, grad_norms={}, arrays=arrays)
     ours = sample.compute(empty, processor, convert.load(tiny_tied_dir, config))

@@ -160,7 +160,7 @@ def without(*path: str) -> Callable[[dict, dict], None]:
         (config("mode", "hoped"), r"config mode: got 'hoped', expected one of forced, overflow, greedy"),
         (config("window_size", "four"), r"config window_size: got 'four', expected a JSON number"),
         (config("text_round", 1.5), r"config text_round: got 1.5, expected a whole number"),
-        (config("pos_mode", "native"), r"rebase: got 'native', expected one of shrink, append"),
+        (config("pos_mode", "native"), r"pos_mode: got 'native', expected one of shrink, append"),
         (config("fps", 3), r"fps: got 3 fps"),
         (config("frame_height", 57), r"frame size: got 84 x 57, expected multiples of 28"),
         (last("input_ids", 9_999), r"got the id 9999, expected ids below 448"),

@@ -17,7 +17,7 @@ from tests.cli.test_commands import ROOT
 from tests.support.browser import Browser, Tab, chromium
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium() is None, reason="needs chromium on the PATH")]
-SMALL = ("--vision-window", 8, "--text-rounds", 8, "--sink", 32, "--slide", 64)
+SMALL = ("--vision-window", 8, "--text-rounds", 8, "--sink", 32, "--text-window", 64)
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def windows(config: dict) -> Windows:
         vision_window=config["window_size"],
         text_rounds=config["text_round"],
         sink=config["text_sink"] or 0,
-        slide=config["text_sliding_window"],
+        text_window=config["text_sliding_window"],
         positions=config["pos_mode"],
         axes=1 if config["all_text"] else 3,
         mode="recompute" if config["recompute"] else "streaming",
@@ -216,7 +216,7 @@ V = "(####)"  # a vision block
 
 def test_a_turn_is_evicted_whole_when_both_windows_are_one():
     """The newest reply is the oldest: its words move although its end was never computed, and no second "\\n" is added."""
-    stream = begun(Windows(1, 1, slide=None))
+    stream = begun(Windows(1, 1, text_window=None))
     stream.turn(user(0))
     stream.reply(letters("xyz.>"))
     stream.turn(user(1))
@@ -227,7 +227,7 @@ def test_a_turn_is_evicted_whole_when_both_windows_are_one():
 
 
 def test_vision_window_longer_than_one_round_of_text():
-    assert sequences(Windows(3, 1, slide=None), ["xy.>", "z.>", "w.>"]) == [
+    assert sequences(Windows(3, 1, text_window=None), ["xy.>", "z.>", "w.>"]) == [
         f"Y[p:abc>/[u:0{V}?>/[r:",
         f"Y[p:abcxy>/[u:{V}?>/[u:1{V}>/[r:",
         f"Y[p:abcxyz>/[u:{V}?>/[u:{V}>/[u:2{V}>/[r:",
@@ -236,7 +236,7 @@ def test_vision_window_longer_than_one_round_of_text():
 
 
 def test_vision_window_of_one_leaves_time_query_and_replies():
-    assert sequences(Windows(1, 2, slide=None), ["xy.>", "z.>", "w.>"]) == [
+    assert sequences(Windows(1, 2, text_window=None), ["xy.>", "z.>", "w.>"]) == [
         f"Y[p:abc>/[u:0{V}?>/[r:",
         f"Y[p:abc>/[u:0?>/[r:xy.>/[u:1{V}>/[r:",
         f"Y[p:abcxy>/[u:1>/[r:z.>/[u:2{V}>/[r:",
@@ -245,14 +245,14 @@ def test_vision_window_of_one_leaves_time_query_and_replies():
 
 
 def test_an_empty_reply_moves_nothing():
-    shown = sequences(Windows(2, 2, slide=None), [">", "z.>", "w.>"])
+    shown = sequences(Windows(2, 2, text_window=None), [">", "z.>", "w.>"])
     assert shown[1] == f"Y[p:abc>/[u:0{V}?>/[r:>/[u:1{V}>/[r:"
     assert shown[2] == f"Y[p:abc>/[u:1{V}>/[r:z.>/[u:2{V}>/[r:"
     assert shown[3] == f"Y[p:abcz>/[u:2{V}>/[r:w.>/[u:3{V}>/[r:"
 
 
 def test_a_reply_that_was_cut_is_closed_and_loses_its_last_word():
-    stream = begun(Windows(1, 1, slide=None))
+    stream = begun(Windows(1, 1, text_window=None))
     stream.turn(user(0))
     computed = stream.reply(letters("xyz")).computed
     assert show(stream).endswith("[r:xyz>")
@@ -273,9 +273,9 @@ def test_the_end_of_a_cut_reply_is_computed_with_the_next_turn():
 CUTS = [(2, 3, "abef"), (0, 3, "ef"), (2, 1, "ab"), (0, 1, ""), (3, 3, "abcef"), (3, 4, "abcdef"), (9, 9, "abcdef")]
 
 
-@pytest.mark.parametrize(("sink", "slide", "kept"), [*CUTS, (2, None, "abcdef")])
-def test_sink_and_slide_keep_first_and_last_words_and_never_cross(sink: int, slide: int | None, kept: str):
-    stream = begun(Windows(sink=sink, slide=slide), "abcdef")
+@pytest.mark.parametrize(("sink", "text_window", "kept"), [*CUTS, (2, None, "abcdef")])
+def test_sink_and_slide_keep_first_and_last_words_and_never_cross(sink: int, text_window: int | None, kept: str):
+    stream = begun(Windows(sink=sink, text_window=text_window), "abcdef")
     stream.turn(user(0))
     assert show(stream).startswith("Y[p:abcdef>/")  # the first turn finds all of it
     stream.reply(letters("."))
@@ -284,11 +284,11 @@ def test_sink_and_slide_keep_first_and_last_words_and_never_cross(sink: int, sli
 
 
 def test_words_move_before_the_previous_text_is_cut():
-    assert sequences(Windows(1, 1, sink=1, slide=3), ["uvwxyz.>"])[1].startswith("Y[p:ayz>/[u:1")
+    assert sequences(Windows(1, 1, sink=1, text_window=3), ["uvwxyz.>"])[1].startswith("Y[p:ayz>/[u:1")
 
 
 def test_a_word_that_moved_is_the_same_token_and_is_not_computed_again():
-    stream = begun(Windows(1, 1, slide=None))
+    stream = begun(Windows(1, 1, text_window=None))
     stream.turn(user(0))
     stream.reply(letters("xyz.>"))
     word = next(token for token in stream.retained if chr(token.id) == "x")
@@ -301,7 +301,7 @@ def test_a_word_that_moved_is_the_same_token_and_is_not_computed_again():
 
 
 def test_tokens_see_what_was_retained_then_and_not_what_is_now():
-    stream = begun(Windows(1, 1, slide=None))
+    stream = begun(Windows(1, 1, text_window=None))
     stream.turn(user(0))
     stream.reply(letters("xyz.>"))
     gone = [token.serial for token in stream.retained if token.part == "vision"]
@@ -329,7 +329,7 @@ def test_vision_counts_on_three_axes_and_text_goes_on_after_the_largest(step: fl
 
 def test_shrunk_positions_stay_bounded_and_appended_ones_never_move():
     ends: dict[str, list[float]] = {"shrink": [], "append": []}
-    base = Windows(2, 2, sink=2, slide=3)
+    base = Windows(2, 2, sink=2, text_window=3)
     for mode, asked in {"shrink": base, "append": replace(base, positions="append")}.items():
         stream, largest = begun(asked), ends[mode]
         places: dict[int, Place | None] = {}
@@ -345,7 +345,7 @@ def test_shrunk_positions_stay_bounded_and_appended_ones_never_move():
 
 
 def test_appended_positions_go_on_after_a_reply_that_is_gone():
-    stream = begun(Windows(1, 1, slide=None, positions="append"))
+    stream = begun(Windows(1, 1, text_window=None, positions="append"))
     stream.turn(user(0))
     last = stream.reply(letters("xyz.>")).computed[-1].seen[-1][1][0]
     assert stream.turn(user(1)).computed[0].seen[-1][1] == (last + 1,) * 3

@@ -120,9 +120,9 @@ def compare(config: StreamConfig, previous: str, query: str, draw, chunks: int, 
         vision_window=config.vision_window,
         text_rounds=config.text_rounds,
         sink=config.sink or 0,
-        slide=config.slide,
-        positions=config.rebase,
-        axes=config.axes,  # pyright: ignore[reportArgumentType]
+        text_window=config.text_window,
+        positions="shrink" if config.rope_positions == "contiguous" else "append",
+        axes=config.mrope_axes,  # pyright: ignore[reportArgumentType]
         mode=config.mode,
         window_chunks=config.window_chunks,
     )
@@ -153,15 +153,15 @@ def compare(config: StreamConfig, previous: str, query: str, draw, chunks: int, 
 
 
 CONFIGS = st.builds(
-    lambda cut, **rest: StreamConfig(sink=cut[0], slide=cut[1], max_new_tokens=LONGEST, question_tokens=200, **rest),
+    lambda cut, **rest: StreamConfig(sink=cut[0], text_window=cut[1], max_new_tokens=LONGEST, question_tokens=200, **rest),
     cut=st.one_of(st.just((None, None)), st.tuples(st.integers(0, 12), st.integers(1, 12))),
     mode=st.sampled_from(["streaming", "streaming", "streaming", "full", "window", "recompute"]),
     vision_window=st.integers(1, 6),
     text_rounds=st.integers(1, 6),
-    rebase=st.sampled_from(["shrink", "append"]),
-    axes=st.sampled_from([1, 3]),
+    rope_positions=st.sampled_from(["contiguous", "native"]),
+    mrope_axes=st.sampled_from([1, 3]),
     window_chunks=st.integers(1, 7),
-).filter(lambda config: config.rebase == "shrink" or config.text_rounds > 1)
+).filter(lambda config: config.rope_positions == "contiguous" or config.text_rounds > 1)
 # (append with one round: where a new turn goes on after an evicted reply is said nowhere, and the two differ)
 
 
@@ -214,13 +214,13 @@ def regular(seed: int):
 
 @pytest.mark.parametrize(("vision", "rounds"), [(3, 3), (2, 5), (5, 2), (1, 1)])
 def test_hundreds_of_chunks_do_too_in_a_bounded_number_of_spans(vision, rounds):
-    config = StreamConfig(vision_window=vision, text_rounds=rounds, sink=5, slide=5, max_new_tokens=LONGEST)
+    config = StreamConfig(vision_window=vision, text_rounds=rounds, sink=5, text_window=5, max_new_tokens=LONGEST)
     most = compare(config, "red blue ball ", "Commentate", regular(vision), chunks=200, size=64)
     assert most <= 4 + 8 * (max(vision, rounds) + 1)
 
 
 def test_fractional_steps_that_no_float_holds_are_counted_as_the_oracle_counts():
-    config = StreamConfig(vision_window=2, text_rounds=2, sink=4, slide=4, max_new_tokens=LONGEST)
+    config = StreamConfig(vision_window=2, text_rounds=2, sink=4, text_window=4, max_new_tokens=LONGEST)
     step = 4 / 3
 
     def draw(number: int):
@@ -268,7 +268,7 @@ def test_the_capacity_holds_the_longest_replies_and_all_questions_that_are_let_i
 
 
 def test_rows_of_a_batch_are_described_apart():
-    config = StreamConfig(vision_window=2, text_rounds=2, sink=4, slide=4, max_new_tokens=LONGEST)
+    config = StreamConfig(vision_window=2, text_rounds=2, sink=4, text_window=4, max_new_tokens=LONGEST)
     rows: list[batch.Row | None] = []
     for number, words in enumerate(["red ", "", "blue ball goal "]):
         engine = Engine(config, words, "")
@@ -318,7 +318,7 @@ def test_words_of_the_oldest_reply_end_the_previous_text():
     opening = chat.opening("red ", language().tokenizer).spans
     spans = (*opening, Span(Kind.USER_TEXT, 3, 0, part=Part.HEAD), Span(Kind.REPLY, 3, 0, part=Part.HEAD))
     spans += (Span(Kind.REPLY, 4, 0), Span(Kind.REPLY, 2, 0, part=Part.TAIL))
-    kept, order = policy.evict(spans, 1, StreamConfig(vision_window=1, text_rounds=1, sink=None, slide=None))
+    kept, order = policy.evict(spans, 1, StreamConfig(vision_window=1, text_rounds=1, sink=None, text_window=None))
     end = total(opening) - chat.TURN_END
     words = total(opening) + 6
     assert order.tolist() == [*range(end), *range(words, words + 4), end, end + 1]
@@ -335,14 +335,14 @@ def test_replies_cut_short_lose_their_last_word():
     [
         ({"mode": "all"}, r"^mode: got 'all', expected one of streaming, full, window, recompute; "),
         (
-            {"moved": "computed", "rebase": "append"},
-            r"^moved: got 'computed', but rebase 'append', expected 'shrink' with it; ",
+            {"moved_reply_kv": "recompute", "rope_positions": "native"},
+            r"^moved_reply_kv: got 'recompute' with rope_positions 'native', expected 'contiguous' with it; ",
         ),
-        ({"rebase": "native"}, r"^rebase: got 'native', expected one of shrink, append; "),
-        ({"axes": 2}, r"^axes: got 2, expected one of 1, 3; "),
+        ({"rope_positions": "append"}, r"^rope_positions: got 'append', expected one of contiguous, native; "),
+        ({"mrope_axes": 2}, r"^mrope_axes: got 2, expected one of 1, 3; "),
         ({"vision_window": 0}, r"^vision_window: got 0, expected 1 or more; "),
-        ({"sink": None}, r"^sink and slide: got None and 512, expected two numbers, or neither; "),
-        ({"slide": 0}, r"^sink and slide: got 512 and 0, "),
+        ({"sink": None}, r"^sink and text_window: got None and 512, expected two numbers, or neither; "),
+        ({"text_window": 0}, r"^sink and text_window: got 512 and 0, "),
         ({"fps": 3}, r"^fps: got 3 fps in chunks of 1 s, expected an even number of frames a chunk; "),
         ({"fps": 2.5}, r"^fps: got 2.5 fps"),
     ],

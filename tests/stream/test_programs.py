@@ -38,7 +38,7 @@ def moves(hlo: str, elements: int) -> Counter:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
-    made = make(rows=rows, vision_window=16, text_rounds=16, sink=512, slide=512)
+    made = make(rows=rows, vision_window=16, text_rounds=16, sink=512, text_window=512)
     state = made.start()
     for row in range(rows):
         state = made.join(state, row)
@@ -63,7 +63,7 @@ def test_the_search_for_copies_finds_them():
     assert not moves(parts["ENTRY"], 16384) and moves(reached(parts, "ENTRY"), 16384)["copy"] == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"mode": "window", "window_chunks": 4}, {"moved": "computed"}])
+@pytest.mark.parametrize("changes", [{}, {"mode": "window", "window_chunks": 4}, {"moved_reply_kv": "recompute"}])
 def test_nothing_compiles_after_warming_up(make, changes):
     made = make(rows=2, sampling=DRAWN, **changes)
     state = made.join(made.warm(made.start(), chunk(0).clip), 0, query="Commentate")
@@ -126,7 +126,7 @@ def test_rows_are_taken_out_of_the_cache_and_put_back_in_place(make):
 
 def test_keys_are_not_rotated_again_for_each_token_that_is_told(make):
     """Else words that come one by one take four times as long as a whole reply."""
-    made = make(vision_window=16, text_rounds=16, sink=512, slide=512)
+    made = make(vision_window=16, text_rounds=16, sink=512, text_window=512)
     state = made.join(made.start())
     plan = made._inputs([made.prepare(state, 0, chunk(0)).row], None, made.capacity)[-1]
     hidden = jnp.zeros((1, made.model_config.text.hidden_size))

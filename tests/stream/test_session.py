@@ -201,12 +201,12 @@ def test_recomputing_says_what_streaming_does_until_something_is_evicted(make):
     assert np.abs(streaming[4].logits[0] - recomputed[4].logits[0]).max() > 1e-2  # survivors keep what they were computed with
 
 
-@pytest.mark.parametrize("moved", ["computed", "kept"])
-def test_a_moved_reply_that_is_computed_anew_is_held_as_the_text_that_it_is(make, moved):
-    """With moved "kept" it is not, so the comparison can fail."""
+@pytest.mark.parametrize("moved_reply_kv", ["recompute", "reuse"])
+def test_a_moved_reply_that_is_computed_anew_is_held_as_the_text_that_it_is(make, moved_reply_kv):
+    """With "reuse" it is not, so the comparison can fail."""
 
     def held(**changes):  # values of the last layer of the replies in the previous text
-        made = make(sink=100, slide=100, **changes)
+        made = make(sink=100, text_window=100, **changes)
         state = made.join(made.start(), previous="red ball ")
         said = [np.array([30 + number, 7, 90 - number, made.language.end], np.int32) for number in range(7)]
         for number, reply in enumerate(said):
@@ -216,10 +216,10 @@ def test_a_moved_reply_that_is_computed_anew_is_held_as_the_text_that_it_is(make
         slots = stream.slots[where & np.isin(stream.ids, np.concatenate(said)) & (stream.ids != made.language.end)]
         return np.asarray(state.cache.values[-1])[0][:, slots]
 
-    ours, theirs = held(moved=moved), held(mode="recompute")
+    ours, theirs = held(moved_reply_kv=moved_reply_kv), held(mode="recompute")
     assert ours.shape == theirs.shape and ours.shape[1] == 4 * 2  # four replies, but for their " ..."
     same = np.allclose(ours, theirs, rtol=0, atol=1e-4)
-    assert same == (moved == "computed")
+    assert same == (moved_reply_kv == "recompute")
 
 
 def test_a_window_begins_afresh(make):
@@ -234,7 +234,7 @@ def test_a_window_begins_afresh(make):
 
 def test_native_positions_that_are_no_longer_exact_begin_afresh(make, monkeypatch):
     """Else a stream of days rounds the positions of its frames and words, and says nothing of it."""
-    made = make(rebase="append")
+    made = make(rope_positions="native")
     first, state = watch(made, 2)
     monkeypatch.setattr(sequence, "EXACT", state.streams[0].positions.max() - 1.0)
     with pytest.warns(UserWarning, match="begins afresh"):

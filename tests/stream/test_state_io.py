@@ -57,8 +57,8 @@ def state_file(make, tmp_path):
     ("settings", "rows"),
     [
         ({}, 1),
-        ({"rebase": "append"}, 2),
-        ({"moved": "computed"}, 2),
+        ({"rope_positions": "native"}, 2),
+        ({"moved_reply_kv": "recompute"}, 2),
         ({"mode": "recompute"}, 1),
         ({"mode": "full", "question_tokens": 1}, 1),
     ],

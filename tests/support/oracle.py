@@ -97,13 +97,13 @@ class Token:
 
 @dataclass(frozen=True)
 class Windows:
-    """What a stream keeps. vision_window, text_rounds and window_chunks in chunks, sink and slide in tokens of previous text
-    (slide None: never cut); positions, axes and mode as in `Oracle`."""
+    """What a stream keeps. vision_window, text_rounds and window_chunks in chunks, sink and text_window in tokens of previous
+    text (text_window None: never cut); positions, axes and mode as in `Oracle`."""
 
     vision_window: int = 16
     text_rounds: int = 16
     sink: int = 512
-    slide: int | None = 512
+    text_window: int | None = 512
     positions: Literal["shrink", "append"] = "shrink"
     axes: Literal[1, 3] = 3
     mode: Literal["streaming", "full", "window", "recompute"] = "streaming"
@@ -228,8 +228,8 @@ class Oracle:
             self._delete(USER, self._oldest(USER, VISION), VISION)
         if self.chunk >= max(vision, rounds):
             self._delete(USER, self._oldest(USER))
-        if self.chunk > 0 and self.windows.slide is not None:
-            self._truncate(self.windows.sink, self.windows.slide)
+        if self.chunk > 0 and self.windows.text_window is not None:
+            self._truncate(self.windows.sink, self.windows.text_window)
 
     def _oldest(self, role: str, part: str | None = None) -> int:
         """Number of the oldest turn of this role that (still) has such a part."""
@@ -249,13 +249,13 @@ class Oracle:
             self.retained.insert(self.retained.index(end[0]), token)
             token.role, token.part, token.turn = PREVIOUS, WORDS, end[0].turn
 
-    def _truncate(self, sink: int, slide: int) -> None:
-        """Of the previous text's words keep the first `sink` and the last `slide` - 1: with <|im_end|> and "\\n" those are the
-        last `slide` + 1 tokens. A word in either stays, so the two never cross."""
-        assert slide >= 1
+    def _truncate(self, sink: int, text_window: int) -> None:
+        """Of the previous text's words keep the first `sink` and the last `text_window` - 1: with <|im_end|> and "\\n" those
+        are the last `text_window` + 1 tokens. A word in either stays, so the two never cross."""
+        assert text_window >= 1
         words = [token for token in self.retained if (token.role, token.part) == (PREVIOUS, WORDS)]
         for index, token in enumerate(words):
-            if index >= sink and index < len(words) - (slide - 1):
+            if index >= sink and index < len(words) - (text_window - 1):
                 self.retained.remove(token)
 
     # Positions and what is seen.

@@ -27,7 +27,7 @@ from svlm_jax.serve.web import Serving, Site, listen
 from svlm_jax.touchline.film import Film
 
 BOX = Box(168, 112)
-CONFIG = StreamConfig(vision_window=3, text_rounds=3, sink=6, slide=6, max_new_tokens=4, chunk_seconds=0.5, fps=4)
+CONFIG = StreamConfig(vision_window=3, text_rounds=3, sink=6, text_window=6, max_new_tokens=4, chunk_seconds=0.5, fps=4)
 HANG = 120.0  # seconds after which a test has hung; none waits for them
 # Times that run out by the clock are long beside what a busy machine takes for what must come before.
 LIMITS = Limits(grace=6.0, slow=1.0, camera_silence=6.0, message_bytes=60_000, mistakes=4, sockets_an_address=12)

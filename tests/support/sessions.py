@@ -15,7 +15,7 @@ from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
 
 GRID = (1, 4, 6)
-WINDOWS = {"vision_window": 3, "text_rounds": 3, "sink": 6, "slide": 6}
+WINDOWS = {"vision_window": 3, "text_rounds": 3, "sink": 6, "text_window": 6}
 GREEDY = Sampling(repetition_penalty=1.05)
 DRAWN = Sampling(temperature=1.5, top_k=0, repetition_penalty=1.05)
 

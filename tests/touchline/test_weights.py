@@ -28,7 +28,12 @@ def test_what_ships_is_small():
 def test_it_brings_its_streaming_settings(vlm):
     told = json.loads((PLACE / "streaming_config.json").read_text())
     assert told == STREAMING
-    assert (vlm.stream.vision_window, vlm.stream.sink, vlm.stream.slide, vlm.stream.moved) == (8, 64, 576, "computed")
+    assert (vlm.stream.vision_window, vlm.stream.sink, vlm.stream.text_window, vlm.stream.moved_reply_kv) == (
+        8,
+        64,
+        576,
+        "recompute",
+    )
     assert vlm.sampling.temperature == 0
 
 
