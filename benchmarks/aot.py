@@ -27,7 +27,7 @@ def bench(args: argparse.Namespace) -> None:
     from svlm_jax.decode.loop import Loop, Plan, go_on
     from svlm_jax.decode.sampling import Sampling
     from svlm_jax.inputs import Inputs, VisionInput
-    from svlm_jax.model.cache import Cache
+    from svlm_jax.model.cache import KVCache
     from svlm_jax.model.vlm import abstract
 
     attention = "mosaic_gpu" if args.target == "h100" and args.attention == "auto" else args.attention
@@ -42,7 +42,7 @@ def bench(args: argparse.Namespace) -> None:
     pair = sds(1, patches, 2)
     vision = VisionInput(sds(1, patches, 1176, dtype="uint8"), pair, pair, pair, patches)
     inputs = Inputs(sds(1, tokens), sds(1, tokens), sds(1, 3, tokens, dtype="float32"), sds(1, tokens), vision)
-    cache = jax.eval_shape(lambda: Cache.empty(config.text, 1, slots, config.dtype))
+    cache = jax.eval_shape(lambda: KVCache.empty(config.text, 1, slots, config.dtype))
     done, seen = sds(1, dtype="bool"), sds(1, config.text.vocab_size, dtype="bool")
     plan = Plan(sds(1), sds(1, dtype="float32"), sds(1, REPLY), sds(1), sds(1, 2, dtype="uint32"), seen, done)
     steps = {

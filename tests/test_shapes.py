@@ -7,7 +7,7 @@ from flax import nnx
 
 from svlm_jax.config import preset
 from svlm_jax.inputs import Inputs, VisionInput
-from svlm_jax.model.cache import Cache
+from svlm_jax.model.cache import KVCache
 from svlm_jax.model.vlm import abstract
 
 PROMPT, PATCHES, CAPACITY = 1024, 3072, 1152
@@ -20,7 +20,7 @@ def abstract_of(dtype, *shape):
 @pytest.fixture(scope="module", params=["7b", "72b"])
 def case(request):
     config = preset(request.param)
-    cache = jax.eval_shape(lambda: Cache.empty(config.text, 1, CAPACITY, config.dtype))
+    cache = jax.eval_shape(lambda: KVCache.empty(config.text, 1, CAPACITY, config.dtype))
     return config, *abstract(config), cache
 
 

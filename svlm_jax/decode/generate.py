@@ -18,7 +18,7 @@ from svlm_jax.decode.loop import Plan, reply
 from svlm_jax.decode.sampling import Sampling, see
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs, bucket
-from svlm_jax.model.cache import Cache, held_dtype
+from svlm_jax.model.cache import KVCache, kv_cache_dtype
 from svlm_jax.model.vlm import QwenVL, parameters
 from svlm_jax.sharding import mesh_of, on_mesh
 
@@ -43,7 +43,7 @@ def generate(
     capacity = bucket(max_new_tokens, REPLY_BUCKETS, "max_new_tokens", "ask for fewer")
     graph, state = nnx.split(model)
     values = parameters(model)
-    static = {"sampling": sampling, "capacity": capacity, "dtype": held_dtype(model.config, values)}
+    static = {"sampling": sampling, "capacity": capacity, "dtype": kv_cache_dtype(model.config, values)}
     ends = np.array(eos or (-1,), np.int32)
     with on_mesh(mesh_of(values)):
         tokens, count = _generate(graph, state, inputs, seed, ends, max_new_tokens, **static)
@@ -55,8 +55,8 @@ def generate(
 
 
 def prefill(
-    model: QwenVL, inputs: Inputs, slots: Int[Array | np.ndarray, "B T"], cache: Cache
-) -> tuple[Float[Array, "B D"], Cache]:
+    model: QwenVL, inputs: Inputs, slots: Int[Array | np.ndarray, "B T"], cache: KVCache
+) -> tuple[Float[Array, "B D"], KVCache]:
     """Run padded prompts into `slots` [B, T] of a cache that describes them; the hidden state [B, D] of the newest token of
     each."""
     hidden, cache = model.extend(inputs, jnp.asarray(slots), cache)
@@ -75,9 +75,9 @@ def _generate(graph, state, inputs: Inputs, seed, eos, limit, *, sampling: Sampl
     slots = jnp.broadcast_to(jnp.arange(length + capacity), (batch, length + capacity))
     ahead = jnp.arange(capacity)
     cache = (
-        Cache.empty(text, batch, length + capacity, dtype)
+        KVCache.empty(text, batch, length + capacity, dtype)
         .constrain()
-        .arrange(
+        .with_slots(
             jnp.concatenate([index, after[:, None] + ahead], axis=1),
             jnp.concatenate([positions, jnp.broadcast_to(turn[:, None, None] + ahead, (batch, 3, capacity))], axis=2),
         )

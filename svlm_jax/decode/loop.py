@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Integer, Key
 
 from svlm_jax.decode.sampling import Sampling, sample, see
-from svlm_jax.model.cache import Cache
+from svlm_jax.model.cache import KVCache
 from svlm_jax.model.vlm import QwenVL
 
 
@@ -47,14 +47,14 @@ class Loop(NamedTuple):
     count: jax.Array
     done: jax.Array
     seen: jax.Array
-    cache: Cache
+    cache: KVCache
     logits: jax.Array | None
 
 
 def reply(
     model: QwenVL,
     hidden: Float[Array, "B D"],
-    cache: Cache,
+    cache: KVCache,
     plan: Plan,
     limit: Int[Array, ""] | int,
     sampling: Sampling,
@@ -65,7 +65,7 @@ def reply(
     rows, longest, vocabulary = len(hidden), plan.slots.shape[1], model.config.text.vocab_size
     logits = jnp.zeros((rows, longest, vocabulary), jnp.float32) if record else None
     tokens, seen, done = jnp.zeros((rows, longest), jnp.int32), jnp.asarray(plan.seen), jnp.asarray(plan.done)
-    loop = Loop(tokens, jnp.int32(0), done, seen, model.text.rotated(cache), logits)
+    loop = Loop(tokens, jnp.int32(0), done, seen, model.text.with_rotated_keys(cache), logits)
     return go_on(model, _choose(model, hidden, loop, plan, sampling), plan, limit, sampling)
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.config import ModelConfig, Remat
 from svlm_jax.model.attention import text_attention
-from svlm_jax.model.cache import Cache, write
+from svlm_jax.model.cache import KVCache, write
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, matmul, normal
 from svlm_jax.model.rope import Rotary, rotate, text_rotary
 from svlm_jax.sharding import constrain
@@ -186,9 +186,9 @@ class Decoder(nnx.Module):
         index: Int[Array, "B T"],
         positions: Float32[Array, "B 3 T"],
         slots: Int[Array, "B T"],
-        cache: Cache,
-    ) -> tuple[Float[Array, "B T D"], Cache]:
-        """New tokens on top of a cache that describes them (`Cache.arrange`): as above, and their keys and values go into
+        cache: KVCache,
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """New tokens on top of a cache that describes them (`KVCache.with_slots`): as above, and their keys and values go into
         `slots`; those with a slot beyond the capacity are held nowhere.
 
         Raises:
@@ -196,20 +196,20 @@ class Decoder(nnx.Module):
         """
         if self.scan:
             raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack its parameters first")
-        slot_rotary = None if cache.rotated else self._rotary(cache.positions)
+        slot_rotary = None if cache.rotated_keys else self._rotary(cache.positions)
         seen = Seen(self._rotary(positions), index, cache.index, slot_rotary, slots)
         layers: list[Held] = []
-        held = map(Held, cache.keys, cache.values, cache.rotated or repeat(None))
+        held = map(Held, cache.keys, cache.values, cache.rotated_keys or repeat(None))
         for layer, one in zip(self.layers, held, strict=True):
             x, one = layer(x, seen, one)
             layers.append(one)
         keys, values, rotated = zip(*layers, strict=True)
-        return self.norm(x), cache._replace(keys=keys, values=values, rotated=rotated if cache.rotated else ())
+        return self.norm(x), cache._replace(keys=keys, values=values, rotated_keys=rotated if cache.rotated_keys else ())
 
-    def rotated(self, cache: Cache) -> Cache:
+    def with_rotated_keys(self, cache: KVCache) -> KVCache:
         """The cache with its keys as they are at its positions beside it: rotated once for a loop, not once a token."""
         rotary = self._rotary(cache.positions)
-        return cache._replace(rotated=tuple(rotate(keys, rotary, head_axis=1) for keys in cache.keys))
+        return cache._replace(rotated_keys=tuple(rotate(keys, rotary, head_axis=1) for keys in cache.keys))
 
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
         """hidden [..., D] -> float32 [..., V]."""

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.inputs import Inputs
-from svlm_jax.model.cache import Cache
+from svlm_jax.model.cache import KVCache
 from svlm_jax.model.text import Decoder
 from svlm_jax.model.vision import VisionTower
 
@@ -45,8 +45,8 @@ class QwenVL(nnx.Module):
         return self.text(self.embed(inputs), jnp.asarray(inputs.index), jnp.asarray(inputs.positions))
 
     def extend(
-        self, inputs: Inputs, slots: Int[Array, "B T"], cache: Cache, features: Float[Array, "B M D"] | None = None
-    ) -> tuple[Float[Array, "B T D"], Cache]:
+        self, inputs: Inputs, slots: Int[Array, "B T"], cache: KVCache, features: Float[Array, "B M D"] | None = None
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Final hidden states of new tokens on top of a cache that describes them, which gets them in `slots` [B, T]."""
         x = self.embed(inputs, features)
         return self.text.extend(x, jnp.asarray(inputs.index), jnp.asarray(inputs.positions), slots, cache)

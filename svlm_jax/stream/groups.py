@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int
 
-from svlm_jax.model.cache import Cache
+from svlm_jax.model.cache import KVCache
 
 
 def batch_sizes(num_streams: int) -> tuple[int, ...]:
@@ -36,13 +36,13 @@ def groups(taken: Sequence[int], sizes: Sequence[int], num_streams: int) -> Iter
 
 
 @jax.jit
-def gather(cache: Cache, rows: Int[Array | np.ndarray, " n"]) -> Cache:
+def gather(cache: KVCache, rows: Int[Array | np.ndarray, " n"]) -> KVCache:
     """A cache of some rows [n] of another, which stays as it is."""
     return jax.tree.map(lambda one: jnp.take(one, rows, axis=0, mode="clip"), cache).constrain()
 
 
 @partial(jax.jit, donate_argnames="cache")
-def scatter(cache: Cache, part: Cache, rows: Int[Array | np.ndarray, " n"]) -> Cache:
+def scatter(cache: KVCache, part: KVCache, rows: Int[Array | np.ndarray, " n"]) -> KVCache:
     """What `gather` took, back in its rows [n], which are all different."""
 
     def put(held: jax.Array, some: jax.Array) -> jax.Array:

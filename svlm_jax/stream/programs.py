@@ -14,7 +14,7 @@ from svlm_jax.config import ModelConfig
 from svlm_jax.decode.loop import Loop, Plan, go_on, reply
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.inputs import VisionInput
-from svlm_jax.model.cache import Cache
+from svlm_jax.model.cache import KVCache
 from svlm_jax.model.vlm import Parameters, from_parameters
 from svlm_jax.sharding import constrain
 from svlm_jax.stream.batch import Piece
@@ -27,7 +27,7 @@ def encode_vision(values: Parameters, frames: VisionInput, *, config: ModelConfi
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def prefill(values: Parameters, piece: Piece, features, hidden, cache: Cache, *, config: ModelConfig):
+def prefill(values: Parameters, piece: Piece, features, hidden, cache: KVCache, *, config: ModelConfig):
     """One piece of new tokens: (hidden state [B, D] of the newest token of each row so far, cache)."""
     model = from_parameters(config, values)
     states, cache = model.extend(piece.inputs, jnp.asarray(piece.slots), cache, features)
@@ -36,7 +36,7 @@ def prefill(values: Parameters, piece: Piece, features, hidden, cache: Cache, *,
 
 
 @partial(jax.jit, static_argnames=("config", "sampling", "record"), donate_argnames="cache")
-def decode(values, plan: Plan, hidden, cache: Cache, limit, *, config: ModelConfig, sampling: Sampling, record: bool) -> Loop:
+def decode(values, plan: Plan, hidden, cache: KVCache, limit, *, config: ModelConfig, sampling: Sampling, record: bool) -> Loop:
     """Replies of at most `limit` tokens; with their rotated keys, to be gone on with."""
     return reply(from_parameters(config, values), hidden, cache, plan, limit, sampling, record)
 
@@ -48,10 +48,10 @@ def resume_decode(values, plan: Plan, loop: Loop, limit, *, config: ModelConfig,
 
 
 @partial(jax.jit, static_argnames="capacity")
-def grow(cache: Cache, capacity: int) -> Cache:
+def grow(cache: KVCache, capacity: int) -> KVCache:
     """A cache with more slots a stream; the one that is given stays as it is."""
     more = capacity - cache.capacity
     wide = [(0, 0), (0, 0), (0, more), (0, 0)]
     keys, values = (tuple(jnp.pad(one, wide) for one in held) for held in (cache.keys, cache.values))
     index = jnp.pad(cache.index, wide[1:3], constant_values=-1)
-    return Cache(keys, values, index, jnp.pad(cache.positions, wide[:3]))
+    return KVCache(keys, values, index, jnp.pad(cache.positions, wide[:3]))

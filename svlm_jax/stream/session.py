@@ -30,7 +30,7 @@ from svlm_jax.decode.loop import Loop, Plan
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import TOKEN_BUCKETS, VisionInput, bucket
-from svlm_jax.model.cache import Cache, held_dtype
+from svlm_jax.model.cache import KVCache, kv_cache_dtype
 from svlm_jax.model.vlm import QwenVL, parameters
 from svlm_jax.sharding import RULES, mesh_of, on_mesh
 from svlm_jax.spans import total
@@ -47,7 +47,7 @@ OnToken = Callable[[int, int], None]
 class StreamState(NamedTuple):
     """All that goes from one chunk to the next. `step` consumes the cache it is given (it is donated to the device)."""
 
-    cache: Cache
+    cache: KVCache
     streams: tuple[Sequence | None, ...]
 
 
@@ -119,8 +119,8 @@ class Session:
 
     def start(self, capacity: int | None = None) -> StreamState:
         """A state without streams, of `self.capacity` slots unless a mode without bound has grown it."""
-        config, dtype = self.model_config, held_dtype(self.model_config, self.values)
-        cache = Cache.empty(config.text, self.batch, capacity or self.capacity, dtype, self.mesh)
+        config, dtype = self.model_config, kv_cache_dtype(self.model_config, self.values)
+        cache = KVCache.empty(config.text, self.batch, capacity or self.capacity, dtype, self.mesh)
         return StreamState(cache, (None,) * self.batch)
 
     def check_query(self, query: str) -> None:
@@ -282,7 +282,7 @@ class Session:
             return chunk
         return self.prepare(state, row, chunk)
 
-    def _slots(self, cache: Cache, turn: Sequence) -> int:
+    def _slots(self, cache: KVCache, turn: Sequence) -> int:
         """Slots that the cache must have: more than it has when what is retained has no bound."""
         need = len(turn.ids) + self.config.max_new_tokens
         if self.config.bounded or need <= cache.capacity:
@@ -290,8 +290,8 @@ class Session:
         return _round(max(need, 2 * cache.capacity), TILE)
 
     def _run(
-        self, cache: Cache, rows: Rows, forced, record: bool, on_token: OnToken | None, clock: "_Clock"
-    ) -> tuple[Cache, list[np.ndarray], np.ndarray | None]:
+        self, cache: KVCache, rows: Rows, forced, record: bool, on_token: OnToken | None, clock: "_Clock"
+    ) -> tuple[KVCache, list[np.ndarray], np.ndarray | None]:
         """The three calls for a group, whose rows of the cache these are (they are donated): the cache, the tokens of each
         reply, and logits [B, R, V] if they are recorded."""
         frames, pieces, slots, plan = self._inputs(rows, forced, cache.capacity)
@@ -312,7 +312,7 @@ class Session:
         tokens, logits = np.asarray(loop.tokens), None if loop.logits is None else np.asarray(loop.logits)
         clock.lap("decode")
         said = [_until(one[: int(loop.count)], self.language.end) for one in tokens]
-        return loop.cache._replace(rotated=()), said, logits
+        return loop.cache._replace(rotated_keys=()), said, logits
 
     def _inputs(
         self, rows: Rows, forced: List[np.ndarray | None] | None, capacity: int

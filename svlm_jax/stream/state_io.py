@@ -24,7 +24,7 @@ import numpy as np
 from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import Tokens
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.model.cache import Cache
+from svlm_jax.model.cache import KVCache
 from svlm_jax.model.vlm import Parameters
 from svlm_jax.spans import Kind, Part, Span, total
 from svlm_jax.stream import state_file
@@ -240,7 +240,9 @@ def _check(streams: tuple[Sequence | None, ...], capacity: int, session: Session
         need(all(math.prod(clip.grid) == len(clip.patches) for _, clip in stream.clips), "frames of another size")
 
 
-def _laid_out(streams: tuple[Sequence | None, ...], cache: Cache, tensors: dict[str, np.ndarray], session: Session) -> Cache:
+def _laid_out(
+    streams: tuple[Sequence | None, ...], cache: KVCache, tensors: dict[str, np.ndarray], session: Session
+) -> KVCache:
     """An empty cache with all that was held, layer by layer."""
     held: dict[str, list[jax.Array]] = {"keys": list(cache.keys), "values": list(cache.values)}
     cache = cache._replace(keys=(), values=())  # each layer goes as its successor comes
@@ -253,7 +255,7 @@ def _laid_out(streams: tuple[Sequence | None, ...], cache: Cache, tensors: dict[
                     if (one.shape, one.dtype) != ((empty.shape[1], stream.cached, empty.shape[3]), whole.dtype):
                         raise ValueError(f"{name} {one.dtype} {one.shape}")
                     whole[b][:, stream.slots[: stream.cached]] = one
-            # As `Cache.empty` places it, or the programs of the session would be compiled anew.
+            # As `KVCache.empty` places it, or the programs of the session would be compiled anew.
             layers[layer] = jax.device_put(whole, None if session.mesh is None else empty.sharding)
     return cache._replace(keys=tuple(held["keys"]), values=tuple(held["values"]))
 
