@@ -63,5 +63,5 @@ def test_the_vision_tower_gives_one_row_for_four_patches(case):
     config, graph, state, _ = case
     ranges = [abstract_of(jnp.int32, 2, PATCHES, 2) for _ in range(3)]
     vision = VisionInput(abstract_of(jnp.float32, 2, PATCHES, 1176), *ranges, frame_span=2048)
-    rows = jax.eval_shape(lambda state, vision: nnx.merge(graph, state).vision(vision), state, vision)
+    rows = jax.eval_shape(lambda state, vision: nnx.merge(graph, state).vision(vision).rows, state, vision)
     assert rows.shape == (2, PATCHES // 4, config.text.hidden_size) and rows.dtype == jnp.bfloat16

@@ -1,7 +1,7 @@
 """The text decoder of Qwen2.5-VL: grouped-query attention with biases on q, k, v, SwiGLU, chunked M-RoPE.
 
-Parameters come in two forms. Inference holds one array a layer and unrolls the layers (no weight is copied out of a stack in
-the decode loop); training holds them stacked on a leading axis and scans (`scan_layers`). `checkpoint/hf` reads and writes
+Parameters come in two forms. Inference has one array a layer and unrolls the layers (no weight is copied out of a stack in
+the decode loop); training stacks them on a leading axis and scans (`scan_layers`). `checkpoint/huggingface` reads and writes
 both; `stack` and `unstack` go from one to the other.
 
 Axes: B batch, T new tokens, S cache slots, L layers, D width, N query heads, K kv heads, H head dim, V vocabulary.
@@ -10,7 +10,7 @@ Axes: B batch, T new tokens, S cache slots, L layers, D width, N query heads, K 
 from collections.abc import Callable
 from functools import partial
 from itertools import repeat
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, matmul, normal
 from svlm_jax.model.rope import Rotary, rotate, text_rotary
 from svlm_jax.sharding import constrain
 
+Deepstack = tuple[Float[Array, "B T D"], ...]
+
 _POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
@@ -32,30 +34,33 @@ _POLICIES = {
 }
 
 
-class Seen(NamedTuple):
-    """What every layer of one pass shares: rotation of the new tokens; the last index that each sees (its own); index of the
-    slots; rotation of the slots (None where the keys are held rotated); into which slots the new tokens go [B, T] (None
-    without a cache)."""
+class AttentionMetadata(NamedTuple):
+    """What the attention of every layer of one pass shares; `last` and `index` stand for an attention mask.
+
+    rotary: rotation of the new tokens. last: the last index that each query attends to (its own: causal attention). index:
+    index of each slot. slot_rotary: rotation of the slots, None where the keys are rotated already. slots: the slot that each
+    new token is written to, None without a cache.
+    """
 
     rotary: Rotary
-    last: jax.Array
-    index: jax.Array
+    last: Int[Array, "B T"]
+    index: Int[Array, "B S"]
     slot_rotary: Rotary | None = None
-    slots: jax.Array | None = None
+    slots: Int[Array, "B T"] | None = None
 
 
-class Held(NamedTuple):
-    """Keys and values [B, K, S, H] of one layer of a cache, and its rotated keys or None."""
+class LayerCache(NamedTuple):
+    """The KV cache of one layer; rotated_keys: None unless the cache has them."""
 
-    keys: jax.Array
-    values: jax.Array
-    rotated: jax.Array | None
+    keys: Float[Array, "B K S H"]
+    values: Float[Array, "B K S H"]
+    rotated_keys: Float[Array, "B K S H"] | None
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _lookup(table: jax.Array, ids: jax.Array, dtype: str) -> jax.Array:
-    """Rows of a table [V, D] in `dtype`. The table is cast before it is gathered over fsdp (2.2 GB of float32 at 7B), its
-    gradient is added up in its own dtype: in bfloat16 the thousands of rows that a frequent token has would be lost."""
+def _lookup(table: Float[Array, "V D"], ids: Int[Array, "B T"], dtype: str) -> Float[Array, "B T D"]:
+    """Rows of a table in `dtype`."""
+    # The table is cast before fsdp gathers it: 2.2 GB of float32 at 7B otherwise.
     return jnp.take(constrain(table.astype(dtype), "vocab", None), ids, axis=0)
 
 
@@ -63,10 +68,12 @@ def _lookup_forward(table: jax.Array, ids: jax.Array, dtype: str) -> tuple[jax.A
     return _lookup(table, ids, dtype), (table, ids)
 
 
-def _lookup_backward(dtype: str, held: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
-    table, ids = held  # of the table, which is there anyway, the shape alone is used
-    added = jnp.zeros(table.shape, table.dtype).at[ids].add(gradient.astype(table.dtype))
-    return constrain(added, "vocab", None), None
+def _lookup_backward(dtype: str, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
+    # The gradient is summed in the table's own dtype: a frequent token adds thousands of rows, which bfloat16 would lose. Of
+    # the table, a parameter that is alive anyway, only the shape is used.
+    table, ids = residuals
+    summed = jnp.zeros(table.shape, table.dtype).at[ids].add(gradient.astype(table.dtype))
+    return constrain(summed, "vocab", None), None
 
 
 _lookup.defvjp(_lookup_forward, _lookup_backward)
@@ -80,7 +87,7 @@ class TextAttention(nnx.Module):
         size, width = config.text.hidden_size, config.text.head_dim
         heads, kv_heads = config.text.num_attention_heads, config.text.num_key_value_heads
         self.fused = config.fused
-        if self.fused:  # each kv head behind the query heads that look at it
+        if self.fused:  # each kv head behind the query heads of its group
             self.qkv = linear(size, (kv_heads, heads // kv_heads + 2, width), bias=True)
         else:
             self.q = linear(size, (heads, width), bias=True)
@@ -88,22 +95,25 @@ class TextAttention(nnx.Module):
             self.v = linear(size, (kv_heads, width), bias=True)
         self.out = linear((heads, width), size, bias=False)
 
-    def __call__(self, x: Float[Array, "B T D"], seen: Seen, held: Held | None) -> tuple[Float[Array, "B T D"], Held | None]:
-        """x [B, T, D] -> (out [B, T, D], what the layer holds with the new tokens in it)."""
+    def __call__(
+        self, x: Float[Array, "B T D"], metadata: AttentionMetadata, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        """x -> (attention output, the layer's cache with the new tokens in it)."""
         q, k, v = self._project(x)
-        q = rotate(constrain(q, "batch", "length", "heads", None), seen.rotary, head_axis=2)
-        how = {"index": seen.index, "implementation": self.implementation}
-        if held is None or seen.slots is None:
-            keys, values = rotate(k, seen.rotary, head_axis=2).swapaxes(1, 2), v.swapaxes(1, 2)
-            out = text_attention(q, keys, values, last=seen.last, causal=True, **how)
+        q = rotate(constrain(q, "batch", "length", "heads", None), metadata.rotary, head_axis=2)
+        attend = partial(text_attention, q, last=metadata.last, index=metadata.index, implementation=self.implementation)
+        if cache is None or metadata.slots is None:
+            keys, values = rotate(k, metadata.rotary, head_axis=2).swapaxes(1, 2), v.swapaxes(1, 2)
+            out = attend(keys, values, causal=True)
         else:
-            turned = None
-            if held.rotated is not None:
-                turned = write(held.rotated, rotate(k, seen.rotary, head_axis=2), seen.slots)
-            held = Held(write(held.keys, k, seen.slots), write(held.values, v, seen.slots), turned)
-            keys = held.keys if turned is None else turned
-            out = text_attention(q, keys, held.values, last=seen.last, rotary=seen.slot_rotary, **how)
-        return self.out(checkpoint_name(out, "attention")), held
+            # Written first: a new token attends to itself and to the tokens before it in the same chunk.
+            rotated_keys = None
+            if cache.rotated_keys is not None:
+                rotated_keys = write(cache.rotated_keys, rotate(k, metadata.rotary, head_axis=2), metadata.slots)
+            cache = LayerCache(write(cache.keys, k, metadata.slots), write(cache.values, v, metadata.slots), rotated_keys)
+            keys = cache.keys if rotated_keys is None else rotated_keys
+            out = attend(keys, cache.values, rotary=metadata.slot_rotary)
+        return self.out(checkpoint_name(out, "attention")), cache
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, T, D] -> q [B, T, N, H], k and v [B, T, K, H]."""
@@ -127,16 +137,24 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedMLP(text.hidden_size, text.intermediate_size, linear, bias=False, fused=config.fused)
 
     def __call__(
-        self, x: Float[Array, "B T D"], seen: Seen, held: Held | None = None
-    ) -> tuple[Float[Array, "B T D"], Held | None]:
-        out, held = self.attention(self.norm1(x), seen, held)
-        x = x + out
-        x = x + self.mlp(self.norm2(x))
-        return constrain(x, "batch", "length", None), held
+        self, x: Float[Array, "B T D"], metadata: AttentionMetadata, cache: LayerCache | None = None
+    ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
+        with jax.named_scope("attention"):
+            out, cache = self.attention(self.norm1(x), metadata, cache)
+            x = x + out
+        with jax.named_scope("mlp"):
+            x = x + self.mlp(self.norm2(x))
+        return constrain(x, "batch", "length", None), cache
 
 
 class Decoder(nnx.Module):
-    """Embeddings, layers, final norm and head: embed [V, D], head [D, V] unless tied."""
+    """Embeddings, layers, final norm and head: embed [V, D], head [D, V] unless tied.
+
+    `deepstack` of its passes: vision features that are added to the hidden states after the first layers, one array a layer,
+    zero where a token is no vision token (`vision.Features.by_layer`); () for a tower without them.
+    """
+
+    layers: "nnx.List[DecoderLayer] | DecoderLayer"  # one whose parameters are stacked, with scan_layers
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
         text, dtype = config.text, config.param_dtype
@@ -144,41 +162,63 @@ class Decoder(nnx.Module):
         self.remat: Remat = config.remat
         self.scan = config.scan_layers
         self.embedding = nnx.Param(normal(rngs, (text.vocab_size, text.hidden_size), dtype))
-        make = partial(DecoderLayer, config)
+        layer = partial(DecoderLayer, config)
         if self.scan:
             keys = None if rngs is None else rngs.fork(split=text.num_hidden_layers)
             axis = None if keys is None else 0
-            stacked = nnx.vmap(lambda keys: make(rngs=keys), in_axes=axis, axis_size=text.num_hidden_layers)
-            self.layers: Any = stacked(keys)
+            self.layers = nnx.vmap(lambda keys: layer(rngs=keys), in_axes=axis, axis_size=text.num_hidden_layers)(keys)
         else:
-            self.layers = nnx.List([make(rngs=rngs) for _ in range(text.num_hidden_layers)])
+            self.layers = nnx.List([layer(rngs=rngs) for _ in range(text.num_hidden_layers)])
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, dtype=dtype)
         head = partial(Linear, text.hidden_size, text.vocab_size, bias=False, dtype=dtype, rngs=rngs)
         self.head = None if config.tie_word_embeddings else head(weights=config.weights)
 
+    @jax.named_scope("embed")
     def embed(self, ids: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        """ids [B, T] -> [B, T, D]."""
+        """Token embeddings."""
         return _lookup(self.embedding[...], ids, self.dtype)
 
     def __call__(
-        self, x: Float[Array, "B T D"], index: Int[Array, "B T"], positions: Float32[Array, "B 3 T"]
+        self,
+        x: Float[Array, "B T D"],
+        index: Int[Array, "B T"],
+        positions: Float32[Array, "B 3 T"],
+        deepstack: Deepstack = (),
     ) -> Float[Array, "B T D"]:
-        """Whole sequences, without a cache: final hidden states after the norm.
+        """Complete sequences, without a cache: final hidden states after the norm.
 
         Args:
             x: embeddings.
-            index: place of each token in its sequence, 0, 1, 2 ..., then -1 for padding; a token sees what has a smaller index,
-                and itself.
+            index: index of each token in its sequence, 0, 1, 2 ..., then -1 for padding; a token attends to itself and to
+                smaller indexes.
             positions: rotary (t, h, w).
+            deepstack: see the class.
         """
-        seen = Seen(self._rotary(positions), index, index)
-        if not self.scan:
-            for layer in self.layers:
-                x = _remat(lambda x, layer=layer: layer(x, seen)[0], self.remat)(x)
-            return self.norm(x)
-        graph, stacked = nnx.split(self.layers)
-        body = _remat(lambda x, state: nnx.merge(graph, state)(x, seen)[0], self.remat)
-        return self.norm(jax.lax.scan(lambda x, state: (body(x, state), None), x, stacked)[0])
+        metadata = AttentionMetadata(self._rotary(positions), index, index)
+        if isinstance(self.layers, DecoderLayer):
+            return self._final_norm(self._scan(self.layers, x, metadata, deepstack))
+        for number, layer in enumerate(self.layers):
+            with jax.named_scope(f"layer_{number}"):
+                x = _remat(lambda x, layer=layer: layer(x, metadata)[0], self.remat)(x)
+                x = _add_deepstack(x, deepstack, number)
+        return self._final_norm(x)
+
+    def _scan(self, layers: DecoderLayer, x: jax.Array, metadata: AttentionMetadata, deepstack: Deepstack) -> jax.Array:
+        graph, stacked = nnx.split(layers)
+        body = _remat(lambda x, state: nnx.merge(graph, state)(x, metadata)[0], self.remat)
+        features = jnp.stack(deepstack) if deepstack else None
+
+        def step(x, numbered):
+            state, number = numbered
+            with jax.named_scope("layer"):
+                x = body(x, state)
+            if features is not None:
+                # Each step of a scan is the same program: the later layers read the last feature and add zero.
+                feature = features[jnp.minimum(number, len(deepstack) - 1)]
+                x = x + jnp.where(number < len(deepstack), feature, 0)
+            return x, None
+
+        return jax.lax.scan(step, x, (stacked, jnp.arange(self.config.num_hidden_layers)))[0]
 
     def extend(
         self,
@@ -187,38 +227,53 @@ class Decoder(nnx.Module):
         positions: Float32[Array, "B 3 T"],
         slots: Int[Array, "B T"],
         cache: KVCache,
+        deepstack: Deepstack = (),
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """New tokens on top of a cache that describes them (`KVCache.with_slots`): as above, and their keys and values go into
-        `slots`; those with a slot beyond the capacity are held nowhere.
+        """New tokens on top of a KV cache whose slots describe them already (`KVCache.with_slots`): a prefill chunk or a decode
+        step. As above, and keys and values of the tokens go into `slots`; those of a slot beyond the capacity are dropped.
 
         Raises:
             ValueError: the decoder is stacked (`unstack` its parameters first).
         """
-        if self.scan:
+        if isinstance(self.layers, DecoderLayer):
             raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack its parameters first")
         slot_rotary = None if cache.rotated_keys else self._rotary(cache.positions)
-        seen = Seen(self._rotary(positions), index, cache.index, slot_rotary, slots)
-        layers: list[Held] = []
-        held = map(Held, cache.keys, cache.values, cache.rotated_keys or repeat(None))
-        for layer, one in zip(self.layers, held, strict=True):
-            x, one = layer(x, seen, one)
-            layers.append(one)
-        keys, values, rotated = zip(*layers, strict=True)
-        return self.norm(x), cache._replace(keys=keys, values=values, rotated_keys=rotated if cache.rotated_keys else ())
+        metadata = AttentionMetadata(self._rotary(positions), index, cache.index, slot_rotary, slots)
+        updated: list[LayerCache] = []
+        layer_caches = map(LayerCache, cache.keys, cache.values, cache.rotated_keys or repeat(None))
+        for number, (layer, layer_cache) in enumerate(zip(self.layers, layer_caches, strict=True)):
+            with jax.named_scope(f"layer_{number}"):
+                x, layer_cache = layer(x, metadata, layer_cache)
+                x = _add_deepstack(x, deepstack, number)
+            updated.append(layer_cache)
+        keys, values, rotated_keys = zip(*updated, strict=True)
+        cache = cache._replace(keys=keys, values=values, rotated_keys=rotated_keys if cache.rotated_keys else ())
+        return self._final_norm(x), cache
 
+    @jax.named_scope("rotate_keys")
     def with_rotated_keys(self, cache: KVCache) -> KVCache:
-        """The cache with its keys as they are at its positions beside it: rotated once for a loop, not once a token."""
+        """The cache with its keys rotated to their positions as well: once for a decode loop, not once a token."""
         rotary = self._rotary(cache.positions)
         return cache._replace(rotated_keys=tuple(rotate(keys, rotary, head_axis=1) for keys in cache.keys))
 
+    @jax.named_scope("lm_head")
     def logits(self, hidden: Float[Array, "*batch D"]) -> Float32[Array, "*batch V"]:
-        """hidden [..., D] -> float32 [..., V]."""
+        """Logits of final hidden states, in float32."""
         logits = matmul(hidden, self.embedding[...].T, 1) if self.head is None else self.head(hidden)
         return logits.astype(jnp.float32)
 
+    @jax.named_scope("final_norm")
+    def _final_norm(self, x: jax.Array) -> jax.Array:
+        return self.norm(x)
+
+    @jax.named_scope("rotary")
     def _rotary(self, positions: jax.Array) -> Rotary:
         return text_rotary(positions, self.config.mrope_section, self.config.rope_theta)
 
 
-def _remat(function, policy: Remat):
+def _add_deepstack(x: jax.Array, deepstack: Deepstack, layer: int) -> jax.Array:
+    return x + deepstack[layer].astype(x.dtype) if layer < len(deepstack) else x
+
+
+def _remat(function: Callable, policy: Remat) -> Callable:
     return function if policy == "none" else jax.checkpoint(function, policy=_POLICIES[policy])

@@ -1,18 +1,21 @@
-"""The vision tower of Qwen2.5-VL (arXiv 2502.13923, section 2.1.1): patches in, one row for every 2x2 patches out.
+"""The vision tower of Qwen2.5-VL (arXiv 2502.13923, section 2.1.1): patches in, one feature for every 2x2 patches out.
+
+A tower is called with a `VisionInput` and returns `Features`: that is all the model knows of it.
 
 Takes patches in window order (`inputs.lay_out`), so that nothing is permuted here: window layers and per-frame full layers
-differ only in the range of patches that a patch sees. Pad rows see nothing and stay finite.
+differ only in the range of patches that a patch attends to. Padding attends to nothing and stays finite.
 
 Axes: B batch, P patches, C numbers a patch, E width, N heads, H head dim (80 in every published size), M = P/4, D text width.
 """
 
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from svlm_jax.config import CLIP_MEAN, CLIP_STD, VISION_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
 from svlm_jax.inputs import VisionInput
@@ -21,6 +24,17 @@ from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm
 from svlm_jax.model.rope import Rotary, rotate, vision_rotary
 
 jax.tree_util.register_dataclass(VisionInput, data_fields=["patches", "place", "window", "frame"], meta_fields=["frame_span"])
+
+
+class Features(NamedTuple):
+    """What a vision tower gives the decoder.
+
+    rows: the embedding of each merged vision token, in window order. by_layer: what is added to the hidden states of these
+    tokens after each of the first decoder layers (DeepStack, arXiv 2406.04334); () for Qwen2.5-VL.
+    """
+
+    rows: Float[Array, "B M D"]
+    by_layer: tuple[Float[Array, "B M D"], ...] = ()
 
 
 class VisionAttention(nnx.Module):
@@ -57,12 +71,14 @@ class VisionBlock(nnx.Module):
     def __call__(
         self, x: Float[Array, "B P E"], rotary: Rotary, segment: Int[Array, "B P 2"], index: Int[Array, "B P"], span: int
     ) -> Float[Array, "B P E"]:
-        x = x + self.attention(self.norm1(x), rotary, segment, index, span)
-        return x + self.mlp(self.norm2(x))
+        with jax.named_scope("attention"):
+            x = x + self.attention(self.norm1(x), rotary, segment, index, span)
+        with jax.named_scope("mlp"):
+            return x + self.mlp(self.norm2(x))
 
 
 class Merger(nnx.Module):
-    """Norm, then four neighbouring patches -> one row through a two-layer MLP with the exact (erf) gelu."""
+    """Norm, then four neighbouring patches -> one feature through a two-layer MLP with the exact (erf) gelu."""
 
     def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
         wide = config.hidden_size * config.merge_unit
@@ -75,15 +91,15 @@ class Merger(nnx.Module):
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
-def normalised(levels: jax.Array) -> jax.Array:
-    """Patches [..., C] of levels (uint8), channel by channel, as the preprocessor would have normalised them, in float32."""
+def normalised(raw: UInt8[Array, "*batch C"]) -> Float32[Array, "*batch C"]:
+    """Raw uint8 patches normalised channel by channel, as the preprocessor does it."""
     mean, std = (jnp.asarray(number, jnp.float32)[:, None] for number in (CLIP_MEAN, CLIP_STD))
-    by_channel = levels.reshape(*levels.shape[:-1], 3, -1).astype(jnp.float32)
-    return ((by_channel / 255 - mean) / std).reshape(levels.shape)
+    by_channel = raw.reshape(*raw.shape[:-1], 3, -1).astype(jnp.float32)
+    return ((by_channel / 255 - mean) / std).reshape(raw.shape)
 
 
 class VisionTower(nnx.Module):
-    """patches [B, P, C] -> rows [B, M, D], both in window order."""
+    """Patches [B, P, C] -> rows [B, M, D], both in window order."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
         self.config, self.dtype = config.vision, config.dtype
@@ -92,16 +108,21 @@ class VisionTower(nnx.Module):
         self.blocks = nnx.List([VisionBlock(config, rngs) for _ in range(vision.depth)])
         self.merger = Merger(vision, dtype=dtype, rngs=rngs)
 
-    def __call__(self, vision: VisionInput) -> Float[Array, "B M D"]:
+    @jax.named_scope("vision")
+    def __call__(self, vision: VisionInput) -> Features:
         vision = jax.tree.map(jnp.asarray, vision)
-        patches = normalised(vision.patches) if vision.patches.dtype == jnp.uint8 else vision.patches
-        x = self.patch_embed(patches.astype(self.dtype))
+        with jax.named_scope("patch_embed"):
+            patches = normalised(vision.patches) if vision.patches.dtype == jnp.uint8 else vision.patches
+            x = self.patch_embed(patches.astype(self.dtype))
         rotary = vision_rotary(vision.place, self.config.head_dim, VISION_ROPE_THETA)
-        real = vision.frame[..., 0] <= vision.frame[..., 1]
-        index = jnp.where(real, jnp.arange(x.shape[1]), -1)
+        # An empty range (last < first) marks padding.
+        is_patch = vision.frame[..., 0] <= vision.frame[..., 1]
+        index = jnp.where(is_patch, jnp.arange(x.shape[1]), -1)
         for number, block in enumerate(self.blocks):
-            if number in self.config.fullatt_block_indexes:
-                x = block(x, rotary, vision.frame, index, vision.frame_span)
-            else:
-                x = block(x, rotary, vision.window, index, self.config.window_patches)
-        return self.merger(x)
+            with jax.named_scope(f"block_{number}"):
+                if number in self.config.fullatt_block_indexes:
+                    x = block(x, rotary, vision.frame, index, vision.frame_span)
+                else:
+                    x = block(x, rotary, vision.window, index, self.config.window_patches)
+        with jax.named_scope("merger"):
+            return Features(self.merger(x))

@@ -8,26 +8,26 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.decode.loop import Loop, Plan, go_on, reply
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.inputs import VisionInput
 from svlm_jax.model.cache import KVCache
+from svlm_jax.model.vision import Features
 from svlm_jax.model.vlm import Parameters, from_parameters
 from svlm_jax.sharding import constrain
 from svlm_jax.stream.batch import Piece
 
 
 @partial(jax.jit, static_argnames="config")
-def encode_vision(values: Parameters, frames: VisionInput, *, config: ModelConfig) -> Float[Array, "B M D"]:
+def encode_vision(values: Parameters, frames: VisionInput, *, config: ModelConfig) -> Features:
     """What the vision tower makes of the frames of each stream."""
     return from_parameters(config, values).vision(frames)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def prefill(values: Parameters, piece: Piece, features, hidden, cache: KVCache, *, config: ModelConfig):
+def prefill(values: Parameters, piece: Piece, features: Features, hidden, cache: KVCache, *, config: ModelConfig):
     """One piece of new tokens: (hidden state [B, D] of the newest token of each row so far, cache)."""
     model = from_parameters(config, values)
     states, cache = model.extend(piece.inputs, jnp.asarray(piece.slots), cache, features)

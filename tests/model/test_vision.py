@@ -23,7 +23,7 @@ def tower(tiny_tied_dir):
     """The tower of a small checkpoint, as a compiled function of a VisionInput; windows of 16 patches, the last layer full."""
     config = hf_config.read(tiny_tied_dir)
     graph, state = nnx.split(from_parameters(config, huggingface.load(tiny_tied_dir, config)).vision)
-    run = jax.jit(lambda vision: nnx.merge(graph, state)(vision))
+    run = jax.jit(lambda vision: nnx.merge(graph, state)(vision).rows)
     run.config = config.vision
     return run
 

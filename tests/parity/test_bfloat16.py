@@ -45,7 +45,7 @@ def errors(checkpoint, tmp_path_factory):
         @jax.jit
         def forward(state, inputs, embedded):
             model = nnx.merge(graph, state)
-            rows = model.vision(inputs.vision)
+            rows = model.vision(inputs.vision).rows
             hidden = model.text(embedded.astype("bfloat16"), inputs.index, inputs.positions)
             return rows, hidden, model(inputs)
 

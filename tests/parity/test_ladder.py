@@ -18,7 +18,7 @@ from svlm_jax.config import VISION_ROPE_THETA
 from svlm_jax.data.batch import Sample, collate
 from svlm_jax.inputs import Inputs
 from svlm_jax.model.rope import text_rotary, vision_rotary
-from svlm_jax.model.text import Seen
+from svlm_jax.model.text import AttentionMetadata
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, video
 
@@ -91,7 +91,7 @@ def forward(graph, state, inputs: Inputs, fed) -> dict[str, jax.Array]:
     """Every rung on the library's input of that rung, the decoder and the whole model on their own."""
     model = nnx.merge(graph, state)
     tower, decoder = model.vision, model.text
-    out = {"patch_embed": tower.patch_embed(inputs.vision.patches), "tower": tower(inputs.vision)}
+    out = {"patch_embed": tower.patch_embed(inputs.vision.patches), "tower": tower(inputs.vision).rows}
     index = jnp.where(inputs.vision.frame[..., 0] <= inputs.vision.frame[..., 1], jnp.arange(out["patch_embed"].shape[1]), -1)
     rotary = vision_rotary(inputs.vision.place, tower.config.head_dim, VISION_ROPE_THETA)
     for i, block in enumerate(tower.blocks):
@@ -100,13 +100,13 @@ def forward(graph, state, inputs: Inputs, fed) -> dict[str, jax.Array]:
         span = inputs.vision.frame_span if full else tower.config.window_patches
         out[f"block{i}"] = block(fed[f"block{i}"], rotary, segment, index, span)
     out["merger"] = tower.merger(fed["merger"])
-    turn = text_rotary(inputs.positions, decoder.config.mrope_section, decoder.config.rope_theta)
+    rotary = text_rotary(inputs.positions, decoder.config.mrope_section, decoder.config.rope_theta)
     for i, layer in enumerate(decoder.layers):
-        out[f"layer{i}"] = layer(fed[f"layer{i}"], Seen(turn, inputs.index, inputs.index))[0]
+        out[f"layer{i}"] = layer(fed[f"layer{i}"], AttentionMetadata(rotary, inputs.index, inputs.index))[0]
     out["norm"] = decoder.norm(fed["norm"])
     out["decoder"] = decoder(fed["layer0"], inputs.index, inputs.positions)
     out["head"] = decoder.logits(out["norm"])
-    out["embed"] = model.embed(inputs)
+    out["embed"] = model.embed(inputs)[0]
     out["logits"] = model(inputs)
     return out
 

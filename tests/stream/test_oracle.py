@@ -117,7 +117,7 @@ def features(name: str) -> list[np.ndarray]:
     shape = (3, config["frame_height"], config["frame_width"])
     settings = hf_config.read(model)
     tower = vlm.from_parameters(settings, huggingface.load(model, settings)).vision
-    run = jax.jit(lambda vision: tower(vision))
+    run = jax.jit(lambda vision: tower(vision).rows)
     rows: list[np.ndarray] = []
     for number, this in enumerate(recording["rounds"]):
         seeds = [1000 + config["seed"] * 7919 + frame for frame in this["frames"]]
