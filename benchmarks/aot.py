@@ -28,7 +28,7 @@ def bench(args: argparse.Namespace) -> None:
     from svlm_jax.decode.sampling import Sampling
     from svlm_jax.inputs import Inputs, VisionInput
     from svlm_jax.model.cache import KVCache
-    from svlm_jax.model.vlm import abstract
+    from svlm_jax.model.parameters import abstract
 
     attention = "mosaic_gpu" if args.target == "h100" and args.attention == "auto" else args.attention
     config = replace(preset(args.shape), weights=args.weights, attention=attention, fused=True)

@@ -20,8 +20,9 @@ def bench(args: argparse.Namespace) -> None:
     from svlm_jax import hf_config
     from svlm_jax.checkpoint import convert
     from svlm_jax.inputs import Inputs
+    from svlm_jax.model.parameters import from_parameters, parameters
     from svlm_jax.model.transforms import fuse, quantize
-    from svlm_jax.model.vlm import QwenVL, from_parameters, parameters
+    from svlm_jax.model.vlm import QwenVL
     from svlm_jax.pretrained import local_directory
 
     if args.model is None:

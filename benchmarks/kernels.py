@@ -77,7 +77,7 @@ def timed(work, implementation: str, ceiling: tuple[float, float], tiling: Any =
 
     from pallas_kernels import reference
 
-    held = 4 * work.batch * work.slots * work.kv_heads * work.width
+    held = 4 * work.batch * work.slots * work.kv_heads * work.head_dim
     sets = [work.arguments(seed) for seed in range(max(1, min(16, IN_TURN // held)))]
     cut = "default" if tiling is None else ", ".join(f"{value} {name}" for name, value in tiling._asdict().items())
     row: dict[str, Any] = {"implementation": implementation, "tiling": cut if implementation == "mosaic_gpu" else "-"}

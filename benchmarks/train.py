@@ -59,7 +59,8 @@ def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
     from benchmarks.shapes import shape as named
     from svlm_jax.data.batch import Clip, Sample
     from svlm_jax.data.pipeline import Example, batch
-    from svlm_jax.model.vlm import QwenVL, parameters
+    from svlm_jax.model.parameters import parameters
+    from svlm_jax.model.vlm import QwenVL
     from svlm_jax.spans import Kind, Span, vision_span
     from svlm_jax.train import flops
     from svlm_jax.train.batches import place, rows_of

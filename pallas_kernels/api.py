@@ -1,4 +1,4 @@
-"""The three operations: one signature each for every implementation, and what they refuse.
+"""The three operations: one signature each for every implementation, and the arguments they refuse.
 
 All are differentiable in q, k and v; the kernels' backward pass is that of `xla` (blocked, recomputing), cuDNN's its own.
 
@@ -15,24 +15,25 @@ from pallas_kernels import cudnn, xla
 from pallas_kernels.dispatch import choose
 from pallas_kernels.rotary import Rotary, rotate
 
-DECODE_TOKENS = 8  # most new tokens of a decode step
-DECODE_ROWS = 64  # most query heads of a kv head times tokens: the rows of one warpgroup
-SPLIT = 512  # slots that one block of a decode step reads at least
+DECODE_TOKENS = 8  # new tokens of a decode step, at most
+DECODE_ROWS = 64  # query heads of a kv head times tokens, at most: the query rows of one warpgroup
+MIN_SPLIT_SLOTS = 512  # slots that a thread block of a decode step reads, at least
+MAX_SPLITS = 32
 
 
 def decode_attention(q, k, v, *, last, index, rotary: Rotary | None = None, implementation: str = "auto", tiling=None):
-    """Attention of at most 8 new tokens over a ring buffer.
+    """Attention of at most 8 new tokens over a KV cache.
 
     Args:
         q: [B, T, N, H] queries, rotated.
-        k, v: [B, K, S, H] slots, head-major, the new tokens' own among them.
-        last: [B, T] int32: a token sees the slots whose index is in 0..last; -1 for a token that sees nothing.
-        index: [B, S] int32: the place of a slot's token in its sequence, -1 for a slot that holds nothing.
-        rotary: (cos, sin) [B, S, H/2] float32, by which the keys are rotated on read; None when they are held rotated.
+        k, v: [B, K, S, H] keys and values, head-major, those of the new tokens among them.
+        last: [B, T] int32: a token attends to the slots whose index is in 0..last; -1 for one that attends to nothing.
+        index: [B, S] int32: index of a slot's token in its sequence, -1 for an empty slot.
+        rotary: (cos, sin) [B, S, H/2] float32, by which the keys are rotated on read; None when they are rotated already.
         tiling: how a kernel cuts the work (`mosaic_gpu.Tiling`, `tpu.Tiling`); None for the default.
 
     Returns:
-        [B, T, N, H] in the dtype of q; zeros for a token that sees nothing.
+        [B, T, N, H] in the dtype of q; zeros for a token that attends to nothing.
 
     Raises:
         NotImplementedError: the named implementation does not take these shapes or dtypes.
@@ -44,29 +45,30 @@ def decode_attention(q, k, v, *, last, index, rotary: Rotary | None = None, impl
         raise ValueError(
             f"decode_attention: got {q.shape[1]} tokens, {rows} rows a kv head; takes 8, 64: use prefill_attention"
         )
-    splits = max(1, min(32, k.shape[2] // SPLIT))
+    # A decode step has one tile of queries a kv head, too few blocks to fill a GPU: the slots are split over more.
+    splits = max(1, min(MAX_SPLITS, k.shape[2] // MIN_SPLIT_SLOTS))
     gpu = {"slots": 64, "stages": 3, "warpgroups": 1, "splits": splits}
     call = _Call("decode_attention", implementation, tiling, gpu, {"slots": 512})
-    return _attention(call, q, k, v, {"last": last, "index": index}, rotary)
+    return _attention(call, q, k, v, _Visibility(None, last, index), rotary)
 
 
 def prefill_attention(
     q, k, v, *, last, index, rotary: Rotary | None = None, causal: bool = False, implementation: str = "auto", tiling=None
 ):
-    """Attention of a chunk of new tokens over a ring buffer that holds them, or of a whole sequence over itself.
+    """Attention of a chunk of new tokens over a KV cache that holds them, or of a complete sequence over itself.
 
     Args: as of `decode_attention`, and
-        causal: a static promise that S = T and that slot t holds token t, which lets cuDNN do without a mask and spares `xla`
-            half the work; padding (index and last -1) on the right. cuDNN answers a broken promise with NaN.
+        causal: a static promise that S = T and that slot t holds token t, which lets cuDNN do without an attention mask and
+            spares `xla` half the work; padding (index and last -1) on the right. cuDNN answers a broken promise with NaN.
 
-    Keys that are held unrotated are rotated before the kernel: once for a chunk, a small part of it.
+    Unrotated keys are rotated before the kernel: once for a chunk, a small part of its time.
     """
     _check("prefill_attention", q, k, v, last, index)
     if causal and k.shape[2] != q.shape[1]:
         raise ValueError(f"prefill_attention: causal needs as many slots as tokens, got {k.shape[2]} and {q.shape[1]}")
     gpu = {"slots": 128, "stages": 2, "warpgroups": 2, "splits": 1}
-    call = _Call("prefill_attention", implementation, tiling, gpu, {"rows": 256, "slots": 512}, causal=causal)
-    return _attention(call, q, k, v, {"last": last, "index": index}, rotary)
+    call = _Call("prefill_attention", implementation, tiling, gpu, {"q_rows": 256, "slots": 512}, causal=causal)
+    return _attention(call, q, k, v, _Visibility(None, last, index), rotary)
 
 
 def vision_attention(q, k, v, *, first, last, index, span: int, implementation: str = "auto", tiling=None):
@@ -74,18 +76,19 @@ def vision_attention(q, k, v, *, first, last, index, span: int, implementation: 
 
     Args:
         q: [B, P, N, H]; k, v: [B, K, P, H]: all rotated.
-        first, last: [B, P] int32, the range of patches that a patch sees; empty (last < first) for padding.
+        first, last: [B, P] int32, the range of patches that a patch attends to; empty (last < first) for padding.
         index: [B, P] int32: the patch's own number, or -1 for padding.
-        span: static: no range is longer.
+        span: a static bound on the length of a range, in patches.
     """
     _check("vision_attention", q, k, v, last, index)
     if first.shape != last.shape or k.shape[2] != q.shape[1]:
         got = f"first {first.shape}, last {last.shape}, {q.shape[1]} patches, {k.shape[2]} keys"
         raise ValueError(f"vision_attention: got {got}; expected one range a patch and as many keys")
+    # Tiles as large as a window: of a window of 64 patches, larger tiles would be masked for the most part.
     gpu = {"slots": 64 if span <= 64 else 128, "stages": 2, "warpgroups": 1 if span <= 64 else 2, "splits": 1}
-    tpu = {"rows": 128, "slots": 128 if span <= 128 else 512}
+    tpu = {"q_rows": 128, "slots": 128 if span <= 128 else 512}
     call = _Call("vision_attention", implementation, tiling, gpu, tpu, span=span)
-    return _attention(call, q, k, v, {"first": first, "last": last, "index": index})
+    return _attention(call, q, k, v, _Visibility(first, last, index))
 
 
 def _check(op: str, q, k, v, last, index) -> None:
@@ -94,6 +97,14 @@ def _check(op: str, q, k, v, last, index) -> None:
     if not fits or last.shape != (batch, length) or index.shape != (batch, k.shape[2]):
         got = f"q {q.shape}, k {k.shape}, v {v.shape}, last {last.shape}, index {index.shape}"
         raise ValueError(f"{op}: got {got}; expected [B,T,N,H], [B,K,S,H] twice with N % K == 0, [B,T], [B,S]")
+
+
+class _Visibility(NamedTuple):
+    """What replaces an attention mask: the limits of each query, first (None: 0) and last [B, T], and index [B, S]."""
+
+    first: Any
+    last: Any
+    index: Any
 
 
 class _Call(NamedTuple):
@@ -108,14 +119,16 @@ class _Call(NamedTuple):
     causal: bool = False
 
 
-def _attention(call: _Call, q, k, v, where: dict, rotary: Rotary | None = None):
-    chosen = choose(call.operation, call.implementation, q, call.causal)
-    where = {"first": None} | {name: jnp.asarray(x) for name, x in where.items()}
-    if chosen == "xla":
-        return xla.attention(q, k, v, **where, rotary=rotary, span=call.span, causal=call.causal)
-    if chosen == "cudnn":
-        return cudnn.attention(q, k, v, **where, rotary=rotary, causal=call.causal)
-    if chosen in ("tpu", "interpret_tpu"):
+def _attention(call: _Call, q, k, v, visibility: _Visibility, rotary: Rotary | None = None):
+    implementation = choose(call.operation, call.implementation, q, call.causal)
+    visibility = _Visibility(*(None if x is None else jnp.asarray(x) for x in visibility))
+    options: dict[str, Any] = visibility._asdict() | {"rotary": rotary, "causal": call.causal}
+    if implementation == "xla":
+        return xla.attention(q, k, v, **options, span=call.span)
+    if implementation == "cudnn":
+        return cudnn.attention(q, k, v, **options)
+    # Imported here: a kernel's module needs a Pallas backend, which not every installation of jax has.
+    if implementation in ("tpu", "interpret_tpu"):
         from pallas_kernels import tpu as kernel
 
         tiling = call.tiling or kernel.Tiling(**call.tpu)
@@ -125,23 +138,25 @@ def _attention(call: _Call, q, k, v, where: dict, rotary: Rotary | None = None):
         tiling = call.tiling or kernel.Tiling(**call.gpu)
     if rotary is not None and call.operation != "decode_attention":
         k, rotary = rotate(k, rotary, head_axis=1), None
-    run = partial(kernel.flash, tiling=tiling, interpret=chosen.startswith("interpret"))
+    run = partial(kernel.flash, tiling=tiling, interpret=implementation.startswith("interpret"))
     static = {"span": call.span, "causal": call.causal}
-    return _differentiable(run, tuple(static.items()), q, k, v, where, rotary)
+    return _differentiable(run, tuple(static.items()), q, k, v, visibility, rotary)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _differentiable(run, static, q, k, v, where, rotary):
-    return run(q, k, v, **where, rotary=rotary)
+def _differentiable(run, static, q, k, v, visibility: _Visibility, rotary):
+    """A kernel `run`, with the gradient of `xla.attention`, which computes the scores anew."""
+    return run(q, k, v, **visibility._asdict(), rotary=rotary)
 
 
-def _forward(run, static, q, k, v, where, rotary):
-    return run(q, k, v, **where, rotary=rotary), (q, k, v, where, rotary)
+def _forward(run, static, q, k, v, visibility: _Visibility, rotary):
+    return run(q, k, v, **visibility._asdict(), rotary=rotary), (q, k, v, visibility, rotary)
 
 
-def _backward(run, static, held, upstream):
-    q, k, v, where, rotary = held
-    _, pull = jax.vjp(lambda q, k, v: xla.attention(q, k, v, **where, rotary=rotary, **dict(static)), q, k, v)
+def _backward(run, static, residuals, upstream):
+    q, k, v, visibility, rotary = residuals
+    options = visibility._asdict() | dict(static)
+    _, pull = jax.vjp(lambda q, k, v: xla.attention(q, k, v, **options, rotary=rotary), q, k, v)
     return (*pull(upstream), None, None)
 
 

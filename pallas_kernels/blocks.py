@@ -1,13 +1,16 @@
-"""What the kernels share: queries folded onto their kv head, which tiles of slots a tile of rows looks at, the merge of splits.
+"""What the kernels share: queries folded onto their kv head, the tiles of slots that a tile of queries attends to, the merge
+of splits.
 
-Axes: B batch, T tokens, N query heads, K kv heads, G = N/K, R rows = T * G, S slots, H head dim, J splits.
+Axes: B batch, T tokens, N query heads, K kv heads, G = N/K, R query rows = T * G, S slots, H head dim, J splits.
 """
 
 import jax.numpy as jnp
 
-UNSEEN = 2**31 - 1  # index of an empty slot inside a kernel: after all that anybody sees
-NOTHING = -1e30  # score of what is not visible; finite, so that differences of two are
-FLOOR = -1e20  # where the running maximum of a row begins: far above NOTHING, whose weight is then 0 and never 1 or more
+EMPTY_SLOT_INDEX = 2**31 - 1  # index of an empty slot inside a kernel: larger than any query's last, so one comparison does
+MASK_VALUE = -1e30  # score of a slot that is not visible; finite, because -inf - -inf is NaN
+# Where the running maximum of a row starts: far above MASK_VALUE, so that the weight of a masked score underflows to 0. Started
+# at MASK_VALUE, a row that attends to nothing would weigh each slot exp(0) = 1.
+RUNNING_MAX_INIT = -1e20
 
 
 def round_up(size: int, multiple: int) -> int:
@@ -15,50 +18,58 @@ def round_up(size: int, multiple: int) -> int:
 
 
 def fold(q, kv_heads: int, multiple: int, limits):
-    """q [B, T, N, H] -> rows [B, K, R, H], row t * G + g, R rounded up; each of `limits` [B, T] (or None) -> [B, R], so that
-    the rows added see nothing."""
+    """q [B, T, N, H] -> query rows [B, K, R, H], row t * G + g, R rounded up to `multiple`; each of `limits` (first, last:
+    [B, T] or None) -> [B, R], -1 in padding, which attends to nothing."""
+    # Grouped-query attention: the G query heads of a kv head attend to the same keys; as rows of one tile they read them once.
     batch, length, heads, width = q.shape
     group = heads // kv_heads
-    more = round_up(length * group, multiple) - length * group
-    rows = q.reshape(batch, length, kv_heads, group, width).transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, -1, width)
-    rows = jnp.pad(rows, ((0, 0), (0, 0), (0, more), (0, 0)))
-    wide = [None if x is None else jnp.pad(jnp.repeat(x, group, 1), ((0, 0), (0, more)), constant_values=-1) for x in limits]
-    return rows, wide
+    padding = round_up(length * group, multiple) - length * group
+    q = q.reshape(batch, length, kv_heads, group, width).transpose(0, 2, 1, 3, 4).reshape(batch, kv_heads, -1, width)
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, padding), (0, 0)))
+
+    def by_row(limit):
+        return jnp.pad(jnp.repeat(limit, group, axis=1), ((0, 0), (0, padding)), constant_values=-1)
+
+    return q, [None if limit is None else by_row(limit) for limit in limits]
 
 
-def unfold(rows, shape):
-    """Rows [B, K, R, H] -> [B, T, N, H] of that shape."""
+def unfold(q_rows, shape):
+    """The inverse of `fold`: [B, K, R, H] -> [B, T, N, H] of that shape."""
     batch, length, heads, width = shape
-    group = heads // rows.shape[1]
-    rows = rows[:, :, : length * group].reshape(batch, rows.shape[1], length, group, width)
-    return rows.transpose(0, 2, 1, 3, 4).reshape(shape)
+    group = heads // q_rows.shape[1]
+    q_rows = q_rows[:, :, : length * group].reshape(batch, q_rows.shape[1], length, group, width)
+    return q_rows.transpose(0, 2, 1, 3, 4).reshape(shape)
 
 
-def ranges(first, last, index, rows: int, slots: int):
-    """Tiles of `slots` slots that a tile of `rows` rows has to look at: [B, R / rows, 2] int32, from and up to (not with).
+def tile_bounds(first, last, index, q_tile: int, kv_tile: int):
+    """The tiles of `kv_tile` slots that each tile of `q_tile` query rows attends to: [B, R / q_tile, 2] int32, from and up to
+    (exclusive).
 
     Args:
         first, last: [B, R]; first None: from the beginning.
-        index: [B, S], UNSEEN where a slot is empty.
+        index: [B, S], EMPTY_SLOT_INDEX where a slot is empty.
     """
-    tiles = index.reshape(index.shape[0], -1, slots)
-    least, most = tiles.min(-1), jnp.where(tiles == UNSEEN, -1, tiles).max(-1)
-    limit = last.reshape(last.shape[0], -1, rows).max(-1)
-    needed = least[:, None] <= limit[..., None]
+    # Slots are in any order, so tiles in the middle may be needless: they are masked, not skipped. One range a tile of rows is
+    # what a pipeline can prefetch.
+    tiles = index.reshape(index.shape[0], -1, kv_tile)
+    min_index, max_index = tiles.min(-1), jnp.where(tiles == EMPTY_SLOT_INDEX, -1, tiles).max(-1)
+    row_last = last.reshape(last.shape[0], -1, q_tile).max(-1)
+    needed = min_index[:, None] <= row_last[..., None]
     if first is not None:
-        # Rows that see nothing (last < first) have no say.
-        begin = jnp.where(first <= last, first, UNSEEN).reshape(first.shape[0], -1, rows).min(-1)
-        needed &= most[:, None] >= begin[..., None]
+        # A row that attends to nothing (last < first) must not widen the range.
+        row_first = jnp.where(first <= last, first, EMPTY_SLOT_INDEX).reshape(first.shape[0], -1, q_tile).min(-1)
+        needed &= max_index[:, None] >= row_first[..., None]
     number = jnp.arange(tiles.shape[1])
     low = jnp.where(needed, number, tiles.shape[1]).min(-1)
     high = jnp.where(needed, number + 1, 0).max(-1)
     return jnp.stack([jnp.minimum(low, high), high], -1).astype(jnp.int32)
 
 
-def merge(out, mass):
-    """Results [J, B, K, R, H] of splits, each normalised, and log2 of their divisors [J, B, K, R] -> [B, K, R, H]."""
-    peak = mass.max(0)
-    weights = jnp.where(mass > FLOOR, jnp.exp2(mass - peak), 0.0)
-    total = weights.sum(0)
+def merge_splits(out, lse):
+    """Attention over all slots [B, K, R, H] from normalised results over parts of them [J, B, K, R, H], and the base-2
+    log-sum-exp of the scores of each part [J, B, K, R]."""
+    m = lse.max(0)
+    weights = jnp.where(lse > RUNNING_MAX_INIT, jnp.exp2(lse - m), 0.0)  # a part without a visible slot weighs 0
+    l = weights.sum(0)
     mixed = (out.astype(jnp.float32) * weights[..., None]).sum(0)
-    return (mixed / jnp.where(total > 0, total, 1.0)[..., None]).astype(out.dtype)
+    return (mixed / jnp.where(l > 0, l, 1.0)[..., None]).astype(out.dtype)

@@ -1,6 +1,6 @@
-"""Attention by cuDNN, through jax. It knows prefixes and causality but no ring buffer: anything else is told by an additive
-bias of [B, 1, T, S], which costs little for a decode step and much for a chunk. Whole causal sequences need none, and have
-cuDNN's own backward pass.
+"""Attention by cuDNN, through jax. It knows prefixes and causal attention but no ring buffer: anything else needs an attention
+mask, an additive bias of [B, 1, T, S], which costs little for a decode step and much for a chunk. Complete causal sequences
+need none, and have cuDNN's own backward pass.
 
 Axes: B batch, T tokens, N query heads, S slots, H head dim.
 """
@@ -12,7 +12,8 @@ from pallas_kernels.rotary import rotate
 
 
 def attention(q, k, v, *, first, last, index, rotary=None, causal: bool = False):
-    """Attention as `reference.attention` defines it; `causal`: a promise that slot t holds token t and is seen from t on.
+    """Attention as `reference.attention` defines it; `causal`: a promise that slot t holds token t and that token
+    t attends to slots 0..t.
 
     Raises:
         NotImplementedError: a dtype or head dim that cuDNN does not take.
@@ -22,21 +23,24 @@ def attention(q, k, v, *, first, last, index, rotary=None, causal: bool = False)
     if rotary is not None:
         k = rotate(k, rotary, head_axis=1)
     k, v = (x.swapaxes(1, 2) for x in (k, v))
-    slot = index[:, None, :]
-    seen = last >= (0 if first is None else first)
+    slot_index = index[:, None, :]
     if causal:
         out = jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
-        out = jnp.where(seen[..., None, None], out, 0)
-        return jnp.where(kept(last, index)[:, None, None, None], out, jnp.nan)
-    visible = (slot >= 0) & (slot <= last[..., None]) & (True if first is None else first[..., None] <= slot)
+        is_visible = last >= (0 if first is None else first)  # any slot at all: padding attends to none
+        out = jnp.where(is_visible[..., None, None], out, 0)
+        # cuDNN would answer a broken promise with plausible numbers.
+        return jnp.where(is_causal_layout(last, index)[:, None, None, None], out, jnp.nan)
+    visible = (slot_index >= 0) & (slot_index <= last[..., None]) & (True if first is None else first[..., None] <= slot_index)
+    # The mask is finite: a row of -inf would be NaN. Such rows are zeroed below.
     bias = jnp.where(visible, 0.0, -1e9).astype(q.dtype)[:, None]
     out = jax.nn.dot_product_attention(q, k, v, bias=bias, implementation="cudnn")
     return jnp.where(jnp.any(visible, -1)[..., None, None], out, 0)
 
 
-def kept(last, index):
+def is_causal_layout(last, index):
     """Whether the promise of `causal` holds, for each sequence: [B] bool."""
-    place = jnp.arange(index.shape[1])
-    real = index >= 0
-    rightmost = jnp.all(real[:, :-1] >= real[:, 1:], axis=1)
-    return rightmost & jnp.all(jnp.where(real, index, place) == place, axis=1) & jnp.all(last == index, axis=1)
+    position = jnp.arange(index.shape[1])
+    is_token = index >= 0
+    padded_right = jnp.all(is_token[:, :-1] >= is_token[:, 1:], axis=1)
+    in_order = jnp.all(jnp.where(is_token, index, position) == position, axis=1)
+    return padded_right & in_order & jnp.all(last == index, axis=1)

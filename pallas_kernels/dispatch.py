@@ -1,5 +1,5 @@
-"""Which implementation runs. A named one runs or raises NotImplementedError; "auto" looks at the device and says once what it
-took and why (logger "pallas_kernels").
+"""Which implementation runs. A named one runs or raises NotImplementedError; "auto" looks at the device and logs once
+its choice and the reason (logger "pallas_kernels").
 """
 
 import functools
@@ -16,7 +16,7 @@ log = logging.getLogger("pallas_kernels")
 
 
 def choose(op: str, implementation: str, q: jax.Array, causal: bool = False) -> str:
-    """The implementation for queries q [B, T, N, H], `causal`: of whole sequences; see `IMPLEMENTATIONS`.
+    """The implementation for queries q [B, T, N, H], `causal`: of complete sequences; see `IMPLEMENTATIONS`.
 
     Raises:
         ValueError: an unknown name.
@@ -28,29 +28,35 @@ def choose(op: str, implementation: str, q: jax.Array, causal: bool = False) -> 
     return _auto(op, jax.default_backend(), _capability(), jnp.dtype(q.dtype).name, q.shape[-1], causal)
 
 
-def taken(implementation: str, dtype: str, width: int) -> str:
-    """What `choose` takes for a decoder of that dtype and head dim on the devices of this machine."""
-    return implementation if implementation != "auto" else _best(jax.default_backend(), _capability(), dtype, width)[0]
+def implementation_for(implementation: str, dtype: str, head_dim: int) -> str:
+    """What `choose` chooses for a decoder of that dtype and head dim on the devices of this machine."""
+    return implementation if implementation != "auto" else _best(jax.default_backend(), _capability(), dtype, head_dim)[0]
 
 
 @functools.cache
-def _auto(op: str, backend: str, capability: str, dtype: str, width: int, causal: bool) -> str:
-    chosen, why = _best(backend, capability, dtype, width, causal)
-    log.log(logging.WARNING if backend == "gpu" and chosen == "xla" else logging.INFO, "%s: %s, %s", op, chosen, why)
-    return chosen
+def _auto(op: str, backend: str, capability: str, dtype: str, head_dim: int, causal: bool) -> str:
+    implementation, reason = _best(backend, capability, dtype, head_dim, causal)
+    log.log(
+        logging.WARNING if backend == "gpu" and implementation == "xla" else logging.INFO,
+        "%s: %s, %s",
+        op,
+        implementation,
+        reason,
+    )
+    return implementation
 
 
-def _best(backend: str, capability: str, dtype: str, width: int, causal: bool = False) -> tuple[str, str]:
+def _best(backend: str, capability: str, dtype: str, head_dim: int, causal: bool = False) -> tuple[str, str]:
     if backend == "tpu":
         return "tpu", "the device is a TPU"
     if backend != "gpu":
         return "xla", f"no kernel for a {backend}"
     if not capability.startswith("9."):
         return "xla", f"the GPU kernels are for compute capability 9.x (Hopper), the device has {capability}"
-    if dtype != "bfloat16" or width % 16 or width > 128:
-        return "xla", f"the GPU kernels take bfloat16 and head dims of 16, 32 ... 128, not {dtype} and {width}"
+    if dtype != "bfloat16" or head_dim % 16 or head_dim > 128:
+        return "xla", f"the GPU kernels take bfloat16 and head dims of 16, 32 ... 128, not {dtype} and {head_dim}"
     if causal:
-        return "cudnn", "whole causal sequences are what training has, and cuDNN has a backward pass of its own"
+        return "cudnn", "complete causal sequences are those of training, and cuDNN has a backward pass of its own"
     return "mosaic_gpu", f"the device is a Hopper GPU ({capability})"
 
 

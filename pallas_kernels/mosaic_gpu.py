@@ -1,14 +1,17 @@
 """Flash attention for Hopper (Mosaic GPU): one kernel body for a decode step, a prefill chunk and the vision tower.
 
-A block of threads takes 64 rows a compute warpgroup (a row: one query head at one token, the G query heads of a kv head
-side by side, so each key is read once for all of them) against one stretch of the slots; a memory warpgroup streams K and V
-through shared memory ahead of them (TMA). Tiles of slots that no row of a tile sees are not read. With `splits` > 1 several
-blocks share the slots of the same rows and their results are merged by their log-sum-exp.
+A thread block takes 64 query rows a compute warpgroup (a row: one query head at one token, the G query heads of a kv head side
+by side, so each key is read once for all of them) against one stretch of the slots; a memory warpgroup streams K and V through
+shared memory ahead of them (TMA). Tiles of slots that no row of a tile attends to are not read. With `splits` > 1 several
+blocks share the slots of the same rows, and their results are merged by their log-sum-exp (flash decoding).
+
+The softmax is online (arXiv 2205.14135): m is the running maximum of a row, l the sum of exp2(score - m), acc the sum of values
+weighted so. Scores are in powers of two, because exp2 is one instruction.
 
 The same body runs on a CPU in GPU interpret mode: `Ops` replaces what that mode lacks (register layouts, tensor cores) by plain
-array code; copies, barriers, the pipeline, the grid and the masks are the real ones.
+array code; copies, barriers, the pipeline, the grid and the masking are the real ones.
 
-Axes: B batch, T tokens, N query heads, K kv heads, G = N/K, S slots, H head dim.
+Axes: B batch, T tokens, N query heads, K kv heads, G = N/K, R query rows = T * G, S slots, H head dim, J splits.
 """
 
 import math
@@ -22,12 +25,23 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # pu
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.blocks import FLOOR, NOTHING, UNSEEN, fold, merge, ranges, round_up, unfold
+from pallas_kernels.blocks import (
+    EMPTY_SLOT_INDEX,
+    MASK_VALUE,
+    RUNNING_MAX_INIT,
+    fold,
+    merge_splits,
+    round_up,
+    tile_bounds,
+    unfold,
+)
 
-ROWS = 64  # rows of a compute warpgroup: the M of a wgmma
+ROWS = 64  # query rows of a compute warpgroup: the M of a wgmma
 ACC = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 LOG2E = math.log2(math.e)
-OLD = jax.__version_info__ < (0, 11)
+BEFORE_JAX_0_11 = jax.__version_info__ < (0, 11)
+MATRIX = plgpu.Layout.WGMMA
+ROW, COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)  # one value for each row, for each column of such a matrix
 
 
 class Tiling(NamedTuple):
@@ -52,7 +66,7 @@ class Ops:
     def load(self, ref, layout):
         if self.interpret:
             return ref[...]
-        return plgpu.load(ref, (), layout=layout) if OLD else plgpu.load(ref, layout=layout)  # pyright: ignore[reportCallIssue]
+        return plgpu.load(ref, (), layout=layout) if BEFORE_JAX_0_11 else plgpu.load(ref, layout=layout)  # pyright: ignore[reportCallIssue]
 
     def scores(self, q, k):
         """q [m, H] @ k [n, H]^T, both in shared memory, in float32."""
@@ -60,7 +74,7 @@ class Ops:
             return lax.dot_general(q[...], k[...], (((1,), (1,)), ((), ())), "highest", jnp.float32)
 
         def product(acc):
-            plgpu.wgmma(acc, q, plgpu.transpose_ref(k, (1, 0)) if OLD else k.transpose((1, 0)))
+            plgpu.wgmma(acc, q, plgpu.transpose_ref(k, (1, 0)) if BEFORE_JAX_0_11 else k.transpose((1, 0)))
             return acc[...]
 
         return pl.run_scoped(product, ACC((q.shape[0], k.shape[0]), jnp.float32))
@@ -84,142 +98,171 @@ def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: boo
         )
     if rotary is not None and (tiling.warpgroups != 1 or (not interpret and q.shape[-1] not in (64, 128))):
         raise NotImplementedError("mosaic_gpu: rotates keys on read only in decode, with head dims of 64 and 128")
-    slots = round_up(k.shape[2], tiling.slots)
-    more = slots - k.shape[2]
-    if more:
-        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) for x in (k, v))
-    rows, (first, last) = fold(q, k.shape[1], tiling.warpgroups * ROWS, (first, last))
-    index = jnp.pad(index, ((0, 0), (0, more)), constant_values=-1)
-    index = jnp.where(index < 0, UNSEEN, index)
-    operands = {"bounds": ranges(first, last, index, tiling.warpgroups * ROWS, tiling.slots)}
-    operands |= {"q": rows, "k": k, "v": v, "index": index, "last": last}
+    padding = round_up(k.shape[2], tiling.slots) - k.shape[2]
+    if padding:
+        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (k, v))
+    q_tile = tiling.warpgroups * ROWS
+    q_rows, (first, last) = fold(q, k.shape[1], q_tile, (first, last))
+    index = jnp.pad(index, ((0, 0), (0, padding)), constant_values=-1)
+    index = jnp.where(index < 0, EMPTY_SLOT_INDEX, index)
+    operands = {"bounds": tile_bounds(first, last, index, q_tile, tiling.slots)}
+    operands |= {"q": q_rows, "k": k, "v": v, "index": index, "last": last}
     if first is not None:
         operands["first"] = first
     if rotary is not None:
-        # Of numbers up to 1, 16 bits hold three more as float16 than as bfloat16.
-        fine = jnp.float16 if q.dtype == jnp.bfloat16 else q.dtype
-        operands |= {name: jnp.pad(x, ((0, 0), (0, more), (0, 0))).astype(fine) for name, x in rotary._asdict().items()}
-    used = q.shape[1] * (q.shape[2] // k.shape[1])
-    out, mass = _kernel(rows.shape, used, q.dtype, frozenset(operands), tiling, interpret)(operands)
-    return unfold(out[0] if tiling.splits == 1 else merge(out, mass), q.shape)
+        # Cosines and sines are at most 1: 16 bits of float16 have three more bits of mantissa than bfloat16.
+        angle_dtype = jnp.float16 if q.dtype == jnp.bfloat16 else q.dtype
+        padded = {name: jnp.pad(x, ((0, 0), (0, padding), (0, 0))) for name, x in rotary._asdict().items()}
+        operands |= {name: x.astype(angle_dtype) for name, x in padded.items()}
+    real_rows = q.shape[1] * (q.shape[2] // k.shape[1])
+    out, lse = _Kernel(q_rows.shape, real_rows, q.dtype, frozenset(operands), tiling, interpret)(operands)
+    return unfold(out[0] if tiling.splits == 1 else merge_splits(out, lse), q.shape)
 
 
-def _kernel(shape, used: int, dtype, operands: frozenset[str], tiling: Tiling, interpret) -> Any:
-    """The kernel for rows [B, K, R, H], of which `used` are tokens; `operands`: names of what `flash` gives it."""
-    ops = Ops(bool(interpret))
-    batch, kv_heads, count, width = shape
-    tile, groups, half = tiling.slots, tiling.warpgroups, shape[3] // 2
-    scale = width**-0.5 * LOG2E  # scores in powers of two
-    matrix, row, column = plgpu.Layout.WGMMA, plgpu.Layout.WGMMA.reduce(1), plgpu.Layout.WGMMA.reduce(0)
-    across = partial(lax.broadcast_in_dim, shape=(ROWS, tile), broadcast_dimensions=(0,))
-    rotated = "cos" in operands
-    limits = [name for name in ("last", "first") if name in operands]
-    keys = _transforms(half if rotated else width, dtype)  # keys that are rotated are read by halves
-    written = min(ROWS, round_up(used, 8)) if count == ROWS else ROWS  # rows of a warpgroup that are written
+class _Kernel:
+    """The kernel for query rows [B, K, R, H] of one shape: what is static about it, and what a thread block does.
 
-    def body(given, out, mass, held):
+    Owns the grid, the scratch memory and the online softmax. `operands` of its methods are arrays in global memory by name, as
+    `flash` gives them; `smem` scratch arrays in shared memory, by name, with a leading axis of warpgroups.
+    """
+
+    def __init__(
+        self, shape, real_rows: int, dtype, names: frozenset[str], tiling: Tiling, interpret: bool | InterpretGPUParams
+    ) -> None:
+        """real_rows: rows that are no padding; names: of the operands."""
+        self.ops, self.interpret = Ops(bool(interpret)), interpret
+        self.shape, self.dtype, self.tiling = shape, dtype, tiling
+        self.width = shape[3]
+        self.rotated_on_read, self.has_first = "cos" in names, "first" in names
+        self.limits = ["last", "first"] if self.has_first else ["last"]
+        # Keys that are rotated are read by halves, so a swizzle must not span both.
+        self.key_transforms = _transforms(self.width // 2 if self.rotated_on_read else self.width, dtype)
+        # A decode step has few rows: only those that are real (in eights, the rows of a tile) are written, not all 64.
+        self.written_rows = min(ROWS, round_up(real_rows, 8)) if shape[2] == ROWS else ROWS
+
+    def __call__(self, operands: dict[str, jax.Array]) -> Any:
+        """Results of each split: attention [J, B, K, R, H], normalised, and base-2 log-sum-exp [J, B, K, R]."""
+        batch, kv_heads, count, width = self.shape
+        warpgroups, splits, slots = self.tiling.warpgroups, self.tiling.splits, self.tiling.slots
+        scratch = {
+            "q": plgpu.SMEM((warpgroups, ROWS, width), self.dtype, transforms=self.key_transforms),
+            "lse": plgpu.SMEM((warpgroups, ROWS), jnp.float32),
+            **{name: plgpu.SMEM((warpgroups, ROWS), jnp.int32) for name in self.limits},
+            "ready": plgpu.Barrier(num_arrivals=1 + len(self.limits), num_barriers=warpgroups),
+        }
+        if self.rotated_on_read:
+            scratch["rotated_keys"] = plgpu.SMEM((slots, width), self.dtype, transforms=self.key_transforms)
+        results = (splits, batch, kv_heads, count // ROWS * self.written_rows)
+        interpret = self.interpret if isinstance(self.interpret, InterpretGPUParams) else InterpretGPUParams()
+        run = plgpu.kernel(
+            self._flash_attention_block,
+            out_type=[jax.ShapeDtypeStruct((*results, width), self.dtype), jax.ShapeDtypeStruct(results, jnp.float32)],
+            scratch_types=[scratch],
+            grid=(splits, count // (warpgroups * ROWS), kv_heads, batch),
+            grid_names=("j", "i", "h", "b"),
+            num_threads=warpgroups + 1,  # and the one that copies
+            thread_name="wg",
+            compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
+            interpret=interpret if self.interpret else None,
+        )
+        return run(operands)
+
+    def _flash_attention_block(self, operands, out, lse, smem) -> None:
+        """One split j of the slots, for query tile i of kv head h of stream b."""
         b, h, i, j = (lax.axis_index(name) for name in ("b", "h", "i", "j"))
-        low, high = given["bounds"][b, i, 0], given["bounds"][b, i, 1]
-        share = lax.div(high - low + tiling.splits - 1, jnp.int32(tiling.splits))
-        start = low + j * share
-        steps = jnp.clip(high - start, 0, share)
+        low, high = operands["bounds"][b, i, 0], operands["bounds"][b, i, 1]
+        per_split = lax.div(high - low + self.tiling.splits - 1, jnp.int32(self.tiling.splits))
+        start = low + j * per_split
+        steps = jnp.clip(high - start, 0, per_split)  # 0 for the last splits of few tiles
 
-        def mine(name):
-            return held[name].at[lax.axis_index("wg")]
+        def tiles(width, transforms):
+            return plgpu.BlockSpec((self.tiling.slots, width), lambda n: (start + n, 0), transforms=transforms)
 
-        def step(_, k, v, index, *refs):
-            *turn, (acc, peak, total) = refs
-            if rotated:
-                _rotate(ops, k, turn, held["rotated"], matrix)
-                k = held["rotated"]
-            scores = ops.scores(mine("q"), k)
-            at = lax.broadcast_in_dim(ops.load(index, column), (ROWS, tile), (1,))
-            visible = at <= across(ops.load(mine("last"), row))
-            if "first" in operands:
-                visible = visible & (at >= across(ops.load(mine("first"), row)))
-            scores = jnp.where(visible, scores, NOTHING)
-            new = jnp.maximum(peak, scores.max(axis=1) * scale)
-            weights = jnp.exp2(scores * scale - across(new))
-            decay = jnp.exp2(peak - new)
-            total = total * decay + weights.sum(axis=1)
-            acc = acc * lax.broadcast_in_dim(decay, (ROWS, width), (0,))
-            return ops.accumulate(acc, weights.astype(dtype), v), new, total
-
-        def compute(pipeline):
-            me = lax.axis_index("wg")
-            place = (i * groups + me) * ROWS
-            plgpu.copy_gmem_to_smem(given["q"].at[b, h, pl.ds(place, ROWS)], mine("q"), held["ready"].at[me])
-            for name in limits:
-                plgpu.copy_gmem_to_smem(given[name].at[b, pl.ds(place, ROWS)], mine(name), held["ready"].at[me])
-            plgpu.barrier_wait(held["ready"].at[me])
-            acc = ops.cast(jnp.zeros((ROWS, width), jnp.float32), matrix)
-            peak = ops.cast(jnp.full((ROWS,), FLOOR, jnp.float32), row)
-            total = ops.cast(jnp.zeros((ROWS,), jnp.float32), row)
-            acc, peak, total = pipeline((acc, peak, total))
-            seen = total > 0
-            total = jnp.where(seen, total, 1.0)
-            acc = acc * lax.broadcast_in_dim(jnp.where(seen, 1 / total, 0.0), (ROWS, width), (0,))
-            mine("q")[...] = acc.astype(dtype)
-            mine("mass")[...] = jnp.where(seen, peak + jnp.log(total) * LOG2E, NOTHING)
-            plgpu.commit_smem()
-            for name, target in (("q", out), ("mass", mass)):
-                plgpu.copy_smem_to_gmem(mine(name).at[pl.ds(0, written)], target.at[j, b, h, pl.ds(place, written)])
-            plgpu.wait_smem_to_gmem(0)
-
-        def tiles(size, of):
-            return plgpu.BlockSpec((tile, size), lambda n: (start + n, 0), transforms=of)
-
-        specs = [tiles(width, keys), tiles(width, _transforms(width, dtype)), plgpu.BlockSpec((tile,), lambda n: (start + n,))]
-        streamed = [given["k"].at[b, h], given["v"].at[b, h], given["index"].at[b]]
-        if rotated:
-            specs += [tiles(half, _transforms(half, given["cos"].dtype))] * 2
-            streamed += [given["cos"].at[b], given["sin"].at[b]]
+        specs = [tiles(self.width, self.key_transforms), tiles(self.width, _transforms(self.width, self.dtype))]
+        specs.append(plgpu.BlockSpec((self.tiling.slots,), lambda n: (start + n,)))
+        streamed = [operands["k"].at[b, h], operands["v"].at[b, h], operands["index"].at[b]]
+        if self.rotated_on_read:
+            half = self.width // 2
+            specs += [tiles(half, _transforms(half, operands["cos"].dtype))] * 2
+            streamed += [operands["cos"].at[b], operands["sin"].at[b]]
         plgpu.emit_pipeline_warp_specialized(
-            step,  # pyright: ignore[reportArgumentType]
+            partial(self._attend_tile, smem),  # pyright: ignore[reportArgumentType]
             grid=(steps,),
             in_specs=specs,
-            max_concurrent_steps=tiling.stages,
+            max_concurrent_steps=self.tiling.stages,
             wg_axis="wg",
-            num_compute_wgs=groups,
-            memory_registers=40,
-            compute_context=compute,
+            num_compute_wgs=self.tiling.warpgroups,
+            memory_registers=40,  # copying needs few: the rest go to the accumulators
+            compute_context=partial(self._warpgroup, (b, h, i, j), operands, out, lse, smem),
         )(*streamed)
 
-    scratch = {
-        "q": plgpu.SMEM((groups, ROWS, width), dtype, transforms=keys),
-        "mass": plgpu.SMEM((groups, ROWS), jnp.float32),
-        **{name: plgpu.SMEM((groups, ROWS), jnp.int32) for name in limits},
-        **({"rotated": plgpu.SMEM((tile, width), dtype, transforms=keys)} if rotated else {}),
-        "ready": plgpu.Barrier(num_arrivals=1 + len(limits), num_barriers=groups),
-    }
-    results = (tiling.splits, batch, kv_heads, count // ROWS * written)
-    return plgpu.kernel(
-        body,
-        out_type=[jax.ShapeDtypeStruct((*results, width), dtype), jax.ShapeDtypeStruct(results, jnp.float32)],
-        scratch_types=[scratch],
-        grid=(tiling.splits, count // (groups * ROWS), kv_heads, batch),
-        grid_names=("j", "i", "h", "b"),
-        num_threads=groups + 1,
-        thread_name="wg",
-        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
-        interpret=(interpret if isinstance(interpret, InterpretGPUParams) else InterpretGPUParams()) if interpret else None,
-    )
+    def _warpgroup(self, block, operands, out, lse, smem, pipeline) -> None:
+        """What a compute warpgroup does around the loop over tiles: load its queries, normalise and write its result."""
+        b, h, i, j = block
+        warpgroup = lax.axis_index("wg")
+        start = (i * self.tiling.warpgroups + warpgroup) * ROWS
+        own = partial(_own, smem)
+        plgpu.copy_gmem_to_smem(operands["q"].at[b, h, pl.ds(start, ROWS)], own("q"), smem["ready"].at[warpgroup])
+        for name in self.limits:
+            plgpu.copy_gmem_to_smem(operands[name].at[b, pl.ds(start, ROWS)], own(name), smem["ready"].at[warpgroup])
+        plgpu.barrier_wait(smem["ready"].at[warpgroup])
+        acc = self.ops.cast(jnp.zeros((ROWS, self.width), jnp.float32), MATRIX)
+        m = self.ops.cast(jnp.full((ROWS,), RUNNING_MAX_INIT, jnp.float32), ROW)
+        l = self.ops.cast(jnp.zeros((ROWS,), jnp.float32), ROW)
+        acc, m, l = pipeline((acc, m, l))
+        is_visible = l > 0  # any slot at all
+        l = jnp.where(is_visible, l, 1.0)
+        acc = acc * lax.broadcast_in_dim(jnp.where(is_visible, 1 / l, 0.0), (ROWS, self.width), (0,))
+        own("q")[...] = acc.astype(self.dtype)  # the queries are no longer needed: the result goes out through their memory
+        own("lse")[...] = jnp.where(is_visible, m + jnp.log(l) * LOG2E, MASK_VALUE)
+        plgpu.commit_smem()
+        written = self.written_rows
+        for name, target in (("q", out), ("lse", lse)):
+            plgpu.copy_smem_to_gmem(own(name).at[pl.ds(0, written)], target.at[j, b, h, pl.ds(start, written)])
+        plgpu.wait_smem_to_gmem(0)
+
+    def _attend_tile(self, smem, _, k, v, index, *refs):
+        """One step of the online softmax: (acc, m, l) after one tile of slots. refs: cos and sin, if any, then that triple."""
+        *angles, (acc, m, l) = refs
+        own, ops = partial(_own, smem), self.ops
+        to_tile = partial(lax.broadcast_in_dim, shape=(ROWS, self.tiling.slots), broadcast_dimensions=(0,))
+        scale = self.width**-0.5 * LOG2E  # scores in powers of two
+        if self.rotated_on_read:
+            _rotate(ops, k, angles, smem["rotated_keys"])
+            k = smem["rotated_keys"]
+        scores = ops.scores(own("q"), k)
+        slot_index = lax.broadcast_in_dim(ops.load(index, COLUMN), (ROWS, self.tiling.slots), (1,))
+        visible = slot_index <= to_tile(ops.load(own("last"), ROW))
+        if self.has_first:
+            visible = visible & (slot_index >= to_tile(ops.load(own("first"), ROW)))
+        scores = jnp.where(visible, scores, MASK_VALUE)
+        m_new = jnp.maximum(m, scores.max(axis=1) * scale)
+        weights = jnp.exp2(scores * scale - to_tile(m_new))
+        correction = jnp.exp2(m - m_new)  # what was summed so far was relative to the old maximum
+        l = l * correction + weights.sum(axis=1)
+        acc = acc * lax.broadcast_in_dim(correction, (ROWS, self.width), (0,))
+        return ops.accumulate(acc, weights.astype(self.dtype), v), m_new, l
 
 
-def _rotate(ops: Ops, keys, turn, target, layout) -> None:
-    """Keys of one tile, rotated, from shared memory to shared memory."""
+def _own(smem, name: str):
+    """This warpgroup's part of an array in shared memory."""
+    return smem[name].at[lax.axis_index("wg")]
+
+
+def _rotate(ops: Ops, keys, angles, target) -> None:
+    """Keys of one tile, rotated, from shared memory to shared memory (wgmma reads its second operand from there)."""
     half = target.shape[1] // 2
     halves = [pl.ds(0, half), pl.ds(half, half)]
-    plgpu.commit_smem()  # all warps have done with the tile before
-    cos, sin = (ops.load(table, layout).astype(jnp.float32) for table in turn)
-    left, right = (ops.load(keys.at[:, part], layout).astype(jnp.float32) for part in halves)
-    target[:, halves[0]] = (left * cos - right * sin).astype(target.dtype)
-    target[:, halves[1]] = (right * cos + left * sin).astype(target.dtype)
+    plgpu.commit_smem()  # no warp may still read the tile before, which this one overwrites
+    cos, sin = (ops.load(table, MATRIX).astype(jnp.float32) for table in angles)
+    k1, k2 = (ops.load(keys.at[:, part], MATRIX).astype(jnp.float32) for part in halves)
+    target[:, halves[0]] = (k1 * cos - k2 * sin).astype(target.dtype)
+    target[:, halves[1]] = (k2 * cos + k1 * sin).astype(target.dtype)
     plgpu.commit_smem()
 
 
 def _transforms(width: int, dtype) -> tuple:
-    """Tiles and swizzle of rows of that many elements: the widest swizzle that they fill."""
+    """Tiles and swizzle of rows of that many elements: the widest swizzle (in bytes) that they fill."""
     size = jnp.dtype(dtype).itemsize
     for swizzle in (128, 64, 32):
         if width * size % swizzle == 0:

@@ -13,7 +13,7 @@ OPERATIONS = {"decode": decode_attention, "prefill": prefill_attention, "vision"
 
 
 class Workload(NamedTuple):
-    """One call. span: of the segments of patches; rotated: keys are rotated on read."""
+    """One call. span: length of the segments of patches; rotated: whether keys are rotated on read."""
 
     operation: str
     batch: int
@@ -21,22 +21,22 @@ class Workload(NamedTuple):
     slots: int
     heads: int
     kv_heads: int
-    width: int
+    head_dim: int
     span: int | None = None
     rotated: bool = False
 
     @property
     def flops(self) -> int:
-        """Of the two products, over what is looked at: a segment, or the slots up to a token's own."""
+        """Of the two products, over the keys attended to: a segment, or the slots up to a token's own."""
         pairs = self.tokens * self.span if self.span else self.tokens * self.slots - self.tokens * (self.tokens - 1) // 2
-        return 4 * self.batch * pairs * self.heads * self.width
+        return 4 * self.batch * pairs * self.heads * self.head_dim
 
     @property
     def bytes(self) -> int:
         """Queries, keys and values read once and results written once, in bfloat16; the angles in float32."""
-        rows = 2 * self.batch * self.tokens * self.heads * self.width
-        held = 2 * self.batch * self.slots * self.kv_heads * self.width
-        return 2 * (rows + held) + self.rotated * 4 * self.batch * self.slots * self.width
+        queries = 2 * self.batch * self.tokens * self.heads * self.head_dim
+        cache = 2 * self.batch * self.slots * self.kv_heads * self.head_dim
+        return 2 * (queries + cache) + self.rotated * 4 * self.batch * self.slots * self.head_dim
 
     def shapes(self) -> dict:
         """Arguments of the operation as ShapeDtypeStructs."""
@@ -46,28 +46,28 @@ class Workload(NamedTuple):
         """Random arguments: a ring buffer nearly full, in any order, or segments of `span` patches."""
         keys = jax.random.split(jax.random.key(seed), 4)
         shapes = [(self.tokens, self.heads), (self.kv_heads, self.slots), (self.kv_heads, self.slots)]
-        drawn = [
-            jax.random.normal(key, (self.batch, *shape, self.width), jnp.bfloat16)
+        arrays = [
+            jax.random.normal(key, (self.batch, *shape, self.head_dim), jnp.bfloat16)
             for key, shape in zip(keys[:3], shapes, strict=True)
         ]
-        given: dict = dict(zip("qkv", drawn, strict=True))
-        place = jnp.arange(self.tokens)
+        arguments: dict = dict(zip("qkv", arrays, strict=True))
+        token = jnp.arange(self.tokens)
         if self.span is not None:
-            first = place // self.span * self.span
+            first = token // self.span * self.span
             last = jnp.minimum(first + self.span, self.tokens) - 1
-            ranges = {"first": first, "last": last, "index": place}
+            ranges = {"first": first, "last": last, "index": token}
         else:
             index = np.random.default_rng(seed).permutation(self.slots)
-            ranges = {"last": self.slots - self.tokens - 3 + place, "index": jnp.where(index > self.slots - 4, -1, index)}
-        given |= {name: jnp.tile(x.astype(jnp.int32), (self.batch, 1)) for name, x in ranges.items()}
+            ranges = {"last": self.slots - self.tokens - 3 + token, "index": jnp.where(index > self.slots - 4, -1, index)}
+        arguments |= {name: jnp.tile(x.astype(jnp.int32), (self.batch, 1)) for name, x in ranges.items()}
         if self.rotated:
-            turn = jax.random.uniform(keys[3], (self.batch, self.slots, self.width // 2), maxval=6.0)
-            given["rotary"] = Rotary(jnp.cos(turn), jnp.sin(turn))
-        return given
+            angles = jax.random.uniform(keys[3], (self.batch, self.slots, self.head_dim // 2), maxval=6.0)
+            arguments["rotary"] = Rotary(jnp.cos(angles), jnp.sin(angles))
+        return arguments
 
-    def run(self, given: dict, implementation: str, tiling=None) -> jax.Array:
+    def run(self, arguments: dict, implementation: str, tiling=None) -> jax.Array:
         static = {} if self.span is None else {"span": self.span}
-        return OPERATIONS[self.operation](**given, **static, implementation=implementation, tiling=tiling)
+        return OPERATIONS[self.operation](**arguments, **static, implementation=implementation, tiling=tiling)
 
 
 WORKLOADS = {

@@ -31,8 +31,9 @@ from svlm_jax.files import read_json
 from svlm_jax.media.player import Player
 from svlm_jax.media.processor import FILES, Processor
 from svlm_jax.media.sources import open_source
+from svlm_jax.model.parameters import Parameters, from_parameters, parameters
 from svlm_jax.model.transforms import fuse, quantize
-from svlm_jax.model.vlm import Parameters, QwenVL, from_parameters, parameters
+from svlm_jax.model.vlm import QwenVL
 from svlm_jax.settings import generation, streaming
 from svlm_jax.stream.sequence import Chunk, Language, check_query
 from svlm_jax.stream.session import Reply, Session
@@ -60,7 +61,7 @@ class Pretrained:
         config, size = self.model.config, sum(value.size for value in self.parameters.values())
         scale, unit = (1e9, "B") if size >= 1e9 else (1e6, "M")
         held = ", decoder in 8 bits" if config.weights == "int8" else ""
-        kernels = dispatch.taken(config.attention, config.dtype, config.text.head_dim)
+        kernels = dispatch.implementation_for(config.attention, config.dtype, config.text.head_dim)
         return (
             f"Pretrained({type(self.model).__name__}, {size / scale:.1f} {unit} parameters, {config.dtype}{held}, "
             f"attention {kernels}, {config.text.vocab_size} tokens)"

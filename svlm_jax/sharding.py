@@ -1,8 +1,9 @@
-"""Where arrays live: two tables. PARAMETERS gives the logical axes of every parameter, RULES the mesh axes of a logical axis.
+"""Sharding of arrays over a mesh, in two tables: PARAMETERS gives the logical axes of every parameter, RULES the mesh axes of a
+logical axis.
 
 Mesh axes: data (replicas), fsdp (parameters and batch), context (sequence), tensor (heads, mlp width, vocabulary).
 Knows paths and shapes, no module. The vision tower is sharded over fsdp along its width and never over tensor: its MLP width
-(3420) divides by nothing useful and it is small.
+(3420) divides by nothing useful, and it is small.
 """
 
 import math
@@ -79,13 +80,13 @@ def make_mesh(data: int = 1, fsdp: int = 1, context: int = 1, tensor: int = 1, d
 
 
 def mesh_of(values: Mapping[str, jax.Array]) -> Mesh | None:
-    """The mesh that parameters lie on; None on one device."""
-    place = next(iter(values.values())).sharding
-    return place.mesh if isinstance(place, NamedSharding) and isinstance(place.mesh, Mesh) else None
+    """The mesh that parameters are sharded over; None on one device."""
+    first = next(iter(values.values())).sharding
+    return first.mesh if isinstance(first, NamedSharding) and isinstance(first.mesh, Mesh) else None
 
 
 def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
-    """Where to call what is to be cut over a mesh: without it a kernel is not cut, and a TPU refuses it."""
+    """A context in which kernels are partitioned over the mesh: outside of it a TPU refuses them. No-op without a mesh."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
@@ -118,29 +119,28 @@ def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
 
 def shardings(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> dict[str, NamedSharding]:
     """Sharding of each parameter, by dotted path. Sizes that do not divide are an error, never a silent replica."""
-    result, wrong = {}, []
+    result, problems = {}, []
     for path, shape in shapes.items():
         axes = logical_axes(path, len(shape))
         for size, axis in zip(shape, axes, strict=True):
             ways = math.prod(mesh.shape[name] for name in RULES[axis])
             if size % ways:
-                wrong.append(f"{path} {shape} axis {axis} by {ways}")
+                problems.append(f"{path} {shape} axis {axis} by {ways}")
         result[path] = NamedSharding(mesh, spec(axes))
-    if wrong:
-        raise InputError(
-            "mesh", f"{len(wrong)} parameters that do not divide ({wrong[0]})", "sizes that divide", "use fewer ways"
-        )
+    if problems:
+        got = f"{len(problems)} parameters that do not divide ({problems[0]})"
+        raise InputError("mesh", got, "sizes that divide", "use fewer ways")
     return result
 
 
 def batch_sharding(mesh: Mesh, ndim: int) -> NamedSharding:
-    """Inputs: the leading axis over data and fsdp, the rest whole."""
+    """Inputs: the leading axis over data and fsdp, the rest replicated."""
     return NamedSharding(mesh, spec(("batch", *(None,) * (ndim - 1))))
 
 
 def sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
-    """Sharding of an activation or a cache by its logical axes; one that does not divide (a batch of one) stays whole, or is
-    cut over fewer devices."""
+    """Sharding of an activation or a cache by its logical axes; one that does not divide (a batch of one) is
+    replicated, or cut over fewer devices."""
     return NamedSharding(mesh, activation_spec(mesh, shape, axes))
 
 
@@ -153,14 +153,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
 
 
 def activation_spec(mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
-    """PartitionSpec of an activation on a mesh (abstract or not); an axis is cut over as many of its mesh axes as divide it,
-    and otherwise stays whole: 4 rows on data 2 x fsdp 4 are cut over fsdp, and not held by all 8."""
+    """PartitionSpec of an activation on a mesh (abstract or not); an axis is cut over as many of its mesh axes as divide it
+    and replicated over the others: a batch of 4 on data 2 x fsdp 4 is cut over fsdp."""
     return PartitionSpec(*(_dividing(mesh, size, RULES[axis]) for size, axis in zip(shape, axes, strict=True)))
 
 
 def _dividing(mesh, size: int, names: tuple[str, ...]) -> str | tuple[str, ...] | None:
-    """Those of an axis' mesh axes over which it is cut: what makes the most parts."""
-    sets = [chosen for count in range(len(names) + 1) for chosen in combinations(names, count)]
-    parts = {chosen: math.prod(mesh.shape[name] for name in chosen) for chosen in sets}
-    most = max((chosen for chosen in sets if size % parts[chosen] == 0), key=lambda chosen: (parts[chosen], len(chosen)))
-    return most if len(most) > 1 else (most[0] if most else None)
+    """The mesh axes, of those of a logical axis, that cut it into the most parts."""
+    subsets = [subset for count in range(len(names) + 1) for subset in combinations(names, count)]
+    parts = {subset: math.prod(mesh.shape[name] for name in subset) for subset in subsets}
+    best = max((subset for subset in subsets if size % parts[subset] == 0), key=lambda subset: (parts[subset], len(subset)))
+    return best if len(best) > 1 else (best[0] if best else None)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from svlm_jax import hf_config
 from svlm_jax.config import ModelConfig, TextConfig, VisionConfig, preset
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import shapes
+from svlm_jax.model.parameters import shapes
 
 # The config.json published with the 7B weights, in the flat form of transformers 4.
 PUBLISHED = {

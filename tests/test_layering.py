@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.sharding svlm_jax.model.attention svlm_jax.model.layers svlm_jax.model.rope svlm_jax.model.cache",),
     ("svlm_jax.model.vision svlm_jax.model.text",),
     ("svlm_jax.model.vlm svlm_jax.model",),
+    ("svlm_jax.model.parameters",),
     ("svlm_jax.model.transforms",),
     (
         "svlm_jax.checkpoint.huggingface svlm_jax.checkpoint.orbax svlm_jax.checkpoint.tensor_files "

@@ -13,7 +13,7 @@ from svlm_jax.checkpoint import huggingface, orbax
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.media.video import write_video
-from svlm_jax.model.vlm import parameters, stack
+from svlm_jax.model.parameters import parameters, stack
 from svlm_jax.sharding import make_mesh
 from svlm_jax.stream.session import Session
 

@@ -8,7 +8,7 @@ from flax import nnx
 from svlm_jax.config import preset
 from svlm_jax.inputs import Inputs, VisionInput
 from svlm_jax.model.cache import KVCache
-from svlm_jax.model.vlm import abstract
+from svlm_jax.model.parameters import abstract
 
 PROMPT, PATCHES, CAPACITY = 1024, 3072, 1152
 

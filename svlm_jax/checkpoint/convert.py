@@ -25,7 +25,7 @@ from svlm_jax.checkpoint import huggingface, orbax
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
-from svlm_jax.model.vlm import stacked_path
+from svlm_jax.model.parameters import stacked_path
 
 REMOVALS = 100  # tries, 0.1 s apart
 PARTIAL = ".partial"

@@ -23,7 +23,7 @@ from svlm_jax.checkpoint.tensor_files import Files
 from svlm_jax.checkpoint.tensor_files import classic as classic
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import Parameters, add, layer_of, stacked_path
+from svlm_jax.model.parameters import Parameters, layer_of, stacked_path, write_to_stack
 
 Progress = Callable[[int, int], None]
 TILE = 128  # elements on a side; a tile of bfloat16 is 32 kB and stays in cache
@@ -232,7 +232,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, p
     for done, row in enumerate(table, start=1):
         array = _put(row.read(files.read(row.name)).astype(config.param_dtype, copy=False), targets.get(row.path))
         if config.scan_layers:
-            add(result, row.path, array, config.text.num_hidden_layers)
+            write_to_stack(result, row.path, array, config.text.num_hidden_layers)
         else:
             result[row.path] = array
         jax.block_until_ready(result)  # or the host copies of what is still under way pile up

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from svlm_jax import hf_config, sharding
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import Parameters, shapes, unstack
+from svlm_jax.model.parameters import Parameters, shapes, unstack
 
 PARAMS = "params"
 WHOLE = 1 << 32  # bytes up to which an array is written from where it lies; a larger one is cut in chunks, through copies

@@ -19,7 +19,8 @@ from svlm_jax.decode.sampling import Sampling, see
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs, bucket
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
-from svlm_jax.model.vlm import QwenVL, parameters
+from svlm_jax.model.parameters import parameters
+from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import mesh_of, on_mesh
 
 REPLY_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)

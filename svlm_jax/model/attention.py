@@ -1,8 +1,8 @@
-"""Attention of the model: which operation of `pallas_kernels`, and on which devices.
+"""Attention of the model: which operation of `pallas_kernels` runs, and on which devices.
 
 Over a mesh each device runs the kernel on its own streams and heads: a kernel is opaque to XLA's partitioner, which would
-gather everything. Visibility being integers, a sequence cut over devices (axis context) needs nothing more: a device has its
-own queries, with the indexes that they see, and the whole of keys and values.
+gather everything. There is no attention mask but integers, so a sequence cut over devices (axis context) needs nothing more: a
+device has its own queries, with the last index that each attends to, and all keys and values.
 
 Axes: B batch, T queries, S slots, P patches, N query heads, K kv heads, H head dim.
 """
@@ -18,8 +18,10 @@ from pallas_kernels import api, dispatch
 from pallas_kernels.rotary import Rotary
 from svlm_jax.sharding import AXES, activation_spec
 
-QUERY, KEY = ("batch", "length", "heads", None), ("batch", "heads", None, None)
-PLACE, SLOT, ANGLE = ("batch", "length"), ("batch", None), ("batch", None, None)
+# Logical axes of the operands.
+QUERIES, KEYS = ("batch", "length", "heads", None), ("batch", "heads", None, None)
+LAST, INDEX, ANGLES = ("batch", "length"), ("batch", None), ("batch", None, None)
+PATCHES, RANGES = ("batch", None, None, None), ("batch", None)  # the tower is not cut over heads
 
 
 def text_attention(
@@ -33,18 +35,20 @@ def text_attention(
     causal: bool = False,
     implementation: str = "auto",
 ) -> Float[Array, "B T N H"]:
-    """Attention of new tokens over the slots of a cache, or (`causal`: slot t holds token t) of a whole sequence over itself:
-    see `pallas_kernels.decode_attention`, `prefill_attention`."""
-    few = q.shape[1] <= api.DECODE_TOKENS and q.shape[1] * (q.shape[2] // k.shape[1]) <= api.DECODE_ROWS
-    operation = api.decode_attention if few and not causal else api.prefill_attention
-    arrays = {"q": (q, QUERY), "k": (k, KEY), "v": (v, KEY), "last": (last, PLACE), "index": (index, SLOT)}
+    """Grouped-query attention of new tokens over the slots of a KV cache, or (`causal`: slot t holds token t) of a complete
+    sequence over itself: see `pallas_kernels.decode_attention`, `prefill_attention`."""
+    tokens, group = q.shape[1], q.shape[2] // k.shape[1]
+    is_decode_step = tokens <= api.DECODE_TOKENS and tokens * group <= api.DECODE_ROWS and not causal
+    operation = api.decode_attention if is_decode_step else api.prefill_attention
+    arrays = {"q": (q, QUERIES), "k": (k, KEYS), "v": (v, KEYS), "last": (last, LAST), "index": (index, INDEX)}
     if rotary is not None:
-        arrays |= {"cos": (rotary.cos, ANGLE), "sin": (rotary.sin, ANGLE)}
+        arrays |= {"cos": (rotary.cos, ANGLES), "sin": (rotary.sin, ANGLES)}
 
     def run(q, k, v, last, index, *angles):
-        turn = Rotary(*angles) if angles else None
-        whole = {"causal": True} if causal and q.shape[1] == k.shape[2] else {}  # not where the sequence is cut over devices
-        return operation(q, k, v, last=last, index=index, rotary=turn, implementation=implementation, **whole)
+        # On a device with a part of the queries and all keys, slot t is not token t: the promise of `causal` is dropped.
+        promise = {"causal": True} if causal and q.shape[1] == k.shape[2] else {}
+        local_rotary = Rotary(*angles) if angles else None
+        return operation(q, k, v, last=last, index=index, rotary=local_rotary, implementation=implementation, **promise)
 
     return _over_devices(run, arrays, dispatch.choose(operation.__name__, implementation, q, causal))
 
@@ -60,21 +64,22 @@ def vision_attention(
     span: int,
     implementation: str = "auto",
 ) -> Float[Array, "B P N H"]:
-    """Attention of patches inside their segments: see `pallas_kernels.vision_attention`. The tower is not cut over heads."""
+    """Attention of patches inside their windows or frames: see `pallas_kernels.vision_attention`."""
 
     def run(q, k, v, first, last, index):
         return api.vision_attention(q, k, v, first=first, last=last, index=index, span=span, implementation=implementation)
 
-    whole = ("batch", None, None, None)
-    arrays = {"q": (q, whole), "k": (k, whole), "v": (v, whole), "first": (first, SLOT), "last": (last, SLOT)}
-    return _over_devices(run, arrays | {"index": (index, SLOT)}, dispatch.choose("vision_attention", implementation, q))
+    arrays = {"q": (q, PATCHES), "k": (k, PATCHES), "v": (v, PATCHES)}
+    arrays |= {"first": (first, RANGES), "last": (last, RANGES), "index": (index, RANGES)}
+    return _over_devices(run, arrays, dispatch.choose("vision_attention", implementation, q))
 
 
-def _over_devices(run: Callable, arrays: dict, chosen: str) -> jax.Array:
+def _over_devices(run: Callable, arrays: dict, implementation: str) -> jax.Array:
     """`run` on (array, logical axes) by name; the result has the axes of the first."""
     values = [jnp.asarray(value) for value, _ in arrays.values()]
     mesh = jax.sharding.get_abstract_mesh()
-    if chosen == "xla" or mesh.empty or mesh.size == 1 or any(name not in mesh.axis_names for name in AXES):
+    # XLA partitions its own attention.
+    if implementation == "xla" or mesh.empty or mesh.size == 1 or any(name not in mesh.axis_names for name in AXES):
         return run(*values)
     specs = [activation_spec(mesh, value.shape, axes) for value, (_, axes) in zip(values, arrays.values(), strict=True)]
     return jax.shard_map(run, mesh=mesh, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*values)

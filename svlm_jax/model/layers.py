@@ -1,4 +1,4 @@
-"""Linear, RMSNorm and the gated MLP, as Flax NNX modules. Parameters are held in `param_dtype` and used in `dtype`."""
+"""Linear, RMSNorm and the gated MLP, as Flax NNX modules. Parameters are stored in `param_dtype` and used in `dtype`."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def matmul(x: jax.Array, kernel: jax.Array, contract: int, dtype=None) -> jax.Ar
 
 
 def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: str) -> jax.Array:
-    """An initial parameter; zeros without `rngs`, for when only the shape is wanted (tracing a random one is 10x slower)."""
+    """An initial parameter; zeros without `rngs`, when only the shape is needed (tracing a random one is 10x slower)."""
     if rngs is None:
         return jnp.zeros(shape, dtype)
     return (INIT_SCALE * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
@@ -28,7 +28,7 @@ def normal(rngs: nnx.Rngs | None, shape: tuple[int, ...], dtype: str) -> jax.Arr
 class Linear(nnx.Module):
     """y = x W + b. kernel [*ins, *outs], bias [*outs]; x [..., *ins] -> [..., *outs], so heads are an axis of their own.
 
-    With `weights` "int8" the kernel is held in 8 bits, to be multiplied by scale [*outs] (float32). `lora` (rank, alpha) adds
+    With `weights` "int8" the kernel is stored in 8 bits, to be multiplied by scale [*outs] (float32). `lora` (rank, alpha) adds
     alpha / rank * x A B with A [*ins, rank] and B [rank, *outs], which is zero at first.
     """
 
@@ -37,32 +37,33 @@ class Linear(nnx.Module):
     ) -> None:
         ins, outs = (tuple(n) if isinstance(n, tuple) else (n,) for n in (ins, outs))
         self.contract = len(ins)
-        drawn = normal(rngs, (*ins, *outs), dtype)
+        initial = normal(rngs, (*ins, *outs), dtype)
         self.bias = nnx.Param(jnp.zeros(outs, dtype)) if bias else None
-        kernel, scale = (drawn, None) if weights == "full" else to_int8(drawn, self.contract)
+        kernel, scale = (initial, None) if weights == "full" else to_int8(initial, self.contract)
         self.kernel = nnx.Param(kernel)
         self.scale = None if scale is None else nnx.Param(scale)
         rank, alpha = lora
         self.lora_a = nnx.Param(normal(rngs, (*ins, rank), dtype)) if rank else None
         self.lora_b = nnx.Param(jnp.zeros((rank, *outs), dtype)) if rank else None
-        self.strength = alpha / max(1, rank)
+        self.lora_scale = alpha / max(1, rank)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.scale is None:
             y = matmul(x, self.kernel[...], self.contract)
         else:
+            # The scale is an output channel's, so it may multiply the product; int8 is exact in bfloat16.
             y = (matmul(x, self.kernel[...], self.contract, jnp.float32) * self.scale[...]).astype(x.dtype)
         if self.lora_a is not None and self.lora_b is not None:
-            y = y + self.strength * matmul(matmul(x, self.lora_a[...], self.contract), self.lora_b[...], 1)
+            y = y + self.lora_scale * matmul(matmul(x, self.lora_a[...], self.contract), self.lora_b[...], 1)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 def to_int8(kernel: jax.Array, contract: int) -> tuple[jax.Array, jax.Array]:
-    """A kernel [*ins, *outs] in 8 bits, and its scale [*outs]: the nearest of 255 steps, equal within an output channel."""
-    wide = kernel.astype(jnp.float32)
-    largest = jnp.max(jnp.abs(wide), axis=tuple(range(contract)))
-    scale = jnp.where(largest > 0, largest / 127, 1.0)
-    return jnp.round(wide / scale).astype(jnp.int8), scale
+    """A kernel [*ins, *outs] rounded to 8 bits, and its scale [*outs]: 255 equal steps an output channel."""
+    kernel = kernel.astype(jnp.float32)
+    max_abs = jnp.max(jnp.abs(kernel), axis=tuple(range(contract)))
+    scale = jnp.where(max_abs > 0, max_abs / 127, 1.0)
+    return jnp.round(kernel / scale).astype(jnp.int8), scale
 
 
 class RMSNorm(nnx.Module):
@@ -73,14 +74,14 @@ class RMSNorm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((size,), dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return x32.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
 class GatedMLP(nnx.Module):
-    """down(silu(gate(x)) * up(x)): x [..., D] -> [..., D] through width F; `linear` makes its parts, gate and up as one
-    [D, 2, F] if they are fused."""
+    """down(silu(gate(x)) * up(x)): x [..., D] -> [..., D] through width F; `linear` constructs its projections,
+    gate and up as one [D, 2, F] if they are fused."""
 
     def __init__(self, size: int, hidden: int, linear: Callable[..., Linear], *, bias: bool, fused: bool) -> None:
         if fused:
@@ -93,8 +94,8 @@ class GatedMLP(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.fused:
-            both = self.gate_up(x)
-            gate, up = both[..., 0, :], both[..., 1, :]  # moveaxis would be a transpose on the device
+            gate_up = self.gate_up(x)
+            gate, up = gate_up[..., 0, :], gate_up[..., 1, :]  # moveaxis would be a transpose on the device
         else:
             gate, up = self.gate(x), self.up(x)
         return self.down(jax.nn.silu(gate) * up)

@@ -1,5 +1,5 @@
-"""Rotary embeddings: chunked M-RoPE for text, two axes for patches. Positions, angles and the rotation are float32: bfloat16
-positions are off by 4 near 2048.
+"""Rotary position embeddings: chunked M-RoPE for text, two axes for patches. Positions, angles and the rotation are float32:
+bfloat16 positions are off by 4 near 2048.
 
 Axes: B batch, T tokens, P patches, H head dim.
 """
@@ -20,10 +20,10 @@ def frequencies(dim: int, theta: float) -> Float32[np.ndarray, " half"]:
 
 
 def text_rotary(positions: Float32[Array, "B 3 T"], sections: tuple[int, int, int], theta: float) -> Rotary:
-    """M-RoPE (arXiv 2409.12191, 2.1): the first `sections[0]` frequencies turn with t, the next with h, the last with w.
+    """M-RoPE (arXiv 2409.12191, 2.1): the first `sections[0]` frequencies belong to t, the next to h, the last to w.
 
     Args:
-        positions: [B, 3, T] float32, not necessarily whole numbers.
+        positions: (t, h, w) of each token, not necessarily integers.
         sections: frequencies of each axis; they add up to H/2.
     """
     axis = np.repeat(np.arange(3), sections)
@@ -31,8 +31,8 @@ def text_rotary(positions: Float32[Array, "B 3 T"], sections: tuple[int, int, in
     return Rotary(jnp.cos(angles), jnp.sin(angles))
 
 
-def vision_rotary(place: Int[Array, "B P 2"], head_dim: int, theta: float) -> Rotary:
-    """Rotation by row (first quarter of a head) and column (second quarter) of a patch; place [B, P, 2] int32."""
-    turns = frequencies(head_dim // 2, theta)
-    angles = (place.astype(jnp.float32)[..., None] * turns).reshape(*place.shape[:2], head_dim // 2)
+def vision_rotary(row_column: Int[Array, "B P 2"], head_dim: int, theta: float) -> Rotary:
+    """Rotation by row (first quarter of a head) and column (second quarter) of a patch."""
+    scaled = row_column.astype(jnp.float32)[..., None] * frequencies(head_dim // 2, theta)
+    angles = scaled.reshape(*row_column.shape[:2], head_dim // 2)
     return Rotary(jnp.cos(angles), jnp.sin(angles))

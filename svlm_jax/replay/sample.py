@@ -20,7 +20,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.files import read_json
 from svlm_jax.media.pixels import PixelConfig, normalise, patchify
 from svlm_jax.media.processor import Processor
-from svlm_jax.model import vlm
+from svlm_jax.model.parameters import Parameters, from_parameters
 from svlm_jax.replay.format import AGAIN, LOGITS, LOGITS_MEDIAN, PIXELS, difference, get, noise, whole
 from svlm_jax.replay.format import arrays as stored_arrays
 from svlm_jax.spans import positions, temporal_step
@@ -141,7 +141,7 @@ def check(recording: Recording, config: ModelConfig, pixels: PixelConfig, source
         raise InputError(f"{source} frame_height and frame_width", got, f"multiples of {pixels.factor}", remedy)
 
 
-def compute(recording: Recording, processor: Processor, parameters: vlm.Parameters) -> Ours:
+def compute(recording: Recording, processor: Processor, parameters: Parameters) -> Ours:
     """Our side: the sample from the annotation alone, one forward and one backward pass."""
     config, vision = processor.config, processor.config.vision
     step = temporal_step(vision.tokens_per_second, vision.temporal_patch_size, recording.fps)
@@ -158,7 +158,7 @@ def compute(recording: Recording, processor: Processor, parameters: vlm.Paramete
     first = max(0, length - len(recording.arrays["logits_tail"]))
 
     def objective(trained, frozen, inputs, labels):
-        model = vlm.from_parameters(config, trained | frozen)
+        model = from_parameters(config, trained | frozen)
         hidden = model.hidden(inputs)
         return cross_entropy(model.text, hidden, labels)[0], model.text.logits(hidden[0, first:length])
 

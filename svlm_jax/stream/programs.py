@@ -14,8 +14,8 @@ from svlm_jax.decode.loop import Loop, Plan, go_on, reply
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.inputs import VisionInput
 from svlm_jax.model.cache import KVCache
+from svlm_jax.model.parameters import Parameters, from_parameters
 from svlm_jax.model.vision import Features
-from svlm_jax.model.vlm import Parameters, from_parameters
 from svlm_jax.sharding import constrain
 from svlm_jax.stream.batch import Piece
 

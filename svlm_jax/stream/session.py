@@ -31,7 +31,8 @@ from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import TOKEN_BUCKETS, VisionInput, bucket
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
-from svlm_jax.model.vlm import QwenVL, parameters
+from svlm_jax.model.parameters import parameters
+from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import RULES, mesh_of, on_mesh
 from svlm_jax.spans import total
 from svlm_jax.stream import batch, policy, programs, sequence

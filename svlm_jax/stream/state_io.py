@@ -25,7 +25,7 @@ from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import Tokens
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.model.cache import KVCache
-from svlm_jax.model.vlm import Parameters
+from svlm_jax.model.parameters import Parameters
 from svlm_jax.spans import Kind, Part, Span, total
 from svlm_jax.stream import state_file
 from svlm_jax.stream.sequence import Sequence

@@ -17,7 +17,7 @@ from svlm_jax.config import CLIP_MEAN, CLIP_STD, ModelConfig, TextConfig, Vision
 from svlm_jax.data.annotation import Annotation
 from svlm_jax.data.chat import SYSTEM_PROMPT
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import Parameters, shapes
+from svlm_jax.model.parameters import Parameters, shapes
 
 TEXT = TextConfig(0, 192, 512, 4, 3, 3, rms_norm_eps=1e-6, mrope_section=(8, 12, 12), rope_theta=10_000.0)
 VISION = VisionConfig(3, 128, 320, 4, 192, fullatt_block_indexes=(2,), tokens_per_second=2)

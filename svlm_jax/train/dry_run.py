@@ -121,7 +121,7 @@ def _devices(topology: str) -> Any:
 def _parameters(model: ModelConfig, mesh: Any) -> dict[str, Any]:
     import jax
 
-    from svlm_jax.model.vlm import shapes
+    from svlm_jax.model.parameters import shapes
     from svlm_jax.sharding import shardings
 
     leaves = shapes(model)

@@ -17,8 +17,8 @@ from svlm_jax.checkpoint import convert, huggingface, orbax
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.media.processor import FILES
-from svlm_jax.model.transforms import merge
-from svlm_jax.model.vlm import shapes, stacked_path
+from svlm_jax.model.parameters import shapes, stacked_path
+from svlm_jax.model.transforms import merge_lora
 from svlm_jax.sharding import make_mesh
 from svlm_jax.train import setup
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
@@ -101,7 +101,7 @@ def _merged(path: str, tensor: np.ndarray, values: dict[str, Any], base: ModelCo
     if names[0] not in values:
         return tensor
     given = {name: jax.device_put(values.pop(name), _cpu()) for name in names}
-    return np.asarray(merge(base, given | {path: jax.device_put(tensor, _cpu())})[1][path])
+    return np.asarray(merge_lora(base, given | {path: jax.device_put(tensor, _cpu())})[1][path])
 
 
 def tensors(directory: Path, config: ModelConfig, skip: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:

@@ -20,7 +20,7 @@ import jax
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.pipeline import Bad, Examples, Order, Ours
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import Parameters
+from svlm_jax.model.parameters import Parameters
 from svlm_jax.train import same_data
 from svlm_jax.train.batches import Batches, place, rows_of
 from svlm_jax.train.checkpoints import Checkpoints

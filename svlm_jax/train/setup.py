@@ -22,7 +22,7 @@ from svlm_jax.data.tfds import Prepared
 from svlm_jax.errors import InputError
 from svlm_jax.media.pixels import preprocess
 from svlm_jax.media.processor import Processor
-from svlm_jax.model.vlm import Parameters, shapes
+from svlm_jax.model.parameters import Parameters, shapes
 from svlm_jax.sharding import make_mesh, shardings
 from svlm_jax.spans import temporal_step
 from svlm_jax.train.config import DataConfig, MeshConfig, TrainConfig

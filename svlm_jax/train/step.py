@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.pipeline import Batch
-from svlm_jax.model.vlm import Parameters, from_parameters
+from svlm_jax.model.parameters import Parameters, from_parameters
 from svlm_jax.sharding import shardings
 from svlm_jax.train.loss import gathered
 from svlm_jax.train.optimizer import advanced

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface, orbax
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import shapes, stack, unstack
+from svlm_jax.model.parameters import shapes, stack, unstack
 from svlm_jax.sharding import make_mesh
 
 

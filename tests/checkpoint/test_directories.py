@@ -18,7 +18,7 @@ import svlm_jax
 from svlm_jax import hf_config, pretrained
 from svlm_jax.checkpoint import convert, huggingface, orbax
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import parameters, stack
+from svlm_jax.model.parameters import parameters, stack
 from tests.support import ROOT
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from svlm_jax.media.pixels import STREAM_FRAME
 from svlm_jax.model.attention import text_attention
-from svlm_jax.model.vlm import from_parameters
+from svlm_jax.model.parameters import from_parameters
 from svlm_jax.pretrained import from_pretrained
 from svlm_jax.replay import stream
 from svlm_jax.sharding import make_mesh

@@ -292,7 +292,7 @@ def test_a_query_block_is_never_longer_than_its_limit(calls, monkeypatch):
 
 @pytest.mark.parametrize("budget", [1, 2 * 4 * 8 * 32, 1 << 26])
 def test_a_causal_sequence_is_cut_into_pieces_that_look_at_nothing_after_them(calls, monkeypatch, budget):
-    monkeypatch.setattr(module, "CAUSAL_PIECE", 8)
+    monkeypatch.setattr(module, "MIN_CAUSAL_CHUNK", 8)
     monkeypatch.setattr(module, "SCORE_BUDGET", budget)
     arrays, ranges = drawn(2, 43), causal(2, 43)
     ranges["last"][1, 20:] = ranges["index"][1, 20:] = -1  # padding

@@ -12,9 +12,10 @@ from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.inputs import Inputs
 from svlm_jax.model.cache import KVCache
+from svlm_jax.model.parameters import from_parameters, parameters, stack
 from svlm_jax.model.text import AttentionMetadata
 from svlm_jax.model.vision import Features
-from svlm_jax.model.vlm import QwenVL, from_parameters, parameters, stack
+from svlm_jax.model.vlm import QwenVL
 
 LENGTH, VISION_TOKENS = 12, 5
 

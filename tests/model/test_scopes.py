@@ -12,7 +12,7 @@ from svlm_jax import hf_config
 from svlm_jax.config import ModelConfig
 from svlm_jax.inputs import Inputs, lay_out, stack
 from svlm_jax.model.cache import KVCache
-from svlm_jax.model.vlm import from_parameters, shapes
+from svlm_jax.model.parameters import from_parameters, shapes
 
 LENGTH = 24
 

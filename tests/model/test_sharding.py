@@ -14,7 +14,7 @@ from svlm_jax.config import preset
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.decode.generate import _generate, generate
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import from_parameters, shapes
+from svlm_jax.model.parameters import from_parameters, shapes
 from svlm_jax.sharding import AXES, batch_sharding, check, logical_axes, make_mesh, shardings, spec
 from svlm_jax.spans import Kind, Span, vision_span
 

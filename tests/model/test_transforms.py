@@ -14,8 +14,9 @@ from svlm_jax.config import ModelConfig, StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs
 from svlm_jax.model.layers import Linear, to_int8
+from svlm_jax.model.parameters import from_parameters, parameters
 from svlm_jax.model.transforms import fuse, quantize
-from svlm_jax.model.vlm import QwenVL, from_parameters, parameters
+from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import make_mesh, shardings
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session

@@ -12,8 +12,8 @@ from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.inputs import lay_out, stack
 from svlm_jax.media.pixels import STREAM_FRAME, preprocess
+from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.vision import normalised
-from svlm_jax.model.vlm import from_parameters
 
 CLOSE = 2e-5  # absolute, of rows of order one in float32
 

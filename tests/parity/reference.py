@@ -20,7 +20,8 @@ from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig, VisionConfig
 from svlm_jax.data.batch import Clip, Sample
 from svlm_jax.inputs import Inputs, window_order
-from svlm_jax.model import vlm
+from svlm_jax.model.parameters import from_parameters
+from svlm_jax.model.vlm import QwenVL
 from svlm_jax.spans import Kind, Span, positions, temporal_step, vision_span
 
 torch = pytest.importorskip("torch")
@@ -60,7 +61,7 @@ class Pair(NamedTuple):
     """One set of weights in both libraries, and the directory they were read from."""
 
     torch: Any
-    model: vlm.QwenVL
+    model: QwenVL
     config: ModelConfig
     directory: Path
 
@@ -107,10 +108,10 @@ def read_torch(directory: Path, dtype: Any = None) -> Any:
     return model.eval()
 
 
-def read_jax(directory: Path, **changes: Any) -> tuple[vlm.QwenVL, ModelConfig]:
+def read_jax(directory: Path, **changes: Any) -> tuple[QwenVL, ModelConfig]:
     """A checkpoint here; `changes` to its config by name."""
     config = replace(hf_config.read(directory), **changes)
-    return vlm.from_parameters(config, huggingface.load(directory, config)), config
+    return from_parameters(config, huggingface.load(directory, config)), config
 
 
 def random_checkpoint(name: str, directory: Path, seed: int = 0) -> Path:

@@ -16,7 +16,7 @@ from svlm_jax.config import ModelConfig
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.inputs import Inputs
 from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
-from svlm_jax.model import vlm
+from svlm_jax.model.parameters import Parameters, from_parameters, stack, unstack
 from svlm_jax.spans import Kind, Span, positions, temporal_step, vision_span
 from svlm_jax.train.loss import cross_entropy
 from tests.parity import reference as ref
@@ -52,7 +52,7 @@ def recorded_sample(ids: np.ndarray, clips: list[Clip], config: ModelConfig) -> 
     return Sample(np.asarray(ids, np.int32), tuple(spans), tuple(clips))
 
 
-def read(directory, form: str) -> tuple[ModelConfig, vlm.Parameters]:
+def read(directory, form: str) -> tuple[ModelConfig, Parameters]:
     config = replace(hf_config.read(directory), **FORMS[form])
     return config, huggingface.load(directory, config)
 
@@ -101,7 +101,7 @@ def test_training_loss_and_gradients_are_the_recorded_ones(training: Training, t
     trained = {path: value for path, value in values.items() if path not in frozen}
 
     def loss(trained, frozen, inputs):
-        model = vlm.from_parameters(config, trained | frozen)
+        model = from_parameters(config, trained | frozen)
         hidden = model.hidden(inputs)
         return cross_entropy(model.text, hidden, jnp.asarray(training.labels))[0], model.text.logits(hidden[0])
 
@@ -110,7 +110,7 @@ def test_training_loss_and_gradients_are_the_recorded_ones(training: Training, t
     assert float(value) == pytest.approx(float(arrays["loss"]), rel=1e-4)
     assert_logits(np.asarray(logits)[length - 32 : length], arrays["logits_tail"])
 
-    found = vlm.unstack(found) if config.scan_layers else found
+    found = unstack(found) if config.scan_layers else found
     gradients = {row.name: row.write(np.asarray(found[row.path])) for row in huggingface.rows(config) if row.path in found}
     recorded = {name.removeprefix("grad."): array for name, array in arrays.items() if name.startswith("grad.")}
     assert len(recorded) == 4
@@ -124,7 +124,7 @@ def test_training_loss_and_gradients_are_the_recorded_ones(training: Training, t
 def test_stacking_what_was_read_is_reading_stacked(tiny_dir):
     _, flat = read(tiny_dir, "one array a layer")
     _, stacked = read(tiny_dir, "stacked, full remat")
-    ours = vlm.stack(flat)
+    ours = stack(flat)
     assert set(ours) == set(stacked)
     assert all(np.array_equal(ours[path], stacked[path]) for path in ours)
 
@@ -176,7 +176,7 @@ def test_streaming_positions_are_the_recorded_ones(stream: Recording, tiny_dir):
 @pytest.mark.parametrize("form", ["one array a layer", "stacked, full remat"])
 def test_full_attention_stream_has_the_recorded_logits(stream: Recording, tiny_dir, form):
     config, values = read(tiny_dir, form)
-    graph, state = nnx.split(vlm.from_parameters(config, values))
+    graph, state = nnx.split(from_parameters(config, values))
     forward = jax.jit(lambda state, inputs: nnx.merge(graph, state)(inputs))
     for number, this in enumerate(stream.rounds):
         recorded = stream.arrays[f"logits_{number}"]

@@ -16,7 +16,7 @@ from svlm_jax.config import preset
 from svlm_jax.data.batch import collate
 from svlm_jax.errors import InputError
 from svlm_jax.media.processor import Processor
-from svlm_jax.model import vlm
+from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.text import Decoder
 from svlm_jax.replay import sample
 from svlm_jax.train.loss import BLOCK, cross_entropy, loss
@@ -52,7 +52,7 @@ def plain(logits: jax.Array, labels: np.ndarray) -> jax.Array:
 @pytest.fixture(scope="module")
 def tiny(tiny_dir):
     config = hf_config.read(tiny_dir).compute("float32")
-    return vlm.from_parameters(config, convert.load(tiny_dir, config))
+    return from_parameters(config, convert.load(tiny_dir, config))
 
 
 @pytest.mark.parametrize("block", [1, 4, BLOCK])

@@ -18,7 +18,7 @@ from svlm_jax.checkpoint import huggingface
 from svlm_jax.data.batch import Clip, Sample, collate
 from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
 from svlm_jax.media.processor import load_tokenizer
-from svlm_jax.model import vlm
+from svlm_jax.model.parameters import from_parameters
 from svlm_jax.spans import vision_span
 from tests.support import FIXTURES
 from tests.support.oracle import Oracle, Part, Place, Step, Windows, opening_parts, turn_parts
@@ -116,7 +116,7 @@ def features(name: str) -> list[np.ndarray]:
     config, model = recording["config"], FIXTURES / "models" / recording["model"]
     shape = (3, config["frame_height"], config["frame_width"])
     settings = hf_config.read(model)
-    tower = vlm.from_parameters(settings, huggingface.load(model, settings)).vision
+    tower = from_parameters(settings, huggingface.load(model, settings)).vision
     run = jax.jit(lambda vision: tower(vision).rows)
     rows: list[np.ndarray] = []
     for number, this in enumerate(recording["rounds"]):

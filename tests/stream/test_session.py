@@ -8,7 +8,7 @@ from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
-from svlm_jax.model.vlm import from_parameters
+from svlm_jax.model.parameters import from_parameters
 from svlm_jax.sharding import make_mesh
 from svlm_jax.spans import Kind
 from svlm_jax.stream import programs, sequence, session

@@ -15,7 +15,7 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.media.processor import load_tokenizer
-from svlm_jax.model.vlm import from_parameters, parameters
+from svlm_jax.model.parameters import from_parameters, parameters
 from svlm_jax.stream import state_file as sealed
 from svlm_jax.stream import state_io
 from svlm_jax.stream.session import Session

@@ -10,7 +10,7 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.data.batch import Clip
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.media.processor import load_tokenizer
-from svlm_jax.model.vlm import from_parameters
+from svlm_jax.model.parameters import from_parameters
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
 

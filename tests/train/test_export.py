@@ -12,7 +12,7 @@ import pytest
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert
 from svlm_jax.errors import InputError
-from svlm_jax.model.transforms import merge
+from svlm_jax.model.transforms import merge_lora
 from svlm_jax.train import export, setup
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
 from svlm_jax.train.optimizer import optimizer
@@ -51,7 +51,7 @@ def written(directory) -> dict[str, np.ndarray]:
 def expected(model, state, frozen, dtype, ema=False) -> dict[str, np.ndarray]:
     """The whole of it on the device, as exports were made at first."""
     whole = {path: jnp.copy(value) for path, value in {**(state.ema if ema else state.trained), **frozen}.items()}
-    _, values = merge(model, whole)
+    _, values = merge_lora(model, whole)
     return {path: np.asarray(value.astype(dtype)) for path, value in values.items()}
 
 

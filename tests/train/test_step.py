@@ -16,7 +16,7 @@ from optax.contrib import MuonState
 from svlm_jax import hf_config
 from svlm_jax.errors import InputError
 from svlm_jax.model import text
-from svlm_jax.model.vlm import shapes
+from svlm_jax.model.parameters import shapes
 from svlm_jax.train import logs
 from svlm_jax.train.config import MeshConfig, OptimizerConfig
 from svlm_jax.train.optimizer import advanced, optimizer, rates, schedule
