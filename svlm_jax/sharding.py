@@ -93,6 +93,7 @@ def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
 def check(config: ModelConfig, mesh: Mesh) -> None:
     """Refuse a tensor axis that would cut a head in two or leave a device without a kv head."""
     text, tensor = config.text, mesh.shape["tensor"]
+    # A device with no kv head of its own would have to hold the keys of another.
     legal = [n for n in range(1, text.num_key_value_heads + 1) if _divides(n, text)]
     if tensor not in legal:
         got = f"{tensor} ways for {text.num_attention_heads} query and {text.num_key_value_heads} kv heads"
@@ -123,6 +124,7 @@ def shardings(shapes: Mapping[str, tuple[int, ...]], mesh: Mesh) -> dict[str, Na
     for path, shape in shapes.items():
         axes = logical_axes(path, len(shape))
         for size, axis in zip(shape, axes, strict=True):
+            # jax would pad or refuse uneven shards depending on the operation: uneven is refused here, for all.
             ways = math.prod(mesh.shape[name] for name in RULES[axis])
             if size % ways:
                 problems.append(f"{path} {shape} axis {axis} by {ways}")

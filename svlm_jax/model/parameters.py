@@ -40,6 +40,7 @@ def parameters(model: QwenVL) -> Parameters:
 
 def from_parameters(config: ModelConfig, values: Mapping[str, Any]) -> QwenVL:
     """A model around existing arrays, which are not copied. Missing, unknown or wrong-shaped ones are one ValueError."""
+    # The structure is traced without arrays and filled: an initialised model would need its memory a second time.
     graph, state = abstract(config)
     flat = {_dotted(path): (path, leaf) for path, leaf in nnx.to_flat_state(state)}
     problems = [f"missing {path}" for path in flat if path not in values]
@@ -82,6 +83,7 @@ def write_to_stack(stacks: Parameters, path: str, value: jax.Array, layers: int)
         return
     stack_path, layer = match
     if stack_path not in stacks:
+        # Allocated once and donated to each write: stacking a list would need the layers twice.
         sharding = value.sharding
         if isinstance(sharding, NamedSharding):
             sharding = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))

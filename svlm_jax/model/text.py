@@ -113,15 +113,16 @@ class TextAttention(nnx.Module):
             cache = LayerCache(write(cache.keys, k, metadata.slots), write(cache.values, v, metadata.slots), rotated_keys)
             keys = cache.keys if rotated_keys is None else rotated_keys
             out = attend(keys, cache.values, rotary=metadata.slot_rotary)
+        # The remat policy save_attention keeps this output by its name.
         return self.out(checkpoint_name(out, "attention")), cache
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, T, D] -> q [B, T, N, H], k and v [B, T, K, H]."""
         if not self.fused:
             return self.q(x), self.k(x), self.v(x)
-        joined = self.qkv(x)
-        q = joined[..., :-2, :]
-        return q.reshape(*q.shape[:2], -1, q.shape[-1]), joined[..., -2, :], joined[..., -1, :]
+        qkv = self.qkv(x)  # [B, T, K, G + 2, H]
+        q = qkv[..., :-2, :]
+        return q.reshape(*q.shape[:2], -1, q.shape[-1]), qkv[..., -2, :], qkv[..., -1, :]
 
 
 class DecoderLayer(nnx.Module):
@@ -194,6 +195,7 @@ class Decoder(nnx.Module):
             positions: rotary (t, h, w).
             deepstack: see the class.
         """
+        # Slot t holds token t: each query attends up to its own index, and padding (-1) is an empty slot.
         metadata = AttentionMetadata(self._rotary(positions), index, index)
         if isinstance(self.layers, DecoderLayer):
             return self._final_norm(self._scan(self.layers, x, metadata, deepstack))
@@ -204,6 +206,7 @@ class Decoder(nnx.Module):
         return self._final_norm(x)
 
     def _scan(self, layers: DecoderLayer, x: jax.Array, metadata: AttentionMetadata, deepstack: Deepstack) -> jax.Array:
+        # One compiled layer for all: parameters [L, ...] are sliced by the scan, and remat bounds what the backward pass keeps.
         graph, stacked = nnx.split(layers)
         body = _remat(lambda x, state: nnx.merge(graph, state)(x, metadata)[0], self.remat)
         features = jnp.stack(deepstack) if deepstack else None
@@ -237,6 +240,7 @@ class Decoder(nnx.Module):
         """
         if isinstance(self.layers, DecoderLayer):
             raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack its parameters first")
+        # Positions change between chunks, so the angles of all slots are computed once a pass, and shared by the layers.
         slot_rotary = None if cache.rotated_keys else self._rotary(cache.positions)
         metadata = AttentionMetadata(self._rotary(positions), index, cache.index, slot_rotary, slots)
         updated: list[LayerCache] = []

@@ -41,7 +41,7 @@ def quantize(config: ModelConfig, values: Parameters) -> tuple[ModelConfig, Para
     result: Parameters = {}
     for path in list(values):
         value, scale = values.pop(path), path.removesuffix("kernel") + "scale"
-        if path.endswith(".kernel") and scale in expected:
+        if path.endswith(".kernel") and scale in expected:  # only what a quantized model has a scale for
             result[path], result[scale] = _to_int8(value, contract=value.ndim - len(expected[scale].shape))
         else:
             result[path] = value
@@ -79,6 +79,7 @@ def _take_fused(path: str, values: Parameters) -> jax.Array:
         return values.pop(path)
     block, name, leaf = path.rsplit(".", 2)
     names, join = _FUSED[name]
+    # Popped, so that the separate arrays are freed as soon as the fused one exists.
     separate = [values.pop(f"{block}.{part}.{leaf}") for part in names]
     sharding, out_sharding = separate[0].sharding, None
     if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):

@@ -49,7 +49,7 @@ class VisionAttention(nnx.Module):
     def __call__(
         self, x: Float[Array, "B P E"], rotary: Rotary, segment: Int[Array, "B P 2"], index: Int[Array, "B P"], span: int
     ) -> Float[Array, "B P E"]:
-        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)
+        q, k, v = jnp.moveaxis(self.qkv(x), 2, 0)  # from [B, P, 3, N, H]
         q, k = rotate(q, rotary, head_axis=2), rotate(k, rotary, head_axis=2)
         first, last = segment[..., 0], segment[..., 1]
         k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
@@ -87,6 +87,7 @@ class Merger(nnx.Module):
         self.down = Linear(wide, config.out_hidden_size, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B P E"]) -> Float[Array, "B M D"]:
+        # Window order keeps the four patches of a merge unit next to each other.
         x = self.norm(x).reshape(x.shape[0], -1, self.up.kernel.shape[0])
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
