@@ -99,8 +99,9 @@ class Pretrained:
         seed: int = 0,
         **settings: Any,
     ) -> Iterator[Reply]:
-        """Comment on a video (file, folder of frames, URL, number of a webcam, match:SEED) chunk by chunk, in memory that does
-        not grow. A file is watched as fast as possible; what a live source drops is warned of. `svlm stream` does more.
+        """Comment on a video chunk by chunk, in memory that does not grow: a file, a folder of frames, a URL, the number of a
+        webcam, or an open `media.sources.Source`. A file is watched as fast as possible; what a live source drops is warned of.
+        `svlm stream` does more.
 
         Args:
             query: what is asked for, in the first turn.

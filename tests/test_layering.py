@@ -35,16 +35,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         "svlm_jax.checkpoint.huggingface svlm_jax.checkpoint.orbax svlm_jax.checkpoint.tensor_files "
         "svlm_jax.checkpoint.convert svlm_jax.checkpoint",
-        "svlm_jax.media svlm_jax.data svlm_jax.touchline.match svlm_jax.touchline.render svlm_jax.touchline.commentary "
-        "svlm_jax.touchline.film svlm_jax.touchline.judge svlm_jax.touchline svlm_jax.replay.format",
+        "svlm_jax.media svlm_jax.data svlm_jax.replay.format",
     ),
     (
-        "svlm_jax.train svlm_jax.touchline.scratch svlm_jax.replay.sample",
+        "svlm_jax.train svlm_jax.replay.sample",
         "svlm_jax.stream svlm_jax.decode svlm_jax.replay.stream svlm_jax.replay",
     ),
     ("svlm_jax.settings",),
     ("svlm_jax.pretrained svlm_jax",),
     ("svlm_jax.serve", "svlm_jax.cluster"),
+    ("svlm_jax.touchline",),  # the game: only commands, benchmarks and configs know of it
     ("configs",),
     ("svlm_jax.cli",),
     ("benchmarks",),
@@ -61,7 +61,7 @@ HOST_SIDE = (
     "svlm_jax.spans",
     "svlm_jax.inputs",
     "svlm_jax.data",
-    *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge")),
+    *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge", "source")),
     "svlm_jax.stream.captions",
     "svlm_jax.stream.state_file",
 )
@@ -261,6 +261,7 @@ BAD = {
     "upward, in a function": ("svlm_jax/errors.py", "def f():\n  from svlm_jax import config", "errors.py:2", "down"),
     "upward, for types": ("svlm_jax/errors.py", "if TYPE_CHECKING:\n  import svlm_jax.config", "errors.py:2", "down"),
     "upward, the package itself": ("svlm_jax/spans.py", "from svlm_jax import load", "spans.py:1: imports", "svlm_jax"),
+    "upward, to the game": ("svlm_jax/media/video.py", "def f():\n  import svlm_jax.touchline", "video.py:2", "higher layer"),
     "upward, to a command": ("configs/sft.py", "from launch.train import main", "sft.py:1: imports", "launch.train"),
     "sibling": ("svlm_jax/train/step.py", "from svlm_jax.stream import session", "step.py:1: imports", "same layer"),
     "cycle": ("svlm_jax/model/rope.py", "from . import layers", "no import cycles", "model.layers -> svlm_jax.model."),

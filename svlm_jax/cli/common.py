@@ -231,15 +231,15 @@ def check_source(name: str, start: float | None = None, duration: float | None =
     Raises:
         InputError: it is not there, is no video, or does not begin before `start`.
     """
-    from svlm_jax.media.paths import existing_path, is_address
-    from svlm_jax.media.sources import WEBCAM, open_source
+    from svlm_jax.media.sources import open_source, scheme_of
+    from svlm_jax.touchline.source import SCHEMES
 
-    path = existing_path(name)
-    if path is None and (is_address(name) or WEBCAM.fullmatch(name)):
+    scheme = scheme_of(name, SCHEMES)
+    if scheme in ("webcam", "url"):
         return
     with warnings.catch_warnings(action="ignore"):  # they come again with the stream
-        if path is None and name.startswith("match:"):
-            open_source(name).close()  # to look at it is to play it up to its start
+        if scheme == "match":
+            open_source(name, schemes=SCHEMES).close()  # to look at it is to play it up to its start
             return
         with open_source(name, start=start or 0.0, duration=duration) as source:
             next(iter(source), None)

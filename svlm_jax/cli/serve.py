@@ -109,6 +109,7 @@ def main() -> None:
     from svlm_jax.serve.hub import Hub
     from svlm_jax.serve.metrics import Metrics
     from svlm_jax.serve.web import Serving, Site, listen
+    from svlm_jax.touchline.source import SCHEMES, random_match
 
     bound = listen(args.host, args.port)
     box, metrics = Box(*size), Metrics()
@@ -116,7 +117,7 @@ def main() -> None:
     told = {"model": Path(args.model).name, "game": _is_shipped(args.model), "settings": _settings(args, config, draws)}
     clock = Clock(config.fps, config.chunk_seconds, box)
     options = {"limits": limits, "metrics": metrics, "sources": sources, "addresses": args.allow_sources}
-    hub = Hub(clock, **options, query=args.query, told=told)
+    hub = Hub(clock, **options, schemes=SCHEMES, new_match=random_match, query=args.query, told=told)
     for line in sorted({outside_its_game(args.model, source) for source in args.source} - {""}):
         print(line, file=sys.stderr)
     vlm = load(args, progress=Progress("load"))
@@ -186,18 +187,18 @@ def titled(names: list[str]) -> list[tuple[str, str]]:
     Raises:
         InputError: a file or folder that does not play.
     """
-    from svlm_jax.media.paths import existing_path, is_address
-    from svlm_jax.media.sources import WEBCAM, open_source
+    from svlm_jax.media.sources import open_source, scheme_of
+    from svlm_jax.touchline.source import SCHEMES
 
     result = []
     for name in names:
-        title = Path(name).name
-        if existing_path(name) is None and is_address(name):
+        title, scheme = Path(name).name, scheme_of(name, SCHEMES)
+        if scheme == "url":
             title = _place(name)
-        elif existing_path(name) is None and WEBCAM.fullmatch(name):
+        elif scheme == "webcam":
             title = f"camera {name}"
         else:
-            with open_source(name) as source:
+            with open_source(name, schemes=SCHEMES) as source:
                 next(iter(source), None)
         result.append((title, name))
     return result

@@ -148,6 +148,7 @@ class Watch:
         from svlm_jax.media.sources import open_source
         from svlm_jax.sharding import make_mesh
         from svlm_jax.stream import state_io
+        from svlm_jax.touchline.source import SCHEMES
 
         self.args, self.config, self.sampling = args, config, draws
         typed = someone_types()
@@ -158,7 +159,7 @@ class Watch:
         self.questions.resume(told.get("questions", {}))
         self.next = told.get("next", 0.0) if args.start is None else args.start
         video = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "duration": args.duration}
-        self.open = partial(open_source, args.source, start=self.next, **video)
+        self.open = partial(open_source, args.source, start=self.next, schemes=SCHEMES, **video)
         self.source = self.open()
         if args.save_state is not None:
             state_io.check(args.save_state)

@@ -43,7 +43,7 @@ class Player(AbstractContextManager):
         """
         self.source, self.prepare, self.report, self.clock = source, prepare, report, clock
         self.wait, self.timed = pace and not source.live, pace or source.live
-        self.most = max(1, int(late / source.seconds + 1e-6))  # complete chunks
+        self.most = max(1, int(late / source.chunk_seconds + 1e-6))  # complete chunks
         self.ready: deque[tuple[Chunk, Any]] = deque()
         self.lost: list[Chunk] = []
         self.changed = changed or threading.Condition()

@@ -1,5 +1,4 @@
-"""Where the video of a stream comes from: a file, a folder of frames, a webcam, a URL or a generated match, as chunks of equal
-length.
+"""Where the video of a stream comes from: a file, a folder of frames, a webcam or a URL, as chunks of equal length.
 
 Owns the sampling of live pictures by the clock and what is said when a source ends or breaks. Does not know the model, nor
 whether anyone keeps up (`player`). numpy; PyAV only inside the functions that need it. Units: seconds counted from the first
@@ -7,7 +6,6 @@ picture of the source. Axes: F frames · H, W pixels.
 """
 
 import errno
-import itertools
 import math
 import os
 import re
@@ -15,7 +13,7 @@ import sys
 import time
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -33,7 +31,6 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 10.0  # seconds without an answer, and without a picture
-FURTHEST, TOLD = 1e6, 600.0  # seconds of a generated game that are played unseen, and from which on a line says so
 NOTES = 5  # of one chunk that are told one by one
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
@@ -52,6 +49,16 @@ class Chunk(NamedTuple):
     note: str = ""
 
 
+class Timing(NamedTuple):
+    """Which pictures of a source are taken: `fps` a second from second `start` on, for `duration` seconds or (None) to its end.
+    In chunks of `chunk_seconds`."""
+
+    fps: float | int = 2.0
+    chunk_seconds: float | int = 1.0
+    start: float | int = 0.0
+    duration: float | int | None = None
+
+
 class Source(AbstractContextManager, ABC):
     """A video as chunks, once. live: it does not wait for us. endless: it has no end of its own. total: chunks, or None when
     that is not known before."""
@@ -60,8 +67,14 @@ class Source(AbstractContextManager, ABC):
     endless: bool = False
     total: int | None = None
 
-    def __init__(self, name: str, fps: float | int, seconds: float | int, start: float | int, duration: float | int | None):
-        self.name, self.fps, self.seconds, self.start, self.duration = name, fps, seconds, start, duration
+    def __init__(self, name: str, timing: Timing) -> None:
+        """Raises:
+        InputError: a rate, a start or a duration that no video has; a chunk that is no whole number of frames.
+        """
+        check_clock(timing.fps, timing.start, timing.duration)
+        _check_chunks(timing.fps, timing.chunk_seconds, timing.duration)
+        self.name = name
+        self.fps, self.chunk_seconds, self.start, self.duration = timing
         self.ending = ""  # why a source that had no end has ended
         self.told: list[tuple[float, str]] = []  # (second, what is unusual there), until a chunk notes it
 
@@ -69,8 +82,13 @@ class Source(AbstractContextManager, ABC):
     def pictures(self) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3] `fps` times a second from `start` on."""
 
+    def lazy_pictures(self) -> Iterator[Callable[[], np.ndarray]]:
+        """`pictures`, each as a function that returns it: a source that draws its pictures draws those that are called."""
+        for image in self.pictures():
+            yield lambda image=image: image
+
     def __iter__(self) -> Iterator[Chunk]:
-        count = round(self.fps * self.seconds)
+        count = round(self.fps * self.chunk_seconds)
         waiting: list[np.ndarray] = []
         number = 0
         for image in self.pictures():
@@ -88,8 +106,8 @@ class Source(AbstractContextManager, ABC):
             warnings.warn(f"{self.name}: {text}", stacklevel=2)
 
     def _chunk(self, number: int, frames: list[np.ndarray], note: str) -> Chunk:
-        start = self.start + number * self.seconds
-        end = start + self.seconds
+        start = self.start + number * self.chunk_seconds
+        end = start + self.chunk_seconds
         notes = [text for second, text in self.told if second < end]
         notes[NOTES:] = [f"and {len(notes) - NOTES} more"] if len(notes) > NOTES else []
         notes += [note] if note else []
@@ -101,7 +119,7 @@ class Source(AbstractContextManager, ABC):
         if length is None and self.duration is None:
             return None
         left = min(float("inf") if length is None else length - self.start, self.duration or float("inf"))
-        return max(0, int(np.ceil(left / self.seconds - SLACK)))
+        return max(0, int(np.ceil(left / self.chunk_seconds - SLACK)))
 
     def close(self) -> None:
         """Let go of files, cameras and connections."""
@@ -113,8 +131,8 @@ class Source(AbstractContextManager, ABC):
 class FileSource(Source):
     """A video file, seeked and sampled by its time stamps."""
 
-    def __init__(self, path: Path, *clock: Any) -> None:
-        super().__init__(f"video {shortened(str(path))}", *clock)
+    def __init__(self, path: Path, timing: Timing) -> None:
+        super().__init__(f"video {shortened(str(path))}", timing)
         self.path = path
         self.total = self._chunks_in(claimed_length(path))
 
@@ -127,8 +145,8 @@ class FileSource(Source):
 class FolderSource(Source):
     """A folder of images in natural order (frame2 before frame10), taken `fps` a second; all of the size of the first."""
 
-    def __init__(self, path: Path, *clock: Any) -> None:
-        super().__init__(f"folder {shortened(str(path))}", *clock)
+    def __init__(self, path: Path, timing: Timing) -> None:
+        super().__init__(f"folder {shortened(str(path))}", timing)
         # hidden files are no frames: macOS puts a ._NAME beside every NAME
         with os.scandir(path) as entries:
             names = [one.name for one in entries if not one.name.startswith(".") and not one.is_dir()]
@@ -162,8 +180,8 @@ class StreamSource(Source):
 
     clock = staticmethod(time.monotonic)  # when a packet came: whether a gap in its stamps is time that passed
 
-    def __init__(self, name: str, address: str, form: str | None, *clock: Any) -> None:
-        super().__init__(name, *clock)
+    def __init__(self, name: str, address: str, form: str | None, timing: Timing) -> None:
+        super().__init__(name, timing)
         import av
         from av.error import FFmpegError
 
@@ -250,65 +268,80 @@ class StreamSource(Source):
         self.container.close()
 
 
-class MatchSource(Source):
-    """match:SEED, a game that never ends, drawn as it is watched. With :unseen behind it: pitches and shades that no training
-    film has."""
+def _open_path(name: str, timing: Timing) -> Source:
+    path = existing_path(name)
+    return (
+        FolderSource(path, timing) if path is not None and path.is_dir() else FileSource(existing_file(name, "video"), timing)
+    )
 
-    endless = True
 
-    def __init__(self, name: str, *clock: Any) -> None:
-        super().__init__(shortened(name), *clock)
-        from svlm_jax.touchline.film import Film
+def _open_webcam(name: str, timing: Timing) -> Source:
+    container_format, address = WEBCAMS.get(sys.platform, WEBCAMS["linux"])
+    return StreamSource(f"webcam {name}", address.format(name), container_format, timing)
 
-        if not (parts := re.fullmatch(r"match:(\d+)(:unseen)?", name)):
-            raise InputError("source", repr(self.name), "match:SEED or match:SEED:unseen", "for example match:1000000")
-        if self.start > FURTHEST:
-            got, expected = f"{self.start:g} s of {self.name}", f"at most {FURTHEST:g} s"
-            raise InputError("start", got, expected, "the game is played up to there first: start earlier")
-        if self.start > TOLD:
-            warnings.warn(f"{self.name} is played up to {self.start:g} s first: some 10 s for each hour of it", stacklevel=3)
-        self.film = Film(int(parts[1]), unseen=bool(parts[2]))
-        self.total = self._chunks_in(None)
 
-    def pictures(self) -> Iterator[np.ndarray]:
-        count = None if self.duration is None else math.ceil(self.duration * self.fps - SLACK)
-        for image in itertools.islice(self.film.pictures(self.fps, self.start), count):
-            self.film.world.forget()
-            yield image
+def _open_url(name: str, timing: Timing) -> Source:
+    return StreamSource(masked(name), name, None, timing)
+
+
+Opener = Callable[[str, Timing], Source]
+SCHEMES: Mapping[str, Opener] = {"file": _open_path, "webcam": _open_webcam, "url": _open_url}
+
+
+def scheme_of(name: str | int, schemes: Mapping[str, Opener] = SCHEMES) -> str:
+    """The key of `schemes` that opens a source of this name.
+
+    "file" for a file or folder that exists, whatever else its name could mean; "webcam" for a number; what stands before the
+    first colon if `schemes` has it; "url" for other addresses; "file" for the rest, which then says that there is none.
+    """
+    text = str(name)
+    if not isinstance(name, int) and existing_path(text) is not None:
+        return "file"
+    if WEBCAM.fullmatch(text):
+        return "webcam"
+    prefix, colon, _ = text.partition(":")
+    if colon and prefix in schemes and prefix not in SCHEMES:
+        return prefix
+    return "url" if is_address(text) else "file"
 
 
 def open_source(
-    source: str | int | os.PathLike,
+    source: str | int | os.PathLike | Source,
     *,
     fps: float | int = 2.0,
     chunk_seconds: float | int = 1.0,
     start: float | int = 0.0,
     duration: float | int | None = None,
+    schemes: Mapping[str, Opener] = SCHEMES,
 ) -> Source:
-    """Open a video file, a folder of frames, a webcam by its number, a URL, or "match:SEED": a game that never ends.
+    """Open a video file, a folder of frames, a webcam by its number or a URL.
 
     Args:
+        source: its name; or an open source, which is returned if it has this `fps` and `chunk_seconds`.
         fps: frames a second that are taken.
         start: second to start at; of a live source, the name of its first second.
         duration: seconds to watch; to the end (of a live source: for ever) without it.
+        schemes: how each kind of source is opened; more kinds are `{**SCHEMES, "match": opener}`, which opens "match:...".
 
     Raises:
         InputError: a wrong argument; nothing there, no video in it, or nothing that can be opened.
     """
-    check_clock(fps, start, duration)
-    _check_chunks(fps, chunk_seconds, duration)
-    clock, name = (fps, chunk_seconds, start, duration), os.fsdecode(source) if isinstance(source, os.PathLike) else str(source)
-    path = None if isinstance(source, int) else existing_path(name)  # what is there goes before what the name could mean
-    if path is not None:
-        return FolderSource(path, *clock) if path.is_dir() else FileSource(existing_file(path, "video"), *clock)
-    if name.startswith("match:"):
-        return MatchSource(name, *clock)
-    if WEBCAM.fullmatch(name):
-        form, address = WEBCAMS.get(sys.platform, WEBCAMS["linux"])
-        return StreamSource(f"webcam {name}", address.format(name), form, *clock)
-    if is_address(name):
-        return StreamSource(masked(name), name, None, *clock)
-    return FileSource(existing_file(name, "video"), *clock)
+    timing = Timing(fps, chunk_seconds, start, duration)
+    if isinstance(source, Source):
+        return _check_open(source, timing)
+    name = os.fsdecode(source) if isinstance(source, os.PathLike) else source
+    return schemes[scheme_of(name, schemes)](str(name), timing)
+
+
+def _check_open(source: Source, timing: Timing) -> Source:
+    """`source`, if it is sampled as `timing` says."""
+    if (source.fps, source.chunk_seconds) != (timing.fps, timing.chunk_seconds):
+        got = f"{source.name} at {source.fps:g} fps in chunks of {source.chunk_seconds:g} s"
+        raise InputError("source", got, f"{timing.fps:g} fps and {timing.chunk_seconds:g} s", "open it with these")
+    for field, value, default in (("start", timing.start, 0.0), ("duration", timing.duration, None)):
+        if value != default:
+            raise InputError(field, f"{value:g} s for an open source", "none", f"open the source with this {field}")
+    return source
 
 
 def _check_chunks(fps: float | int, seconds: float | int, duration: float | int | None) -> None:

@@ -8,14 +8,13 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from svlm_jax.media.sources import Source, open_source
+from svlm_jax.media.sources import Opener, Source, Timing, open_source
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.pictures import Box, decoded, fitted, header, jpeg
 
@@ -43,7 +42,7 @@ class Feed(Source):
     live = True
 
     def __init__(self, name: str, clock: Clock, show: Show, watched: Callable[[], bool]) -> None:
-        super().__init__(name, clock.fps, clock.seconds, 0.0, None)
+        super().__init__(name, Timing(clock.fps, clock.seconds))
         self.clock, self.show, self.watched = clock, show, watched
         self.gone = threading.Event()
         self.size: tuple[int, int] | None = None  # of what the model gets: width, height
@@ -97,35 +96,19 @@ class Feed(Source):
         self.gone.set()
 
 
-class MatchFeed(Feed):
-    """A generated ball game: drawn only when somebody, or the model, looks."""
-
-    def __init__(self, seed: int, *rest: Any) -> None:
-        from svlm_jax.touchline.film import Film
-
-        super().__init__(f"match {seed}", *rest)
-        self.film = Film(seed)
-
-    def takes(self) -> Iterator[Callable[[], np.ndarray]]:
-        from svlm_jax.touchline.film import moments
-
-        for moment in moments(self.film.world, self.clock.fps * self.clock.stride):
-            self.film.world.forget()
-            yield partial(self.film.draw, moment)
-
-
 class OpenedFeed(Feed):
-    """A file, folder, webcam or URL that `open_source` opens. Of a `private` one nobody is told where it lies."""
+    """A source that `open_source` opens; a generated game is drawn only when somebody, or the model, looks. Of a
+    `private` one nobody is told where it lies."""
 
-    def __init__(self, source: str, title: str, private: bool, *rest: Any) -> None:
+    def __init__(self, source: str, title: str, private: bool, schemes: Mapping[str, Opener], *rest: Any) -> None:
         super().__init__(title, *rest)
         self.private, self.address, clock = private, source, self.clock
-        self.inner = open_source(source, fps=clock.fps * clock.stride, chunk_seconds=clock.seconds)
+        fps = clock.fps * clock.stride
+        self.inner = open_source(source, fps=fps, chunk_seconds=clock.seconds, schemes=schemes)
         self.told = self.inner.told  # jumps of its clock and damage: notes of our chunks
 
     def takes(self) -> Iterator[Callable[[], np.ndarray]]:
-        for image in self.inner.pictures():
-            yield lambda image=image: image
+        yield from self.inner.lazy_pictures()
         self.ending = self.inner.ending or "the video is over"
 
     def paced(self) -> bool:

@@ -12,16 +12,17 @@ import string
 import struct
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from svlm_jax.errors import InputError
+from svlm_jax.media.sources import SCHEMES, Opener, scheme_of
 from svlm_jax.serve.channel import Channel, Said
 from svlm_jax.serve.engine import Engine
-from svlm_jax.serve.feed import CameraFeed, Clock, Feed, MatchFeed, OpenedFeed, masked
+from svlm_jax.serve.feed import CameraFeed, Clock, Feed, OpenedFeed, masked
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.messages import LARGEST_SEED
 from svlm_jax.serve.metrics import Metrics
@@ -30,7 +31,6 @@ from svlm_jax.serve.viewer import GOING_AWAY, Viewer
 from svlm_jax.stream.captions import OPENINGS, cue
 
 ANNOUNCED = 0.25  # seconds at least between two lists of streams
-GAME = "match:"  # what sources of the generated game begin with
 OPENERS, DECODERS = 4, 1  # threads
 PICTURE = struct.Struct("<d")  # before each JPEG: second of the video
 
@@ -49,17 +49,22 @@ class Hub:
         metrics: Metrics,
         sources: Sequence[tuple[str, str]] = (),
         addresses: bool = False,
+        schemes: Mapping[str, Opener] = SCHEMES,
+        new_match: Callable[[int], str] | None = None,
         query: str = "",
         told: dict[str, Any] | None = None,
     ) -> None:
         """Args:
         sources: (title, what `open_source` opens) of those that clients may choose by number.
         addresses: let clients name sources themselves.
+        schemes: how each kind of source is opened, see `open_source`.
+        new_match: the name of a generated game, of a seed up to the given one; without it the server has no games.
         query: what streams are asked for when the one who starts them says nothing.
         told: more for the page: the name of the model, windows.
         """
         self.clock, self.limits, self.metrics = clock, limits, metrics
         self.sources, self.addresses, self.query, self.told = list(sources), addresses, query, told or {}
+        self.schemes, self.new_match = schemes, new_match
         self.channels: dict[str, Channel] = {}
         self.viewers: set[Viewer] = set()
         self.changed = asyncio.Event()
@@ -245,9 +250,10 @@ class Hub:
     def _feed(self, channel: Channel, message: dict[str, Any], rest: Any) -> Feed:
         source = channel.source
         if source == "match":
-            from svlm_jax.touchline.film import HELD_OUT
-
-            return MatchFeed(message.get("seed", HELD_OUT + secrets.randbelow(LARGEST_SEED - HELD_OUT)), *rest)
+            if self.new_match is None:
+                raise InputError("source", "match", "another source", "this server has no generated games")
+            name = f"match:{message['seed']}" if "seed" in message else self.new_match(LARGEST_SEED)
+            return OpenedFeed(name, name.replace(":", " "), False, self.schemes, *rest)
         if source == "webcam":
             return CameraFeed(self.limits, *rest)
         if source == "listed":
@@ -255,18 +261,18 @@ class Hub:
             if number >= len(self.sources):
                 raise InputError("number", number, f"less than {len(self.sources)}", "choose one of the list")
             title, address = self.sources[number]
-            channel.game = address.startswith(GAME)
+            channel.game = scheme_of(address, self.schemes) == "match"
             try:
-                return OpenedFeed(address, title, True, *rest)
+                return OpenedFeed(address, title, True, self.schemes, *rest)
             except InputError as error:  # names the operator's files
                 print(f"{title}: {masked(str(error), address, title)}", file=sys.stderr, flush=True)
                 raise InputError("source", "one that does not open", "one that does", "ask whoever runs the server") from None
         if not self.addresses:
             raise InputError("source", "an address", "one of the list", "the server was started without --allow-sources")
         address = message.get("address", "")
-        channel.game = address.startswith(GAME)
+        channel.game = scheme_of(address, self.schemes) == "match"
         try:
-            return OpenedFeed(address, "address", False, *rest)
+            return OpenedFeed(address, "address", False, self.schemes, *rest)
         except InputError as error:
             error.args = (masked(str(error), address, "address"),)
             raise

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from svlm_jax.errors import InputError
-from svlm_jax.media.sources import FileSource, FolderSource, StreamSource, open_source
+from svlm_jax.media.sources import SCHEMES, FileSource, FolderSource, StreamSource, Timing, open_source, scheme_of
 from svlm_jax.media.video import sample_video, write_video
 from tests.media.test_video import grey, refused, shown, write_stamped, write_tone
 
@@ -105,7 +105,7 @@ def test_what_is_no_video_is_one_line(tmp_path):
 
 def test_less_than_a_frame_and_a_chunk_that_is_none_are_one_line(film):
     """They were a traceback, and a source that collected frames for ever."""
-    for source in (film, film.parent, "match:5"):
+    for source in (film, film.parent):
         if source == film.parent:
             Image.new("RGB", (32, 32)).save(film.parent / "0.png")
         refused(
@@ -120,11 +120,28 @@ def test_less_than_a_frame_and_a_chunk_that_is_none_are_one_line(film):
 def test_a_start_that_no_video_has_is_one_line(film):
     """It overflowed in C, or a game was played for hours without a word."""
     for start in (1e300, float("inf"), float("nan"), 1e12):
-        for source in (film, "match:5"):
-            refused(lambda start=start, source=source: open_source(source, start=start), "start: got", "at most 1e+09")
-    refused(lambda: open_source("match:5", start=3_600_000), "start: got 3.6e+06 s of match:5", "start earlier")
-    with pytest.warns(UserWarning, match="match:5 is played up to 3600 s first"):
-        open_source("match:5", start=3600)
+        refused(lambda start=start: open_source(film, start=start), "start: got", "at most 1e+09")
+
+
+def test_a_scheme_that_is_handed_in_opens_its_names_and_no_file_of_that_name(film, tmp_path, monkeypatch):
+    """Else: the library knows what only those above it should, or a file called match:5 cannot be watched."""
+    opened, schemes = [], {**SCHEMES, "match": lambda name, timing: opened.append((name, timing))}
+    assert open_source("match:5", fps=4, start=2, schemes=schemes) is None and opened == [("match:5", Timing(4, 1.0, 2, None))]
+    refused(lambda: open_source("match:5"), "match:5", "no such file")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "match:5").symlink_to(film)
+    assert len(chunks(open_source("match:5", schemes=schemes))) == 3 and len(opened) == 1
+    names = (0, "12", "0001", "rtsp://x/1", "match:5", "match:6", "10:30.mp4")
+    assert [scheme_of(name, schemes) for name in names] == ["webcam", "webcam", "file", "url", "file", "match", "file"]
+
+
+def test_an_open_source_is_taken_as_it_is_or_refused(film):
+    """Else: frames of one rate are laid out in time as those of another."""
+    source = open_source(film, fps=4)
+    assert open_source(source, fps=4) is source
+    refused(lambda: open_source(source), "source: got video", "at 4 fps in chunks of 1 s, expected 2 fps")
+    refused(lambda: open_source(source, fps=4, start=1), "start: got 1 s for an open source")
+    refused(lambda: open_source(source, fps=4, duration=1), "duration: got 1 s for an open source")
 
 
 # --- folders ---

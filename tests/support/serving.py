@@ -25,6 +25,7 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.web import Serving, Site, listen
 from svlm_jax.touchline.film import Film
+from svlm_jax.touchline.source import SCHEMES, random_match
 
 BOX = Box(168, 112)
 CONFIG = StreamConfig(vision_window=3, text_rounds=3, sink=6, text_window=6, max_new_tokens=4, chunk_seconds=0.5, fps=4)
@@ -152,6 +153,8 @@ def serving(compiled, film, *, limits: Limits = LIMITS, access: Access | None = 
         metrics=metrics,
         sources=[("film.mp4", str(film)), ("gone.mp4", "/secret/gone.mp4"), ("hosts", "/etc/hosts")],
         query="Commentate on this match",
+        schemes=SCHEMES,
+        new_match=random_match,
         **options,
     )
     engine = object.__new__(Engine)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 import svlm_jax
-from svlm_jax.media.sources import open_source
 from svlm_jax.pretrained import SHIPPED
 from svlm_jax.touchline.film import HELD_OUT, play
 from svlm_jax.touchline.judge import judge, words_of
 from svlm_jax.touchline.scratch import STREAMING
+from svlm_jax.touchline.source import open_match
 
 PLACE = SHIPPED["touchline"]
 SECONDS = 120
@@ -38,7 +38,7 @@ def test_it_brings_its_streaming_settings(vlm):
 
 
 def test_it_tells_what_happens_in_a_held_out_game_and_counts_its_first_goals(vlm):
-    said = {int(reply.start): words_of(reply.raw)[1] for reply in vlm.watch(f"match:{HELD_OUT}", duration=SECONDS)}
+    said = {int(reply.start): words_of(reply.raw)[1] for reply in vlm.watch(open_match(HELD_OUT, duration=SECONDS))}
     tally = judge(said, play(HELD_OUT, SECONDS).events, 0, SECONDS)
     assert len(said) == SECONDS and tally.events > 20
     assert tally.f1 > 0.95 and tally.silence_precision > 0.95
@@ -55,7 +55,7 @@ def test_it_loads_in_transformers_and_gives_the_same_logits(vlm):
     )
     assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     ours = svlm_jax.from_pretrained("touchline", dtype="float32")
-    with open_source(f"match:{HELD_OUT}", duration=1) as source:
+    with open_match(HELD_OUT, duration=1) as source:
         clip = ours.processor.video(next(iter(source)).frames, fps=2)
     sample = ours.processor.prompt("Who has the ball?", clip)
     inputs = collate([sample], ours.model.config.vision)

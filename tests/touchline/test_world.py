@@ -12,12 +12,13 @@ import pytest
 from svlm_jax.data.annotation import parse_line, training_turns
 from svlm_jax.data.records import Records
 from svlm_jax.errors import InputError
-from svlm_jax.media.sources import open_source
+from svlm_jax.media.sources import Timing, open_source
 from svlm_jax.media.video import sample_video
 from svlm_jax.touchline import commentary, film
 from svlm_jax.touchline.judge import counted, facts_at, judge
 from svlm_jax.touchline.match import LEAD, MOST_GOALS, TEAMS, Kind, Rules, World, second_of
 from svlm_jax.touchline.render import HELD_OUT_PITCHES, PITCHES, Renderer, look
+from svlm_jax.touchline.source import SCHEMES, MatchSource, open_match
 
 played = film.play
 
@@ -195,7 +196,7 @@ def test_films_are_gone_on_with_after_a_stop(tmp_path):
 
 
 def test_a_match_is_a_source():
-    with open_source("match:1000003:unseen", start=30, duration=4) as source:
+    with open_match(1000003, unseen=True, start=30, duration=4) as source:
         chunks = list(source)
     assert [(chunk.start, chunk.frames.shape) for chunk in chunks] == [(s, (2, 448, 672, 3)) for s in (30, 31, 32, 33)]
     assert source.total == 4
@@ -220,7 +221,30 @@ def test_bad_flags_are_one_line(tmp_path, flags, words):
 
 def test_a_bad_name_of_a_match_is_told():
     with pytest.raises(InputError, match="match:SEED"):
-        open_source("match:first")
+        open_source("match:first", schemes=SCHEMES)
+
+
+def test_a_start_that_no_game_has_is_one_line():
+    """Else: a game is played for hours without a word."""
+    for start in (1e300, float("inf"), float("nan"), 1e12):
+        with pytest.raises(InputError, match=re.escape("at most 1e+09")):
+            MatchSource("match:5", Timing(start=start))
+    with pytest.raises(InputError, match=re.escape("start: got 3.6e+06 s of match:5") + ".*start earlier"):
+        open_match(5, start=3_600_000)
+    with pytest.warns(UserWarning, match="match:5 is played up to 3600 s first"):
+        open_match(5, start=3600)
+    with pytest.raises(InputError, match=re.escape("0.5 s or more")):
+        open_match(5, duration=0.1)
+    assert len(list(open_match(5, duration=0.5))) == 1
+
+
+def test_only_pictures_that_are_called_are_drawn(monkeypatch):
+    """Else: a server draws 8 pictures a second of each game that nobody watches."""
+    source, drawn = open_match(5, duration=2), []
+    monkeypatch.setattr(source.film, "draw", drawn.append)
+    second, *_ = list(source.lazy_pictures())[1::2]
+    second()
+    assert [moment.time for moment in drawn] == [0.5]
 
 
 def test_teams_have_words_and_colours():
