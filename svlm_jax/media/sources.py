@@ -1,8 +1,8 @@
 """Where the video of a stream comes from: a file, a folder of frames, a webcam or a URL, as chunks of equal length.
 
-Owns the sampling of live pictures by the clock and what is said when a source ends or breaks. Does not know the model, nor
-whether anyone keeps up (`player`). numpy; PyAV only inside the functions that need it. Units: seconds counted from the first
-picture of the source. Axes: F frames · H, W pixels.
+Owns which frames of a live source are taken, and why a source ended. Does not know the model, nor whether its reader keeps up
+(`player`). numpy; PyAV only inside the functions that need it. Units: seconds counted from the first frame of the source.
+Axes: F frames · H, W pixels.
 """
 
 import errno
@@ -21,20 +21,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.media.container import Reader, claimed_length, jumps
+from svlm_jax.media.container import Reader, can_jump, declared_length
+from svlm_jax.media.display import FrameContext, display_size, to_rgb
 from svlm_jax.media.image import load_image
 from svlm_jax.media.paths import existing_file, existing_path, is_address, masked
-from svlm_jax.media.picture import Shown, picture, shown_size
 from svlm_jax.media.video import SLACK, check_clock, sample_video
 
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 10.0  # seconds without an answer, and without a picture
-NOTES = 5  # of one chunk that are told one by one
+OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 10.0  # seconds without an answer, and without a frame
+MAX_NOTES = 5  # of one chunk; the rest is counted
 IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 WEBCAMS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
-WEBCAM = re.compile(r"0|[1-9][0-9]{0,2}", re.ASCII)
+WEBCAM = re.compile(r"0|[1-9][0-9]{0,2}", re.ASCII)  # its number, as one writes it: 0001 is a folder of a dataset
 REMEDY = "check that it plays elsewhere"
 
 
@@ -50,7 +50,7 @@ class Chunk(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Which pictures of a source are taken: `fps` a second from second `start` on, for `duration` seconds or (None) to its end.
+    """Which frames of a source are taken: `fps` a second from second `start` on, for `duration` seconds or (None) to its end.
     In chunks of `chunk_seconds`."""
 
     fps: float | int = 2.0
@@ -60,8 +60,15 @@ class Timing(NamedTuple):
 
 
 class Source(AbstractContextManager, ABC):
-    """A video as chunks, once. live: it does not wait for us. endless: it has no end of its own. total: chunks, or None when
-    that is not known before."""
+    """A video as chunks, once.
+
+    Attributes:
+        live: frames are lost that are not taken in time.
+        endless: it has no end of its own.
+        total: chunks, or None where that is not known before.
+        ending: why a source without an end of its own has ended.
+        notes: (second, what is unusual at it) of which no chunk has a note yet.
+    """
 
     live: bool = False
     endless: bool = False
@@ -75,54 +82,54 @@ class Source(AbstractContextManager, ABC):
         _check_chunks(timing.fps, timing.chunk_seconds, timing.duration)
         self.name = name
         self.fps, self.chunk_seconds, self.start, self.duration = timing
-        self.ending = ""  # why a source that had no end has ended
-        self.told: list[tuple[float, str]] = []  # (second, what is unusual there), until a chunk notes it
+        self.ending = ""
+        self.notes: list[tuple[float, str]] = []
 
     @abstractmethod
-    def pictures(self) -> Iterator[np.ndarray]:
+    def frames(self) -> Iterator[np.ndarray]:
         """uint8 [H, W, 3] `fps` times a second from `start` on."""
 
-    def lazy_pictures(self) -> Iterator[Callable[[], np.ndarray]]:
-        """`pictures`, each as a function that returns it: a source that draws its pictures draws those that are called."""
-        for image in self.pictures():
-            yield lambda image=image: image
+    def lazy_frames(self) -> Iterator[Callable[[], np.ndarray]]:
+        """`frames`, each as a function that returns it: a source that draws its frames draws only those that are called."""
+        for frame in self.frames():
+            yield lambda frame=frame: frame
 
     def __iter__(self) -> Iterator[Chunk]:
         count = round(self.fps * self.chunk_seconds)
-        waiting: list[np.ndarray] = []
+        frames: list[np.ndarray] = []
         number = 0
-        for image in self.pictures():
-            waiting.append(image)
-            if len(waiting) == count:
-                yield self._chunk(number, waiting, "")
-                waiting, number = [], number + 1
-        if waiting:
-            missing = count - len(waiting)
+        for frame in self.frames():
+            frames.append(frame)
+            if len(frames) == count:
+                yield self._chunk(number, frames, "")
+                frames, number = [], number + 1
+        if frames:
+            missing = count - len(frames)
             note = f"ends {missing / self.fps:g} s early: its last frame stands for the missing {missing}"
-            yield self._chunk(number, waiting + waiting[-1:] * missing, note)
+            yield self._chunk(number, frames + frames[-1:] * missing, note)
         elif not number:
-            raise InputError(self.name, "no picture", "a source with pictures", REMEDY)
-        for _, text in self.told:  # behind the last chunk
+            raise InputError(self.name, "no frame", "a source with frames", REMEDY)
+        for _, text in self.notes:  # of seconds after the last chunk
             warnings.warn(f"{self.name}: {text}", stacklevel=2)
 
     def _chunk(self, number: int, frames: list[np.ndarray], note: str) -> Chunk:
         start = self.start + number * self.chunk_seconds
         end = start + self.chunk_seconds
-        notes = [text for second, text in self.told if second < end]
-        notes[NOTES:] = [f"and {len(notes) - NOTES} more"] if len(notes) > NOTES else []
+        notes = [text for second, text in self.notes if second < end]
+        notes[MAX_NOTES:] = [f"and {len(notes) - MAX_NOTES} more"] if len(notes) > MAX_NOTES else []
         notes += [note] if note else []
-        self.told[:] = [one for one in self.told if one[0] >= end]
+        self.notes[:] = [(second, text) for second, text in self.notes if second >= end]
         return Chunk(number, start, end, np.stack(frames), "; ".join(notes))
 
     def _chunks_in(self, length: float | None) -> int | None:
-        """Chunks of a video of that length."""
+        """Chunks of a video of that many seconds; None: it has no end."""
         if length is None and self.duration is None:
             return None
-        left = min(float("inf") if length is None else length - self.start, self.duration or float("inf"))
-        return max(0, int(np.ceil(left / self.chunk_seconds - SLACK)))
+        seconds = min(math.inf if length is None else length - self.start, self.duration or math.inf)
+        return max(0, math.ceil(seconds / self.chunk_seconds - SLACK))
 
     def close(self) -> None:
-        """Let go of files, cameras and connections."""
+        """Release files, cameras and connections."""
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -134,12 +141,12 @@ class FileSource(Source):
     def __init__(self, path: Path, timing: Timing) -> None:
         super().__init__(f"video {shortened(str(path))}", timing)
         self.path = path
-        self.total = self._chunks_in(claimed_length(path))
+        self.total = self._chunks_in(declared_length(path))
 
-    def pictures(self) -> Iterator[np.ndarray]:
-        tell = lambda second, text: self.told.append((second, text))  # noqa: E731
-        for _, image in sample_video(self.path, self.fps, self.start, self.duration, tell):
-            yield image
+    def frames(self) -> Iterator[np.ndarray]:
+        on_note = lambda second, text: self.notes.append((second, text))  # noqa: E731
+        for _, frame in sample_video(self.path, self.fps, self.start, self.duration, on_note):
+            yield frame
 
 
 class FolderSource(Source):
@@ -147,9 +154,9 @@ class FolderSource(Source):
 
     def __init__(self, path: Path, timing: Timing) -> None:
         super().__init__(f"folder {shortened(str(path))}", timing)
-        # hidden files are no frames: macOS puts a ._NAME beside every NAME
+        # hidden files are no frames: macOS writes a ._NAME for every NAME
         with os.scandir(path) as entries:
-            names = [one.name for one in entries if not one.name.startswith(".") and not one.is_dir()]
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and not entry.is_dir()]
         names = [name for name in names if Path(name).suffix.lower() in IMAGES]
         self.files = [path / name for name in sorted(names, key=_natural)]
         first = round(self.start * self.fps)
@@ -162,59 +169,60 @@ class FolderSource(Source):
         self.total = self._chunks_in(len(self.files) / self.fps)
         self.files = self.files[first:last]
 
-    def pictures(self) -> Iterator[np.ndarray]:
+    def frames(self) -> Iterator[np.ndarray]:
         size = None
         for file in self.files:
-            image = load_image(file)
-            if size is not None and image.shape[:2] != size:
-                got, expected = f"{image.shape[1]}x{image.shape[0]} px", f"{size[1]}x{size[0]} px, as the first has"
+            frame = load_image(file)
+            if size is not None and frame.shape[:2] != size:
+                got, expected = f"{frame.shape[1]}x{frame.shape[0]} px", f"{size[1]}x{size[0]} px, as the first has"
                 raise InputError(f"frame {shortened(str(file))}", got, expected, "make all frames of one size")
-            size = image.shape[:2]
-            yield image
+            size = frame.shape[:2]
+            yield frame
 
 
 class StreamSource(Source):
-    """A webcam or a URL, through PyAV. Frame k is the one that was on show k / fps seconds after the first; when it is late,
-    the picture stands still. A camera that goes away ends the stream, which says so in `ending`; no password is in it, nor in
+    """A webcam or a URL, through PyAV. Frame k is the one that was on screen k / fps seconds after the first; when it is late,
+    the last one stands still. A camera that goes away ends the stream, and `ending` says why; no password is in it, nor in
     `name`."""
 
-    clock = staticmethod(time.monotonic)  # when a packet came: whether a gap in its stamps is time that passed
+    clock = staticmethod(time.monotonic)  # arrival of packets: whether a gap in their stamps is time that passed
 
-    def __init__(self, name: str, address: str, form: str | None, timing: Timing) -> None:
+    def __init__(self, name: str, address: str, container_format: str | None, timing: Timing) -> None:
         super().__init__(name, timing)
         import av
         from av.error import FFmpegError
 
-        self.address, self.form = address, form
-        options, began = {"rtsp_transport": "tcp"} if address.lower().startswith("rtsp") else {}, time.monotonic()
+        self.address = address
+        options = {"rtsp_transport": "tcp"} if address.lower().startswith("rtsp") else {}
+        started = time.monotonic()
         try:
             timeout = (OPEN_TIMEOUT, READ_TIMEOUT)
-            self.container: InputContainer = av.open(address, format=form, options=options, timeout=timeout)
+            self.container: InputContainer = av.open(address, format=container_format, options=options, timeout=timeout)
         except (FFmpegError, OSError, ValueError) as error:
-            late = time.monotonic() - began >= OPEN_TIMEOUT  # RTSP then calls what came invalid
-            reason = f"no answer in {OPEN_TIMEOUT:g} s" if late else self._reason(error)
+            timed_out = time.monotonic() - started >= OPEN_TIMEOUT  # RTSP then calls the answer invalid
+            reason = f"no answer in {OPEN_TIMEOUT:g} s" if timed_out else self._reason(error)
             raise InputError(name, reason, "a source that opens", self._remedy(address)) from None
         length = self.container.duration or 0
-        self.live = length <= 0 or form is not None
+        self.live = length <= 0 or container_format is not None
         self.endless = self.live
         self.skip = 0.0 if self.live else float(self.start)  # of a live source, `start` only names its first second
-        # frame by frame: threads that each hold a picture would make it late, and lose it when the connection is cut
-        watched: dict[str, Any] = {"now": self._now, "patience": READ_TIMEOUT} if self.live else {}
+        # not threads by frame, each of which would delay a frame, and lose it when the connection is cut
+        options = {"now": self._now, "patience": READ_TIMEOUT} if self.live else {}
         try:
-            self.reader = Reader(self.container, name, tell=self._tell, threads="SLICE", **watched)
+            self.reader = Reader(self.container, name, on_note=self._note, threads="SLICE", **options)
         except InputError:
             self.container.close()
             raise
         # of a transport stream the length is that of its clock, which may jump
-        known = not self.live and (not jumps(self.container) or self.container.format.name == "hls")
-        self.total = self._chunks_in(length / 1e6 if known else None)
+        is_known = not self.live and (not can_jump(self.container) or self.container.format.name == "hls")
+        self.total = self._chunks_in(length / 1e6 if is_known else None)
 
     def _now(self) -> float:
         return self.clock()
 
-    def _tell(self, second: float, text: str) -> None:
-        if second >= self.skip or not second:  # what is before is read to get there, and not watched
-            self.told.append((second + self.start - self.skip, text))
+    def _note(self, second: float, text: str) -> None:
+        if second >= self.skip or not second:  # what is before the start is read, and not watched
+            self.notes.append((second + self.start - self.skip, text))
 
     def _reason(self, error: Exception) -> str:
         """What went wrong, without the address, in which there may be a password."""
@@ -222,45 +230,44 @@ class StreamSource(Source):
 
         if isinstance(error, ExitError):
             return f"nothing came for {READ_TIMEOUT:g} s"
-        said = (getattr(error, "strerror", None) or str(error)).replace(self.address, self.name)
-        return shortened(said)
+        return shortened((getattr(error, "strerror", None) or str(error)).replace(self.address, self.name))
 
-    def _remedy(self, kind: str) -> str:
-        """kind: of the container, or its name where that is not known."""
-        if self.address.lower().startswith("http") and re.search(r"mp4|mov|m4v", kind.lower()):
+    def _remedy(self, container_format: str) -> str:
+        """container_format: or the name of the file where that is not known."""
+        if self.address.lower().startswith("http") and re.search(r"mp4|mov|m4v", container_format.lower()):
             return f"{REMEDY}; an MP4 with its index at the end needs a server with ranges: remux with -movflags +faststart"
         return REMEDY
 
-    def pictures(self) -> Iterator[np.ndarray]:
-        before, held, size, sent, gone = None, None, None, 0, 0.0
-        until = float("inf") if self.duration is None else self.skip + self.duration
-        for seen, length, frame in self.reader.frames():
-            size = size or shown_size(frame)
-            while held is not None and self.skip + sent / self.fps < min(seen, until) - SLACK:
-                yield held
-                sent += 1
-            due, gone = self.skip + sent / self.fps, seen + length
+    def frames(self) -> Iterator[np.ndarray]:
+        previous, image, size, num_sent, end = None, None, None, 0, 0.0
+        until = math.inf if self.duration is None else self.skip + self.duration
+        for second, length, frame in self.reader.frames():
+            size = size or display_size(frame)
+            while image is not None and self.skip + num_sent / self.fps < min(second, until) - SLACK:
+                yield image
+                num_sent += 1
+            due, end = self.skip + num_sent / self.fps, second + length
             if due >= until - SLACK:
                 return
-            if held is None or seen + 1 / self.fps >= due:  # one that no sample can fall on is never converted
-                held = picture(Shown(frame, before), size)
-            before = frame
+            if image is None or second + 1 / self.fps >= due:  # one that no sample can fall on is never converted
+                image = to_rgb(FrameContext(frame, previous), size)
+            previous = frame
         self.ending = self._ending()
-        self.reader.damage.report(gone, last=True)
-        if held is None:
-            kind = self.container.format.name
-            raise InputError(self.name, self.ending or "no picture", "a source with pictures", self._remedy(kind))
-        while not sent or self.skip + sent / self.fps < min(gone, until) - SLACK:  # nothing followed the last one
-            yield held
-            sent += 1
+        self.reader.damage.report(end, is_last=True)
+        if image is None:
+            remedy = self._remedy(self.container.format.name)
+            raise InputError(self.name, self.ending or "no frame", "a source with frames", remedy)
+        while not num_sent or self.skip + num_sent / self.fps < min(end, until) - SLACK:  # no frame follows the last one
+            yield image
+            num_sent += 1
 
     def _ending(self) -> str:
-        error = self.reader.broke
-        if self.reader.given_up:
+        error = self.reader.read_error
+        if self.reader.gave_up:
             return f"nothing could be decoded for {READ_TIMEOUT:g} s"
         # HTTP without a length has no other end than that of the connection, which FFmpeg takes for a failure
-        closed = isinstance(error, OSError) and error.errno == errno.EIO and self.live and self.address[:4].lower() == "http"
-        if error is None or closed:
+        is_end = isinstance(error, OSError) and error.errno == errno.EIO and self.live and self.address[:4].lower() == "http"
+        if error is None or is_end:
             return "the source has ended"
         return f"the source broke off: {self._reason(error)}"
 
@@ -291,8 +298,8 @@ SCHEMES: Mapping[str, Opener] = {"file": _open_path, "webcam": _open_webcam, "ur
 def scheme_of(name: str | int, schemes: Mapping[str, Opener] = SCHEMES) -> str:
     """The key of `schemes` that opens a source of this name.
 
-    "file" for a file or folder that exists, whatever else its name could mean; "webcam" for a number; what stands before the
-    first colon if `schemes` has it; "url" for other addresses; "file" for the rest, which then says that there is none.
+    "file" for a file or folder that exists, whatever else its name could mean; "webcam" for a number; the text before the first
+    colon if `schemes` has it; "url" for other addresses; "file" for the rest, whose opener then says that there is none.
     """
     text = str(name)
     if not isinstance(name, int) and existing_path(text) is not None:
@@ -344,10 +351,12 @@ def _check_open(source: Source, timing: Timing) -> Source:
     return source
 
 
-def _check_chunks(fps: float | int, seconds: float | int, duration: float | int | None) -> None:
-    count = fps * seconds
+def _check_chunks(fps: float | int, chunk_seconds: float | int, duration: float | int | None) -> None:
+    count = fps * chunk_seconds
     if not 1 <= count < float("inf") or abs(count - round(count)) > SLACK:
-        raise InputError("chunk_seconds", f"{seconds:g} s at {fps:g} fps", "a whole number of frames", "1 s at 2 fps is usual")
+        raise InputError(
+            "chunk_seconds", f"{chunk_seconds:g} s at {fps:g} fps", "a whole number of frames", "1 s at 2 fps is usual"
+        )
     if duration is not None and duration < 1 / fps - SLACK:
         got = f"{duration:g} s, which is shorter than one frame"
         raise InputError("duration", got, f"{1 / fps:g} s or more at {fps:g} fps", "watch for longer")

@@ -1,8 +1,8 @@
-"""Time stamps as they are in the world, as one clock that only goes forward.
+"""Time stamps as they occur in the world, as one clock that only goes forward.
 
-Owns what is done about stamps that begin anew, jump, are missing or stand in the wrong order. Packets are looked at first, in
-the order of decoding (`Joiner`), then pictures, in the order of showing (`Clock`). Does not know files. Units: ticks of the
-stream's time base, unless seconds are said.
+Owns what happens to stamps that restart, jump, are missing or come in the wrong order. Packets are looked at first, in the
+order of decoding (`Joiner`), then frames, in the order of showing (`FrameClock`). Does not know files. Units: ticks of the
+stream's time base, unless seconds are named.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,103 +12,127 @@ if TYPE_CHECKING:
 
 BACK = 0.1  # seconds that stamps may go back and still be one recording (FFmpeg's rule)
 FORWARD = 10.0  # seconds that they may go forward where a jump can be something else than time (FFmpeg's rule)
-DISORDER = 1.0  # seconds by which pictures may come in the wrong order, and are still on the same clock
-REORDERED = 17  # pictures that a decoder may hold back, at the most
-USUAL = 0.04  # seconds a picture, where nothing is known
+DISORDER = 1.0  # seconds by which frames may come in the wrong order and are still on the same clock
+REORDERED = 17  # frames that a decoder may delay, at most
+DEFAULT_FRAME_SECONDS = 0.04  # where no frame rate is known
 AGREES = 2.0  # seconds by which a gap between live stamps may exceed the time that passed
 
 
 class Jump(NamedTuple):
-    """stamp: where it is, on the joined clock. seconds: how far the stamps jumped; below 0: back."""
+    """stamp: its position on the joined clock. seconds: how far the stamps jumped; below 0: back."""
 
     stamp: int
     seconds: float
 
+    def note(self) -> str:
+        """What a user reads of it."""
+        direction = f"back by {-self.seconds:.3f} s" if self.seconds < 0 else f"forward by {self.seconds:.3f} s"
+        return f"its time stamps jump {direction}: what follows is joined to what went before"
+
 
 class Joiner:
-    """Joins what follows a jump of the stamps to what went before, as FFmpeg does: the next packet comes when the last is over.
+    """Joins what follows a jump of the stamps to what went before, as FFmpeg does: the next packet starts when the last is
+    over.
 
-    Back is always a jump: a recording after another, a camera that began anew. Forward is time that passed with one picture on
-    screen (a slide, an edit list), unless it is more than `FORWARD` in a stream of which that is not to be expected, and, live,
-    the packet did not take as long to come.
+    Back is always a jump: a recording after another, a camera that restarted. Forward is time that passed with one frame on
+    screen (a slide, an edit list), unless it is more than `FORWARD` in a stream where that is not expected, and, live, the
+    packet did not take as long to arrive.
     """
 
-    def __init__(self, tick: float, usual: float, jumps: bool) -> None:
-        """tick: seconds. usual: seconds a picture, or 0. jumps: whether stamps can jump forward (MPEG-TS, live)."""
-        self.tick, self.usual, self.jumps = tick, max(round((usual or USUAL) / tick), 1), jumps
-        self.forward = max(FORWARD, 2 * usual)  # a picture a minute is no jump a minute
-        self.reorder = max(DISORDER / tick, REORDERED * self.usual)  # ticks between decoding and showing a picture
-        self.last: int | None = None
-        self.came: float | None = None
-        self.offset, self.length, self.joined = 0, 0, 0
+    def __init__(self, tick: float, frame_seconds: float, can_jump: bool) -> None:
+        """tick: seconds. frame_seconds: of a frame, or 0: not known. can_jump: forward, without time passing (MPEG-TS,
+        live)."""
+        self.tick, self.can_jump = tick, can_jump
+        self.frame_ticks = max(round((frame_seconds or DEFAULT_FRAME_SECONDS) / tick), 1)
+        self.forward = max(FORWARD, 2 * frame_seconds)  # a frame a minute is no jump a minute
+        self.max_reorder = max(DISORDER / tick, REORDERED * self.frame_ticks)  # ticks between decoding and showing a frame
+        self.last: int | None = None  # stamp before it was joined, as are all that are compared
+        self.last_arrival: float | None = None
+        self.offset = 0  # ticks from a stamp to the joined clock
+        self.length = 0  # ticks of the last packet
+        self.num_jumps = 0
 
-    def __call__(self, packet: "av.Packet", now: float | None = None) -> Jump | None:
-        """Put the packet's stamps on the joined clock; the jump before it, if there is one. now: when a live packet came."""
-        stamp, jump = packet.dts, None
-        if stamp is None:  # as Matroska begins where there are B-frames; presentation times alone go forward and back
-            packet.pts = None if packet.pts is None else packet.pts + self.offset
-            return None
+    def join(self, stamp: int, length: int = 0, arrival: float | None = None) -> Jump | None:
+        """Advance to a stamp, whose position on the joined clock is then stamp + `offset`; the jump before it, if there is one.
+
+        Args:
+            length: ticks until the next one is due, or 0: not known.
+            arrival: when a live one came, in seconds of the host's clock.
+        """
+        jump = None
         if self.last is not None:
             gap = (stamp - self.last) * self.tick
-            passed = now - self.came if now is not None and self.came is not None else None
-            if gap < -BACK or (self.jumps and gap > self.forward and (passed is None or gap > passed + AGREES)):
+            passed = arrival - self.last_arrival if arrival is not None and self.last_arrival is not None else None
+            # a gap that took as long to arrive is time that passed, however long
+            unexpected = self.can_jump and gap > self.forward and (passed is None or gap > passed + AGREES)
+            if gap < -BACK or unexpected:
                 self.offset += self.last + self.length - stamp
-                self.joined += 1
+                self.num_jumps += 1
                 jump = Jump(stamp + self.offset, gap)
-        self.last, self.came, self.length = stamp, now, packet.duration or self.usual
-        if self.jumps and packet.pts is not None and abs(packet.pts - stamp) > self.reorder:
-            packet.pts = None  # of the other side of a jump, or damaged: the picture then follows the last one
-        packet.dts = stamp + self.offset
+        self.last, self.last_arrival, self.length = stamp, arrival, length or self.frame_ticks
+        return jump
+
+    def __call__(self, packet: "av.Packet", arrival: float | None = None) -> Jump | None:
+        """`join` of a packet's decoding time; moves its stamps to the joined clock."""
+        stamp, jump = packet.dts, None
+        if stamp is not None:
+            jump = self.join(stamp, packet.duration or 0, arrival)
+            if self.can_jump and packet.pts is not None and abs(packet.pts - stamp) > self.max_reorder:
+                packet.pts = None  # from the other side of a jump, or damaged: the frame then follows the last one
+            packet.dts = stamp + self.offset
+        # without a decoding time (Matroska starts so where there are B-frames) there is nothing to compare: presentation times
+        # alone go forward and back
         packet.pts = None if packet.pts is None else packet.pts + self.offset
         return jump
 
 
-class Clock:
-    """Seconds at which pictures come on screen, in the order in which they are shown. `by_dts`: the container has no
-    presentation times (AVI), so that the pictures of a stream with B-frames come with times of others; their order is right
-    nevertheless, and the decoding times count, less the delay of the decoder. Elsewhere a picture that comes too late takes the
-    last one's place.
+class FrameClock:
+    """Seconds at which frames come on screen, in the order in which they are shown.
+
+    `by_dts`: the container has no presentation times (AVI), so that the frames of a stream with B-frames come with the times of
+    others. Their order is right nevertheless, and the decoding times count, less the delay of the decoder. Elsewhere a frame
+    that comes too late takes the position of the last one.
     """
 
-    def __init__(self, tick: float, usual: float, origin: float | None, by_dts: bool) -> None:
-        """origin: stamp of second 0; None: of the first picture."""
-        self.tick, self.usual, self.origin, self.by_dts = tick, usual, origin, by_dts
-        self.fed: int | None = None  # decoding time of the first packet
-        self.delay: float | None = None if by_dts else 0.0  # of pictures behind their stamps
+    def __init__(self, tick: float, frame_seconds: float, origin: float | None, by_dts: bool) -> None:
+        """origin: stamp of second 0; None: of the first frame."""
+        self.tick, self.frame_seconds, self.origin, self.by_dts = tick, frame_seconds, origin, by_dts
+        self.first_dts: int | None = None  # of the packets that went into the decoder
+        self.delay: float | None = None if by_dts else 0.0  # of frames behind their stamps
         self.second: float | None = None
-        self.length = 0.0  # seconds on screen of the last picture
-        self.came: float | None = None
+        self.length = 0.0  # seconds on screen of the last frame
+        self.arrival: float | None = None  # of the last frame
 
-    def __call__(self, frame: "av.VideoFrame", now: float | None = None) -> float | None:
-        """The picture's second; None for the first one if it has no time. now: when a live picture came, which counts if it has
-        no stamp."""
+    def __call__(self, frame: "av.VideoFrame", arrival: float | None = None) -> float | None:
+        """The frame's second; None for the first one if it has no time. arrival: when a live frame came, in seconds of the
+        host's clock, which counts if the frame has no stamp."""
         if self.second is None and self.by_dts and self.delay is None:
             self.measure(frame)
-        second = self._stamped(frame.dts if self.by_dts else frame.pts)
+        second = self._seconds_of(frame.dts if self.by_dts else frame.pts)
         if second is not None and self.second is not None and second < self.second:
-            if self.fed is None and self.second - second > DISORDER:  # no decoding times, by which `Joiner` goes
+            if self.first_dts is None and self.second - second > DISORDER:  # `Joiner` saw no decoding times: join here
                 self.delay = (self.delay or 0.0) - (self.second + self.length - second) / self.tick
                 second = self.second + self.length
             second = max(second, self.second)
         if second is None and self.second is not None:
-            second = self.second + (self.length if now is None or self.came is None else now - self.came)
+            second = self.second + (self.length if arrival is None or self.arrival is None else arrival - self.arrival)
         if second is not None:
-            self.second, self.came = second, now
-            self.length = (frame.duration or 0) * self.tick or self.usual
+            self.second, self.arrival = second, arrival
+            self.length = (frame.duration or 0) * self.tick or self.frame_seconds
         return second
 
     def measure(self, first: "av.VideoFrame") -> None:
-        """Learn the delay of the decoder from the stream's first picture."""
-        self.delay = 0.0 if first.dts is None or self.fed is None else float(first.dts - self.fed)
+        """Learn the delay of the decoder from the stream's first frame."""
+        self.delay = 0.0 if first.dts is None or self.first_dts is None else float(first.dts - self.first_dts)
 
     def seconds(self, stamp: float | None) -> float:
         """Second of a packet's stamp on the joined clock, 0 where that is not known."""
         return 0.0 if stamp is None or self.origin is None else (stamp - self.origin) * self.tick
 
-    def _stamped(self, stamp: int | None) -> float | None:
+    def _seconds_of(self, stamp: int | None) -> float | None:
         if stamp is None:
             return None
-        shown = stamp - (self.delay or 0.0)
+        on_screen = stamp - (self.delay or 0.0)
         if self.origin is None:
-            self.origin = shown - (self.second or 0.0) / self.tick
-        return (shown - self.origin) * self.tick
+            self.origin = on_screen - (self.second or 0.0) / self.tick
+        return (on_screen - self.origin) * self.tick

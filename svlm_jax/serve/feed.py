@@ -56,7 +56,7 @@ class Feed(Source):
         seconds = self.clock.seconds
         return (time.monotonic() // seconds + 1) * seconds
 
-    def pictures(self) -> Iterator[np.ndarray]:
+    def frames(self) -> Iterator[np.ndarray]:
         stride = self.stride()
         each, began = 1 / (self.clock.fps * stride), None
         for number, take in enumerate(self.takes()):
@@ -105,10 +105,10 @@ class OpenedFeed(Feed):
         self.private, self.address, clock = private, source, self.clock
         fps = clock.fps * clock.stride
         self.inner = open_source(source, fps=fps, chunk_seconds=clock.seconds, schemes=schemes)
-        self.told = self.inner.told  # jumps of its clock and damage: notes of our chunks
+        self.notes = self.inner.notes  # jumps of its clock and damage: notes of our chunks
 
     def takes(self) -> Iterator[Callable[[], np.ndarray]]:
-        yield from self.inner.lazy_pictures()
+        yield from self.inner.lazy_frames()
         self.ending = self.inner.ending or "the video is over"
 
     def paced(self) -> bool:

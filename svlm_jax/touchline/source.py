@@ -44,10 +44,10 @@ class MatchSource(Source):
         self.film = Film(int(match[1]), unseen=bool(match[2]))
         self.total = self._chunks_in(None)
 
-    def pictures(self) -> Iterator[np.ndarray]:
-        return (draw() for draw in self.lazy_pictures())
+    def frames(self) -> Iterator[np.ndarray]:
+        return (draw() for draw in self.lazy_frames())
 
-    def lazy_pictures(self) -> Iterator[Callable[[], np.ndarray]]:
+    def lazy_frames(self) -> Iterator[Callable[[], np.ndarray]]:
         count = None if self.duration is None else math.ceil(self.duration * self.fps - SLACK)
         for moment in islice(moments(self.film.world, self.fps, self.start), count):
             self.film.world.forget()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.media.container import claimed_length
+from svlm_jax.media.container import declared_length
 from svlm_jax.media.sources import open_source
 from svlm_jax.media.video import read_video, write_video
 from tests.media.test_sources import serving
@@ -38,7 +38,7 @@ def test_recordings_one_behind_the_other_are_watched_one_after_the_other(tmp_pat
     letters, told = looked(tmp_path / "v")
     assert letters == "R" * 6 + "G" * 6 + "B" * 6
     assert len(told) == 2 and all("what follows is joined" in one for one in told)
-    assert claimed_length(tmp_path / "v") == pytest.approx(9, abs=0.01)
+    assert declared_length(tmp_path / "v") == pytest.approx(9, abs=0.01)
     with open_source(tmp_path / "v") as source:
         chunks = list(source)
     assert source.total == len(chunks) == 9
@@ -200,7 +200,7 @@ def test_a_matroska_file_that_is_cut_off_says_so(tmp_path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     with pytest.warns(UserWarning, match=r"ends at [0-9.]+ s but its header says 12.000 s: cut short") as caught:
         frames, _, _ = read_video(path)
-    assert len(caught) == 1 and 4 <= len(frames) <= 12 and claimed_length(path) == 12
+    assert len(caught) == 1 and 4 <= len(frames) <= 12 and declared_length(path) == 12
 
 
 def test_a_picture_that_ends_before_the_sound_is_not_cut_short(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.media.player import AHEAD, LATE, Player
-from svlm_jax.media.sources import Source
+from svlm_jax.media.sources import Source, Timing
 
 FRAME = np.zeros((2, 2, 3), np.uint8)
 HANG = 60  # seconds after which a test has hung; none waits for them
@@ -17,12 +17,12 @@ class Fake(Source):
     """Chunks of two frames; goes on when it is let."""
 
     def __init__(self, chunks: int, *, live: bool = False, error: Exception | None = None) -> None:
-        super().__init__("fake", 2, 1, 0, None)
+        super().__init__("fake", Timing(2, 1))
         self.chunks, self.live, self.error = chunks, live, error
         self.made, self.gone, self.go = threading.Event(), threading.Event(), threading.Semaphore(0)
         self.closed_in: threading.Thread | None = None
 
-    def pictures(self) -> Iterator[np.ndarray]:
+    def frames(self) -> Iterator[np.ndarray]:
         for number in range(self.chunks):
             self.go.acquire(timeout=HANG)
             yield FRAME + number

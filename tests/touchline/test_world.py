@@ -242,7 +242,7 @@ def test_only_pictures_that_are_called_are_drawn(monkeypatch):
     """Else: a server draws 8 pictures a second of each game that nobody watches."""
     source, drawn = open_match(5, duration=2), []
     monkeypatch.setattr(source.film, "draw", drawn.append)
-    second, *_ = list(source.lazy_pictures())[1::2]
+    second, *_ = list(source.lazy_frames())[1::2]
     second()
     assert [moment.time for moment in drawn] == [0.5]
 

@@ -1,0 +1,85 @@
+"""From a decoded frame to the pixels that a player displays: upright, opaque, deinterlaced.
+
+Owns orientation, transparency and deinterlacing. numpy and PIL; PyAV inside the function that needs it. Pixels count as square.
+Axes: H, W pixels · 3 channels R, G, B, values 0..255.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from svlm_jax.media.image import on_white
+
+if TYPE_CHECKING:
+    import av
+
+MIN_FIELD_ROWS = 4  # below it there are no fields to tell apart
+
+
+class Orientation(NamedTuple):
+    """What is done to stored pixels, in this sequence: exchange rows and columns, left and right, top and bottom."""
+
+    transpose: bool
+    flip_columns: bool
+    flip_rows: bool
+
+
+class FrameContext(NamedTuple):
+    """A frame with its neighbours in time, which deinterlacing looks at; None where they are not known."""
+
+    frame: "av.VideoFrame"
+    previous: "av.VideoFrame | None" = None
+    following: "av.VideoFrame | None" = None
+
+
+def orientation(frame: "av.VideoFrame") -> Orientation:
+    """By the frame's display matrix: mirrored or not, and turned by quarters; other angles go to the nearest of the eight."""
+    try:
+        matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)  # pyright: ignore[reportGeneralTypeIssues]
+    except KeyError:
+        return Orientation(False, False, False)
+    a, b, c, d = (float(matrix[index]) for index in (0, 1, 3, 4))  # displayed x = a x + c y, displayed y = b x + d y
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Orientation(True, c < 0, b < 0)
+    return Orientation(False, a < 0, d < 0)
+
+
+def display_size(frame: "av.VideoFrame") -> tuple[int, int]:
+    """(width, height) as displayed."""
+    return (frame.height, frame.width) if orientation(frame).transpose else (frame.width, frame.height)
+
+
+def to_rgb(context: FrameContext, size: tuple[int, int]) -> np.ndarray:
+    """uint8 [H, W, 3] of that (width, height) as displayed; what is transparent lies on white, as `load_image` has it."""
+    frame, (transpose, flip_columns, flip_rows) = context.frame, orientation(context.frame)
+    if frame.interlaced_frame and frame.height >= MIN_FIELD_ROWS:
+        frame = _deinterlaced(context)
+    width, height = (size[1], size[0]) if transpose else size
+    if frame.format.has_palette or any(component.is_alpha for component in frame.format.components):
+        image = on_white(frame.to_ndarray(format="rgba", width=width, height=height))
+    else:
+        image = frame.to_ndarray(format="rgb24", width=width, height=height)
+    image = image.transpose(1, 0, 2) if transpose else image
+    image = image[:, ::-1] if flip_columns else image
+    image = image[::-1] if flip_rows else image
+    return np.ascontiguousarray(image)
+
+
+def _deinterlaced(context: FrameContext) -> "av.VideoFrame":
+    """The frame at the time of its first field. Only frames that are converted go through here: each has its own filter."""
+    from av.filter import Graph
+
+    frame = context.frame
+    kind = (frame.width, frame.height, frame.format.name)
+    near = [other for other in context if other is not None and (other.width, other.height, other.format.name) == kind]
+    near.sort(key=lambda other: (other is context.following) - (other is context.previous))  # in order of time
+    graph = Graph()
+    source = graph.add("buffer", f"video_size={kind[0]}x{kind[1]}:pix_fmt={kind[2]}:time_base=1/1000:pixel_aspect=1/1")
+    bwdif = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+    graph.link_nodes(source, bwdif, graph.add("buffersink")).configure()
+    for other in [*near, None]:  # None flushes the filter
+        graph.vpush(other)
+    outputs = []
+    while len(outputs) < len(near):
+        outputs.append(graph.vpull())
+    return outputs[near.index(frame)]
