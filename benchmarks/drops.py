@@ -82,7 +82,7 @@ def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
 
     words, session, state = {}, None, None
     for second in sorted(set(range(len(frames) // 2)) - dropped):
-        clip = vlm.processor.video(frames[2 * second : 2 * second + 2], fps=2, levels=True)
+        clip = vlm.processor.video(frames[2 * second : 2 * second + 2], fps=2, raw=True)
         if session is None or state is None:
             session = Session(vlm.model, vlm.tokenizer, vlm.stream, clip.grid, sampling=vlm.sampling)
             state = session.join(session.start())

@@ -125,7 +125,7 @@ class Games:
 
     def _second(self, pictures: Iterator[np.ndarray], fps: int) -> np.ndarray:
         frames = np.stack([next(pictures) for _ in range(fps)])
-        return self.processor.video(frames, fps=fps, levels=True).patches
+        return self.processor.video(frames, fps=fps, raw=True).patches
 
     def world(self, seed: int) -> World:
         if seed not in self.worlds:
@@ -205,8 +205,8 @@ def _plan(files: dict[Variant, list[Path]], seconds: int, scratch: Path) -> str:
 
 
 def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> None:
-    from svlm_jax.data.batch import Clip
     from svlm_jax.decode.sampling import Sampling
+    from svlm_jax.inputs import Clip
     from svlm_jax.spans import temporal_step
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
@@ -214,9 +214,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     patches, config = games.patches(seed, variant.stream.chunk_frames), vlm.model.config
     seconds = variant.seconds(len(patches))
     questions = asked(games.world(seed), seconds)
-    clip = vlm.processor.video(
-        np.zeros((variant.stream.chunk_frames, 448, 672, 3), np.uint8), fps=variant.stream.fps, levels=True
-    )
+    clip = vlm.processor.video(np.zeros((variant.stream.chunk_frames, 448, 672, 3), np.uint8), fps=variant.stream.fps, raw=True)
     step = temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, variant.stream.fps)
     session = Session(vlm.model, vlm.tokenizer, variant.stream, clip.grid, sampling=Sampling())
     state = session.join(session.start())

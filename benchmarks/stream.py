@@ -76,7 +76,7 @@ class Run:
         with Compilations() as compiled:
             for number, (frames, decoding) in zip(range(chunks), self.watch(), strict=False):
                 started, before = time.perf_counter(), compiled.count
-                clip = self.processor.video(frames, fps=self.config.fps, levels=True)
+                clip = self.processor.video(frames, fps=self.config.fps, raw=True)
                 patches = 1000 * (time.perf_counter() - started)
                 chunk = Chunk(number * seconds, (number + 1) * seconds, clip)
                 self.state, (reply, *_) = self.session.step(self.state, [chunk] * self.rows)
@@ -97,7 +97,7 @@ class Run:
         for number, (frames, _) in zip(range(FIRST_WORDS + 1), self.watch(), strict=False):
             came: list[float] = []
             started = time.perf_counter()
-            clip = self.processor.video(frames, fps=self.config.fps, levels=True)
+            clip = self.processor.video(frames, fps=self.config.fps, raw=True)
             chunk = Chunk((after + number) * seconds, (after + number + 1) * seconds, clip)
             heard = lambda row, token, came=came: came.append(time.perf_counter())  # noqa: E731
             self.state, _ = self.session.step(self.state, [chunk] * self.rows, on_token=heard)

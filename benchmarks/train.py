@@ -57,8 +57,8 @@ def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
     from flax import nnx
 
     from benchmarks.shapes import shape as named
-    from svlm_jax.data.batch import Clip, Sample
     from svlm_jax.data.pipeline import Example, batch
+    from svlm_jax.inputs import Clip, Sample
     from svlm_jax.model.parameters import parameters
     from svlm_jax.model.vlm import QwenVL
     from svlm_jax.spans import Kind, Span, vision_span

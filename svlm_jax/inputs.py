@@ -1,9 +1,12 @@
-"""What the model takes: two bundles of arrays, and how images and clips are laid out in them. numpy only, so that data workers
-can build them (`model/vision` registers VisionInput as a jax pytree).
+"""What the model takes: samples on the host, a padded batch of them as two bundles of arrays, and the layout of patches in it.
 
-Patches travel in WINDOW ORDER: every attention window of the vision tower is one contiguous run, so the tower never permutes
-anything, and a token finds its merged vision row through `Inputs.rows`. Each batch row holds the images and clips of its own
-sample, so vision shards over the batch like everything else.
+numpy only, so that data workers can build them (`model/vision` registers VisionInput as a jax pytree).
+
+Patches travel in WINDOW ORDER: every attention window of the vision tower is one contiguous range, so the tower never permutes
+anything, and a token finds its merged vision token through `Inputs.vision_index`. Each sample of a batch has its own images and
+clips, so vision shards over the batch like everything else.
+
+Axes: B batch · T tokens · P patches · M merged vision tokens = P / merge_unit · C numbers a patch.
 """
 
 from collections.abc import Sequence
@@ -15,118 +18,150 @@ import numpy as np
 
 from svlm_jax.config import VisionConfig
 from svlm_jax.errors import InputError
+from svlm_jax.spans import Span
 
 # Padded static sizes. A stream has one resolution and so one bucket; captions of any image share a few compilations.
 TOKEN_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 PATCH_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288)
-SMALLER = "use fewer or smaller frames, or a shorter prompt"
-NOTHING = (1, 0)  # first > last: a query that sees no slot
+REMEDY = "use fewer or smaller frames, or a shorter prompt"
+EMPTY_RANGE = (1, 0)  # first > last: a query that attends to no key
+
+Grid = tuple[int, int, int]  # (t, h, w) in patches
+
+
+class Clip(NamedTuple):
+    """An image or a clip as the vision tower reads it.
+
+    patches [P, C] in patchify order: float32, normalised, or raw uint8 pixels. grid (t, h, w) in patches. step: temporal
+    positions from one t to the next. video: whether its pad tokens are those of a video.
+    """
+
+    patches: np.ndarray
+    grid: Grid
+    step: float = 1.0
+    video: bool = False
+
+
+class Sample(NamedTuple):
+    """One sequence: ids [n] int32, its spans (which add up to n), and the clips of its VISION spans in order."""
+
+    ids: np.ndarray
+    spans: tuple[Span, ...]
+    clips: tuple[Clip, ...]
 
 
 @dataclass(frozen=True)
 class VisionInput:
     """Patches of the images and clips of each sample, in window order, padded to a bucket.
 
-    patches [B, P, C]: float32, normalised, or uint8 levels, which the tower normalises. place [B, P, 2] int32: row and column
-    of the patch in its frame. window, frame [B, P, 2] int32: first and last patch that this one attends to in window layers and
-    in per-frame full layers; pads see nothing and are seen by none. frame_span: static bucket that holds the patches of any one
-    frame.
+    patches [B, P, C]: float32, normalised, or raw uint8 pixels, which the tower normalises. positions [B, P, 2] int32: row and
+    column of the patch in its frame. window_range, frame_range [B, P, 2] int32: first and last patch that this one attends to
+    in window layers and in full layers (which see one frame); padding has EMPTY_RANGE and is in the range of none. frame_span:
+    static bucket that holds the patches of any one frame.
     """
 
     patches: Any  # numpy on the host, jax inside a jitted function, anything while jax walks the tree
-    place: Any
-    window: Any
-    frame: Any
+    positions: Any
+    window_range: Any
+    frame_range: Any
     frame_span: int
 
 
 class Inputs(NamedTuple):
     """A batch of token sequences with their vision.
 
-    ids [B, T] int32. index [B, T] int32: place in the sample, -1 on padding (left or right). positions [B, 3, T] float32:
-    (t, h, w). rows [B, T] int32: which merged vision row of this sample stands here, -1 where a token does.
+    ids [B, T] int32. index [B, T] int32: number of the token in its sample, -1 on padding (left or right). positions [B, 3, T]
+    float32: (t, h, w). vision_index [B, T] int32: which merged vision token of this sample the token is, -1 for text.
     """
 
     ids: Any
     index: Any
     positions: Any
-    rows: Any
+    vision_index: Any
     vision: VisionInput | None = None
 
 
-def bucket(size: int, sizes: Sequence[int], name: str, remedy: str = SMALLER) -> int:
-    """The smallest static size that holds `size`."""
+def bucket(size: int, sizes: Sequence[int], name: str, remedy: str = REMEDY) -> int:
+    """The smallest static size that holds `size`.
+
+    Raises:
+        InputError: none does; `name` says what is too large.
+    """
     for candidate in sizes:
         if size <= candidate:
             return candidate
     raise InputError(name, size, f"at most {sizes[-1]}", remedy)
 
 
-def window_order(grid: tuple[int, int, int], config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
+def window_order(grid: Grid, config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
     """Order of the merged units of one grid by attention window.
 
     Returns:
-        units [U] int: unit (t, row, column) in patchify order that stands at each place of the window order.
-        window [U] int: number of the window that each place belongs to; windows never cross frames. Windows at the right and
+        units [U] int: number in patchify order (t, row, column) of each unit, in window order.
+        window [U] int: number of the window that each of them belongs to; windows never cross frames. Windows at the right and
         lower edge are smaller; none is empty.
     """
     merge, side = config.spatial_merge_size, config.window_size // config.patch_size // config.spatial_merge_size
     t, h, w = grid[0], grid[1] // merge, grid[2] // merge
     frame, row, column = (axis.reshape(-1) for axis in np.indices((t, h, w)))
-    across = -(-w // side)
-    window = (frame * (-(-h // side)) + row // side) * across + column // side
-    units = np.argsort(window, kind="stable")  # inside a window: frame order, rows, columns
+    windows_down, windows_across = -(-h // side), -(-w // side)
+    window = (frame * windows_down + row // side) * windows_across + column // side
+    units = np.argsort(window, kind="stable")  # inside a window: rows, then columns
     return units, window[units]
 
 
-class Layout(NamedTuple):
-    """How the patches of some grids stand in a bucket. order [n] int: the patch (in patchify order, over all grids) at each
-    place. place, window, frame, frame_span: as in VisionInput. rows [M] int32: where merged unit m, counted over all grids in
-    patchify order, stands among the vision tower's outputs."""
+class PatchLayout(NamedTuple):
+    """How the patches of some grids lie in a bucket.
+
+    order [n] int: number in patchify order, over all grids, of each patch in window order. positions, window_range,
+    frame_range, frame_span: as in VisionInput. vision_index [M] int32: which output of the vision tower is merged unit m,
+    counted over all grids in patchify order.
+    """
 
     order: np.ndarray
-    place: np.ndarray
-    window: np.ndarray
-    frame: np.ndarray
-    rows: np.ndarray
+    positions: np.ndarray
+    window_range: np.ndarray
+    frame_range: np.ndarray
+    vision_index: np.ndarray
     frame_span: int
 
 
 @lru_cache(maxsize=64)
-def layout(grids: tuple[tuple[int, int, int], ...], config: VisionConfig, size: int) -> Layout:
-    """The layout of images and clips one after the other in a bucket of `size` patches (a stream asks for one every chunk)."""
+def patch_layout(grids: tuple[Grid, ...], config: VisionConfig, size: int) -> PatchLayout:
+    """The layout of images and clips one after the other in a bucket of `size` patches (a stream needs one every chunk)."""
     unit = config.merge_unit
-    place = np.zeros((size, 2), np.int32)
-    window, frame = (np.full((size, 2), NOTHING, np.int32) for _ in range(2))
-    orders, rows = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    positions = np.zeros((size, 2), np.int32)
+    window_range, frame_range = (np.full((size, 2), EMPTY_RANGE, np.int32) for _ in range(2))
+    orders, indices = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     start = 0
     for grid in grids:
         t, h, w = grid
         count = t * h * w
         if start + count > size:
             raise ValueError(f"vision bucket of {size} patches: got {start + count}")
-        units, numbers = window_order(grid, config)
+        units, window = window_order(grid, config)
         order = (units[:, None] * unit + np.arange(unit)).reshape(-1)
-        here = slice(start, start + count)
+        part = slice(start, start + count)
         orders.append(start + order)
-        place[here] = _places(grid, config.spatial_merge_size)[order]
-        window[here] = start + _runs(np.repeat(numbers, unit))
-        frame[here] = start + _runs(np.repeat(np.arange(t), h * w))
+        positions[part] = _grid_positions(grid, config.spatial_merge_size)[order]
+        window_range[part] = start + _run_ranges(np.repeat(window, unit))
+        # windows never cross frames, so a frame is contiguous in window order too
+        frame_range[part] = start + _run_ranges(np.repeat(np.arange(t), h * w))
         inverse = np.empty_like(units)
         inverse[units] = np.arange(len(units))
-        rows.append(start // unit + inverse)
+        indices.append(start // unit + inverse)
         start += count
     frame_span = bucket(max((h * w for _, h, w in grids), default=1), PATCH_BUCKETS, "patches in a frame")
-    arrays = (np.concatenate(orders), place, window, frame, np.concatenate(rows).astype(np.int32))
+    arrays = np.concatenate(orders), positions, window_range, frame_range, np.concatenate(indices).astype(np.int32)
     for array in arrays:
-        array.flags.writeable = False
-    return Layout(*arrays, frame_span)
+        array.flags.writeable = False  # they are cached
+    return PatchLayout(*arrays, frame_span)
 
 
-def lay_out(
-    clips: Sequence[tuple[np.ndarray, tuple[int, int, int]]], config: VisionConfig, size: int, dtype: Any = np.float32
+def pack_vision(
+    clips: Sequence[tuple[np.ndarray, Grid]], config: VisionConfig, size: int, dtype: Any = np.float32
 ) -> tuple[VisionInput, np.ndarray]:
-    """Put images and clips of one sample one after the other, in window order, padded to `size` patches.
+    """Images and clips of one sample one after the other, in window order, padded to `size` patches.
 
     Args:
         clips: (patches [P, C] in patchify order, grid (t, h, w) in patches) of each image or clip.
@@ -134,42 +169,43 @@ def lay_out(
         dtype: of the patches where there are no clips (as the rest of the batch has them).
 
     Returns:
-        A VisionInput without batch axis, and the rows of its `layout`.
+        A VisionInput without batch axis, and `PatchLayout.vision_index`.
     """
-    for pixels, (t, h, w) in clips:
-        if pixels.shape != (t * h * w, config.patch_dim):
-            raise ValueError(
-                f"patches of grid {(t, h, w)}: got shape {pixels.shape}, expected ({t * h * w}, {config.patch_dim})"
-            )
-    laid = layout(tuple(grid for _, grid in clips), config, size)
-    kind = clips[0][0].dtype if clips else np.dtype(dtype)
-    if any(pixels.dtype != kind for pixels, _ in clips):
-        raise ValueError(f"patches: got {sorted({str(pixels.dtype) for pixels, _ in clips})}, expected one dtype")
-    patches = np.zeros((size, config.patch_dim), kind)
+    for patches, (t, h, w) in clips:
+        if patches.shape != (t * h * w, config.patch_dim):
+            expected = f"({t * h * w}, {config.patch_dim})"
+            raise ValueError(f"patches of grid {(t, h, w)}: got shape {patches.shape}, expected {expected}")
+    layout = patch_layout(tuple(grid for _, grid in clips), config, size)
+    dtype = clips[0][0].dtype if clips else np.dtype(dtype)
+    if any(patches.dtype != dtype for patches, _ in clips):
+        raise ValueError(f"patches: got {sorted({str(patches.dtype) for patches, _ in clips})}, expected one dtype")
+    packed = np.zeros((size, config.patch_dim), dtype)
     if clips:
-        pixels = clips[0][0] if len(clips) == 1 else np.concatenate([pixels for pixels, _ in clips])
-        np.take(pixels, laid.order, axis=0, out=patches[: len(laid.order)])
-    return VisionInput(patches, laid.place, laid.window, laid.frame, laid.frame_span), laid.rows
+        patches = clips[0][0] if len(clips) == 1 else np.concatenate([patches for patches, _ in clips])
+        np.take(patches, layout.order, axis=0, out=packed[: len(layout.order)])
+    vision = VisionInput(packed, layout.positions, layout.window_range, layout.frame_range, layout.frame_span)
+    return vision, layout.vision_index
 
 
-def stack(clips: Sequence[VisionInput]) -> VisionInput:
-    """A batch of what `lay_out` made of each sample."""
-    if len({clip.patches.dtype for clip in clips}) > 1:
-        raise ValueError(f"patches: got {sorted({str(clip.patches.dtype) for clip in clips})} in a batch, expected one dtype")
-    names = ("patches", "place", "window", "frame")
-    arrays = {name: np.stack([getattr(clip, name) for clip in clips]) for name in names}
-    return VisionInput(**arrays, frame_span=max(clip.frame_span for clip in clips))
+def stack_vision(samples: Sequence[VisionInput]) -> VisionInput:
+    """A batch of what `pack_vision` returned for each sample."""
+    if len({sample.patches.dtype for sample in samples}) > 1:
+        dtypes = sorted({str(sample.patches.dtype) for sample in samples})
+        raise ValueError(f"patches: got {dtypes} in a batch, expected one dtype")
+    names = ("patches", "positions", "window_range", "frame_range")
+    arrays = {name: np.stack([getattr(sample, name) for sample in samples]) for name in names}
+    return VisionInput(**arrays, frame_span=max(sample.frame_span for sample in samples))
 
 
-def _places(grid: tuple[int, int, int], merge: int) -> np.ndarray:
+def _grid_positions(grid: Grid, merge: int) -> np.ndarray:
     """(row, column) of every patch in patchify order (t, h/2, w/2, 2, 2), as int32 [P, 2]."""
     t, h, w = grid
     row, column = (axis.reshape(h // merge, merge, w // merge, merge).swapaxes(1, 2).reshape(-1) for axis in np.indices((h, w)))
     return np.tile(np.stack([row, column], axis=1), (t, 1)).astype(np.int32)
 
 
-def _runs(numbers: np.ndarray) -> np.ndarray:
-    """First and last place of the run of equal numbers that each place belongs to, as int32 [n, 2]."""
+def _run_ranges(numbers: np.ndarray) -> np.ndarray:
+    """Index of the first and last element of the run of equal numbers that each element belongs to, as int32 [n, 2]."""
     edges = np.flatnonzero(np.diff(numbers)) + 1
     first, last = np.r_[0, edges], np.r_[edges, len(numbers)] - 1
     lengths = last - first + 1

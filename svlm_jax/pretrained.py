@@ -22,12 +22,13 @@ from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert
 from svlm_jax.checkpoint.directory import ADAPTER, INDEX
 from svlm_jax.config import Attention, Dtype, StreamConfig, Weights
-from svlm_jax.data.batch import Clip, Sample, collate
+from svlm_jax.data.batch import collate
 from svlm_jax.data.chat import Tokenizer
 from svlm_jax.decode.generate import generate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.files import read_json
+from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.player import Player
 from svlm_jax.media.processor import FILES, Processor
 from svlm_jax.media.sources import open_source
@@ -136,7 +137,7 @@ class Pretrained:
             warnings.warn(f"dropped {chunks[0].start:g} to {chunks[-1].end:g} s: too late", stacklevel=3)
 
         def prepare(chunk: Any) -> Clip:
-            return self.processor.video(chunk.frames, fps=config.fps, levels=True)
+            return self.processor.video(chunk.frames, fps=config.fps, raw=True)
 
         with Player(open_source(source, **clock), prepare, report=lost) as player:
             for chunk, clip in player:

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svlm_jax.config import preset
-from svlm_jax.data.batch import Clip, Sample, collate
+from svlm_jax.data.batch import collate
 from svlm_jax.errors import InputError
-from svlm_jax.inputs import bucket, lay_out, window_order
+from svlm_jax.inputs import Clip, Sample, bucket, pack_vision, window_order
 from svlm_jax.spans import Kind, Span, positions, vision_span
 
 VISION = preset("7b").vision
@@ -86,8 +86,8 @@ def test_13_by_23_units_have_69776_pairs_of_patches_in_windows():
     for frames in (1, 3):
         _, window = window_order((frames, 26, 46), VISION)
         assert ((np.bincount(window) * VISION.merge_unit) ** 2).sum() == frames * 69_776
-        laid, _ = lay_out([(numbered((frames, 26, 46)), (frames, 26, 46))], VISION, 4096)
-        assert (laid.window[:, 1] - laid.window[:, 0] + 1).sum() == frames * 69_776
+        laid, _ = pack_vision([(numbered((frames, 26, 46)), (frames, 26, 46))], VISION, 4096)
+        assert (laid.window_range[:, 1] - laid.window_range[:, 0] + 1).sum() == frames * 69_776
 
 
 def test_a_grid_that_divides_evenly_has_no_empty_window():
@@ -106,7 +106,7 @@ def test_every_patch_stands_where_its_row_and_its_ranges_say(grids, config):
     for grid in grids:
         clips.append((numbered(grid, start), grid))
         start += int(np.prod(grid))
-    laid, rows = lay_out(clips, config, size)
+    laid, rows = pack_vision(clips, config, size)
     held = laid.patches[:, 0].astype(int)
     np.testing.assert_array_equal(np.sort(held[:start]), np.arange(start))
     # merged unit m is patches 4m .. 4m+3 in patchify order, and stands at rows[m]
@@ -122,8 +122,8 @@ def test_every_patch_stands_where_its_row_and_its_ranges_say(grids, config):
                         places.append((r, c))
                         key_frame.append((number, frame))
                         key_window.append((number, frame, r // side, c // side))
-    np.testing.assert_array_equal(laid.place[:start], np.array(places)[held[:start]])
-    for ranges, keys in ((laid.window, key_window), (laid.frame, key_frame)):
+    np.testing.assert_array_equal(laid.positions[:start], np.array(places)[held[:start]])
+    for ranges, keys in ((laid.window_range, key_window), (laid.frame_range, key_frame)):
         ordered = [keys[patch] for patch in held[:start]]
         for here, (first, last) in enumerate(ranges[:start]):
             assert first <= here <= last
@@ -135,8 +135,8 @@ def test_every_patch_stands_where_its_row_and_its_ranges_say(grids, config):
 
 
 def test_pads_see_nothing_and_are_seen_by_none():
-    laid, _ = lay_out([(numbered((1, 4, 6)), (1, 4, 6))], VISION, 64)
-    for ranges in (laid.window, laid.frame):
+    laid, _ = pack_vision([(numbered((1, 4, 6)), (1, 4, 6))], VISION, 64)
+    for ranges in (laid.window_range, laid.frame_range):
         assert (ranges[24:, 0] > ranges[24:, 1]).all()
         assert ranges[:24].max() == 23
     assert not laid.patches[24:].any()
@@ -144,9 +144,9 @@ def test_pads_see_nothing_and_are_seen_by_none():
 
 def test_patches_that_do_not_fit_their_grid_or_their_bucket_are_refused():
     with pytest.raises(ValueError, match=r"grid \(1, 4, 4\): got shape \(24, 1176\), expected \(16, 1176\)"):
-        lay_out([(numbered((1, 4, 6)), (1, 4, 4))], VISION, 64)
+        pack_vision([(numbered((1, 4, 6)), (1, 4, 4))], VISION, 64)
     with pytest.raises(ValueError, match="bucket of 16 patches: got 24"):
-        lay_out([(numbered((1, 4, 6)), (1, 4, 6))], VISION, 16)
+        pack_vision([(numbered((1, 4, 6)), (1, 4, 6))], VISION, 16)
 
 
 @pytest.mark.parametrize(("size", "want"), [(0, 4), (4, 4), (5, 8), (8, 8)])
@@ -182,7 +182,7 @@ def test_a_sample_is_the_same_wherever_the_padding_stands(side):
         np.testing.assert_array_equal(inputs.index[b, here], np.arange(length))
         np.testing.assert_array_equal(inputs.positions[b, :, here], positions(sample.spans))
         assert (inputs.ids[b, pads] == 7).all() and (inputs.index[b, pads] == -1).all()
-        assert (inputs.rows[b, pads] == -1).all()
+        assert (inputs.vision_index[b, pads] == -1).all()
 
 
 def test_every_vision_token_finds_its_own_patches_and_no_text_token_finds_any():
@@ -190,7 +190,7 @@ def test_every_vision_token_finds_its_own_patches_and_no_text_token_finds_any():
     units = inputs.vision.patches[:, :, 0].reshape(3, -1, 4)
     for b, sample in enumerate(BATCH):
         vision = np.concatenate([np.full(span.length, span.kind == Kind.VISION) for span in sample.spans])
-        rows = inputs.rows[b, -len(sample.ids) :]
+        rows = inputs.vision_index[b, -len(sample.ids) :]
         assert (rows[~vision] == -1).all()
         count = 4 * int(vision.sum())
         np.testing.assert_array_equal(units[b][rows[vision]], np.arange(count).reshape(-1, 4))
@@ -198,14 +198,14 @@ def test_every_vision_token_finds_its_own_patches_and_no_text_token_finds_any():
 
 def test_the_clips_of_a_sample_do_not_see_one_another():
     vision = collate(BATCH, VISION).vision
-    first, last = vision.frame[2, :, 0], vision.frame[2, :, 1]
+    first, last = vision.frame_range[2, :, 0], vision.frame_range[2, :, 1]
     np.testing.assert_array_equal(np.unique(np.stack([first, last], 1)[:68], axis=0), [[0, 31], [32, 63], [64, 67]])
     assert (first[68:] > last[68:]).all()
 
 
 def test_a_sample_without_vision_beside_one_with_has_only_pads():
     vision = collate(BATCH, VISION).vision
-    assert (vision.frame[1, :, 0] > vision.frame[1, :, 1]).all()
+    assert (vision.frame_range[1, :, 0] > vision.frame_range[1, :, 1]).all()
     assert not vision.patches[1].any()
 
 

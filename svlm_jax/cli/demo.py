@@ -78,7 +78,7 @@ def replies(vlm: Any, args: argparse.Namespace, config: StreamConfig, sampling: 
     fps = round(config.fps)
     pictures, session, state = Film(args.seed, unseen=args.unseen).pictures(fps), None, None
     for second in range(args.seconds):
-        clip = vlm.processor.video(np.stack(list(islice(pictures, fps))), fps=fps, levels=True)
+        clip = vlm.processor.video(np.stack(list(islice(pictures, fps))), fps=fps, raw=True)
         if session is None or state is None:
             session = Session(vlm.model, vlm.tokenizer, config, clip.grid, sampling=sampling)
             with compiling():

@@ -216,7 +216,7 @@ class Watch:
         )
 
     def _prepare(self, chunk: Any) -> Any:
-        return self.vlm.processor.video(chunk.frames, fps=self.config.fps, levels=True)
+        return self.vlm.processor.video(chunk.frames, fps=self.config.fps, raw=True)
 
     def _begin(self, clip: Any, things: ExitStack) -> None:
         """Make the session for frames of that size, compile it, and begin or resume the stream."""

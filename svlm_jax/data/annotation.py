@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.data.batch import Clip, Sample
 from svlm_jax.data.chat import PREVIOUS_HEAD, TURN_END, TURN_HEAD, Tokenizer, Tokens, opening, plain, question_text, user_turn
 from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip, Sample
 from svlm_jax.spans import Kind, Part, Span, total, truncate
 
 NO_LOSS = -100  # label of a token that is not learned

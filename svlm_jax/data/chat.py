@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.data.batch import Clip, Sample
 from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip, Sample
 from svlm_jax.spans import Kind, Part, Span, vision_span
 
 SYSTEM_PROMPT = "You are a helpful assistant."

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from svlm_jax.data.annotation import NO_LOSS
-from svlm_jax.data.batch import Sample, collate
+from svlm_jax.data.batch import collate
 from svlm_jax.errors import InputError
-from svlm_jax.inputs import Inputs, lay_out, stack
+from svlm_jax.inputs import Inputs, Sample, pack_vision, stack_vision
 from svlm_jax.spans import Kind, Span
 
 PREFETCH = 2  # micro-batches that are prepared ahead, in threads; each worker holds as many
@@ -197,7 +197,7 @@ def batch(examples: Sequence[Example], size: Size, config: Any) -> Batch:
     filler = Sample(np.zeros(1, np.int32), (Span(Kind.SYSTEM, 1),), ())
     samples = [example.sample or filler for example in examples]
     inputs = collate(samples, config.vision, token_buckets=(size.tokens,), patch_buckets=(size.patches,))
-    vision = inputs.vision or stack([lay_out([], config.vision, size.patches, np.uint8)[0] for _ in samples])
+    vision = inputs.vision or stack_vision([pack_vision([], config.vision, size.patches, np.uint8)[0] for _ in samples])
     # One span for all, or frames of another size would be another program.
     inputs = inputs._replace(vision=replace(vision, frame_span=size.frame))
     at, labels = (np.full((len(samples), size.labels), fill, np.int32) for fill in (0, NO_LOSS))

@@ -1,7 +1,7 @@
 """From uint8 frames to the patches a Qwen2.5-VL vision tower reads: size rule, resize, normalise, patchify.
 
 Owns every number that decides which pixels the model sees. Does not know files, time, tokens or devices (numpy and PIL
-only). Units: levels (0..255) before `normalise`, standard deviations after; sizes in pixels, height before width.
+only). Units: raw pixels (0..255) before `normalise`, standard deviations after; sizes in pixels, height before width.
 Axes: F frames · H, W pixels · P = t*h*w patches · C = 3 * 2 * 14 * 14 = 1176 numbers a patch.
 """
 
@@ -18,12 +18,12 @@ from svlm_jax.config import CLIP_MEAN, CLIP_STD
 from svlm_jax.errors import InputError
 
 _KEYS = {"mean": "image_mean", "std": "image_std", "rescale": "rescale_factor"}  # a field's name in the files
-SMALL = 1 << 20  # levels that are resized faster than threads start
-MAX_ASPECT_RATIO = 200  # the Qwen rule: beyond it one side of the resized picture has nothing left to show
-# The largest that a file may ask for: more pixels than the model takes at once, beyond any patch; a larger least would make of
-# every picture one that fills the memory.
-LARGEST = {"min_pixels": 1 << 25, "max_pixels": 1 << 40}
-LARGEST_SIZE = 256
+SMALL = 1 << 20  # bytes of frames that are resized faster than threads start
+MAX_ASPECT_RATIO = 200  # the Qwen rule: beyond it one side of the resized frame has nothing left to show
+# Bounds on what a file may ask for: more pixels than the model takes at once, beyond any patch. A larger min_pixels would
+# enlarge every frame until it fills the memory.
+MAX_BOUNDS = {"min_pixels": 1 << 25, "max_pixels": 1 << 40}
+MAX_SIZE = 256  # of a patch or a merge
 PIL_BICUBIC = 3  # `resample` in the JSON files is PIL's enumeration
 
 
@@ -37,7 +37,7 @@ class PixelConfig:
         merge_size: patches on a side of one vision token.
         temporal_patch_size: frames in a patch.
         mean, std: per channel (R, G, B), after rescaling.
-        rescale: what a level is multiplied by before mean and std.
+        rescale: factor on raw pixels, before mean and std.
     """
 
     min_pixels: int
@@ -57,8 +57,8 @@ class PixelConfig:
         return self.patch_size * self.merge_size
 
     @property
-    def usual(self) -> bool:
-        """Whether levels are normalised as by every published model, which the vision tower can do itself."""
+    def is_default_norm(self) -> bool:
+        """Whether pixels are normalised as by every published model, which the vision tower can do itself."""
         return self.mean == CLIP_MEAN and self.std == CLIP_STD and abs(self.rescale * 255 - 1) < 1e-9
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,12 +85,12 @@ class PixelConfig:
             raise InputError(f"{source}: resample", repr(d["resample"]), "3 (bicubic)", "set it to 3 or remove the key")
         size = d["size"] if isinstance(d.get("size"), dict) else {}
         keys = dict(_KEYS)
-        found = {f.name: d.get(keys.get(f.name, f.name)) for f in fields(cls)}
+        settings = {f.name: d.get(keys.get(f.name, f.name)) for f in fields(cls)}
         for name, edge in (("min_pixels", "shortest_edge"), ("max_pixels", "longest_edge")):
-            if found[name] is None:
-                found[name], keys[name] = size.get(edge), f"{name} (or size.{edge})"
+            if settings[name] is None:
+                settings[name], keys[name] = size.get(edge), f"{name} (or size.{edge})"
         required = ("min_pixels", "max_pixels", "mean", "std")
-        values: dict = {k: v for k, v in found.items() if v is not None or k in required}
+        values: dict = {k: v for k, v in settings.items() if v is not None or k in required}
         _validate(values, source, keys)
         values["mean"], values["std"] = (tuple(map(float, values[k])) for k in ("mean", "std"))
         return cls(**values)
@@ -105,9 +105,9 @@ def _validate(values: dict, source: str, keys: dict[str, str]) -> None:
         elif name == "rescale":
             ok, expected = _is_number(value) and value > 0, "a number above 0, normally 1/255"
         else:
-            most = LARGEST.get(name, LARGEST_SIZE)
-            ok = isinstance(value, int) and _is_number(value) and 0 < value <= most
-            expected = f"a whole number above 0, at most {most}"
+            bound = MAX_BOUNDS.get(name, MAX_SIZE)
+            ok = isinstance(value, int) and _is_number(value) and 0 < value <= bound
+            expected = f"a whole number above 0, at most {bound}"
         if not ok:
             field, got = f"{source}: {keys.get(name, name)}", "nothing" if value is None else repr(value)
             raise InputError(field, got, expected, "use the value of the model's own file")
@@ -124,17 +124,17 @@ STREAM_FRAME = PixelConfig(min_pixels=100 * 28 * 28, max_pixels=768 * 28 * 28)  
 
 
 def smart_resize(height: int, width: int, config: PixelConfig) -> tuple[int, int]:
-    """The (height, width) that a picture is resized to: multiples of `factor`, area within the bounds, shape kept.
+    """The (height, width) that a frame is resized to: multiples of `factor`, area within the bounds, shape kept.
 
-    Each side goes to the nearest multiple (ties to the even one); when that leaves the bounds, the picture is scaled to
+    Each side goes to the nearest multiple (ties to the even one); when that leaves the bounds, the frame is scaled to
     the bound and the sides rounded down (too large) or up (too small). Source: `smart_resize` of Qwen2-VL.
     Raises InputError for a side below 1 px or an aspect ratio above 200.
     """
     if min(height, width) < 1:
-        raise InputError("picture size", f"{width}x{height} px", "at least 1x1 px", "leave this picture out")
+        raise InputError("frame size", f"{width}x{height} px", "at least 1x1 px", "leave this frame out")
     if (ratio := max(height, width) / min(height, width)) > MAX_ASPECT_RATIO:
         got = f"{width}x{height} px (aspect ratio {ratio:g})"
-        raise InputError("picture size", got, f"an aspect ratio of at most {MAX_ASPECT_RATIO}", "crop or pad it")
+        raise InputError("frame size", got, f"an aspect ratio of at most {MAX_ASPECT_RATIO}", "crop or pad it")
     factor = config.factor
     rows, columns = round(height / factor) * factor, round(width / factor) * factor
     if rows * columns > config.max_pixels:
@@ -150,8 +150,8 @@ def smart_resize(height: int, width: int, config: PixelConfig) -> tuple[int, int
 def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [height, width, 3], antialiased bicubic as PIL does it; the same array if it fits.
 
-    Columns, then rows, as two calls: each pass rounds to a level, and which comes first depends on PIL's version and the size
-    (13 takes rows first for 640x480). So the levels are the same with every PIL.
+    Columns, then rows, as two calls: each pass rounds to uint8, and which comes first depends on PIL's version and the size
+    (13 takes rows first for 640x480). So the pixels are the same with every PIL.
     """
     if frame.shape[:2] == (height, width):
         return frame
@@ -160,19 +160,19 @@ def resize(frame: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def normalise(frames: np.ndarray, config: PixelConfig) -> np.ndarray:
-    """uint8 [F, H, W, 3] levels -> float32 [F, H, W, 3] standard deviations.
+    """Raw uint8 [F, H, W, 3] -> float32 [F, H, W, 3] standard deviations.
 
-    Bit-equal to transformers' `Qwen2VLImageProcessorPil`: level * rescale in float64, rounded to float32, then minus
+    Bit-equal to transformers' `Qwen2VLImageProcessorPil`: pixel * rescale in float64, rounded to float32, then minus
     mean and divided by std in float32. The torch processors (so the video one) fold rescale into mean and std instead,
-    `(level - mean * 255) / (std * 255)`, which rounds once less: the two differ by less than 1e-6.
+    `(pixel - mean * 255) / (std * 255)`, which rounds once less: the two differ by less than 1e-6.
     """
     mean, std = (np.tile(np.asarray(v, np.float32), (frames.shape[2], 1)) for v in (config.mean, config.std))
     return _standardise(frames, mean, std, config)  # tiled to [W, 3]: numpy is slow with an inner axis of 3
 
 
-def _standardise(levels: np.ndarray, mean: np.ndarray, std: np.ndarray, config: PixelConfig) -> np.ndarray:
-    out = np.empty(levels.shape, np.float32)
-    np.multiply(levels, config.rescale, out=out, dtype=np.float64, casting="unsafe")  # in blocks: no float64 copy
+def _standardise(raw: np.ndarray, mean: np.ndarray, std: np.ndarray, config: PixelConfig) -> np.ndarray:
+    out = np.empty(raw.shape, np.float32)
+    np.multiply(raw, config.rescale, out=out, dtype=np.float64, casting="unsafe")  # in blocks: no float64 copy
     out -= mean
     out /= std
     return out
@@ -195,19 +195,19 @@ def patchify(frames: np.ndarray, config: PixelConfig) -> tuple[np.ndarray, tuple
     pairs, merge, patch = config.temporal_patch_size, config.merge_size, config.patch_size
     if missing := -len(frames) % pairs:
         frames = np.concatenate([frames, np.repeat(frames[-1:], missing, axis=0)])
-    order = "(t a) (h m p) (w n q) c -> (t h w m n) (c a p q)"
-    patches = rearrange(frames, order, a=pairs, m=merge, n=merge, p=patch, q=patch)
+    pattern = "(t a) (h m p) (w n q) c -> (t h w m n) (c a p q)"
+    patches = rearrange(frames, pattern, a=pairs, m=merge, n=merge, p=patch, q=patch)
     return patches, (len(frames) // pairs, frames.shape[1] // patch, frames.shape[2] // patch)
 
 
-def preprocess(frames: np.ndarray, config: PixelConfig, *, levels: bool = False) -> tuple[np.ndarray, tuple[int, int, int]]:
+def preprocess(frames: np.ndarray, config: PixelConfig, *, raw: bool = False) -> tuple[np.ndarray, tuple[int, int, int]]:
     """One image (F = 1) or one clip, uint8 [F, H, W, 3] -> (patches float32 [P, C], grid (t, h, w)).
 
     Equal to resize, normalise, patchify in this order; patchify runs first on bytes because that moves a quarter.
 
     Args:
-        levels: leave the patches as levels (uint8), a quarter of the bytes, for the vision tower to normalise; unless `config`
-            normalises in a way of its own.
+        raw: leave the patches as uint8 pixels, a quarter of the bytes, for the vision tower to normalise; unless `config` has a
+            normalisation of its own.
 
     Raises:
         InputError: no frames, not uint8 [F, H, W, 3], or a size that `smart_resize` refuses.
@@ -223,7 +223,7 @@ def preprocess(frames: np.ndarray, config: PixelConfig, *, levels: bool = False)
             with ThreadPoolExecutor() as pool:
                 frames = np.stack(list(pool.map(lambda frame: resize(frame, height, width), frames)))
     patches, grid = patchify(frames, config)
-    if levels and config.usual:
+    if raw and config.is_default_norm:
         return patches, grid
     mean, std = (np.asarray(v, np.float32)[:, None] for v in (config.mean, config.std))
     by_channel = rearrange(patches, "p (c n) -> p c n", c=3)

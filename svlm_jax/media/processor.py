@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.data.batch import Clip, Sample
 from svlm_jax.data.chat import Tokenizer, Turn, encode
 from svlm_jax.errors import InputError
 from svlm_jax.files import read_json, refuse_stand_in
+from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.image import as_frames, load_image
 from svlm_jax.media.pixels import QWEN_IMAGE, STREAM_FRAME, PixelConfig, preprocess
 from svlm_jax.media.video import read_video
@@ -78,15 +78,15 @@ class Processor:
         fps: float | int = 2.0,
         start: float | int = 0.0,
         duration: float | int | None = None,
-        levels: bool = False,
+        raw: bool = False,
     ) -> Clip:
-        """A video file, or a sequence of frames already taken at `fps`, as patches; `levels`: see `preprocess`. Of a long one
+        """A video file, or a sequence of frames already taken at `fps`, as patches; `raw`: see `preprocess`. Of a long one
         (more than 300 frames of 720p) frames are made smaller, so that all of them fit (`VIDEO_PIXELS`)."""
         if isinstance(source, str | Path):
             frames, _, fps = read_video(source, fps=fps, start=start, duration=duration)
         else:
             frames = as_frames(source)
-        patches, grid = preprocess(frames, shared_out(self.video_config, len(frames)), levels=levels)
+        patches, grid = preprocess(frames, shared_out(self.video_config, len(frames)), raw=raw)
         vision = self.config.vision
         return Clip(patches, grid, temporal_step(vision.tokens_per_second, vision.temporal_patch_size, fps), video=True)
 

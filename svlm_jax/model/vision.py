@@ -2,7 +2,7 @@
 
 A tower is called with a `VisionInput` and returns `Features`: that is all the model knows of it.
 
-Takes patches in window order (`inputs.lay_out`), so that nothing is permuted here: window layers and per-frame full layers
+Takes patches in window order (`inputs.pack_vision`), so that nothing is permuted here: window layers and per-frame full layers
 differ only in the range of patches that a patch attends to. Padding attends to nothing and stays finite.
 
 Axes: B batch, P patches, C numbers a patch, E width, N heads, H head dim (80 in every published size), M = P/4, D text width.
@@ -23,7 +23,9 @@ from svlm_jax.model.attention import vision_attention
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm
 from svlm_jax.model.rope import Rotary, rotate, vision_rotary
 
-jax.tree_util.register_dataclass(VisionInput, data_fields=["patches", "place", "window", "frame"], meta_fields=["frame_span"])
+jax.tree_util.register_dataclass(
+    VisionInput, data_fields=["patches", "positions", "window_range", "frame_range"], meta_fields=["frame_span"]
+)
 
 
 class Features(NamedTuple):
@@ -115,15 +117,15 @@ class VisionTower(nnx.Module):
         with jax.named_scope("patch_embed"):
             patches = normalised(vision.patches) if vision.patches.dtype == jnp.uint8 else vision.patches
             x = self.patch_embed(patches.astype(self.dtype))
-        rotary = vision_rotary(vision.place, self.config.head_dim, VISION_ROPE_THETA)
+        rotary = vision_rotary(vision.positions, self.config.head_dim, VISION_ROPE_THETA)
         # An empty range (last < first) marks padding.
-        is_patch = vision.frame[..., 0] <= vision.frame[..., 1]
+        is_patch = vision.frame_range[..., 0] <= vision.frame_range[..., 1]
         index = jnp.where(is_patch, jnp.arange(x.shape[1]), -1)
         for number, block in enumerate(self.blocks):
             with jax.named_scope(f"block_{number}"):
                 if number in self.config.fullatt_block_indexes:
-                    x = block(x, rotary, vision.frame, index, vision.frame_span)
+                    x = block(x, rotary, vision.frame_range, index, vision.frame_span)
                 else:
-                    x = block(x, rotary, vision.window, index, self.config.window_patches)
+                    x = block(x, rotary, vision.window_range, index, self.config.window_patches)
         with jax.named_scope("merger"):
             return Features(self.merger(x))

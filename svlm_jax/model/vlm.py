@@ -35,7 +35,7 @@ class QwenVL(nnx.Module):
             features = self.vision(inputs.vision)
         if features is None:
             return x, ()
-        rows = jnp.asarray(inputs.rows)[..., None]
+        rows = jnp.asarray(inputs.vision_index)[..., None]
         is_vision = rows >= 0
 
         def gather(feature: jax.Array) -> jax.Array:

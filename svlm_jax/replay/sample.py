@@ -15,9 +15,10 @@ from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert, huggingface
 from svlm_jax.config import ModelConfig
 from svlm_jax.data import annotation
-from svlm_jax.data.batch import Clip, Sample, collate
+from svlm_jax.data.batch import collate
 from svlm_jax.errors import InputError
 from svlm_jax.files import read_json
+from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.pixels import PixelConfig, normalise, patchify
 from svlm_jax.media.processor import Processor
 from svlm_jax.model.parameters import Parameters, from_parameters

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from svlm_jax.config import StreamConfig
-from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import plain
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import PixelConfig, smart_resize
 from svlm_jax.media.player import Player
 from svlm_jax.pretrained import Pretrained
@@ -73,7 +73,7 @@ class Engine:
         self.vlm, self.config, self.limits, self.rows, self.publish = vlm, config, limits, rows, publish
         self.metrics = metrics or Metrics()
         black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
-        self.clip = vlm.processor.video(black, fps=config.fps, levels=True)
+        self.clip = vlm.processor.video(black, fps=config.fps, raw=True)
         grid = (self.clip.grid[0], 2, budget(vlm.processor.video_config, box) // 2)
         self.session = session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=rows)
         # One stream can be watched as soon as its programs are there; those of larger groups are compiled beside the steps.
@@ -300,7 +300,7 @@ class Engine:
 
     def _prepare(self, chunk: Any) -> tuple[Clip, float]:
         there = time.monotonic()
-        return self.vlm.processor.video(chunk.frames, fps=self.config.fps, levels=True), there
+        return self.vlm.processor.video(chunk.frames, fps=self.config.fps, raw=True), there
 
     def _lost(self, one: Running, lost: Any) -> None:
         one.dropped += len(lost)

@@ -13,7 +13,7 @@ import numpy as np
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.decode.loop import Plan
-from svlm_jax.inputs import PATCH_BUCKETS, Inputs, VisionInput, bucket, lay_out, stack
+from svlm_jax.inputs import PATCH_BUCKETS, Inputs, VisionInput, bucket, pack_vision, stack_vision
 from svlm_jax.stream.sequence import Sequence
 
 
@@ -34,8 +34,8 @@ def vision(rows: Rows, config: ModelConfig, size: int, frame: int) -> tuple[Visi
     `frame`: most patches in a frame, so that other shapes are the same program."""
     clips = [[(clip.patches, clip.grid) for _, clip in row.turn.clips] if row else [] for row in rows]
     dtype = next((patches.dtype for some in clips for patches, _ in some), np.float32)
-    laid = [lay_out(some, config.vision, size, dtype) for some in clips]
-    frames = replace(stack([one for one, _ in laid]), frame_span=bucket(frame, PATCH_BUCKETS, "patches in a frame"))
+    laid = [pack_vision(some, config.vision, size, dtype) for some in clips]
+    frames = replace(stack_vision([one for one, _ in laid]), frame_span=bucket(frame, PATCH_BUCKETS, "patches in a frame"))
     return frames, [where for _, where in laid]
 
 

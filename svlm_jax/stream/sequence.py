@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from svlm_jax.config import ModelConfig, StreamConfig
-from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import Tokenizer, Tokens, plain, question_text, reply_turn, user_turn
 from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip
 from svlm_jax.spans import Kind, Part, Span, total
 from svlm_jax.stream import policy
 from svlm_jax.stream.policy import NOWHERE

@@ -23,13 +23,12 @@ from jax.sharding import Mesh
 
 from svlm_jax.config import StreamConfig
 from svlm_jax.data import chat
-from svlm_jax.data.batch import Clip
 from svlm_jax.data.chat import Tokenizer, plain
 from svlm_jax.decode.detokenize import raw, shown
 from svlm_jax.decode.loop import Loop, Plan
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
-from svlm_jax.inputs import TOKEN_BUCKETS, VisionInput, bucket
+from svlm_jax.inputs import TOKEN_BUCKETS, Clip, VisionInput, bucket
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
 from svlm_jax.model.parameters import parameters
 from svlm_jax.model.vlm import QwenVL

@@ -13,13 +13,13 @@ from jax.sharding import Mesh
 from svlm_jax.checkpoint import convert
 from svlm_jax.config import ModelConfig
 from svlm_jax.data import annotation
-from svlm_jax.data.batch import Clip, Sample
 from svlm_jax.data.fingerprint import fingerprint, looked_at, videos
 from svlm_jax.data.frames import by_second, window_frames
 from svlm_jax.data.pipeline import Examples, Window
 from svlm_jax.data.records import Records
 from svlm_jax.data.tfds import Prepared
 from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.pixels import preprocess
 from svlm_jax.media.processor import Processor
 from svlm_jax.model.parameters import Parameters, shapes
@@ -135,7 +135,7 @@ class Make:
     def __call__(self, window: Window) -> tuple[Sample, np.ndarray]:
         model, pixels = self.processor.config, self.processor.video_config
         step = temporal_step(model.vision.tokens_per_second, model.vision.temporal_patch_size, self.data.fps)
-        clips = [Clip(*preprocess(frames, pixels, levels=True), step, video=True) for frames in window.frames]
+        clips = [Clip(*preprocess(frames, pixels, raw=True), step, video=True) for frames in window.frames]
         options = {name: getattr(self.data, name) for name in ("sink", "text_window", "as_streamed", "learn_previous")}
         return annotation.sample(window.annotation, clips, self.processor.tokenizer, model, **options)
 

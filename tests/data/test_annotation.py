@@ -22,9 +22,9 @@ from svlm_jax.data.annotation import (
     sample,
     training_turns,
 )
-from svlm_jax.data.batch import Clip
 from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.spans import Kind, positions, total
 from tests.support import FIXTURES

@@ -5,10 +5,11 @@ import pytest
 
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
-from svlm_jax.data.batch import Clip, Sample, collate
+from svlm_jax.data.batch import collate
 from svlm_jax.decode.generate import _generate, generate
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip, Sample
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.spans import Kind, Span, vision_span
 

@@ -64,7 +64,7 @@ def test_a_strip_of_20000_by_10_pixels_is_refused_with_its_ratio_and_a_remedy():
 def test_a_picture_without_pixels_is_refused():
     with pytest.raises(InputError) as error:
         smart_resize(0, 10, QWEN_IMAGE)
-    one_line(error, "10x0", "leave this picture out")
+    one_line(error, "10x0", "leave this frame out")
 
 
 # --- parity with the image processor ---

@@ -10,7 +10,7 @@ from flax import nnx
 from pallas_kernels import xla as attention_module
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
-from svlm_jax.inputs import lay_out, stack
+from svlm_jax.inputs import pack_vision, stack_vision
 from svlm_jax.media.pixels import STREAM_FRAME, preprocess
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.vision import normalised
@@ -33,12 +33,14 @@ def noise(grid, seed=0):
 
 
 def batched(laid):
-    return replace(laid, **{name: getattr(laid, name)[None] for name in ("patches", "place", "window", "frame")})
+    return replace(
+        laid, **{name: getattr(laid, name)[None] for name in ("patches", "positions", "window_range", "frame_range")}
+    )
 
 
 def features(tower, clips, size=256):
     """Rows of merged units in patchify order [M, D], and all rows of the bucket."""
-    laid, rows = lay_out(clips, tower.config, size)
+    laid, rows = pack_vision(clips, tower.config, size)
     every = np.asarray(tower(batched(laid)))[0]
     return every[rows], every
 
@@ -58,18 +60,18 @@ def test_a_large_bucket_takes_the_local_path_in_every_layer(tower, monkeypatch):
     spans = []
     local = attention_module._local
     monkeypatch.setattr(attention_module, "_local", lambda *a: spans.append(a[-1]) or local(*a))
-    laid, _ = lay_out([noise((1, 6, 10))], tower.config, 768)  # a size that nothing else compiles
+    laid, _ = pack_vision([noise((1, 6, 10))], tower.config, 768)  # a size that nothing else compiles
     jax.eval_shape(tower, batched(laid))
     full = len(tower.config.fullatt_block_indexes)
     assert sorted(spans) == sorted([64] * full + [tower.config.window_patches] * (tower.config.depth - full))
 
 
 def test_what_stands_in_pad_patches_does_not_matter(tower):
-    laid, rows = lay_out([noise((2, 6, 10))], tower.config, 256)
+    laid, rows = pack_vision([noise((2, 6, 10))], tower.config, 256)
     clean = np.asarray(tower(batched(laid)))[0]
-    dirty = replace(laid, patches=laid.patches.copy(), place=laid.place.copy())
+    dirty = replace(laid, patches=laid.patches.copy(), positions=laid.positions.copy())
     dirty.patches[120:] = np.random.default_rng(3).normal(size=(136, 1176)) * 1e4
-    dirty.place[120:] = 999
+    dirty.positions[120:] = 999
     soiled = np.asarray(tower(batched(dirty)))[0]
     assert np.isfinite(soiled).all()
     np.testing.assert_array_equal(soiled[rows], clean[rows])
@@ -85,16 +87,18 @@ def test_two_images_in_one_row_are_each_as_if_alone(tower):
 
 def test_rows_of_a_batch_are_each_as_if_alone(tower):
     clips = [noise((1, 6, 10), 1), noise((1, 4, 14), 2), noise((2, 4, 12), 3)]
-    laid = [lay_out([clip], tower.config, 256)[0] for clip in clips]
-    arrays = {name: np.stack([getattr(one, name) for one in laid]) for name in ("patches", "place", "window", "frame")}
+    laid = [pack_vision([clip], tower.config, 256)[0] for clip in clips]
+    arrays = {
+        name: np.stack([getattr(one, name) for one in laid]) for name in ("patches", "positions", "window_range", "frame_range")
+    }
     together = tower(replace(laid[0], **arrays, frame_span=max(one.frame_span for one in laid)))
     for row, one in zip(together, laid, strict=True):
-        count = int((one.frame[:, 0] <= one.frame[:, 1]).sum()) // 4
+        count = int((one.frame_range[:, 0] <= one.frame_range[:, 1]).sum()) // 4
         np.testing.assert_allclose(row[:count], tower(batched(one))[0, :count], rtol=0, atol=CLOSE)
 
 
 def test_the_size_of_the_frame_bucket_does_not_matter(tower):
-    laid, rows = lay_out([noise((3, 6, 10))], tower.config, 256)
+    laid, rows = pack_vision([noise((3, 6, 10))], tower.config, 256)
     want = np.asarray(tower(batched(laid)))[0, rows]
     assert laid.frame_span == 64
     got = np.asarray(tower(batched(replace(laid, frame_span=128))))[0, rows]
@@ -131,29 +135,29 @@ def test_a_full_layer_looks_across_windows_of_its_frame(tower):
 def test_rows_depend_on_the_place_of_their_patches(tower):
     """The same picture moved by one window keeps its windows but not its angles."""
     patches, grid = noise((1, 8, 8))
-    laid, rows = lay_out([(patches, grid)], tower.config, 256)
+    laid, rows = pack_vision([(patches, grid)], tower.config, 256)
     here = np.asarray(tower(batched(laid)))[0, rows]
-    moved = replace(laid, place=laid.place + np.int32([0, 40]))
+    moved = replace(laid, positions=laid.positions + np.int32([0, 40]))
     np.testing.assert_allclose(np.asarray(tower(batched(moved)))[0, rows], here, rtol=0, atol=CLOSE)  # angles are relative
-    turned = replace(laid, place=laid.place[:, ::-1].copy())
+    turned = replace(laid, positions=laid.positions[:, ::-1].copy())
     assert np.abs(np.asarray(tower(batched(turned)))[0, rows] - here).max() > 1e-3
 
 
 def test_the_tower_normalises_levels_as_the_preprocessor_does():
     """To the last rounding: the preprocessor multiplies by 1/255 in float64, the tower in float32."""
     levels = np.random.default_rng(0).integers(0, 256, (2, 56, 84, 3), dtype=np.uint8)
-    raw, grid = preprocess(levels, STREAM_FRAME, levels=True)
+    raw, grid = preprocess(levels, STREAM_FRAME, raw=True)
     want, same = preprocess(levels, STREAM_FRAME)
     assert raw.dtype == np.uint8 and want.dtype == np.float32 and grid == same
     np.testing.assert_allclose(jax.jit(normalised)(raw), want, rtol=0, atol=1e-6)
     own = replace(STREAM_FRAME, mean=(0.5, 0.5, 0.5))
-    assert preprocess(levels, own, levels=True)[0].dtype == np.float32  # which the tower does not know
+    assert preprocess(levels, own, raw=True)[0].dtype == np.float32  # which the tower does not know
 
 
 def test_levels_and_normalised_patches_are_not_mixed(tiny_dir):
     vision = hf_config.read(tiny_dir).vision
     one, other = (np.zeros((4, 1176), dtype) for dtype in (np.uint8, np.float32))
     with pytest.raises(ValueError, match="expected one dtype"):
-        lay_out([(one, (1, 2, 2)), (other, (1, 2, 2))], vision, 64)
+        pack_vision([(one, (1, 2, 2)), (other, (1, 2, 2))], vision, 64)
     with pytest.raises(ValueError, match="in a batch, expected one dtype"):
-        stack([lay_out([(one, (1, 2, 2))], vision, 64)[0], lay_out([], vision, 64)[0]])
+        stack_vision([pack_vision([(one, (1, 2, 2))], vision, 64)[0], pack_vision([], vision, 64)[0]])

@@ -18,8 +18,7 @@ import pytest
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig, VisionConfig
-from svlm_jax.data.batch import Clip, Sample
-from svlm_jax.inputs import Inputs, window_order
+from svlm_jax.inputs import Clip, Inputs, Sample, window_order
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.spans import Kind, Span, positions, temporal_step, vision_span

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svlm_jax.data.batch import Sample, collate
+from svlm_jax.data.batch import collate
 from svlm_jax.decode import sampling
 from svlm_jax.decode.generate import generate
 from svlm_jax.decode.sampling import Sampling
+from svlm_jax.inputs import Sample
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, transformers, video
 

@@ -13,8 +13,8 @@ from flax import nnx
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig
-from svlm_jax.data.batch import Clip, Sample, collate
-from svlm_jax.inputs import Inputs
+from svlm_jax.data.batch import collate
+from svlm_jax.inputs import Clip, Inputs, Sample
 from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
 from svlm_jax.model.parameters import Parameters, from_parameters, stack, unstack
 from svlm_jax.spans import Kind, Span, positions, temporal_step, vision_span

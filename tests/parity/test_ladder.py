@@ -15,8 +15,8 @@ from flax import nnx
 
 from pallas_kernels import xla as attention
 from svlm_jax.config import VISION_ROPE_THETA
-from svlm_jax.data.batch import Sample, collate
-from svlm_jax.inputs import Inputs
+from svlm_jax.data.batch import collate
+from svlm_jax.inputs import Inputs, Sample
 from svlm_jax.model.rope import text_rotary, vision_rotary
 from svlm_jax.model.text import AttentionMetadata
 from tests.parity import reference as ref
@@ -92,11 +92,13 @@ def forward(graph, state, inputs: Inputs, fed) -> dict[str, jax.Array]:
     model = nnx.merge(graph, state)
     tower, decoder = model.vision, model.text
     out = {"patch_embed": tower.patch_embed(inputs.vision.patches), "tower": tower(inputs.vision).rows}
-    index = jnp.where(inputs.vision.frame[..., 0] <= inputs.vision.frame[..., 1], jnp.arange(out["patch_embed"].shape[1]), -1)
-    rotary = vision_rotary(inputs.vision.place, tower.config.head_dim, VISION_ROPE_THETA)
+    index = jnp.where(
+        inputs.vision.frame_range[..., 0] <= inputs.vision.frame_range[..., 1], jnp.arange(out["patch_embed"].shape[1]), -1
+    )
+    rotary = vision_rotary(inputs.vision.positions, tower.config.head_dim, VISION_ROPE_THETA)
     for i, block in enumerate(tower.blocks):
         full = i in tower.config.fullatt_block_indexes
-        segment = inputs.vision.frame if full else inputs.vision.window
+        segment = inputs.vision.frame_range if full else inputs.vision.window_range
         span = inputs.vision.frame_span if full else tower.config.window_patches
         out[f"block{i}"] = block(fed[f"block{i}"], rotary, segment, index, span)
     out["merger"] = tower.merger(fed["merger"])

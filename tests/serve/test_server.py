@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from websockets.exceptions import InvalidStatus
 
-from svlm_jax.data.batch import Clip
 from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, smart_resize
 from svlm_jax.serve.access import Access
 from svlm_jax.serve.engine import Engine, Running, budget

@@ -15,7 +15,8 @@ import pytest
 
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
-from svlm_jax.data.batch import Clip, Sample, collate
+from svlm_jax.data.batch import collate
+from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.model.parameters import from_parameters
@@ -129,7 +130,7 @@ def features(name: str) -> list[np.ndarray]:
         span = vision_span(grid)
         clip = Clip(patches, grid, video=True)
         inputs = collate([Sample(np.zeros(span.length, np.int32), (span,), (clip,))], settings.vision)
-        rows.append(np.asarray(run(inputs.vision))[0, inputs.rows[0, : span.length]])
+        rows.append(np.asarray(run(inputs.vision))[0, inputs.vision_index[0, : span.length]])
     return rows
 
 

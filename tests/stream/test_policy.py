@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from svlm_jax import hf_config
 from svlm_jax.config import StreamConfig
 from svlm_jax.data import chat
-from svlm_jax.data.batch import Clip
 from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.spans import Kind, Part, Span, total, truncate
 from svlm_jax.stream import batch, policy, sequence
@@ -68,7 +68,7 @@ class Engine:
             for column in real:
                 place = piece.inputs.index[0, column]
                 assert piece.inputs.ids[0, column] == turn.ids[place]
-                assert (piece.inputs.rows[0, column] >= 0) == (turn.ids[place] == language().config.video_token_id)
+                assert (piece.inputs.vision_index[0, column] >= 0) == (turn.ids[place] == language().config.video_token_id)
                 np.testing.assert_array_equal(piece.inputs.positions[0, :, column], turn.positions[:, place])
                 seen.append(self.visible(place))
             assert (piece.slots[0][piece.inputs.index[0] < 0] == self.capacity).all()
@@ -283,7 +283,7 @@ def test_rows_of_a_batch_are_described_apart():
         alone = batch.describe([rows[b]], capacity)
         assert (index[b] == alone[0][0]).all() and (positions[b] == alone[1][0]).all()
     (piece,) = batch.pieces(rows, where, 128, capacity)
-    assert (piece.slots[1] == capacity).all() and piece.newest[1] == -1 and (piece.inputs.rows[1] == -1).all()
+    assert (piece.slots[1] == capacity).all() and piece.newest[1] == -1 and (piece.inputs.vision_index[1] == -1).all()
     plan = batch.plan(rows, [None] * 3, LONGEST, np.zeros(448, bool), language().end)
     assert plan.done.tolist() == [False, True, False] and not plan.seen[1].any()
 

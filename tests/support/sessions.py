@@ -7,8 +7,8 @@ import pytest
 from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import StreamConfig
-from svlm_jax.data.batch import Clip
 from svlm_jax.decode.sampling import Sampling
+from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.stream.sequence import Chunk
