@@ -10,7 +10,7 @@
     python -m benchmarks drops                                      # what dropped chunks do to a commentary
     python -m benchmarks findings                                   # the paper's findings on the generated game
     python -m benchmarks serve --clients 50 --seconds 120           # the live page: captions lost, latency, memory
-    python -m benchmarks serve --attack --rows 2 --seconds 600      # the same for one viewer among attackers
+    python -m benchmarks serve --attack --num-streams 2 --seconds 600      # the same for one viewer among attackers
     python -m benchmarks device                                     # all that waits for a GPU, in at most ten minutes
     python -m benchmarks table                                      # docs/benchmarks.md from docs/benchmarks/*.json
 
@@ -92,10 +92,10 @@ def parser() -> Parser:
     eighth.set_defaults(run=int8.bench)
     page = commands.add_parser("serve", help="the live page under load")
     page.add_argument("--clients", type=whole(1), default=50, help="viewers, spread over the streams (default 50)")
-    page.add_argument("--rows", type=whole(1), default=4, help="streams (default 4)")
+    page.add_argument("--num-streams", type=whole(1), default=4, help="streams (default 4)")
     page.add_argument("--seconds", type=whole(1), default=120, help="default 120")
-    told = f"one viewer among attackers instead: all, or some of {','.join(serve.attack.ATTACKS)}"
-    page.add_argument("--attack", nargs="?", const="all", metavar="NAMES", help=told)
+    attack_help = f"one viewer among attackers instead: all, or some of {','.join(serve.attack.ATTACKS)}"
+    page.add_argument("--attack", nargs="?", const="all", metavar="NAMES", help=attack_help)
     page.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped one")
     page.add_argument("--name", default="serve", help="of the entry in docs/benchmarks (default serve)")
     page.set_defaults(run=serve.bench)

@@ -1,4 +1,4 @@
-"""Clients of the live page for benchmarks: viewers that count what they get, streams for them. Units: seconds, bytes."""
+"""Clients of the live page for benchmarks: viewers that count what they receive, and streams for them. Units: seconds, bytes."""
 
 import asyncio
 import json
@@ -11,52 +11,52 @@ from svlm_jax.errors import InputError
 
 
 class Watcher:
-    """One client: the numbers of the captions it got, and when."""
+    """One client: the numbers of the captions that it received, and when."""
 
     def __init__(self) -> None:
         self.numbers: list[int] = []
-        self.came: dict[int, float] = {}
+        self.receive_times: dict[int, float] = {}
         self.latencies: list[float] = []
-        self.pictures = self.bytes = self.lost = 0
-        self.begun, self.stream, self.error = 0, "", ""
+        self.num_frames = self.num_bytes = self.dropped_chunks = 0
+        self.first_number, self.stream, self.error = 0, "", ""
 
-    async def watch(self, url: str, stream: str, until: float) -> None:
+    async def watch(self, url: str, stream: str, deadline: float) -> None:
         from websockets.asyncio.client import connect
         from websockets.exceptions import ConnectionClosed
 
         try:
             async with connect(url, max_size=None) as socket:
                 await socket.send(json.dumps({"type": "join", "stream": stream}))
-                while (left := until - time.monotonic()) > 0:
+                while (left := deadline - time.monotonic()) > 0:
                     with suppress(TimeoutError):
-                        self._heard(await asyncio.wait_for(socket.recv(), left))
+                        self._record(await asyncio.wait_for(socket.recv(), left))
         except (ConnectionClosed, OSError) as error:
             self.error = str(error) or type(error).__name__
 
-    def _heard(self, message: Any) -> None:
-        self.bytes += len(message)
-        if isinstance(message, bytes):
-            self.pictures += 1
+    def _record(self, data: Any) -> None:
+        self.num_bytes += len(data)
+        if isinstance(data, bytes):
+            self.num_frames += 1
             return
-        told = json.loads(message)
-        if told["type"] == "joined":
-            self.stream, missed = told["stream"], told["missed"]
-            self.begun = missed[-1]["number"] + 1 if missed else 0
-        if told["type"] in ("caption", "dropped"):
-            self.numbers.append(told["number"])
-            self.came[told["number"]] = time.monotonic()
-            self.lost += told.get("chunks", 0)
-            self.latencies += [told["latency"]] if "latency" in told else []
+        message = json.loads(data)
+        if message["type"] == "joined":
+            self.stream, missed = message["stream"], message["missed"]
+            self.first_number = missed[-1]["number"] + 1 if missed else 0
+        if message["type"] in ("caption", "dropped"):
+            self.numbers.append(message["number"])
+            self.receive_times[message["number"]] = time.monotonic()
+            self.dropped_chunks += message.get("chunks", 0)
+            self.latencies += [message["latency_seconds"]] if "latency_seconds" in message else []
 
     @property
-    def whole(self) -> bool:
-        """Whether it got every caption from its first to its last."""
-        expected = list(range(self.begun, self.begun + len(self.numbers)))
+    def is_complete(self) -> bool:
+        """Whether it received every caption from its first to its last."""
+        expected = list(range(self.first_number, self.first_number + len(self.numbers)))
         return not self.error and bool(self.numbers) and self.numbers == expected
 
 
-async def streams(url: str, count: int) -> tuple[list[str], list[Any]]:
-    """Start that many matches; their names, and the sockets that own them."""
+async def start_streams(url: str, count: int) -> tuple[list[str], list[Any]]:
+    """Start generated matches; their names, and the sockets that own them."""
     from websockets.asyncio.client import connect
 
     names, owners = [], []
@@ -64,18 +64,18 @@ async def streams(url: str, count: int) -> tuple[list[str], list[Any]]:
         owners.append(await connect(url, max_size=None))
         await owners[-1].send(json.dumps({"type": "start", "source": "match", "seed": 1_000_000 + seed}))
         while True:
-            told = await asyncio.wait_for(owners[-1].recv(), 30)
-            if isinstance(told, str) and (message := json.loads(told))["type"] in ("started", "error"):
+            data = await asyncio.wait_for(owners[-1].recv(), 30)
+            if isinstance(data, str) and (message := json.loads(data))["type"] in ("started", "error"):
                 if message["type"] == "error":
-                    raise InputError("svlm serve", message["error"], "a stream", "mend the server")
+                    raise InputError("svlm serve", message["error"], "a stream", "correct the server")
                 names.append(message["stream"])
                 break
         await owners[-1].send(json.dumps({"type": "leave"}))
     return names, owners
 
 
-def resident(process: int) -> int:
-    """Bytes of memory of a process (Linux; 0 elsewhere)."""
+def resident_bytes(process: int) -> int:
+    """Resident memory of a process (Linux; 0 elsewhere)."""
     path = Path(f"/proc/{process}/status")
     if not path.is_file():
         return 0

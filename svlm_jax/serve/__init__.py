@@ -1,4 +1,4 @@
-"""Streams that several people watch in a browser: one model, one page, sockets. `svlm serve` is the command.
+"""The live page: streams that several people watch in a browser, with one model behind them. `svlm serve` is the command.
 
-engine (a thread around `Session`) -> hub (who watches what; captions so far) -> web (routes, sockets, who may) -> page/.
+engine (a thread that runs the streams) -> hub (streams, viewers, captions so far) -> web (routes, sockets, access) -> page/.
 """

@@ -1,7 +1,7 @@
-"""Who may come in: a token, the host that was asked for, the page that asks, and sockets an address.
+"""Who may connect: the token, the Host that a request names, the Origin of the page behind it, and sockets per address.
 
-Owns nothing but these rules; the token is never written anywhere. A page of another site must not reach a server on this
-machine: its Origin is not ours, and where it has made its own name lead here (DNS rebinding), the Host is not.
+Owns these rules and the count of sockets per address; the token is never written anywhere. A page of another site must not reach
+a server on this machine: its Origin differs, and if it points a name of its own at this machine (DNS rebinding), the Host does.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from svlm_jax.errors import InputError
 
 COOKIE = "svlm_token"
-SHORTEST = 12  # characters of a token
+MIN_TOKEN_CHARS = 12
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -23,9 +23,9 @@ class Access:
 
     def __init__(self, *, token: str = "", loopback: bool = True, origins: Iterable[str] = ()) -> None:
         """Args:
-        token: what everybody has to know; "" lets everybody in.
-        loopback: whether the server is bound to this machine only; then no other Host is answered.
-        origins: more pages that may open sockets, and hosts that may be asked for ("https://name" of a proxy).
+        token: the secret that every client must send; "" lets everybody in.
+        loopback: whether the server is bound to this machine only; requests for any other Host are then refused.
+        origins: further pages that may open sockets, and hosts that requests may name ("https://name" of a proxy).
         """
         self.token, self.loopback = token, loopback
         self.origins = {origin.rstrip("/").lower() for origin in origins}
@@ -34,15 +34,15 @@ class Access:
 
     @property
     def cookie(self) -> str:
-        """What a browser keeps in place of the token."""
+        """The value a browser stores in place of the token: a hash, so that a stolen cookie does not give the token away."""
         return hashlib.sha256(b"svlm-jax cookie\0" + self.token.encode()).hexdigest()
 
-    def host(self, header: str) -> bool:
+    def allows_host(self, header: str) -> bool:
         """Whether a Host header names this server."""
         return not self.loopback or _hostname(header) in self.hosts
 
-    def origin(self, header: str | None, host: str) -> bool:
-        """Whether a page of that Origin (None: no browser) may open a socket to that Host."""
+    def allows_origin(self, header: str | None, host: str) -> bool:
+        """Whether a page of that Origin may open a socket to that Host. None: the client is no browser."""
         if header is None:
             return True
         origin = header.lower()
@@ -54,47 +54,54 @@ class Access:
             return False
         return parts.scheme in ("http", "https") and parts.netloc == host.lower()
 
-    def secure(self, scheme: str, headers: Mapping[str, str]) -> bool:
-        """Whether a browser has come over TLS: to us, or to a proxy in front that says so or was named by --origin."""
-        said = headers.get("x-forwarded-proto", "").split(",")[0].strip().lower()
+    def is_secure(self, scheme: str, headers: Mapping[str, str]) -> bool:
+        """Whether the browser speaks TLS: to this server, or to a proxy that says so or was named by --origin."""
+        forwarded_proto = headers.get("x-forwarded-proto", "").split(",")[0].strip().lower()
         forwarded = re.search(r"\bproto=\"?https\b", headers.get("forwarded", ""), re.IGNORECASE)
-        named = f"https://{headers.get('host', '').lower()}"
-        return scheme in ("https", "wss") or said in ("https", "wss") or forwarded is not None or named in self.origins
+        url = f"https://{headers.get('host', '').lower()}"
+        return (
+            scheme in ("https", "wss")
+            or forwarded_proto in ("https", "wss")
+            or forwarded is not None
+            or url in self.origins
+        )
 
-    def known(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
-        """Whether a request carries the token: "Authorization: Bearer" in UTF-8, the cookie, or ?token=."""
+    def has_token(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
+        """Whether a request carries the token: as "Authorization: Bearer" in UTF-8, as the cookie, or as ?token=."""
         if not self.token:
             return True
-        right = [_equal(one, _bytes(self.token)) for one in _given(headers, query)]
-        return any([*right, _equal(_bytes(cookies.get(COOKIE, "")), self.cookie.encode())])
+        # every candidate is compared, also after a match: the time of the answer depends on no secret
+        matches = [_equal(candidate, _bytes(self.token)) for candidate in _candidates(headers, query)]
+        return any([*matches, _equal(_bytes(cookies.get(COOKIE, "")), self.cookie.encode())])
 
-    def named(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
-        """Whether a request carries anything in place of the token: a guess."""
-        return bool(_given(headers, query)) or COOKIE in cookies
+    def has_credentials(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
+        """Whether a request carries a token or a cookie at all, right or wrong: then it may be a guess."""
+        return bool(_candidates(headers, query)) or COOKIE in cookies
 
-    def enter(self, address: str, most: int) -> bool:
-        """Count a socket of an address in, unless it has as many as it may."""
-        if self.sockets[address] >= most:
+    def add_socket(self, address: str, max_sockets: int) -> bool:
+        """Count one more socket of an address; False, and nothing counted, if it has `max_sockets` already."""
+        if self.sockets[address] >= max_sockets:
             return False
         self.sockets[address] += 1
         return True
 
-    def exit(self, address: str) -> None:
-        """Count it out."""
+    def remove_socket(self, address: str) -> None:
+        """Undo `add_socket`."""
         self.sockets[address] -= 1
         if self.sockets[address] <= 0:
             del self.sockets[address]
 
 
 def check_token(token: str) -> str:
-    """A token that can be sent, and not be guessed.
+    """A token that can be sent and cannot be guessed.
 
     Raises:
-        InputError: it is short, or has characters that no header field and no address bar keeps.
+        InputError: it is short, or has characters that header fields or address bars do not keep.
     """
-    remedy = "make one: openssl rand -base64 24"
-    if len(token) < SHORTEST:
-        raise InputError("--token", f"{len(token)} characters", f"{SHORTEST} or more, so that nobody guesses it", remedy)
+    remedy = "generate one: openssl rand -base64 24"
+    if len(token) < MIN_TOKEN_CHARS:
+        expected = f"{MIN_TOKEN_CHARS} or more, so that nobody guesses it"
+        raise InputError("--token", f"{len(token)} characters", expected, remedy)
     if not token.isprintable() or " " in token:
         raise InputError("--token", "blanks or control characters", "letters, digits and signs", remedy)
     return token
@@ -107,17 +114,18 @@ def _hostname(header: str) -> str:
         return ""
 
 
-def _given(headers: Mapping[str, str], query: Mapping[str, str]) -> list[bytes]:
-    """Tokens as they came. A server has header fields as Latin-1, whatever they are: their bytes count."""
+def _candidates(headers: Mapping[str, str], query: Mapping[str, str]) -> list[bytes]:
+    """Tokens that a request carries, as bytes. ASGI servers decode header fields as Latin-1, whatever their encoding is;
+    encoding them again gives the bytes that were sent."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
-    given = [bearer.strip(" \t").encode("latin-1", "replace")] if scheme.lower() == "bearer" else []
-    return given + ([_bytes(query["token"])] if "token" in query else [])
+    candidates = [bearer.strip(" \t").encode("latin-1", "replace")] if scheme.lower() == "bearer" else []
+    return candidates + ([_bytes(query["token"])] if "token" in query else [])
 
 
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _equal(given: bytes, right: bytes) -> bool:
-    """In a time that tells nothing."""
-    return hmac.compare_digest(given, right)
+def _equal(candidate: bytes, secret: bytes) -> bool:
+    """Comparison in constant time: how long it takes does not say how much of a guess was right."""
+    return hmac.compare_digest(candidate, secret)

@@ -25,7 +25,7 @@ from svlm_jax.pretrained import Pretrained
 from svlm_jax.serve.feed import Feed
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
-from svlm_jax.serve.pictures import THINNEST, Box
+from svlm_jax.serve.client_image import MAX_ASPECT_RATIO, Box
 from svlm_jax.serve.retained import picture
 from svlm_jax.stream.captions import one_line
 from svlm_jax.stream.sequence import Chunk
@@ -57,7 +57,7 @@ class Engine:
         config: StreamConfig,
         box: Box,
         *,
-        rows: int,
+        num_streams: int,
         publish: Publish,
         limits: Limits = USUAL,
         metrics: Metrics | None = None,
@@ -67,22 +67,22 @@ class Engine:
 
         Args:
             box: the largest picture of a stream.
-            rows: streams at a time.
+            num_streams: streams at a time, in one batch.
             publish: called in the engine's thread: must not block.
         """
-        self.vlm, self.config, self.limits, self.rows, self.publish = vlm, config, limits, rows, publish
+        self.vlm, self.config, self.limits, self.num_streams, self.publish = vlm, config, limits, num_streams, publish
         self.metrics = metrics or Metrics()
         black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
         self.clip = vlm.processor.video(black, fps=config.fps, raw=True)
         grid = (self.clip.grid[0], 2, budget(vlm.processor.video_config, box) // 2)
-        self.session = session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=rows)
+        self.session = session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=num_streams)
         # One stream can be watched as soon as its programs are there; those of larger groups are compiled beside the steps.
         self.larger = () if session.mesh else session.sizes[1:]
         session.sizes = session.sizes[: len(session.sizes) - len(self.larger)]
         self.state = session.warm(session.start(), self.clip)
         self.changed = threading.Condition()
         self.running: dict[str, Running] = {}
-        self.seated: list[Running | None] = [None] * rows
+        self.seated: list[Running | None] = [None] * num_streams
         self.spent: deque[float] = deque(maxlen=RECENT)
         self.beat = self.stepped = time.monotonic()
         self.stopping, self.error = False, ""
@@ -106,13 +106,13 @@ class Engine:
     @property
     def healthy(self) -> bool:
         """Whether the thread lives and has shown itself lately."""
-        return self.thread.is_alive() and time.monotonic() - self.beat < self.limits.hang
+        return self.thread.is_alive() and time.monotonic() - self.beat < self.limits.hang_timeout
 
     @property
-    def free(self) -> int:
-        """Rows without a stream."""
+    def num_free(self) -> int:
+        """Streams that can be started now."""
         with self.changed:
-            return self.rows - len(self.running)
+            return self.num_streams - len(self.running)
 
     # from any thread
 
@@ -125,9 +125,9 @@ class Engine:
         try:
             self.session.check_query(query)
             with self.changed:
-                rows = set(range(self.rows)) - {one.row for one in self.running.values()}
+                rows = set(range(self.num_streams)) - {one.row for one in self.running.values()}
                 if not rows or self.stopping:
-                    raise self.full()
+                    raise self.no_free_stream()
                 one = Running(name, min(rows), feed, query, seed)
                 one.player = Player(feed, self._prepare, report=lambda lost: self._lost(one, lost), changed=self.changed)
                 self.running[name] = one
@@ -136,9 +136,9 @@ class Engine:
             feed.close()
             raise
 
-    def full(self) -> InputError:
-        """Why there is no row."""
-        got = f"all {self.rows} rows taken"
+    def no_free_stream(self) -> InputError:
+        """The error of a stream that cannot start."""
+        got = f"all {self.num_streams} streams in use"
         return InputError("start", got, "a free one", "join a running stream, or wait until one ends")
 
     def ask(self, name: str, question: str) -> int:
@@ -152,7 +152,7 @@ class Engine:
             one = self.running.get(name)
             if one is None:
                 raise InputError("stream", "one that has ended", "a running one", "join another")
-            if len(one.questions) >= self.limits.questions_waiting:
+            if len(one.questions) >= self.limits.max_queued_questions:
                 raise InputError("question", f"{len(one.questions)} waiting", "fewer", "wait for their answers")
             one.questions.append(question.strip())
             return len(one.questions) - 1
@@ -216,7 +216,7 @@ class Engine:
             try:
                 item = one.player.poll()
             except Exception as error:  # whatever broke one source is no matter of the other streams
-                self.end(one.name, one.feed.reason(error))
+                self.end(one.name, one.feed.error_line(error))
                 continue
             if item is not None:
                 taken.append((one, item[0], *item[1]))
@@ -227,7 +227,7 @@ class Engine:
     def _seat(self) -> None:
         """Rows as `running` says: those who came join the state, those who went leave it."""
         with self.changed:
-            wanted: list[Running | None] = [None] * self.rows
+            wanted: list[Running | None] = [None] * self.num_streams
             for one in self.running.values():
                 wanted[one.row] = one
         for row, (new, old) in enumerate(zip(wanted, self.seated, strict=True)):
@@ -239,7 +239,7 @@ class Engine:
         self.seated = wanted
 
     def _step(self, taken: list[tuple[Running, Any, Clip, float]]) -> None:
-        chunks: list[Prepared | None] = [None] * self.rows
+        chunks: list[Prepared | None] = [None] * self.num_streams
         for one, chunk, clip, _ in taken:
             if self.seated[one.row] is one:
                 chunks[one.row] = self._asked(one, Chunk(chunk.start, chunk.end, clip))
@@ -266,7 +266,7 @@ class Engine:
             try:
                 return self.session.prepare(self.state, one.row, chunk._replace(question=question))
             except InputError as error:
-                self.publish(one.name, {"type": "unasked", "question": question, "error": str(error)})
+                self.publish(one.name, {"type": "question_refused", "question": question, "error": str(error)})
         try:
             return self.session.prepare(self.state, one.row, chunk)
         except InputError as error:
@@ -287,11 +287,11 @@ class Engine:
             "text": one_line(reply.text).strip(),
             "question": question,
             "note": note,
-            "latency": round(latency, 3),
-            "speed": round(self.config.chunk_seconds * len(self.spent) / sum(self.spent), 2),
-            "ms": {stage: round(ms, 1) for stage, ms in reply.ms.items()},
-            "dropped": one.dropped,
-            "slots": reply.after,
+            "latency_seconds": round(latency, 3),
+            "realtime_factor": round(self.config.chunk_seconds * len(self.spent) / sum(self.spent), 2),
+            "stage_ms": {stage: round(ms, 1) for stage, ms in reply.ms.items()},
+            "dropped_total": one.dropped,
+            "used_slots": reply.after,
             "capacity": self.state.cache.capacity,
             "cache": picture(before, after, one.seconds, self.config),
         }
@@ -307,7 +307,7 @@ class Engine:
         self.metrics.count("svlm_dropped_chunks_total", len(lost))
         number, one.number = one.number, one.number + 1
         told = {"type": "dropped", "number": number, "start": float(lost[0].start), "end": float(lost[-1].end)}
-        self.publish(one.name, told | {"chunks": len(lost), "dropped": one.dropped})
+        self.publish(one.name, told | {"chunks": len(lost), "dropped_total": one.dropped})
 
 
 def budget(config: PixelConfig, box: Box) -> int:
@@ -315,7 +315,7 @@ def budget(config: PixelConfig, box: Box) -> int:
     rows, columns = (max(1, round(side / config.factor)) * config.factor for side in (box.height, box.width))
     usual = smart_resize(box.height, box.width, config)
     least = math.sqrt(config.min_pixels)  # a picture that is enlarged: its sides are rounded up
-    grown = math.prod(least * scale + config.factor for scale in (math.sqrt(THINNEST), 1 / math.sqrt(THINNEST)))
+    grown = math.prod(least * scale + config.factor for scale in (math.sqrt(MAX_ASPECT_RATIO), 1 / math.sqrt(MAX_ASPECT_RATIO)))
     most = max(min(rows * columns, config.max_pixels), grown, math.prod(usual))
     patches = math.ceil(most / config.patch_size**2)
     return patches + -patches % config.merge_size**2

@@ -1,7 +1,8 @@
-"""Sources as the live page plays them: at the pace of the clock, with more pictures to look at than the model is given.
+"""Sources as the live page plays them: at the pace of the clock, with more frames for viewers than for the model.
 
-Owns the clock of a stream (seconds of the video against those of the wall). All feeds begin at a tick of one grid, so that
-their chunks are complete at the same moment and share a step. Does not know the model. Units: seconds. Axes: H, W pixels.
+Owns the clock of a stream: which wall-clock time a second of the video belongs to. All feeds start at a tick of one grid, so that
+their chunks are complete at the same moment and share a step of the batch. Does not know the model. Runs in the threads of
+players. Units: seconds. Axes: H, W pixels.
 """
 
 import re
@@ -9,114 +10,131 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from svlm_jax.media.sources import Opener, Source, Timing, open_source
+from svlm_jax.media.sources import Opener, Source, Timing, open_source, scheme_of
+from svlm_jax.serve.client_image import Box, decode_image, encode_jpeg, fit_size, read_header
 from svlm_jax.serve.limits import Limits
-from svlm_jax.serve.pictures import Box, decoded, fitted, header, jpeg
 
-SHOWN = 8.0  # pictures a second that viewers get, about
-
-Show = Callable[[float, bytes], None]  # second of the video, JPEG
+VIEWER_FPS = 8.0  # about; a multiple of the model's rate
 
 
-class Clock(NamedTuple):
-    """What all feeds of a session share. fps: of the model; seconds: of a chunk."""
+class FeedConfig(NamedTuple):
+    """What all feeds of a server share. fps: of the model; box: the largest frame."""
 
     fps: float
-    seconds: float
+    chunk_seconds: float
     box: Box
 
     @property
     def stride(self) -> int:
-        """Pictures shown for one that the model gets."""
-        return max(1, round(SHOWN / self.fps))
+        """Frames for viewers for each frame of the model."""
+        return max(1, round(VIEWER_FPS / self.fps))
+
+
+class FrameSink(NamedTuple):
+    """Where frames for viewers go. send: takes the second of the video and JPEG; is_watched: whether anybody would see one."""
+
+    send: Callable[[float, bytes], None]
+    is_watched: Callable[[], bool]
 
 
 class Feed(Source):
-    """Pictures by the clock: each is made when it is due, those that only viewers would see only while somebody watches."""
+    """Frames at the pace of the clock: each is drawn or decoded when it is due, those for viewers only while somebody watches."""
 
     live = True
+    is_game = False  # whether it is a generated game, which is all that the shipped model knows
 
-    def __init__(self, name: str, clock: Clock, show: Show, watched: Callable[[], bool]) -> None:
-        super().__init__(name, Timing(clock.fps, clock.seconds))
-        self.clock, self.show, self.watched = clock, show, watched
-        self.gone = threading.Event()
-        self.size: tuple[int, int] | None = None  # of what the model gets: width, height
+    def __init__(self, name: str, config: FeedConfig, sink: FrameSink) -> None:
+        super().__init__(name, Timing(config.fps, config.chunk_seconds))
+        self.config, self.sink = config, sink
+        self.stop_event = threading.Event()
+        self.frame_size: tuple[int, int] | None = None  # width, height of all frames; that of the first one in the box
 
-    def takes(self) -> Iterator[Callable[[], np.ndarray]]:
-        """What makes picture after picture, `clock.fps * clock.stride` a second."""
+    def draw_calls(self) -> Iterator[Callable[[], np.ndarray]]:
+        """Yields a function per frame that returns it, `config.fps * stride()` a second; frames nobody needs are not drawn."""
         raise NotImplementedError
 
-    def begin(self) -> float:
-        """When the first picture is due, on the grid that all feeds share."""
-        seconds = self.clock.seconds
-        return (time.monotonic() // seconds + 1) * seconds
-
-    def frames(self) -> Iterator[np.ndarray]:
-        stride = self.stride()
-        each, began = 1 / (self.clock.fps * stride), None
-        for number, take in enumerate(self.takes()):
-            began = self.begin() if began is None else began
-            if self.gone.wait(began + number * each - time.monotonic() if self.paced() else 0):
-                return
-            late = self.paced() and time.monotonic() > began + (number + 1) * each
-            wanted, seen = number % stride == 0, self.watched()
-            if not wanted and (late or not seen):
-                continue
-            image = self._fitted(take())
-            if seen:
-                self.show(number * each, jpeg(image))
-            if wanted:
-                yield image
-
     def stride(self) -> int:
-        return self.clock.stride
+        return self.config.stride
 
-    def paced(self) -> bool:
-        """Whether pictures have to be held back until they are due."""
+    def is_paced_here(self) -> bool:
+        """Whether frames must wait here until they are due; a live source is paced by its camera."""
         return True
 
-    def _fitted(self, image: np.ndarray) -> np.ndarray:
-        if self.size is None:
-            self.size = fitted((image.shape[1], image.shape[0]), self.clock.box)
-        if (image.shape[1], image.shape[0]) == self.size:
-            return image
-        return np.asarray(Image.fromarray(image).resize(self.size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+    def first_frame_time(self) -> float:
+        """The next tick of the grid that all feeds share."""
+        period = self.config.chunk_seconds
+        return (time.monotonic() // period + 1) * period
 
-    def reason(self, error: Exception) -> str:
-        """What viewers are told of what broke it."""
+    def frames(self) -> Iterator[np.ndarray]:
+        stride, paced = self.stride(), self.is_paced_here()
+        interval, start = 1 / (self.config.fps * stride), None
+        for index, draw in enumerate(self.draw_calls()):
+            start = self.first_frame_time() if start is None else start
+            due = start + index * interval
+            if self.stop_event.wait(due - time.monotonic() if paced else 0):
+                return
+            is_late = paced and time.monotonic() > due + interval
+            for_model, for_viewers = index % stride == 0, self.sink.is_watched()
+            if not for_model and (is_late or not for_viewers):
+                continue
+            image = self._fit(draw())
+            if for_viewers:
+                self.sink.send(index * interval, encode_jpeg(image))
+            if for_model:
+                yield image
+
+    def _fit(self, image: np.ndarray) -> np.ndarray:
+        height, width = image.shape[:2]
+        if self.frame_size is None:
+            self.frame_size = fit_size(width, height, self.config.box)
+        if (width, height) == self.frame_size:
+            return image
+        return np.asarray(Image.fromarray(image).resize(self.frame_size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+    def error_line(self, error: Exception) -> str:
+        """The reason that viewers read when this error has ended the stream."""
         return str(error)[:300] or type(error).__name__
 
     def stop(self) -> None:
-        """No more pictures; from any thread."""
-        self.gone.set()
+        """No more frames; from any thread."""
+        self.stop_event.set()
 
 
 class OpenedFeed(Feed):
-    """A source that `open_source` opens; a generated game is drawn only when somebody, or the model, looks. Of a
-    `private` one nobody is told where it lies."""
+    """A source that `open_source` opens. Viewers of a private one never read its address, in no title and no error line."""
 
-    def __init__(self, source: str, title: str, private: bool, schemes: Mapping[str, Opener], *rest: Any) -> None:
-        super().__init__(title, *rest)
-        self.private, self.address, clock = private, source, self.clock
-        fps = clock.fps * clock.stride
-        self.inner = open_source(source, fps=fps, chunk_seconds=clock.seconds, schemes=schemes)
-        self.notes = self.inner.notes  # jumps of its clock and damage: notes of our chunks
+    def __init__(
+        self,
+        config: FeedConfig,
+        sink: FrameSink,
+        address: str,
+        *,
+        title: str,
+        is_private: bool,
+        schemes: Mapping[str, Opener],
+    ) -> None:
+        super().__init__(title, config, sink)
+        self.address, self.is_private = address, is_private
+        self.is_game = scheme_of(address, schemes) == "match"
+        fps = config.fps * config.stride
+        self.inner = open_source(address, fps=fps, chunk_seconds=config.chunk_seconds, schemes=schemes)
+        self.notes = self.inner.notes  # shared: jumps of its clock and damage become notes of this feed's chunks
 
-    def takes(self) -> Iterator[Callable[[], np.ndarray]]:
+    def draw_calls(self) -> Iterator[Callable[[], np.ndarray]]:
         yield from self.inner.lazy_frames()
         self.ending = self.inner.ending or "the video is over"
 
-    def paced(self) -> bool:
+    def is_paced_here(self) -> bool:
         return not self.inner.live
 
-    def reason(self, error: Exception) -> str:
-        line = masked(str(error), self.address, self.name)[:300] or type(error).__name__
-        if not self.private:
+    def error_line(self, error: Exception) -> str:
+        line = mask_address(str(error), self.address, self.name)[:300] or type(error).__name__
+        if not self.is_private:
             return line
         print(f"{self.name}: {line}", file=sys.stderr, flush=True)
         return "the source does not play; whoever runs the server sees why"
@@ -126,50 +144,50 @@ class OpenedFeed(Feed):
 
 
 class CameraFeed(Feed):
-    """A browser's camera: the newest picture that came, `fps` times a second; it stands still for a while when none comes."""
+    """A browser's camera: the newest image, `fps` times a second. Without new images the last one stands still for a while."""
 
-    def __init__(self, limits: Limits, *rest: Any) -> None:
-        super().__init__("camera", *rest)
-        self.limits, self.came = limits, time.monotonic()
-        self.newest = np.zeros((1, 1, 3), np.uint8)
-        self.arrived = threading.Event()
+    def __init__(self, config: FeedConfig, sink: FrameSink, limits: Limits) -> None:
+        super().__init__("camera", config, sink)
+        self.limits, self.image_time = limits, time.monotonic()
+        self.image = np.zeros((1, 1, 3), np.uint8)
+        self.has_image = threading.Event()
 
     def stride(self) -> int:
-        return 1
+        return 1  # its viewers see the frames of the model; the owner sees the camera itself
 
     def check(self, data: bytes) -> None:
-        """Refuse a picture as the browser sent it by its header alone.
+        """Refuse an encoded image by its header alone.
 
         Raises:
-            InputError: as `pictures.header` does, or too thin.
+            InputError: as `read_header` and `fit_size` do.
         """
-        known = header(data, self.limits)
-        fitted((known.width, known.height), self.clock.box)
+        header = read_header(data, self.limits)
+        fit_size(header.width, header.height, self.config.box)
 
-    def put(self, data: bytes) -> None:
-        """A picture as the browser sent it. Decoded here: takes as long as that takes.
+    def set_image(self, data: bytes) -> None:
+        """Decode an image, in the calling thread, and make it the newest one.
 
         Raises:
-            InputError: too large, of another format, or broken.
+            InputError: as `decode_image` does.
         """
-        self.newest, self.came = decoded(data, self.limits, self.clock.box), time.monotonic()
-        self.arrived.set()
+        self.image, self.image_time = decode_image(data, self.limits, self.config.box), time.monotonic()
+        self.has_image.set()
 
-    def takes(self) -> Iterator[Callable[[], np.ndarray]]:
-        while not self.gone.is_set():
-            quiet = time.monotonic() - self.came
-            if quiet > self.limits.camera_silence:
-                self.ending = f"no picture from the camera for {quiet:.0f} s"
+    def draw_calls(self) -> Iterator[Callable[[], np.ndarray]]:
+        while not self.stop_event.is_set():
+            silence = time.monotonic() - self.image_time
+            if silence > self.limits.camera_timeout:
+                self.ending = f"no image from the camera for {silence:.0f} s"
                 return
-            if self.arrived.wait(0.25):
-                yield lambda: self.newest
+            if self.has_image.wait(0.25):
+                yield lambda: self.image
 
     def stop(self) -> None:
         super().stop()
-        self.arrived.set()
+        self.has_image.set()  # wakes `draw_calls`
 
 
-def masked(text: str, address: str, title: str) -> str:
-    """A line about a source without user and password: the title in place of a URL, and no user in any other."""
+def mask_address(text: str, address: str, title: str) -> str:
+    """A line about a source without user and password: the title instead of its URL, and no user in any other URL."""
     text = text.replace(address, title) if "://" in address else text
     return re.sub(r"(\w://)[^\s/]*@", r"\1", text)

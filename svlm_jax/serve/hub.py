@@ -1,7 +1,7 @@
-"""Who watches what: streams with their viewers, captions so far, and who may stop them.
+"""Streams and their viewers: who watches what, the captions so far, and who may stop a stream.
 
-Owns names, keys and grace times. Between the engine (its thread calls `publish`) and sockets (`viewer`); all but
-`publish` and `shown` runs in the event loop. Knows no HTTP. Units: seconds.
+Owns broadcasts, their owner keys and their timeouts. Stands between the engine and sockets (`viewer`). Everything but `publish` and
+`publish_frame` runs in the event loop. Knows no HTTP. Units: seconds.
 """
 
 import asyncio
@@ -10,200 +10,206 @@ import json
 import secrets
 import string
 import struct
-import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from svlm_jax.errors import InputError
-from svlm_jax.media.sources import SCHEMES, Opener, scheme_of
-from svlm_jax.serve.channel import Channel, Said
+from svlm_jax.serve.broadcast import Broadcast, HistoryEntry
+from svlm_jax.serve.catalog import SourceCatalog
 from svlm_jax.serve.engine import Engine
-from svlm_jax.serve.feed import CameraFeed, Clock, Feed, OpenedFeed, masked
+from svlm_jax.serve.feed import CameraFeed, FeedConfig, FrameSink
 from svlm_jax.serve.limits import Limits
-from svlm_jax.serve.messages import LARGEST_SEED
+from svlm_jax.serve.messages import MAX_SEED, encode
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import KINDS
 from svlm_jax.serve.viewer import GOING_AWAY, Viewer
 from svlm_jax.stream.captions import OPENINGS, cue
 
-ANNOUNCED = 0.25  # seconds at least between two lists of streams
-OPENERS, DECODERS = 4, 1  # threads
-PICTURE = struct.Struct("<d")  # before each JPEG: second of the video
+LIST_INTERVAL = 0.25  # seconds at least between two `streams` messages
+OPEN_THREADS, DECODE_THREADS = 4, 1
+FRAME_HEADER = struct.Struct("<d")  # before each JPEG: second of the video
+NAME_ALPHABET, NAME_LENGTH = string.ascii_lowercase + string.digits, 8
 
 
 class Hub:
-    """All streams and viewers. `attach` gives it the event loop, `engine` is set before the first viewer comes."""
+    """All streams and viewers. `loop` and `engine` are set before the first viewer connects."""
 
     engine: Engine
     loop: asyncio.AbstractEventLoop
 
     def __init__(
         self,
-        clock: Clock,
+        config: FeedConfig,
         *,
         limits: Limits,
         metrics: Metrics,
-        sources: Sequence[tuple[str, str]] = (),
-        addresses: bool = False,
-        schemes: Mapping[str, Opener] = SCHEMES,
-        new_match: Callable[[int], str] | None = None,
-        query: str = "",
-        told: dict[str, Any] | None = None,
+        catalog: SourceCatalog | None = None,
+        default_query: str = "",
+        page_info: dict[str, Any] | None = None,
     ) -> None:
         """Args:
-        sources: (title, what `open_source` opens) of those that clients may choose by number.
-        addresses: let clients name sources themselves.
-        schemes: how each kind of source is opened, see `open_source`.
-        new_match: the name of a generated game, of a seed up to the given one; without it the server has no games.
-        query: what streams are asked for when the one who starts them says nothing.
-        told: more for the page: the name of the model, windows.
+        catalog: sources that clients may start.
+        default_query: of streams whose `start` has no query.
+        page_info: further fields of `hello`: `model`, `is_game_model`, `settings`.
         """
-        self.clock, self.limits, self.metrics = clock, limits, metrics
-        self.sources, self.addresses, self.query, self.told = list(sources), addresses, query, told or {}
-        self.schemes, self.new_match = schemes, new_match
-        self.channels: dict[str, Channel] = {}
+        self.config, self.limits, self.metrics = config, limits, metrics
+        self.catalog, self.default_query, self.page_info = catalog or SourceCatalog(), default_query, page_info or {}
+        self.broadcasts: dict[str, Broadcast] = {}
         self.viewers: set[Viewer] = set()
-        self.changed = asyncio.Event()
-        self.opening = 0  # streams that are being opened
-        self.opener = ThreadPoolExecutor(OPENERS, "open")  # of its own, for a source may take long to answer
-        self.decoder = ThreadPoolExecutor(DECODERS, "picture")
-        self.writer = ThreadPoolExecutor(1, "vtt")
+        self.list_changed = asyncio.Event()
+        self.num_opening = 0  # streams whose source is being opened
+        # Pools of their own: asyncio's default pool is shared, and a source may take long to answer. One thread decodes images:
+        # they must not take more than one core from the model, however many cameras send.
+        self.open_pool = ThreadPoolExecutor(OPEN_THREADS, "open")
+        self.decode_pool = ThreadPoolExecutor(DECODE_THREADS, "decode image")
+        self.vtt_pool = ThreadPoolExecutor(1, "vtt")
 
     # from other threads
 
     def publish(self, name: str, event: dict[str, Any]) -> None:
-        """What the engine tells of a stream."""
-        self._soon(self._heard, name, event)
+        """An event of the engine about a stream: a message to its viewers but for the field `stream`."""
+        self._call_soon(self._on_event, name, event)
 
-    def shown(self, name: str, second: float, jpeg: bytes) -> None:
-        """A picture of a stream."""
-        self._soon(self._picture, name, PICTURE.pack(second) + jpeg)
+    def publish_frame(self, name: str, second: float, jpeg: bytes) -> None:
+        """A frame of a stream."""
+        self._call_soon(self._on_frame, name, FRAME_HEADER.pack(second) + jpeg)
 
-    def _soon(self, call: Any, *args: Any) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
-            self.loop.call_soon_threadsafe(call, *args)
+    def _call_soon(self, function: Any, *args: Any) -> None:
+        with suppress(RuntimeError):  # the loop is closed: no viewer is left
+            self.loop.call_soon_threadsafe(function, *args)
 
     # streams
 
-    def _heard(self, name: str, event: dict[str, Any]) -> None:
-        channel = self.channels.get(name)
-        if channel is None:
+    def _on_event(self, name: str, event: dict[str, Any]) -> None:
+        broadcast = self.broadcasts.get(name)
+        if broadcast is None:
             return
         if event["type"] in ("caption", "dropped"):
-            words = (event.get("text", ""), event.get("question", ""), event.get("chunks", 0))
-            channel.history.append(Said(event["number"], event["start"], event["end"], *words))
+            text, question, chunks = event.get("text", ""), event.get("question", ""), event.get("chunks", 0)
+            broadcast.history.append(HistoryEntry(event["number"], event["start"], event["end"], text, question, chunks))
         if event["type"] == "ended":
-            channel.over, channel.ended = event["reason"], time.monotonic()
-            self.changed.set()
-        line = json.dumps({**event, "stream": name})
+            broadcast.end_reason, broadcast.end_time = event["reason"], time.monotonic()
+            self.list_changed.set()
+        message = json.dumps({**event, "stream": name})  # encoded once for all viewers
         if event["type"] == "caption":
-            channel.last = line
-        for viewer in list(channel.viewers):
-            viewer.tell(line)
+            broadcast.last_caption = message
+        for viewer in list(broadcast.viewers):
+            viewer.send(message)
 
-    def _picture(self, name: str, data: bytes) -> None:
-        channel = self.channels.get(name)
-        if channel is None:
+    def _on_frame(self, name: str, data: bytes) -> None:
+        broadcast = self.broadcasts.get(name)
+        if broadcast is None:
             return
-        camera = isinstance(channel.feed, CameraFeed)
-        for viewer in list(channel.viewers):
-            if not (viewer.owner and camera):  # he sees himself
-                viewer.show(data)
+        is_camera = isinstance(broadcast.feed, CameraFeed)
+        for viewer in list(broadcast.viewers):
+            if not (viewer.is_owner and is_camera):  # the owner's page shows the camera itself
+                viewer.send_frame(data)
 
-    async def tend(self) -> None:
-        """End streams that nobody watches, forget those that ended, tell viewers of what changed; for ever."""
-        announced = 0.0
+    async def run_housekeeping(self) -> None:
+        """End streams that nobody watches, forget those that ended, send the list of streams when it changed; for ever."""
+        last_sent = 0.0
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self.changed.wait(), timeout=1.0)
-            self.changed.clear()
+                await asyncio.wait_for(self.list_changed.wait(), timeout=1.0)
+            self.list_changed.clear()
             now = time.monotonic()
-            for channel in list(self.channels.values()):
-                if channel.title and not channel.over and not channel.viewers and now - channel.alone > self.limits.grace:
-                    self.engine.end(channel.name, f"nobody watched for {self.limits.grace:g} s")
-            over = sorted((one for one in self.channels.values() if one.over), key=lambda one: one.ended)
-            for number, channel in enumerate(reversed(over)):
-                if number >= self.limits.ended or (now - channel.ended > self.limits.ended_kept and not channel.viewers):
-                    del self.channels[channel.name]
-            if self.viewers and now - announced > 0.9 * ANNOUNCED:
-                announced, line = now, json.dumps(self.streams())
+            self._end_unwatched(now)
+            self._forget_ended(now)
+            if self.viewers and now - last_sent > 0.9 * LIST_INTERVAL:
+                last_sent, message = now, self.streams_message()
                 for viewer in list(self.viewers):
-                    viewer.tell(line)
-            await asyncio.sleep(ANNOUNCED)
+                    viewer.send(message)
+            await asyncio.sleep(LIST_INTERVAL)
 
-    def streams(self) -> dict[str, Any]:
-        """What runs, for the page."""
-        running = [channel.summary() for channel in self.channels.values() if not channel.over and channel.title]
-        return {"type": "streams", "streams": running, "rows": self.engine.rows, "viewers": len(self.viewers)}
+    def _end_unwatched(self, now: float) -> None:
+        timeout = self.limits.unwatched_timeout
+        for broadcast in list(self.broadcasts.values()):
+            is_running = bool(broadcast.title) and not broadcast.end_reason
+            if is_running and not broadcast.viewers and now - broadcast.unwatched_since > timeout:
+                self.engine.end(broadcast.name, f"nobody watched for {timeout:g} s")
+
+    def _forget_ended(self, now: float) -> None:
+        ended = [broadcast for broadcast in self.broadcasts.values() if broadcast.end_reason]
+        newest_first = sorted(ended, key=lambda broadcast: broadcast.end_time, reverse=True)
+        for index, broadcast in enumerate(newest_first):
+            is_old = now - broadcast.end_time > self.limits.ended_stream_ttl and not broadcast.viewers
+            if index >= self.limits.max_ended_streams or is_old:
+                del self.broadcasts[broadcast.name]
+
+    def streams_message(self) -> str:
+        """The list of running streams."""
+        running = [item.summary() for item in self.broadcasts.values() if item.title and not item.end_reason]
+        return encode("streams", streams=running, num_streams=self.engine.num_streams, num_viewers=len(self.viewers))
 
     async def vtt(self, name: str) -> str | None:
-        """All captions of a stream that are kept, as WebVTT; None for no stream of that name. Made once a caption at most."""
-        channel = self.channels.get(name)
-        if channel is None:
+        """The captions of a stream that are kept, as WebVTT; None: no such stream. Written at most once per caption."""
+        broadcast = self.broadcasts.get(name)
+        if broadcast is None:
             return None
-        if channel.vtt is None or channel.vtt[0] != channel.newest:
-            await asyncio.get_running_loop().run_in_executor(self.writer, self._write, channel, list(channel.history))
-        assert channel.vtt is not None
-        return channel.vtt[1]
+        if broadcast.vtt is None or broadcast.vtt[0] != broadcast.last_number:
+            # in a thread, and from a copy: six hours of captions take longer than the event loop may stand still
+            history = list(broadcast.history)
+            await asyncio.get_running_loop().run_in_executor(self.vtt_pool, self._write_vtt, broadcast, history)
+        assert broadcast.vtt is not None
+        return broadcast.vtt[1]
 
-    def _write(self, channel: Channel, history: list[Said]) -> None:
-        """In a thread, one at a time: those who asked meanwhile get what the first one made."""
-        newest = history[-1].number if history else -1
-        if channel.vtt is not None and channel.vtt[0] >= newest:
+    def _write_vtt(self, broadcast: Broadcast, history: list[HistoryEntry]) -> None:
+        """In the one thread of `vtt_pool`: requests that came meanwhile find the file written by the first."""
+        last_number = history[-1].number if history else -1
+        if broadcast.vtt is not None and broadcast.vtt[0] >= last_number:
             return
         parts = [OPENINGS[".vtt"].decode()]
         if history and history[0].number:
-            kept = f"{self.limits.kept / 3600:g} h"
-            parts.append(f"NOTE cut: the last {kept} are kept; captions before {history[0].start:.1f} s are not here\n\n")
-        parts += [cue(".vtt", 0, one.start, one.end, one.text, {"question": one.question}) for one in history]
-        channel.vtt = newest, "".join(parts)
+            hours = f"{self.limits.history_seconds / 3600:g} h"
+            parts.append(f"NOTE cut: the last {hours} are kept; captions before {history[0].start:.1f} s are missing\n\n")
+        parts += [cue(".vtt", 0, entry.start, entry.end, entry.text, {"question": entry.question}) for entry in history]
+        broadcast.vtt = last_number, "".join(parts)
 
     # viewers
 
-    def greet(self, viewer: Viewer) -> None:
+    def add(self, viewer: Viewer) -> None:
         """A socket that has just been accepted."""
         self.viewers.add(viewer)
-        box, camera = self.clock.box, {"fps": self.clock.fps, "bytes": self.limits.camera_bytes}
-        hello = {
-            "type": "hello",
-            "kinds": KINDS,
-            "sources": [title for title, _ in self.sources],
-            "addresses": self.addresses,
-            "chunk": self.clock.seconds,
-            "camera": camera | {"width": box.width, "height": box.height},
-            "question": self.limits.question_chars,
-            "seed": LARGEST_SEED,
-            "query": self.query,
-            **self.told,
-        }
-        viewer.tell(json.dumps(hello))
-        viewer.tell(json.dumps(self.streams()))
-        self.changed.set()
+        box = self.config.box
+        camera = {"fps": self.config.fps, "max_bytes": self.limits.max_image_bytes, "width": box.width, "height": box.height}
+        hello = encode(
+            "hello",
+            cache_kinds=KINDS,
+            sources=[title for title, _ in self.catalog.listed],
+            allow_addresses=self.catalog.allow_addresses,
+            chunk_seconds=self.config.chunk_seconds,
+            camera=camera,
+            max_question_chars=self.limits.max_question_chars,
+            max_seed=MAX_SEED,
+            default_query=self.default_query,
+            **self.page_info,
+        )
+        viewer.send(hello)
+        viewer.send(self.streams_message())
+        self.list_changed.set()
 
-    def forget(self, viewer: Viewer) -> None:
+    def remove(self, viewer: Viewer) -> None:
         """A socket that is closed."""
         self.viewers.discard(viewer)
         self._leave(viewer)
 
-    def farewell(self, reason: str) -> None:
-        """Let all viewers go."""
+    def close(self, reason: str) -> None:
+        """Disconnect all viewers and stop the threads."""
         for viewer in list(self.viewers):
-            viewer.part(GOING_AWAY, reason)
-        for one in (self.opener, self.decoder, self.writer):
-            one.shutdown(wait=False, cancel_futures=True)
+            viewer.disconnect(GOING_AWAY, reason)
+        for pool in (self.open_pool, self.decode_pool, self.vtt_pool):
+            pool.shutdown(wait=False, cancel_futures=True)
 
-    async def hear(self, viewer: Viewer, message: dict[str, Any] | bytes) -> None:
-        """A message that a viewer sent.
+    async def handle(self, viewer: Viewer, message: dict[str, Any] | bytes) -> None:
+        """Carry out a valid message of a viewer.
 
         Raises:
-            InputError: it cannot be done; one line.
+            InputError: it cannot be done; one line for the viewer.
         """
         if isinstance(message, bytes):
-            self._camera(viewer, message)
+            self._receive_image(viewer, message)
         elif message["type"] == "start":
             await self._start(viewer, message)
         elif message["type"] == "join":
@@ -211,133 +217,108 @@ class Hub:
         elif message["type"] == "leave":
             self._leave(viewer)
         elif message["type"] == "ask":
-            waiting = self.engine.ask(self._watched(viewer).name, message.get("question", ""))
-            viewer.tell(json.dumps({"type": "asked", "question": message["question"].strip(), "waiting": waiting}))
+            question = message["question"].strip()
+            num_before = self.engine.ask(self._watched_by(viewer).name, question)
+            viewer.send(encode("question_queued", question=question, num_before=num_before))
         elif message["type"] == "stop":
             self._stop(viewer, message.get("key", ""))
 
-    def _watched(self, viewer: Viewer) -> Channel:
-        if viewer.channel is None:
+    def _watched_by(self, viewer: Viewer) -> Broadcast:
+        if viewer.broadcast is None:
             raise InputError("message", "one to a stream", "a stream that is watched", "start or join one first")
-        return viewer.channel
+        return viewer.broadcast
 
     async def _start(self, viewer: Viewer, message: dict[str, Any]) -> None:
-        if self.engine.free <= self.opening:  # each that is being opened gets a row
-            raise self.engine.full()
-        letters = string.ascii_lowercase + string.digits
-        name = "".join(secrets.choice(letters) for _ in range(8))
-        channel = Channel(name, message.get("source", "match"), max(1, round(self.limits.kept / self.clock.seconds)))
-        self.channels[name] = channel
-        self.opening += 1
-        opened = asyncio.get_running_loop().run_in_executor(self.opener, self._open, channel, message)
-        opened.add_done_callback(lambda done: self._opened(channel, done))
-        await asyncio.shield(opened)  # who leaves meanwhile leaves a stream that nobody watches
-        viewer.tell(json.dumps({"type": "started", "stream": name, "key": channel.key}))
-        self._join(viewer, {"stream": name, "key": channel.key})
+        if self.engine.num_free <= self.num_opening:  # each stream that is being opened will need one of the free places
+            raise self.engine.no_free_stream()
+        name = "".join(secrets.choice(NAME_ALPHABET) for _ in range(NAME_LENGTH))
+        max_history = max(1, round(self.limits.history_seconds / self.config.chunk_seconds))
+        broadcast = Broadcast(name, message.get("source", "match"), max_history)
+        self.broadcasts[name] = broadcast
+        self.num_opening += 1
+        opening = asyncio.get_running_loop().run_in_executor(self.open_pool, self._open, broadcast, message)
+        opening.add_done_callback(lambda future: self._on_opened(broadcast, future))
+        await asyncio.shield(opening)  # a viewer who disconnects now leaves a stream that nobody watches, not a half-open one
+        viewer.send(encode("started", stream=name, key=broadcast.owner_key))
+        self._join(viewer, {"stream": name, "key": broadcast.owner_key})
 
-    def _opened(self, channel: Channel, done: "asyncio.Future[None]") -> None:
-        self.opening -= 1
-        if done.cancelled() or done.exception() is not None:
-            self.channels.pop(channel.name, None)
+    def _on_opened(self, broadcast: Broadcast, future: "asyncio.Future[None]") -> None:
+        self.num_opening -= 1
+        if future.cancelled() or future.exception() is not None:
+            self.broadcasts.pop(broadcast.name, None)
 
-    def _open(self, channel: Channel, message: dict[str, Any]) -> None:
-        """Open what a stream shows and give it a row; in a thread, because it may take long."""
-        shown = partial(self.shown, channel.name)
-        feed = self._feed(channel, message, (self.clock, shown, lambda: bool(channel.viewers)))
-        channel.feed, channel.title = feed, feed.name
-        self.engine.open(channel.name, feed, query=message.get("query") or self.query, seed=secrets.randbits(32))
-
-    def _feed(self, channel: Channel, message: dict[str, Any], rest: Any) -> Feed:
-        source = channel.source
-        if source == "match":
-            if self.new_match is None:
-                raise InputError("source", "match", "another source", "this server has no generated games")
-            name = f"match:{message['seed']}" if "seed" in message else self.new_match(LARGEST_SEED)
-            return OpenedFeed(name, name.replace(":", " "), False, self.schemes, *rest)
-        if source == "webcam":
-            return CameraFeed(self.limits, *rest)
-        if source == "listed":
-            number = message.get("number", 0)
-            if number >= len(self.sources):
-                raise InputError("number", number, f"less than {len(self.sources)}", "choose one of the list")
-            title, address = self.sources[number]
-            channel.game = scheme_of(address, self.schemes) == "match"
-            try:
-                return OpenedFeed(address, title, True, self.schemes, *rest)
-            except InputError as error:  # names the operator's files
-                print(f"{title}: {masked(str(error), address, title)}", file=sys.stderr, flush=True)
-                raise InputError("source", "one that does not open", "one that does", "ask whoever runs the server") from None
-        if not self.addresses:
-            raise InputError("source", "an address", "one of the list", "the server was started without --allow-sources")
-        address = message.get("address", "")
-        channel.game = scheme_of(address, self.schemes) == "match"
-        try:
-            return OpenedFeed(address, "address", False, self.schemes, *rest)
-        except InputError as error:
-            error.args = (masked(str(error), address, "address"),)
-            raise
+    def _open(self, broadcast: Broadcast, message: dict[str, Any]) -> None:
+        """Open a stream's source and hand it to the engine; in a thread of `open_pool`."""
+        name = broadcast.name
+        sink = FrameSink(lambda second, jpeg: self.publish_frame(name, second, jpeg), lambda: bool(broadcast.viewers))
+        feed = self.catalog.open(message, self.config, sink, self.limits)
+        broadcast.feed, broadcast.title = feed, feed.name
+        query = message.get("query") or self.default_query
+        self.engine.open(name, feed, query=query, seed=secrets.randbits(32))
 
     def _join(self, viewer: Viewer, message: dict[str, Any]) -> None:
-        channel = self.channels.get(message.get("stream", ""))
-        if channel is None or not channel.title:
+        broadcast = self.broadcasts.get(message.get("stream", ""))
+        if broadcast is None or not broadcast.title:
             raise InputError("stream", "none of that name", "one of the list", "it may have ended: choose another")
-        if len(channel.viewers) >= self.limits.viewers_a_stream and viewer not in channel.viewers:
-            raise InputError("join", f"{len(channel.viewers)} viewers", "fewer", "come back later")
+        if len(broadcast.viewers) >= self.limits.max_viewers_per_stream and viewer not in broadcast.viewers:
+            raise InputError("join", f"{len(broadcast.viewers)} viewers", "fewer", "come back later")
         self._leave(viewer)
-        viewer.channel, viewer.owner = channel, _same(message.get("key", ""), channel.key)
-        channel.viewers.add(viewer)
-        if viewer.owner:
-            channel.sender = viewer  # who comes back takes over, even while the server still holds the old socket
-        missed, cut = channel.since(message.get("after", -1), self.limits.missed)
-        told = json.dumps({"type": "joined", **channel.summary(), "owner": viewer.owner, "cut": cut})
-        viewer.tell(f'{told[:-1]}, "last": {channel.last}, "missed": [{", ".join(missed)}]}}')
-        self.changed.set()
+        viewer.broadcast, viewer.is_owner = broadcast, _same_key(message.get("key", ""), broadcast.owner_key)
+        broadcast.viewers.add(viewer)
+        if viewer.is_owner:
+            # an owner who reconnects takes over, even while the server has not noticed that the old socket is dead
+            broadcast.camera_viewer = viewer
+        missed, is_truncated = broadcast.missed_since(message.get("after", -1), self.limits.max_missed_captions)
+        joined = encode("joined", **broadcast.summary(), is_owner=viewer.is_owner, is_truncated=is_truncated)
+        # the captions are JSON already: joined as text, a join costs no encoding
+        viewer.send(f'{joined[:-1]}, "last_caption": {broadcast.last_caption}, "missed": [{", ".join(missed)}]}}')
+        self.list_changed.set()
 
     def _leave(self, viewer: Viewer) -> None:
-        channel, viewer.channel, viewer.owner = viewer.channel, None, False
-        if channel is not None:
-            channel.viewers.discard(viewer)
-            channel.alone = time.monotonic()
-            if channel.sender is viewer:
-                channel.sender = next((one for one in channel.viewers if one.owner), None)
-        self.changed.set()
+        broadcast, viewer.broadcast, viewer.is_owner = viewer.broadcast, None, False
+        if broadcast is not None:
+            broadcast.viewers.discard(viewer)
+            broadcast.unwatched_since = time.monotonic()
+            if broadcast.camera_viewer is viewer:
+                broadcast.camera_viewer = next((other for other in broadcast.viewers if other.is_owner), None)
+        self.list_changed.set()
 
     def _stop(self, viewer: Viewer, key: str) -> None:
-        channel = self._watched(viewer)
-        present = any(one.owner for one in channel.viewers)
-        if present and not _same(key, channel.key):
-            raise InputError("stop", "a stream of somebody who is here", "your own", "ask them, or watch another")
-        self.engine.end(channel.name, "stopped by its viewer")
+        broadcast = self._watched_by(viewer)
+        owner_is_present = any(other.is_owner for other in broadcast.viewers)
+        if owner_is_present and not _same_key(key, broadcast.owner_key):
+            raise InputError("stop", "a stream whose owner is present", "your own", "ask the owner, or watch another")
+        self.engine.end(broadcast.name, "stopped by its viewer")
 
-    def _camera(self, viewer: Viewer, data: bytes) -> None:
-        """A picture to be decoded, in place of one that still waits for it: the newest counts, one at a time a stream."""
-        channel = self._watched(viewer)
-        if not viewer.owner or not isinstance(channel.feed, CameraFeed):
-            raise InputError("picture", "one for another stream", "pictures for your own camera", "start with it first")
-        if channel.sender is not viewer:
-            raise InputError("picture", "one of a second page", "those of one", "close the other page, or join again")
-        channel.feed.check(data)
-        channel.waiting = data
-        if channel.decoding is None:
-            channel.decoding = asyncio.create_task(self._decode(channel, channel.feed, viewer))
+    def _receive_image(self, viewer: Viewer, data: bytes) -> None:
+        """Keep an image for decoding, in place of one that still waits: only the newest counts, one at a time per stream."""
+        broadcast = self._watched_by(viewer)
+        if not viewer.is_owner or not isinstance(broadcast.feed, CameraFeed):
+            raise InputError("image", "one for another stream", "images for your own camera", "start with it first")
+        if broadcast.camera_viewer is not viewer:
+            raise InputError("image", "one of a second page", "those of one", "close the other page, or join again")
+        broadcast.feed.check(data)
+        broadcast.next_image = data
+        if broadcast.decode_task is None:
+            broadcast.decode_task = asyncio.create_task(self._decode_images(broadcast, broadcast.feed, viewer))
 
-    async def _decode(self, channel: Channel, feed: CameraFeed, viewer: Viewer) -> None:
-        """Decode what waits, no faster than twice what the model takes."""
+    async def _decode_images(self, broadcast: Broadcast, feed: CameraFeed, viewer: Viewer) -> None:
+        """Decode images until none waits, at most twice as many a second as the model takes."""
         loop = asyncio.get_running_loop()
         try:
-            while (data := channel.waiting) is not None and not channel.over:
-                began, channel.waiting = loop.time(), None
+            while (data := broadcast.next_image) is not None and not broadcast.end_reason:
+                start, broadcast.next_image = loop.time(), None
                 try:
-                    await loop.run_in_executor(self.decoder, feed.put, data)
-                    viewer.mistakes = 0
+                    await loop.run_in_executor(self.decode_pool, feed.set_image, data)
+                    viewer.invalid_messages = 0
                 except InputError as error:
                     viewer.refuse(error)
-                await asyncio.sleep(max(0.0, began + 0.5 / self.clock.fps - loop.time()))
-        except RuntimeError:  # the server is stopping: no thread takes anything
+                await asyncio.sleep(max(0.0, start + 0.5 / self.config.fps - loop.time()))
+        except RuntimeError:  # the server is stopping: the pool takes nothing more
             pass
         finally:
-            channel.decoding = channel.waiting = None
+            broadcast.decode_task = broadcast.next_image = None
 
 
-def _same(given: str, key: str) -> bool:
-    return hmac.compare_digest(given.encode(), key.encode())
+def _same_key(key: str, owner_key: str) -> bool:
+    return hmac.compare_digest(key.encode(), owner_key.encode())

@@ -1,69 +1,71 @@
-"""How much of everything the live page allows: one frozen dataclass. Knows nothing else.
+"""Every limit of the live page in one frozen dataclass. Knows nothing else.
 
-Units: seconds, bytes, pixels; counts of what the name says.
+Units: seconds, bytes, pixels; otherwise counts.
 """
 
 from dataclasses import dataclass
 
 from svlm_jax.errors import InputError
 
-ROOM, ROOM_AN_ADDRESS = 200, 32  # connections beside the sockets of viewers
+EXTRA_CONNECTIONS, EXTRA_CONNECTIONS_PER_ADDRESS = 200, 32  # beyond the sockets of viewers
 
 
 @dataclass(frozen=True)
 class Limits:
     """Attributes:
-    viewers, viewers_a_stream, sockets_an_address: sockets at a time, in all, on one stream, from one client address.
-        Of connections, which also are pages being loaded and such as say nothing, there may be ROOM and ROOM_AN_ADDRESS more.
-    request, answer: seconds for a whole request to come, and for its answer to be taken, before a connection is dropped.
-    first_message: seconds for a socket to say anything; ping: between two pings, and for one to be answered.
-    controls_a_second: pings and pongs of a client, ten times that at once; of more the socket is dropped.
-    message_bytes: largest message of a client; larger ones close the socket at the protocol level (code 1009).
-    messages_a_second, burst: of a client, on average and at once; faster ones are not read, they wait in the client.
-    joins_a_second: starts, joins and stops of a client, three at once; like messages, faster ones wait in the client.
-    wrong_token: seconds before a wrong token is answered.
-    mistakes: messages refused before the socket is closed.
-    question_chars, address_chars: longest question (or query) and source address.
-    questions_waiting: of a stream; one is asked a chunk.
-    lines_waiting: messages that a viewer may be behind before he is disconnected.
-    slow: seconds that one message may take to be taken by a client before it is disconnected.
-    grace: seconds that a stream goes on with nobody watching.
-    kept: seconds of captions that are kept for the VTT file; `missed`: captions given to one who comes back.
-    ended, ended_kept: streams that have ended and can still be read, and seconds for which.
-    hang: seconds without a sign of the engine before /health says that it hangs.
-    camera_silence: seconds without a picture before a browser's camera counts as gone.
-    camera_bytes, camera_pixels, camera_scans: largest picture of a browser's camera; passes over a JPEG.
+    max_viewers, max_viewers_per_stream, max_viewers_per_address: open sockets: in all, on one stream, from one client address.
+        Connections also serve pages and may say nothing; EXTRA_CONNECTIONS and EXTRA_CONNECTIONS_PER_ADDRESS more are allowed.
+    request_timeout, response_timeout: to receive a complete request, and to send its response, before the connection is closed.
+    first_message_timeout: for a new socket to send its first message.
+    ping_interval: between two pings, and for the answer to one.
+    control_frames_per_second: pings and pongs of a client, ten times that at once; a socket that sends more is closed.
+    max_message_bytes: of a client's message; a larger one closes the socket with WebSocket code 1009.
+    messages_per_second, message_burst: of a client, on average and at once; faster ones stay unread in the client.
+    joins_per_second: starts, joins and stops of a client, three at once; faster ones stay unread in the client.
+    wrong_token_delay: before a wrong token is answered.
+    max_invalid_messages: in a row, before the socket is closed.
+    max_question_chars, max_address_chars: of a question or query, and of a source address.
+    max_queued_questions: of a stream; each chunk takes one.
+    max_queued_messages: to a viewer; one who is further behind is disconnected.
+    send_timeout: for a client to accept one message before it is disconnected.
+    unwatched_timeout: after which a stream without viewers ends.
+    history_seconds: of captions kept for the VTT file.
+    max_missed_captions: sent to a viewer who comes back.
+    max_ended_streams, ended_stream_ttl: ended streams whose captions can still be read, and for how long.
+    hang_timeout: without a sign of life of the engine before /health reports that it hangs.
+    camera_timeout: without an image before a browser's camera counts as gone.
+    max_image_bytes, max_image_pixels, max_image_scans: of an image of a browser's camera; scans: passes over a JPEG.
     """
 
-    viewers: int = 200
-    viewers_a_stream: int = 100
-    sockets_an_address: int = 32
-    request: float = 10.0
-    answer: float = 60.0
-    first_message: float = 30.0
-    ping: float = 20.0
-    controls_a_second: float = 5.0
-    message_bytes: int = 300_000
-    messages_a_second: float = 20.0
-    burst: int = 40
-    joins_a_second: float = 1.0
-    wrong_token: float = 1.0
-    mistakes: int = 8
-    question_chars: int = 300
-    address_chars: int = 500
-    questions_waiting: int = 8
-    lines_waiting: int = 64
-    slow: float = 10.0
-    grace: float = 30.0
-    kept: float = 6 * 3600.0
-    missed: int = 300
-    ended: int = 16
-    ended_kept: float = 600.0
-    hang: float = 60.0
-    camera_silence: float = 15.0
-    camera_bytes: int = 250_000
-    camera_pixels: int = 1920 * 1080
-    camera_scans: int = 20
+    max_viewers: int = 200
+    max_viewers_per_stream: int = 100
+    max_viewers_per_address: int = 32
+    request_timeout: float = 10.0
+    response_timeout: float = 60.0
+    first_message_timeout: float = 30.0
+    ping_interval: float = 20.0
+    control_frames_per_second: float = 5.0
+    max_message_bytes: int = 300_000
+    messages_per_second: float = 20.0
+    message_burst: int = 40
+    joins_per_second: float = 1.0
+    wrong_token_delay: float = 1.0
+    max_invalid_messages: int = 8
+    max_question_chars: int = 300
+    max_address_chars: int = 500
+    max_queued_questions: int = 8
+    max_queued_messages: int = 64
+    send_timeout: float = 10.0
+    unwatched_timeout: float = 30.0
+    history_seconds: float = 6 * 3600.0
+    max_missed_captions: int = 300
+    max_ended_streams: int = 16
+    ended_stream_ttl: float = 600.0
+    hang_timeout: float = 60.0
+    camera_timeout: float = 15.0
+    max_image_bytes: int = 250_000
+    max_image_pixels: int = 1920 * 1080
+    max_image_scans: int = 20
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -71,11 +73,11 @@ class Limits:
                 raise InputError(name, value, "more than 0", "raise it")
 
     @property
-    def connections(self) -> int:
-        """At a time, in all."""
-        return self.viewers + ROOM
+    def max_connections(self) -> int:
+        """Open connections in all, sockets included."""
+        return self.max_viewers + EXTRA_CONNECTIONS
 
     @property
-    def connections_an_address(self) -> int:
-        """At a time, from one client address."""
-        return self.sockets_an_address + ROOM_AN_ADDRESS
+    def max_connections_per_address(self) -> int:
+        """Open connections from one client address, sockets included."""
+        return self.max_viewers_per_address + EXTRA_CONNECTIONS_PER_ADDRESS

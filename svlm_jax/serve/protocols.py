@@ -1,38 +1,38 @@
-"""What of HTTP and WebSockets happens below the application: uvicorn's protocols with deadlines, and with bounds on what a peer
-can make the server do or keep between two messages.
+"""HTTP and WebSockets below the application: uvicorn's protocols with deadlines, and with bounds on what a peer can make the server
+compute or store between two messages.
 
-Owns the hooks into uvicorn, nothing else: `connections` decides. Imported late, for uvicorn is an extra.
+Owns the hooks into uvicorn and nothing else: `connections` decides. uvicorn is an extra, so it is imported in `protocols`.
 """
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from svlm_jax.serve.allowance import Allowance
 from svlm_jax.serve.connections import Connections
+from svlm_jax.serve.rate_limit import RateLimit
 
 if TYPE_CHECKING:
-    from uvicorn.protocols.http.h11_impl import H11Protocol as Http
-    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as Socket
+    from uvicorn.protocols.http.h11_impl import H11Protocol as HttpBase
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as WebSocketBase
 else:
-    Http = Socket = object  # `protocols` puts uvicorn's behind them
+    HttpBase = WebSocketBase = object  # `protocols` adds uvicorn's classes as second bases
 
-ABORT = "svlm.abort"  # in the scope of a socket: drops its connection
-SLICE = 2048  # bytes of a socket that are looked at before what they hold has been heard
-FRAGMENTS = 128  # frames of one message
+ABORT_EXTENSION = "svlm.abort"  # key in the ASGI scope of a socket: a function that closes its connection at once
+PARSE_BYTES = 2048  # of a socket that are parsed before the messages in them are consumed
+MAX_FRAGMENTS = 128  # frames of one message
 
 
-class Requests(Http):
-    """A connection that has to become a whole request in time, and to take its answer in time."""
+class HttpProtocol(HttpBase):
+    """A connection whose requests must arrive, and whose responses must be read, before a deadline."""
 
-    shared: Connections
-    answer: Mapping[str, str]  # headers
+    open_connections: Connections  # not `connections`: uvicorn has an attribute of that name
+    error_headers: Mapping[str, str]
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.shared.enter(transport)
+        self.open_connections.add(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.shared.exit(self.transport)
+        self.open_connections.remove(self.transport)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -42,19 +42,20 @@ class Requests(Http):
     def handle_events(self) -> None:
         super().handle_events()
         if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
-            self.shared.answers(self.transport)
+            self.open_connections.expect_response(self.transport)
 
     def on_response_complete(self) -> None:
-        self.shared.asks(self.transport)  # before requests that wait behind this one are handled
+        # before super: it goes on with the next pipelined request, which sets a deadline of its own
+        self.open_connections.expect_request(self.transport)
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         import h11
 
-        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer is under way
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in the middle of another response
             self.transport.abort()
             return
-        fields = {"content-type": "text/plain; charset=utf-8", "connection": "close", **self.answer}
+        fields = {"content-type": "text/plain; charset=utf-8", "connection": "close", **self.error_headers}
         body = (msg + "\n").encode()
         pairs = [*fields.items(), ("content-length", str(len(body)))]
         for event in (h11.Response(status_code=400, headers=pairs, reason=b"Bad Request"), h11.Data(data=body)):
@@ -63,47 +64,52 @@ class Requests(Http):
         self.transport.close()
 
 
-class Sockets(Socket):
-    """A WebSocket of which no more is parsed than is heard, and which cannot keep the server busy with pings."""
+class WebSocketProtocol(WebSocketBase):
+    """A WebSocket that is parsed no faster than its messages are consumed, and that pings cannot keep busy.
 
-    shared: Connections
-    answer: Mapping[str, str]
+    uvicorn parses all bytes that arrived and queues the messages: many small ones become objects far larger than their bytes.
+    Here the bytes wait in `unparsed`, and behind it in the kernel and in the client.
+    """
+
+    open_connections: Connections  # not `connections`: uvicorn has an attribute of that name
+    error_headers: Mapping[str, str]
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        rate = self.shared.limits.controls_a_second
-        self.backlog, self.controls = bytearray(), Allowance(rate, 10 * rate, self.shared.timer)
+        rate = self.open_connections.limits.control_frames_per_second
+        self.unparsed, self.control_limit = bytearray(), RateLimit(rate, 10 * rate, self.open_connections.timer)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.shared.exit(self.transport)
+        self.open_connections.remove(self.transport)
         super().connection_lost(exc)
 
     def handle_connect(self, event: Any) -> None:
         accept = self.conn.accept
 
-        def accepted(request: Any) -> Any:
+        def accept_with_headers(request: Any) -> Any:
             response = accept(request)
-            if response.status_code != 101:  # no handshake: an answer that no application gives
-                response.headers.update(self.answer)
+            if response.status_code != 101:  # no handshake: the library answers, and no middleware sees it
+                response.headers.update(self.error_headers)
             return response
 
-        self.conn.accept = accepted
+        self.conn.accept = accept_with_headers
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope["extensions"][ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+            self.scope["extensions"][ABORT_EXTENSION] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
     def start_keepalive(self) -> None:
-        self.shared.stays(self.transport)  # it has been accepted
+        self.open_connections.keep_open(self.transport)  # uvicorn calls this once the handshake is accepted
         super().start_keepalive()
 
     def data_received(self, data: bytes) -> None:
-        self.backlog += data
+        self.unparsed += data
         self._parse()
 
     def _parse(self) -> None:
-        while self.backlog and not self.read_paused and not self.transport.is_closing():
-            part = bytes(self.backlog[:SLICE]) if self.handshake_initiated else bytes(self.backlog)
-            del self.backlog[: len(part)]
+        while self.unparsed and not self.read_paused and not self.transport.is_closing():
+            # a handshake is parsed in one go: it has limits of its own
+            part = bytes(self.unparsed[:PARSE_BYTES]) if self.handshake_initiated else bytes(self.unparsed)
+            del self.unparsed[: len(part)]
             super().data_received(part)
 
     async def receive(self) -> Any:
@@ -113,45 +119,48 @@ class Sockets(Socket):
 
     async def send(self, message: Any) -> None:
         await super().send(message)
-        self._parse()  # a socket that is being closed is read again, for the other side's goodbye
+        self._parse()  # a socket that is being closed is read again, for the peer's close frame
 
     def handle_ping(self) -> None:
-        if self._controlled():
+        if self._allow_control_frame():
             super().handle_ping()
 
     def handle_pong(self, event: Any) -> None:
-        if self._controlled():
+        if self._allow_control_frame():
             super().handle_pong(event)
 
-    def _controlled(self) -> bool:
-        """Whether one more ping or pong is heard: each costs a frame, and a ping an answer that waits for its reader."""
+    def _allow_control_frame(self) -> bool:
+        """Whether one more ping or pong is handled: each costs a frame, and a ping an answer that waits for its reader."""
         if self.transport.is_closing():
             return False
-        if not self.controls.take():
-            self._drop("pings")
+        if not self.control_limit.allow():
+            self._abort("control_frames")
             return False
         return True
 
     def handle_cont(self, event: Any) -> None:
-        if len(self.frames) >= FRAGMENTS:
-            self._drop("garbage")
+        if len(self.frames) >= MAX_FRAGMENTS:
+            self._abort("fragments")
         else:
             super().handle_cont(event)
 
-    def _drop(self, why: str) -> None:
+    def _abort(self, reason: str) -> None:
         if not self.transport.is_closing():
-            self.shared.metrics.count("svlm_refused_total", label=why)
+            self.open_connections.metrics.count("svlm_refused_total", label=reason)
             self.transport.abort()
 
 
-def protocols(connections: Connections, headers: Mapping[str, str]) -> tuple[type[Http], type[Socket]]:
+def protocols(connections: Connections, error_headers: Mapping[str, str]) -> tuple[type[HttpBase], type[WebSocketBase]]:
     """Classes for uvicorn's `http` and `ws`.
 
     Args:
-        headers: for answers that no application gives.
+        error_headers: for responses that come from uvicorn or the WebSocket library and not from the application.
     """
     from uvicorn.protocols.http.h11_impl import H11Protocol
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-    both = {"shared": connections, "answer": headers}
-    return type("OurRequests", (Requests, H11Protocol), both), type("OurSockets", (Sockets, WebSocketsSansIOProtocol), both)
+    fields = {"open_connections": connections, "error_headers": error_headers}
+    return (
+        type("BoundedHttp", (HttpProtocol, H11Protocol), fields),
+        type("BoundedWebSocket", (WebSocketProtocol, WebSocketsSansIOProtocol), fields),
+    )

@@ -1,11 +1,10 @@
-"""One socket: what waits to be sent to it, how fast it may talk, and how it is let go.
+"""One socket: what waits to be sent to it, how fast its messages are read, and when it is disconnected.
 
-Owns the queue. A viewer who is slow loses pictures first (only the newest waits), then the socket; nobody else notices. Knows
-no stream. Everything here runs in the event loop. Units: seconds, bytes.
+Owns the send queue. A viewer who is slow loses frames first (only the newest waits), then the socket; nobody else notices. Knows
+no stream. Runs in the event loop only. Units: seconds, bytes.
 """
 
 import asyncio
-import json
 import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -13,139 +12,147 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from svlm_jax.errors import InputError
-from svlm_jax.serve.allowance import Allowance
 from svlm_jax.serve.limits import Limits
-from svlm_jax.serve.messages import parse
+from svlm_jax.serve.messages import encode, parse
 from svlm_jax.serve.metrics import Metrics
+from svlm_jax.serve.rate_limit import RateLimit
 
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
-POLICY, GOING_AWAY, BROKEN, SLOW = 1008, 1001, 1011, 4008  # close codes
-DEAR = ("start", "join", "stop")  # messages that cost more than others
-FAREWELL = 2.0  # seconds that a socket has to take its close
+POLICY, GOING_AWAY, INTERNAL_ERROR, SLOW_CLIENT = 1008, 1001, 1011, 4008  # WebSocket close codes
+COSTLY_MESSAGES = ("start", "join", "stop")
+CLOSE_TIMEOUT = 2.0  # for a socket to accept the last messages and the close frame
 
-Heard = Callable[["Viewer", dict[str, Any] | bytes], Awaitable[None]]
+Handler = Callable[["Viewer", dict[str, Any] | bytes], Awaitable[None]]
 
 
 class Viewer:
-    """Call `serve` once; it returns when the socket is closed. `channel` and `owner` are the hub's to set."""
+    """Call `serve` once; it returns when the socket is closed. The hub sets `broadcast` and `is_owner`."""
 
     def __init__(self, socket: "WebSocket", limits: Limits, metrics: Metrics, abort: Callable[[], None]) -> None:
-        """abort: drops the connection with all that waits in it, for one who takes nothing."""
+        """abort: closes the connection at once, for a client that reads nothing."""
         self.socket, self.limits, self.metrics, self.abort = socket, limits, metrics, abort
-        self.channel: Any = None
-        self.owner = False
-        self.lines: deque[str] = deque()
-        self.picture: bytes | None = None
-        self.news, self.leaving = asyncio.Event(), asyncio.Event()
-        self.closing: tuple[int, str] | None = None
-        self.mistakes = 0
-        self.messages = Allowance(limits.messages_a_second, limits.burst)
-        self.joins = Allowance(limits.joins_a_second, 3)
+        self.broadcast: Any = None
+        self.is_owner = False
+        self.queue: deque[str] = deque()
+        self.frame: bytes | None = None
+        self.has_data, self.is_leaving = asyncio.Event(), asyncio.Event()
+        self.close_reason: tuple[int, str] | None = None
+        self.invalid_messages = 0  # in a row
+        self.message_limit = RateLimit(limits.messages_per_second, limits.message_burst)
+        self.join_limit = RateLimit(limits.joins_per_second, 3)
 
-    def tell(self, line: str) -> None:
-        """Queue a JSON message; a viewer who is too far behind is let go instead."""
-        if len(self.lines) >= self.limits.lines_waiting:
-            self.part(SLOW, "too slow: captions were waiting")
+    def send(self, message: str) -> None:
+        """Queue a JSON message. A viewer whose queue is full is disconnected: messages are never skipped."""
+        if len(self.queue) >= self.limits.max_queued_messages:
+            self.disconnect(SLOW_CLIENT, "too slow: the message queue is full")
             return
-        self.lines.append(line)
-        self.news.set()
+        self.queue.append(message)
+        self.has_data.set()
 
-    def show(self, picture: bytes) -> None:
-        """Queue a picture in place of one that still waits."""
-        if self.picture is not None:
-            self.metrics.count("svlm_dropped_pictures_total")
-        self.picture = picture
-        self.news.set()
+    def send_frame(self, frame: bytes) -> None:
+        """Queue a frame of the video; it replaces one that still waits."""
+        if self.frame is not None:
+            self.metrics.count("svlm_dropped_frames_total")
+        self.frame = frame
+        self.has_data.set()
 
-    def part(self, code: int, reason: str) -> None:
+    def disconnect(self, code: int, reason: str) -> None:
         """Close the socket; the first reason counts."""
-        if self.closing is None:
-            self.closing = (code, reason)
+        if self.close_reason is None:
+            self.close_reason = (code, reason)
             if code != GOING_AWAY:
-                self.metrics.count("svlm_refused_total", label={SLOW: "slow", POLICY: "garbage"}.get(code, "mistake"))
-            self.leaving.set()
+                label = {SLOW_CLIENT: "slow_client", POLICY: "policy"}.get(code, "internal_error")
+                self.metrics.count("svlm_refused_total", label=label)
+            self.is_leaving.set()
 
-    async def serve(self, heard: Heard) -> None:
-        tasks = [asyncio.create_task(one) for one in (self._send(), self._receive(heard), self.leaving.wait())]
+    async def serve(self, handler: Handler) -> None:
+        """Send and receive until the client or `disconnect` ends it. handler: called with each valid message."""
+        # Three tasks, because `send` of a client that reads nothing blocks for up to `send_timeout`: meanwhile its messages are
+        # still read, and a disconnect takes effect at once.
+        coroutines = (self._send_loop(), self._receive_loop(handler), self.is_leaving.wait())
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
             for task in tasks:
                 task.cancel()
-            ends = await asyncio.gather(*tasks, return_exceptions=True)
-        for error in ends:
-            if isinstance(error, Exception):  # a mistake of ours: one viewer's, not the server's
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for error in results:
+            if isinstance(error, Exception):  # a bug of the server ends one socket, not the server
                 traceback.print_exception(error)
-                self.part(BROKEN, "the server made a mistake")
-        if self.closing is None:
-            return
+                self.disconnect(INTERNAL_ERROR, "internal error of the server")
+        if self.close_reason is not None:
+            await self._close(*self.close_reason)
+
+    async def _close(self, code: int, reason: str) -> None:
         try:
-            async with asyncio.timeout(FAREWELL):
-                for line in self.lines if self.closing[0] != SLOW else ():
-                    await self.socket.send_text(line)
-                await self.socket.close(*self.closing)
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                for message in self.queue if code != SLOW_CLIENT else ():
+                    await self.socket.send_text(message)
+                await self.socket.close(code, reason)
         except TimeoutError:
             self.abort()
         except (RuntimeError, OSError):  # closed already
             pass
 
-    async def _send(self) -> None:
+    async def _send_loop(self) -> None:
         from starlette.websockets import WebSocketDisconnect
 
         with suppress(WebSocketDisconnect, RuntimeError):
             while True:
-                await self.news.wait()
-                self.news.clear()
+                await self.has_data.wait()
+                self.has_data.clear()
                 try:
-                    while self.lines or self.picture is not None:
-                        async with asyncio.timeout(self.limits.slow):
+                    while self.queue or self.frame is not None:
+                        async with asyncio.timeout(self.limits.send_timeout):
                             await self._send_next()
                 except TimeoutError:
-                    self.part(SLOW, f"too slow: nothing taken for {self.limits.slow:g} s")
+                    self.disconnect(SLOW_CLIENT, f"too slow: nothing read for {self.limits.send_timeout:g} s")
                     return
 
     async def _send_next(self) -> None:
-        if self.lines:
-            line = self.lines.popleft()
-            await self.socket.send_text(line)
-            self.metrics.count("svlm_sent_bytes_total", len(line), "text")
-        elif self.picture is not None:
-            picture, self.picture = self.picture, None
-            await self.socket.send_bytes(picture)
-            self.metrics.count("svlm_sent_bytes_total", len(picture), "picture")
+        if self.queue:
+            message = self.queue.popleft()
+            await self.socket.send_text(message)
+            self.metrics.count("svlm_sent_bytes_total", len(message), "text")
+        elif self.frame is not None:
+            frame, self.frame = self.frame, None  # before the await: a newer frame may come meanwhile
+            await self.socket.send_bytes(frame)
+            self.metrics.count("svlm_sent_bytes_total", len(frame), "frame")
 
-    def refuse(self, error: InputError, *, mistake: bool = True) -> None:
-        """Tell why something cannot be done. mistake: it never can; who makes too many in a row is let go."""
+    def refuse(self, error: InputError, *, is_invalid: bool = True) -> None:
+        """Tell the client why a message is refused. is_invalid: it can never be right; too many of these end the socket."""
         self.metrics.count("svlm_refused_total", label="message")
-        self.tell(json.dumps({"type": "error", "error": str(error)}))
-        self.mistakes += mistake
-        if self.mistakes >= self.limits.mistakes:
-            self.part(POLICY, "too many messages that were refused")
+        self.send(encode("error", error=str(error)))
+        self.invalid_messages += is_invalid
+        if self.invalid_messages >= self.limits.max_invalid_messages:
+            self.disconnect(POLICY, "too many invalid messages")
 
-    async def _receive(self, heard: Heard) -> None:
-        message = await self._first()
-        while message is not None and message["type"] != "websocket.disconnect" and self.closing is None:
-            await asyncio.sleep(self.messages.debt())  # it talks faster than it may: meanwhile nothing is read from it
-            text, data = message.get("text"), message.get("bytes")
-            wrong = True  # pictures and what cannot be read; not what cannot be done just now
+    async def _receive_loop(self, handler: Handler) -> None:
+        event = await self._first_event()
+        while event is not None and event["type"] != "websocket.disconnect" and self.close_reason is None:
+            await asyncio.sleep(self.message_limit.reserve())  # too fast: meanwhile nothing is read from the socket
+            text, data = event.get("text"), event.get("bytes")
+            is_invalid = True  # images, and text that does not parse; but not a message that cannot be served right now
             try:
-                said = bytes(data or b"") if text is None else parse(text, self.limits)
-                wrong = text is None
-                if isinstance(said, dict) and said["type"] in DEAR:
-                    await asyncio.sleep(self.joins.debt())
-                await heard(self, said)
-                self.mistakes = self.mistakes if text is None else 0  # of a picture it shows when it is decoded
+                message = bytes(data or b"") if text is None else parse(text, self.limits)
+                is_invalid = text is None
+                if isinstance(message, dict) and message["type"] in COSTLY_MESSAGES:
+                    await asyncio.sleep(self.join_limit.reserve())
+                await handler(self, message)
+                if text is not None:  # whether an image is valid shows when it is decoded
+                    self.invalid_messages = 0
             except InputError as error:
-                self.refuse(error, mistake=wrong)
-            message = await self.socket.receive() if self.closing is None else None
+                self.refuse(error, is_invalid=is_invalid)
+            event = await self.socket.receive() if self.close_reason is None else None
 
-    async def _first(self) -> Any:
-        """The first message; None, and the socket is closed, when none comes in time."""
+    async def _first_event(self) -> Any:
+        """The first event of the socket; None, and the socket is closed, when none comes in time."""
         try:
-            async with asyncio.timeout(self.limits.first_message):
+            async with asyncio.timeout(self.limits.first_message_timeout):
                 return await self.socket.receive()
         except TimeoutError:
-            self.part(POLICY, f"nothing was said for {self.limits.first_message:g} s")
+            self.disconnect(POLICY, f"no message for {self.limits.first_message_timeout:g} s")
             return None

@@ -16,13 +16,13 @@ from PIL import Image
 
 from benchmarks.attack import PING, TEXT, frame, scan_bomb
 from svlm_jax.errors import InputError
-from svlm_jax.serve import connections, pictures
-from svlm_jax.serve.connections import Connections, group, room
+from svlm_jax.serve import client_image, connections
+from svlm_jax.serve.connections import Connections, address_group, available_connections
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
-from svlm_jax.serve.pictures import Box, decoded
-from svlm_jax.serve.protocols import SLICE
-from tests.support.serving import Server, compiled, film, server, serving  # noqa: F401
+from svlm_jax.serve.client_image import Box, decode_image
+from svlm_jax.serve.protocols import PARSE_BYTES
+from tests.support.serving import ServerThread, compiled, film, server, serving  # noqa: F401
 
 BOX = Box(168, 112)
 HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: "
@@ -89,9 +89,9 @@ COSTLY = {
 @pytest.mark.parametrize(("data", "wrong"), COSTLY.values(), ids=COSTLY.keys())
 def test_a_costly_picture_is_refused_before_a_pixel_is_decoded(data, wrong, monkeypatch):
     """Else one picture of 249 kB holds a core for seconds and others lose captions."""
-    monkeypatch.setattr(pictures.Image, "open", lambda *_, **__: pytest.fail("it was given to the decoder"))
+    monkeypatch.setattr(client_image.Image, "open", lambda *_, **__: pytest.fail("it was given to the decoder"))
     with pytest.raises(InputError, match=wrong):
-        decoded(data, Limits(), BOX)
+        decode_image(data, Limits(), BOX)
 
 
 ORDINARY = {
@@ -117,7 +117,7 @@ def test_an_ordinary_picture_is_what_it_was(form, options):
     data = encoded(form, **options)
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(decoded(data, Limits(), Box(160, 120)), expected)
+    np.testing.assert_array_equal(decode_image(data, Limits(), Box(160, 120)), expected)
 
 
 # connections
@@ -151,7 +151,7 @@ class Now:
 
 def ledger(**limits: int) -> tuple[Connections, Now]:
     now = Now()
-    return Connections(Limits(**{"request": 10, "answer": 60, **limits}), Metrics(), timer=now), now
+    return Connections(Limits(**{"request_timeout": 10, "response_timeout": 60, **limits}), Metrics(), timer=now), now
 
 
 def test_a_connection_has_a_deadline_for_all_it_does():
@@ -159,51 +159,51 @@ def test_a_connection_has_a_deadline_for_all_it_does():
     every, now = ledger()
     half, asked, socket_, deaf = (Transport() for _ in range(4))
     for one in (half, asked, socket_, deaf):
-        assert every.enter(one)
-    every.answers(asked)
-    every.stays(socket_)
-    every.answers(deaf)
+        assert every.add(one)
+    every.expect_response(asked)
+    every.keep_open(socket_)
+    every.expect_response(deaf)
     deaf.closing = True  # its answer waits in the kernel
     now.second += 9.9
-    every.sweep()
+    every.close_overdue()
     assert not half.gone
     now.second += 0.2
-    every.sweep()
-    assert half.gone and not asked.gone and every.metrics.value("svlm_refused_total", "late") == 1
+    every.close_overdue()
+    assert half.gone and not asked.gone and every.metrics.value("svlm_refused_total", "timeout") == 1
     now.second += 10
-    every.sweep()
+    every.close_overdue()
     assert deaf.gone and not asked.gone
     now.second += 1000
-    every.sweep()
+    every.close_overdue()
     assert asked.gone and not socket_.gone and list(every.open) == [socket_]
-    every.exit(socket_)
+    every.remove(socket_)
     assert not every.open and not every.by_address
 
 
 def test_half_open_connections_make_room_for_others():
     """Else whoever opens enough of them locks everybody behind the same proxy out."""
-    every, _ = ledger(sockets_an_address=1)
-    most = every.limits.connections_an_address
+    every, _ = ledger(max_viewers_per_address=1)
+    most = every.limits.max_connections_per_address
     crowd = [Transport() for _ in range(most)]
-    assert all(every.enter(one) for one in crowd)
-    every.stays(crowd[0])
-    assert every.enter(Transport()) and crowd[1].gone and not crowd[0].gone and not crowd[2].gone
+    assert all(every.add(one) for one in crowd)
+    every.keep_open(crowd[0])
+    assert every.add(Transport()) and crowd[1].gone and not crowd[0].gone and not crowd[2].gone
     for one in crowd[2:]:
-        every.stays(one)
-    last = next(one for one in every.open.values() if one.asking)
-    every.stays(last.transport)
+        every.keep_open(one)
+    last = next(one for one in every.open.values() if one.is_idle)
+    every.keep_open(last.transport)
     late = Transport()
-    assert not every.enter(late) and late.gone and every.metrics.value("svlm_refused_total", "connections") == 2
-    assert every.enter(Transport("192.0.2.2"))
+    assert not every.add(late) and late.gone and every.metrics.value("svlm_refused_total", "max_connections") == 2
+    assert every.add(Transport("192.0.2.2"))
 
 
 def test_a_full_server_lets_those_go_that_take_most():
     every, _ = ledger()
-    every.most = 5
+    every.max_connections = 5
     many, one = [Transport("192.0.2.9") for _ in range(4)], Transport()
     for transport in (one, *many):
-        every.enter(transport)
-    assert every.enter(Transport("192.0.2.3")) and many[0].gone and not one.gone
+        every.add(transport)
+    assert every.add(Transport("192.0.2.3")) and many[0].gone and not one.gone
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_full_server_lets_those_go_that_take_most():
     ],
 )
 def test_what_counts_as_one_address(one, other, same):
-    assert (group(one) == group(other)) == same
+    assert (address_group(one) == address_group(other)) == same
 
 
 def test_the_limit_of_open_files_is_raised_or_told(monkeypatch):
@@ -228,12 +228,12 @@ def test_the_limit_of_open_files_is_raised_or_told(monkeypatch):
     given = {"limit": (256, 4096)}
     monkeypatch.setattr(resource, "getrlimit", lambda _: given["limit"])
     monkeypatch.setattr(resource, "setrlimit", lambda _, limit: given.update(limit=limit))
-    assert room(Limits(), used=50) == 400 and given["limit"][0] == 400 + 50 + connections.ACCEPTED + connections.RESERVED
+    assert available_connections(Limits(), used_files=50) == 400 and given["limit"][0] == 400 + 50 + connections.ACCEPT_BATCH + connections.RESERVED_FILES
     given["limit"] = (200, 200)
-    assert room(Limits(), used=50) == 200 - 50 - connections.ACCEPTED - connections.RESERVED
+    assert available_connections(Limits(), used_files=50) == 200 - 50 - connections.ACCEPT_BATCH - connections.RESERVED_FILES
     given["limit"] = (80, 80)
     with pytest.raises(InputError, match="ulimit -n"):
-        room(Limits(), used=50)
+        available_connections(Limits(), used_files=50)
 
 
 def test_a_server_without_open_files_says_so_once(server, capsys):
@@ -242,18 +242,18 @@ def test_a_server_without_open_files_says_so_once(server, capsys):
             "message": "socket.accept() out of system resource",
             "exception": OSError(errno.EMFILE, "Too many open files"),
         }
-        server.serving._failed(None, context)
+        server.server._on_loop_error(None, context)
     lines = capsys.readouterr().err.splitlines()
     assert lines == ["connections wait: Too many open files; raise ulimit -n"]
 
 
-def opened(server: Server, data: bytes, path: str = "") -> socket.socket:
-    raw = socket.create_connection(server.serving.bound.getsockname()[:2], timeout=20)
+def opened(server: ServerThread, data: bytes, path: str = "") -> socket.socket:
+    raw = socket.create_connection(server.address, timeout=20)
     raw.sendall(data)
     return raw
 
 
-def upgraded(server: Server) -> socket.socket:
+def upgraded(server: ServerThread) -> socket.socket:
     head = f"GET /ws HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
     raw = opened(server, head.encode())
     assert raw.recv(12) == b"HTTP/1.1 101"
@@ -277,27 +277,27 @@ def dropped(raw: socket.socket, every: bytes = b"") -> bool:
 
 
 def test_whoever_does_not_finish_a_request_goes_and_others_are_served(compiled, film):
-    limits = Limits(request=0.8, sockets_an_address=8)
+    limits = Limits(request_timeout=0.8, max_viewers_per_address=8)
     with serving(compiled, film, limits=limits) as server, server.viewer() as viewer:
-        viewer.hear("hello")
+        viewer.receive("hello")
         upgrade = f"GET /ws HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}".encode()
         post = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
         idle = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         raws = [opened(server, (HALF, upgrade, b"")[n % 3]) for n in range(100)]
         slow = [(opened(server, start), drip) for start, drip in ((HALF, b"a"), (post, b"b"), (idle, b""), (idle, b"G"))]
-        assert server.get("/health")[0] == 200 and server.metric("svlm_connections") <= limits.connections_an_address
+        assert server.get("/health")[0] == 200 and server.metric("svlm_connections") <= limits.max_connections_per_address
         assert all(dropped(raw) for raw in raws) and all(dropped(raw, drip) for raw, drip in slow)
-        assert server.metric('svlm_refused_total{reason="connections"}') > 0
-        assert server.metric('svlm_refused_total{reason="late"}') > 0
+        assert server.metric('svlm_refused_total{reason="max_connections"}') > 0
+        assert server.metric('svlm_refused_total{reason="timeout"}') > 0
         assert server.metric("svlm_viewers") == 1
         for raw in (*raws, *(raw for raw, _ in slow)):
             raw.close()
 
 
 def test_a_socket_that_says_nothing_and_one_that_never_pongs_go(compiled, film):
-    with serving(compiled, film, limits=Limits(first_message=0.3)) as server, server.viewer() as silent:
-        assert silent.closed() == (1008, "nothing was said for 0.3 s")
-    with serving(compiled, film, limits=Limits(ping=0.2)) as server:
+    with serving(compiled, film, limits=Limits(first_message_timeout=0.3)) as server, server.viewer() as silent:
+        assert silent.close_reason() == (1008, "no message for 0.3 s")
+    with serving(compiled, film, limits=Limits(ping_interval=0.2)) as server:
         raw = upgraded(server)
         raw.sendall(frame(TEXT, b'{"type": "leave"}'))
         assert dropped(raw)
@@ -307,9 +307,9 @@ def test_a_socket_that_says_nothing_and_one_that_never_pongs_go(compiled, film):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (frame(PING, b"x") * 2000, "pings"),
-        (frame(10, b"x") * 2000, "pings"),  # pongs that nobody asked for
-        (frame(TEXT, b'"', last=False) + frame(0, last=False) * 2000, "garbage"),
+        (frame(PING, b"x") * 2000, "control_frames"),
+        (frame(10, b"x") * 2000, "control_frames"),  # pongs that nobody asked for
+        (frame(TEXT, b'"', last=False) + frame(0, last=False) * 2000, "fragments"),
     ],
     ids=["pings", "pongs", "a message without end"],
 )
@@ -327,10 +327,10 @@ def test_messages_wait_in_the_client_not_in_the_server(server):
     raw = upgraded(server)
     message = frame(TEXT, b'{"type": "leave"}')
     raw.sendall(message * 2000)
-    protocols = [one for one in list(server.serving.server.server_state.connections) if hasattr(one, "backlog")]
+    protocols = [one for one in list(server.server.uvicorn.server_state.connections) if hasattr(one, "unparsed")]
     until = time.monotonic() + 10
-    while not any(one.backlog for one in protocols) and time.monotonic() < until:
+    while not any(one.unparsed for one in protocols) and time.monotonic() < until:
         time.sleep(0.01)
-    assert any(one.backlog for one in protocols)
-    assert all(one.queue.qsize() <= SLICE // len(message) + 2 for one in protocols)
+    assert any(one.unparsed for one in protocols)
+    assert all(one.queue.qsize() <= PARSE_BYTES // len(message) + 2 for one in protocols)
     raw.close()

@@ -23,9 +23,9 @@ SMALL = ("--vision-window", 8, "--text-rounds", 8, "--sink", 32, "--text-window"
 @pytest.fixture(scope="module")
 def server(tiny_dir, processor_dir):
     """The address of a server that runs as a process; it must end with 0."""
-    given = os.environ.get("SVLM_PAGE_MODEL")
-    model = ("--model", given) if given else ("--model", tiny_dir, "--processor", processor_dir)
-    command = [sys.executable, "-m", "launch.serve", *model, *(() if given else SMALL), "--port", 0, "--rows", 3]
+    model_name = os.environ.get("SVLM_PAGE_MODEL")
+    model = ("--model", model_name) if model_name else ("--model", tiny_dir, "--processor", processor_dir)
+    command = [sys.executable, "-m", "launch.serve", *model, *(() if model_name else SMALL), "--port", 0, "--num-streams", 3]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT) as process:
         assert process.stderr is not None
@@ -37,14 +37,14 @@ def server(tiny_dir, processor_dir):
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as one:
-        yield one
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
-def kept(tab: Tab, name: str) -> None:
+def save_screenshot(tab: Tab, name: str) -> None:
     if folder := os.environ.get("SVLM_SCREENSHOTS"):
         path = Path(folder) / name
-        tab.picture(path)
+        tab.screenshot(path)
         assert path.stat().st_size < 250_000
 
 
@@ -52,7 +52,7 @@ def cache_picture(tab: Tab) -> str:
     return tab.run("document.querySelector('#cache').toDataURL()")
 
 
-def shown(tab: Tab) -> str:
+def frame_shown(tab: Tab) -> str:
     return tab.run("document.querySelector('#picture').toDataURL()")
 
 
@@ -67,9 +67,9 @@ def test_the_page(server, browser):
         tab.wait("document.querySelector('#link')?.dataset.state === 'open'")
         tab.run("document.querySelector('#quick').click()")
         tab.wait("document.querySelectorAll('#log li').length >= 3")
-        before, picture = cache_picture(tab), shown(tab)
-        tab.wait("document.querySelector('#gone').classList.contains('now')")
-        assert cache_picture(tab) != before and shown(tab) != picture
+        before, picture = cache_picture(tab), frame_shown(tab)
+        tab.wait("document.querySelector('#evicted').classList.contains('active')")
+        assert cache_picture(tab) != before and frame_shown(tab) != picture
         ask(tab, "What is the score?")
         tab.wait("document.querySelector('#log li.question')")
         tab.wait("document.querySelector('#log li.answer')")
@@ -79,17 +79,17 @@ def test_the_page(server, browser):
             tab.wait("document.querySelector('#subtitle').textContent.startsWith('2 watching')")
             assert second.run("document.documentElement.scrollWidth") <= 390
             time.sleep(1.0)
-            kept(second, "serve_mobile.png")
+            save_screenshot(second, "serve_mobile.png")
             assert second.complaints == []
-        kept(tab, "serve.png")
+        save_screenshot(tab, "serve.png")
         assert tab.complaints == []
 
 
 def test_a_socket_that_drops_comes_back_to_its_stream_and_misses_nothing(server, browser):
     with browser.open("about:blank") as tab:
-        remember = "window.sockets = []; const Usual = WebSocket; WebSocket = class extends Usual "
-        remember += "{ constructor(...args) { super(...args); window.sockets.push(this); } }"
-        tab.call("Page.addScriptToEvaluateOnNewDocument", source=remember)
+        script = "window.sockets = []; const Original = WebSocket; WebSocket = class extends Original "
+        script += "{ constructor(...args) { super(...args); window.sockets.push(this); } }"
+        tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
         tab.call("Page.navigate", url=server)
         tab.wait("document.querySelector('#link')?.dataset.state === 'open'")
         tab.run("document.querySelector('#quick').click()")
@@ -100,8 +100,8 @@ def test_a_socket_that_drops_comes_back_to_its_stream_and_misses_nothing(server,
         tab.wait("document.querySelector('#link')?.dataset.state === 'open'", 15)
         count = tab.run("document.querySelectorAll('#log li').length")
         tab.wait(f"document.querySelectorAll('#log li').length >= {count + 3}")
-        said = tab.run("[...document.querySelectorAll('#log li time')].map((one) => one.textContent)")
-        assert said == [f"0:{second:02}" for second in range(len(said))] and tab.run("location.hash") == name
+        times = tab.run("[...document.querySelectorAll('#log li time')].map((item) => item.textContent)")
+        assert times == [f"0:{second:02}" for second in range(len(times))] and tab.run("location.hash") == name
         assert tab.run("sockets.length") == 2 and tab.complaints == []
         tab.run("document.querySelector('#stop').click()")
         tab.wait("document.querySelector('#live').textContent === 'Ended'")
@@ -110,7 +110,7 @@ def test_a_socket_that_drops_comes_back_to_its_stream_and_misses_nothing(server,
 def test_a_camera_is_watched(server, browser):
     with browser.open(server) as tab:
         tab.wait("document.querySelector('#link')?.dataset.state === 'open'")
-        tab.run("document.querySelector('#source').value = 'webcam'")
+        tab.run("document.querySelector('#source').value = 'camera'")
         tab.run("document.querySelector('#start').requestSubmit()")
         tab.wait("document.querySelectorAll('#log li:not(.notice)').length >= 2")
         assert tab.run("document.querySelector('#camera').videoWidth") > 0 and not tab.run(

@@ -1,4 +1,4 @@
-"""What the page makes of what it is told, in a headless Chromium whose socket is the test: no model, no server behind it.
+"""What the page does with messages of the server, in a headless Chromium whose socket is the test: no model, no server.
 
 Another origin than the server's never matters here: the three files come from the server's own folder.
 """
@@ -12,29 +12,29 @@ from pathlib import Path
 
 import pytest
 
-from svlm_jax.serve.guard import HEADERS
+from svlm_jax.serve.middleware import HEADERS
 from tests.support.browser import Browser, Tab, chromium
 
 pytestmark = pytest.mark.skipif(chromium() is None, reason="needs chromium on the PATH")
 SOCKET = """window.sockets = []; window.sent = [];
 window.WebSocket = class { constructor() { this.readyState = 1; window.sockets.push(this); }
-  send(one) { window.sent.push(typeof one === "string" ? JSON.parse(one) : { type: "picture" }); } close() {} };
-window.spoken = []; speechSynthesis.speak = (one) => window.spoken.push(one.text);"""
+  send(data) { window.sent.push(typeof data === "string" ? JSON.parse(data) : { type: "image" }); } close() {} };
+window.spoken = []; speechSynthesis.speak = (words) => window.spoken.push(words.text);"""
 HELLO = {
     "type": "hello",
-    "kinds": ["system", "sink", "window", "user", "vision", "reply"],
+    "cache_kinds": ["system", "sink", "window", "user", "vision", "reply"],
     "sources": ["film.mp4"],
-    "addresses": False,
-    "chunk": 1,
-    "camera": {"fps": 4, "bytes": 250_000, "width": 160, "height": 120},
-    "question": 300,
-    "query": "Say what you see",
+    "allow_addresses": False,
+    "chunk_seconds": 1,
+    "camera": {"fps": 4, "max_bytes": 250_000, "width": 160, "height": 120},
+    "max_question_chars": 300,
+    "default_query": "Say what you see",
     "model": "touchline",
-    "game": True,
+    "is_game_model": True,
     "settings": [["temperature", "0"]],
 }
-JOINED = {"type": "joined", "stream": "abcdefgh", "title": "match 1", "viewers": 1, "seconds": 0, "over": "", "game": True}
-JOINED |= {"source": "match", "owner": True, "missed": [], "cut": False, "last": None}
+JOINED = {"type": "joined", "stream": "abcdefgh", "title": "match 1", "num_viewers": 1, "seconds": 0, "end_reason": "", "is_game": True}
+JOINED |= {"source": "match", "is_owner": True, "missed": [], "is_truncated": False, "last_caption": None}
 
 
 class Files(http.server.SimpleHTTPRequestHandler):
@@ -59,32 +59,33 @@ def address():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    with Browser(tmp_path_factory.mktemp("profile")) as one:
-        yield one
+    with Browser(tmp_path_factory.mktemp("profile")) as browser:
+        yield browser
 
 
 @pytest.fixture
 def tab(address, browser):
-    with browser.open("about:blank") as one:
-        one.call("Page.addScriptToEvaluateOnNewDocument", source=SOCKET)
-        one.size(390, 844, mobile=True)
-        one.call("Page.navigate", url=address)
-        one.wait("window.sockets?.length && window.sockets[0].onmessage")
-        tell(one, **HELLO)
-        tell(one, type="streams", streams=[], rows=1, viewers=1)
-        yield one
-        assert one.complaints == []
+    with browser.open("about:blank") as tab:
+        tab.call("Page.addScriptToEvaluateOnNewDocument", source=SOCKET)
+        tab.size(390, 844, mobile=True)
+        tab.call("Page.navigate", url=address)
+        tab.wait("window.sockets?.length && window.sockets[0].onmessage")
+        send(tab, **HELLO)
+        send(tab, type="streams", streams=[], num_streams=1, num_viewers=1)
+        yield tab
+        assert tab.complaints == []
 
 
-def tell(tab: Tab, **message) -> None:
+def send(tab: Tab, **message) -> None:
     tab.run(f"window.sockets[0].onmessage({{ data: {json.dumps(json.dumps(message))} }})")
 
 
-def caption(tab: Tab, number: int, text: str = "", question: str = "", speed: float = 2.0, held: int = 100) -> None:
-    cache = {"held": [[0, 10, None], [4, held - 10, float(number)]], "gone": []}
-    times = {"latency": 0.1, "speed": speed, "ms": {"vision": 1, "prefill": 2, "decode": 3}}
-    told = {"number": number, "start": float(number), "end": number + 1.0, "text": text, "question": question, "note": ""}
-    tell(tab, type="caption", stream="abcdefgh", dropped=0, slots=held, capacity=2048, cache=cache, **told, **times)
+def caption(tab: Tab, number: int, text: str = "", question: str = "", factor: float = 2.0, retained: int = 100) -> None:
+    cache = {"retained": [[0, 10, None], [4, retained - 10, float(number)]], "evicted": []}
+    measurements = {"latency_seconds": 0.1, "realtime_factor": factor, "stage_ms": {"vision": 1, "prefill": 2, "decode": 3}}
+    entry = {"number": number, "start": float(number), "end": number + 1.0, "text": text, "question": question, "note": ""}
+    counts = {"dropped_total": 0, "used_slots": retained, "capacity": 2048}
+    send(tab, type="caption", stream="abcdefgh", cache=cache, **entry, **measurements, **counts)
 
 
 def words(tab: Tab, selector: str) -> str:
@@ -97,17 +98,17 @@ def visible(tab: Tab, selector: str) -> bool:
 
 def test_the_shipped_model_says_what_it_knows(tab):
     """Else a newcomer's own first video looks like a broken program."""
-    tell(tab, **JOINED)
+    send(tab, **JOINED)
     assert not visible(tab, "#gameonly")
-    tell(tab, **{**JOINED, "stream": "bcdefghi", "game": False, "title": "film.mp4", "source": "listed"})
+    send(tab, **{**JOINED, "stream": "bcdefghi", "is_game": False, "title": "film.mp4", "source": "listed"})
     assert visible(tab, "#gameonly") and "knows only the generated game; start with --model" in words(tab, "#gameonly")
-    tell(tab, **{**HELLO, "game": False})
-    tell(tab, **{**JOINED, "game": False, "source": "listed"})
+    send(tab, **{**HELLO, "is_game_model": False})
+    send(tab, **{**JOINED, "is_game": False, "source": "listed"})
     assert not visible(tab, "#gameonly")
 
 
 def test_a_question_that_is_answered_with_silence_has_an_answer(tab):
-    tell(tab, **JOINED)
+    send(tab, **JOINED)
     caption(tab, 0, "Welcome.")
     caption(tab, 1, "", "Who scored?")
     assert tab.run("document.querySelectorAll('#log li.answer').length") == 0  # it may come with the next second
@@ -115,37 +116,37 @@ def test_a_question_that_is_answered_with_silence_has_an_answer(tab):
     assert words(tab, "#log li.answer p") == "(nothing)"
     caption(tab, 3, "Reds.", "And now?")
     caption(tab, 4, "Goal!")
-    assert tab.run("[...document.querySelectorAll('#log li.answer p')].map((one) => one.textContent)") == ["(nothing)", "Reds."]
+    assert tab.run("[...document.querySelectorAll('#log li.answer p')].map((item) => item.textContent)") == ["(nothing)", "Reds."]
     caption(tab, 5, "", "First?")
     caption(tab, 6, "", "Second?")
-    tell(tab, type="ended", stream="abcdefgh", reason="over")
-    assert tab.run("document.querySelectorAll('#log li.none').length") == 3
+    send(tab, type="ended", stream="abcdefgh", reason="over")
+    assert tab.run("document.querySelectorAll('#log li.silent').length") == 3
 
 
 @pytest.mark.parametrize(
-    ("speed", "value", "told"), [(0.5, "0.5", "slow"), (0.99, "1.0", "keeps up"), (12.4, "12", "keeps up")]
+    ("factor", "value", "verdict"), [(0.5, "0.5", "slow"), (0.99, "1.0", "keeps up"), (12.4, "12", "keeps up")]
 )
-def test_what_is_said_of_real_time_is_true(tab, speed, value, told):
-    tell(tab, **JOINED)
-    caption(tab, 0, speed=speed)
-    assert words(tab, "#speed") == value and told in words(tab, "#pace") and "faster" not in words(tab, "#pace")
+def test_the_verdict_on_real_time_is_true(tab, factor, value, verdict):
+    send(tab, **JOINED)
+    caption(tab, 0, factor=factor)
+    assert words(tab, "#speed") == value and verdict in words(tab, "#pace") and "faster" not in words(tab, "#pace")
 
 
 def test_after_a_stop_everything_can_be_started_again(tab):
     """Else who stops a camera sits before a black picture that says "watching, yours"."""
     tab.run("document.querySelector('#quickcamera').click()")
-    tab.wait("window.sent.some((one) => one.type === 'start' && one.source === 'webcam')")
-    tell(tab, type="started", stream="abcdefgh", key="k")
-    tell(tab, **{**JOINED, "source": "webcam", "title": "camera", "game": False})
-    tab.wait("window.sent.some((one) => one.type === 'picture')")
+    tab.wait("window.sent.some((message) => message.type === 'start' && message.source === 'camera')")
+    send(tab, type="started", stream="abcdefgh", key="k")
+    send(tab, **{**JOINED, "source": "camera", "title": "camera", "is_game": False})
+    tab.wait("window.sent.some((message) => message.type === 'image')")
     assert visible(tab, "#camera") and words(tab, "#title") == "My camera" and "yours" in words(tab, "#subtitle")
-    tell(tab, type="ended", stream="abcdefgh", reason="stopped by its viewer")
+    send(tab, type="ended", stream="abcdefgh", reason="stopped by its viewer")
     assert not visible(tab, "#camera") and visible(tab, "#quickcamera") and visible(tab, "#start")
     assert "yours" not in words(tab, "#subtitle") and "watching" not in words(tab, "#subtitle")
     assert not visible(tab, "#gameonly") and not visible(tab, "#stop")
     assert tab.run("document.querySelector('#camera').srcObject.getTracks()[0].readyState") == "ended"
     tab.run("document.querySelector('#quickcamera').click()")
-    tab.wait("window.sent.filter((one) => one.type === 'start').length === 2")
+    tab.wait("window.sent.filter((message) => message.type === 'start').length === 2")
 
 
 def test_a_video_file_is_played_and_only_pictures_of_it_are_sent(tab, film_file):
@@ -157,16 +158,16 @@ def test_a_video_file_is_played_and_only_pictures_of_it_are_sent(tab, film_file)
     assert visible(tab, "#file")
     tab.call("DOM.setFileInputFiles", files=[str(film_file)], nodeId=node)
     tab.run("document.querySelector('#start').requestSubmit()")
-    tab.wait("window.sent.some((one) => one.type === 'start' && one.source === 'webcam')")
-    assert not tab.run("window.sent.some((one) => one.type === 'picture')")  # it waits for its row
-    tell(tab, type="started", stream="abcdefgh", key="k")
-    tell(tab, **{**JOINED, "source": "webcam", "title": "camera"})
-    tab.wait("window.sent.some((one) => one.type === 'picture')")
+    tab.wait("window.sent.some((message) => message.type === 'start' && message.source === 'camera')")
+    assert not tab.run("window.sent.some((message) => message.type === 'image')")  # it waits until the stream has started
+    send(tab, type="started", stream="abcdefgh", key="k")
+    send(tab, **{**JOINED, "source": "camera", "title": "camera"})
+    tab.wait("window.sent.some((message) => message.type === 'image')")
     assert words(tab, "#title") == film_file.name and not tab.run(
         "document.querySelector('#camera').classList.contains('mirror')"
     )
-    tab.wait("window.sent.some((one) => one.type === 'stop')")
-    tell(tab, type="ended", stream="abcdefgh", reason="stopped by its viewer")
+    tab.wait("window.sent.some((message) => message.type === 'stop')")
+    send(tab, type="ended", stream="abcdefgh", reason="stopped by its viewer")
     assert "the video is over" in words(tab, "#log li.notice")
 
 
@@ -189,23 +190,23 @@ def film_file(tmp_path_factory) -> Path:
 
 def test_the_bar_is_as_long_as_what_was_ever_used(tab):
     """Else two thirds of the picture of the cache are empty for ever."""
-    tell(tab, **JOINED)
-    caption(tab, 0, held=620)
+    send(tab, **JOINED)
+    caption(tab, 0, retained=620)
     tab.run("document.querySelector('#cache').dispatchEvent(new PointerEvent('pointermove', "
             "{ clientX: document.querySelector('#cache').getBoundingClientRect().left + 300 }))")  # fmt: skip
     assert "pictures: 610 tokens" in tab.run("document.querySelector('#cache').title")
 
 
 def test_words_are_plain_and_settings_shown(tab):
-    tell(
-        tab, type="streams", streams=[{"stream": "zzzzzzzz", "title": "match 2", "seconds": 1, "viewers": 1}], rows=1, viewers=2
+    send(
+        tab, type="streams", streams=[{"stream": "zzzzzzzz", "title": "match 2", "seconds": 1, "num_viewers": 1}], num_streams=1, num_viewers=2
     )
     tab.run("document.querySelector('#quick').click()")
-    tab.wait("window.sent.some((one) => one.type === 'start')")
-    tell(tab, type="error", error="start: got all 1 rows taken, expected a free one; join a running stream")
+    tab.wait("window.sent.some((message) => message.type === 'start')")
+    send(tab, type="error", error="start: got all 1 streams in use, expected a free one; join a running stream")
     assert words(tab, "#toast").startswith("There is no room for another stream")
     page = tab.run("document.body.innerText + document.querySelector('#starter').textContent")
-    assert not [word for word in ("rows", "chunks", "slots", "the usual", "evicted", "prefill") if word in page]
+    assert not [word for word in ("rows", "chunks", "slots", "num_streams", "evicted", "prefill") if word in page]
     assert words(tab, "#settings") == "temperature0" and words(tab, "#model") == "touchline"
 
 
@@ -226,7 +227,7 @@ def test_light_where_the_system_is_light(tab):
 
 
 def test_comments_are_read_aloud_when_asked_for(tab):
-    tell(tab, **JOINED)
+    send(tab, **JOINED)
     caption(tab, 0, "Not yet.")
     tab.run("document.querySelector('#speak').click()")
     caption(tab, 1, "Goal!")
@@ -236,5 +237,5 @@ def test_comments_are_read_aloud_when_asked_for(tab):
 
 
 def test_a_page_that_watches_nothing_says_so(tab):
-    """A socket that never says a word is closed."""
+    """The server closes a socket that sends no first message."""
     assert tab.run("window.sent") == [{"type": "leave"}]

@@ -10,19 +10,19 @@ import urllib.request
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from svlm_jax.cli.serve import _place
+from svlm_jax.cli.serve import _url_title
 from svlm_jax.errors import InputError
-from svlm_jax.serve import channel
+from svlm_jax.serve import broadcast
 from svlm_jax.serve.access import Access, check_token
-from svlm_jax.serve.allowance import Allowance
-from svlm_jax.serve.channel import Channel, Said
-from svlm_jax.serve.feed import CameraFeed, masked
-from svlm_jax.serve.guard import HEADERS
+from svlm_jax.serve.rate_limit import RateLimit
+from svlm_jax.serve.broadcast import Broadcast, HistoryEntry
+from svlm_jax.serve.feed import CameraFeed, mask_address
+from svlm_jax.serve.middleware import HEADERS
 from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
 from tests.serve.test_attacks import Now, upgraded
 from tests.serve.test_server import jpeg
-from tests.support.serving import Server, compiled, film, server, serving  # noqa: F401
+from tests.support.serving import ServerThread, compiled, film, server, serving  # noqa: F401
 
 # who may come in
 
@@ -31,14 +31,14 @@ def test_a_token_is_its_bytes():
     """Else a token with an accent works in the address bar and not in a script."""
     access = Access(token="sésame-öffne-dich")
     sent = {"authorization": "Bearer " + "sésame-öffne-dich".encode().decode("latin-1")}  # as a server has header fields
-    assert access.known(sent, {}, {}) and access.known({}, {}, {"token": "sésame-öffne-dich"})
-    assert access.known({}, {"svlm_token": access.cookie}, {})
+    assert access.has_token(sent, {}, {}) and access.has_token({}, {}, {"token": "sésame-öffne-dich"})
+    assert access.has_token({}, {"svlm_token": access.cookie}, {})
     for headers, query in (
         ({"authorization": "Bearer sésame"}, {}),
         ({}, {"token": "\udcff"}),
         ({"authorization": "Basic x"}, {}),
     ):
-        assert not access.known(headers, {}, query)
+        assert not access.has_token(headers, {}, query)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_tokens_that_can_be_guessed_or_not_be_sent_are_refused(token, wrong):
 
 @pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//", "null", "http://evil.example", "javascript:x"])
 def test_an_origin_of_any_form_is_refused_not_a_mistake_of_ours(origin):
-    assert not Access().origin(origin, "localhost:8000")
+    assert not Access().allows_origin(origin, "localhost:8000")
 
 
 def test_malformed_origins_are_answered_and_counted(server):
@@ -77,11 +77,11 @@ def test_malformed_origins_are_answered_and_counted(server):
 )
 def test_the_cookie_is_secure_where_the_browser_speaks_tls(scheme, headers, secure):
     """Else a browser that once was there over TLS sends it in the clear to whoever answers on port 80."""
-    assert Access(token="t" * 12, origins=["https://proxy.example"]).secure(scheme, headers) == secure
+    assert Access(token="t" * 12, origins=["https://proxy.example"]).is_secure(scheme, headers) == secure
 
 
 def test_a_wrong_token_is_answered_late_and_a_missing_one_at_once(compiled, film):
-    with serving(compiled, film, access=Access(token="t" * 12), limits=Limits(wrong_token=0.7)) as server:
+    with serving(compiled, film, access=Access(token="t" * 12), limits=Limits(wrong_token_delay=0.7)) as server:
         began = time.monotonic()
         assert server.get("/metrics", Authorization="Bearer guess")[0] == 401
         assert time.monotonic() - began >= 0.7
@@ -99,9 +99,9 @@ def test_a_wrong_token_is_answered_late_and_a_missing_one_at_once(compiled, film
             assert "Secure" in answer.headers["set-cookie"] and "HttpOnly" in answer.headers["set-cookie"]
 
 
-def answered(server: Server, request: bytes) -> tuple[int, dict[str, str]]:
+def answered(server: ServerThread, request: bytes) -> tuple[int, dict[str, str]]:
     """Status and headers of an answer to bytes as they are."""
-    with socket.create_connection(server.serving.bound.getsockname()[:2], timeout=20) as raw:
+    with socket.create_connection(server.address, timeout=20) as raw:
         raw.sendall(request)
         found = b""
         while b"\r\n\r\n" not in found:
@@ -145,7 +145,7 @@ def test_every_answer_has_the_headers(server, request_, status):
 
 def test_health_tells_no_text_from_elsewhere(compiled, film):
     with serving(compiled, film) as server, server.viewer() as one:
-        one.hear("hello")
+        one.receive("hello")
         server.engine.error = "the engine broke: OSError: /home/somebody/secret"
         server.engine.stopping = True
         server.engine.thread.join(timeout=20)
@@ -154,51 +154,51 @@ def test_health_tells_no_text_from_elsewhere(compiled, film):
 
 
 def test_an_address_that_asks_too_often_waits(compiled, film):
-    with serving(compiled, film, limits=Limits(sockets_an_address=1)) as server:
+    with serving(compiled, film, limits=Limits(max_viewers_per_address=1)) as server:
         statuses = [server.get("/health")[0] for _ in range(90)]
         assert statuses[:60] == [200] * 60 and 429 in statuses
-        assert server.hub.metrics.value("svlm_refused_total", "requests") > 0
+        assert server.hub.metrics.value("svlm_refused_total", "rate_limit") > 0
 
 
 # joins and starts
 
 
-def test_an_allowance_fills_at_its_rate():
+def test_a_rate_limit_refills_at_its_rate():
     now = Now()
-    one = Allowance(2, 3, now)
-    assert [one.take() for _ in range(4)] == [True, True, True, False] and not one.full
-    assert one.debt() == 0.5 and one.debt() == 1.0
+    one = RateLimit(2, 3, now)
+    assert [one.allow() for _ in range(4)] == [True, True, True, False] and not one.is_full
+    assert one.reserve() == 0.5 and one.reserve() == 1.0
     now.second += 10
-    assert one.full and one.debt() == 0
+    assert one.is_full and one.reserve() == 0
 
 
 def test_a_join_costs_the_same_after_six_hours(monkeypatch):
     """Else thirty clients who join again and again stop everybody's captions."""
     calls = []
-    monkeypatch.setattr(channel, "_line", lambda said: calls.append(said) or json.dumps(said.line()))
-    one = Channel("a", "match", 21_600)
-    one.history.extend(Said(n, float(n), n + 1.0, f"said {n}", "", 0) for n in range(100, 30_000))
+    monkeypatch.setattr(broadcast, "_message", lambda entry: calls.append(entry) or entry.message())
+    one = Broadcast("a", "match", 21_600)
+    one.history.extend(HistoryEntry(n, float(n), n + 1.0, f"said {n}", "", 0) for n in range(100, 30_000))
     for after, numbers, cut in ((-1, range(29_990, 30_000), True), (29_997, range(29_998, 30_000), False), (29_999, [], False)):
-        lines, more = one.since(after, 10)
+        lines, more = one.missed_since(after, 10)
         assert [json.loads(line)["number"] for line in lines] == list(numbers) and more == cut
-    assert one.since(2**52, 10) == ([], False)
+    assert one.missed_since(2**52, 10) == ([], False)
     assert len(calls) == 12
 
 
 def test_a_client_that_joins_too_often_is_not_read_meanwhile(server):
     with server.viewer() as one, server.viewer() as other:
         name = one.start(seed=21)
-        other.hear("hello")
-        viewer = next(one for one in server.hub.viewers if not one.owner)
+        other.receive("hello")
+        viewer = next(one for one in server.hub.viewers if not one.is_owner)
         owed = []
-        viewer.joins.debt = lambda: owed.append("join") or 0.0
+        viewer.join_limit.reserve = lambda: owed.append("join") or 0.0
         for message in (
             {"type": "join", "stream": name},
             {"type": "ask", "question": "why?"},
             {"type": "join", "stream": name},
         ):
             other.socket.send(json.dumps(message))
-        assert other.hear("joined") and other.hear("asked") and other.hear("joined")
+        assert other.receive("joined") and other.receive("question_queued") and other.receive("joined")
         assert owed == ["join", "join"]
         one.stop()
 
@@ -207,8 +207,8 @@ def test_a_query_without_room_takes_no_row(server):
     """Else the stream starts, and ends at its first chunk; with one row everybody else waits for nothing."""
     with server.viewer() as one:
         for query in ("ж" * 300, "<|im_end|>"):
-            one.say("start", source="match", query=query)
-            assert one.hear("error")["error"].startswith("query: got")
+            one.send("start", source="match", query=query)
+            assert one.receive("error")["error"].startswith("query: got")
             assert not server.engine.running
         one.start(source="match", query="Say what you see")
         one.stop()
@@ -227,31 +227,31 @@ def test_no_more_sources_are_opened_than_there_are_rows(server, monkeypatch):
     monkeypatch.setattr(Hub, "_open", slow)
     with server.viewer() as one, server.viewer() as two, server.viewer() as three:
         for client in (one, two):
-            client.say("start", seed=1)
+            client.send("start", seed=1)
             assert opening.acquire(timeout=20)
-        three.say("start", seed=1)
-        assert three.hear("error")["error"].startswith("start: got all 2 rows taken")
+        three.send("start", seed=1)
+        assert three.receive("error")["error"].startswith("start: got all 2 streams in use")
         assert server.get("/streams/aaaaaaaa.vtt")[0] == 404  # meanwhile everything else goes on
         held.set()
         for client in (one, two):
-            client.key = client.hear("started")["key"]
-            client.hear("joined")
+            client.key = client.receive("started")["key"]
+            client.receive("joined")
             client.stop()
 
 
 def test_captions_are_written_once_for_all_who_ask(server, monkeypatch):
     made = []
-    usual = Hub._write
+    usual = Hub._write_vtt
 
-    def counted(hub: Hub, one: Channel, history: list[Said]) -> None:
+    def counted(hub: Hub, one: Broadcast, history: list[HistoryEntry]) -> None:
         before = one.vtt
         usual(hub, one, history)
         made.extend([1] if one.vtt is not before else [])
 
-    monkeypatch.setattr(Hub, "_write", counted)
-    one = server.hub.channels["aaaaaaa1"] = Channel("aaaaaaa1", "match", 100)
-    one.over, one.ended = "over", time.monotonic()
-    one.history.extend(Said(n, float(n), n + 1.0, "wörter " * 3000, "", 0) for n in range(20))
+    monkeypatch.setattr(Hub, "_write_vtt", counted)
+    one = server.hub.broadcasts["aaaaaaa1"] = Broadcast("aaaaaaa1", "match", 100)
+    one.end_reason, one.end_time = "over", time.monotonic()
+    one.history.extend(HistoryEntry(n, float(n), n + 1.0, "wörter " * 3000, "", 0) for n in range(20))
     texts = [server.get("/streams/aaaaaaa1.vtt")[1] for _ in range(5)]
     assert len(made) == 1 and len(set(texts)) == 1 and texts[0].count("-->") == 20 and "wörter" in texts[0]
 
@@ -262,27 +262,27 @@ def test_captions_are_written_once_for_all_who_ask(server, monkeypatch):
 def test_the_newest_picture_counts_and_one_socket_sends(server, monkeypatch):
     """Else pictures queue up in threads, and a camera of eight sockets costs eight."""
     held, put = threading.Event(), []
-    usual = CameraFeed.put
+    usual = CameraFeed.set_image
 
     def slow(feed: CameraFeed, data: bytes) -> None:
         put.append(data)
         held.wait(20)
         usual(feed, data)
 
-    monkeypatch.setattr(CameraFeed, "put", slow)
+    monkeypatch.setattr(CameraFeed, "set_image", slow)
     with server.viewer() as one, server.viewer() as two:
-        name = one.start(source="webcam")
+        name = one.start(source="camera")
         several = [jpeg(64, 64, shade) for shade in range(5)]
         for data in several:
             one.socket.send(data)
-        one.say("ask", question="is it there?")  # heard after the pictures
-        one.hear("asked")
-        two.say("join", stream=name, key=one.key)
-        assert two.hear("joined")["owner"]
+        one.send("ask", question="is it there?")  # heard after the pictures
+        one.receive("question_queued")
+        two.send("join", stream=name, key=one.key)
+        assert two.receive("joined")["is_owner"]
         one.socket.send(several[0])
-        assert "second page" in one.hear("error")["error"]
+        assert "second page" in one.receive("error")["error"]
         held.set()
-        one.hear("caption")
+        one.receive("caption")
         assert put == [several[0], several[-1]]
         one.stop()
 
@@ -290,40 +290,40 @@ def test_the_newest_picture_counts_and_one_socket_sends(server, monkeypatch):
 @pytest.mark.parametrize("user", ["admin:hunter2", "admin:hun/ter2", "admin:hunter2@x", "hunter2"])
 def test_no_password_of_a_source_is_written_anywhere(compiled, film, user, capfd):
     address = f"rtsp://{user}@127.0.0.1:9/cam?token=hunter2"
-    with serving(compiled, film, addresses=True) as server, server.viewer() as one:
-        server.hub.sources.append((_place(address), address))
-        one.say("start", source="listed", number=3)
-        assert "hunter2" not in one.hear("error")["error"]
-        one.say("start", source="address", address=address)
-        assert "hunter2" not in one.hear("error")["error"].replace("hun/ter2", "hunter2")
+    with serving(compiled, film, allow_addresses=True) as server, server.viewer() as one:
+        server.hub.catalog.listed.append((_url_title(address), address))
+        one.send("start", source="listed", index=3)
+        assert "hunter2" not in one.receive("error")["error"]
+        one.send("start", source="address", address=address)
+        assert "hunter2" not in one.receive("error")["error"].replace("hun/ter2", "hunter2")
     err = capfd.readouterr().err.replace("hun/ter2", "hunter2")
     assert "hunter2" not in err and "127.0.0.1/cam" in err
 
 
 def test_titles_show_no_user_no_password_no_key():
     camera = "rtsp://10.0.0.1:554/user=admin_password=hunter2_channel=1.sdp"
-    assert _place("rtsp://admin:hunter2@cam:554/1") == "cam/1" and "hunter2" not in _place(camera)
-    assert _place("https://u:p#ss/w?rd@[::1]:80/live?key=hunter2") == "[::1]/live"
-    assert masked("video rtsp://a:b@c/d: got x", "rtsp://a:b@c/d", "c/d") == "video c/d: got x"
-    assert masked("no rtsp://a:b@c/d", "other", "t") == "no rtsp://c/d"
+    assert _url_title("rtsp://admin:hunter2@cam:554/1") == "cam/1" and "hunter2" not in _url_title(camera)
+    assert _url_title("https://u:p#ss/w?rd@[::1]:80/live?key=hunter2") == "[::1]/live"
+    assert mask_address("video rtsp://a:b@c/d: got x", "rtsp://a:b@c/d", "c/d") == "video c/d: got x"
+    assert mask_address("no rtsp://a:b@c/d", "other", "t") == "no rtsp://c/d"
 
 
 def test_a_game_says_that_it_is_one(server):
     """The page warns where the shipped model watches anything else."""
-    server.hub.sources.append(("a game", "match:5"))
+    server.hub.catalog.listed.append(("a game", "match:5"))
     try:
         with server.viewer() as one:
             for message, game in (
                 ({"source": "match"}, True),
-                ({"source": "listed", "number": 3}, True),
-                ({"source": "webcam"}, False),
+                ({"source": "listed", "index": 3}, True),
+                ({"source": "camera"}, False),
             ):
-                one.say("start", **message)
-                one.key = one.hear("started")["key"]
-                assert one.hear("joined")["game"] is game
+                one.send("start", **message)
+                one.key = one.receive("started")["key"]
+                assert one.receive("joined")["is_game"] is game
                 one.stop()
     finally:
-        server.hub.sources.pop()
+        server.hub.catalog.listed.pop()
 
 
 def test_a_socket_that_closes_while_it_waits_is_let_go(server):

@@ -20,37 +20,39 @@ from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, smart_resize
 from svlm_jax.serve.access import Access
 from svlm_jax.serve.engine import Engine, Running, budget
-from svlm_jax.serve.feed import Box, Clock, decoded
-from svlm_jax.serve.hub import Channel, Hub, Said
+from svlm_jax.serve.client_image import Box, decode_image
+from svlm_jax.serve.feed import FeedConfig
+from svlm_jax.serve.broadcast import Broadcast, HistoryEntry
+from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.messages import parse
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import KINDS
-from svlm_jax.serve.web import listen
+from svlm_jax.serve.server import listen
 from svlm_jax.stream import sequence
 from svlm_jax.stream.sequence import Sequence
 from tests.cli.test_commands import command, refusal
-from tests.support.serving import BOX, HANG, Client, Server, compiled, film, server, serving  # noqa: F401
+from tests.support.serving import BOX, HANG, Client, ServerThread, compiled, film, server, serving  # noqa: F401
 
 
 def test_captions_pictures_and_the_cache_reach_two_viewers_alike(server):
     with server.viewer() as one, server.viewer() as two:
-        assert one.hear("hello")["sources"] == ["film.mp4", "gone.mp4", "hosts"]
+        assert one.receive("hello")["sources"] == ["film.mp4", "gone.mp4", "hosts"]
         name = one.start(source="match", seed=7)
-        two.say("join", stream=name)
-        joined = two.hear("joined")
-        assert not joined["owner"] and joined["title"] == "match 7" and joined["viewers"] == 2
-        first = one.hear("caption", number=len(joined["missed"]))
-        told = [first, *(one.hear("caption") for _ in range(6))]
-        assert [two.hear("caption") for _ in told] == told
+        two.send("join", stream=name)
+        joined = two.receive("joined")
+        assert not joined["is_owner"] and joined["title"] == "match 7" and joined["num_viewers"] == 2
+        first = one.receive("caption", number=len(joined["missed"]))
+        told = [first, *(one.receive("caption") for _ in range(6))]
+        assert [two.receive("caption") for _ in told] == told
         assert [message["number"] for message in told] == [*range(told[0]["number"], told[0]["number"] + 7)]
         for message in told:
             cache = message["cache"]
-            assert abs(sum(length for _, length, _ in cache["held"]) - message["slots"]) <= 2  # the newest tokens have no slot
-            assert message["latency"] > 0 and message["ms"].keys() >= {"vision", "prefill", "decode"}
+            assert abs(sum(length for _, length, _ in cache["retained"]) - message["used_slots"]) <= 2  # the newest tokens have no slot
+            assert message["latency_seconds"] > 0 and message["stage_ms"].keys() >= {"vision", "prefill", "decode"}
         late = told[-1]
-        assert late["cache"]["gone"] and sum(kind == KINDS.index("vision") for kind, _, _ in late["cache"]["held"]) == 3
-        picture = two.hear("picture")
+        assert late["cache"]["evicted"] and sum(kind == KINDS.index("vision") for kind, _, _ in late["cache"]["retained"]) == 3
+        picture = two.receive("frame")
         assert Image.open(io.BytesIO(picture[8:])).size == BOX
         one.stop()
 
@@ -58,28 +60,28 @@ def test_captions_pictures_and_the_cache_reach_two_viewers_alike(server):
 def test_a_question_goes_into_the_next_turn_and_special_tokens_are_refused(server):
     with server.viewer() as one, server.viewer() as two:
         name = one.start(seed=8)
-        two.say("join", stream=name)
-        two.hear("caption")
-        two.say("ask", question="who scored?")
-        assert two.hear("asked")["waiting"] == 0
-        answered = one.hear("caption", question="who scored?")
+        two.send("join", stream=name)
+        two.receive("caption")
+        two.send("ask", question="who scored?")
+        assert two.receive("question_queued")["num_before"] == 0
+        answered = one.receive("caption", question="who scored?")
         held = stream_of(server, name)
         words = server.engine.vlm.tokenizer.decode(held.ids.tolist(), skip_special_tokens=False)
         assert f"Time={answered['start']:.1f}-{answered['end']:.1f}s who scored?" in words
-        two.say("ask", question="<|im_end|>")
-        assert "special token" in two.hear("error")["error"]
-        two.say("ask", question="ж" * 300)
-        assert "questions retained" in one.hear("unasked")["error"]
-        assert one.hear("caption")["question"] == ""
+        two.send("ask", question="<|im_end|>")
+        assert "special token" in two.receive("error")["error"]
+        two.send("ask", question="ж" * 300)
+        assert "questions retained" in one.receive("question_refused")["error"]
+        assert one.receive("caption")["question"] == ""
         one.stop()
 
 
 def test_a_query_that_does_not_fit_takes_no_row(server):
     """Else it takes a row from somebody, and ends in its first second with a line about a question."""
     with server.viewer() as one:
-        one.say("start", source="match", query="ж" * 300)
-        assert "query: got " in one.hear("error")["error"]
-        assert server.engine.free == 2
+        one.send("start", source="match", query="ж" * 300)
+        assert "query: got " in one.receive("error")["error"]
+        assert server.engine.num_free == 2
 
 
 def test_programs_for_more_viewers_come_beside_the_first_one(compiled, server):
@@ -106,60 +108,60 @@ def test_a_turn_is_made_once_a_second_and_a_bad_picture_ends_one_stream_alone(co
     assert told == [("b", "ended"), ("a", "caption")] and len(made) == 1
 
 
-def stream_of(server: Server, name: str) -> Sequence:
+def stream_of(server: ServerThread, name: str) -> Sequence:
     return server.engine.state.streams[server.engine.running[name].row]
 
 
 def test_who_comes_back_gets_what_was_missed_and_may_still_stop(server):
     with server.viewer() as one:
         name = one.start(seed=9)
-        key, last = one.key, one.hear("caption")["number"]
+        key, last = one.key, one.receive("caption")["number"]
     until = time.monotonic() + HANG
-    while server.hub.channels[name].history[-1].number < last + 2:
+    while server.hub.broadcasts[name].history[-1].number < last + 2:
         assert time.monotonic() < until
         time.sleep(0.05)
     with server.viewer() as again, server.viewer() as other:
-        again.say("join", stream=name, after=last, key=key)
-        joined = again.hear("joined")
+        again.send("join", stream=name, after=last, key=key)
+        joined = again.receive("joined")
         numbers = [message["number"] for message in joined["missed"]]
-        assert joined["owner"] and not joined["cut"] and numbers == [*range(last + 1, last + 1 + len(numbers))] and numbers
-        assert again.hear("caption")["number"] == numbers[-1] + 1
-        other.say("join", stream=name)
-        other.hear("joined")
-        other.say("stop", key="wrong")
-        assert other.hear("error")["error"].startswith("stop: got a stream of somebody who is here")
+        assert joined["is_owner"] and not joined["is_truncated"] and numbers == [*range(last + 1, last + 1 + len(numbers))] and numbers
+        assert again.receive("caption")["number"] == numbers[-1] + 1
+        other.send("join", stream=name)
+        other.receive("joined")
+        other.send("stop", key="wrong")
+        assert other.receive("error")["error"].startswith("stop: got a stream of somebody who is here")
         status, text, headers = server.get(f"/streams/{name}.vtt")
         assert status == 200 and text.startswith("WEBVTT\n\n") and "00:00:00.000 --> 00:00:00.500" in text
         assert headers["content-type"].startswith("text/vtt") and f"{name}.vtt" in headers["content-disposition"]
         again.key = key
         again.stop()
-        assert other.hear("ended")["reason"] == "stopped by its viewer"
-        other.say("join", stream=name)
-        assert other.hear("joined")["over"] == "stopped by its viewer"
+        assert other.receive("ended")["reason"] == "stopped by its viewer"
+        other.send("join", stream=name)
+        assert other.receive("joined")["end_reason"] == "stopped by its viewer"
     assert server.get("/streams/aaaaaaaa.vtt")[0] == 404
 
 
 def test_a_listed_file_ends_and_its_row_is_free_again(server):
     with server.viewer() as one:
-        one.start(source="listed", number=0)
-        assert one.hear("ended")["reason"] == "the video is over"
-        one.say("start", source="listed", number=1)
-        assert "/secret" not in one.hear("error")["error"]
-        one.say("start", source="listed", number=2)
-        assert one.ending() == "the source does not play; whoever runs the server sees why"
-        one.say("start", source="address", address="/etc/passwd")
-        assert "--allow-sources" in one.hear("error")["error"]
+        one.start(source="listed", index=0)
+        assert one.receive("ended")["reason"] == "the video is over"
+        one.send("start", source="listed", index=1)
+        assert "/secret" not in one.receive("error")["error"]
+        one.send("start", source="listed", index=2)
+        assert one.end_reason() == "the source does not play; whoever runs the server sees why"
+        one.send("start", source="address", address="/etc/passwd")
+        assert "--allow-sources" in one.receive("error")["error"]
 
 
 def test_rows_are_limited_and_unwatched_streams_end(server):
     with server.viewer() as one, server.viewer() as two, server.viewer() as three:
         names = [one.start(), two.start()]
-        three.say("start")
-        assert three.hear("error")["error"] == (
-            "start: got all 2 rows taken, expected a free one; join a running stream, or wait until one ends"
+        three.send("start")
+        assert three.receive("error")["error"] == (
+            "start: got all 2 streams in use, expected a free one; join a running stream, or wait until one ends"
         )
-        assert [message["stream"] for message in three.hear("streams", rows=2)["streams"]] in (names, names[:1], [])
-        two.say("leave")
+        assert [message["stream"] for message in three.receive("streams", num_streams=2)["streams"]] in (names, names[:1], [])
+        two.send("leave")
         until = time.monotonic() + HANG
         while names[1] in server.engine.running:
             assert time.monotonic() < until
@@ -178,31 +180,31 @@ def jpeg(width: int, height: int, shade: int = 90, form: str = "JPEG") -> bytes:
 
 def test_a_camera_is_watched_until_it_is_silent_and_bad_pictures_are_refused(server):
     with server.viewer() as one, server.viewer() as two:
-        name = one.start(source="webcam")
-        two.say("join", stream=name)
-        two.hear("joined")
+        name = one.start(source="camera")
+        two.send("join", stream=name)
+        two.receive("joined")
         for shade in range(0, 250, 25):
             one.socket.send(jpeg(320, 240, shade, "PNG" if shade % 50 else "JPEG"))
             time.sleep(0.12)
-        assert one.hear("caption")["number"] == 0
-        assert Image.open(io.BytesIO(two.hear("picture")[8:])).size == (149, 112)
+        assert one.receive("caption")["number"] == 0
+        assert Image.open(io.BytesIO(two.receive("frame")[8:])).size == (149, 112)
         two.socket.send(jpeg(64, 64))
-        assert "another stream" in two.hear("error")["error"]
+        assert "another stream" in two.receive("error")["error"]
         for data, wrong in ((b"GIF89a" + bytes(40), "UnidentifiedImageError"), (jpeg(640, 32), "sides within"), (b"", "got")):
             one.socket.send(data)
-            assert wrong in one.hear("error")["error"]
-        assert "no picture from the camera" in one.hear("ended")["reason"]
+            assert wrong in one.receive("error")["error"]
+        assert "no picture from the camera" in one.receive("ended")["reason"]
 
 
 @pytest.mark.parametrize(
     ("width", "height", "limits", "wrong"),
-    [(64, 64, Limits(camera_bytes=100), "at most 100"), (400, 300, Limits(camera_pixels=1000), "at most 1000 px")],
+    [(64, 64, Limits(max_image_bytes=100), "at most 100"), (400, 300, Limits(max_image_pixels=1000), "at most 1000 px")],
 )
 def test_pictures_have_limits(width, height, limits, wrong):
     with pytest.raises(InputError, match=wrong):
-        decoded(jpeg(width, height), limits, BOX)
+        decode_image(jpeg(width, height), limits, BOX)
     with pytest.raises(InputError, match="that can be read"):
-        decoded(jpeg(width, height)[:-100], Limits(), BOX)
+        decode_image(jpeg(width, height)[:-100], Limits(), BOX)
 
 
 def test_garbage_huge_and_slow_clients_go_and_nobody_else_notices(server):
@@ -210,26 +212,26 @@ def test_garbage_huge_and_slow_clients_go_and_nobody_else_notices(server):
         name = good.start(seed=11)
         for line in ("{", "[]", '{"type": "fly"}', '{"type": "ask"}'):
             garbage.socket.send(line)
-        assert garbage.hear("error")["error"].startswith("message: got no JSON")
-        assert garbage.closed() == (1008, "too many messages that were refused")
+        assert garbage.receive("error")["error"].startswith("message: got no JSON")
+        assert garbage.close_reason() == (1008, "too many invalid messages")
         huge.socket.send(json.dumps({"type": "ask", "question": "a" * 100_000}))
-        assert huge.closed()[0] == 1009
+        assert huge.close_reason()[0] == 1009
         slow = slow_viewer(server, name)
-        last = good.hear("caption")["number"]
+        last = good.receive("caption")["number"]
         until = time.monotonic() + HANG
         with slow:
             while len(server.hub.viewers) > 1:
-                assert time.monotonic() < until, [(v.closing, len(v.lines), v.picture is None) for v in server.hub.viewers]
+                assert time.monotonic() < until, [(v.close_reason, len(v.queue), v.frame is None) for v in server.hub.viewers]
                 server.hub.loop.call_soon_threadsafe(flood, server, name)
                 last += 1
-                assert good.hear("caption", number=last)
-        assert server.metric('svlm_refused_total{reason="slow"}') >= 1
+                assert good.receive("caption", number=last)
+        assert server.metric('svlm_refused_total{reason="slow_client"}') >= 1
         good.stop()
 
 
-def slow_viewer(server: Server, name: str) -> socket.socket:
+def slow_viewer(server: ServerThread, name: str) -> socket.socket:
     """A viewer who joins a stream and never reads."""
-    host, port = server.serving.bound.getsockname()[:2]
+    host, port = server.address
     raw = socket.socket()
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.connect((host, port))
@@ -243,10 +245,10 @@ def slow_viewer(server: Server, name: str) -> socket.socket:
     return raw
 
 
-def flood(server: Server, name: str) -> None:
+def flood(server: ServerThread, name: str) -> None:
     """More pictures than the kernel holds for one who does not read."""
     for _ in range(4):
-        server.hub._picture(name, bytes(200_000))
+        server.hub._on_frame(name, bytes(200_000))
 
 
 def test_token_origin_and_host(compiled, film):
@@ -261,13 +263,13 @@ def test_token_origin_and_host(compiled, film):
         assert status == 200 and "page.js" in page
         assert "default-src 'none'" in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
         with server.viewer(additional_headers=cookie) as one:
-            one.hear("hello")
+            one.receive("hello")
         with pytest.raises(InvalidStatus, match="403"):
             server.viewer(additional_headers={**cookie, "Origin": "https://evil.example"})
         with server.viewer(additional_headers={**cookie, "Origin": server.http}) as one:
-            one.hear("hello")
+            one.receive("hello")
         assert server.get("/health", Host="evil.example")[0] == 421
-        where = server.serving.bound.getsockname()[:2]
+        where = server.address
         with socket.create_connection(where) as raw, pytest.raises(InvalidStatus, match="421"):
             Client("ws://evil.example/ws", sock=raw, additional_headers={"Origin": "http://evil.example"})
 
@@ -287,14 +289,14 @@ def server_cookie(token: str) -> str:
 
 
 def test_viewers_have_limits(compiled, film):
-    limits = Limits(viewers=2, viewers_a_stream=1, sockets_an_address=2)
+    limits = Limits(max_viewers=2, max_viewers_per_stream=1, max_viewers_per_address=2)
     with serving(compiled, film, limits=limits) as server, server.viewer() as one, server.viewer() as two:
         with pytest.raises(InvalidStatus, match="503"):
             server.viewer()
         name = one.start()
-        two.say("join", stream=name)
-        assert two.hear("error")["error"] == "join: got 1 viewers, expected fewer; come back later"
-    limits = Limits(sockets_an_address=1)
+        two.send("join", stream=name)
+        assert two.receive("error")["error"] == "join: got 1 viewers, expected fewer; come back later"
+    limits = Limits(max_viewers_per_address=1)
     with serving(compiled, film, limits=limits) as server, server.viewer(), pytest.raises(InvalidStatus, match="429"):
         server.viewer()
 
@@ -302,11 +304,11 @@ def test_viewers_have_limits(compiled, film):
 def test_health_and_metrics(server):
     status, text, _ = server.get("/health")
     told = json.loads(text)
-    assert status == 200 and told["ok"] and told["rows"] == 2
+    assert status == 200 and told["ok"] and told["num_streams"] == 2
     with server.viewer() as one:
         one.start(seed=3)
-        one.hear("caption")
-        assert server.metric("svlm_streams") == 1 and server.metric("svlm_viewers") >= 1
+        one.receive("caption")
+        assert server.metric("svlm_running_streams") == 1 and server.metric("svlm_viewers") >= 1
         assert server.metric("svlm_chunks_total") >= 1 and server.metric('svlm_step_seconds_bucket{le="+Inf"}') >= 1
         assert server.metric('svlm_sent_bytes_total{kind="text"}') > 100
         one.stop()
@@ -315,9 +317,9 @@ def test_health_and_metrics(server):
 def test_a_broken_engine_is_told_and_the_server_goes_on(compiled, film, capfd):
     with serving(compiled, film) as server, server.viewer() as one:
         one.start()
-        one.hear("caption")
+        one.receive("caption")
         server.engine._step = lambda taken: 1 / 0
-        assert one.hear("ended")["reason"] == "the engine broke: ZeroDivisionError: division by zero"
+        assert one.receive("ended")["reason"] == "the engine broke: ZeroDivisionError: division by zero"
         server.engine.thread.join(timeout=10)
         status, text, _ = server.get("/health")
         assert status == 503 and json.loads(text)["error"] == "the engine broke"
@@ -326,9 +328,9 @@ def test_a_broken_engine_is_told_and_the_server_goes_on(compiled, film, capfd):
 
 def test_who_is_here_is_told_when_the_server_stops(compiled, film):
     with serving(compiled, film) as server, server.viewer() as one:
-        one.hear("hello")
-        server.serving.stop()
-        assert one.closed() == (1001, "the server is stopping")
+        one.receive("hello")
+        server.stop()
+        assert one.close_reason() == (1001, "the server is stopping")
 
 
 @pytest.mark.parametrize(
@@ -352,9 +354,9 @@ def test_messages_are_checked_field_by_field(text, wrong):
 
 
 def test_a_long_history_says_where_it_begins():
-    hub = Hub(Clock(2, 1, BOX), limits=Limits(kept=10), metrics=Metrics())
-    channel = hub.channels["a"] = Channel("a", "match", 10)
-    channel.history.extend(Said(n, float(n), n + 1.0, f"said {n}", "", 0) for n in range(25))
+    hub = Hub(FeedConfig(2, 1, BOX), limits=Limits(history_seconds=10), metrics=Metrics())
+    channel = hub.broadcasts["a"] = Broadcast("a", "match", 10)
+    channel.history.extend(HistoryEntry(n, float(n), n + 1.0, f"said {n}", "", 0) for n in range(25))
     text = asyncio.run(hub.vtt("a"))
     assert text.startswith("WEBVTT\n\nNOTE cut:") and "before 15.0 s" in text
     assert text.count("-->") == 10 and "said 24" in text
@@ -378,7 +380,7 @@ def test_bad_flags_and_a_port_in_use_are_one_line(tiny_dir, processor_dir, tmp_p
             ("--port", port): "--port: got",
             ("--host", "0.0.0.0"): "--host: got 0.0.0.0 without a token",
             ("--size", "big"): "--size: got big",
-            ("--rows", 0): "--rows: got 0",
+            ("--num-streams", 0): "--num-streams: got 0",
             ("--port", 0, "--source", tmp_path / "none.mp4"): "no such file",
             ("--port", 0, "--source", __file__): "test_serve.py: got",
         }

@@ -1,6 +1,6 @@
-"""A headless Chromium for tests of the page, spoken to in its own protocol (CDP) over a WebSocket.
+"""A headless Chromium for tests of the page, controlled by its own protocol (CDP) over a WebSocket.
 
-Chromium is found on the PATH; no driver and no package but `websockets` is needed. Units: seconds, CSS pixels.
+Chromium must be on the PATH; no driver and no package but `websockets` is needed. Units: seconds, CSS pixels.
 """
 
 import base64
@@ -31,38 +31,38 @@ FLAGS = (
 
 
 def chromium() -> str | None:
-    """Where it is, or None."""
+    """The path of the browser, or None."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
 class Tab(AbstractContextManager):
-    """One page. Errors and warnings of its console are kept in `complaints`."""
+    """One page. Errors and warnings of its console are recorded in `complaints`."""
 
     def __init__(self, address: str) -> None:
         from websockets.sync.client import connect
 
         self.connection = connect(address, max_size=None, ping_interval=None).__enter__()
-        self.numbers, self.complaints = itertools.count(1), []
+        self.ids, self.complaints = itertools.count(1), []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """A command of the protocol and its result."""
-        number = next(self.numbers)
-        self.connection.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        message_id = next(self.ids)
+        self.connection.send(json.dumps({"id": message_id, "method": method, "params": parameters}))
         while True:
-            answer = json.loads(self.connection.recv(timeout=30))
-            if answer.get("id") == number:
-                assert "error" not in answer, answer
-                return answer["result"]
-            self._noted(answer)
+            response = json.loads(self.connection.recv(timeout=30))
+            if response.get("id") == message_id:
+                assert "error" not in response, response
+                return response["result"]
+            self._record_complaint(response)
 
-    def _noted(self, event: dict[str, Any]) -> None:
-        told = event.get("params", {})
+    def _record_complaint(self, event: dict[str, Any]) -> None:
+        parameters = event.get("params", {})
         if event.get("method") == "Runtime.exceptionThrown":
-            self.complaints.append(json.dumps(told["exceptionDetails"])[:500])
-        if event.get("method") == "Log.entryAdded" and told["entry"]["level"] == "error":
-            self.complaints.append(told["entry"]["text"])
+            self.complaints.append(json.dumps(parameters["exceptionDetails"])[:500])
+        if event.get("method") == "Log.entryAdded" and parameters["entry"]["level"] == "error":
+            self.complaints.append(parameters["entry"]["text"])
 
     def run(self, script: str) -> Any:
         """The value of an expression in the page."""
@@ -72,15 +72,15 @@ class Tab(AbstractContextManager):
 
     def wait(self, script: str, seconds: float = 30.0) -> None:
         """Until the expression is true."""
-        until = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         while not self.run(f"!!({script})"):
-            assert time.monotonic() < until, f"never true: {script}; {self.complaints}"
+            assert time.monotonic() < deadline, f"never true: {script}; {self.complaints}"
             time.sleep(0.1)
 
     def size(self, width: int, height: int, scale: float = 1.0, mobile: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile)
 
-    def picture(self, path: Path, *, colours: int = 255) -> None:
+    def screenshot(self, path: Path, *, colours: int = 255) -> None:
         """A screenshot as a small PNG."""
         import io
 
@@ -103,16 +103,16 @@ class Browser(AbstractContextManager):
         root = ("--no-sandbox",) if os.geteuid() == 0 else ()
         command = [name, *FLAGS, *root, f"--user-data-dir={folder}", "about:blank"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        told, until = folder / "DevToolsActivePort", time.monotonic() + 60
-        while not told.is_file() or not told.read_text().strip():
-            assert self.process.poll() is None and time.monotonic() < until
+        port_file, deadline = folder / "DevToolsActivePort", time.monotonic() + 60
+        while not port_file.is_file() or not port_file.read_text().strip():
+            assert self.process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
-        self.address = f"http://127.0.0.1:{told.read_text().split()[0]}"
+        self.address = f"http://127.0.0.1:{port_file.read_text().split()[0]}"
 
     def open(self, url: str) -> Tab:
         request = urllib.request.Request(f"{self.address}/json/new?{quote(url)}", method="PUT")
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return Tab(json.load(answer)["webSocketDebuggerUrl"])
+        with urllib.request.urlopen(request, timeout=30) as response:
+            return Tab(json.load(response)["webSocketDebuggerUrl"])
 
     def __exit__(self, *_: object) -> None:
         self.process.terminate()

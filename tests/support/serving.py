@@ -1,4 +1,4 @@
-"""A server in a thread and viewers of it, for the tests of the live page. Real sockets on a free port."""
+"""A server in a thread and clients of it, for the tests of the live page. Real sockets on a free port."""
 
 import asyncio
 import json
@@ -18,27 +18,37 @@ from svlm_jax import from_pretrained
 from svlm_jax.config import StreamConfig
 from svlm_jax.media.video import write_video
 from svlm_jax.serve.access import Access
+from svlm_jax.serve.catalog import SourceCatalog
+from svlm_jax.serve.client_image import Box
 from svlm_jax.serve.engine import Engine
-from svlm_jax.serve.feed import Box, Clock
+from svlm_jax.serve.feed import FeedConfig
 from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
-from svlm_jax.serve.web import Serving, Site, listen
+from svlm_jax.serve.server import Server, listen
+from svlm_jax.serve.web import Site
 from svlm_jax.touchline.film import Film
 from svlm_jax.touchline.source import SCHEMES, random_match
 
 BOX = Box(168, 112)
 CONFIG = StreamConfig(vision_window=3, text_rounds=3, sink=6, text_window=6, max_new_tokens=4, chunk_seconds=0.5, fps=4)
-HANG = 120.0  # seconds after which a test has hung; none waits for them
-# Times that run out by the clock are long beside what a busy machine takes for what must come before.
-LIMITS = Limits(grace=6.0, slow=1.0, camera_silence=6.0, message_bytes=60_000, mistakes=4, sockets_an_address=12)
+HANG = 120.0  # seconds after which a test has hung; no test that passes waits for them
+# Timeouts are long compared with what a busy machine takes for the steps before them.
+LIMITS = Limits(
+    unwatched_timeout=6.0,
+    send_timeout=1.0,
+    camera_timeout=6.0,
+    max_message_bytes=60_000,
+    max_invalid_messages=4,
+    max_viewers_per_address=12,
+)
 
 
 @lru_cache(1)
-def engine_of(tiny_dir, processor_dir) -> Engine:
-    """Two rows. Compiled once: its session is moved from engine to engine."""
+def compiled_engine(tiny_dir, processor_dir) -> Engine:
+    """Two streams at a time. Compiled once: all engines of the tests share its session."""
     vlm = from_pretrained(tiny_dir, processor=processor_dir)
-    return Engine(vlm, CONFIG, BOX, rows=2, publish=lambda name, event: None, limits=LIMITS)
+    return Engine(vlm, CONFIG, BOX, num_streams=2, publish=lambda name, event: None, limits=LIMITS)
 
 
 @pytest.fixture(scope="module")
@@ -50,29 +60,30 @@ def film(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled(tiny_dir, processor_dir):
-    return engine_of(tiny_dir, processor_dir)
+    return compiled_engine(tiny_dir, processor_dir)
 
 
 @pytest.fixture(scope="module")
 def server(compiled, film):
-    with serving(compiled, film) as one:
-        yield one
+    with serving(compiled, film) as server:
+        yield server
 
 
-class Server:
+class ServerThread:
     """A server in a thread, with an engine whose compiled session the others share."""
 
     def __init__(self, engine: Engine, hub: Hub, access: Access) -> None:
         self.engine, self.hub = engine, hub
-        self.serving = Serving(Site(hub, access), listen("127.0.0.1", 0))
-        self.http = self.serving.address.rstrip("/")
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.serving.run()))
+        self.server = Server(Site(hub, access), listen("127.0.0.1", 0))
+        self.http = self.server.url.rstrip("/")
+        self.address = self.server.bound.getsockname()[:2]
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.server.run()))
         self.thread.start()
 
     def get(self, path: str, **headers: str) -> tuple[int, str, dict]:
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.http + path, headers=headers), timeout=HANG) as answer:
-                return answer.status, answer.read().decode(), dict(answer.headers)
+            with urllib.request.urlopen(urllib.request.Request(self.http + path, headers=headers), timeout=HANG) as response:
+                return response.status, response.read().decode(), dict(response.headers)
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, error.read().decode(), dict(error.headers)
@@ -84,7 +95,7 @@ class Server:
         return Client(self.http.replace("http", "ws") + "/ws", **options)
 
     def stop(self) -> None:
-        self.serving.stop()
+        self.server.stop()
         self.thread.join(timeout=20)
         assert not self.thread.is_alive()
 
@@ -101,77 +112,71 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self.socket.__exit__(None, None, None)
 
-    def say(self, kind: str, **fields) -> None:
+    def send(self, kind: str, **fields) -> None:
         self.socket.send(json.dumps({"type": kind, **fields}))
 
-    def hear(self, kind: str, seconds: float = HANG, **fields):
-        """The next message of a type (b"": a picture) with those fields."""
-        wanted = (
-            (lambda m: isinstance(m, bytes))
-            if kind == "picture"
-            else (
-                lambda m: isinstance(m, dict) and m["type"] == kind and all(m[name] == value for name, value in fields.items())
-            )
-        )
-        until = time.monotonic() + seconds
+    def receive(self, kind: str, seconds: float = HANG, **fields):
+        """The next message of a type that has these fields; "frame": the next binary one."""
+
+        def matches(message) -> bool:
+            if isinstance(message, bytes):
+                return kind == "frame"
+            return message["type"] == kind and all(message[name] == value for name, value in fields.items())
+
+        deadline = time.monotonic() + seconds
         while True:
-            message = self.socket.recv(timeout=max(0.01, until - time.monotonic()))
+            message = self.socket.recv(timeout=max(0.01, deadline - time.monotonic()))
             message = json.loads(message) if isinstance(message, str) else message
-            if wanted(message):
+            if matches(message):
                 return message
 
     def start(self, **fields) -> str:
-        self.say("start", **fields)
-        told = self.hear("started")
-        self.key = told["key"]
-        assert self.hear("joined")["owner"]
-        return told["stream"]
+        self.send("start", **fields)
+        started = self.receive("started")
+        self.key = started["key"]
+        assert self.receive("joined")["is_owner"]
+        return started["stream"]
 
     def stop(self) -> None:
-        self.say("stop", key=self.key)
-        self.hear("ended")
+        self.send("stop", key=self.key)
+        self.receive("ended")
 
-    def ending(self) -> str:
-        """Why the stream that was just started has ended: `joined` says so when that was before."""
-        return self.hear("joined")["over"] or self.hear("ended")["reason"]
+    def end_reason(self) -> str:
+        """Why the stream that was just started has ended: `joined` says so if that was before."""
+        return self.receive("joined")["end_reason"] or self.receive("ended")["reason"]
 
-    def closed(self, seconds: float = HANG) -> tuple[int, str]:
-        until = time.monotonic() + seconds
+    def close_reason(self, seconds: float = HANG) -> tuple[int, str]:
+        """Code and reason with which the server closes the socket."""
+        deadline = time.monotonic() + seconds
         with pytest.raises(ConnectionClosed) as error:
-            while time.monotonic() < until:
-                self.socket.recv(timeout=max(0.01, until - time.monotonic()))
-        received = error.value.rcvd
-        return (received.code, received.reason) if received else (1006, "")
+            while time.monotonic() < deadline:
+                self.socket.recv(timeout=max(0.01, deadline - time.monotonic()))
+        close = error.value.rcvd
+        return (close.code, close.reason) if close else (1006, "")
 
 
 @contextmanager
-def serving(compiled, film, *, limits: Limits = LIMITS, access: Access | None = None, **options):
+def serving(compiled, film, *, limits: Limits = LIMITS, access: Access | None = None, allow_addresses: bool = False):
     metrics = Metrics()
-    hub = Hub(
-        Clock(CONFIG.fps, CONFIG.chunk_seconds, BOX),
-        limits=limits,
-        metrics=metrics,
-        sources=[("film.mp4", str(film)), ("gone.mp4", "/secret/gone.mp4"), ("hosts", "/etc/hosts")],
-        query="Commentate on this match",
-        schemes=SCHEMES,
-        new_match=random_match,
-        **options,
-    )
+    listed = [("film.mp4", str(film)), ("gone.mp4", "/secret/gone.mp4"), ("hosts", "/etc/hosts")]
+    catalog = SourceCatalog(listed, allow_addresses=allow_addresses, schemes=SCHEMES, new_match=random_match)
+    config = FeedConfig(CONFIG.fps, CONFIG.chunk_seconds, BOX)
+    hub = Hub(config, limits=limits, metrics=metrics, catalog=catalog, default_query="Commentate on this match")
     engine = object.__new__(Engine)
     engine.__dict__.update(compiled.__dict__)
     engine.publish, engine.limits, engine.metrics = hub.publish, limits, metrics
-    engine.changed, engine.running, engine.seated = threading.Condition(), {}, [None] * engine.rows
+    engine.changed, engine.running, engine.seated = threading.Condition(), {}, [None] * engine.num_streams
     engine.state, engine.stopping, engine.error = engine.session.start(), False, ""
     engine.thread = threading.Thread(target=engine._run, daemon=True)
     engine.start()
     hub.engine = engine
-    server = Server(engine, hub, access or Access())
+    thread = ServerThread(engine, hub, access or Access())
     try:
-        until = time.monotonic() + HANG
-        while not server.serving.server.started:
-            assert time.monotonic() < until
+        deadline = time.monotonic() + HANG
+        while not thread.server.uvicorn.started:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
-        yield server
+        yield thread
     finally:
-        server.stop()
+        thread.stop()
         engine.stop()

@@ -3,19 +3,19 @@
 export const COLOURS = { system: "#64748b", sink: "#f5b83d", window: "#f08a4b", user: "#38bdf8", vision: "#8b7cf6", reply: "#34d399" };
 export const NAMES = { system: "instructions", sink: "first words", window: "last words", user: "times, questions", vision: "pictures", reply: "newest comments" };
 const STAGES = { vision: "#8b7cf6", prefill: "#38bdf8", decode: "#34d399", other: "#64748b" };
-const FLASH = "#ff5d73", MOVE = 450, FADE = 800, ROUNDED = 128;
-const still = matchMedia("(prefers-reduced-motion: reduce)");
+const EVICTED = "#ff5d73", MOVE_MS = 450, FADE_MS = 800, BAR_MULTIPLE = 128;
+const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 
-// A colour of the page, light or dark; kept until that changes.
-const theme = matchMedia("(prefers-color-scheme: light)"), inks = new Map();
-theme.addEventListener("change", () => inks.clear());
-function ink(name) {
-  if (!inks.has(name)) inks.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`));
-  return inks.get(name);
+// A colour of the page, light or dark; cached until that changes, for reading a style is slow.
+const theme = matchMedia("(prefers-color-scheme: light)"), colours = new Map();
+theme.addEventListener("change", () => colours.clear());
+function colourOf(name) {
+  if (!colours.has(name)) colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`));
+  return colours.get(name);
 }
 
 // A context whose units are CSS pixels, cleared.
-function begin(canvas) {
+function clearContext(canvas) {
   const { width, height } = canvas.getBoundingClientRect(), scale = devicePixelRatio || 1;
   const w = Math.max(1, Math.round(width * scale)), h = Math.max(1, Math.round(height * scale));
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
@@ -30,94 +30,95 @@ export class CacheBar {
     this.canvas = canvas; this.kinds = kinds; this.clear();
     new ResizeObserver(() => this.paint()).observe(canvas);
     theme.addEventListener("change", () => this.paint());
-    canvas.addEventListener("pointermove", (event) => this.tell(event));
+    canvas.addEventListener("pointermove", (event) => this.describe(event));
   }
 
-  clear() { this.blocks = new Map(); this.ghosts = []; this.capacity = this.most = 1; this.used = 0; this.frame = 0; this.paint(); }
+  clear() { this.blocks = new Map(); this.removed = []; this.capacity = this.maxUsed = 1; this.used = 0; this.frame = 0; this.paint(); }
 
-  // Tokens that the bar is long: the most that were ever in use here, rounded up. The rest of the cache is never used.
-  get length() { return Math.min(this.capacity, Math.ceil(Math.max(1, this.most) / ROUNDED) * ROUNDED); }
+  // Tokens that the bar is long: the most that this stream ever used, rounded up. Most of the cache would stay empty.
+  get length() { return Math.min(this.capacity, Math.ceil(Math.max(1, this.maxUsed) / BAR_MULTIPLE) * BAR_MULTIPLE); }
 
-  // held, gone: [[kind, tokens, second or null], ...] in order.
-  show({ held, gone }, capacity) {
-    const now = performance.now(), old = this.blocks, lost = new Map(gone.map(([kind, length, second]) => [this.key(kind, second), length]));
-    const share = this.share(now);
-    this.blocks = new Map(); this.ghosts = []; this.capacity = capacity; this.started = now;
-    let at = 0;
-    const seen = new Map();
-    for (const [kind, length, second] of held) {
-      const base = this.key(kind, second), nth = seen.get(base) || 0, key = `${base}/${nth}`;
-      seen.set(base, nth + 1);
-      const was = old.get(key);
-      const from = was ? [mix(was.from[0], was.at, share), mix(was.from[1], was.length, share)] : [at, 0];
-      this.blocks.set(key, { kind: this.kinds[kind], second, at, length, from, fresh: !was });
-      at += length;
+  // retained, evicted: runs [kind, tokens, second of the turn or null] in cache order. Blocks move from where they were drawn to where
+  // they are now; what was evicted flashes.
+  show({ retained, evicted }, capacity) {
+    const now = performance.now(), previous = this.blocks, shrunk = new Set(evicted.map(([kind, , second]) => this.key(kind, second)));
+    const progress = this.progress(now);
+    this.blocks = new Map(); this.removed = []; this.capacity = capacity; this.startTime = now;
+    let start = 0;
+    const counts = new Map(); // a turn may have several runs of a kind: the nth of them has the same key in every step
+    for (const [kind, length, second] of retained) {
+      const base = this.key(kind, second), nth = counts.get(base) || 0, key = `${base}/${nth}`;
+      counts.set(base, nth + 1);
+      const before = previous.get(key);
+      const from = before ? [mix(before.from[0], before.start, progress), mix(before.from[1], before.length, progress)] : [start, 0];
+      this.blocks.set(key, { kind: this.kinds[kind], second, start, length, from, isNew: !before });
+      start += length;
     }
-    this.used = at; this.most = Math.max(this.most, at);
-    for (const [key, block] of old) {
-      if (!this.blocks.has(key)) this.ghosts.push(block);
-      else if (lost.has(key.slice(0, key.lastIndexOf("/"))) && this.blocks.get(key).length < block.length) this.blocks.get(key).cut = true;
+    this.used = start; this.maxUsed = Math.max(this.maxUsed, start);
+    for (const [key, block] of previous) {
+      if (!this.blocks.has(key)) this.removed.push(block);
+      else if (shrunk.has(key.slice(0, key.lastIndexOf("/"))) && this.blocks.get(key).length < block.length) this.blocks.get(key).isCut = true;
     }
-    this.run();
+    this.animate();
   }
 
   key(kind, second) { return `${kind}@${second}`; }
-  share(now) { return still.matches || !this.started ? 1 : ease(Math.min(1, (now - this.started) / MOVE)); }
+  progress(now) { return reducedMotion.matches || !this.startTime ? 1 : ease(Math.min(1, (now - this.startTime) / MOVE_MS)); }
 
-  run() {
+  animate() {
     cancelAnimationFrame(this.frame);
-    const step = () => { this.paint(); if (performance.now() - this.started < FADE) this.frame = requestAnimationFrame(step); else { this.ghosts = []; this.paint(); } };
+    const step = () => { this.paint(); if (performance.now() - this.startTime < FADE_MS) this.frame = requestAnimationFrame(step); else { this.removed = []; this.paint(); } };
     step();
   }
 
   paint() {
-    const [pen, width, height] = begin(this.canvas), top = 16, tall = height - 34, scale = width / this.length;
-    const now = performance.now(), share = this.share(now), fade = Math.max(0, 1 - (now - (this.started || -1e9)) / FADE);
-    pen.fillStyle = ink("canvas"); round(pen, 0, top, width, tall, 8); pen.fill();
-    pen.save(); round(pen, 0, top, width, tall, 8); pen.clip();
-    pen.strokeStyle = ink("hatch"); pen.lineWidth = 1;
-    for (let x = -tall; x < width; x += 9) { pen.beginPath(); pen.moveTo(x, top + tall); pen.lineTo(x + tall, top); pen.stroke(); }
+    const [pen, width, height] = clearContext(this.canvas), top = 16, barHeight = height - 34, scale = width / this.length;
+    const now = performance.now(), progress = this.progress(now), fade = Math.max(0, 1 - (now - (this.startTime || -1e9)) / FADE_MS);
+    pen.fillStyle = colourOf("canvas"); round(pen, 0, top, width, barHeight, 8); pen.fill();
+    pen.save(); round(pen, 0, top, width, barHeight, 8); pen.clip();
+    pen.strokeStyle = colourOf("hatch"); pen.lineWidth = 1;
+    for (let x = -barHeight; x < width; x += 9) { pen.beginPath(); pen.moveTo(x, top + barHeight); pen.lineTo(x + barHeight, top); pen.stroke(); }
     const marks = new Map();
     for (const block of this.blocks.values()) {
-      const x = mix(block.from[0], block.at, share) * scale, w = mix(block.from[1], block.length, share) * scale;
+      const x = mix(block.from[0], block.start, progress) * scale, w = mix(block.from[1], block.length, progress) * scale;
       const gap = w > 5 ? 1 : 0;
-      pen.fillStyle = COLOURS[block.kind]; pen.fillRect(x, top, Math.max(0.6, w - gap), tall);
-      if (block.fresh && fade > 0) { pen.fillStyle = `rgba(255,255,255,${0.5 * fade})`; pen.fillRect(x, top, w - gap, tall); }
-      if (block.cut && fade > 0) { pen.globalAlpha = fade; pen.fillStyle = FLASH; pen.fillRect(x, top, Math.max(4, w * 0.12), tall); pen.globalAlpha = 1; }
+      pen.fillStyle = COLOURS[block.kind]; pen.fillRect(x, top, Math.max(0.6, w - gap), barHeight);
+      if (block.isNew && fade > 0) { pen.fillStyle = `rgba(255,255,255,${0.5 * fade})`; pen.fillRect(x, top, w - gap, barHeight); }
+      if (block.isCut && fade > 0) { pen.globalAlpha = fade; pen.fillStyle = EVICTED; pen.fillRect(x, top, Math.max(4, w * 0.12), barHeight); pen.globalAlpha = 1; }
       if (block.second !== null) { const mark = marks.get(block.second); marks.set(block.second, [mark ? mark[0] : x, x + w]); }
     }
-    for (const ghost of still.matches ? [] : this.ghosts) {
-      const x = ghost.at * scale, w = Math.max(2, ghost.length * scale * fade);
-      pen.globalAlpha = fade; pen.fillStyle = FLASH; pen.fillRect(x, top - 4 * fade, w, tall + 8 * fade); pen.globalAlpha = 1;
+    for (const block of reducedMotion.matches ? [] : this.removed) {
+      const x = block.start * scale, w = Math.max(2, block.length * scale * fade);
+      pen.globalAlpha = fade; pen.fillStyle = EVICTED; pen.fillRect(x, top - 4 * fade, w, barHeight + 8 * fade); pen.globalAlpha = 1;
     }
     pen.restore();
-    pen.font = "11px system-ui, sans-serif"; pen.textAlign = "center"; pen.fillStyle = ink("quiet");
+    pen.font = "11px system-ui, sans-serif"; pen.textAlign = "center"; pen.fillStyle = colourOf("quiet");
     let last = -99;
     for (const [second, [left, right]] of marks) {
       const middle = (left + right) / 2;
-      pen.fillStyle = ink("tick"); pen.fillRect(left + 1, top + tall + 3, Math.max(1, right - left - 3), 2);
-      if (middle - last > 34) { pen.fillStyle = ink("quiet"); pen.fillText(`${+second.toFixed(1)} s`, middle, height - 1); last = middle; }
+      pen.fillStyle = colourOf("tick"); pen.fillRect(left + 1, top + barHeight + 3, Math.max(1, right - left - 3), 2);
+      if (middle - last > 34) { pen.fillStyle = colourOf("quiet"); pen.fillText(`${+second.toFixed(1)} s`, middle, height - 1); last = middle; }
     }
     if (this.used) {
-      pen.textAlign = "right"; pen.fillStyle = ink("text");
+      pen.textAlign = "right"; pen.fillStyle = colourOf("text");
       pen.fillText(`${this.used} of ${this.capacity}`, Math.max(80, Math.min(width, this.used * scale)), 10);
     }
   }
 
-  tell(event) {
+  describe(event) {
     const box = this.canvas.getBoundingClientRect(), token = (event.clientX - box.left) / box.width * this.length;
-    const block = [...this.blocks.values()].find((one) => token >= one.at && token < one.at + one.length);
+    const block = [...this.blocks.values()].find((item) => token >= item.start && token < item.start + item.length);
     this.canvas.title = block ? `${NAMES[block.kind]}: ${block.length} tokens${block.second === null ? "" : `, second ${block.second}`}` : "free";
   }
 }
 
 // The last values as a filled line.
 export function sparkline(canvas, values, colour) {
-  const [pen, width, height] = begin(canvas);
+  const [pen, width, height] = clearContext(canvas);
   if (values.length < 2) return;
-  const most = Math.max(...values) * 1.15 || 1, step = width / (values.length - 1);
+  const max = Math.max(...values) * 1.15 || 1, step = width / (values.length - 1);
   pen.beginPath();
-  values.forEach((value, n) => pen.lineTo(n * step, height - 2 - (height - 5) * value / most));
+  values.forEach((value, n) => pen.lineTo(n * step, height - 2 - (height - 5) * value / max));
   pen.strokeStyle = colour; pen.lineWidth = 1.6; pen.lineJoin = "round"; pen.stroke();
   pen.lineTo(width, height); pen.lineTo(0, height); pen.closePath();
   const fill = pen.createLinearGradient(0, 0, 0, height);
@@ -126,21 +127,21 @@ export function sparkline(canvas, values, colour) {
 }
 
 // Steps as stacked columns: [{vision, prefill, decode, ...}] in milliseconds.
-export function columns(canvas, steps, most) {
-  const [pen, width, height] = begin(canvas), w = width / most;
-  const totals = steps.map((ms) => Object.values(ms).reduce((a, b) => a + b, 0)), high = Math.max(1, ...totals);
+export function columns(canvas, steps, maxSteps) {
+  const [pen, width, height] = clearContext(canvas), w = width / maxSteps;
+  const totals = steps.map((ms) => Object.values(ms).reduce((a, b) => a + b, 0)), max = Math.max(1, ...totals);
   steps.forEach((ms, n) => {
     const x = width - (steps.length - n) * w;
     let y = height;
-    const known = { vision: ms.vision || 0, prefill: ms.prefill || 0, decode: ms.decode || 0 };
-    known.other = totals[n] - known.vision - known.prefill - known.decode;
-    for (const [stage, value] of Object.entries(known)) {
-      const h = (height - 3) * value / high;
+    const stages = { vision: ms.vision || 0, prefill: ms.prefill || 0, decode: ms.decode || 0 };
+    stages.other = totals[n] - stages.vision - stages.prefill - stages.decode;
+    for (const [stage, value] of Object.entries(stages)) {
+      const h = (height - 3) * value / max;
       pen.fillStyle = STAGES[stage]; y -= h; pen.fillRect(x, y, Math.max(1, w - 1.2), h);
     }
   });
 }
 
-function mix(a, b, share) { return a + (b - a) * share; }
+function mix(a, b, progress) { return a + (b - a) * progress; }
 function ease(t) { return 1 - (1 - t) ** 3; }
 function round(pen, x, y, w, h, r) { pen.beginPath(); pen.roundRect(x, y, w, h, r); }

@@ -1,0 +1,66 @@
+"""ASGI middleware: security headers on every response, and a rate limit per client address.
+
+Owns the headers. Wraps Starlette from outside, so that Starlette's own responses (404, 405, 500) have the headers too. Knows no
+stream.
+"""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from svlm_jax.serve.connections import Connections
+
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' blob: data:; media-src 'self' blob:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(self), microphone=(), geolocation=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+RESPONSE_KINDS = ("http", "websocket.http")  # message types: response to a request, and to a handshake that is refused
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+def protect(application: Any, connections: Connections) -> Any:
+    """The ASGI application with headers on every response, and 429 for an address that sends too many requests."""
+
+    async def protected(scope: Any, receive: Any, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await application(scope, receive, send)
+            return
+        accepted = False
+
+        async def send_with_headers(message: Any) -> None:
+            nonlocal accepted
+            accepted = accepted or message["type"] == "websocket.accept"
+            if message["type"] == "websocket.close" and not accepted:
+                # uvicorn's own answer to a refused handshake has no headers
+                await _respond(send_with_headers, "websocket.http", 403, b"not found\n")
+                return
+            if message["type"] in [f"{kind}.response.start" for kind in RESPONSE_KINDS]:
+                headers = list(message.get("headers", []))
+                names = {name.lower() for name, _ in headers}
+                message = {**message, "headers": [*headers, *(pair for pair in RAW_HEADERS if pair[0] not in names)]}
+            await send(message)
+
+        if connections.allow_request((scope.get("client") or ("",))[0]):
+            await application(scope, receive, send_with_headers)
+            return
+        connections.metrics.count("svlm_refused_total", label="rate_limit")
+        kind = RESPONSE_KINDS[scope["type"] == "websocket"]
+        body = b"too many requests from your address; come back later\n"
+        await _respond(send_with_headers, kind, 429, body, (b"connection", b"close"))
+
+    return protected
+
+
+async def _respond(send: Send, kind: str, status: int, body: bytes, *extra_headers: tuple[bytes, bytes]) -> None:
+    length = (b"content-length", str(len(body)).encode())
+    headers = [(b"content-type", b"text/plain; charset=utf-8"), length, *extra_headers]
+    await send({"type": f"{kind}.response.start", "status": status, "headers": headers})
+    await send({"type": f"{kind}.response.body", "body": body})
