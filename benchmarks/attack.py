@@ -1,9 +1,9 @@
 """The live page attacked: a viewer who only watches, and after a quiet quarter of the time everything that clients can do to a
 server, before and after it accepts them.
 
-Each attack is repeated whenever it is disconnected. Each kind has a client address of its own on Linux, where all of 127.0.0.0/8
-is this machine; half-open connections come from the viewer's address. Results: what the viewer lost, its latency compared with
-the quiet time, how long half-open connections lived, memory of the server. Units: seconds, bytes.
+Each attack is repeated whenever it is disconnected. Each kind has a client address of its own on Linux, where all of
+127.0.0.0/8 is this machine; half-open connections come from the viewer's address. Results: what the viewer lost, its latency
+compared with the quiet time, how long half-open connections lived, memory of the server. Units: seconds, bytes.
 """
 
 import asyncio
@@ -67,7 +67,8 @@ def scan_bomb(scans: int = 20_400, width: int = 1920, height: int = 1080) -> byt
 
 
 class Attack:
-    """All attacks on one server. lifetimes: seconds that half-open connections stayed open; counts: how often each attack started."""
+    """All attacks on one server. lifetimes: seconds that half-open connections stayed open; counts: how often each attack
+    started."""
 
     def __init__(self, url: str, stream: str, deadline: float) -> None:
         host = url.removeprefix("ws://").removesuffix("/ws")
@@ -219,7 +220,10 @@ async def load(url: str, process: int, args: Namespace) -> dict[str, Any]:
     (name, *_), owners = await start_streams(url, 1)
     progress, start = Progress("attack", "s"), time.monotonic()
     deadline, watcher, delays = start + args.seconds, Watcher(), []
-    tasks = [asyncio.create_task(watcher.watch(url, name, deadline)), asyncio.create_task(measure_health(url, deadline, delays))]
+    tasks = [
+        asyncio.create_task(watcher.watch(url, name, deadline)),
+        asyncio.create_task(measure_health(url, deadline, delays)),
+    ]
     attack, memory, attack_start = Attack(url, name, deadline), [], start + QUIET * args.seconds
     attackers: list[asyncio.Task[None]] = []
     while (left := deadline - time.monotonic()) > 0:
@@ -244,8 +248,8 @@ def check(attacks: str) -> None:
 
 def refusal_ms() -> float:
     """Milliseconds until the bomb is refused (the best of ten, in this process)."""
-    from svlm_jax.serve.limits import Limits
     from svlm_jax.serve.client_image import read_header
+    from svlm_jax.serve.limits import Limits
 
     bomb, times = scan_bomb()[:240_000] + b"\xff\xd9", []
     for _ in range(10):
@@ -262,8 +266,12 @@ def summary(results: dict[str, Any], args: Namespace) -> dict[str, Any]:
     warm_time = args.seconds * (QUIET + 0.2 * (1 - QUIET)) if args.seconds < 300 else 120  # after the first allocations
 
     def megabytes(second: float) -> float:
-        nearby = [size for time_, size in results["memory"] if abs(time_ - second) < 5]
+        nearby = [size for when, size in results["memory"] if abs(when - second) < 5]
         return float(np.median(nearby)) / 1e6
+
+    def both(percent: int) -> str:
+        quiet, attacked = np.percentile(latencies[:num_quiet], percent), np.percentile(latencies[num_quiet:], percent)
+        return f"{quiet:.0f}/{attacked:.0f}"
 
     first, last = megabytes(warm_time), megabytes(args.seconds - 3)
     return {
@@ -275,8 +283,8 @@ def summary(results: dict[str, Any], args: Namespace) -> dict[str, Any]:
         "captions of the viewer": len(watcher.numbers),
         "missed": int(not watcher.is_complete),
         "chunks dropped": watcher.dropped_chunks,
-        "latency p50 quiet/attacked (ms)": f"{np.median(latencies[:num_quiet]):.0f}/{np.median(latencies[num_quiet:]):.0f}",
-        "latency p90 quiet/attacked (ms)": f"{np.percentile(latencies[:num_quiet], 90):.0f}/{np.percentile(latencies[num_quiet:], 90):.0f}",
+        "latency p50 quiet/attacked (ms)": both(50),
+        "latency p90 quiet/attacked (ms)": both(90),
         f"memory at {warm_time:.0f} s/end (MB)": f"{first:.0f}/{last:.0f} ({100 * (last / first - 1):+.1f} %)",
         "attacks begun": dict(attack.counts),
     }

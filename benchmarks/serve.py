@@ -1,5 +1,5 @@
-"""The live page under load: a server process, many viewers, and three bad clients: one sends invalid messages, one sends a message
-that is too large, one never reads. With --attack one viewer, and everything that `attack` knows.
+"""The live page under load: a server process, many viewers, and three bad clients: one sends invalid messages, one sends a
+message that is too large, one never reads. With --attack one viewer, and everything that `attack` knows.
 
 Every viewer must receive every caption of its stream, memory must stay flat, and the three must be disconnected without anybody
 else noticing. Latency is counted from the last frame of a chunk, by the server; the spread of a caption is the time between its
@@ -26,6 +26,7 @@ from benchmarks.report import record
 from benchmarks.watchers import Watcher, resident_bytes, start_streams
 from svlm_jax.cli.common import Progress
 from svlm_jax.errors import InputError
+
 
 async def send_invalid(url: str) -> str:
     """What happens to a client that sends invalid messages."""
@@ -55,7 +56,8 @@ async def _send_all(url: str, lines: list[str]) -> str:
 
 
 async def never_read(url: str, stream: str, deadline: float) -> str:
-    """What happens to a client that joins a stream and never reads. Its receive buffer is small, so that the server soon notices."""
+    """What happens to a client that joins a stream and never reads. Its receive buffer is small, so that the server soon
+    notices."""
     import socket as socket_module
 
     host, port = url.removeprefix("ws://").removesuffix("/ws").rsplit(":", 1)
@@ -145,7 +147,8 @@ def bench(args: argparse.Namespace) -> None:
         raise InputError("--clients, --seconds", got, "a client for each stream, 10 s or more", "raise them")
     if args.attack:
         attack.check(args.attack)
-    flags = ["--model", args.model, "--num-streams", args.num_streams, "--port", 0, "--max-viewers-per-stream", args.clients + 8]
+    flags = ["--model", args.model, "--port", 0, "--num-streams", args.num_streams]
+    flags += ["--max-viewers-per-stream", args.clients + 8]
     flags += [] if args.attack else ["--max-viewers-per-address", args.clients + args.num_streams + 8]
     command = [sys.executable, "-m", "svlm_jax.cli", "serve", *map(str, flags)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

@@ -1,4 +1,5 @@
-"""Clients of the live page for benchmarks: viewers that count what they receive, and streams for them. Units: seconds, bytes."""
+"""Clients of the live page for benchmarks: viewers that count what they receive, and streams for them. Units: seconds,
+bytes."""
 
 import asyncio
 import json

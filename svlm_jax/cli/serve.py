@@ -1,11 +1,11 @@
-"""The live page: streams that several people watch in a browser, with captions, questions and a picture of the cache.
+"""The live page: streams that several people watch in a browser, with captions, questions and a picture of the KV cache.
 
 svlm serve --model DIR                                        # http://127.0.0.1:8000/: generated matches, webcams
-svlm serve --model DIR --source match.mp4 --source rtsp://camera/1 --rows 8
+svlm serve --model DIR --source match.mp4 --source rtsp://camera/1 --num-streams 8
 SVLM_TOKEN=$(openssl rand -hex 12) svlm serve --model DIR --host 0.0.0.0       # for others too: http://HOST:8000/?token=...
 
-Without a token only this machine can watch. Lines about the server go to stderr. SIGTERM and SIGINT tell the viewers and end it
-with exit code 0. What happens when: docs/serve.md.
+Without a token only this machine can watch. Lines about the server go to stderr. SIGTERM and SIGINT stop it, after a message to
+the viewers, with exit code 0. What happens when: docs/serve.md.
 """
 
 import argparse
@@ -40,129 +40,146 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.touchline.film import QUERY
 
 SIZE = "672x448"
-SWITCH = 0.001  # seconds after which a busy event loop lets the engine go on: a step takes turns with it some twenty times
+# Seconds after which Python takes the interpreter lock from a busy thread (its default is 5 ms). A step gives the lock up some
+# twenty times; while the event loop is busy it waits this long each time to get it back.
+SWITCH_INTERVAL = 0.001
 
 
 def parser() -> argparse.ArgumentParser:
-    made = Parser(description=__doc__)
-    usual = Limits()
-    model_flags(made)
-    made.add_argument("--rows", type=whole(1, 1024), default=4, help="streams at a time, in one batch (default 4)")
-    made.add_argument("--query", default=QUERY, help="what a stream is asked for, unless who starts it says otherwise")
-    shown = made.add_argument_group("what can be watched")
-    shown.add_argument("--source", action="append", default=[], metavar="NAME", help="file, folder, webcam or URL; repeatable")
-    shown.add_argument(
-        "--allow-sources", action="store_true", help="viewers may name files and URLs of this machine: trust them"
+    parser, defaults = Parser(description=__doc__), Limits()
+    model_flags(parser)
+    parser.add_argument("--num-streams", type=whole(1, 1024), default=4, help="streams at a time, in one batch (default 4)")
+    parser.add_argument("--query", default=QUERY, help="of a stream that is started without one")
+    sources = parser.add_argument_group("what can be watched")
+    sources.add_argument(
+        "--source", action="append", default=[], metavar="NAME", help="file, folder, webcam or URL; repeatable"
     )
-    shown.add_argument("--size", default=SIZE, metavar="WxH", help=f"largest picture in pixels (default {SIZE})")
-    rate_flags(shown)
-    reply_flags(made.add_argument_group("words"))
-    retained_flags(made)
-    who = made.add_argument_group("who may watch")
-    who.add_argument("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine only)")
-    who.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any that is free (default 8000)")
-    who.add_argument(
-        "--token",
-        default=os.environ.get("SVLM_TOKEN", ""),
-        help="what viewers must know: 12 characters or more (or $SVLM_TOKEN)",
+    sources.add_argument(
+        "--allow-addresses", action="store_true", help="viewers may name files and URLs of this machine: trust them"
     )
-    who.add_argument("--insecure", action="store_true", help="bind other addresses without a token")
-    who.add_argument(
-        "--origin", action="append", default=[], metavar="URL", help="of a proxy in front, https://name; repeatable"
-    )
-    who.add_argument("--viewers", type=whole(1), default=usual.viewers, help=f"at a time (default {usual.viewers})")
-    who.add_argument(
-        "--viewers-a-stream", type=whole(1), default=usual.viewers_a_stream, help=f"default {usual.viewers_a_stream}"
-    )
-    who.add_argument(
-        "--sockets-an-address",
-        type=whole(1),
-        default=usual.sockets_an_address,
-        help=f"viewers of one address (default {usual.sockets_an_address}); behind a proxy all have its",
-    )
-    who.add_argument("--grace", type=real(0), default=usual.grace, metavar="S", help="a stream nobody watches (default 30 s)")
-    return made
+    sources.add_argument("--size", default=SIZE, metavar="WxH", help=f"largest frame in pixels (default {SIZE})")
+    rate_flags(sources)
+    reply_flags(parser.add_argument_group("words"))
+    retained_flags(parser)
+    _access_flags(parser.add_argument_group("who may watch"), defaults)
+    return parser
+
+
+def _access_flags(group: Any, defaults: Limits) -> None:
+    group.add_argument("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine only)")
+    group.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any that is free (default 8000)")
+    token = "secret that viewers must send: 12 characters or more (or $SVLM_TOKEN)"
+    group.add_argument("--token", default=os.environ.get("SVLM_TOKEN", ""), help=token)
+    group.add_argument("--insecure", action="store_true", help="bind other addresses without a token")
+    origin = "of a proxy in front, https://name; repeatable"
+    group.add_argument("--origin", action="append", default=[], metavar="URL", help=origin)
+    for flag, default, description in (
+        ("--max-viewers", defaults.max_viewers, "in all"),
+        ("--max-viewers-per-stream", defaults.max_viewers_per_stream, "of one stream"),
+        ("--max-viewers-per-address", defaults.max_viewers_per_address, "from one client address; behind a proxy all have its"),
+    ):
+        group.add_argument(flag, type=whole(1), default=default, metavar="N", help=f"{description} (default {default})")
+    timeout = f"seconds until a stream without viewers ends (default {defaults.unwatched_timeout:g})"
+    group.add_argument("--unwatched-timeout", type=real(0), default=defaults.unwatched_timeout, metavar="S", help=timeout)
 
 
 def main() -> None:
     args = parser().parse_args()
     for source in args.source:
         check_source(source)
-    (config, draws), size = settings(args), _size(args.size)
-    limits = Limits(
-        viewers=args.viewers,
-        viewers_a_stream=args.viewers_a_stream,
-        sockets_an_address=args.sockets_an_address,
-        grace=args.grace,
+    (config, sampling), size = settings(args), _size(args.size)
+    is_local = _is_loopback(args.host)
+    _check_access(args, is_local)
+    _check_extra()
+    from svlm_jax.serve.access import Access
+    from svlm_jax.serve.client_image import Box
+    from svlm_jax.serve.engine import Engine
+    from svlm_jax.serve.server import Server, listen
+    from svlm_jax.serve.web import Site
+
+    bound = listen(args.host, args.port)
+    box = Box(*size)
+    hub = _hub(args, config, sampling, box)
+    for line in sorted({outside_its_game(args.model, source) for source in args.source} - {""}):
+        print(line, file=sys.stderr)
+    vlm = load(args, progress=Progress("load"))
+    print(in_force(vlm, config, sampling), file=sys.stderr)
+    start = time.monotonic()
+    options = {"publish": hub.publish, "limits": hub.limits, "metrics": hub.metrics, "sampling": sampling}
+    with compiling():
+        hub.engine = Engine(vlm, config, box, num_streams=args.num_streams, **options)
+        hub.engine.start()
+    site = Site(hub, Access(token=args.token, loopback=is_local, origins=args.origin))
+    server = Server(site, bound)
+    if site.connections.max_connections < hub.limits.max_connections:
+        print(f"few open files: {site.connections.max_connections} connections at a time; raise ulimit -n", file=sys.stderr)
+    audience = "this machine only" if is_local else "whoever has the token" if args.token else "everybody who can reach it"
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    print(
+        f"{server.url}  {args.num_streams} streams, {hub.engine.session.capacity} cache slots each, compiled in "
+        f"{time.monotonic() - start:.1f} s; for {audience}",
+        file=sys.stderr,
+        flush=True,
     )
-    local = _is_loopback(args.host)
-    _check_access(args, local)
+    asyncio.run(server.run(handle_signals=True))
+    hub.engine.stop()
+
+
+def _check_extra() -> None:
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
         import websockets  # noqa: F401
     except ImportError as error:
         raise InputError("svlm serve", f"no {error.name}", "the serve extra", "pip install 'svlm-jax[serve]'") from None
-    from svlm_jax.serve.access import Access
-    from svlm_jax.serve.engine import Engine
-    from svlm_jax.serve.feed import Box, Clock
+
+
+def _hub(args: argparse.Namespace, config: StreamConfig, sampling: Any, box: Any) -> Any:
+    from svlm_jax.serve.catalog import SourceCatalog
+    from svlm_jax.serve.feed import FeedConfig
     from svlm_jax.serve.hub import Hub
     from svlm_jax.serve.metrics import Metrics
-    from svlm_jax.serve.web import Serving, Site, listen
     from svlm_jax.touchline.source import SCHEMES, random_match
 
-    bound = listen(args.host, args.port)
-    box, metrics = Box(*size), Metrics()
-    sources = titled(args.source)
-    told = {"model": Path(args.model).name, "game": _is_shipped(args.model), "settings": _settings(args, config, draws)}
-    clock = Clock(config.fps, config.chunk_seconds, box)
-    options = {"limits": limits, "metrics": metrics, "sources": sources, "addresses": args.allow_sources}
-    hub = Hub(clock, **options, schemes=SCHEMES, new_match=random_match, query=args.query, told=told)
-    for line in sorted({outside_its_game(args.model, source) for source in args.source} - {""}):
-        print(line, file=sys.stderr)
-    vlm = load(args, progress=Progress("load"))
-    print(in_force(vlm, config, draws), file=sys.stderr)
-    started = time.monotonic()
-    engine = {"rows": args.rows, "publish": hub.publish, "limits": limits, "metrics": metrics, "sampling": draws}
-    with compiling():
-        hub.engine = Engine(vlm, config, box, **engine)
-        hub.engine.start()
-    serving = Serving(Site(hub, Access(token=args.token, loopback=local, origins=args.origin)), bound)
-    if serving.site.connections.most < limits.connections:
-        print(f"open files are few: {serving.site.connections.most} connections at a time; ulimit -n", file=sys.stderr)
-    shared = "this machine only" if local else "whoever has the token" if args.token else "everybody who can reach it"
-    sys.setswitchinterval(SWITCH)
-    print(
-        f"{serving.address}  {args.rows} rows, {hub.engine.session.capacity} slots each, compiled in "
-        f"{time.monotonic() - started:.1f} s; for {shared}",
-        file=sys.stderr,
-        flush=True,
+    limits = Limits(
+        max_viewers=args.max_viewers,
+        max_viewers_per_stream=args.max_viewers_per_stream,
+        max_viewers_per_address=args.max_viewers_per_address,
+        unwatched_timeout=args.unwatched_timeout,
     )
-    asyncio.run(serving.run(signals=True))
-    hub.engine.stop()
+    catalog = SourceCatalog(
+        with_titles(args.source), allow_addresses=args.allow_addresses, schemes=SCHEMES, new_match=random_match
+    )
+    page_info = {
+        "model": Path(args.model).name,
+        "is_game_model": _is_shipped(args.model),
+        "settings": _settings(args, config, sampling),
+    }
+    feeds = FeedConfig(config.fps, config.chunk_seconds, box)
+    return Hub(feeds, limits=limits, metrics=Metrics(), catalog=catalog, default_query=args.query, page_info=page_info)
 
 
-def _check_access(args: argparse.Namespace, local: bool) -> None:
+def _check_access(args: argparse.Namespace, is_local: bool) -> None:
     from svlm_jax.serve.access import check_token
 
     if args.token:
         check_token(args.token)
-    elif not local and not args.insecure:
-        remedy = "set SVLM_TOKEN, or say --insecure to let everybody in who can reach it"
+    elif not is_local and not args.insecure:
+        remedy = "set SVLM_TOKEN, or pass --insecure to let everybody in who can reach it"
         raise InputError("--host", f"{args.host} without a token", "a token", remedy)
 
 
 def _is_shipped(model: str) -> bool:
-    """Whether it is a model that comes with the package: those know the generated game, and nothing else."""
+    """Whether the model comes with the package: such models know the generated game and nothing else."""
     from svlm_jax.pretrained import SHIPPED, local_directory
 
     return local_directory(model).resolve() in {path.resolve() for path in SHIPPED.values()}
 
 
-def _settings(args: argparse.Namespace, config: StreamConfig, draws: Any) -> list[tuple[str, str]]:
-    """What is in force, for the page: (in plain words, value)."""
+def _settings(args: argparse.Namespace, config: StreamConfig, sampling: Any) -> list[tuple[str, str]]:
+    """The settings in force, for people who read the page: (plain words, value)."""
     sink, text_window = ("all of them" if count is None else count for count in (config.sink, config.text_window))
-    rows = [
+    pairs = [
         ("frames a second", f"{config.fps:g}"),
         ("seconds a step", f"{config.chunk_seconds:g}"),
         ("mode", config.mode),
@@ -171,18 +188,18 @@ def _settings(args: argparse.Namespace, config: StreamConfig, draws: Any) -> lis
         ("first words kept of older comments", sink),
         ("last words kept of older comments", text_window),
         ("longest comment, in tokens", config.max_new_tokens),
-        ("temperature", f"{draws.temperature:g}"),
-        ("top k", draws.top_k or "off"),
-        ("top p", f"{draws.top_p:g}"),
-        ("repetition penalty", f"{draws.repetition_penalty:g}"),
+        ("temperature", f"{sampling.temperature:g}"),
+        ("top k", sampling.top_k or "off"),
+        ("top p", f"{sampling.top_p:g}"),
+        ("repetition penalty", f"{sampling.repetition_penalty:g}"),
         ("weights", args.weights),
         ("largest picture", args.size),
     ]
-    return [(name, str(value)) for name, value in rows]
+    return [(name, str(value)) for name, value in pairs]
 
 
-def titled(names: list[str]) -> list[tuple[str, str]]:
-    """(what viewers see, source) of the operator's sources: no folder, and of a URL no user, no password and no key is shown.
+def with_titles(names: list[str]) -> list[tuple[str, str]]:
+    """(title for viewers, source) of each source. A title has no folder, and of a URL no user, password or key.
 
     Raises:
         InputError: a file or folder that does not play.
@@ -190,32 +207,32 @@ def titled(names: list[str]) -> list[tuple[str, str]]:
     from svlm_jax.media.sources import open_source, scheme_of
     from svlm_jax.touchline.source import SCHEMES
 
-    result = []
+    pairs = []
     for name in names:
         title, scheme = Path(name).name, scheme_of(name, SCHEMES)
         if scheme == "url":
-            title = _place(name)
+            title = _url_title(name)
         elif scheme == "webcam":
             title = f"camera {name}"
         else:
             with open_source(name, schemes=SCHEMES) as source:
                 next(iter(source), None)
-        result.append((title, name))
-    return result
+        pairs.append((title, name))
+    return pairs
 
 
-def _place(url: str) -> str:
-    """Host and path of an address: without user, port and query, and without what cameras are told in a path
+def _url_title(url: str) -> str:
+    """Host and path of a URL: without user, port and query, and without the secrets that some cameras take in the path
     ("/user=admin_password=secret_channel=1")."""
-    rest = re.split(r"[?#]", masked(url).partition("://")[2].rpartition("@")[2])[0]
-    return re.sub(r"^([^/]*?):\d+(?=/|$)", r"\1", rest)
+    host_and_path = re.split(r"[?#]", masked(url).partition("://")[2].rpartition("@")[2])[0]
+    return re.sub(r"^([^/]*?):\d+(?=/|$)", r"\1", host_and_path)
 
 
 def _size(text: str) -> tuple[int, int]:
-    parts = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
-    if parts is None or min(int(parts[1]), int(parts[2])) < 28:
+    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    if match is None or min(int(match[1]), int(match[2])) < 28:
         raise InputError("--size", text, "WIDTHxHEIGHT in pixels, each 28 to 9999", f"for example {SIZE}")
-    return int(parts[1]), int(parts[2])
+    return int(match[1]), int(match[2])
 
 
 def _is_loopback(host: str) -> bool:

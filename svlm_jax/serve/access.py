@@ -1,7 +1,8 @@
 """Who may connect: the token, the Host that a request names, the Origin of the page behind it, and sockets per address.
 
-Owns these rules and the count of sockets per address; the token is never written anywhere. A page of another site must not reach
-a server on this machine: its Origin differs, and if it points a name of its own at this machine (DNS rebinding), the Host does.
+Owns these rules and the count of sockets per address; the token is never written anywhere. A page of another site must not
+reach a server on this machine: its Origin differs, and if it points a name of its own at this machine (DNS rebinding), the Host
+does.
 """
 
 import hashlib
@@ -59,12 +60,7 @@ class Access:
         forwarded_proto = headers.get("x-forwarded-proto", "").split(",")[0].strip().lower()
         forwarded = re.search(r"\bproto=\"?https\b", headers.get("forwarded", ""), re.IGNORECASE)
         url = f"https://{headers.get('host', '').lower()}"
-        return (
-            scheme in ("https", "wss")
-            or forwarded_proto in ("https", "wss")
-            or forwarded is not None
-            or url in self.origins
-        )
+        return scheme in ("https", "wss") or forwarded_proto in ("https", "wss") or forwarded is not None or url in self.origins
 
     def has_token(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
         """Whether a request carries the token: as "Authorization: Bearer" in UTF-8, as the cookie, or as ?token=."""

@@ -1,7 +1,7 @@
 """A stream as its viewers see it: captions so far, who watches, and which of them sends the camera's images.
 
-Owns the history of a stream and the fields of a viewer's view of it; knows no socket and no engine. Runs in the event loop only.
-Units: seconds.
+Owns the history of a stream and the fields of a viewer's view of it; knows no socket and no engine. Runs in the event loop
+only. Units: seconds.
 """
 
 import asyncio
@@ -31,9 +31,7 @@ class HistoryEntry(NamedTuple):
         """As it is sent to a viewer who missed it."""
         if self.dropped_chunks:
             return encode("dropped", number=self.number, start=self.start, end=self.end, chunks=self.dropped_chunks)
-        return encode(
-            "caption", number=self.number, start=self.start, end=self.end, text=self.text, question=self.question
-        )
+        return encode("caption", number=self.number, start=self.start, end=self.end, text=self.text, question=self.question)
 
 
 class Broadcast:

@@ -1,7 +1,7 @@
 """The sources that clients may start: a generated game, the operator's list, their own camera, and addresses if allowed.
 
-Owns who may open what, and what clients read when it does not open. Opening takes as long as the source takes to answer: call it
-in a thread.
+Owns who may open what, and what clients read when it does not open. Opening takes as long as the source takes to answer: call
+it in a thread.
 """
 
 import sys

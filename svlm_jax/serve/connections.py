@@ -22,7 +22,8 @@ MIN_CONNECTIONS = 8  # with fewer a server is of no use
 
 
 class Connection:
-    """deadline: when it is closed unless its state changes before. is_idle: no complete request came since the last response."""
+    """deadline: when it is closed unless its state changes before. is_idle: no complete request came since the last
+    response."""
 
     def __init__(self, transport: Any, address: str, deadline: float) -> None:
         self.transport, self.address, self.deadline = transport, address, deadline

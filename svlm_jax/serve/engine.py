@@ -22,10 +22,10 @@ from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import PixelConfig, smart_resize
 from svlm_jax.media.player import Player
 from svlm_jax.pretrained import Pretrained
+from svlm_jax.serve.client_image import MAX_ASPECT_RATIO, Box
 from svlm_jax.serve.feed import Feed
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
-from svlm_jax.serve.client_image import MAX_ASPECT_RATIO, Box
 from svlm_jax.serve.retained import picture
 from svlm_jax.stream.captions import one_line
 from svlm_jax.stream.sequence import Chunk

@@ -1,7 +1,7 @@
 """Sources as the live page plays them: at the pace of the clock, with more frames for viewers than for the model.
 
-Owns the clock of a stream: which wall-clock time a second of the video belongs to. All feeds start at a tick of one grid, so that
-their chunks are complete at the same moment and share a step of the batch. Does not know the model. Runs in the threads of
+Owns the clock of a stream: which wall-clock time a second of the video belongs to. All feeds start at a tick of one grid, so
+that their chunks are complete at the same moment and share a step of the batch. Does not know the model. Runs in the threads of
 players. Units: seconds. Axes: H, W pixels.
 """
 
@@ -43,7 +43,8 @@ class FrameSink(NamedTuple):
 
 
 class Feed(Source):
-    """Frames at the pace of the clock: each is drawn or decoded when it is due, those for viewers only while somebody watches."""
+    """Frames at the pace of the clock: each is drawn or decoded when it is due, those for viewers only while somebody
+    watches."""
 
     live = True
     is_game = False  # whether it is a generated game, which is all that the shipped model knows

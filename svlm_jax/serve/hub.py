@@ -1,7 +1,7 @@
 """Streams and their viewers: who watches what, the captions so far, and who may stop a stream.
 
-Owns broadcasts, their owner keys and their timeouts. Stands between the engine and sockets (`viewer`). Everything but `publish` and
-`publish_frame` runs in the event loop. Knows no HTTP. Units: seconds.
+Owns broadcasts, their owner keys and their timeouts. Stands between the engine and sockets (`viewer`). Everything but `publish`
+and `publish_frame` runs in the event loop. Knows no HTTP. Units: seconds.
 """
 
 import asyncio

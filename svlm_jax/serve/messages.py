@@ -1,4 +1,5 @@
-"""Messages of the page's socket. Those of clients are checked field by field; a fault is an InputError of one line for the client.
+"""Messages of the page's socket. Those of clients are checked field by field; a fault is an InputError of one line for the
+client.
 
 Owns the types of messages and the fields of those that clients send; knows no stream. A text message is a JSON object with a
 "type"; a binary one is an image of a camera from a client, a frame of the video to a client. docs/serve.md lists all fields.

@@ -1,5 +1,5 @@
-"""HTTP and WebSockets below the application: uvicorn's protocols with deadlines, and with bounds on what a peer can make the server
-compute or store between two messages.
+"""HTTP and WebSockets below the application: uvicorn's protocols with deadlines, and with bounds on what a peer can make the
+server compute or store between two messages.
 
 Owns the hooks into uvicorn and nothing else: `connections` decides. uvicorn is an extra, so it is imported in `protocols`.
 """

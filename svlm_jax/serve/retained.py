@@ -67,8 +67,8 @@ def _add(held: list[Held], one: Held) -> None:
 
 
 def picture(before: Sequence, after: Sequence, seconds: dict[int, float], config: StreamConfig) -> dict[str, Any]:
-    """{"held": [[kind, tokens, second], ...], "gone": the same} for JSON: kinds as places in KINDS; the second at which the
-    turn began, or null.
+    """{"retained": [[kind, tokens, second], ...], "evicted": the same} for JSON: kinds as places in KINDS; the second at which
+    the turn began, or null.
 
     Args:
         before, after: the stream before and after a step.
@@ -76,7 +76,7 @@ def picture(before: Sequence, after: Sequence, seconds: dict[int, float], config
     """
     gone, held = evicted(before, config), runs(after.spans, config)
     turns = {one.turn for one in [*gone, *held]}
-    told = {"held": _told(held, seconds), "gone": _told(gone, seconds)}
+    told = {"retained": _told(held, seconds), "evicted": _told(gone, seconds)}
     for turn in [turn for turn in seconds if turn not in turns]:
         del seconds[turn]
     return told

@@ -108,7 +108,8 @@ class Server:
         self.stopping = True
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Without open files asyncio reports every waiting connection again and again: counted here, and logged once a minute."""
+        """Without open files asyncio reports every waiting connection again and again: counted here, and logged once a
+        minute."""
         error = context.get("exception")
         if not isinstance(error, OSError) or error.errno not in OUT_OF_RESOURCES:
             loop.default_exception_handler(context)
@@ -121,8 +122,8 @@ class Server:
         while not self.uvicorn.started and not self.stopping:
             await asyncio.sleep(0.01)
         if not self.stopping:
-            # uvicorn's `backlog` is both the kernel's queue and the number that asyncio accepts at once, before any of them can be
-            # refused. The second must be small; the first is set again here.
+            # uvicorn's `backlog` is both the kernel's queue and the number that asyncio accepts at once, before any of them can
+            # be refused. The second must be small; the first is set again here.
             self.bound.listen(ACCEPT_QUEUE)
         while not self.stopping and not self.uvicorn.should_exit:
             await asyncio.sleep(0.05)

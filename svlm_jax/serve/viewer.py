@@ -1,7 +1,7 @@
 """One socket: what waits to be sent to it, how fast its messages are read, and when it is disconnected.
 
-Owns the send queue. A viewer who is slow loses frames first (only the newest waits), then the socket; nobody else notices. Knows
-no stream. Runs in the event loop only. Units: seconds, bytes.
+Owns the send queue. A viewer who is slow loses frames first (only the newest waits), then the socket; nobody else notices.
+Knows no stream. Runs in the event loop only. Units: seconds, bytes.
 """
 
 import asyncio

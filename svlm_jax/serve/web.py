@@ -1,7 +1,7 @@
 """Routes and sockets: the page, /ws, /streams/NAME.vtt, /health, /metrics.
 
-Owns the routes and who may use them (`access`); `server` runs it. Knows streams only through the hub. Starlette is imported inside
-functions: the package works without it.
+Owns the routes and who may use them (`access`); `server` runs it. Knows streams only through the hub. Starlette is imported
+inside functions: the package works without it.
 """
 
 import asyncio

@@ -17,10 +17,10 @@ from PIL import Image
 from benchmarks.attack import PING, TEXT, frame, scan_bomb
 from svlm_jax.errors import InputError
 from svlm_jax.serve import client_image, connections
+from svlm_jax.serve.client_image import Box, decode_image
 from svlm_jax.serve.connections import Connections, address_group, available_connections
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
-from svlm_jax.serve.client_image import Box, decode_image
 from svlm_jax.serve.protocols import PARSE_BYTES
 from tests.support.serving import ServerThread, compiled, film, server, serving  # noqa: F401
 
@@ -79,7 +79,7 @@ COSTLY = {
     "moving WebP": (moving("WEBP"), "an animation"),
     "moving GIF": (moving("GIF"), "another format"),
     "large canvas": (encoded("WEBP")[:12] + LARGE_CANVAS + encoded("WEBP")[12:], "two sizes"),
-    "empty WebP": (b"RIFF\x04\x00\x00\x00WEBP", "no picture"),
+    "empty WebP": (b"RIFF\x04\x00\x00\x00WEBP", "no image"),
     "nothing": (b"", "nothing"),
     "a JPEG's first bytes": (b"\xff\xd8", "ends early"),
     "a PNG's first bytes": (PNG_HEAD[:8], "ends early"),
@@ -228,7 +228,10 @@ def test_the_limit_of_open_files_is_raised_or_told(monkeypatch):
     given = {"limit": (256, 4096)}
     monkeypatch.setattr(resource, "getrlimit", lambda _: given["limit"])
     monkeypatch.setattr(resource, "setrlimit", lambda _, limit: given.update(limit=limit))
-    assert available_connections(Limits(), used_files=50) == 400 and given["limit"][0] == 400 + 50 + connections.ACCEPT_BATCH + connections.RESERVED_FILES
+    assert (
+        available_connections(Limits(), used_files=50) == 400
+        and given["limit"][0] == 400 + 50 + connections.ACCEPT_BATCH + connections.RESERVED_FILES
+    )
     given["limit"] = (200, 200)
     assert available_connections(Limits(), used_files=50) == 200 - 50 - connections.ACCEPT_BATCH - connections.RESERVED_FILES
     given["limit"] = (80, 80)

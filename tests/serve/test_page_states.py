@@ -33,7 +33,15 @@ HELLO = {
     "is_game_model": True,
     "settings": [["temperature", "0"]],
 }
-JOINED = {"type": "joined", "stream": "abcdefgh", "title": "match 1", "num_viewers": 1, "seconds": 0, "end_reason": "", "is_game": True}
+JOINED = {
+    "type": "joined",
+    "stream": "abcdefgh",
+    "title": "match 1",
+    "num_viewers": 1,
+    "seconds": 0,
+    "end_reason": "",
+    "is_game": True,
+}
 JOINED |= {"source": "match", "is_owner": True, "missed": [], "is_truncated": False, "last_caption": None}
 
 
@@ -116,7 +124,10 @@ def test_a_question_that_is_answered_with_silence_has_an_answer(tab):
     assert words(tab, "#log li.answer p") == "(nothing)"
     caption(tab, 3, "Reds.", "And now?")
     caption(tab, 4, "Goal!")
-    assert tab.run("[...document.querySelectorAll('#log li.answer p')].map((item) => item.textContent)") == ["(nothing)", "Reds."]
+    assert tab.run("[...document.querySelectorAll('#log li.answer p')].map((item) => item.textContent)") == [
+        "(nothing)",
+        "Reds.",
+    ]
     caption(tab, 5, "", "First?")
     caption(tab, 6, "", "Second?")
     send(tab, type="ended", stream="abcdefgh", reason="over")
@@ -199,7 +210,11 @@ def test_the_bar_is_as_long_as_what_was_ever_used(tab):
 
 def test_words_are_plain_and_settings_shown(tab):
     send(
-        tab, type="streams", streams=[{"stream": "zzzzzzzz", "title": "match 2", "seconds": 1, "num_viewers": 1}], num_streams=1, num_viewers=2
+        tab,
+        type="streams",
+        streams=[{"stream": "zzzzzzzz", "title": "match 2", "seconds": 1, "num_viewers": 1}],
+        num_streams=1,
+        num_viewers=2,
     )
     tab.run("document.querySelector('#quick').click()")
     tab.wait("window.sent.some((message) => message.type === 'start')")

@@ -14,12 +14,12 @@ from svlm_jax.cli.serve import _url_title
 from svlm_jax.errors import InputError
 from svlm_jax.serve import broadcast
 from svlm_jax.serve.access import Access, check_token
-from svlm_jax.serve.rate_limit import RateLimit
 from svlm_jax.serve.broadcast import Broadcast, HistoryEntry
 from svlm_jax.serve.feed import CameraFeed, mask_address
-from svlm_jax.serve.middleware import HEADERS
 from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
+from svlm_jax.serve.middleware import HEADERS
+from svlm_jax.serve.rate_limit import RateLimit
 from tests.serve.test_attacks import Now, upgraded
 from tests.serve.test_server import jpeg
 from tests.support.serving import ServerThread, compiled, film, server, serving  # noqa: F401

@@ -19,10 +19,10 @@ from svlm_jax.errors import InputError
 from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, smart_resize
 from svlm_jax.serve.access import Access
-from svlm_jax.serve.engine import Engine, Running, budget
-from svlm_jax.serve.client_image import Box, decode_image
-from svlm_jax.serve.feed import FeedConfig
 from svlm_jax.serve.broadcast import Broadcast, HistoryEntry
+from svlm_jax.serve.client_image import Box, decode_image
+from svlm_jax.serve.engine import Engine, Running, budget
+from svlm_jax.serve.feed import FeedConfig
 from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.messages import parse
@@ -48,7 +48,9 @@ def test_captions_pictures_and_the_cache_reach_two_viewers_alike(server):
         assert [message["number"] for message in told] == [*range(told[0]["number"], told[0]["number"] + 7)]
         for message in told:
             cache = message["cache"]
-            assert abs(sum(length for _, length, _ in cache["retained"]) - message["used_slots"]) <= 2  # the newest tokens have no slot
+            assert (
+                abs(sum(length for _, length, _ in cache["retained"]) - message["used_slots"]) <= 2
+            )  # the newest tokens have no slot
             assert message["latency_seconds"] > 0 and message["stage_ms"].keys() >= {"vision", "prefill", "decode"}
         late = told[-1]
         assert late["cache"]["evicted"] and sum(kind == KINDS.index("vision") for kind, _, _ in late["cache"]["retained"]) == 3
@@ -124,12 +126,17 @@ def test_who_comes_back_gets_what_was_missed_and_may_still_stop(server):
         again.send("join", stream=name, after=last, key=key)
         joined = again.receive("joined")
         numbers = [message["number"] for message in joined["missed"]]
-        assert joined["is_owner"] and not joined["is_truncated"] and numbers == [*range(last + 1, last + 1 + len(numbers))] and numbers
+        assert (
+            joined["is_owner"]
+            and not joined["is_truncated"]
+            and numbers == [*range(last + 1, last + 1 + len(numbers))]
+            and numbers
+        )
         assert again.receive("caption")["number"] == numbers[-1] + 1
         other.send("join", stream=name)
         other.receive("joined")
         other.send("stop", key="wrong")
-        assert other.receive("error")["error"].startswith("stop: got a stream of somebody who is here")
+        assert other.receive("error")["error"].startswith("stop: got a stream whose owner is present")
         status, text, headers = server.get(f"/streams/{name}.vtt")
         assert status == 200 and text.startswith("WEBVTT\n\n") and "00:00:00.000 --> 00:00:00.500" in text
         assert headers["content-type"].startswith("text/vtt") and f"{name}.vtt" in headers["content-disposition"]
@@ -150,7 +157,7 @@ def test_a_listed_file_ends_and_its_row_is_free_again(server):
         one.send("start", source="listed", index=2)
         assert one.end_reason() == "the source does not play; whoever runs the server sees why"
         one.send("start", source="address", address="/etc/passwd")
-        assert "--allow-sources" in one.receive("error")["error"]
+        assert "--allow-addresses" in one.receive("error")["error"]
 
 
 def test_rows_are_limited_and_unwatched_streams_end(server):
@@ -193,7 +200,7 @@ def test_a_camera_is_watched_until_it_is_silent_and_bad_pictures_are_refused(ser
         for data, wrong in ((b"GIF89a" + bytes(40), "UnidentifiedImageError"), (jpeg(640, 32), "sides within"), (b"", "got")):
             one.socket.send(data)
             assert wrong in one.receive("error")["error"]
-        assert "no picture from the camera" in one.receive("ended")["reason"]
+        assert "no image from the camera" in one.receive("ended")["reason"]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +389,7 @@ def test_bad_flags_and_a_port_in_use_are_one_line(tiny_dir, processor_dir, tmp_p
             ("--size", "big"): "--size: got big",
             ("--num-streams", 0): "--num-streams: got 0",
             ("--port", 0, "--source", tmp_path / "none.mp4"): "no such file",
-            ("--port", 0, "--source", __file__): "test_serve.py: got",
+            ("--port", 0, "--source", __file__): "test_server.py: got",
         }
         for flags, expected in cases.items():
             assert expected in refusal(command("serve", *beside, *flags)), flags
