@@ -24,8 +24,8 @@ def bench(args: argparse.Namespace) -> None:
     from flax import nnx
 
     from svlm_jax.decode.generate import prefill
-    from svlm_jax.decode.loop import Loop, Plan, go_on
-    from svlm_jax.decode.sampling import Sampling
+    from svlm_jax.decode.loop import DecodeInputs, DecodeState, decode_until
+    from svlm_jax.decode.sampling import Sampling, SamplingParams
     from svlm_jax.inputs import Inputs, VisionInput
     from svlm_jax.model.cache import KVCache
     from svlm_jax.model.parameters import abstract
@@ -43,16 +43,29 @@ def bench(args: argparse.Namespace) -> None:
     vision = VisionInput(sds(1, patches, 1176, dtype="uint8"), pair, pair, pair, patches)
     inputs = Inputs(sds(1, tokens), sds(1, tokens), sds(1, 3, tokens, dtype="float32"), sds(1, tokens), vision)
     cache = jax.eval_shape(lambda: KVCache.empty(config.text, 1, slots, config.dtype))
-    done, seen = sds(1, dtype="bool"), sds(1, config.text.vocab_size, dtype="bool")
-    plan = Plan(sds(1), sds(1, dtype="float32"), sds(1, REPLY), sds(1), sds(1, 2, dtype="uint32"), seen, done)
+    done, ids = sds(1, dtype="bool"), sds(1, config.text.vocab_size, dtype="bool")
+    sampling = jax.tree.map(lambda x: sds(*x.shape, dtype=x.dtype), SamplingParams.stack([Sampling()], [REPLY]))
+    decode_inputs = DecodeInputs(
+        index=sds(1),
+        position=sds(1, dtype="float32"),
+        slots=sds(1, REPLY),
+        eos_ids=sds(1),
+        rng_seeds=sds(1, 2, dtype="uint32"),
+        generated=ids,
+        suppressed=ids,
+        forced_ids=sds(1, REPLY),
+        done=done,
+        sampling=sampling,
+    )
+    decode_state = DecodeState(sds(1, REPLY), sds(1), done, ids, cache, None)
     steps = {
         f"prefill, {tokens} tokens and {patches} patches": (
             lambda state, inputs, slots, cache: prefill(nnx.merge(graph, state), inputs, slots, cache),
             (state, inputs, sds(1, tokens), cache),
         ),
         f"decode, a loop of {REPLY} tokens over {slots} slots (flops and bytes: what comes once, and one token)": (
-            lambda state, plan, loop: go_on(nnx.merge(graph, state), loop, plan, REPLY, Sampling()),
-            (state, plan, Loop(sds(1, REPLY), sds(), done, seen, cache, None)),
+            lambda state, inputs, decoded: decode_until(nnx.merge(graph, state), decoded, inputs, REPLY, max_top_k=50),
+            (state, decode_inputs, decode_state),
         ),
     }
     layer = cache.keys[0].size

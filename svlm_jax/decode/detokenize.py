@@ -1,50 +1,50 @@
-"""From the ids of a reply to the words that are shown, whole or as they come.
+"""From the ids of a reply to its text, at the end or token by token.
 
-What is shown has no chat markup, no blanks around it, not the " ..." that ends a reply of a trained model, and no half
-character where a reply was cut between the tokens of one. Knows no device.
+The text has no chat markup, no blanks around it, not the " ..." that ends a reply of a trained model, and no partial character
+where a reply was cut between the tokens of one. Knows no device.
 """
 
 from collections.abc import Sequence
 
 from svlm_jax.data.chat import Tokenizer
 
-CUT = " ..."  # how a reply of a trained model ends
-HALF = "\ufffd"  # what a decoder makes of bytes that are no whole character (yet)
+ELLIPSIS = " ..."  # how a reply of a trained model ends
+PARTIAL = "\ufffd"  # what a decoder makes of bytes that are not (yet) a complete character
 
 
-def shown(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """The words of a whole reply."""
-    return raw(ids, tokenizer).strip()
+def reply_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The text of a complete reply."""
+    return raw_text(ids, tokenizer).strip()
 
 
-def raw(ids: Sequence[int], tokenizer: Tokenizer) -> str:
-    """The same with its blanks and newlines, which say what is an answer and what is commentary."""
-    return tokenizer.decode(ids, skip_special_tokens=True).rstrip(HALF).removesuffix(CUT)
+def raw_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """The same with its blanks and newlines, which tell an answer from commentary."""
+    return tokenizer.decode(ids, skip_special_tokens=True).rstrip(PARTIAL).removesuffix(ELLIPSIS)
 
 
 class Detokenizer:
-    """The words of one reply as its tokens come: what `add` and `flush` give, joined, is what `shown` gives of all ids."""
+    """The text of one reply as its tokens come: the results of `add` and `flush`, joined, are `reply_text` of all ids."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.ids: list[int] = []
-        self.given = 0  # characters
+        self.emitted = 0  # characters
 
     def add(self, token: int) -> str:
-        """What can be shown since the last token: characters that are whole, and blanks and dots once words follow them."""
+        """The text that is certain since the last token: complete characters, and blanks and dots once words follow them."""
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True).rstrip(HALF)
-        for length in range(len(CUT), 0, -1):  # this may become the end that is not shown
-            if text.endswith(CUT[:length]):
+        text = self.tokenizer.decode(self.ids, skip_special_tokens=True).rstrip(PARTIAL)
+        for length in range(len(ELLIPSIS), 0, -1):  # this may become the end that is dropped
+            if text.endswith(ELLIPSIS[:length]):
                 text = text[:-length]
                 break
-        return self._more(text.strip())
+        return self._emit(text.strip())
 
     def flush(self) -> str:
         """The rest, when the reply has ended."""
-        return self._more(shown(self.ids, self.tokenizer))
+        return self._emit(reply_text(self.ids, self.tokenizer))
 
-    def _more(self, text: str) -> str:
-        more = text[self.given :]
-        self.given += len(more)
-        return more
+    def _emit(self, text: str) -> str:
+        new = text[self.emitted :]
+        self.emitted += len(new)
+        return new

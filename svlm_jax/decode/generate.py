@@ -1,21 +1,23 @@
-"""Plain generation: one prompt in, one reply out, all of it in one jitted call.
+"""Plain generation: a batch of prompts in, a reply to each out, all of it in one jitted call.
 
-Prefill and the decode loop share a cache that lives inside the call: slots [0, T) hold the padded prompts, slot T + n the n-th
-token of every reply. What a token sees is decided by indexes, so padding may stand on either side.
+Prefill and the decode loop share a cache that lives inside the call: slots [0, T) have the padded prompts, slot T + n the n-th
+token of every reply. Indexes decide which tokens are visible, so padding may stand on either side.
 
-Axes: B batch, T prompt bucket, D width.
+Axes: B batch, T prompt bucket, R reply bucket, D width, V vocabulary.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from svlm_jax.decode.loop import Plan, reply
-from svlm_jax.decode.sampling import Sampling, see
+from svlm_jax.decode.loop import DecodeInputs, decode
+from svlm_jax.decode.sampling import Sampling, SamplingParams, largest_top_k, mark_generated
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs, bucket
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
@@ -27,32 +29,47 @@ REPLY_BUCKETS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
 
 def generate(
-    model: QwenVL, inputs: Inputs, *, max_new_tokens: int = 128, eos: tuple[int, ...] = (), sampling=Sampling(), seed: int = 0
+    model: QwenVL,
+    inputs: Inputs,
+    *,
+    max_new_tokens: int | Sequence[int] = 128,
+    eos: tuple[int, ...] = (),
+    sampling: Sampling | Sequence[Sampling] = Sampling(),
+    seed: int = 0,
 ) -> list[np.ndarray]:
     """Replies to a batch of prompts, on the devices that the parameters lie on.
 
     Args:
-        inputs: a padded batch; compiles once for each combination of buckets.
+        inputs: a padded batch; compiles once for each combination of buckets (and for each largest top_k).
+        max_new_tokens, sampling: for all prompts, or one for each.
         eos: ids that end a reply; the id that ended it is the reply's last token.
-        seed: of the draws; the same seed gives the same replies.
+        seed: of the random numbers; the same seed gives the same replies.
 
     Returns:
         One int32 array of at most `max_new_tokens` ids a prompt.
+
+    Raises:
+        InputError: too short or too long a reply; settings for another number of prompts.
     """
-    if max_new_tokens < 1:
-        raise InputError("max_new_tokens", max_new_tokens, "at least 1", "ask for a token or more")
-    capacity = bucket(max_new_tokens, REPLY_BUCKETS, "max_new_tokens", "ask for fewer")
+    batch = len(inputs.ids)
+    settings = [sampling] * batch if isinstance(sampling, Sampling) else list(sampling)
+    lengths = list(max_new_tokens) if isinstance(max_new_tokens, Sequence) else [max_new_tokens] * batch
+    for name, rows in (("sampling", settings), ("max_new_tokens", lengths)):
+        if len(rows) != batch:
+            raise InputError(name, f"{len(rows)} of them", f"{batch}, one for each prompt", "give one for all, or one for each")
+    if min(lengths) < 1:
+        raise InputError("max_new_tokens", min(lengths), "at least 1", "ask for a token or more")
+    reply_size = bucket(max(lengths), REPLY_BUCKETS, "max_new_tokens", "ask for fewer")
+    suppressed = np.zeros((batch, model.config.text.vocab_size), bool)
+    for row, prompt_settings in zip(suppressed, settings, strict=True):
+        row[list(prompt_settings.suppressed)] = True
     graph, state = nnx.split(model)
     values = parameters(model)
-    static = {"sampling": sampling, "capacity": capacity, "dtype": kv_cache_dtype(model.config, values)}
-    ends = np.array(eos or (-1,), np.int32)
+    static = {"reply_size": reply_size, "max_top_k": largest_top_k(settings), "dtype": kv_cache_dtype(model.config, values)}
+    params, eos_ids = SamplingParams.stack(settings, lengths), np.array(eos or (-1,), np.int32)
     with on_mesh(mesh_of(values)):
-        tokens, count = _generate(graph, state, inputs, seed, ends, max_new_tokens, **static)
-    replies = []
-    for row in np.asarray(tokens)[:, : int(count)]:
-        ended = np.flatnonzero(np.isin(row, eos))
-        replies.append(row[: ended[0] + 1] if len(ended) else row)
-    return replies
+        tokens, count = _generate(graph, state, inputs, seed, eos_ids, params, suppressed, **static)
+    return [row[:length] for row, length in zip(np.asarray(tokens), np.asarray(count), strict=True)]
 
 
 def prefill(
@@ -65,27 +82,65 @@ def prefill(
     return jnp.take_along_axis(hidden, newest[:, None, None], axis=1)[:, 0], cache
 
 
-@partial(jax.jit, static_argnames=("graph", "sampling", "capacity", "dtype"))
-def _generate(graph, state, inputs: Inputs, seed, eos, limit, *, sampling: Sampling, capacity: int, dtype: str):
-    model = nnx.merge(graph, state)
+class PrefilledPrompts(NamedTuple):
+    """Prompts in a cache with room for what follows them: the hidden state of the newest token of each; index and position of
+    the next token; its slot and those after it."""
+
+    hidden: Float[Array, "B D"]
+    cache: KVCache
+    index: Int32[Array, " B"]
+    position: Float32[Array, " B"]
+    slots: Int32[Array, "B R"]
+
+
+def prefill_prompts(model: QwenVL, inputs: Inputs, reply_size: int, dtype: str) -> PrefilledPrompts:
+    """Run padded prompts [B, T] into a new cache of T + reply_size slots, all of which have their metadata."""
     batch, length = inputs.ids.shape
-    text, index = model.config.text, jnp.asarray(inputs.index)
-    positions = jnp.asarray(inputs.positions)
-    after = jnp.max(index, axis=1) + 1
-    turn = jnp.max(jnp.where(index[:, None] >= 0, positions, 0), axis=(1, 2)) + 1
-    slots = jnp.broadcast_to(jnp.arange(length + capacity), (batch, length + capacity))
-    ahead = jnp.arange(capacity)
-    cache = (
-        KVCache.empty(text, batch, length + capacity, dtype)
-        .constrain()
-        .with_slots(
-            jnp.concatenate([index, after[:, None] + ahead], axis=1),
-            jnp.concatenate([positions, jnp.broadcast_to(turn[:, None, None] + ahead, (batch, 3, capacity))], axis=2),
-        )
+    index, positions = jnp.asarray(inputs.index), jnp.asarray(inputs.positions)
+    next_index = jnp.max(index, axis=1) + 1
+    # Positions of padding do not count; a reply continues on all three axes from the largest of its prompt.
+    next_position = jnp.max(jnp.where(index[:, None] >= 0, positions, 0), axis=(1, 2)) + 1
+    slots = jnp.broadcast_to(jnp.arange(length + reply_size), (batch, length + reply_size))
+    offset = jnp.arange(reply_size)
+    reply_positions = jnp.broadcast_to(next_position[:, None, None] + offset, (batch, 3, reply_size))
+    cache = KVCache.empty(model.config.text, batch, length + reply_size, dtype).constrain()
+    cache = cache.with_slots(
+        jnp.concatenate([index, next_index[:, None] + offset], axis=1),
+        jnp.concatenate([positions, reply_positions], axis=2),
     )
     hidden, cache = prefill(model, inputs, slots[:, :length], cache)
-    draws = jnp.stack([jnp.full(batch, seed), jnp.arange(batch)], axis=1)
-    seen = see(jnp.zeros((batch, text.vocab_size), bool), jnp.asarray(inputs.ids), index >= 0)
-    plan = Plan(after, turn, slots[:, length:], eos, draws, seen, jnp.zeros(batch, bool))
-    loop = reply(model, hidden, cache, plan, limit, sampling)
-    return loop.tokens, loop.count
+    return PrefilledPrompts(hidden, cache, next_index, next_position, slots[:, length:])
+
+
+@partial(jax.jit, static_argnames=("graph", "reply_size", "max_top_k", "dtype"))
+def _generate(
+    graph,
+    state,
+    inputs: Inputs,
+    seed: Int[Array, ""],
+    eos_ids: Int[Array, " E"],
+    params: SamplingParams,
+    suppressed: Bool[Array, "B V"],
+    *,
+    reply_size: int,
+    max_top_k: int,
+    dtype: str,
+) -> tuple[Int[Array, "B R"], Int[Array, " B"]]:
+    """(tokens [B, R], their number [B])."""
+    model = nnx.merge(graph, state)
+    prompts = prefill_prompts(model, inputs, reply_size, dtype)
+    batch = len(inputs.ids)
+    decode_inputs = DecodeInputs(
+        index=prompts.index,
+        position=prompts.position,
+        slots=prompts.slots,
+        eos_ids=eos_ids,
+        rng_seeds=jnp.stack([jnp.full(batch, seed), jnp.arange(batch)], axis=1),
+        generated=mark_generated(jnp.zeros_like(suppressed), jnp.asarray(inputs.ids), jnp.asarray(inputs.index) >= 0),
+        suppressed=suppressed,
+        forced_ids=jnp.full((batch, reply_size), -1),
+        done=jnp.zeros(batch, bool),
+        sampling=params,
+    )
+    replies = decode(model, prompts.hidden, prompts.cache, decode_inputs, jnp.max(params.max_new_tokens), max_top_k=max_top_k)
+    return replies.tokens, replies.count

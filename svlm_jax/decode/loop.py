@@ -1,111 +1,147 @@
 """The decode loop: replies to a batch of prefilled sequences, inside one jitted call.
 
-`reply` chooses the first token of each reply and goes on; `go_on` computes the newest token and chooses the next, up to a limit
-that is no static number: once to the end, or token by token, with the same program. The newest token of a reply is chosen and
-not yet computed, so its key and value are in no slot.
+`decode` chooses the first token of each reply and continues; `decode_until` computes the newest token and chooses the next, up
+to a limit that is no static number: to the end in one call, or token by token, with the same program. The newest token of a
+reply is chosen but not yet computed, so its key and value are in no slot.
 
 Axes: B batch, D width, R longest reply, V vocabulary, E ids that end a reply.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Integer, Key
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key
 
-from svlm_jax.decode.sampling import Sampling, sample, see
+from svlm_jax.decode.sampling import SamplingParams, mark_generated, sample
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.vlm import QwenVL
 
+Limit = Int[Array | np.ndarray, " B"] | Int[Array, ""] | int  # tokens of a reply, for each row or for all
 
-class Plan(NamedTuple):
+
+class DecodeInputs(NamedTuple):
     """What the host knows of the replies (numpy there, jax inside jit).
 
-    index [B] int32, position [B] float32: place in its sequence, and on all three axes, of the first token of the reply.
-    slots [B, R] int32: where its tokens go. eos [E] int32: ids that end a reply. draws [B, 2] uint32: seed of the
-    stream and number of the reply; with the number of the token they make the random key, so a draw depends on nothing else.
-    seen [B, V] bool: ids that the repetition penalty counts. done [B] bool: rows that make no reply. forced [B, R] int32: ids
-    that are dictated, -1 where the model chooses; or None. banned [V] bool: ids that no reply may hold; or None.
+    index, position: of the first token of the reply in its sequence, and on all three axes.
+    slots: where the tokens of the reply go.
+    eos_ids: ids that end a reply.
+    rng_seeds: seed of the stream and number of the reply; with the number of the token they make the random key, so a draw
+        depends on nothing else.
+    generated: ids that the repetition penalty counts, those of the prompt too.
+    suppressed: ids that a reply may not hold.
+    forced_ids: ids that a reply has to hold, -1 where the model chooses.
+    done: rows that make no reply.
     """
 
-    index: Any
-    position: Any
-    slots: Any
-    eos: Any
-    draws: Any
-    seen: Any
-    done: Any
-    forced: Any = None
-    banned: Any = None
+    index: Int32[Array | np.ndarray, " B"]
+    position: Float32[Array | np.ndarray, " B"]
+    slots: Int32[Array | np.ndarray, "B R"]
+    eos_ids: Int32[Array | np.ndarray, " E"]
+    rng_seeds: Integer[Array | np.ndarray, "B 2"]
+    generated: Bool[Array | np.ndarray, "B V"]
+    suppressed: Bool[Array | np.ndarray, "B V"]
+    forced_ids: Int32[Array | np.ndarray, "B R"]
+    done: Bool[Array | np.ndarray, " B"]
+    sampling: SamplingParams
 
 
-class Loop(NamedTuple):
-    """Replies in the making. tokens [B, R] int32; count: tokens chosen so far; done [B] bool; seen [B, V] bool; cache, with its
-    rotated keys until the replies have ended; logits [B, R, V] float32 before each token, if they are wanted."""
+class DecodeState(NamedTuple):
+    """Replies that are being decoded.
 
-    tokens: jax.Array
-    count: jax.Array
-    done: jax.Array
-    seen: jax.Array
+    count: tokens chosen so far, of each row. tokens: those, 0 after them. done: rows whose reply has ended. generated: as in
+    `DecodeInputs`. cache: with its rotated keys, until the replies have ended. logits: before each token, if they are recorded.
+    """
+
+    tokens: Int32[Array, "B R"]
+    count: Int32[Array, " B"]
+    done: Bool[Array, " B"]
+    generated: Bool[Array, "B V"]
     cache: KVCache
-    logits: jax.Array | None
+    logits: Float32[Array, "B R V"] | None
 
 
-def reply(
+def decode(
     model: QwenVL,
     hidden: Float[Array, "B D"],
     cache: KVCache,
-    plan: Plan,
-    limit: Int[Array, ""] | int,
-    sampling: Sampling,
+    inputs: DecodeInputs,
+    limit: Limit,
+    *,
+    max_top_k: int,
     record: bool = False,
-) -> Loop:
-    """Replies of at most `limit` tokens from the hidden state [B, D] of the newest token of each row. Keys are rotated once for
-    all of a reply, however often it is gone on with: no position changes in it."""
-    rows, longest, vocabulary = len(hidden), plan.slots.shape[1], model.config.text.vocab_size
-    logits = jnp.zeros((rows, longest, vocabulary), jnp.float32) if record else None
-    tokens, seen, done = jnp.zeros((rows, longest), jnp.int32), jnp.asarray(plan.seen), jnp.asarray(plan.done)
-    loop = Loop(tokens, jnp.int32(0), done, seen, model.text.with_rotated_keys(cache), logits)
-    return go_on(model, _choose(model, hidden, loop, plan, sampling), plan, limit, sampling)
+) -> DecodeState:
+    """Replies of at most `limit` tokens (1 or more) from the hidden state [B, D] of the newest token of each row."""
+    batch, longest = inputs.slots.shape
+    logits = jnp.zeros((batch, longest, inputs.generated.shape[1]), jnp.float32) if record else None
+    state = DecodeState(
+        tokens=jnp.zeros((batch, longest), jnp.int32),
+        count=jnp.zeros(batch, jnp.int32),
+        done=jnp.asarray(inputs.done),
+        generated=jnp.asarray(inputs.generated),
+        # Once for all tokens of a reply: no position changes in it, and rotating the cache for each token takes longer than
+        # all else that a token needs.
+        cache=model.text.with_rotated_keys(cache),
+        logits=logits,
+    )
+    state = _choose_token(model, hidden, state, inputs, ~state.done, max_top_k)
+    return decode_until(model, state, inputs, limit, max_top_k=max_top_k)
 
 
-def go_on(model: QwenVL, loop: Loop, plan: Plan, limit: Int[Array, ""] | int, sampling: Sampling) -> Loop:
-    """Compute the newest token and choose the next one, until there are `limit` tokens or all replies have ended."""
+def decode_until(model: QwenVL, state: DecodeState, inputs: DecodeInputs, limit: Limit, *, max_top_k: int) -> DecodeState:
+    """Compute the newest token and choose the next one, until each reply has `limit` tokens or has ended."""
 
-    def step(loop: Loop) -> Loop:
-        count = loop.count - 1
-        token, slot = (jax.lax.dynamic_index_in_dim(jnp.asarray(x), count, axis=1) for x in (loop.tokens, plan.slots))
-        slot = jnp.where(loop.done[:, None], loop.cache.capacity, slot)  # beyond the last: dropped
-        place = plan.index[:, None] + count
-        positions = jnp.broadcast_to((plan.position + count)[:, None, None], (len(token), 3, 1))
-        hidden, cache = model.text.extend(model.text.embed(token), place, positions, slot, loop.cache)
-        return _choose(model, hidden[:, 0], loop._replace(cache=cache), plan, sampling)
+    def active(state: DecodeState) -> Bool[Array, " B"]:
+        return ~state.done & (state.count < limit)
 
-    return jax.lax.while_loop(lambda loop: (loop.count < limit) & ~jnp.all(loop.done), step, loop)
+    def step(state: DecodeState) -> DecodeState:
+        rows, newest = active(state), jnp.maximum(state.count - 1, 0)
+        token, slot = (jnp.take_along_axis(jnp.asarray(x), newest[:, None], axis=1) for x in (state.tokens, inputs.slots))
+        # Rows that wait or have ended are computed too (shapes are static) but write nothing: their slot is dropped.
+        slot = jnp.where(rows[:, None], slot, state.cache.capacity)
+        index = (inputs.index + newest)[:, None]
+        positions = jnp.broadcast_to((inputs.position + newest)[:, None, None], (len(token), 3, 1))
+        hidden, cache = model.text.extend(model.text.embed(token), index, positions, slot, state.cache)
+        return _choose_token(model, hidden[:, 0], state._replace(cache=cache), inputs, rows, max_top_k)
+
+    return jax.lax.while_loop(lambda state: jnp.any(active(state)), step, state)
 
 
-def _choose(model: QwenVL, hidden: Float[Array, "B D"], loop: Loop, plan: Plan, sampling: Sampling) -> Loop:
-    """Choose the next token of every reply from the hidden state [B, D] of the newest computed one."""
+def _choose_token(
+    model: QwenVL,
+    hidden: Float[Array, "B D"],
+    state: DecodeState,
+    inputs: DecodeInputs,
+    rows: Bool[Array, " B"],
+    max_top_k: int,
+) -> DecodeState:
+    """Choose the next token of the replies of `rows` [B] from the hidden state [B, D] of the newest computed one."""
     logits = model.text.logits(hidden)
-    banned = None if plan.banned is None else jnp.asarray(plan.banned)
-    token = sample(logits, loop.seen, _keys(jnp.asarray(plan.draws), loop.count), sampling, banned)
-    if plan.forced is not None:
-        dictated = jax.lax.dynamic_index_in_dim(jnp.asarray(plan.forced), loop.count, axis=1, keepdims=False)
-        token = jnp.where(dictated >= 0, dictated, token)
-    token = jnp.where(loop.done, 0, token)
-    tokens = jax.lax.dynamic_update_slice(loop.tokens, token[:, None], (0, loop.count))
-    if loop.logits is not None:
-        logits = jax.lax.dynamic_update_slice(loop.logits, logits[:, None], (0, loop.count, 0))
-    return Loop(
-        tokens=tokens,
-        count=loop.count + 1,
-        done=loop.done | jnp.isin(token, jnp.asarray(plan.eos)),
-        seen=see(loop.seen, token[:, None], ~loop.done[:, None]),
-        cache=loop.cache,
-        logits=None if loop.logits is None else logits,
+    keys = _token_keys(jnp.asarray(inputs.rng_seeds), state.count)
+    suppressed, column = jnp.asarray(inputs.suppressed), state.count[:, None]
+    token = sample(logits, state.generated, suppressed, keys, inputs.sampling, max_top_k)
+    # Beyond the last column (a row that has ended) any value will do.
+    forced = jnp.take_along_axis(jnp.asarray(inputs.forced_ids), column, axis=1, mode="clip")[:, 0]
+    token = jnp.where(forced >= 0, forced, token)
+    count = state.count + rows
+    ended = jnp.isin(token, jnp.asarray(inputs.eos_ids)) | (count >= inputs.sampling.max_new_tokens)
+    recorded = state.logits
+    if recorded is not None:
+        batch_index = jnp.arange(len(token))
+        recorded = recorded.at[batch_index, jnp.where(rows, state.count, recorded.shape[1])].set(logits, mode="drop")
+    return DecodeState(
+        # A select, not a scatter: rows are cut over devices, and each has its own column.
+        tokens=jnp.where((jnp.arange(state.tokens.shape[1]) == column) & rows[:, None], token[:, None], state.tokens),
+        count=count,
+        done=state.done | (rows & ended),
+        generated=mark_generated(state.generated, token[:, None], rows[:, None]),
+        cache=state.cache,
+        logits=recorded,
     )
 
 
-def _keys(draws: Integer[Array, "B 2"], count: Int[Array, ""]) -> Key[Array, " B"]:
+def _token_keys(rng_seeds: Integer[Array, "B 2"], count: Int32[Array, " B"]) -> Key[Array, " B"]:
+    """The random key of the next token of each row."""
     fold = jax.random.fold_in
-    return jax.vmap(lambda draw: fold(fold(jax.random.key(draw[0]), draw[1]), count))(draws)
+    return jax.vmap(lambda seeds, number: fold(fold(jax.random.key(seeds[0]), seeds[1]), number))(rng_seeds, count)

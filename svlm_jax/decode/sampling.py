@@ -1,12 +1,16 @@
-"""From logits to the next token, inside jit: the processors of transformers' generation in its order, then one draw.
+"""From logits to the next token, inside jit: the logits processors of transformers' generation in its order, then one draw.
 
-Axes: B batch, V vocabulary.
+Every setting is an array over the batch, so streams with different settings share one compiled program.
+Axes: B batch, T tokens, V vocabulary, k largest logits that are considered.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Int32, Key
 
 from svlm_jax.errors import InputError
@@ -14,7 +18,8 @@ from svlm_jax.errors import InputError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is chosen. temperature 0 is greedy; top_k 0 and top_p 1 mean all; suppressed ids are never chosen."""
+    """How the tokens of one stream are chosen. temperature 0 is greedy; top_k 0 and top_p 1 mean all; suppressed ids are never
+    chosen."""
 
     temperature: float = 0.0
     top_k: int = 50
@@ -23,69 +28,117 @@ class Sampling:
     suppressed: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, right, expected in (
+        for name, valid, expected in (
             ("temperature", self.temperature >= 0, "0 (greedy) or more"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "more than 0"),
         ):
-            if not right:
+            if not valid:
                 raise InputError(f"sampling {name}", getattr(self, name), expected, "change it")
 
 
 COMMENTARY = Sampling(temperature=0.9, repetition_penalty=1.05)  # what StreamingVLM streams with
 
 
-def see(seen: Bool[Array, "B V"], ids: Int[Array, "B T"], real: Bool[Array, "B T"]) -> Bool[Array, "B V"]:
-    """Mark ids [B, T] where `real` [B, T] in the set of seen ids [B, V] bool."""
-    rows = jnp.arange(ids.shape[0])[:, None]
-    return seen.at[rows, jnp.where(real, ids, seen.shape[1])].set(True, mode="drop")
+class SamplingParams(NamedTuple):
+    """Settings of every reply of a batch, as arrays: numpy on the host, jax inside jit. Meanings as in `Sampling`;
+    max_new_tokens: at which a reply ends. Suppressed ids are not here: they are one mask with others (`DecodeInputs`)."""
+
+    temperature: Float32[Array | np.ndarray, " B"]
+    top_k: Int32[Array | np.ndarray, " B"]
+    top_p: Float32[Array | np.ndarray, " B"]
+    repetition_penalty: Float32[Array | np.ndarray, " B"]
+    max_new_tokens: Int32[Array | np.ndarray, " B"]
+
+    @classmethod
+    def stack(cls, settings: Sequence[Sampling], max_new_tokens: Sequence[int]) -> "SamplingParams":
+        """Row b has settings[b] and replies of at most max_new_tokens[b] tokens."""
+
+        def column(name: str, dtype: type) -> np.ndarray:
+            return np.array([getattr(row, name) for row in settings], dtype)
+
+        return cls(
+            temperature=column("temperature", np.float32),
+            top_k=column("top_k", np.int32),
+            top_p=column("top_p", np.float32),
+            repetition_penalty=column("repetition_penalty", np.float32),
+            max_new_tokens=np.array(max_new_tokens, np.int32),
+        )
 
 
-def scores(
-    logits: Float32[Array, "B V"], seen: Bool[Array, "B V"], sampling: Sampling, banned: Bool[Array, " V"] | None = None
+def mark_generated(generated: Bool[Array, "B V"], ids: Int[Array, "B T"], valid: Bool[Array, "B T"]) -> Bool[Array, "B V"]:
+    """Add ids [B, T] where `valid` [B, T] to the set of ids that the repetition penalty counts."""
+    batch_index = jnp.arange(ids.shape[0])[:, None]
+    # Ids of padding become one beyond the vocabulary, which the scatter drops.
+    return generated.at[batch_index, jnp.where(valid, ids, generated.shape[1])].set(True, mode="drop")
+
+
+def process_logits(
+    logits: Float32[Array, "B V"],
+    generated: Bool[Array, "B V"],
+    suppressed: Bool[Array, "B V"],
+    params: SamplingParams,
 ) -> Float32[Array, "B V"]:
-    """Logits [B, V] float32 after repetition penalty (each seen id once: divided if positive, multiplied if not) and with
-    suppressed and banned ids at -inf. The greedy token is the argmax of these."""
-    if sampling.repetition_penalty != 1.0:
-        penalty = sampling.repetition_penalty
-        logits = jnp.where(seen, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
-    if sampling.suppressed:
-        logits = logits.at[:, jnp.array(sampling.suppressed)].set(-jnp.inf)
-    return logits if banned is None else jnp.where(banned, -jnp.inf, logits)
+    """Logits [B, V] after the repetition penalty (each generated id once: divided if positive, multiplied if not) and with
+    suppressed ids at -inf. The greedy token is the argmax of these."""
+    penalty = jnp.asarray(params.repetition_penalty)[:, None]
+    logits = jnp.where(generated, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+    return jnp.where(suppressed, -jnp.inf, logits)
 
 
-def kept(logits: Float32[Array, "B V"], sampling: Sampling) -> tuple[Float32[Array, "B k"], Int32[Array, "B k"]]:
-    """Temperature, then top-k, then top-p, of processed scores [B, V].
+def top_k_top_p(
+    logits: Float32[Array, "B V"], params: SamplingParams, max_top_k: int
+) -> tuple[Float32[Array, "B k"], Int32[Array, "B k"]]:
+    """Temperature, then top-k, then top-p, of processed logits [B, V].
+
+    Args:
+        max_top_k: of all rows, a static size; 0: the whole vocabulary.
 
     Returns:
-        (logits [B, k] in descending order with what top-p drops at -inf, their ids [B, k]). Of scores that tie at the k-th
-        place exactly k stay (transformers keeps all).
+        (logits [B, k] in descending order, with those that are not considered at -inf; their ids [B, k]). Of logits that tie
+        at the k-th rank exactly k stay (transformers keeps all).
     """
     vocabulary = logits.shape[-1]
-    top, ids = jax.lax.top_k(logits / sampling.temperature, min(sampling.top_k or vocabulary, vocabulary))
-    if sampling.top_p < 1.0:
-        share = jax.nn.softmax(top, axis=-1)
-        before = jnp.cumsum(share, axis=-1) - share
-        top = jnp.where(before < sampling.top_p, top, -jnp.inf)
-    return top, ids
+    temperature, row_top_k, top_p = (jnp.asarray(x)[:, None] for x in (params.temperature, params.top_k, params.top_p))
+    # Greedy rows are divided by 1: their result is not used, but must not be NaN.
+    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+    top, ids = jax.lax.top_k(scaled, min(max_top_k or vocabulary, vocabulary))
+    rank = jnp.arange(top.shape[-1])
+    top = jnp.where((row_top_k == 0) | (rank < row_top_k), top, -jnp.inf)
+    share = jax.nn.softmax(top, axis=-1)
+    before = jnp.cumsum(share, axis=-1) - share
+    # `before` may reach 1 by rounding, so top_p = 1 is asked for by name: it drops nothing.
+    return jnp.where((before < top_p) | (top_p >= 1), top, -jnp.inf), ids
 
 
 def sample(
     logits: Float32[Array, "B V"],
-    seen: Bool[Array, "B V"],
+    generated: Bool[Array, "B V"],
+    suppressed: Bool[Array, "B V"],
     keys: Key[Array, " B"],
-    sampling: Sampling,
-    banned: Bool[Array, " V"] | None = None,
+    params: SamplingParams,
+    max_top_k: int,
 ) -> Int32[Array, " B"]:
-    """The next token [B] int32 from logits [B, V] float32, the seen ids [B, V] bool, ids that may not be chosen [V] bool, and a
-    random key for each row, so that a row's draw does not depend on its neighbours."""
-    processed = scores(logits, seen, sampling, banned)
-    if sampling.temperature == 0:
-        return jnp.argmax(processed, axis=-1).astype(jnp.int32)
-    top, ids = kept(processed, sampling)
-    # The noise of an id is that of its place in the vocabulary, not of its rank: two that nearly tie may change ranks with the
-    # order of sums (another batch, another device), and the draw stays.
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
-    choice = jnp.argmax(top + jnp.take_along_axis(noise, ids, axis=1), axis=-1)
-    return jnp.take_along_axis(ids, choice[:, None], axis=1)[:, 0].astype(jnp.int32)
+    """The next token [B] from logits [B, V], the ids that the repetition penalty counts, those that may not be chosen, and a
+    random key for each row, so that a row's draw does not depend on its neighbours. max_top_k: as in `top_k_top_p`."""
+    processed = process_logits(logits, generated, suppressed, params)
+    greedy = jnp.argmax(processed, axis=-1).astype(jnp.int32)
+    drawn = jnp.asarray(params.temperature) > 0
+
+    def draw() -> Int32[Array, " B"]:
+        top, ids = top_k_top_p(processed, params, max_top_k)
+        # The noise belongs to the id, not to its rank: two logits that nearly tie may change ranks with the order of sums
+        # (another batch size, another device), and the draw stays the same.
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+        choice = jnp.argmax(top + jnp.take_along_axis(noise, ids, axis=1), axis=-1)
+        token = jnp.take_along_axis(ids, choice[:, None], axis=1)[:, 0].astype(jnp.int32)
+        return jnp.where(drawn, token, greedy)
+
+    # A batch of greedy rows pays neither for the sort nor for the noise.
+    return jax.lax.cond(jnp.any(drawn), draw, lambda: greedy)
+
+
+def largest_top_k(settings: Sequence[Sampling]) -> int:
+    """The `max_top_k` with which all these settings can be sampled."""
+    return 0 if any(row.top_k == 0 for row in settings) else max(row.top_k for row in settings)

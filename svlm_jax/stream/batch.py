@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.decode.loop import Plan
+from svlm_jax.decode.loop import DecodeInputs
+from svlm_jax.decode.sampling import Sampling, SamplingParams
 from svlm_jax.inputs import PATCH_BUCKETS, Inputs, VisionInput, bucket, pack_vision, stack_vision
 from svlm_jax.stream.sequence import Sequence
 
@@ -90,18 +91,36 @@ def _vision_rows(turn: Sequence, where: np.ndarray) -> np.ndarray:
     return mark
 
 
-def plan(rows: Rows, forced: List[np.ndarray | None], longest: int, banned: np.ndarray, end: int) -> Plan:
-    """The replies to come, of at most `longest` tokens, which the id `end` ends; `forced`: ids that a reply is to hold, or
-    None; `banned` [V] bool: ids that none may hold."""
-    batch = len(rows)
+def decode_inputs(rows: Rows, forced: List[np.ndarray | None], longest: int, suppressed: np.ndarray, end: int) -> DecodeInputs:
+    """The replies to come, of at most `longest` tokens, which the id `end` ends; `forced`: ids that each reply has to hold, or
+    None; `suppressed` [V] bool: ids that none may hold, besides those that its stream suppresses."""
+    batch, vocabulary = len(rows), len(suppressed)
     index, position = np.zeros(batch, np.int32), np.zeros(batch, np.float32)
-    slots, draws = np.zeros((batch, longest), np.int32), np.zeros((batch, 2), np.uint32)
-    dictated, seen = np.full((batch, longest), -1, np.int32), np.zeros((batch, len(banned)), bool)
-    for b, (row, some) in enumerate(zip(rows, forced, strict=True)):
-        if row is not None:
-            index[b], position[b], slots[b] = len(row.slots), row.turn.positions[0, -1] + 1, row.ahead
-            draws[b], seen[b, row.turn.ids] = (row.turn.seed, row.turn.chunk), True
-        if some is not None:
-            dictated[b, : len(some)] = some
-    done = np.array([row is None for row in rows])
-    return Plan(index, position, slots, np.array([end], np.int32), draws, seen, done, dictated, banned)
+    slots, rng_seeds = np.zeros((batch, longest), np.int32), np.zeros((batch, 2), np.uint32)
+    generated, suppressed = np.zeros((batch, vocabulary), bool), np.tile(suppressed, (batch, 1))
+    forced_ids = np.full((batch, longest), -1, np.int32)
+    # A row without a reply has settings that cost nothing: with one temperature above 0 the whole batch is sorted.
+    sampling, max_new_tokens = [Sampling()] * batch, [longest] * batch
+    for b, row in enumerate(rows):
+        if row is None:
+            continue
+        stream = row.turn
+        index[b], position[b], slots[b] = len(row.slots), stream.positions[0, -1] + 1, row.ahead
+        rng_seeds[b], generated[b, stream.ids] = (stream.seed, stream.chunk), True
+        sampling[b], max_new_tokens[b] = stream.sampling, stream.max_new_tokens
+        suppressed[b, list(stream.sampling.suppressed)] = True
+        ids = forced[b]
+        if ids is not None:
+            forced_ids[b, : len(ids)] = ids
+    return DecodeInputs(
+        index=index,
+        position=position,
+        slots=slots,
+        eos_ids=np.array([end], np.int32),
+        rng_seeds=rng_seeds,
+        generated=generated,
+        suppressed=suppressed,
+        forced_ids=forced_ids,
+        done=np.array([row is None for row in rows]),
+        sampling=SamplingParams.stack(sampling, max_new_tokens),
+    )

@@ -1,17 +1,18 @@
-"""What a session runs on the device, one compiled program for each batch size and each static size it was made with.
+"""The programs that a session runs on the device, compiled once for each batch size and each static size of the session.
 
-Parameters come first; caches and decode states are donated: they are updated in place.
-Axes: B streams, M vision rows, D width.
+Parameters come first. Caches and decode states are donated: they are updated in place, and the arrays that were passed are
+deleted. Axes: B streams, D width.
 """
 
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.decode.loop import Loop, Plan, go_on, reply
-from svlm_jax.decode.sampling import Sampling
+from svlm_jax.decode import loop
+from svlm_jax.decode.loop import DecodeInputs, DecodeState, Limit
 from svlm_jax.inputs import VisionInput
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import Parameters, from_parameters
@@ -21,37 +22,62 @@ from svlm_jax.stream.batch import Piece
 
 
 @partial(jax.jit, static_argnames="config")
-def encode_vision(values: Parameters, frames: VisionInput, *, config: ModelConfig) -> Features:
-    """What the vision tower makes of the frames of each stream."""
-    return from_parameters(config, values).vision(frames)
+def encode_vision(params: Parameters, frames: VisionInput, *, config: ModelConfig) -> Features:
+    """Vision features of the frames of each stream."""
+    return from_parameters(config, params).vision(frames)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def prefill(values: Parameters, piece: Piece, features: Features, hidden, cache: KVCache, *, config: ModelConfig):
+def prefill(
+    params: Parameters,
+    piece: Piece,
+    features: Features,
+    hidden: Float[Array, "B D"],
+    cache: KVCache,
+    *,
+    config: ModelConfig,
+) -> tuple[Float[Array, "B D"], KVCache]:
     """One piece of new tokens: (hidden state [B, D] of the newest token of each row so far, cache)."""
-    model = from_parameters(config, values)
-    states, cache = model.extend(piece.inputs, jnp.asarray(piece.slots), cache, features)
-    newest = jnp.take_along_axis(states, jnp.maximum(piece.newest, 0)[:, None, None], axis=1)[:, 0]
-    return constrain(jnp.where((piece.newest >= 0)[:, None], newest, hidden), "batch", None), cache
+    with jax.named_scope("prefill"):
+        model = from_parameters(config, params)
+        states, cache = model.extend(piece.inputs, jnp.asarray(piece.slots), cache, features)
+        newest = jnp.take_along_axis(states, jnp.maximum(piece.newest, 0)[:, None, None], axis=1)[:, 0]
+        # A row whose last token is in another piece keeps the hidden state that it came with.
+        return constrain(jnp.where((piece.newest >= 0)[:, None], newest, hidden), "batch", None), cache
 
 
-@partial(jax.jit, static_argnames=("config", "sampling", "record"), donate_argnames="cache")
-def decode(values, plan: Plan, hidden, cache: KVCache, limit, *, config: ModelConfig, sampling: Sampling, record: bool) -> Loop:
-    """Replies of at most `limit` tokens; with their rotated keys, to be gone on with."""
-    return reply(from_parameters(config, values), hidden, cache, plan, limit, sampling, record)
+@partial(jax.jit, static_argnames=("config", "max_top_k", "record"), donate_argnames="cache")
+def decode(
+    params: Parameters,
+    inputs: DecodeInputs,
+    hidden: Float[Array, "B D"],
+    cache: KVCache,
+    limit: Limit,
+    *,
+    config: ModelConfig,
+    max_top_k: int,
+    record: bool,
+) -> DecodeState:
+    """Replies of at most `limit` tokens; `resume_decode` continues them."""
+    with jax.named_scope("decode"):
+        model = from_parameters(config, params)
+        return loop.decode(model, hidden, cache, inputs, limit, max_top_k=max_top_k, record=record)
 
 
-@partial(jax.jit, static_argnames=("config", "sampling"), donate_argnames="loop")
-def resume_decode(values, plan: Plan, loop: Loop, limit, *, config: ModelConfig, sampling: Sampling) -> Loop:
+@partial(jax.jit, static_argnames=("config", "max_top_k"), donate_argnames="state")
+def resume_decode(
+    params: Parameters, inputs: DecodeInputs, state: DecodeState, limit: Limit, *, config: ModelConfig, max_top_k: int
+) -> DecodeState:
     """The same replies, up to another limit."""
-    return go_on(from_parameters(config, values), loop, plan, limit, sampling)
+    with jax.named_scope("decode"):
+        return loop.decode_until(from_parameters(config, params), state, inputs, limit, max_top_k=max_top_k)
 
 
 @partial(jax.jit, static_argnames="capacity")
 def grow(cache: KVCache, capacity: int) -> KVCache:
-    """A cache with more slots a stream; the one that is given stays as it is."""
-    more = capacity - cache.capacity
-    wide = [(0, 0), (0, 0), (0, more), (0, 0)]
-    keys, values = (tuple(jnp.pad(one, wide) for one in held) for held in (cache.keys, cache.values))
-    index = jnp.pad(cache.index, wide[1:3], constant_values=-1)
-    return KVCache(keys, values, index, jnp.pad(cache.positions, wide[:3]))
+    """A cache with more slots a stream. Not donated: the smaller one remains for a step that fails."""
+    added = capacity - cache.capacity
+    padding = [(0, 0), (0, 0), (0, added), (0, 0)]
+    keys, values = (tuple(jnp.pad(layer, padding) for layer in layers) for layers in (cache.keys, cache.values))
+    index = jnp.pad(cache.index, padding[1:3], constant_values=-1)
+    return KVCache(keys, values, index, jnp.pad(cache.positions, padding[:3]))

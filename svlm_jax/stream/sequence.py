@@ -11,6 +11,7 @@ import numpy as np
 
 from svlm_jax.config import ModelConfig, StreamConfig
 from svlm_jax.data.chat import Tokenizer, Tokens, plain, question_text, reply_turn, user_turn
+from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Clip
 from svlm_jax.spans import Kind, Part, Span, total
@@ -33,6 +34,7 @@ class Chunk(NamedTuple):
 class Sequence(NamedTuple):
     """What a stream retains, in order, and how it began.
 
+    seed, sampling, max_new_tokens: how its replies are drawn and how long they are at most.
     ids, slots [n] int32 (slot NOWHERE: not computed yet), positions [3, n] float32, spans that add up to n. chunk counts the
     chunks since the stream began, `since` is the one at which it was last begun afresh. clips: (turn, frames) of the retained
     vision, for a mode that computes it again every chunk.
@@ -41,6 +43,8 @@ class Sequence(NamedTuple):
     opening: Tokens
     query: str
     seed: int
+    sampling: Sampling
+    max_new_tokens: int
     chunk: int
     since: int
     ids: np.ndarray
@@ -72,7 +76,7 @@ class Language(NamedTuple):
         text = total([span for span in turn if span.kind == Kind.USER_TEXT])
         return cls(tokenizer, config, np.array(newline, np.int32), end, text)
 
-    def never_said(self) -> tuple[int, ...]:
+    def suppressed_ids(self) -> tuple[int, ...]:
         """Ids that no reply may hold: chat and vision markup other than <|im_end|>, and rows of the vocabulary without text."""
         markup = set(self.tokenizer.get_added_vocab().values()) - {self.end}
         return tuple(sorted(markup | set(range(len(self.tokenizer), self.config.text.vocab_size))))
@@ -107,18 +111,51 @@ def check_query(query: str, config: StreamConfig, language: Language) -> None:
         raise InputError("query", got, expected, "shorten it")
 
 
-def start(opening: Tokens, query: str, seed: int) -> Sequence:
+def check_sampling(sampling: Sampling, max_new_tokens: int, max_top_k: int, config: StreamConfig, language: Language) -> None:
+    """Refuse settings of a stream for which a session of this config and this `max_top_k` has no program.
+
+    Raises:
+        InputError: a top_k above `max_top_k`, a reply longer than the config's, an id outside the vocabulary.
+    """
+    # Greedy streams do not use their top_k.
+    if sampling.temperature > 0 and max_top_k and not 0 < sampling.top_k <= max_top_k:
+        got = sampling.top_k or "0 (the whole vocabulary)"
+        remedy = "choose a smaller one, or make the session with a larger max_top_k (0: the whole vocabulary)"
+        raise InputError("top_k of a stream", got, f"1 to {max_top_k} (max_top_k of the session)", remedy)
+    if not 1 <= max_new_tokens <= config.max_new_tokens:
+        expected = f"1 to {config.max_new_tokens} (max_new_tokens of the session)"
+        remedy = "choose a smaller one, or make the session with a larger one"
+        raise InputError("max_new_tokens of a stream", max_new_tokens, expected, remedy)
+    vocabulary = language.config.text.vocab_size
+    for token in sampling.suppressed:
+        if not 0 <= token < vocabulary:
+            raise InputError("suppressed ids of a stream", token, f"ids from 0 to {vocabulary - 1}", "leave it out")
+
+
+def start(opening: Tokens, query: str, seed: int, sampling: Sampling, max_new_tokens: int) -> Sequence:
     """A stream that has seen nothing."""
     length = len(opening.ids)
-    nowhere, positions = np.full(length, NOWHERE, np.int32), np.zeros((3, length), np.float32)
-    return Sequence(opening, query, seed, 0, 0, opening.ids, nowhere, positions, opening.spans)
+    return Sequence(
+        opening=opening,
+        query=query,
+        seed=seed,
+        sampling=sampling,
+        max_new_tokens=max_new_tokens,
+        chunk=0,
+        since=0,
+        ids=opening.ids,
+        slots=np.full(length, NOWHERE, np.int32),
+        positions=np.zeros((3, length), np.float32),
+        spans=opening.spans,
+    )
 
 
 def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Language) -> Sequence:
     """What is retained when the reply to `chunk` begins: evicted, with the new turn, at its new positions. The slots of new
     tokens, and of those to be computed anew, are NOWHERE."""
     if _used_up(held, config):
-        held = start(held.opening, held.query, held.seed)._replace(chunk=held.chunk, since=held.chunk)
+        afresh = start(held.opening, held.query, held.seed, held.sampling, held.max_new_tokens)
+        held = afresh._replace(chunk=held.chunk, since=held.chunk)
     number = held.chunk - held.since
     spans, order = policy.evict(held.spans, number, config)
     turn = user_turn(

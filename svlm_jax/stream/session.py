@@ -12,7 +12,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as List
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,8 +23,8 @@ from jax.sharding import Mesh
 from svlm_jax.config import StreamConfig
 from svlm_jax.data import chat
 from svlm_jax.data.chat import Tokenizer, plain
-from svlm_jax.decode.detokenize import raw, shown
-from svlm_jax.decode.loop import Loop, Plan
+from svlm_jax.decode.detokenize import raw_text, reply_text
+from svlm_jax.decode.loop import DecodeInputs, DecodeState
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import TOKEN_BUCKETS, Clip, VisionInput, bucket
@@ -90,21 +89,25 @@ class Session:
         rows: int = 1,
         previous: str = "",
         markup: bool = False,
+        max_top_k: int | None = None,
     ) -> None:
         """Args:
         grid: (t, h, w) in patches of the largest chunk; frames of other shapes may be as many patches.
-        sampling: chat and vision markup is suppressed on top of it, unless `markup` (a replay suppresses what the recorded
-            run did).
+        sampling: of streams that have none of their own. Chat and vision markup is suppressed on top of it, unless `markup` (a
+            replay suppresses what the recorded run did).
         rows: streams at a time.
         previous: previous text that streams begin with, unless they say otherwise.
+        max_top_k: the largest top_k that a stream may sample with, a static size of the programs; 0: the whole vocabulary,
+            whose sort takes longer. That of `sampling` by default.
         """
         self.config, self.batch, self.grid = config, rows, grid
         self.values, self.model_config = parameters(model), model.config
         self.language = Language.of(tokenizer, model.config)
-        self.sampling = replace(sampling, suppressed=())
-        banned = np.zeros(model.config.text.vocab_size, bool)
-        banned[[*sampling.suppressed, *(() if markup else self.language.never_said())]] = True
-        self.banned = banned
+        self.sampling = sampling
+        self.max_top_k = sampling.top_k if max_top_k is None else max_top_k
+        self.check_sampling(sampling)
+        self.suppressed = np.zeros(model.config.text.vocab_size, bool)
+        self.suppressed[[] if markup else list(self.language.suppressed_ids())] = True
         self.opening = chat.opening(previous, tokenizer)
         clips = config.vision_window if config.mode == "recompute" else 1
         self.patches = clips * math.prod(grid)
@@ -131,15 +134,37 @@ class Session:
         """
         sequence.check_query(query, self.config, self.language)
 
+    def check_sampling(self, sampling: Sampling, max_new_tokens: int = 1) -> None:
+        """Refuse settings of a stream for which this session has no program (`sequence.check_sampling`)."""
+        sequence.check_sampling(sampling, max_new_tokens, self.max_top_k, self.config, self.language)
+
     def join(
-        self, state: StreamState, row: int = 0, *, query: str = "", previous: str | None = None, seed: int = 0
+        self,
+        state: StreamState,
+        row: int = 0,
+        *,
+        query: str = "",
+        previous: str | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
     ) -> StreamState:
-        """Begin a stream in a row, in place of what was there: `query` stands in its first turn, `previous` is the text that
-        came before, `seed` that of its draws.
+        """Begin a stream in a row, in place of what was there.
+
+        Args:
+            query: stands in its first turn.
+            previous: the text that came before; the session's by default.
+            seed: of its random numbers.
+            sampling: how its tokens are chosen; the session's by default.
+            max_new_tokens: its longest reply; the config's by default.
 
         Raises:
-            InputError: a query or previous text that is too long or holds special tokens, a seed that is no 32 bits.
+            InputError: a query or previous text that is too long or holds special tokens, a seed that is no 32 bits, sampling
+                settings or a reply length that the session has no program for.
         """
+        sampling = self.sampling if sampling is None else sampling
+        max_new_tokens = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        self.check_sampling(sampling, max_new_tokens)
         opening = self.opening if previous is None else chat.opening(plain(previous, "previous text"), self.language.tokenizer)
         self.check_query(query)
         need = policy.capacity(self.config, opening.spans, self.turn, GROWTH)
@@ -148,7 +173,7 @@ class Session:
             raise InputError("previous text", got, f"{self.capacity} slots", "shorten it, or give it to the session")
         if not 0 <= seed < 2**32:
             raise InputError("seed", seed, "0 to 4294967295", "choose another")
-        return self._with(state, row, sequence.start(opening, query, seed))
+        return self._with(state, row, sequence.start(opening, query, seed, sampling, max_new_tokens))
 
     def leave(self, state: StreamState, row: int = 0) -> StreamState:
         """End the stream of a row."""
@@ -189,15 +214,16 @@ class Session:
         """
         whole = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.cache)
         some = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), whole)
-        begun = StreamState(whole, (sequence.start(self.opening, "", 0),))
+        stream = sequence.start(self.opening, "", 0, self.sampling, self.config.max_new_tokens)
+        begun = StreamState(whole, (stream,))
         row = self.prepare(begun, 0, Chunk(0.0, float(self.config.chunk_seconds), clip)).row
-        frames, pieces, slots, plan = self._inputs([row] + [None] * (size - 1), None, whole.capacity)
+        frames, pieces, slots, decode_inputs = self._inputs([row] + [None] * (size - 1), None, whole.capacity)
         static, longest = {"config": self.model_config}, self.config.max_new_tokens
         features = jax.eval_shape(partial(programs.encode_vision, **static), self.values, frames)
         hidden = jax.ShapeDtypeStruct((size, self.model_config.text.hidden_size), self.model_config.dtype)
         lowered = [programs.encode_vision.lower(self.values, frames, **static)]
         lowered += [programs.prefill.lower(self.values, next(pieces), features, hidden, some._replace(**slots), **static)]
-        lowered += [programs.decode.lower(self.values, plan, hidden, some, longest, **self._static, record=False)]
+        lowered += [programs.decode.lower(self.values, decode_inputs, hidden, some, longest, **self._static, record=False)]
         if size < self.batch:
             group = np.arange(size, dtype=np.int32)
             lowered += [gather.lower(whole, group), scatter.lower(whole, some, group)]
@@ -294,7 +320,7 @@ class Session:
     ) -> tuple[KVCache, list[np.ndarray], np.ndarray | None]:
         """The three calls for a group, whose rows of the cache these are (they are donated): the cache, the tokens of each
         reply, and logits [B, R, V] if they are recorded."""
-        frames, pieces, slots, plan = self._inputs(rows, forced, cache.capacity)
+        frames, pieces, slots, decode_inputs = self._inputs(rows, forced, cache.capacity)
         clock.lap("policy")
         # Everything is given to the device at once, then waited for stage by stage: it never waits for the host.
         features = programs.encode_vision(self.values, frames, config=self.model_config)
@@ -303,50 +329,50 @@ class Session:
             cache = cache._replace(**slots)
             hidden, cache = programs.prefill(self.values, piece, features, hidden, cache, config=self.model_config)
         limit = 1 if on_token else self.config.max_new_tokens
-        loop = programs.decode(self.values, plan, hidden, cache, limit, **self._static, record=record)
+        decoded = programs.decode(self.values, decode_inputs, hidden, cache, limit, **self._static, record=record)
         for stage, made in (("vision", features), ("prefill", hidden)):
             jax.block_until_ready(made)
             clock.lap(stage)
         if on_token is not None:
-            loop = self._token_by_token(plan, loop, on_token)
-        tokens, logits = np.asarray(loop.tokens), None if loop.logits is None else np.asarray(loop.logits)
+            decoded = self._token_by_token(decode_inputs, decoded, on_token)
+        logits = None if decoded.logits is None else np.asarray(decoded.logits)
+        replies = [ids[:count] for ids, count in zip(np.asarray(decoded.tokens), np.asarray(decoded.count), strict=True)]
         clock.lap("decode")
-        said = [_until(one[: int(loop.count)], self.language.end) for one in tokens]
-        return loop.cache._replace(rotated_keys=()), said, logits
+        return decoded.cache._replace(rotated_keys=()), replies, logits
 
     def _inputs(
         self, rows: Rows, forced: List[np.ndarray | None] | None, capacity: int
-    ) -> tuple[VisionInput, Iterator[Piece], dict[str, np.ndarray], Plan]:
+    ) -> tuple[VisionInput, Iterator[Piece], dict[str, np.ndarray], DecodeInputs]:
         """What the device is told: frames, prompt pieces, index and positions of every slot, the replies to come."""
         config, size = self.config, self.piece
         frames, where = batch.vision(rows, self.model_config, self.patches, math.prod(self.grid[1:]))
         if config.mode == "recompute":
             size = bucket(max((len(row.slots) for row in rows if row), default=1), TOKEN_BUCKETS, "retained tokens")
         index, positions = batch.describe(rows, capacity)
-        plan = batch.plan(rows, forced or [None] * len(rows), config.max_new_tokens, self.banned, self.language.end)
-        return frames, batch.pieces(rows, where, size, capacity), {"index": index, "positions": positions}, plan
+        slots, end = {"index": index, "positions": positions}, self.language.end
+        inputs = batch.decode_inputs(rows, forced or [None] * len(rows), config.max_new_tokens, self.suppressed, end)
+        return frames, batch.pieces(rows, where, size, capacity), slots, inputs
 
     @property
     def _static(self) -> dict[str, Any]:
-        return {"config": self.model_config, "sampling": self.sampling}
+        return {"config": self.model_config, "max_top_k": self.max_top_k}
 
-    def _token_by_token(self, plan: Plan, loop: Loop, on_token: OnToken) -> Loop:
-        """The rest of replies that have their first token, each token told as it comes."""
-        longest, inputs = self.config.max_new_tokens, jax.device_put(plan)  # once, not for every token
-        for limit in range(1, longest + 1):
-            tokens = np.asarray(loop.tokens)[:, :limit]
-            for b in np.flatnonzero(~plan.done):
-                if len(_until(tokens[b], self.language.end)) == limit:
-                    on_token(int(b), int(tokens[b, limit - 1]))
-            if limit == longest or np.asarray(loop.done).all():
+    def _token_by_token(self, inputs: DecodeInputs, decoded: DecodeState, on_token: OnToken) -> DecodeState:
+        """The rest of replies that have their first token; calls `on_token` with each token as it comes."""
+        inputs = jax.device_put(inputs)  # once, not for every token
+        for limit in range(1, self.config.max_new_tokens + 1):
+            tokens = np.asarray(decoded.tokens)
+            for b in np.flatnonzero(np.asarray(decoded.count) >= limit):
+                on_token(int(b), int(tokens[b, limit - 1]))
+            if np.asarray(decoded.done).all():
                 break
-            loop = programs.resume_decode(self.values, inputs, loop, limit + 1, **self._static)
-        return loop
+            decoded = programs.resume_decode(self.values, inputs, decoded, limit + 1, **self._static)
+        return decoded
 
     def _said(self, one: Prepared, tokens: np.ndarray, ms: Mapping[str, float], logits: np.ndarray | None) -> Reply:
         ids, (chunk, row) = tokens.tolist(), one[1:]
         after = len(row.slots) + len(tokens) - 1
-        words = {"text": shown(ids, self.language.tokenizer), "raw": raw(ids, self.language.tokenizer)}
+        words = {"text": reply_text(ids, self.language.tokenizer), "raw": raw_text(ids, self.language.tokenizer)}
         held = {"before": row.turn.cached, "after": after, "logits": None if logits is None else logits[: len(tokens)]}
         return Reply(chunk.start, chunk.end, tokens=tokens, ms=ms, **words, **held)
 
@@ -369,9 +395,3 @@ class _Clock:
 
 def _round(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
-
-
-def _until(tokens: np.ndarray, end: int) -> np.ndarray:
-    """Tokens up to and including the first `end`."""
-    ends = np.flatnonzero(tokens == end)
-    return tokens[: ends[0] + 1] if len(ends) else tokens

@@ -20,7 +20,7 @@ import numpy as np
 
 from svlm_jax.errors import InputError, shortened
 
-VERSION = 2
+VERSION = 3
 OPENING = b'{"__metadata__":{"sha256":"'
 DIGITS = 64
 SEAL = slice(8 + len(OPENING), 8 + len(OPENING) + DIGITS)  # where the checksum stands, after the length of the header
@@ -205,8 +205,9 @@ def _refuse(raw: bytes, field: str) -> NoReturn:
 
 def _another_version(version: object, field: str) -> NoReturn:
     newer = str(version).isdigit() and int(str(version)[:9]) > VERSION
-    which = "a newer svlm-jax" if newer else "svlm-jax 0.1.0 as it was before states had checksums"
-    remedy = f"it was saved by {which}: resume with that, or begin anew"
+    missing = {"2": "streams had settings of their own"}.get(str(version), "states had checksums")
+    saved_by = "a newer svlm-jax" if newer else f"svlm-jax 0.1.0 as it was before {missing}"
+    remedy = f"it was saved by {saved_by}: resume with that, or begin anew"
     raise InputError(field, f"version {version!s:.20}", f"a state of version {VERSION}", remedy)
 
 

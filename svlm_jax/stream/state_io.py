@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from svlm_jax.data.chat import Tokens
+from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.inputs import Clip
 from svlm_jax.model.cache import KVCache
@@ -197,7 +198,8 @@ def settings(session: Session) -> dict[str, Any]:
             "grid": session.grid,
             **asdict(session.config),
             **asdict(session.sampling),
-            "banned": np.flatnonzero(session.banned).tolist(),
+            "max_top_k": session.max_top_k,
+            "suppressed_ids": np.flatnonzero(session.suppressed).tolist(),
         }
         _known[session] = json.loads(json.dumps(whole))
     return _known[session]
@@ -227,11 +229,13 @@ def _check(streams: tuple[Sequence | None, ...], capacity: int, session: Session
     most = LARGEST * (session.capacity + max((len(stream.ids) for stream in streams if stream), default=0))
     need(type(capacity) is int and session.capacity <= capacity <= most, f"{capacity} slots")
     for stream in filter(None, streams):
+        need(type(stream.max_new_tokens) is int, "a reply of no whole number of tokens")
+        session.check_sampling(stream.sampling, stream.max_new_tokens)
         length, cached, slots = len(stream.ids), stream.cached, stream.slots
         whole = (stream.ids.dtype, slots.dtype, stream.positions.dtype) == (np.int32, np.int32, np.float32)
         need(whole and slots.shape == (length,) and stream.positions.shape == (3, length), "arrays of other shapes")
         for ids in (stream.ids, stream.opening.ids):
-            need(((ids >= 0) & (ids < len(session.banned))).all(), "ids outside the vocabulary")
+            need(((ids >= 0) & (ids < len(session.suppressed))).all(), "ids outside the vocabulary")
         need((slots[:cached] >= 0).all() and len(set(slots[:cached].tolist())) == cached, "slots that are taken twice")
         need(slots.max(initial=-1) < capacity, "slots outside the cache")
         for spans, tokens in ((stream.spans, length), (stream.opening.spans, len(stream.opening.ids))):
@@ -268,6 +272,8 @@ def _described(stream: Sequence) -> dict[str, Any]:
     return {
         "query": stream.query,
         "seed": stream.seed,
+        "sampling": asdict(stream.sampling),
+        "max_new_tokens": stream.max_new_tokens,
         "chunk": stream.chunk,
         "since": stream.since,
         "spans": stream.spans,
@@ -290,6 +296,8 @@ def _sequence(described: dict[str, Any], tensors: dict[str, np.ndarray]) -> Sequ
         opening=Tokens(tensors["opening"], _spans(described["opening"])),
         query=described["query"],
         seed=described["seed"],
+        sampling=_sampling(described["sampling"]),
+        max_new_tokens=described["max_new_tokens"],
         chunk=described["chunk"],
         since=described["since"],
         ids=tensors["ids"],
@@ -298,6 +306,19 @@ def _sequence(described: dict[str, Any], tensors: dict[str, np.ndarray]) -> Sequ
         spans=_spans(described["spans"]),
         clips=clips,
     )
+
+
+def _sampling(described: dict[str, Any]) -> Sampling:
+    """The sampling settings of a stream.
+
+    Raises:
+        ValueError, KeyError, TypeError: no release writes such settings.
+    """
+    sampling = Sampling(**described | {"suppressed": tuple(described["suppressed"])})
+    numbers = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
+    if not (np.isfinite(numbers).all() and all(type(number) is int for number in (sampling.top_k, *sampling.suppressed))):
+        raise ValueError("sampling settings of another type")
+    return sampling
 
 
 def _spans(listed: list[list[Any]]) -> tuple[Span, ...]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from svlm_jax.decode.detokenize import Detokenizer, shown
+from svlm_jax.decode.detokenize import Detokenizer, reply_text
 from svlm_jax.media.processor import load_tokenizer
 
 TEXTS = (
@@ -34,7 +34,7 @@ def test_words_that_come_token_by_token_are_those_of_the_reply(tokenizer, text):
     """Else what a viewer of --tokens reads is not what the captions say."""
     ids = tokenizer.encode(text + "<|im_end|>", add_special_tokens=False)
     came = parts(tokenizer, ids)
-    assert "".join(came) == shown(ids, tokenizer) == text.removesuffix(" ...").strip()
+    assert "".join(came) == reply_text(ids, tokenizer) == text.removesuffix(" ...").strip()
     assert not any("\ufffd" in part for part in came)
 
 
@@ -43,16 +43,16 @@ def test_a_reply_that_is_cut_anywhere_ends_with_a_whole_character(tokenizer, tex
     ids = tokenizer.encode(text, add_special_tokens=False)
     for length in range(len(ids) + 1):
         came = parts(tokenizer, ids[:length])
-        assert "".join(came) == shown(ids[:length], tokenizer)
-        assert "\ufffd" not in shown(ids[:length], tokenizer)
+        assert "".join(came) == reply_text(ids[:length], tokenizer)
+        assert "\ufffd" not in reply_text(ids[:length], tokenizer)
 
 
-def test_any_ids_at_all_come_as_they_are_shown(tokenizer):
+def test_any_ids_at_all_come_as_the_text_of_the_reply(tokenizer):
     """A model at a high temperature says bytes that are no text."""
     rng = np.random.default_rng(0)
     for _ in range(300):
         ids = rng.integers(0, len(tokenizer), rng.integers(1, 21)).tolist()
-        assert "".join(parts(tokenizer, ids)) == shown(ids, tokenizer)
+        assert "".join(parts(tokenizer, ids)) == reply_text(ids, tokenizer)
 
 
 def test_words_are_shown_as_soon_as_they_are_whole(tokenizer):

@@ -193,7 +193,7 @@ def test_kernels_of_a_reply_over_a_mesh_are_cut_over_it(config, tiny_dir, batch,
     def lower(*args, **static):
         traced = _generate.trace(*args, **static)
         lowered.append((str(traced.jaxpr).count("shard_map"), traced.lower(lowering_platforms=("tpu",)).as_text()))
-        return np.zeros((8, 16), np.int32), 1
+        return np.zeros((8, 16), np.int32), np.ones(8, np.int32)
 
     monkeypatch.setattr("svlm_jax.decode.generate._generate", lower)
     generate(model, batch, max_new_tokens=6)

@@ -10,7 +10,7 @@ import pytest
 from svlm_jax.data.batch import collate
 from svlm_jax.decode import sampling
 from svlm_jax.decode.generate import generate
-from svlm_jax.decode.sampling import Sampling
+from svlm_jax.decode.sampling import Sampling, SamplingParams
 from svlm_jax.inputs import Sample
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, transformers, video
@@ -130,6 +130,10 @@ def test_same_seed_same_reply_other_seed_another(batch):
 VOCABULARY = 200
 
 
+def params(settings: Sampling, batch: int) -> SamplingParams:
+    return SamplingParams.stack([settings] * batch, [NEW] * batch)
+
+
 def random_logits(batch: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(scale=3, size=(batch, VOCABULARY)).astype(np.float32)
 
@@ -137,51 +141,59 @@ def random_logits(batch: int = 3, seed: int = 0) -> np.ndarray:
 def test_repetition_penalty_is_that_of_the_library():
     logits, ids = random_logits(), np.random.default_rng(1).integers(0, VOCABULARY, (3, 40))
     expected = transformers.RepetitionPenaltyLogitsProcessor(1.3)(torch.from_numpy(ids), torch.from_numpy(logits.copy()))
-    real = jnp.ones(ids.shape, bool)
-    seen = sampling.see(jnp.zeros(logits.shape, bool), jnp.asarray(ids), real)
-    ours = sampling.scores(jnp.asarray(logits), seen, Sampling(repetition_penalty=1.3))
+    nothing = jnp.zeros(logits.shape, bool)
+    generated = sampling.mark_generated(nothing, jnp.asarray(ids), jnp.ones(ids.shape, bool))
+    ours = sampling.process_logits(jnp.asarray(logits), generated, nothing, params(Sampling(repetition_penalty=1.3), 3))
     np.testing.assert_allclose(ours, expected, rtol=1e-6)
 
 
-def test_ids_on_padding_are_not_seen():
-    seen = sampling.see(jnp.zeros((1, 5), bool), jnp.array([[0, 3, 4]]), jnp.array([[False, True, True]]))
-    assert seen.tolist() == [[False, False, False, True, True]]
+def test_ids_on_padding_are_not_penalised():
+    generated = sampling.mark_generated(jnp.zeros((1, 5), bool), jnp.array([[0, 3, 4]]), jnp.array([[False, True, True]]))
+    assert generated.tolist() == [[False, False, False, True, True]]
 
 
 def test_suppressed_ids_are_those_of_the_library():
     logits = random_logits()
     processor = transformers.generation.SuppressTokensLogitsProcessor([3, 7], device="cpu")
     expected = processor(torch.zeros((3, 0), dtype=torch.long), torch.from_numpy(logits.copy()))
-    ours = sampling.scores(jnp.asarray(logits), jnp.zeros(logits.shape, bool), Sampling(suppressed=(3, 7)))
+    nothing = jnp.zeros(logits.shape, bool)
+    ours = sampling.process_logits(
+        jnp.asarray(logits), nothing, nothing.at[:, jnp.array([3, 7])].set(True), params(Sampling(), 3)
+    )
     np.testing.assert_array_equal(ours, expected)
 
 
 @pytest.mark.parametrize("temperature", [0.3, 0.9, 1.7])
 @pytest.mark.parametrize("top_k", [0, 1, 50])
 @pytest.mark.parametrize("top_p", [0.1, 0.8, 0.95, 1.0])
-def test_kept_tokens_and_their_probabilities_are_those_of_the_library(temperature, top_k, top_p):
+@pytest.mark.parametrize("max_top_k", [60, 0])
+def test_candidates_and_their_probabilities_are_those_of_the_library(temperature, top_k, top_p, max_top_k):
+    """Whatever the largest top_k of a batch is."""
+    if max_top_k and not top_k:
+        pytest.skip("a row that considers all ids needs a sort of all")
     logits = random_logits(batch=8)
     expected = transformers.TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits.copy()))
     if top_k:
         expected = transformers.TopKLogitsWarper(top_k)(None, expected)
     if top_p < 1:
         expected = transformers.TopPLogitsWarper(top_p)(None, expected)
-    top, ids = sampling.kept(jnp.asarray(logits), Sampling(temperature, top_k, top_p))
+    top, ids = sampling.top_k_top_p(jnp.asarray(logits), params(Sampling(temperature, top_k, top_p), 8), max_top_k)
     ours = np.full(logits.shape, -np.inf, np.float32)
     np.put_along_axis(ours, np.asarray(ids), np.asarray(top), axis=1)
     np.testing.assert_array_equal(np.isfinite(ours), np.isfinite(expected.numpy()))
     np.testing.assert_allclose(jax.nn.softmax(ours), torch.softmax(expected, dim=-1), rtol=0, atol=1e-6)
 
 
-def test_draws_follow_the_kept_probabilities():
+def test_draws_follow_the_probabilities_of_the_candidates():
     settings = Sampling(temperature=0.8, top_k=5, top_p=0.9)
     logits = jnp.asarray(random_logits(batch=1))
-    top, ids = sampling.kept(logits, settings)
-    wanted = np.zeros(VOCABULARY)
-    wanted[np.asarray(ids[0])] = jax.nn.softmax(top[0])
-    many = 20_000
-    keys = jax.random.split(jax.random.key(0), many)
-    drawn = sampling.sample(jnp.repeat(logits, many, axis=0), jnp.zeros((many, VOCABULARY), bool), keys, settings)
-    found = np.bincount(np.asarray(drawn), minlength=VOCABULARY) / many
-    assert np.all(found[wanted == 0] == 0)
-    np.testing.assert_allclose(found, wanted, atol=4 * 0.5 / many**0.5)  # four standard deviations of the worst case
+    top, ids = sampling.top_k_top_p(logits, params(settings, 1), 20)
+    expected = np.zeros(VOCABULARY)
+    expected[np.asarray(ids[0])] = jax.nn.softmax(top[0])
+    draws = 20_000
+    keys = jax.random.split(jax.random.key(0), draws)
+    nothing = jnp.zeros((draws, VOCABULARY), bool)
+    tokens = sampling.sample(jnp.repeat(logits, draws, axis=0), nothing, nothing, keys, params(settings, draws), 20)
+    frequency = np.bincount(np.asarray(tokens), minlength=VOCABULARY) / draws
+    assert np.all(frequency[expected == 0] == 0)
+    np.testing.assert_allclose(frequency, expected, atol=4 * 0.5 / draws**0.5)  # four standard deviations of the worst case

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from svlm_jax import hf_config
 from svlm_jax.config import StreamConfig
 from svlm_jax.data import chat
+from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
@@ -43,7 +44,7 @@ class Engine:
         opening = chat.opening(previous, language().tokenizer)
         turn = sequence.longest_turn(max(GRIDS, key=np.prod), language().tokenizer, language().config)
         self.capacity = policy.capacity(config, opening.spans, turn, chunks=200)
-        self.held = sequence.start(opening, query, seed=0)
+        self.held = sequence.start(opening, query, seed=0, sampling=Sampling(), max_new_tokens=LONGEST)
         self.slots = np.full(self.capacity, -1)  # serial number of what each slot holds
 
     def turn(self, chunk: Chunk, serials: list[int], size: int) -> list[list[tuple[int, tuple]]]:
@@ -78,12 +79,12 @@ class Engine:
         return seen
 
     def reply(self, tokens: list[int], serials: list[int]) -> list[list[tuple[int, tuple]]]:
-        plan = batch.plan([self.row], [None], LONGEST, np.zeros(448, bool), language().end)
-        assert set(np.flatnonzero(plan.seen[0])) == set(self.row.turn.ids.tolist())
+        inputs = batch.decode_inputs([self.row], [None], LONGEST, np.zeros(448, bool), language().end)
+        assert set(np.flatnonzero(inputs.generated[0])) == set(self.row.turn.ids.tolist())
         seen = []
         for count, serial in enumerate(serials):
-            slot, place = plan.slots[0, count], plan.index[0] + count
-            assert self.index[slot] == place and (self.positions[:, slot] == plan.position[0] + count).all()
+            slot, place = inputs.slots[0, count], inputs.index[0] + count
+            assert self.index[slot] == place and (self.positions[:, slot] == inputs.position[0] + count).all()
             self.slots[slot] = serial
             seen.append(self.visible(place))
         held = self.row.turn._replace(slots=self.row.slots)
@@ -284,8 +285,8 @@ def test_rows_of_a_batch_are_described_apart():
         assert (index[b] == alone[0][0]).all() and (positions[b] == alone[1][0]).all()
     (piece,) = batch.pieces(rows, where, 128, capacity)
     assert (piece.slots[1] == capacity).all() and piece.newest[1] == -1 and (piece.inputs.vision_index[1] == -1).all()
-    plan = batch.plan(rows, [None] * 3, LONGEST, np.zeros(448, bool), language().end)
-    assert plan.done.tolist() == [False, True, False] and not plan.seen[1].any()
+    inputs = batch.decode_inputs(rows, [None] * 3, LONGEST, np.zeros(448, bool), language().end)
+    assert inputs.done.tolist() == [False, True, False] and not inputs.generated[1].any()
 
 
 def _serials(engine: Engine, clip: Clip) -> list[int]:

@@ -43,10 +43,10 @@ def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
     for row in range(rows):
         state = made.join(state, row)
     told = [made.prepare(state, row, chunk(0)).row for row in range(rows)]
-    plan = batch.plan(told, [None] * rows, 20, made.banned, made.language.end)
+    inputs = batch.decode_inputs(told, [None] * rows, 20, made.suppressed, made.language.end)
     hidden = jnp.zeros((rows, made.model_config.text.hidden_size))
-    static = {"config": made.model_config, "sampling": made.sampling, "record": False}
-    hlo = programs.decode.lower(made.values, plan, hidden, state.cache, 20, **static).compile().as_text()
+    static = {**made._static, "record": False}
+    hlo = programs.decode.lower(made.values, inputs, hidden, state.cache, 20, **static).compile().as_text()
     parts, keys = computations(hlo), state.cache.keys[0]
     held = f"f32[{','.join(map(str, keys.shape))}]"
     inside = [reached(parts, name) for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if held in parts[name]]
@@ -128,10 +128,10 @@ def test_keys_are_not_rotated_again_for_each_token_that_is_told(make):
     """Else words that come one by one take four times as long as a whole reply."""
     made = make(vision_window=16, text_rounds=16, sink=512, text_window=512)
     state = made.join(made.start())
-    plan = made._inputs([made.prepare(state, 0, chunk(0)).row], None, made.capacity)[-1]
+    inputs = made._inputs([made.prepare(state, 0, chunk(0)).row], None, made.capacity)[-1]
     hidden = jnp.zeros((1, made.model_config.text.hidden_size))
-    loop = programs.decode(made.values, plan, hidden, state.cache, 1, **made._static, record=False)
-    program = programs.resume_decode.lower(made.values, plan, loop, 2, **made._static).compile()
-    size = sum(one.nbytes for one in jax.tree.leaves(loop.cache))
-    assert not moves(program.as_text(), loop.cache.keys[0].size)
+    decoded = programs.decode(made.values, inputs, hidden, state.cache, 1, **made._static, record=False)
+    program = programs.resume_decode.lower(made.values, inputs, decoded, 2, **made._static).compile()
+    size = sum(one.nbytes for one in jax.tree.leaves(decoded.cache))
+    assert not moves(program.as_text(), decoded.cache.keys[0].size)
     assert program.memory_analysis().alias_size_in_bytes >= size and program.memory_analysis().temp_size_in_bytes < 0.1 * size

@@ -131,7 +131,7 @@ def test_a_file_that_is_no_state_is_one_line(make, state_file, tmp_path):
     torn.write_bytes(torn.read_bytes()[:-1000])
     for name, line in (
         ("weights.safetensors", "got another kind of file"),
-        ("old.state", "got version 0, expected a state of version 2"),
+        ("old.state", "got version 0, expected a state of version 3"),
         ("torn.state", "got an unreadable file"),
         ("none.state", "got an unreadable file"),
     ):
