@@ -105,7 +105,7 @@ def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: boo
     q_rows, (first, last) = fold(q, k.shape[1], q_tile, (first, last))
     index = jnp.pad(index, ((0, 0), (0, padding)), constant_values=-1)
     index = jnp.where(index < 0, EMPTY_SLOT_INDEX, index)
-    operands = {"bounds": tile_bounds(first, last, index, q_tile, tiling.slots)}
+    operands: dict[str, Any] = {"bounds": tile_bounds(first, last, index, q_tile, tiling.slots)}
     operands |= {"q": q_rows, "k": k, "v": v, "index": index, "last": last}
     if first is not None:
         operands["first"] = first
@@ -140,7 +140,7 @@ class _Kernel:
         # A decode step has few rows: only those that are real (in eights, the rows of a tile) are written, not all 64.
         self.written_rows = min(ROWS, round_up(real_rows, 8)) if shape[2] == ROWS else ROWS
 
-    def __call__(self, operands: dict[str, jax.Array]) -> Any:
+    def __call__(self, operands: dict[str, Any]) -> Any:
         """Results of each split: attention [J, B, K, R, H], normalised, and base-2 log-sum-exp [J, B, K, R]."""
         batch, kv_heads, count, width = self.shape
         warpgroups, splits, slots = self.tiling.warpgroups, self.tiling.splits, self.tiling.slots

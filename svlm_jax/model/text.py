@@ -10,7 +10,7 @@ Axes: B batch, T new tokens, S cache slots, L layers, D width, N query heads, K 
 from collections.abc import Callable
 from functools import partial
 from itertools import repeat
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -249,7 +249,7 @@ class Decoder(nnx.Module):
             with jax.named_scope(f"layer_{number}"):
                 x, layer_cache = layer(x, metadata, layer_cache)
                 x = _add_deepstack(x, deepstack, number)
-            updated.append(layer_cache)
+            updated.append(cast(LayerCache, layer_cache))  # a layer that is given a cache returns one
         keys, values, rotated_keys = zip(*updated, strict=True)
         cache = cache._replace(keys=keys, values=values, rotated_keys=rotated_keys if cache.rotated_keys else ())
         return self._final_norm(x), cache
