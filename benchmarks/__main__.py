@@ -25,8 +25,9 @@ from typing import get_args
 from benchmarks import aot, convert, device, drops, findings, int8, kernels, replies, serve, stream, torch_rival, train
 from benchmarks.plans import plan
 from benchmarks.report import DOCS, table
-from svlm_jax.cli.common import DEFAULT_MODEL, Parser, check_attention, run
-from svlm_jax.cli.flags import real, whole
+from svlm_jax.cli.flags import Parser, integer, number
+from svlm_jax.cli.main import run
+from svlm_jax.cli.model_flags import DEFAULT_MODEL, check_attention
 from svlm_jax.config import Attention, Remat, Weights
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
@@ -47,9 +48,9 @@ def parser() -> Parser:
     compiling.add_argument("--target", choices=("cpu", "h100"), default="cpu", help="h100 needs no GPU (default cpu)")
     compiling.add_argument("--weights", choices=get_args(Weights), default="full")
     compiling.add_argument("--attention", choices=get_args(Attention), default="auto", help="default: what suits the target")
-    compiling.add_argument("--tokens", type=whole(1), default=1024, help="prompt bucket")
-    compiling.add_argument("--patches", type=whole(1), default=4096, help="vision bucket")
-    compiling.add_argument("--slots", type=whole(1), default=16384, help="cache capacity")
+    compiling.add_argument("--tokens", type=integer(1), default=1024, help="prompt bucket")
+    compiling.add_argument("--patches", type=integer(1), default=4096, help="vision bucket")
+    compiling.add_argument("--slots", type=integer(1), default=16384, help="cache capacity")
     compiling.set_defaults(run=aot.bench)
     attention = commands.add_parser("kernels", help="attention kernels at real shapes")
     attention.add_argument("--implementations", default="xla,cudnn,mosaic_gpu", help="default: xla,cudnn,mosaic_gpu")
@@ -67,20 +68,20 @@ def parser() -> Parser:
     streaming.add_argument("--modes", default="streaming", help="some of full,window,recompute,streaming")
     streaming.add_argument("--fps", default="2", help="frames a second; several with commas")
     streaming.add_argument("--rows", default="1", help="streams at a time; several with commas")
-    streaming.add_argument("--seconds", type=whole(1), default=60, help="of video (default 60)")
-    streaming.add_argument("--height", type=whole(1), default=252)
-    streaming.add_argument("--width", type=whole(1), default=448)
+    streaming.add_argument("--seconds", type=integer(1), default=60, help="of video (default 60)")
+    streaming.add_argument("--height", type=integer(1), default=252)
+    streaming.add_argument("--width", type=integer(1), default=448)
     streaming.add_argument("--name", default="stream", help="of the entry in docs/benchmarks (default stream)")
     streaming.add_argument("--plot", action="store_true", help="draw latency and slots against stream time")
     streaming.set_defaults(run=stream.bench)
     training = commands.add_parser("train", help="a training step: time and MFU, or memory ahead of time")
     training.add_argument("--shape", default="3b", help="tiny, mid, 3b, 7b or 72b; with --topology several with commas")
     training.add_argument("--topology", help="h100x8, v5p-64 ...: memory of devices that are not there")
-    training.add_argument("--tokens", type=whole(1), default=20480, help="of a sequence")
-    training.add_argument("--patches", type=whole(1), default=69120, help="of a sequence (default: 24 s of 720p)")
-    training.add_argument("--labels", type=whole(1), default=1024, help="learned tokens of a sequence")
-    training.add_argument("--rows", type=whole(1), default=1, help="sequences of a step, over all devices")
-    training.add_argument("--tensor", type=whole(1), default=1, help="devices that share a head's work (with --topology)")
+    training.add_argument("--tokens", type=integer(1), default=20480, help="of a sequence")
+    training.add_argument("--patches", type=integer(1), default=69120, help="of a sequence (default: 24 s of 720p)")
+    training.add_argument("--labels", type=integer(1), default=1024, help="learned tokens of a sequence")
+    training.add_argument("--rows", type=integer(1), default=1, help="sequences of a step, over all devices")
+    training.add_argument("--tensor", type=integer(1), default=1, help="devices that share a head's work (with --topology)")
     training.add_argument("--remat", choices=get_args(Remat), default="full")
     training.add_argument("--attention", choices=get_args(Attention), default="auto")
     training.add_argument("--name", help="of the entry in docs/benchmarks")
@@ -91,9 +92,9 @@ def parser() -> Parser:
     eighth.add_argument("--dtype", choices=("float32", "bfloat16"))
     eighth.set_defaults(run=int8.bench)
     page = commands.add_parser("serve", help="the live page under load")
-    page.add_argument("--clients", type=whole(1), default=50, help="viewers, spread over the streams (default 50)")
-    page.add_argument("--num-streams", type=whole(1), default=4, help="streams (default 4)")
-    page.add_argument("--seconds", type=whole(1), default=120, help="default 120")
+    page.add_argument("--clients", type=integer(1), default=50, help="viewers, spread over the streams (default 50)")
+    page.add_argument("--num-streams", type=integer(1), default=4, help="streams (default 4)")
+    page.add_argument("--seconds", type=integer(1), default=120, help="default 120")
     attack_help = f"one viewer among attackers instead: all, or some of {','.join(serve.attack.ATTACKS)}"
     page.add_argument("--attack", nargs="?", const="all", metavar="NAMES", help=attack_help)
     page.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped one")
@@ -101,16 +102,16 @@ def parser() -> Parser:
     page.set_defaults(run=serve.bench)
     everything = commands.add_parser("device", help="all that waits for a GPU, in at most ten minutes")
     everything.add_argument("--only", help=f"some of {','.join(device.PARTS)} (default: all, in this order)")
-    everything.add_argument("--budget", type=real(1), default=570, metavar="S", help="seconds in all (default 570)")
-    everything.add_argument("--least", type=real(1), default=30, metavar="S", help="begin no part with less left (default 30)")
+    everything.add_argument("--budget", type=number(1), default=570, metavar="S", help="seconds in all (default 570)")
+    everything.add_argument("--least", type=number(1), default=30, metavar="S", help="start no part with less left (30)")
     everything.set_defaults(run=device.bench)
     rival = commands.add_parser("torch", help="one chunk in plain torch (what `stream --torch` runs); prints JSON")
     rival.add_argument("--shape", default="mid")
     rival.add_argument("--dtype", choices=("float32", "bfloat16"))
     rival.add_argument("--grid", default="1,50,72", help="of the frames, in patches: T,H,W")
-    rival.add_argument("--tokens", type=whole(1), default=784, help="new ones of a chunk")
-    rival.add_argument("--slots", type=whole(1), default=14336)
-    rival.add_argument("--reply", type=whole(1), default=20, help="tokens")
+    rival.add_argument("--tokens", type=integer(1), default=784, help="new ones of a chunk")
+    rival.add_argument("--slots", type=integer(1), default=14336)
+    rival.add_argument("--reply", type=integer(1), default=20, help="tokens")
     rival.set_defaults(run=torch_rival.bench)
     drops.flags(commands.add_parser("drops", help="what dropped chunks do to a commentary"))
     replies.flags(commands.add_parser("replies", help="what a model says of annotated windows, right or not"))

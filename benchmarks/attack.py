@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.watchers import Watcher, resident_bytes, start_streams
-from svlm_jax.cli.common import Progress
+from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
 
 QUIET = 0.25  # of the time, before the attacks start

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import record
-from svlm_jax.cli.common import Progress
+from svlm_jax.cli.progress import Progress
 from svlm_jax.config import ModelConfig, preset
 
 POLL = 0.05  # seconds between looks at a child's memory

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.report import record
-from svlm_jax.cli.common import Progress
-from svlm_jax.cli.flags import whole
+from svlm_jax.cli.flags import integer
+from svlm_jax.cli.progress import Progress
 
 FIRST_SEED, SPIKE_AT, SPIKE = 1000000, 5, 3  # held-out games; second and length of a moment of load
 SLOW = 0.7  # speed of a device that is too slow, in seconds of video a second
@@ -93,7 +93,7 @@ def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
 
 
 def flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--games", type=whole(1), default=4, help="default 4")
-    parser.add_argument("--seconds", type=whole(10), default=90, help="of each (default 90)")
+    parser.add_argument("--games", type=integer(1), default=4, help="default 4")
+    parser.add_argument("--seconds", type=integer(10), default=90, help="of each (default 90)")
     parser.add_argument("--name", default="drops", help="of the entry in docs/benchmarks (default drops)")
     parser.set_defaults(run=bench)

@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import DOCS, record
-from svlm_jax.cli.common import DEFAULT_MODEL, Progress
-from svlm_jax.cli.progress import span
+from svlm_jax.cli.model_flags import DEFAULT_MODEL
+from svlm_jax.cli.progress import Progress, span
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.touchline import commentary

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import record
-from svlm_jax.cli.common import Progress
+from svlm_jax.cli.progress import Progress
 
 SCORE = re.compile(r"\d+-\d+")
 COLUMNS = ("replies", "with words", "silent", "answers", "scores in replies", "scores in text before")

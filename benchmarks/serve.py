@@ -24,7 +24,7 @@ import numpy as np
 from benchmarks import attack
 from benchmarks.report import record
 from benchmarks.watchers import Watcher, resident_bytes, start_streams
-from svlm_jax.cli.common import Progress
+from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
 
 

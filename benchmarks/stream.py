@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks.report import record
 from benchmarks.shapes import shape
 from benchmarks.torch_rival import beside
-from svlm_jax.cli.common import Progress
+from svlm_jax.cli.progress import Progress
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.touchline.film import Film

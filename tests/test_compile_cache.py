@@ -1,5 +1,6 @@
 """Compiled programs are kept for the next start: where, how safely, and that nothing depends on it."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import svlm_jax
 from svlm_jax import compile_cache
-from svlm_jax.cli import common
+from svlm_jax.cli import main, model_flags
 from svlm_jax.errors import InputError
 from tests.support import ROOT
 
@@ -81,12 +82,12 @@ def test_what_was_half_written_is_written_again(tmp_path):
 
 
 def test_what_cannot_be_read_is_told_once_and_forgotten(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(common, "_told", set())
+    monkeypatch.setattr(main, "_warned", set())
     jax.config.update(NAMES[0], str(tmp_path))
     for name in ("jit_f-0a-cache", "jit_f-0a-atime", "jit_g-0b-cache"):
         (tmp_path / name).touch()
     for _ in range(2):
-        common._warn("Error reading persistent compilation cache entry for 'jit_f': error: invalid\nstream")
+        main._warn("Error reading persistent compilation cache entry for 'jit_f': error: invalid\nstream")
     assert capsys.readouterr().err == "warning: a compiled program could not be read: error: invalid stream\n"
     assert [path.name for path in tmp_path.iterdir()] == ["jit_g-0b-cache"]
 
@@ -142,7 +143,7 @@ def test_a_relative_cache_home_is_ignored_and_processors_do_not_share(monkeypatc
 def test_none_turns_it_off():
     with warnings.catch_warnings(action="error"):
         try:
-            common.keep_programs(common.argparse.Namespace(compile_cache="none"))
+            model_flags.set_compile_cache(argparse.Namespace(compile_cache="none"))
             assert compile_cache.kept_in() is None and svlm_jax.enable_compile_cache() is None
         finally:
             jax.config.update("jax_enable_compilation_cache", True)

@@ -10,8 +10,9 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from svlm_jax.cli.common import Parser, Progress, compiling, interruptible, load, model_flags, outside_its_game
-from svlm_jax.cli.flags import SEEDS, real, whole
+from svlm_jax.cli.flags import MAX_SEED, Parser, integer, number
+from svlm_jax.cli.model_flags import knows_only_its_game, load, model_flags
+from svlm_jax.cli.progress import Progress, compiling, interruptible
 
 
 def main() -> None:
@@ -19,24 +20,24 @@ def main() -> None:
     parser.add_argument("source", help="image or video file")
     model_flags(parser)
     parser.add_argument("--prompt", help='what to ask (default: "Describe this image." or "... video.")')
-    parser.add_argument("--fps", type=real(0.01, 1000), default=2.0, help="frames a second taken of a video (default 2)")
-    parser.add_argument("--start", type=real(0), default=0.0, metavar="S", help="second to start at")
-    parser.add_argument("--duration", type=real(0), metavar="S", help="seconds to watch (default: to the end)")
-    parser.add_argument("--max-new-tokens", type=whole(1), default=128, help="longest reply (default 128)")
-    own = parser.add_argument_group("how words are drawn (default: the model's generation_config.json, greedy without one)")
-    own.add_argument("--temperature", type=float, default=argparse.SUPPRESS, help="0 is greedy")
-    own.add_argument("--top-k", type=int, default=argparse.SUPPRESS, help="0: all")
-    own.add_argument("--top-p", type=float, default=argparse.SUPPRESS, help="1: all")
-    own.add_argument("--repetition-penalty", type=float, default=argparse.SUPPRESS, help="1: none")
-    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is drawn, unless greedy (default 0)")
+    parser.add_argument("--fps", type=number(0.01, 1000), default=2.0, help="frames a second taken of a video (default 2)")
+    parser.add_argument("--start", type=number(0), default=0.0, metavar="S", help="second to start at")
+    parser.add_argument("--duration", type=number(0), metavar="S", help="seconds to watch (default: to the end)")
+    parser.add_argument("--max-new-tokens", type=integer(1), default=128, help="longest reply (default 128)")
+    group = parser.add_argument_group("sampling (default: the model's generation_config.json, greedy without one)")
+    group.add_argument("--temperature", type=float, default=argparse.SUPPRESS, help="0 is greedy")
+    group.add_argument("--top-k", type=int, default=argparse.SUPPRESS, help="0: all")
+    group.add_argument("--top-p", type=float, default=argparse.SUPPRESS, help="1: all")
+    group.add_argument("--repetition-penalty", type=float, default=argparse.SUPPRESS, help="1: none")
+    parser.add_argument("--seed", type=integer(0, MAX_SEED), default=0, help="of what is drawn, unless greedy (default 0)")
     args = parser.parse_args()
 
     clip = _clip(args)
-    if told := outside_its_game(args.model, args.source):
-        print(told, file=sys.stderr)
+    if warning := knows_only_its_game(args.model, args.source):
+        print(warning, file=sys.stderr)
     vlm = load(args, progress=Progress("load"))
-    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty") if name in args}
-    sampling = replace(vlm.generation, **given)
+    overrides = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty") if name in args}
+    sampling = replace(vlm.generation, **overrides)
     t, h, w = clip.grid
     started = time.monotonic()
     options = {"max_new_tokens": args.max_new_tokens, "sampling": sampling, "seed": args.seed}

@@ -12,7 +12,8 @@ import os
 import re
 from pathlib import Path
 
-from svlm_jax.cli.common import Parser, Progress
+from svlm_jax.cli.flags import Parser
+from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
 
 

@@ -16,18 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from svlm_jax.cli.common import (
-    DEFAULT_MODEL,
-    Parser,
-    cache_flag,
-    compiling,
-    in_force,
-    interruptible,
-    keep_programs,
-    retained_flags,
-    settings,
-)
-from svlm_jax.cli.flags import whole
+from svlm_jax.cli.flags import Parser, integer
+from svlm_jax.cli.model_flags import DEFAULT_MODEL, compile_cache_flag, set_compile_cache
+from svlm_jax.cli.progress import compiling, interruptible
+from svlm_jax.cli.stream_flags import retention_flags, settings_line, stream_settings
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.touchline.film import HELD_OUT, Film, play
@@ -40,23 +32,23 @@ ASK_BEFORE_END = 5  # seconds
 def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
-    parser.add_argument("--seed", type=whole(0), default=HELD_OUT, help=f"of the game (default {HELD_OUT}, which is held out)")
-    parser.add_argument("--seconds", type=whole(2 * ASK_BEFORE_END), default=90, help="of the game (default 90)")
+    parser.add_argument("--seed", type=integer(0), default=HELD_OUT, help=f"of the game (default {HELD_OUT}: held out)")
+    parser.add_argument("--seconds", type=integer(2 * ASK_BEFORE_END), default=90, help="of the game (default 90)")
     parser.add_argument("--unseen", action="store_true", help="a pitch and shades that no training film has")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw what was seen and said")
-    cache_flag(parser)
-    retained_flags(parser)
+    compile_cache_flag(parser)
+    retention_flags(parser)
     args = parser.parse_args()
     if args.picture and (args.picture.suffix != ".png" or not args.picture.absolute().parent.is_dir()):
         raise InputError("--picture", args.picture, "a FILE.png in a directory that exists", "make the directory")
-    config, sampling = settings(args)
+    config, sampling = stream_settings(args)
     from svlm_jax import from_pretrained
 
     began = time.monotonic()
     with interruptible():
-        keep_programs(args)
+        set_compile_cache(args)
         vlm = from_pretrained(args.model)
-    print(in_force(vlm, config, sampling), file=sys.stderr)
+    print(settings_line(config, sampling), file=sys.stderr)
     size = sum(value.size for value in vlm.parameters.values())
     print(f"{args.model}, {size / 1e6:.1f} M parameters, watches game {args.seed}: {args.seconds} s, as fast as it can\n")
     watched = Watched(args.seed, args.seconds)

@@ -1,4 +1,4 @@
-"""Flags of commands: a command is named as it is typed, what is wrong with a flag is one line, numbers have bounds.
+"""Flags of commands: numbers have bounds, and what is wrong with a flag is one line.
 
 Knows no command. The line is that of `InputError`: flag, got, expected, remedy.
 """
@@ -15,15 +15,15 @@ from svlm_jax.errors import shortened
 from svlm_jax.media.paths import masked
 
 BAD_INPUT = 2  # exit code
-LONGEST = 60  # letters of what was typed that are repeated
-SEEDS = 2**32 - 1  # the largest
-MOST = 2**31 - 1  # of a number without another bound
+MAX_ECHO = 60  # characters of a bad value that are repeated in its error line
+MAX_SEED = 2**32 - 1
+MAX_INTEGER = 2**31 - 1  # of a flag without another bound
 YEAR = 366 * 24 * 3600.0  # seconds: no video is longer
 _KINDS = {"int": "a whole number", "float": "a number", "Path": "a path"}
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse with `python -m launch.NAME` as the name of the command and one line for what is wrong."""
+    """argparse with one line for what is wrong, and the name of the command as it was typed."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         if len(args) + ("prog" in options) == 0:  # a command's own; those of its subcommands are named by argparse
@@ -33,63 +33,64 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*args, **options)
 
     def error(self, message: str) -> NoReturn:
-        words = self._told(message).split()
+        words = self._explain(message).split()
         line = " ".join(masked(word) if "://" in word else word for word in words)  # no password of a camera
         print(f"error: {line}; {self.prog} --help lists the flags", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
-    def _told(self, message: str) -> str:
-        if found := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
-            typed = found[1].split()[0]
-            near = difflib.get_close_matches(typed.partition("=")[0], self._option_string_actions, 1)
-            return f"{short(typed)}: got an argument that is unknown, expected {near[0] if near else 'a flag of this command'}"
-        if found := re.fullmatch(r"the following arguments are required: (.*)", message):
-            return f"{found[1]}: got nothing, expected a value"
-        if found := re.fullmatch(r"argument (.*?): expected (.*) arguments?", message):
-            return f"{found[1]}: got nothing, expected {'a value' if found[2] == 'one' else found[2] + ' values'}"
-        if found := re.fullmatch(r"argument (.*?): invalid choice: (.*) \(choose from (.*)\)", message, re.DOTALL):
-            return f"{found[1]}: got {short(found[2])}, expected one of {found[3]}"
-        if found := re.fullmatch(r"argument (.*?): invalid (\w+) value: (.*)", message, re.DOTALL):
-            return f"{found[1]}: got {short(found[3])}, expected {_KINDS.get(found[2], found[2])}"
+    def _explain(self, message: str) -> str:
+        if match := re.fullmatch(r"unrecognized arguments: (.*)", message, re.DOTALL):
+            argument = match[1].split()[0]
+            suggestions = difflib.get_close_matches(argument.partition("=")[0], self._option_string_actions, 1)
+            expected = suggestions[0] if suggestions else "a flag of this command"
+            return f"{short(argument)}: got an argument that is unknown, expected {expected}"
+        if match := re.fullmatch(r"the following arguments are required: (.*)", message):
+            return f"{match[1]}: got nothing, expected a value"
+        if match := re.fullmatch(r"argument (.*?): expected (.*) arguments?", message):
+            return f"{match[1]}: got nothing, expected {'a value' if match[2] == 'one' else match[2] + ' values'}"
+        if match := re.fullmatch(r"argument (.*?): invalid choice: (.*) \(choose from (.*)\)", message, re.DOTALL):
+            return f"{match[1]}: got {short(match[2])}, expected one of {match[3]}"
+        if match := re.fullmatch(r"argument (.*?): invalid (\w+) value: (.*)", message, re.DOTALL):
+            return f"{match[1]}: got {short(match[3])}, expected {_KINDS.get(match[2], match[2])}"
         return message.removeprefix("argument ")
 
 
 def short(text: str) -> str:
-    """What somebody typed, at most LONGEST letters of it."""
-    return shortened(text, LONGEST)
+    """A value as it was typed, at most MAX_ECHO letters of it."""
+    return shortened(text, MAX_ECHO)
 
 
-def whole(least: int, most: int = MOST) -> Callable[[str], int]:
-    """A flag's type: a whole number in least..most."""
+def integer(minimum: int, maximum: int = MAX_INTEGER) -> Callable[[str], int]:
+    """A flag's type: a whole number in minimum..maximum."""
 
-    def number(text: str) -> int:
+    def parse(text: str) -> int:
         try:
             value, got, kind = int(text), short(text), ""
         except ValueError:
-            value, got, kind = least - 1, short(repr(text)), "a whole number, "
-        if not least <= value <= most:
-            bounds = f"{least} or more" if most == MOST else f"{least} to {most}"
+            value, got, kind = minimum - 1, short(repr(text)), "a whole number, "
+        if not minimum <= value <= maximum:
+            bounds = f"{minimum} or more" if maximum == MAX_INTEGER else f"{minimum} to {maximum}"
             raise argparse.ArgumentTypeError(f"got {got}, expected {kind}{bounds}")
         return value
 
-    return number
+    return parse
 
 
-def real(least: float, most: float = YEAR) -> Callable[[str], float]:
-    """A flag's type: a number in least..most; neither nan nor infinite."""
+def number(minimum: float, maximum: float = YEAR) -> Callable[[str], float]:
+    """A flag's type: a number in minimum..maximum; neither nan nor infinite."""
 
-    def number(text: str) -> float:
+    def parse(text: str) -> float:
         try:
             value, got = float(text), short(text)
         except ValueError:
             value, got = math.nan, short(repr(text))
-        if not least <= value <= most:  # also for nan
-            raise argparse.ArgumentTypeError(f"got {got}, expected a number, {least:g} to {most:g}")
+        if not minimum <= value <= maximum:  # also refuses nan, which compares false
+            raise argparse.ArgumentTypeError(f"got {got}, expected a number, {minimum:g} to {maximum:g}")
         return value
 
-    return number
+    return parse
 
 
-def word_of(text: str) -> int | None:
+def integer_or_none(text: str) -> int | None:
     """A flag's type: a whole number, or "none"."""
-    return None if text == "none" else whole(0)(text)
+    return None if text == "none" else integer(0)(text)

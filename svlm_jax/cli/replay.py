@@ -10,8 +10,9 @@ import json
 import sys
 from pathlib import Path
 
-from svlm_jax.cli.common import Parser, compiling, keep_programs, load, model_flags
-from svlm_jax.cli.flags import real
+from svlm_jax.cli.flags import Parser, number
+from svlm_jax.cli.model_flags import load, model_flags, set_compile_cache
+from svlm_jax.cli.progress import compiling
 from svlm_jax.errors import InputError
 
 UNEQUAL = 1  # exit code
@@ -22,7 +23,10 @@ def main() -> None:
     parser.add_argument("trace", type=Path, help="NAME.json")
     model_flags(parser, dtype=False)
     parser.add_argument(
-        "--tolerance", type=real(0), default=2e-3, help="largest difference of a logit (default 2e-3; its tenth at the median)"
+        "--tolerance",
+        type=number(0),
+        default=2e-3,
+        help="largest difference of a logit (default 2e-3; a tenth at the median)",
     )
     parser.add_argument("--record", type=Path, metavar="NEW.json", help="write a new recording instead")
     args = parser.parse_args()
@@ -38,7 +42,7 @@ def main() -> None:
         if (args.attention, args.weights) != ("auto", "full"):
             raise InputError("--attention, --weights", "a training sample", "a recorded stream", "leave the flags out")
         model = local_directory(args.model)
-        keep_programs(args)
+        set_compile_cache(args)
         with compiling():
             result = sample.replay(args.trace, model, args.processor or model)
     else:

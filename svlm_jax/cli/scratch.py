@@ -7,8 +7,7 @@ Hugging Face layout: config, safetensors, tokenizer, pixel settings. Then `svlm 
 
 from pathlib import Path
 
-from svlm_jax.cli.common import Parser
-from svlm_jax.cli.flags import SEEDS, whole
+from svlm_jax.cli.flags import MAX_SEED, Parser, integer
 from svlm_jax.data.annotation import parse_line
 from svlm_jax.data.records import Records
 
@@ -17,7 +16,7 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("sources", nargs="+", type=Path, metavar="MATCHES.jsonl", help="annotations whose words it will know")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to make")
-    parser.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of the weights (default 0)")
+    parser.add_argument("--seed", type=integer(0, MAX_SEED), default=0, help="of the weights (default 0)")
     args = parser.parse_args()
     from svlm_jax.touchline.scratch import scratch
 

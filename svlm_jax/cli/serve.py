@@ -18,21 +18,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.cli.common import (
-    Parser,
-    Progress,
-    check_source,
-    compiling,
-    in_force,
-    load,
-    model_flags,
-    outside_its_game,
-    rate_flags,
-    reply_flags,
-    retained_flags,
-    settings,
-)
-from svlm_jax.cli.flags import real, whole
+from svlm_jax.cli.flags import Parser, integer, number
+from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load, model_flags
+from svlm_jax.cli.progress import Progress, compiling
+from svlm_jax.cli.stream_flags import frame_flags, retention_flags, sampling_flags, settings_line, stream_settings
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.media.paths import masked
@@ -48,7 +37,7 @@ SWITCH_INTERVAL = 0.001
 def parser() -> argparse.ArgumentParser:
     parser, defaults = Parser(description=__doc__), Limits()
     model_flags(parser)
-    parser.add_argument("--num-streams", type=whole(1, 1024), default=4, help="streams at a time, in one batch (default 4)")
+    parser.add_argument("--num-streams", type=integer(1, 1024), default=4, help="streams at a time, in one batch (default 4)")
     parser.add_argument("--query", default=QUERY, help="of a stream that is started without one")
     sources = parser.add_argument_group("what can be watched")
     sources.add_argument(
@@ -58,16 +47,16 @@ def parser() -> argparse.ArgumentParser:
         "--allow-addresses", action="store_true", help="viewers may name files and URLs of this machine: trust them"
     )
     sources.add_argument("--size", default=SIZE, metavar="WxH", help=f"largest frame in pixels (default {SIZE})")
-    rate_flags(sources)
-    reply_flags(parser.add_argument_group("words"))
-    retained_flags(parser)
+    frame_flags(sources)
+    sampling_flags(parser.add_argument_group("words"))
+    retention_flags(parser)
     _access_flags(parser.add_argument_group("who may watch"), defaults)
     return parser
 
 
 def _access_flags(group: Any, defaults: Limits) -> None:
     group.add_argument("--host", default="127.0.0.1", help="address to bind (default 127.0.0.1: this machine only)")
-    group.add_argument("--port", type=whole(0, 65535), default=8000, help="0: any that is free (default 8000)")
+    group.add_argument("--port", type=integer(0, 65535), default=8000, help="0: any that is free (default 8000)")
     token = "secret that viewers must send: 12 characters or more (or $SVLM_TOKEN)"
     group.add_argument("--token", default=os.environ.get("SVLM_TOKEN", ""), help=token)
     group.add_argument("--insecure", action="store_true", help="bind other addresses without a token")
@@ -78,16 +67,16 @@ def _access_flags(group: Any, defaults: Limits) -> None:
         ("--max-viewers-per-stream", defaults.max_viewers_per_stream, "of one stream"),
         ("--max-viewers-per-address", defaults.max_viewers_per_address, "from one client address; behind a proxy all have its"),
     ):
-        group.add_argument(flag, type=whole(1), default=default, metavar="N", help=f"{description} (default {default})")
+        group.add_argument(flag, type=integer(1), default=default, metavar="N", help=f"{description} (default {default})")
     timeout = f"seconds until a stream without viewers ends (default {defaults.unwatched_timeout:g})"
-    group.add_argument("--unwatched-timeout", type=real(0), default=defaults.unwatched_timeout, metavar="S", help=timeout)
+    group.add_argument("--unwatched-timeout", type=number(0), default=defaults.unwatched_timeout, metavar="S", help=timeout)
 
 
 def main() -> None:
     args = parser().parse_args()
     for source in args.source:
         check_source(source)
-    (config, sampling), size = settings(args), _size(args.size)
+    (config, sampling), size = stream_settings(args), _size(args.size)
     is_local = _is_loopback(args.host)
     _check_access(args, is_local)
     _check_extra()
@@ -100,10 +89,10 @@ def main() -> None:
     bound = listen(args.host, args.port)
     box = Box(*size)
     hub = _hub(args, config, sampling, box)
-    for line in sorted({outside_its_game(args.model, source) for source in args.source} - {""}):
+    for line in sorted({knows_only_its_game(args.model, source) for source in args.source} - {""}):
         print(line, file=sys.stderr)
     vlm = load(args, progress=Progress("load"))
-    print(in_force(vlm, config, sampling), file=sys.stderr)
+    print(settings_line(config, sampling), file=sys.stderr)
     start = time.monotonic()
     options = {"publish": hub.publish, "limits": hub.limits, "metrics": hub.metrics, "sampling": sampling}
     with compiling():

@@ -20,22 +20,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.cli.common import (
-    Parser,
-    Progress,
-    check_source,
-    compiling,
-    in_force,
-    load,
-    model_flags,
-    outside_its_game,
-    rate_flags,
-    reply_flags,
-    retained_flags,
-    settings,
-)
-from svlm_jax.cli.flags import SEEDS, real, whole
+from svlm_jax.cli.flags import MAX_SEED, Parser, integer, number
+from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load, model_flags
+from svlm_jax.cli.progress import Progress, compiling
 from svlm_jax.cli.screen import Questions, Screen, Stopping, clock, someone_types
+from svlm_jax.cli.stream_flags import frame_flags, retention_flags, sampling_flags, settings_line, stream_settings
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.media.player import LATE
@@ -47,15 +36,15 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(description=__doc__)
     made.add_argument("source", help="what to watch: see above")
     model_flags(made)
-    made.add_argument("--tensor", type=whole(1), default=1, help="devices that share the model (default 1)")
+    made.add_argument("--tensor", type=integer(1), default=1, help="devices that share the model (default 1)")
     video = made.add_argument_group("video")
-    rate_flags(video)
-    video.add_argument("--start", type=real(0), metavar="S", help="second to start at (default 0, or where --resume stands)")
-    video.add_argument("--duration", type=real(0), metavar="S", help="seconds to watch (default: to the end)")
+    frame_flags(video)
+    video.add_argument("--start", type=number(0), metavar="S", help="second to start at (default 0, or where --resume stands)")
+    video.add_argument("--duration", type=number(0), metavar="S", help="seconds to watch (default: to the end)")
     video.add_argument("--pace", action="store_true", help="play a file at its own speed")
     video.add_argument(
         "--max-delay",
-        type=real(0),
+        type=number(0),
         default=LATE,
         metavar="S",
         help=f"live or with --pace: seconds of video that may wait before the oldest are dropped (default {LATE:g})",
@@ -65,15 +54,15 @@ def parser() -> argparse.ArgumentParser:
     said.add_argument("--previous-text", default="", help="commentary that came before")
     said.add_argument("--ask", action="append", default=[], metavar="S:QUESTION", help="a question at a second; repeatable")
     said.add_argument("--tokens", action="store_true", help="show words as they come, not chunk by chunk")
-    reply_flags(said)
-    said.add_argument("--seed", type=whole(0, SEEDS), default=0, help="of what is drawn, unless greedy (default 0)")
-    retained_flags(made)
+    sampling_flags(said)
+    said.add_argument("--seed", type=integer(0, MAX_SEED), default=0, help="of what is drawn, unless greedy (default 0)")
+    retention_flags(made)
     files = made.add_argument_group("files")
     files.add_argument("--vtt", type=Path, help="captions as WebVTT")
     files.add_argument("--srt", type=Path, help="captions as SubRip")
     files.add_argument("--jsonl", type=Path, help="one line a chunk: start, end, text, tokens, ms by stage, slots")
     files.add_argument("--save-state", type=Path, metavar="FILE", help="save the stream here, at the end and as it goes")
-    files.add_argument("--save-every", type=whole(1), default=60, metavar="CHUNKS", help="how often (default 60)")
+    files.add_argument("--save-every", type=integer(1), default=60, metavar="CHUNKS", help="how often (default 60)")
     files.add_argument("--resume", type=Path, metavar="FILE", help="go on from a saved stream")
     return made
 
@@ -84,7 +73,7 @@ def main() -> None:
         raise InputError("--resume", "with --query or --previous-text", "a stream that has its own", "use --ask")
     check_outputs(args)
     check_source(args.source, args.start, args.duration)
-    config, draws = settings(args)
+    config, draws = stream_settings(args)
     with ExitStack() as things:
         Watch(args, config, draws, things).run(things)
 
@@ -168,10 +157,10 @@ class Watch:
         self.writer: state_io.Writer | None = None
         self.whole = True  # state and captions tell of the same chunks
         mesh = make_mesh(tensor=args.tensor) if args.tensor > 1 else None
-        if told := outside_its_game(args.model, args.source):
+        if told := knows_only_its_game(args.model, args.source):
             self.screen.say(told)
         self.vlm = load(args, mesh=mesh, progress=Progress("load"))
-        self.screen.say(in_force(self.vlm, config, draws))
+        self.screen.say(settings_line(config, draws))
         self.done = self.dropped = self.saved = 0
 
     def run(self, things: ExitStack) -> None:

@@ -12,8 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from svlm_jax.cli.common import Parser
-from svlm_jax.cli.flags import whole
+from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 
@@ -164,7 +163,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"), metavar="DIR", help="default: runs/tiny")
     parser.add_argument("--quick", action="store_true", help="little of everything, in minutes: the way, not the model")
     parser.add_argument(
-        "--stages", type=whole(SIXTH), default=SIXTH, metavar="N", help=f"of training: {SIXTH} (the default) or more"
+        "--stages", type=integer(SIXTH), default=SIXTH, metavar="N", help=f"of training: {SIXTH} (the default) or more"
     )
     args = parser.parse_args()
     local_path(args.out, "--out")

@@ -20,7 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.cli.common import Parser, cache_flag, check_attention, keep_programs
+from svlm_jax.cli.flags import Parser
+from svlm_jax.cli.model_flags import check_attention, compile_cache_flag, set_compile_cache
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 
@@ -85,7 +86,7 @@ def parse(config: Any, flags: list[str], program: str) -> Any:
 def main() -> None:
     first = Parser(description=__doc__, add_help=False, allow_abbrev=False)
     first.add_argument("--config", help="a name in configs/, or a Python file")
-    cache_flag(first)
+    compile_cache_flag(first)
     first.add_argument("--nproc", type=int, default=1, help="processes on this machine (default 1)")
     first.add_argument("--devices-each", type=int, help="virtual CPU devices of each process")
     first.add_argument("--dry-run", metavar="TOPOLOGY", help="compile for h100x8, v5p-64 ...: does it fit? nothing is run")
@@ -155,7 +156,7 @@ def train(config: Any, own: argparse.Namespace) -> None:
     say = Screen(chief)
     try:
         check_attention(config.attention)
-        kept = keep_programs(own)
+        kept = set_compile_cache(own)
         runner = trainer(config, local_directory(config.model), say=say, stop=multihost_utils.reached_preemption_sync_point)
         say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.steps} steps of {config.batch} samples")
         say(f"compiling; the first step comes after that{f' (kept in {kept} for the next start)' if kept else ''} ...")

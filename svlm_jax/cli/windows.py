@@ -22,7 +22,8 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from svlm_jax.cli.common import Parser, Progress
+from svlm_jax.cli.flags import Parser
+from svlm_jax.cli.progress import Progress
 from svlm_jax.data.annotation import Annotation, parse, parse_line
 from svlm_jax.data.frames import check_fps
 from svlm_jax.data.records import Records, seeks_path, write

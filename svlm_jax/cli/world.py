@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from svlm_jax.cli.common import Parser, Progress
-from svlm_jax.cli.flags import real, whole
-from svlm_jax.cli.progress import span
+from svlm_jax.cli.flags import Parser, integer, number
+from svlm_jax.cli.progress import Progress, span
 from svlm_jax.data import records
 from svlm_jax.data.annotation import Annotation
 from svlm_jax.data.windows import record
@@ -41,10 +40,10 @@ def main() -> None:
     parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into; made if need be")
     parser.add_argument("--seeds", default="0:8", metavar="A[:B]", help="a seed, or all from A to below B (default 0:8)")
-    parser.add_argument("--seconds", type=whole(1), default=600, metavar="S", help="length of a film (default 600)")
-    parser.add_argument("--fps", type=real(0.01, 1000), default=2.0, help="frames a second (default 2, what a model looks at)")
+    parser.add_argument("--seconds", type=integer(1), default=600, metavar="S", help="length of a film (default 600)")
+    parser.add_argument("--fps", type=number(0.01, 1000), default=2.0, help="frames a second (default 2, what a model sees)")
     parser.add_argument("--size", default="336x224", metavar="WxH", help="pixels (default 336x224)")
-    parser.add_argument("--questions", type=real(0, 1), default=0.0, metavar="SHARE", help="of seconds that have a question")
+    parser.add_argument("--questions", type=number(0, 1), default=0.0, metavar="SHARE", help="of seconds that have a question")
     parser.add_argument("--ask", nargs="+", choices=QUESTIONS, default=[*QUESTIONS], help="which questions (default: all)")
     parser.add_argument(
         "--rules",
@@ -57,7 +56,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="films that are there stay: go on after a stop")
     parser.add_argument("--test", action="store_true", help="films of held-out seeds")
     parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
-    parser.add_argument("--jobs", type=whole(1, 1024), default=os.cpu_count() or 1, help="films at a time (default: CPUs)")
+    parser.add_argument("--jobs", type=integer(1, 1024), default=os.cpu_count() or 1, help="films at a time (default: CPUs)")
     parser.add_argument("--index", default="matches.jsonl", metavar="NAME.jsonl", help="annotations (default matches.jsonl)")
     parser.add_argument("--sheet", action="store_true", help="one picture instead: OUT/world.png, a scene of each kind")
     args = parser.parse_args()

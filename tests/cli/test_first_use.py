@@ -15,7 +15,7 @@ import pytest
 import svlm_jax
 from benchmarks import plans
 from benchmarks.__main__ import parser as bench_parser
-from svlm_jax.cli import common, flags, progress
+from svlm_jax.cli import flags, main, model_flags, progress
 from svlm_jax.errors import InputError
 from svlm_jax.media.video import write_video
 from svlm_jax.pretrained import SHIPPED, local_directory
@@ -43,7 +43,7 @@ def refused(monkeypatch, capsys):
         main = __import__(f"launch.{module}", fromlist=["main"]).main
         monkeypatch.setattr(sys, "argv", [f"launch.{module}", *map(str, args)])
         with pytest.raises(SystemExit) as end:
-            common.run(main)
+            main.run(main)
         assert end.value.code == 2
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and told.startswith("error: ") and len(told) < 300, told
@@ -146,8 +146,10 @@ def test_a_model_is_one_line_in_a_notebook():
 def test_shipped_models_say_what_they_know_before_they_watch_something_else(tmp_path):
     """Else: the first video of a newcomer looks like a broken program, which greets a cup and is silent."""
     for source in ("holiday.mp4", "0", "rtsp://camera/1", str(tmp_path)):
-        assert "touchline knows only the generated game" in common.outside_its_game("touchline", source)
-    assert common.outside_its_game("touchline", "match:5") == common.outside_its_game("DIR", "holiday.mp4") == ""
+        assert "touchline knows only the generated game" in model_flags.knows_only_its_game("touchline", source)
+    assert (
+        model_flags.knows_only_its_game("touchline", "match:5") == model_flags.knows_only_its_game("DIR", "holiday.mp4") == ""
+    )
 
 
 def test_without_the_packages_a_command_says_which_environment(tmp_path):
@@ -198,13 +200,13 @@ def test_a_reader_who_has_gone_and_a_screen_without_the_letters_end_nothing_badl
     read, write = os.pipe()
     os.close(read)
     gone = subprocess.run(
-        [sys.executable, "-c", "from svlm_jax.cli.common import run\nrun(lambda: print('x' * 100000))"],
+        [sys.executable, "-c", "from svlm_jax.cli.main import run\nrun(lambda: print('x' * 100000))"],
         stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     os.close(write)
-    assert (gone.returncode, gone.stderr) == (common.CLOSED, "")
+    assert (gone.returncode, gone.stderr) == (main.CLOSED, "")
     poor = subprocess.run(
-        [sys.executable, "-c", "from svlm_jax.cli.common import run\nrun(lambda: print('✓'))"],
+        [sys.executable, "-c", "from svlm_jax.cli.main import run\nrun(lambda: print('✓'))"],
         capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert (poor.returncode, poor.stdout) == (0, "?\n")
@@ -215,7 +217,7 @@ def test_interrupted_a_command_says_so_in_one_line():
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as end:
-        common.run(interrupted)
+        main.run(interrupted)
     assert end.value.code == 130
 
 
@@ -284,7 +286,7 @@ def test_make_says_what_it_installs_before_it_is_silent(target, tmp_path):
 
 
 def test_numbers_have_bounds():
-    assert flags.real(0, 10)("2.5") == 2.5 and flags.whole(0)("7") == 7 and flags.word_of("none") is None
+    assert flags.number(0, 10)("2.5") == 2.5 and flags.integer(0)("7") == 7 and flags.integer_or_none("none") is None
     for wrong in ("nan", "inf", "-1", "1e300", "", "a", "11"):
         with pytest.raises(flags.argparse.ArgumentTypeError, match="expected a number, 0 to 10"):
-            flags.real(0, 10)(wrong)
+            flags.number(0, 10)(wrong)

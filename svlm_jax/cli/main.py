@@ -1,0 +1,74 @@
+"""How every command runs: what can go wrong becomes one line on stderr and an exit code."""
+
+import errno
+import io
+import logging
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from svlm_jax.cli.flags import BAD_INPUT
+from svlm_jax.errors import InputError
+
+INTERRUPTED, CLOSED = 130, 141  # exit codes of a shell for SIGINT and for SIGPIPE
+# What is wrong with a path or a disk and can be mended by the user. A broken disk (EIO) keeps its traceback.
+_PATH_ERRORS = "ENOENT ENOTDIR EISDIR EACCES EPERM EEXIST EROFS ENOSPC EDQUOT ENAMETOOLONG ELOOP"
+_USER_ERRNOS = {getattr(errno, name) for name in _PATH_ERRORS.split() if hasattr(errno, name)}
+_KERNEL = re.compile(r"(cudnn|mosaic_gpu|tpu): ")  # how the message of a kernel begins that does not take a model
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a command; InputError, and a path that can not be used, become one line on stderr and exit code 2, warnings one line
+    each, Ctrl-C one line and exit code 130; a reader that has gone (`| head`) ends it without a word."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs whole tracebacks of what we say in one line
+    warnings.showwarning = _warn
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that has no such letter
+    try:
+        main()
+        sys.stdout.flush()
+    except InputError as error:
+        _refuse(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains at its end
+        sys.exit(CLOSED)
+    except OSError as error:
+        if error.errno not in _USER_ERRNOS or (error.filename is None and error.errno != errno.ENOSPC):
+            raise
+        name = f"file {error.filename}" if error.filename is not None else "disk"
+        _refuse(InputError(name, (error.strerror or str(error)).lower(), "a usable path", "check it"))
+    except NotImplementedError as error:
+        if not _KERNEL.match(str(error)):
+            raise
+        _refuse(InputError("--attention", str(error), "a kernel for this model", "leave the flag out"))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def _refuse(error: InputError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(BAD_INPUT)
+
+
+_CACHE_WARNING = re.compile(r"Error (reading|writing) persistent compilation cache entry for '([\w.\-]+)'")
+_warned: set[str] = set()
+
+
+def _warn(message: Any, *_: Any, **__: Any) -> None:
+    """A warning is one line; that of a compiled program which cannot be kept, or read again, comes once."""
+    line = " ".join(str(message).split())
+    if match := _CACHE_WARNING.match(line):
+        if match[1] == "reading":
+            from svlm_jax.compile_cache import forget
+
+            forget(match[2])
+        if match[1] in _warned:
+            return
+        _warned.add(match[1])
+        line = f"a compiled program could not be {'read' if match[1] == 'reading' else 'kept'}: {line.partition(': ')[2]}"
+    print(f"warning: {line}", file=sys.stderr)

@@ -1,0 +1,120 @@
+"""How a video is streamed: flags of frames, sampling and retention, and the settings that they make.
+
+A flag is named as the field that it sets. One that is not given leaves the setting that the model comes with.
+"""
+
+import argparse
+from argparse import SUPPRESS
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+from svlm_jax.cli.flags import integer, integer_or_none, number
+from svlm_jax.config import Mode, MovedReplyKV, RopePositions, StreamConfig
+from svlm_jax.errors import InputError
+
+STREAM_FIELDS = tuple(field.name for field in fields(StreamConfig))
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty")
+# What every stream is shown with; the others only where they differ from the defaults.
+SHOWN = ("mode", "vision_window", "text_rounds", "sink", "text_window", "rope_positions", "moved_reply_kv")
+SHOWN += ("fps", "chunk_seconds")
+
+
+def frame_flags(parser: Any) -> None:
+    """--fps and --chunk-seconds: how a video is cut into chunks."""
+    parser.add_argument("--fps", type=number(0, 1000), default=SUPPRESS, help="frames a second that the model sees (usually 2)")
+    parser.add_argument("--chunk-seconds", type=number(0, 3600), default=SUPPRESS, help="video seconds of a reply (usually 1)")
+
+
+def sampling_flags(parser: Any) -> None:
+    """How the tokens of a reply are drawn, and how many there may be."""
+    parser.add_argument("--temperature", type=number(0, 100), default=SUPPRESS, help="0 is greedy (usually 0.9)")
+    parser.add_argument("--top-k", type=integer(0), default=SUPPRESS, help="draw from the K likeliest; 0: all (usually 50)")
+    parser.add_argument("--top-p", type=number(0, 1), default=SUPPRESS, help="draw from this share of likelihood (usually 1)")
+    parser.add_argument(
+        "--repetition-penalty", type=number(0, 100), default=SUPPRESS, help="above 1: fewer repetitions (usually 1.05)"
+    )
+    parser.add_argument("--max-new-tokens", type=integer(1), default=SUPPRESS, help="longest reply (usually 20)")
+
+
+def retention_flags(parser: argparse.ArgumentParser) -> None:
+    """What stays in the KV cache, and at which positions."""
+    group = parser.add_argument_group(
+        "what is retained",
+        "A flag that is not given leaves the model's own setting (streaming_config.json), or else the usual one. "
+        "The settings in force are printed after loading.",
+    )
+
+    def add(name: str, text: str, **options: Any) -> None:
+        group.add_argument(name, default=SUPPRESS, help=text, **options)
+
+    modes = "streaming; full: everything; window: everything of a while, then nothing; recompute: windows without a cache"
+    add("--mode", f"{modes} (usually streaming)", choices=get_args(Mode))
+    add("--vision-window", "chunks of frames (usually 16)", type=integer(1))
+    add("--text-rounds", "replies that stay turns (usually 16)", type=integer(1))
+    add("--sink", "attention sink: first words of the previous text (usually 512; none: all)", type=integer_or_none)
+    add("--text-window", "last tokens of the previous text (usually 512; none: all)", type=integer_or_none)
+    add("--rope-positions", "of retained tokens (usually contiguous)", choices=get_args(RopePositions))
+    add("--moved-reply-kv", "of replies that become previous text (usually reuse)", choices=get_args(MovedReplyKV))
+    add("--mrope-axes", "of positions: 3, or 1 as LiveCC counts", type=int, choices=(1, 3))
+    add("--window-chunks", "of --mode window (usually 100)", type=integer(1))
+
+
+def stream_settings(args: argparse.Namespace) -> tuple[StreamConfig, Any]:
+    """How to stream, and a `Sampling`: what the flags of this module say, else what the model named by --model comes with.
+
+    Raises:
+        InputError: flags that contradict each other, by their names.
+    """
+    from svlm_jax.pretrained import local_directory, streaming
+
+    config, sampling = streaming(local_directory(args.model))
+    overrides = {name: getattr(args, name) for name in STREAM_FIELDS if name in args}
+    _check_positions(overrides, config)
+    try:
+        config = replace(config, **overrides)
+        return config, replace(sampling, **{name: getattr(args, name) for name in SAMPLING_FIELDS if name in args})
+    except InputError as error:
+        raise _under_flag_names(error) from None
+
+
+def _check_positions(overrides: dict[str, Any], config: StreamConfig) -> None:
+    """Native positions cannot be recomputed: the line names the flag that was given, not the setting that the model has."""
+    positions = overrides.get("rope_positions", config.rope_positions)
+    reply_kv = overrides.get("moved_reply_kv", config.moved_reply_kv)
+    if positions != "native" or reply_kv != "recompute":
+        return
+    if "rope_positions" in overrides:
+        got = "native with --moved-reply-kv recompute" + ("" if "moved_reply_kv" in overrides else " (this model's setting)")
+        remedy = "add --moved-reply-kv reuse, or leave --rope-positions out"
+        raise InputError("--rope-positions", got, "--moved-reply-kv reuse with it", remedy)
+    got, expected = "recompute with native positions", "--rope-positions contiguous with it"
+    raise InputError("--moved-reply-kv", got, expected, "add --rope-positions contiguous")
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _under_flag_names(error: InputError) -> InputError:
+    """A refused setting, under the names of its flags."""
+    words = error.field.removeprefix("sampling ").split()
+    field = " ".join(_flag(word) if word in (*STREAM_FIELDS, *SAMPLING_FIELDS) else word for word in words)
+    return InputError(field, error.got, error.expected, error.remedy)
+
+
+def settings_line(config: StreamConfig, sampling: Any) -> str:
+    """The settings of a stream in one line, under the names of their flags."""
+    names = list(SHOWN)
+    names += ["mrope_axes"] if config.mrope_axes != 3 else []
+    names += ["window_chunks"] if config.mode == "window" else []
+    values = {name: getattr(config, name) for name in names}
+    stream = ", ".join(
+        f"{_flag(name)[2:]} {value:g}" if isinstance(value, float) else f"{_flag(name)[2:]} {value}"
+        for name, value in values.items()
+    )
+    drawing = "greedy" if sampling.temperature == 0 else f"temperature {sampling.temperature:g}, top-k {sampling.top_k}"
+    if sampling.temperature and sampling.top_p < 1:
+        drawing += f", top-p {sampling.top_p:g}"
+    if sampling.repetition_penalty != 1:
+        drawing += f", repetition-penalty {sampling.repetition_penalty:g}"
+    return f"settings: {stream}; {drawing}, max-new-tokens {config.max_new_tokens}"
