@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import re
 import time
 from dataclasses import replace
@@ -13,8 +12,7 @@ import numpy as np
 
 from benchmarks.report import record
 from svlm_jax.config import preset
-from svlm_jax.errors import InputError
-from svlm_jax.train.dry_run import H100
+from svlm_jax.topology import abstract_devices
 
 REPLY = 20  # tokens of a decode loop
 
@@ -97,20 +95,11 @@ def bench(args: argparse.Namespace) -> None:
     record(f"aot_{args.shape}_{args.target}" + ("_int8" if held else ""), what, rows, args.out)
 
 
-def h100():
-    """The sharding of one H100 that is not there; needs the CUDA plugin of this jax version and ptxas."""
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
+def h100() -> Any:
+    """The sharding of one H100 that is not there."""
     import jax
-    from jax.experimental import topologies
 
-    description = H100.read_text()
-    try:
-        there = topologies.get_topology_desc("h100", platform="cuda", target_config=description, topology="1x1x1")
-    except (RuntimeError, ValueError) as error:  # NotImplementedError and JaxRuntimeError are RuntimeErrors
-        got = f"h100 ({str(error).splitlines()[0]})"
-        remedy = "pip install --no-deps jax-cuda13-plugin and jax-cuda13-pjrt of the version of jax, and put ptxas on PATH"
-        raise InputError("--target", got, "the CUDA plugin", remedy) from None
-    mesh = jax.sharding.Mesh(there.devices[:1], ("x",))
+    mesh = jax.sharding.Mesh(abstract_devices("h100x1", "--target")[:1], ("x",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 

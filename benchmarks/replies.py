@@ -26,9 +26,9 @@ def bench(args: argparse.Namespace) -> None:
     from flax import nnx
 
     from svlm_jax.cli.train import read
+    from svlm_jax.data.dataset import load_examples
     from svlm_jax.data.pipeline import Bad, batch
     from svlm_jax.pretrained import from_pretrained
-    from svlm_jax.train.setup import examples
 
     data = read(args.config).data
     size = replace(data.buckets[-1], labels=data.buckets[-1].tokens)
@@ -36,10 +36,13 @@ def bench(args: argparse.Namespace) -> None:
     rows = []
     for name in args.model:
         vlm = from_pretrained(name)
-        windows = examples(args.windows, data, vlm.processor)
+        windows = load_examples(args.windows, data, vlm.processor)
         numbers = np.random.default_rng(0).permutation(len(windows))[: args.limit]
         counts = {column: [0, 0] for column in COLUMNS}
-        bad, progress = Bad(data.max_bad, lambda line: print(line, file=sys.stderr, flush=True)), Progress(name, "windows")
+        bad, progress = (
+            Bad(data.max_bad_fraction, lambda line: print(line, file=sys.stderr, flush=True)),
+            Progress(name, "windows"),
+        )
         guess = nnx.jit(lambda model, inputs: model(inputs).argmax(-1))
         for done, number in enumerate(numbers, 1):
             example = windows[int(number)]

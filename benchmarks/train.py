@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import record
-from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, TrainConfig
+from svlm_jax.data.config import Bucket, DataConfig
+from svlm_jax.train.config import MeshConfig, TrainConfig
 
 WARM, REPEATS = 2, 5
 MODELS = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct", "72b": "Qwen/Qwen2.5-VL-72B-Instruct"}
@@ -18,7 +19,9 @@ MODELS = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruc
 
 def bench(args: argparse.Namespace) -> None:
     bucket = Bucket(args.tokens, args.patches, args.labels)
-    config = TrainConfig(data=DataConfig(buckets=(bucket,)), micro_batch=args.rows, batch=args.rows, attention=args.attention)
+    config = TrainConfig(
+        data=DataConfig(buckets=(bucket,)), micro_batch_size=args.rows, batch_size=args.rows, attention=args.attention
+    )
     config = replace(config, remat=args.remat)
     if args.topology is None:
         rows = [timed(args.shape, config)]
@@ -63,19 +66,20 @@ def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
     from svlm_jax.model.vlm import QwenVL
     from svlm_jax.spans import Kind, Span, vision_span
     from svlm_jax.train import flops
-    from svlm_jax.train.batches import place, rows_of
-    from svlm_jax.train.optimizer import optimizer
-    from svlm_jax.train.setup import mesh_of
-    from svlm_jax.train.step import Step, split
+    from svlm_jax.train.optimizer import build_optimizer
+    from svlm_jax.train.prefetch import host_rows, shard_batch
+    from svlm_jax.train.setup import build_mesh
+    from svlm_jax.train.step import TrainStep, split_parameters
 
-    size, rows = config.data.buckets[0], config.micro_batch
+    size, rows = config.data.buckets[0], config.micro_batch_size
     model = replace(named(shape, None), fused=False).compute(config.dtype, "float32")
     model = replace(model, scan_layers=True, remat=config.remat, attention=config.attention)
-    mesh = mesh_of(MeshConfig())
+    mesh = build_mesh(MeshConfig())
     with jax.set_mesh(mesh):
-        trained, frozen = split(parameters(QwenVL(model, nnx.Rngs(0))), config.trained)
+        trainable, frozen = split_parameters(parameters(QwenVL(model, nnx.Rngs(0))), config.trainable)
         frozen = {path: value.astype(model.dtype) for path, value in frozen.items()}
-        step = Step(model, optimizer(config.optimizer, 100), mesh, trained)
+        step = TrainStep(model, build_optimizer(config.optimizer, 100), mesh, trainable)
+        indices = host_rows(mesh, rows)
         turns, grid = 24, _grid(size.patches // 24)
         patches = np.zeros((grid[1] * grid[2], model.vision.patch_dim), np.uint8)
         spans: list[Span] = []
@@ -87,17 +91,17 @@ def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
         labels[-size.labels :] = 1
         clips = tuple(Clip(patches, grid, 1.0, video=True) for _ in range(turns))
         example = Example("synthetic", Sample(np.ones(size.tokens, np.int32), tuple(spans), clips), labels, float(turns))
-        given = place(batch([example] * len(rows_of(step, rows)), size, model), rows_of(step, rows), rows, step)
-        state, sums, taken = step.start(trained), step.empty(), []
+        synthetic = shard_batch(batch([example] * len(indices), size, model), indices, rows, mesh)
+        state, accumulator, durations = step.init_state(trainable), step.zero_grads(), []
         for _ in range(WARM + REPEATS):
             started = time.perf_counter()
-            sums, _ = step.micro(state.trained, sums, frozen, given)
-            state, sums, told = step.apply(state, sums)
-            jax.block_until_ready(told)
-            taken.append(time.perf_counter() - started)
-    seconds, frame = float(np.median(taken[WARM:])), grid[1] * grid[2]
+            accumulator, _ = step.accumulate(state.trainable, accumulator, frozen, synthetic)
+            state, accumulator, metrics = step.apply_gradients(state, accumulator)
+            jax.block_until_ready(metrics)
+            durations.append(time.perf_counter() - started)
+    seconds, frame = float(np.median(durations[WARM:])), grid[1] * grid[2]
     needs = rows * flops.sample_flops(model, size.tokens, size.labels, turns * frame, frame, vision_trained=False)
-    devices, best = jax.device_count(), flops.peak(jax.devices()[0].device_kind)
+    devices, best = jax.device_count(), flops.peak_flops(jax.devices()[0].device_kind)
     peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     row = {
         "shape": shape,

@@ -6,15 +6,16 @@
 2 CPU cores: seconds a step.
 """
 
-from svlm_jax.train.config import Bucket, DataConfig, OptimizerConfig, TrainConfig
+from svlm_jax.data.config import Bucket, DataConfig
+from svlm_jax.train.config import OptimizerConfig, TrainConfig
 
 config = TrainConfig(
     model="tests/fixtures/models/tiny",
     processor="tests/fixtures/processor",
     data=DataConfig(buckets=(Bucket(2048, 8192, 512, 1024), Bucket(8192, 32768, 1024, 4096))),
     optimizer=OptimizerConfig(learning_rate=1e-3),
-    batch=4,
-    micro_batch=2,
+    batch_size=4,
+    micro_batch_size=2,
     steps=20,
     dtype="float32",
     save_every=10,

@@ -9,4 +9,4 @@ fits); time and result: not measured.
 
 from svlm_jax.train.config import TrainConfig
 
-config = TrainConfig(model="Qwen/Qwen2.5-VL-7B-Instruct", batch=512, micro_batch=8)
+config = TrainConfig(model="Qwen/Qwen2.5-VL-7B-Instruct", batch_size=512, micro_batch_size=8)

@@ -5,7 +5,8 @@ samples.
     make train-tiny
 """
 
-from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from svlm_jax.data.config import Bucket, DataConfig
+from svlm_jax.train.config import MeshConfig, OptimizerConfig, TrainConfig
 
 config = TrainConfig(
     model="runs/tiny/0",
@@ -16,13 +17,13 @@ config = TrainConfig(
         as_streamed=True,
         sink=16,
         text_window=24,
-        buckets=(Bucket(tokens=192, patches=192, labels=32, frame=96),),
+        buckets=(Bucket(tokens=192, patches=192, labels=32, frame_patches=96),),
     ),
     optimizer=OptimizerConfig(learning_rate=1e-3, b2=0.98, weight_decay=0.01),
     mesh=MeshConfig(fsdp=1),  # one device: fewer samples a pass than a host may have of them
-    trained=".*",
-    batch=8,
-    micro_batch=8,
+    trainable=".*",
+    batch_size=8,
+    micro_batch_size=8,
     dtype="float32",
     remat="save_attention",
     steps=1200,

@@ -7,7 +7,7 @@ question a second or every other, from practice games and drills; from the weigh
 from dataclasses import replace
 
 from configs.tiny_stage1 import config as stage1
-from svlm_jax.train.config import Bucket
+from svlm_jax.data.config import Bucket
 
 config = replace(
     stage1,
@@ -19,9 +19,9 @@ config = replace(
         sink=16,
         text_window=176,
         learn_previous=192,
-        buckets=(Bucket(tokens=464, patches=384, labels=256, frame=96),),
+        buckets=(Bucket(tokens=464, patches=384, labels=256, frame_patches=96),),
     ),
-    batch=4,
-    micro_batch=4,
+    batch_size=4,
+    micro_batch_size=4,
     steps=1800,
 )

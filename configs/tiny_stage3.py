@@ -7,7 +7,7 @@ them, questions in some of the seconds; from the weights of stage 2.
 from dataclasses import replace
 
 from configs.tiny_stage1 import config as stage1
-from svlm_jax.train.config import Bucket
+from svlm_jax.data.config import Bucket
 
 config = replace(
     stage1,
@@ -18,10 +18,10 @@ config = replace(
         paths=("runs/tiny/follow.jsonl",),
         sink=64,
         text_window=320,
-        buckets=(Bucket(tokens=896, patches=768, labels=96, frame=96),),
+        buckets=(Bucket(tokens=896, patches=768, labels=96, frame_patches=96),),
     ),
-    batch=2,
-    micro_batch=2,
+    batch_size=2,
+    micro_batch_size=2,
     optimizer=replace(stage1.optimizer, learning_rate=6e-4),
     steps=1200,
 )

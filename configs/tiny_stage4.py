@@ -7,7 +7,7 @@ first 64 and last 320 tokens; from the weights of stage 3.
 from dataclasses import replace
 
 from configs.tiny_stage3 import config as stage3
-from svlm_jax.train.config import Bucket
+from svlm_jax.data.config import Bucket
 
 config = replace(
     stage3,
@@ -17,7 +17,7 @@ config = replace(
         stage3.data,
         paths=("runs/tiny/remember.jsonl",),
         learn_previous=384,
-        buckets=(Bucket(tokens=1792, patches=2304, labels=576, frame=96),),
+        buckets=(Bucket(tokens=1792, patches=2304, labels=576, frame_patches=96),),
     ),
     steps=1200,
 )

@@ -7,7 +7,7 @@ tokens, beside games that are told and not shown, of which counting needs many m
 from dataclasses import replace
 
 from configs.tiny_stage4 import config as stage4
-from svlm_jax.train.config import Bucket
+from svlm_jax.data.config import Bucket
 
 config = replace(
     stage4,
@@ -19,12 +19,12 @@ config = replace(
         text_window=576,
         learn_previous=640,
         buckets=(
-            Bucket(tokens=1408, patches=4, labels=992, frame=4),
-            Bucket(tokens=2040, patches=4, labels=1080, frame=4),
-            Bucket(tokens=2048, patches=2304, labels=1152, frame=96),
+            Bucket(tokens=1408, patches=4, labels=992, frame_patches=4),
+            Bucket(tokens=2040, patches=4, labels=1080, frame_patches=4),
+            Bucket(tokens=2048, patches=2304, labels=1152, frame_patches=96),
         ),
     ),
-    batch=4,
-    micro_batch=1,
+    batch_size=4,
+    micro_batch_size=1,
     steps=700,
 )

@@ -8,7 +8,7 @@ half of it those where one is far from the one before, in 24 s; from the weights
 from dataclasses import replace
 
 from configs.tiny_stage5 import config as stage5
-from svlm_jax.train.config import Bucket
+from svlm_jax.data.config import Bucket
 
 config = replace(
     stage5,
@@ -18,9 +18,9 @@ config = replace(
         stage5.data,
         paths=("runs/tiny/shown.jsonl", "runs/tiny/begin.jsonl", "runs/tiny/told_6.jsonl", "runs/tiny/far_6.jsonl"),
         buckets=(
-            Bucket(tokens=1312, patches=4, labels=800, frame=4),
-            Bucket(tokens=1344, patches=768, labels=840, frame=96),
-            Bucket(tokens=2048, patches=2304, labels=1152, frame=96),
+            Bucket(tokens=1312, patches=4, labels=800, frame_patches=4),
+            Bucket(tokens=1344, patches=768, labels=840, frame_patches=96),
+            Bucket(tokens=2048, patches=2304, labels=1152, frame_patches=96),
         ),
     ),
     steps=1200,

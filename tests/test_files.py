@@ -14,7 +14,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 from svlm_jax.stream.captions import Subtitles
 from svlm_jax.train.checkpoints import Checkpoints
-from svlm_jax.train.logs import Logs
+from svlm_jax.train.logs import MetricsWriter
 
 ADDRESSES = ["gs://bucket/run", "gs:/bucket/run", "s3://b", "file:///x/y", "hf://a/b", "https://h/x", "r2:/b/c", "GS://b/c"]
 PATHS = ["runs/a", "/runs/a", "./gs:/b", "run:3", "match 12:30.vtt", "C:/runs", "a/b://c", "~/x", "10:30/run"]
@@ -38,8 +38,8 @@ WRITERS = {
     "a converted checkpoint": lambda at: convert.whole(at).__enter__(),
     "windows": lambda at: records.write(f"{at}.jsonl", []),
     "decoded windows": lambda at: tfds.prepare(None, at),  # pyright: ignore[reportArgumentType]
-    "checkpoints": lambda at: Checkpoints(at, keep=1),
-    "metrics": lambda at: Logs(at, 0),
+    "checkpoints": lambda at: Checkpoints(at, keep_last=1),
+    "metrics": lambda at: MetricsWriter(at, 0),
     "captions": lambda at: Subtitles(f"{at}.vtt"),
 }
 

@@ -23,7 +23,7 @@ MAX_LINES = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.errors", "pallas_kernels"),
     ("svlm_jax.files",),
-    ("svlm_jax.config", "svlm_jax.compile_cache"),
+    ("svlm_jax.config", "svlm_jax.compile_cache", "svlm_jax.cluster", "svlm_jax.topology"),
     ("svlm_jax.checkpoint.directory",),
     ("svlm_jax.hf_config",),
     ("svlm_jax.spans svlm_jax.inputs",),
@@ -43,7 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("svlm_jax.settings",),
     ("svlm_jax.pretrained svlm_jax",),
-    ("svlm_jax.serve", "svlm_jax.cluster"),
+    ("svlm_jax.serve",),
     ("svlm_jax.touchline",),  # the game: only commands, benchmarks and configs know of it
     ("configs",),
     ("svlm_jax.cli",),

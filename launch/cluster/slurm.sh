@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fine-tuning on SLURM: 2 nodes of 8 GPUs, one process a GPU. Edit nodes, time, RUN_DIR (on a disk that all nodes share) and the
-# flags of launch.train. Five minutes before the time is up, and when the job is preempted, all processes get SIGTERM: they save,
+# flags of svlm train. Five minutes before the time is up, and when the job is preempted, all processes get SIGTERM: they save,
 # exit with 75, and the job goes back into the queue, from where it goes on.
 #SBATCH --job-name=svlm
 #SBATCH --nodes=2
@@ -26,8 +26,8 @@ export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true \
 
 # A process that fails ends the step; the others do not wait for it. Since Slurm 22.05 srun does not take the number of CPUs from
 # the job: without it each process would decode video on one.
-srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" python -m launch.train --config sft_stage1 --run-dir "$RUN_DIR" --data.paths "$DATA" \
-  --mesh.data 2 --mesh.fsdp 8 --micro-batch 16 "$@"
+srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" svlm train --config sft_stage1 --run-dir "$RUN_DIR" --data.paths "$DATA" \
+  --mesh.data 2 --mesh.fsdp 8 --micro-batch-size 16 "$@"
 code=$?
 # srun may report 143 of a process that it ended while the others left with 75: the file says that all had saved.
 if [ "$code" -eq 75 ] || [ -e "$RUN_DIR/preempted" ]; then scontrol requeue "$SLURM_JOB_ID"; fi

@@ -8,5 +8,5 @@ gcloud compute tpus tpu-vm ssh "$TPU" --zone "$ZONE" --worker=all --command "
   cd ~/svlm-jax
   export SVLM_TPU_POD=1  # nothing else in the environment of a TPU VM says that there are other hosts
   export JAX_COMPILATION_CACHE_DIR=$RUN_DIR/xla  # started again, it does not compile again
-  python -m launch.train --config sft_stage1 --run-dir $RUN_DIR --data.paths $DATA --mesh.fsdp 32 --micro-batch 32
+  svlm train --config sft_stage1 --run-dir $RUN_DIR --data.paths $DATA --mesh.fsdp 32 --micro-batch-size 32
 "

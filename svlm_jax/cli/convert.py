@@ -90,7 +90,7 @@ def _export(run_dir: Path, args: argparse.Namespace, limit: int) -> None:
 
     if args.verify or args.processor:
         raise InputError("--verify, --processor", "a training run", "another source", "leave the flags out")
-    model = args.model or local_directory(read_config(run_dir)["model"])
+    model = args.model or local_directory(read_config(run_dir).model)
     options = {"to": args.to or "hf", "dtype": args.dtype, "ema": args.ema, "max_shard_bytes": limit}
     config = export.export(run_dir, args.target, model=model, progress=Progress("export"), **options)
     print(f"wrote {args.target}: {config.param_dtype}, {'averaged' if args.ema else 'trained'} parameters of {run_dir}")

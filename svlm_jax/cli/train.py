@@ -5,8 +5,8 @@
     svlm train --config sft_stage1 --run-dir RUN --nproc 4                         # 4 processes on this machine
     svlm train --config sft_stage1 --run-dir RUN --dry-run h100x8                  # does it fit? nothing is run
 
---config is a name in configs/ or a Python file with a `config` in it. A run whose directory has checkpoints goes on from the
-newest. On a cluster start the same command on every host (docs/cluster.md). Exit codes: 0 done, 75 asked to stop and saved
+--config is a name in configs/ or a Python file with a `config` in it. A run whose directory has checkpoints resumes from
+the newest. On a cluster start the same command on every host (docs/cluster.md). Exit codes: 0 done, 75 asked to stop and saved
 (start again), 70 hung, 2 bad input, 1 error.
 """
 
@@ -153,19 +153,21 @@ def train(config: Any, own: argparse.Namespace) -> None:
     chief, marker = jax.process_index() == 0, Path(config.run_dir) / "preempted"
     if chief:
         marker.unlink(missing_ok=True)
-    say = Screen(chief)
+    log = Screen(chief)
     try:
         check_attention(config.attention)
         kept = set_compile_cache(own)
-        runner = trainer(config, local_directory(config.model), say=say, stop=multihost_utils.reached_preemption_sync_point)
-        say(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.steps} steps of {config.batch} samples")
-        say(f"compiling; the first step comes after that{f' (kept in {kept} for the next start)' if kept else ''} ...")
+        runner = trainer(
+            config, local_directory(config.model), log=log, should_stop=multihost_utils.reached_preemption_sync_point
+        )
+        log(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.total_steps} steps of {config.batch_size} samples")
+        log(f"compiling; the first step comes after that{f' (kept in {kept} for the next start)' if kept else ''} ...")
         runner.run()
     except Preempted as told:
-        say(f"asked to stop: {told}; start again and the run goes on")
+        log(f"asked to stop: {told}; start again and the run resumes")
         if chief:
             marker.touch()
         distributed.leave(PREEMPTED)
     except Exception as error:
         distributed.fail(error)
-    say(f"done: svlm convert {config.run_dir} DIR exports it")
+    log(f"done: svlm convert {config.run_dir} DIR exports it")

@@ -17,8 +17,8 @@ from svlm_jax.errors import InputError
 
 GRACE = 10.0  # seconds from SIGTERM to SIGKILL when another process has failed
 PREEMPTED = 75
-# What runs a module in a child. Before that it asks Linux to be killed when its parent is gone (PR_SET_PDEATHSIG = 1); here and
-# not between fork and exec, since a process with threads should not fork.
+# Runs a module in a child. First it asks Linux to be killed when its parent has ended (PR_SET_PDEATHSIG = 1): in the child
+# itself and not between fork and exec, since a process with threads should not fork.
 _CHILD = """
 import ctypes, os, runpy, signal, sys
 parent, module, *rest = sys.argv[1:]
@@ -32,74 +32,80 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def spawn(
-    processes: int, argv: Sequence[str], *, devices_each: int | None = None, environ: Mapping[str, str] = os.environ
+    num_processes: int, argv: Sequence[str], *, devices_each: int | None = None, environ: Mapping[str, str] = os.environ
 ) -> int:
     """Run `python -m ARGV...` that many times. Returns the exit code: that of the first to fail, 75 when asked to stop.
 
     Args:
-        devices_each: virtual CPU devices of each, and its share of the GPUs. Not given: each has all GPUs, which only works
+        devices_each: virtual CPU devices of each, and its share of the GPUs. By default each has all GPUs, which only works
             where there are none.
 
     Raises:
         InputError: CUDA_VISIBLE_DEVICES names fewer GPUs than that.
     """
-    common = {**environ, "SVLM_COORDINATOR": f"127.0.0.1:{free_port()}", "SVLM_NUM_PROCESSES": str(processes)}
+    coordinator = f"127.0.0.1:{free_port()}"
+    common = {**environ, "SVLM_COORDINATOR": coordinator, "SVLM_NUM_PROCESSES": str(num_processes)}
     if devices_each:
         common["JAX_NUM_CPU_DEVICES"] = str(devices_each)
-    shares = _shares(processes, devices_each, environ)
-    started, echoes = [], []
-    for number in range(processes):
-        piped = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    gpus = _gpu_shares(num_processes, devices_each, environ)
+    processes: list[subprocess.Popen] = []
+    echoes: list[threading.Thread] = []
+    for number in range(num_processes):
+        pipes = {} if number == 0 else {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         command = [sys.executable, "-c", _CHILD, str(os.getpid()), *argv]
-        own = common | {"SVLM_PROCESS_ID": str(number)} | shares[number]
-        one = subprocess.Popen(command, env=own, **piped)
-        started.append(one)
+        process = subprocess.Popen(command, env=common | {"SVLM_PROCESS_ID": str(number)} | gpus[number], **pipes)
+        processes.append(process)
         if number:
-            echoes.append(threading.Thread(target=_echo, args=(number, one), daemon=True))
+            echoes.append(threading.Thread(target=_echo, args=(number, process), daemon=True))
             echoes[-1].start()
-    before = {name: signal.signal(name, lambda heard, _: _signal(started, heard)) for name in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {
+        number: signal.signal(number, lambda received, _: _signal(processes, received))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     try:
-        return _wait(started)
+        return _wait(processes)
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
-        for echo in echoes:  # the last lines of a process that failed; one whose own children hold the pipe is not waited for
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        # The last lines of a process that failed. Its own children may keep the pipe open: not without end.
+        for echo in echoes:
             echo.join(timeout=2.0)
 
 
-def _shares(processes: int, each: int | None, environ: Mapping[str, str]) -> list[dict[str, str]]:
+def _gpu_shares(num_processes: int, devices_each: int | None, environ: Mapping[str, str]) -> list[dict[str, str]]:
+    """The environment of each process that gives it its GPUs; empty without `devices_each`, or where GPUs are switched off."""
     names = [name.strip() for name in environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    if not each or names == ["-1"] or ("CUDA_VISIBLE_DEVICES" in environ and not names):  # not asked, or no GPUs on purpose
-        return [{}] * processes
-    names = names or [str(number) for number in range(processes * each)]
-    if len(names) < processes * each:
-        wanted = f"{processes} x {each}"
-        raise InputError(
-            "CUDA_VISIBLE_DEVICES", f"{len(names)} GPUs", f"{wanted} of them", "name more, or start fewer processes"
-        )
-    return [{"CUDA_VISIBLE_DEVICES": ",".join(names[n * each : (n + 1) * each])} for n in range(processes)]
+    switched_off = names == ["-1"] or ("CUDA_VISIBLE_DEVICES" in environ and not names)
+    if not devices_each or switched_off:
+        return [{}] * num_processes
+    names = names or [str(number) for number in range(num_processes * devices_each)]
+    if len(names) < num_processes * devices_each:
+        expected = f"{num_processes} x {devices_each} of them"
+        raise InputError("CUDA_VISIBLE_DEVICES", f"{len(names)} GPUs", expected, "name more, or start fewer processes")
+    shares = (names[first : first + devices_each] for first in range(0, num_processes * devices_each, devices_each))
+    return [{"CUDA_VISIBLE_DEVICES": ",".join(share)} for share in shares]
 
 
-def _wait(started: list[subprocess.Popen]) -> int:
+def _wait(processes: list[subprocess.Popen]) -> int:
     """The first exit code that is neither 0 nor 75, else the largest."""
     deadline, failed = None, 0
-    while None in [one.poll() for one in started]:
-        for one in started:
-            if not failed and one.returncode not in (None, 0, PREEMPTED):
-                failed, deadline = one.returncode, time.monotonic() + GRACE
-                _signal(started, signal.SIGTERM)
+    while None in [process.poll() for process in processes]:
+        for process in processes:
+            if not failed and process.returncode not in (None, 0, PREEMPTED):
+                failed, deadline = process.returncode, time.monotonic() + GRACE
+                _signal(processes, signal.SIGTERM)
         if deadline is not None and time.monotonic() > deadline:
-            _signal(started, signal.SIGKILL)
+            _signal(processes, signal.SIGKILL)
         time.sleep(0.05)
-    codes = [one.returncode for one in started]
+    codes = [process.returncode for process in processes]
     failed = failed or next((code for code in codes if code not in (0, PREEMPTED)), 0)
-    return (128 - failed if failed < 0 else failed) if failed else max(codes)
+    return (128 - failed if failed < 0 else failed) if failed else max(codes)  # -9 (a signal) is 137 in a shell
 
 
-def _signal(started: list[subprocess.Popen], number: int) -> None:
-    for one in started:
-        if one.poll() is None:
-            one.send_signal(number)
+def _signal(processes: list[subprocess.Popen], number: int) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(number)
 
 
 def _echo(number: int, process: subprocess.Popen) -> None:

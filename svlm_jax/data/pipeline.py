@@ -9,30 +9,18 @@ Axes: B samples of a batch (here: those of this host), T tokens, K learned token
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from svlm_jax.data.annotation import NO_LOSS
 from svlm_jax.data.batch import collate
+from svlm_jax.data.config import Bucket
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs, Sample, pack_vision, stack_vision
 from svlm_jax.spans import Kind, Span
 
 PREFETCH = 2  # micro-batches that are prepared ahead, in threads; each worker holds as many
-
-
-class Size(Protocol):
-    """A bucket of `train.config`: patches of a frame, tokens, patches, and learned tokens of a sample at most."""
-
-    @property
-    def tokens(self) -> int: ...
-    @property
-    def patches(self) -> int: ...
-    @property
-    def labels(self) -> int: ...
-    @property
-    def frame(self) -> int: ...
 
 
 class Example(NamedTuple):
@@ -71,7 +59,7 @@ class Examples:
         self,
         source: Any,
         make: Callable[[Window], tuple[Sample, np.ndarray]],
-        largest: Size,
+        largest: Bucket,
     ) -> None:
         """Args:
         source: `source[i]` gives a Window or raises; `source.name(i)` its id without looking; `source.fingerprint()` what
@@ -99,13 +87,13 @@ class Examples:
         return Example(window.id, sample, labels, float(len(window.frames)))
 
 
-def _fits(sample: Sample, labels: np.ndarray, size: Size) -> None:
+def _fits(sample: Sample, labels: np.ndarray, size: Bucket) -> None:
     frames = [h * w for _, h, w in (clip.grid for clip in sample.clips)]
     has = {
         "tokens": len(sample.ids),
         "patches": sum(len(clip.patches) for clip in sample.clips),
         "labels": int((labels[1:] >= 0).sum()),
-        "frame": max(frames, default=0),
+        "frame_patches": max(frames, default=0),
     }
     for name, count in has.items():
         if count > getattr(size, name):
@@ -179,7 +167,7 @@ def micro_batches(examples: Examples, ours: Ours, *, workers: int, threads: int)
             iterator.close()
 
 
-def size_of(examples: Sequence[Example], sizes: Sequence[Size]) -> int:
+def size_of(examples: Sequence[Example], sizes: Sequence[Bucket]) -> int:
     """Number of the smallest size that holds all examples (each fits the largest)."""
     for number, size in enumerate(sizes[:-1]):
         try:
@@ -192,14 +180,14 @@ def size_of(examples: Sequence[Example], sizes: Sequence[Size]) -> int:
     return len(sizes) - 1
 
 
-def batch(examples: Sequence[Example], size: Size, config: Any) -> Batch:
+def batch(examples: Sequence[Example], size: Bucket, config: Any) -> Batch:
     """Examples padded to a size; a bad one (or FILLER) is a token that nothing is learned from. `config`: the model's."""
     filler = Sample(np.zeros(1, np.int32), (Span(Kind.SYSTEM, 1),), ())
     samples = [example.sample or filler for example in examples]
     inputs = collate(samples, config.vision, token_buckets=(size.tokens,), patch_buckets=(size.patches,))
     vision = inputs.vision or stack_vision([pack_vision([], config.vision, size.patches, np.uint8)[0] for _ in samples])
     # One span for all, or frames of another size would be another program.
-    inputs = inputs._replace(vision=replace(vision, frame_span=size.frame))
+    inputs = inputs._replace(vision=replace(vision, frame_span=size.frame_patches))
     at, labels = (np.full((len(samples), size.labels), fill, np.int32) for fill in (0, NO_LOSS))
     for row, example in enumerate(examples):
         learned = np.flatnonzero(example.labels[1:] >= 0)
@@ -234,4 +222,4 @@ class Bad:
                 self.say(f"bad sample {example.id}: {example.error}")
         if self.count > max(self.most * self.seen, min(1, self.most * 1e9)):
             got = f"{self.count} of {self.seen}, the last {last}"
-            raise InputError("bad samples", got, f"at most {self.most:.2%}", "mend the data or raise data.max_bad")
+            raise InputError("bad samples", got, f"at most {self.most:.2%}", "mend the data or raise data.max_bad_fraction")

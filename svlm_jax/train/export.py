@@ -1,5 +1,5 @@
-"""A checkpoint of a training run as a Hugging Face or Orbax directory: trained parameters from the run, frozen ones from the
-model it began with, adapters merged, tokenizer and processor files beside."""
+"""A checkpoint of a training run as a Hugging Face or Orbax directory: trainable parameters from the run, frozen ones from its
+initial model, adapters merged, with the tokenizer and processor files."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ from svlm_jax.model.transforms import merge_lora
 from svlm_jax.sharding import make_mesh
 from svlm_jax.train import setup
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
-from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from svlm_jax.train.config import TrainConfig
 from svlm_jax.train.run import CONFIG, read_config
 
 
@@ -42,71 +42,79 @@ def export(
     max_shard_bytes: int = 4 * 10**9,
     progress: huggingface.Progress | None = None,
 ) -> ModelConfig:
-    """Write the newest whole checkpoint of a run.
+    """Write the newest complete checkpoint of a run.
 
     Args:
-        dtype: of the parameters written; by default that of the model that the run began with.
+        dtype: of the parameters written; by default that of the run's initial model.
         ema: the averaged parameters instead of the last ones.
         model: where the run's `model` is now, if not where its config says.
 
     Raises:
-        InputError: no checkpoint, a run without the average that is asked for, a target that exists, a full disk.
+        InputError: no checkpoint, `ema` of a run without an average, a target that exists, a full disk.
     """
-    config = settings(read_config(run_dir))
+    config = read_config(run_dir)
     directory = model or Path(config.model)
-    if ema and not config.ema:
-        raise InputError("--ema", "a run without an average", "one trained with ema above 0", "leave the flag out")
+    if ema and not config.ema_decay:
+        raise InputError("--ema", "a run without an average", "one trained with ema_decay above 0", "leave the flag out")
     if not directory.is_dir():
-        raise InputError("model", config.model, "the directory that the run began with", "give its place with --model")
-    stored = hf_config.read(directory, dtype)
-    base = setup.model_config(config, hf_config.read(directory, config.dtype))
+        raise InputError("model", config.model, "the directory of the run's initial model", "give its path with --model")
+    source_config = hf_config.read(directory, dtype)
+    training_config = setup.training_model_config(config, hf_config.read(directory, config.dtype))
     with convert.whole(target) as draft:
-        written, values = _values(config, base, directory, run_dir, ema, dtype or stored.param_dtype)
-        for place in dict.fromkeys((directory, Path(config.processor) if config.processor else directory)):
-            for name in FILES:
-                if (place / name).is_file():
-                    shutil.copy(place / name, draft)
+        parameters = _parameters(config, training_config, directory, run_dir, ema, dtype or source_config.param_dtype)
+        _copy_processor_files(directory, Path(config.processor) if config.processor else directory, draft)
+        exported = replace(training_config.compute(dtype or source_config.param_dtype), remat="none", attention="auto")
+        exported = replace(exported, scan_layers=True, lora_rank=0)
         if to == "orbax":
-            orbax.save(draft, written, values)
+            orbax.save(draft, exported, parameters)
         else:
-            huggingface.write(draft, written, values, max_shard_bytes=max_shard_bytes, progress=progress)
-    return written
+            huggingface.write(draft, exported, parameters, max_shard_bytes=max_shard_bytes, progress=progress)
+    return exported
 
 
-def _values(
-    config: TrainConfig, base: ModelConfig, directory: Path, run_dir: str | Path, ema: bool, dtype: Dtype
-) -> tuple[ModelConfig, dict[str, Any]]:
-    """(config, stacked parameters) of what is written, in `dtype` and in the memory of this host: a tensor at a time is read
-    and cast, so no more is held than the result and a tensor. Accelerators hold nothing."""
-    leaves, target = shapes(base), np.dtype(jnp.dtype(dtype))
-    trained = {path: leaf for path, leaf in leaves.items() if re.fullmatch(setup.trained_paths(config), path)}
-    merged = bool(config.lora_rank)  # adapters are added in float32, and what they are added to is cast afterwards
-    checkpoints = Checkpoints(run_dir, keep=config.keep)
+def _copy_processor_files(model: Path, processor: Path, target: Path) -> None:
+    """Of a file in both directories, the processor's."""
+    for directory in (model, processor):
+        for name in FILES:
+            if (directory / name).is_file():
+                shutil.copy(directory / name, target)
+
+
+def _parameters(
+    config: TrainConfig, model: ModelConfig, directory: Path, run_dir: str | Path, ema: bool, dtype: Dtype
+) -> dict[str, np.ndarray]:
+    """Stacked parameters to be written, in `dtype` and in the memory of this host. A tensor at a time is read and cast, so the
+    peak is the result and a tensor. Accelerators hold nothing."""
+    target_dtype = np.dtype(jnp.dtype(dtype))
+    pattern = setup.trainable_pattern(config)
+    trainable = {path: leaf for path, leaf in shapes(model).items() if re.fullmatch(pattern, path)}
+    # Adapters are added in float32, and the sum is cast.
+    read_dtype = np.dtype(np.float32) if config.lora_rank else target_dtype
+    checkpoints = Checkpoints(run_dir, keep_last=config.keep_last)
     try:
-        values = checkpoints.trained(trained, ema=ema, cast_to=np.float32 if merged else target)
+        parameters = checkpoints.load_trainable(trainable, ema=ema, dtype=read_dtype)
     finally:
         checkpoints.close()
-    if values is None:
+    if parameters is None:
         raise InputError(str(run_dir), "no checkpoint", "a run that has saved one", "train longer")
-    computed = np.dtype(jnp.dtype(config.dtype))  # what is frozen is rounded as it was while the others learned
-    for path, tensor in tensors(directory, replace(base, lora_rank=0), skip=trained):
-        values[path] = _merged(path, tensor.astype(computed), values, base).astype(target)
-    written = replace(base.compute(dtype), remat="none", attention="auto", scan_layers=True, lora_rank=0)
-    return written, {path: values[path] for path in sorted(values)}
+    compute_dtype = np.dtype(jnp.dtype(config.dtype))  # frozen parameters are rounded as they were in training
+    for path, tensor in read_stacked(directory, replace(model, lora_rank=0), skip=trainable):
+        parameters[path] = _merge_adapter(path, tensor.astype(compute_dtype), parameters, model).astype(target_dtype)
+    return {path: parameters[path] for path in sorted(parameters)}
 
 
-def _merged(path: str, tensor: np.ndarray, values: dict[str, Any], base: ModelConfig) -> np.ndarray:
-    """A frozen tensor with its adapters, if it has some, which are then gone from `values`."""
+def _merge_adapter(path: str, tensor: np.ndarray, parameters: dict[str, np.ndarray], model: ModelConfig) -> np.ndarray:
+    """A frozen tensor with its adapter added, if it has one, which is removed from `parameters`."""
     names = [f"{path.removesuffix('kernel')}lora_{side}" for side in "ab"]
-    if names[0] not in values:
+    if names[0] not in parameters:
         return tensor
-    given = {name: jax.device_put(values.pop(name), _cpu()) for name in names}
-    return np.asarray(merge_lora(base, given | {path: jax.device_put(tensor, _cpu())})[1][path])
+    values = {name: jax.device_put(parameters.pop(name), _cpu()) for name in names}
+    return np.asarray(merge_lora(model, values | {path: jax.device_put(tensor, _cpu())})[1][path])
 
 
-def tensors(directory: Path, config: ModelConfig, skip: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """(path, parameter) of a directory of either form, decoder stacked, one at a time on this host; those in `skip` are not
-    read."""
+def read_stacked(directory: Path, config: ModelConfig, skip: Collection[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, parameter) of a Hugging Face or Orbax directory, decoder layers stacked, one at a time on this host; those in
+    `skip` are not read."""
     if orbax.is_store(directory):
         mesh = make_mesh(devices=[_cpu()])
         for path in shapes(config).keys() - set(skip):
@@ -118,34 +126,21 @@ def tensors(directory: Path, config: ModelConfig, skip: Collection[str]) -> Iter
     for row in table:
         layers.setdefault((stacked_path(row.path) or (row.path,))[0], []).append(row)
     for path in layers.keys() - set(skip):
-        first, *rest = layers[path]
-        one = first.read(files.read(first.name))
+        first, *others = layers[path]
+        tensor = first.read(files.read(first.name))
         if stacked_path(first.path) is None:
-            yield path, one
+            yield path, tensor
             continue
-        whole = np.empty((1 + len(rest), *one.shape), one.dtype)
-        whole[0] = one
-        for layer, row in enumerate(rest, 1):
-            whole[layer] = row.read(files.read(row.name))
-        yield path, whole
+        stack = np.empty((1 + len(others), *tensor.shape), tensor.dtype)
+        stack[0] = tensor
+        for layer, row in enumerate(others, 1):
+            stack[layer] = row.read(files.read(row.name))
+        yield path, stack
 
 
 def _cpu() -> Any:
-    """This host's memory, as far as jax has it."""
+    """This host's memory, where jax has a CPU backend."""
     try:
         return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:  # JAX_PLATFORMS names others alone
+    except RuntimeError:  # JAX_PLATFORMS names only others
         return jax.local_devices()[0]
-
-
-def settings(raw: dict[str, Any]) -> TrainConfig:
-    """A TrainConfig from the plain values of a run's config.json."""
-    data = {**raw["data"], "buckets": tuple(Bucket(**one) for one in raw["data"]["buckets"])}
-    data |= {name: tuple(data[name]) for name in ("paths", "evaluation")}
-    values: dict[str, Any] = {**raw, "profile": tuple(raw["profile"])}
-    try:
-        values |= {"data": DataConfig(**data), "optimizer": OptimizerConfig(**raw["optimizer"])}
-        values |= {"mesh": MeshConfig(**raw["mesh"])}
-        return TrainConfig(**values)
-    except TypeError as error:
-        raise InputError(CONFIG, f"settings of another version ({error})", "those of this one", "use that version") from None

@@ -1,18 +1,18 @@
-"""Model FLOPs of a training step, for MFU = FLOPs of the step / (seconds * devices * peak of a device).
+"""Model FLOPs of a training step, for MFU = FLOPs of the step / (seconds * devices * peak FLOP/s of a device).
 
-Counted is what the model needs, not what is done: padding, and what rematerialisation computes again, count for nothing.
+Counts what the model needs, not what the devices compute: padding and rematerialisation count for nothing.
 """
 
-from svlm_jax.config import ModelConfig
+from svlm_jax.config import ModelConfig, TextConfig, VisionConfig
 
-# Dense bfloat16 FLOP/s of a device, by a part of jax's device_kind (vendors' data sheets).
-PEAKS = {"H100 PCIe": 756.5e12, "H100 NVL": 835.5e12, "H100": 989.5e12, "H200": 989.5e12, "A100": 312e12}
-PEAKS |= {"v4": 275e12, "v5p": 459e12, "v5 lite": 197e12, "v5e": 197e12, "v6": 918e12}
+# Dense bfloat16 FLOP/s of a device, by a part of jax's device_kind (vendors' data sheets). The first match counts.
+PEAK_FLOPS = {"H100 PCIe": 756.5e12, "H100 NVL": 835.5e12, "H100": 989.5e12, "H200": 989.5e12, "A100": 312e12}
+PEAK_FLOPS |= {"v4": 275e12, "v5p": 459e12, "v5 lite": 197e12, "v5e": 197e12, "v6": 918e12}
 
 
-def peak(kind: str) -> float | None:
+def peak_flops(device_kind: str) -> float | None:
     """FLOP/s of a kind of device; None where it is not known."""
-    return next((value for name, value in PEAKS.items() if name in kind), None)
+    return next((value for name, value in PEAK_FLOPS.items() if name in device_kind), None)
 
 
 def sample_flops(
@@ -20,32 +20,42 @@ def sample_flops(
     tokens: int,
     labels: int,
     patches: int,
-    frame: int,
+    frame_patches: int,
     *,
     vision_trained: bool,
     text_trained: bool = True,
 ) -> float:
-    """FLOPs of one sample, forward and backward: 6 N T for the matrices of the decoder (2 forward, 4 backward), 3 times the
-    forward 4 T^2 N_heads H L / 2 of causal attention, 6 V D for each learned token's logits, and the vision tower's 2 N P plus
-    attention (windows, frames), forward alone unless it is trained.
+    """FLOPs of one sample, forward and backward.
+
+    6 N T for the matrices of the decoder (2 forward, 4 backward), 3 times the forward 4 T^2 N_heads H L / 2 of causal
+    attention, 6 V D for the logits of each label, and the vision tower: forward alone unless it is trained.
 
     Args:
-        tokens, labels, patches: of the sample, without padding; frame: patches in one frame.
+        tokens, labels, patches: of the sample, without padding; frame_patches: patches in one frame.
         text_trained: the decoder's matrices have gradients of their own; where adapters alone have, they need a third less.
     """
-    text, vision = config.text, config.vision
+    text = config.text
     width, heads = text.hidden_size, text.num_attention_heads * text.head_dim
-    kv = text.num_key_value_heads * text.head_dim
-    layer = width * (2 * heads + 2 * kv) + 3 * width * text.intermediate_size
     matrix = 6 if text_trained else 4
-    decoder = matrix * text.num_hidden_layers * layer * tokens
+    decoder = matrix * text.num_hidden_layers * _layer_parameters(text) * tokens
     attention = 3 * text.num_hidden_layers * 4 * tokens**2 * heads / 2
     head = matrix * width * text.vocab_size * labels
-    full = len(vision.fullatt_block_indexes)
-    seen = full * frame + (vision.depth - full) * min(vision.window_patches, frame)
-    block = 4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size
-    wide = vision.hidden_size * vision.merge_unit
-    merger = (wide * wide + wide * vision.out_hidden_size) / vision.merge_unit
-    tower = 2 * patches * (vision.depth * block + vision.patch_dim * vision.hidden_size + merger)
-    tower += 4 * patches * seen * vision.hidden_size
+    tower = _tower_flops(config.vision, patches, frame_patches)
     return decoder + attention + head + tower * (3 if vision_trained else 1)
+
+
+def _layer_parameters(text: TextConfig) -> int:
+    width, heads = text.hidden_size, text.num_attention_heads * text.head_dim
+    kv_heads = text.num_key_value_heads * text.head_dim
+    return width * (2 * heads + 2 * kv_heads) + 3 * width * text.intermediate_size
+
+
+def _tower_flops(vision: VisionConfig, patches: int, frame_patches: int) -> float:
+    """Forward: 2 N P for the matrices, and attention of each patch to its window, or to its frame in some blocks."""
+    full = len(vision.fullatt_block_indexes)
+    keys = full * frame_patches + (vision.depth - full) * min(vision.window_patches, frame_patches)  # of a patch, all blocks
+    block = 4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size
+    merged = vision.hidden_size * vision.merge_unit
+    merger = (merged * merged + merged * vision.out_hidden_size) / vision.merge_unit
+    matrices = vision.depth * block + vision.patch_dim * vision.hidden_size + merger
+    return 2 * patches * matrices + 4 * patches * keys * vision.hidden_size

@@ -1,6 +1,7 @@
-"""What a run tells: one JSON line a step, always; TensorBoard and Weights & Biases where they are installed and asked for.
+"""Metrics of a run: one JSON line a step, always; TensorBoard and Weights & Biases where they are installed and switched on.
 
-Written by the first process alone. A run that goes on from a checkpoint drops the lines of the steps that it makes again.
+Written by the first process alone. A run that resumes from a checkpoint drops the lines of the steps that it repeats. The
+metrics are described in docs/training.md.
 """
 
 import json
@@ -14,59 +15,59 @@ from svlm_jax.files import local_path
 FILE = "metrics.jsonl"
 
 
-class Logs:
+class MetricsWriter:
     """Open until `close`."""
 
     def __init__(
         self, run_dir: str | Path, step: int, *, tensorboard: bool = False, wandb: str = "", config: Any = None
     ) -> None:
         """Args:
-        step: the run goes on after this one.
+        step: the last that is done; lines after it are dropped.
         wandb: project to log to; the run keeps its id over restarts.
         """
         self.path = local_path(run_dir, "run_dir") / FILE
-        _cut(self.path, step)
+        _drop_after(self.path, step)
         self.file = self.path.open("a")
-        self.board = _tensorboard(Path(run_dir) / "tensorboard", step) if tensorboard else None
+        self.tensorboard = _tensorboard(Path(run_dir) / "tensorboard", step) if tensorboard else None
         self.wandb = _wandb(Path(run_dir), wandb, config) if wandb else None
 
-    def write(self, line: dict[str, Any]) -> None:
+    def write(self, metrics: dict[str, Any]) -> None:
         """One line; "step" is in it."""
-        self.file.write(json.dumps(line) + "\n")
+        self.file.write(json.dumps(metrics) + "\n")
         self.file.flush()
-        numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
-        if self.board is not None:
-            for name, value in numbers.items():
-                self.board.add_scalar(name, value, line["step"])
+        scalars = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+        if self.tensorboard is not None:
+            for name, value in scalars.items():
+                self.tensorboard.add_scalar(name, value, metrics["step"])
         if self.wandb is not None:
-            self.wandb.log(numbers, step=line["step"])
+            self.wandb.log(scalars, step=metrics["step"])
 
     def close(self) -> None:
         self.file.close()
-        if self.board is not None:
-            self.board.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.finish()
 
 
-def read(run_dir: str | Path) -> list[dict[str, Any]]:
+def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
     """The lines of a run."""
     return [json.loads(line) for line in (Path(run_dir) / FILE).read_text().splitlines()]
 
 
-def _cut(path: Path, step: int) -> None:
+def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text().splitlines():
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                lines.append(line)
         except (ValueError, KeyError):  # the last line of a run that was killed while it wrote
             continue
-    part = path.with_suffix(".part")
-    part.write_text("".join(f"{line}\n" for line in kept))
-    os.replace(part, path)
+    partial = path.with_suffix(".part")
+    partial.write_text("".join(f"{line}\n" for line in lines))
+    os.replace(partial, path)
 
 
 def _tensorboard(directory: Path, step: int) -> Any:
@@ -82,7 +83,7 @@ def _wandb(run_dir: Path, project: str, config: Any) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError("wandb", "not installed", "wandb", "pip install 'svlm-jax[wandb]'") from None
-    known = run_dir / "wandb_id"
-    if not known.exists():
-        known.write_text(wandb.util.generate_id())
-    return wandb.init(project=project, id=known.read_text(), resume="allow", dir=str(run_dir), config=config)
+    id_file = run_dir / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(wandb.util.generate_id())
+    return wandb.init(project=project, id=id_file.read_text(), resume="allow", dir=str(run_dir), config=config)

@@ -1,7 +1,8 @@
-"""The loop of a run: batches in, steps made, metrics told, checkpoints kept; an orderly end for every way it can end.
+"""The loop of a run: micro-batches in, steps made, metrics written, checkpoints saved; a clean end for every way that it can
+end.
 
-Reads top to bottom: `Trainer.run` makes steps, `_step` one of them from micro-steps. Where the data stands is one number, the
-samples seen; a step that was not finished is made again. Units: seconds, samples.
+Reads top to bottom: `Trainer.run` makes steps, `_step` one of them from micro-steps. The position in the data is one number,
+the samples trained on; a step that was not finished is repeated. Units: seconds, samples.
 """
 
 import faulthandler
@@ -17,24 +18,34 @@ from typing import NamedTuple
 
 import jax
 
-from svlm_jax.config import ModelConfig
 from svlm_jax.data.pipeline import Bad, Examples, Order, Ours
 from svlm_jax.errors import InputError
 from svlm_jax.model.parameters import Parameters
-from svlm_jax.train import same_data
-from svlm_jax.train.batches import Batches, place, rows_of
+from svlm_jax.train import dataset_check
 from svlm_jax.train.checkpoints import Checkpoints
-from svlm_jax.train.config import Say, TrainConfig
-from svlm_jax.train.logs import Logs
-from svlm_jax.train.optimizer import rates
-from svlm_jax.train.step import Metrics, State, Step, Sums
-from svlm_jax.train.throughput import Seen, Work
+from svlm_jax.train.config import Log, TrainConfig
+from svlm_jax.train.logs import MetricsWriter
+from svlm_jax.train.optimizer import learning_rates
+from svlm_jax.train.prefetch import BatchPrefetcher, host_rows, shard_batch
+from svlm_jax.train.step import GradAccumulator, StepMetrics, TrainState, TrainStep
+from svlm_jax.train.throughput import StepStats, Workload
 
 HUNG = 70  # exit code
 
 
 class Preempted(Exception):
-    """Asked to stop, and saved: start again and the run goes on."""
+    """Asked to stop, and saved: start again and the run resumes."""
+
+
+class PendingStep(NamedTuple):
+    """A step that the devices still compute: its metrics are read when the next one has been dispatched."""
+
+    number: int
+    learning_rate: float
+    start_time: float
+    data_wait: float
+    stats: StepStats
+    metrics: StepMetrics
 
 
 class Trainer:
@@ -43,220 +54,219 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        model: ModelConfig,
-        step: Step,
-        trained: Parameters,
+        step: TrainStep,
+        trainable: Parameters,
         frozen: Parameters,
         data: tuple[Examples, Examples | None],
         *,
-        say: Say = lambda line: None,
-        stop: Callable[[int], bool] = lambda micro_step: False,
+        log: Log = lambda line: None,
+        should_stop: Callable[[int], bool] = lambda micro_step: False,
     ) -> None:
         """Args:
-        data: what is learned from and what is evaluated on.
-        say: told what happens, a line at a time.
-        stop: asked before each micro-step, by its number, whether the run is to be saved and ended (on all hosts alike).
+        trainable: initial ones (donated), for a run without a checkpoint.
+        data: the training set and the evaluation set.
+        log: called with what happens, a line at a time.
+        should_stop: called before each micro-step, with its number: whether to save and end the run (on all hosts alike).
         """
-        self.config, self.model, self.step, self.frozen, self.say, self.stop = config, model, step, frozen, say, stop
-        self.learned, self.evaluated = data
-        self.rows = rows_of(step, config.micro_batch)
-        self.work = Work(model, trained, step.mesh, len(self.rows), config.micro_batch)
-        self.steps = config.total_steps(len(self.learned))
-        self.rates = rates(config.optimizer, self.steps)
-        self.bad = Bad(config.data.max_bad, say)
-        self.told_in_evaluation: dict[str, str] = {}
-        self.bad_in_evaluation = 0
-        self.data = same_data.everywhere(self.learned.fingerprint())
-        self.checkpoints = Checkpoints(config.run_dir, keep=config.keep, keep_every=config.keep_every)
-        loaded = self.checkpoints.load(step.state)
+        self.config, self.step, self.frozen, self.log, self.should_stop = config, step, frozen, log, should_stop
+        self.train_set, self.eval_set = data
+        self.rows = host_rows(step.mesh, config.micro_batch_size)
+        self.workload = Workload(step.config, trainable, step.mesh, len(self.rows), config.micro_batch_size)
+        self.total_steps = config.total_steps(len(self.train_set))
+        self.learning_rates = learning_rates(config.optimizer, self.total_steps)
+        self.bad = Bad(config.data.max_bad_fraction, log)
+        self.logged_eval_errors: dict[str, str] = {}
+        self.eval_bad_samples = 0
+        self.fingerprint = dataset_check.check_across_hosts(self.train_set.fingerprint())
+        self.checkpoints = Checkpoints(config.run_dir, keep_last=config.keep_last, keep_every=config.keep_every)
+        loaded = self.checkpoints.load(step.abstract_state)
         if loaded is None:
-            self.state, self.samples = step.start(trained), 0
+            self.state, self.samples = step.init_state(trainable), 0
         else:
             self.state, meta = loaded
             self.samples = int(meta["samples"])
-            same_data.check(meta.get("data"), self.data, allowed=config.data.changed, say=say)
-            say(f"goes on after step {int(self.state.step)} of {self.steps}, {self.samples} samples")
-        self.watchdog, self.micro_step, self.traced = Watchdog(0), 0, False
+            allow_changed = config.data.allow_changed
+            dataset_check.check_since_checkpoint(meta.get("data"), self.fingerprint, allow_changed=allow_changed, log=log)
+            log(f"resumes after step {int(self.state.step)} of {self.total_steps}, {self.samples} samples")
+        self.watchdog, self.micro_step, self.tracing = Watchdog(0), 0, False
 
-    def run(self) -> State:
+    def run(self) -> TrainState:
         """Raises:
-        Preempted: after saving, when `stop` said so.
+        Preempted: after saving, when `should_stop` was true.
         InputError: too many bad samples or non-finite steps, a full disk.
         """
-        with jax.set_mesh(self.step.mesh):
-            return self._run()
-
-    def _run(self) -> State:
         config, first = self.config, int(self.state.step)
-        logs = None
+        writer = None
         if jax.process_index() == 0:
-            extras = {"tensorboard": config.tensorboard, "wandb": config.wandb, "config": asdict(config)}
-            logs = Logs(config.run_dir, first, **extras)
-        batches = self._batches((self.steps - first) * config.accumulation)
-        sums, told = self.step.empty(), None
+            options = {"tensorboard": config.tensorboard, "wandb": config.wandb, "config": asdict(config)}
+            writer = MetricsWriter(config.run_dir, first, **options)
+        batches = self._prefetcher((self.total_steps - first) * config.accumulation)
         self.watchdog = Watchdog(config.hang_seconds)
         try:
-            for number in range(first + 1, self.steps + 1):
-                self._profile(number)
-                done, sums = self._step(number, sums, batches)
-                last = number == self.steps
-                saved, tested = last or number % config.save_every == 0, self._tests(number)
-                self._tell(told, logs, done.started)  # one step late, so that the device never waits for it
-                told = done
-                if saved or tested:
-                    self._tell(told, logs)
-                    told = None
-                if saved:
-                    self._save(wait=last)
-                if tested:
-                    loss = self.evaluate()
-                    self.say(f"step {number}: evaluation loss {loss:.4f}")
-                    if logs is not None:
-                        bad = self.bad_in_evaluation
-                        logs.write({"step": number, "evaluation_loss": loss, "evaluation_bad_samples": bad})
-        except Preempted:
-            self._tell(told, logs)
-            raise
+            with jax.set_mesh(self.step.mesh):
+                self._run(first, batches, writer)
         finally:
             self._profile(0)
             self.watchdog.close()
             batches.close()
-            if logs is not None:
-                logs.close()
+            if writer is not None:
+                writer.close()
             self.checkpoints.close(quiet=sys.exc_info()[0] is not None)
         return self.state
 
-    def _tests(self, number: int) -> bool:
-        every = self.config.evaluate_every
-        return self.evaluated is not None and (number == self.steps or bool(every and number % every == 0))
+    def _run(self, first: int, batches: BatchPrefetcher, writer: MetricsWriter | None) -> None:
+        accumulator, pending = self.step.zero_grads(), None
+        try:
+            for number in range(first + 1, self.total_steps + 1):
+                self._profile(number)
+                dispatched, accumulator = self._step(number, accumulator, batches)
+                # Metrics of the step before: reading those of this one would keep the devices idle until the next dispatch.
+                self._report(pending, writer, end_time=dispatched.start_time)
+                pending = dispatched
+                is_last = number == self.total_steps
+                save, evaluate = is_last or number % self.config.save_every == 0, self._is_eval_step(number)
+                if save or evaluate:
+                    self._report(pending, writer)
+                    pending = None
+                if save:
+                    self._save(wait=is_last)
+                if evaluate:
+                    self._evaluate_and_report(number, writer)
+        except Preempted:
+            self._report(pending, writer)
+            raise
 
-    def _step(self, number: int, sums: Sums, batches: Batches) -> tuple["_Done", Sums]:
-        began, waited, before, seen = time.perf_counter(), 0.0, None, Seen(self.work)
+    def _is_eval_step(self, number: int) -> bool:
+        every = self.config.eval_every
+        return self.eval_set is not None and (number == self.total_steps or bool(every and number % every == 0))
+
+    def _step(self, number: int, accumulator: GradAccumulator, batches: BatchPrefetcher) -> tuple[PendingStep, GradAccumulator]:
+        start_time, data_wait, previous_loss, stats = time.perf_counter(), 0.0, None, StepStats(self.workload)
         for _ in range(self.config.accumulation):
-            if self.stop(self.micro_step):
+            if self.should_stop(self.micro_step):
                 self._save(wait=True)
                 raise Preempted(f"saved after step {number - 1}")
-            started = time.perf_counter()
-            examples, padded, everyone = next(batches)
-            waited += time.perf_counter() - started
-            self.bad.look(everyone)
-            seen.add(examples, padded)
-            placed = place(padded, self.rows, self.config.micro_batch, self.step)
-            jax.block_until_ready(before)  # or the batches of a whole step would lie on the device
-            sums, before = self.step.micro(self.state.trained, sums, self.frozen, placed)
+            wait_start = time.perf_counter()
+            examples, host_batch, global_examples = next(batches)
+            data_wait += time.perf_counter() - wait_start
+            self.bad.look(global_examples)
+            stats.add(examples, host_batch)
+            batch = shard_batch(host_batch, self.rows, self.config.micro_batch_size, self.step.mesh)
+            # At most two micro-steps in flight, or the batches of a whole step would lie in device memory.
+            jax.block_until_ready(previous_loss)
+            accumulator, previous_loss = self.step.accumulate(self.state.trainable, accumulator, self.frozen, batch)
             self.micro_step += 1
             self.watchdog.beat()
-        self.state, sums, metrics = self.step.apply(self.state, sums)
-        self.samples += self.config.batch
-        return _Done(number, float(self.rates[number - 1]), began, waited, seen, metrics), sums
+        self.state, accumulator, metrics = self.step.apply_gradients(self.state, accumulator)
+        self.samples += self.config.batch_size
+        learning_rate = float(self.learning_rates[number - 1])
+        return PendingStep(number, learning_rate, start_time, data_wait, stats, metrics), accumulator
 
-    def _tell(self, done: "_Done | None", logs: Logs | None, until: float | None = None) -> None:
-        """`until`: when the next step began; now, when there is none yet."""
-        if done is None:
+    def _report(self, pending: PendingStep | None, writer: MetricsWriter | None, end_time: float | None = None) -> None:
+        """Write and log the metrics of a step. end_time: when the next one started; by default now."""
+        if pending is None:
             return
-        values = {name: float(value) for name, value in done.metrics._asdict().items()}
-        seconds = (until or time.perf_counter()) - done.started
-        line = {"step": done.number, "learning_rate": done.rate}
-        line |= {name: values[name] for name in ("loss", "gradient_norm", "parameter_norm", "update_norm")}
-        line |= {"learned_tokens": int(values["count"]), "finite": int(values["finite"]), "bad_samples": self.bad.count}
-        line |= {"step_s": round(seconds, 4), "data_wait_s": round(done.waited, 4)} | done.seen.rates(seconds)
-        if logs is not None:
-            logs.write(line)
+        values = {name: float(value) for name, value in pending.metrics._asdict().items()}
+        seconds = (end_time or time.perf_counter()) - pending.start_time
+        line = {"step": pending.number, "learning_rate": pending.learning_rate}
+        line |= {name: values[name] for name in ("loss", "grad_norm", "param_norm", "update_norm")}
+        line |= {"labels": int(values["count"]), "finite": int(values["finite"]), "bad_samples": self.bad.count}
+        line |= {"step_seconds": round(seconds, 4), "data_wait_seconds": round(pending.data_wait, 4)}
+        line |= pending.stats.rates(seconds)
+        if writer is not None:
+            writer.write(line)
         mfu = f", MFU {100 * line['mfu']:.1f} %" if line["mfu"] else ""
-        self.say(
-            f"step {done.number}/{self.steps}: loss {line['loss']:.4f}, rate {done.rate:.2e}, "
-            f"gradient {line['gradient_norm']:.3g}, {line['tokens_per_s']:.0f} tokens/s{mfu}"
+        self.log(
+            f"step {pending.number}/{self.total_steps}: loss {line['loss']:.4f}, learning rate {pending.learning_rate:.2e}, "
+            f"gradient norm {line['grad_norm']:.3g}, {line['tokens_per_second']:.0f} tokens/s{mfu}"
         )
         if not line["finite"]:
-            self._skipped(done, int(values["skipped"]))
+            self._report_skipped(pending, int(values["skipped"]))
 
-    def _skipped(self, done: "_Done", in_a_row: int) -> None:
+    def _report_skipped(self, pending: PendingStep, skipped_in_a_row: int) -> None:
         path = Path(self.config.run_dir) / f"not_finite_{jax.process_index()}.jsonl"
         with path.open("a") as file:
-            file.write(json.dumps({"step": done.number, "ids": done.seen.ids}) + "\n")
-        self.say(f"step {done.number}: gradients are not finite, nothing was changed (samples in {path})")
-        if in_a_row >= self.config.bad_steps:
-            got, remedy = f"not finite in {in_a_row} steps in a row", f"look at the samples in {path}"
-            raise InputError("gradients", got, f"fewer than bad_steps = {self.config.bad_steps}", remedy)
+            file.write(json.dumps({"step": pending.number, "ids": pending.stats.ids}) + "\n")
+        self.log(f"step {pending.number}: gradients are not finite, the step was skipped (samples in {path})")
+        if skipped_in_a_row >= self.config.max_skipped_steps:
+            got, remedy = f"not finite in {skipped_in_a_row} steps in a row", f"look at the samples in {path}"
+            expected = f"fewer than max_skipped_steps = {self.config.max_skipped_steps}"
+            raise InputError("gradients", got, expected, remedy)
 
     def _save(self, wait: bool) -> None:
         if step := int(self.state.step):
-            meta = {"samples": self.samples, "step": step, "config": json.dumps(asdict(self.config)), "data": self.data}
+            config = json.dumps(asdict(self.config))
+            meta = {"samples": self.samples, "step": step, "config": config, "data": self.fingerprint}
             self.checkpoints.save(step, self.state, meta, wait=wait)
 
+    def _evaluate_and_report(self, number: int, writer: MetricsWriter | None) -> None:
+        loss = self.evaluate()
+        self.log(f"step {number}: evaluation loss {loss:.4f}")
+        if writer is not None:
+            writer.write({"step": number, "eval_loss": loss, "eval_bad_samples": self.eval_bad_samples})
+
     def evaluate(self) -> float:
-        """Mean loss over the learned tokens of the first `evaluate_batches` micro-batches, always the same; no sample twice.
+        """Mean loss over the labels of the first `eval_batches` micro-batches, always the same; no sample counts twice.
 
         Raises:
-            InputError: more bad samples than may be, or no token that is learned.
+            InputError: more bad samples than allowed, or no label.
         """
-        assert self.evaluated is not None
-        config, total, count, samples = self.config, 0.0, 0, len(self.evaluated)
-        steps = min(config.evaluate_batches, -(-samples // config.micro_batch))
-        ours = Ours(Order(samples, 0), self.rows, config.micro_batch, 0, steps, end=samples)
-        bad = Bad(config.data.max_bad, self.say, self.told_in_evaluation)
-        batches = Batches(self.evaluated, ours, config.data, self.model, workers=0)
+        assert self.eval_set is not None
+        config, total, count, num_samples = self.config, 0.0, 0, len(self.eval_set)
+        num_batches = min(config.eval_batches, -(-num_samples // config.micro_batch_size))
+        shard = Ours(Order(num_samples, 0), self.rows, config.micro_batch_size, 0, num_batches, end=num_samples)
+        bad = Bad(config.data.max_bad_fraction, self.log, self.logged_eval_errors)
+        batches = BatchPrefetcher(self.eval_set, shard, config.data, self.step.config, workers=0)
         try:
-            for _, padded, everyone in batches:
-                bad.look(everyone)
-                one = self.step.loss(self.state.trained, self.frozen, place(padded, self.rows, config.micro_batch, self.step))
-                total, count = total + float(one[0]), count + int(one[1])
+            for _, host_batch, global_examples in batches:
+                bad.look(global_examples)
+                batch = shard_batch(host_batch, self.rows, config.micro_batch_size, self.step.mesh)
+                loss, labels = self.step.eval_loss(self.state.trainable, self.frozen, batch)
+                total, count = total + float(loss), count + int(labels)
                 self.watchdog.beat()
         finally:
             batches.close()
         if not count:
-            got, remedy = f"nothing to learn in {bad.seen} samples, {bad.count} of them bad", "mend them or leave them out"
-            raise InputError("data.evaluation", got, "at least one learned token", remedy)
-        self.bad_in_evaluation = bad.count
+            got, remedy = f"no label in {bad.seen} samples, {bad.count} of them bad", "mend them or leave them out"
+            raise InputError("data.eval_paths", got, "at least one token with a label", remedy)
+        self.eval_bad_samples = bad.count
         return total / count
 
-    def _batches(self, steps: int) -> Batches:
-        """Those of the micro-steps that are left."""
-        data, order = self.config.data, Order(len(self.learned), self.config.seed)
-        ours = Ours(order, self.rows, self.config.micro_batch, self.samples, steps)
-        return Batches(self.learned, ours, data, self.model, workers=data.workers)
+    def _prefetcher(self, micro_steps: int) -> BatchPrefetcher:
+        """The batches of the micro-steps that are left."""
+        data, order = self.config.data, Order(len(self.train_set), self.config.seed)
+        shard = Ours(order, self.rows, self.config.micro_batch_size, self.samples, micro_steps)
+        return BatchPrefetcher(self.train_set, shard, data, self.step.config, workers=data.workers)
 
     def _profile(self, number: int) -> None:
-        """Begin or end the trace that `profile` asks for; `number` 0: the run is over."""
-        first, many = self.config.profile
-        if many and number == first:
+        """Start or stop the trace of `config.profile` before step `number`; 0: the run is over."""
+        first, count = self.config.profile
+        if count and number == first:
             jax.profiler.start_trace(str(Path(self.config.run_dir) / "profile"))
-            self.traced = True
-        elif self.traced and number in (0, first + many):
-            jax.block_until_ready(self.state)
+            self.tracing = True
+        elif self.tracing and number in (0, first + count):
+            jax.block_until_ready(self.state)  # or the trace would end before the devices do
             jax.profiler.stop_trace()
-            self.traced = False
-
-
-class _Done(NamedTuple):
-    """A step that was given to the device: its number, learning rate, when it began, seconds waited for data, and what it
-    learned from."""
-
-    number: int
-    rate: float
-    started: float
-    waited: float
-    seen: Seen
-    metrics: Metrics
+            self.tracing = False
 
 
 class Watchdog:
-    """Ends the process with every thread's stack on stderr when nothing has been finished for too long."""
+    """Ends the process with every thread's stack on stderr when nothing was finished for too long."""
 
     def __init__(self, seconds: float | int) -> None:
-        self.seconds, self.last, self.done = seconds, time.monotonic(), threading.Event()
+        self.seconds, self.last_beat, self.closed = seconds, time.monotonic(), threading.Event()
         if seconds:
             threading.Thread(target=self._watch, daemon=True).start()
 
     def beat(self) -> None:
-        self.last = time.monotonic()
+        self.last_beat = time.monotonic()
 
     def close(self) -> None:
-        self.done.set()
+        self.closed.set()
 
     def _watch(self) -> None:
-        while not self.done.wait(min(1.0, self.seconds / 4)):
-            if time.monotonic() - self.last > self.seconds:
+        while not self.closed.wait(min(1.0, self.seconds / 4)):
+            if time.monotonic() - self.last_beat > self.seconds:
                 print(f"error: nothing finished for {self.seconds:g} s (hang_seconds): a host or a disk hangs", file=sys.stderr)
                 faulthandler.dump_traceback()
-                os._exit(HUNG)
+                os._exit(HUNG)  # no clean-up: it may wait for what hangs

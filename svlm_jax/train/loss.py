@@ -1,11 +1,9 @@
-"""Cross-entropy of the labelled tokens of a batch, without ever holding all its logits.
+"""Cross-entropy of the labels of a batch, without ever holding all its logits.
 
-`gathered` is what training runs; `cross_entropy` scores labels where they stand, as the original does, for comparison. Owns the
-shift to the next token, the mean over labelled tokens and the block size. Knows nothing of optimisers or data. At the published
-sizes the logits of one sample would be 8192 x 152064 float32 = 5 GB, and as much again for their gradient: the head runs over
-blocks of tokens instead, and its backward pass computes a block's logits anew.
+`cross_entropy_at` is what training runs; `cross_entropy` takes a label for each token, as the original does, for comparison.
+Owns the shift to the next token, the mean over labels and the block size. Knows nothing of optimizers or data.
 
-Axes: B batch, T tokens, D width, V vocabulary, c tokens in a block.
+Axes: B batch, T tokens, K labels of a sample, D width, V vocabulary.
 """
 
 import jax
@@ -18,7 +16,9 @@ from svlm_jax.model.text import Decoder
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import constrain
 
-BLOCK = 512  # tokens of each row whose logits exist at one time (0.3 GB in float32 at V = 152064)
+# Tokens of each sample whose logits exist at one time: 0.3 GB in float32 at V = 152064. All logits of a sample of 8192 tokens
+# would be 5 GB, and their gradient as much again.
+BLOCK = 512
 
 
 def loss(model: QwenVL, inputs: Inputs, labels: Int[Array | np.ndarray, "B T"]) -> tuple[Float32[Array, ""], Int[Array, ""]]:
@@ -29,7 +29,7 @@ def loss(model: QwenVL, inputs: Inputs, labels: Int[Array | np.ndarray, "B T"]) 
 def cross_entropy(
     text: Decoder, hidden: Float[Array, "B T D"], labels: Int[Array | np.ndarray, "B T"], block: int = BLOCK
 ) -> tuple[Float32[Array, ""], Int[Array, ""]]:
-    """(mean, count): the mean of -log p(label) in nats over the labelled tokens of the batch, and their number.
+    """(mean, count): the mean of -log p(label) in nats over the labels of the batch, and their number.
 
     mean * count is the sum, for a mean over several batches. Without a label the mean is 0, and so are its gradients.
 
@@ -37,43 +37,50 @@ def cross_entropy(
         text: has the head.
         hidden: final hidden states, after the norm.
         labels: of each token itself, negative where there is none; token t is scored on the label of t + 1, so the first label
-            of a row counts for nothing.
-        block: tokens of each row at a time.
+            of a sample counts for nothing.
+        block: tokens of each sample at a time.
     """
-    total, count = surprise(text, hidden, jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=-1), block)
+    targets = jnp.pad(labels[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    total, count = token_nll(text, hidden, targets, block)
     return total / jnp.maximum(count, 1), count
 
 
-def gathered(
+def cross_entropy_at(
     text: Decoder,
     hidden: Float[Array, "B T D"],
-    at: Int[Array | np.ndarray, "B K"],
+    index: Int[Array | np.ndarray, "B K"],
     labels: Int[Array | np.ndarray, "B K"],
     block: int = BLOCK,
 ) -> tuple[Float32[Array, ""], Int[Array, ""]]:
-    """(sum, count) over learned tokens alone: the hidden state of token at[b, k] is scored on labels[b, k] (negative: on none).
-    A twentieth of a window's tokens are learned, so the head does a twentieth of the work."""
-    chosen = jnp.take_along_axis(hidden, jnp.asarray(at)[..., None], axis=1)
-    return surprise(text, constrain(chosen, "batch", None, None), labels, block)
+    """(sum, count): the hidden state of token index[b, k] is scored on labels[b, k] (negative: on none). A twentieth of a
+    window's tokens have labels, so the head does a twentieth of the work."""
+    scored = jnp.take_along_axis(hidden, jnp.asarray(index)[..., None], axis=1)
+    return token_nll(text, constrain(scored, "batch", None, None), labels, block)
 
 
-def surprise(
+def token_nll(
     text: Decoder, hidden: Float[Array, "B T D"], targets: Int[Array | np.ndarray, "B T"], block: int = BLOCK
 ) -> tuple[Float32[Array, ""], Int[Array, ""]]:
-    """(sum, count) of -log p(target) where the target is not negative, `block` tokens of each row at a time."""
-    rows, length, width = hidden.shape
+    """(sum, count) of -log p(target) where the target is not negative, `block` tokens of each sample at a time."""
+    batch, length, width = hidden.shape
     block = min(block, length)
     padding = -length % block
     targets = jnp.pad(targets, ((0, 0), (0, padding)), constant_values=-1)
     hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
 
-    @jax.checkpoint
-    def of_block(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+    @jax.checkpoint  # the backward pass computes the logits of a block again, or all of them would be kept for it
+    def block_nll(hidden: jax.Array, targets: jax.Array) -> jax.Array:
         logits = constrain(text.logits(hidden), "batch", None, "vocab")
-        # A masked sum, because a gather along a vocabulary that is cut over devices would first collect it.
-        chosen = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0), axis=-1)
-        return jnp.sum(jnp.where(targets >= 0, jax.nn.logsumexp(logits, axis=-1) - chosen, 0))
+        # A masked sum, because a gather along a vocabulary that is sharded over devices would first collect it.
+        target_logits = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0), axis=-1)
+        return jnp.sum(jnp.where(targets >= 0, jax.nn.logsumexp(logits, axis=-1) - target_logits, 0))
 
-    blocks = (hidden.reshape(rows, -1, block, width).swapaxes(0, 1), targets.reshape(rows, -1, block).swapaxes(0, 1))
-    total, _ = jax.lax.scan(lambda sum, one: (sum + of_block(*one), None), jnp.zeros((), jnp.float32), blocks)
+    hidden_blocks = hidden.reshape(batch, -1, block, width).swapaxes(0, 1)
+    target_blocks = targets.reshape(batch, -1, block).swapaxes(0, 1)
+    with jax.named_scope("head_loss"):
+        total, _ = jax.lax.scan(
+            lambda total, blocks: (total + block_nll(*blocks), None),
+            jnp.zeros((), jnp.float32),
+            (hidden_blocks, target_blocks),
+        )
     return total, jnp.sum(targets >= 0)

@@ -1,7 +1,8 @@
 """How gradients move parameters: AdamW, or Muon for the matrices inside layers and AdamW for all else."""
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -10,8 +11,8 @@ from optax.contrib import MuonDimensionNumbers, muon
 
 from svlm_jax.train.config import OptimizerConfig
 
-# Matrices by path: axes that are summed over and axes that come out, from the last. What is left is a stack of matrices:
-# layers, the heads of q, k and v, the three of a joined qkv. Embeddings, the head and adapters are not here, and stay AdamW's.
+# Matrices by path: axes that are summed over and axes of the output, from the last. The other axes are a stack of matrices:
+# layers, the heads of q, k and v, the three of a fused qkv. Embeddings, the head and adapters are not in it: AdamW moves them.
 MATRICES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
     (r"text\.layers\..*attention\.[qkv]\.kernel", (-3,), (-1,)),
     (r"vision\.blocks\..*attention\.qkv\.kernel", (-4,), (-2, -1)),
@@ -22,62 +23,66 @@ MATRICES: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = (
 VECTORS = r"(.*\.)?(scale|bias)"
 
 
-def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-    """Learning rate of step 0, 1 ...: linear from one part of the warm-up, then down to 0 as a cosine, or constant."""
-    warmup = round(config.warmup * steps)
-    rise = optax.linear_schedule(0.0, config.learning_rate, max(1, warmup))
+def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of step 0, 1 ...: linear warm-up, then down to 0 as a cosine, or constant."""
+    warmup_steps = round(config.warmup_ratio * steps)
+    warmup = optax.linear_schedule(0.0, config.learning_rate, max(1, warmup_steps))
     if config.schedule == "constant":
-        rest = optax.constant_schedule(config.learning_rate)
+        decay = optax.constant_schedule(config.learning_rate)
     else:
-        rest = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup))
-    # Hugging Face's first step has a rate of 0; ours begins with the first part of the rise, so that no step is lost.
-    return optax.join_schedules([lambda step: rise(step + 1), rest], [warmup])
+        decay = optax.cosine_decay_schedule(config.learning_rate, max(1, steps - warmup_steps))
+    # Hugging Face's first step has a rate of 0. This one starts at the first increment, so that no step is lost.
+    return optax.join_schedules([lambda step: warmup(step + 1), decay], [warmup_steps])
 
 
-def rates(config: OptimizerConfig, steps: int) -> np.ndarray:
-    """What `schedule` says of each step [steps] float32, on the host: to tell them without waiting for the device."""
-    return np.asarray(jax.jit(jax.vmap(schedule(config, steps)))(np.arange(steps)))
+def learning_rates(config: OptimizerConfig, steps: int) -> np.ndarray:
+    """The schedule's value of each step [steps] float32, on the host: metrics need it without waiting for the device."""
+    return np.asarray(jax.jit(jax.vmap(learning_rate_schedule(config, steps)))(np.arange(steps)))
 
 
-def optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """That of a run of so many steps, for parameters by dotted path. Weight decay, if any, on matrices only (of Muon: on those
-    of `MATRICES` only). The moments have one form, clipped or not."""
-    rate = schedule(config, steps)
+def build_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of so many steps, for parameters by dotted path. Weight decay, if any, is for matrices only (of
+    Muon: for those of `MATRICES` only)."""
+    schedule = learning_rate_schedule(config, steps)
     if config.name == "muon":
-        moved = muon(
-            rate,
+        update = muon(
+            schedule,
             beta=config.momentum,
             eps=config.eps,
             weight_decay=config.weight_decay,
             adam_b1=config.b1,
             adam_b2=config.b2,
-            muon_weight_dimension_numbers=_matrices,
-            consistent_rms=config.rms,
+            muon_weight_dimension_numbers=cast(Any, _muon_dimensions),
+            consistent_rms=config.muon_rms,
         )
     else:
-        moved = optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=_decayed)
-    return optax.chain(optax.clip_by_global_norm(config.clip) if config.clip else optax.identity(), moved)
+        update = optax.adamw(
+            schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=_weight_decay_mask
+        )
+    # `identity` has the state of `clip_by_global_norm`: a run may switch clipping on or off between a stop and a start.
+    clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
+    return optax.chain(clip, update)
 
 
-def advanced(moments: Any, kept: Any) -> Any:
-    """`kept` moments with the counts of the schedule from `moments`: a step that is skipped counts as one of the run, or the
-    rates of all that follow would lag, and the last would not be the schedule's."""
+def advance_schedule(new: optax.OptState, old: optax.OptState) -> optax.OptState:
+    """`old` with the schedule's counts of `new`: a step that is skipped counts as one of the run, or the rates of all steps
+    after it would lag, and the last would not be the schedule's."""
     is_count = lambda part: isinstance(part, optax.ScaleByScheduleState)  # noqa: E731
-    return jax.tree.map(lambda new, old: new if is_count(new) else old, moments, kept, is_leaf=is_count)
+    return jax.tree.map(lambda new, old: new if is_count(new) else old, new, old, is_leaf=is_count)
 
 
-def _decayed(parameters: Any) -> Any:
-    """What weight decay is for: {path: whether it is a matrix} of {path: parameter}."""
+def _weight_decay_mask(parameters: Mapping[str, Any]) -> dict[str, bool]:
+    """{path: whether it is a matrix} of {path: parameter}."""
     return {path: leaf.ndim > 1 and not re.fullmatch(VECTORS, path) for path, leaf in parameters.items()}
 
 
-def _matrices(parameters: Any) -> Any:
-    """What Muon moves, and how it lies: {path: MuonDimensionNumbers, or None} of {path: parameter}."""
-    return {path: _matrix(path) for path in parameters}
+def _muon_dimensions(parameters: Mapping[str, Any]) -> dict[str, MuonDimensionNumbers | None]:
+    """{path: the axes of a matrix that Muon moves, or None} of {path: parameter}."""
+    return {path: _matrix_dimensions(path) for path in parameters}
 
 
-def _matrix(path: str) -> MuonDimensionNumbers | None:
-    for pattern, ins, outs in MATRICES:
+def _matrix_dimensions(path: str) -> MuonDimensionNumbers | None:
+    for pattern, input_axes, output_axes in MATRICES:
         if re.fullmatch(pattern, path):
-            return MuonDimensionNumbers(ins, outs)
+            return MuonDimensionNumbers(input_axes, output_axes)
     return None

@@ -1,4 +1,4 @@
-"""A run from its config: what svlm train calls. Puts together the parts that `begin`, `step` and `loop` own."""
+"""A run from its config: what `svlm train` calls. Puts together the parts that `setup`, `step` and `loop` own."""
 
 import json
 import os
@@ -10,17 +10,20 @@ from typing import Any
 import jax
 
 from svlm_jax import hf_config
+from svlm_jax.data.config import Bucket, DataConfig
+from svlm_jax.data.dataset import load_examples
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 from svlm_jax.media.processor import Processor
 from svlm_jax.train import setup
-from svlm_jax.train.config import Say, TrainConfig
+from svlm_jax.train.config import Log, MeshConfig, OptimizerConfig, TrainConfig, check_names
 from svlm_jax.train.loop import Trainer
-from svlm_jax.train.optimizer import optimizer
-from svlm_jax.train.step import Step
+from svlm_jax.train.optimizer import build_optimizer
+from svlm_jax.train.step import TrainStep
 
 CONFIG = "config.json"
-SAME = ("model", "trained", "lora_rank", "lora_alpha", "ema", "optimizer.name")  # what a checkpoint's state depends on
+# Settings that the state in a checkpoint depends on: a run keeps them.
+FIXED = ("model", "trainable", "lora_rank", "lora_alpha", "ema_decay", "optimizer.name")
 
 
 def trainer(
@@ -28,14 +31,14 @@ def trainer(
     directory: Path,
     *,
     devices: Sequence[Any] | None = None,
-    say: Say = lambda line: None,
-    stop: Callable[[int], bool] = lambda micro_step: False,
+    log: Log = lambda line: None,
+    should_stop: Callable[[int], bool] = lambda micro_step: False,
 ) -> Trainer:
-    """A trainer ready to run, at its beginning or where its last checkpoint stands.
+    """A trainer ready to run, from the start or from its last checkpoint.
 
     Args:
-        directory: of the model, `config.model` made local.
-        say, stop: as of `Trainer`.
+        directory: of the model, `config.model` on a local disk.
+        log, should_stop: as of `Trainer`.
 
     Raises:
         InputError: a setting, a file or a checkpoint that does not fit.
@@ -43,47 +46,64 @@ def trainer(
     if not config.run_dir:
         raise InputError("run_dir", "nothing", "a directory for checkpoints and metrics", "set --run-dir")
     local_path(config.run_dir, "run_dir")
-    _remember(config, say)
-    model = setup.model_config(config, hf_config.read(directory, config.dtype))
+    _write_config(config, log)
+    model = setup.training_model_config(config, hf_config.read(directory, config.dtype))
     processor = Processor.from_directory(config.processor or directory, model)
-    learned = setup.examples(config.data.paths, config.data, processor)
-    evaluated = setup.examples(config.data.evaluation, config.data, processor) if config.data.evaluation else None
-    mesh = setup.mesh_of(config.mesh, devices)
+    train_set = load_examples(config.data.paths, config.data, processor)
+    eval_set = load_examples(config.data.eval_paths, config.data, processor) if config.data.eval_paths else None
+    mesh = setup.build_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
-        trained, frozen = setup.begin(config, model, directory, mesh)
-        step = Step(model, optimizer(config.optimizer, config.total_steps(len(learned))), mesh, trained, config.ema)
-        return Trainer(config, model, step, trained, frozen, (learned, evaluated), say=say, stop=stop)
+        trainable, frozen = setup.load_parameters(config, model, directory, mesh)
+        optimizer = build_optimizer(config.optimizer, config.total_steps(len(train_set)))
+        step = TrainStep(model, optimizer, mesh, trainable, config.ema_decay)
+        return Trainer(config, step, trainable, frozen, (train_set, eval_set), log=log, should_stop=should_stop)
 
 
-def _remember(config: TrainConfig, say: Say) -> None:
-    """The resolved config in the run's directory; what it was before must not contradict it."""
+def _write_config(config: TrainConfig, log: Log) -> None:
+    """The resolved config into the run's directory; one that is there must agree with it."""
     path = Path(config.run_dir) / CONFIG
-    now = json.loads(json.dumps(asdict(config)))
+    new = json.loads(json.dumps(asdict(config)))
     if path.exists():
-        before = json.loads(path.read_text())
-        before["optimizer"] = {"name": "adamw"} | before["optimizer"]  # which it was before there was a choice
-        for name in SAME:
-            if (got := _setting(now, name)) != (expected := _setting(before, name)):
-                remedy = "begin another run_dir, or set it back"
-                raise InputError(name, repr(got), f"{expected!r}, as {config.run_dir} began with", remedy)
-        if changed := sorted(name for name in now if now[name] != before.get(name)):
-            say(f"settings changed since this run began: {', '.join(changed)}")
+        old = json.loads(json.dumps(asdict(read_config(config.run_dir))))
+        for name in FIXED:
+            if (got := _setting(new, name)) != (expected := _setting(old, name)):
+                remedy = "start another run_dir, or set it back"
+                raise InputError(name, repr(got), f"{expected!r}, as {config.run_dir} started with", remedy)
+        if changed := sorted(name for name in new if new[name] != old.get(name)):
+            log(f"settings changed since this run started: {', '.join(changed)}")
     if jax.process_index() == 0:
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(now, indent=2) + "\n")
-        os.replace(part, path)
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps(new, indent=2) + "\n")
+        os.replace(partial, path)
 
 
 def _setting(values: dict[str, Any], name: str) -> Any:
     """By dotted name."""
-    top, _, rest = name.partition(".")
-    return _setting(values[top], rest) if rest else values.get(top)
+    head, _, tail = name.partition(".")
+    return _setting(values[head], tail) if tail else values.get(head)
 
 
-def read_config(run_dir: str | Path) -> dict[str, Any]:
-    """The resolved config of a run, as plain values."""
+def read_config(run_dir: str | Path) -> TrainConfig:
+    """The resolved config of a run.
+
+    Raises:
+        InputError: no training run, or settings of another version.
+    """
     path = Path(run_dir) / CONFIG
     if not path.is_file():
         raise InputError(str(run_dir), f"no {CONFIG}", "the directory of a training run", "check the path")
-    return json.loads(path.read_text())
+    raw = json.loads(path.read_text())
+    data, optimizer, mesh = raw.pop("data"), raw.pop("optimizer"), raw.pop("mesh")
+    buckets = data.pop("buckets")
+    for kind, values in ((TrainConfig, raw), (DataConfig, data), (OptimizerConfig, optimizer), (MeshConfig, mesh)):
+        check_names(str(path), kind, values)
+    for bucket in buckets:
+        check_names(str(path), Bucket, bucket)
+    data |= {name: tuple(data[name]) for name in ("paths", "eval_paths")}
+    return TrainConfig(
+        **{**raw, "profile": tuple(raw["profile"])},
+        data=DataConfig(**data, buckets=tuple(Bucket(**bucket) for bucket in buckets)),
+        optimizer=OptimizerConfig(**optimizer),
+        mesh=MeshConfig(**mesh),
+    )

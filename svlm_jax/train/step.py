@@ -1,8 +1,8 @@
-"""One optimiser step: micro-steps that add up gradients, then one that applies them. State in, state out, both jitted.
+"""One optimizer step: micro-steps accumulate gradients, then one update applies them. State in, state out, both jitted.
 
-The loss is the mean over ALL learned tokens of a step, whatever micro-batch, device or host they are on: micro-steps add up
-sums and counts, and only the last division knows the count. Trained parameters are float32 and are used in the compute dtype;
-frozen ones are held in it and have neither gradients nor moments. A step whose gradients are not finite changes nothing but
+The loss is the mean over ALL labels of a step, whatever micro-batch, device or host they are on: micro-steps add up sums and
+counts, and only the last division knows the count. Trainable parameters are float32 and are used in the compute dtype; frozen
+ones are stored in it and have neither gradients nor optimizer state. A step whose gradients are not finite changes nothing but
 counters: the schedule goes on.
 
 Axes as in `data.pipeline.Batch`; parameters by dotted path, decoder layers stacked.
@@ -16,125 +16,152 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float32, Int32
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.pipeline import Batch
 from svlm_jax.model.parameters import Parameters, from_parameters
 from svlm_jax.sharding import shardings
-from svlm_jax.train.loss import gathered
-from svlm_jax.train.optimizer import advanced
+from svlm_jax.train.loss import cross_entropy_at
+from svlm_jax.train.optimizer import advance_schedule
 
 
-class State(NamedTuple):
-    """step: optimiser steps made, counting those that were skipped; skipped: non-finite ones in a row; ema: averaged trained
-    parameters, or {}."""
+class TrainState(NamedTuple):
+    """step: optimizer steps so far, skipped ones among them, int32; skipped: non-finite ones in a row, int32; trainable:
+    parameters by path, float32; opt_state: of optax, its moments sharded as the parameters are; ema: averaged parameters, or
+    {}.
+    """
 
-    step: Any  # arrays; ShapeDtypeStructs or shardings where a state is described
-    skipped: Any
-    trained: Any
-    moments: Any
-    ema: Any
-
-
-class Sums(NamedTuple):
-    """What micro-steps add up: gradients of the summed loss, the sum itself and the learned tokens."""
-
-    gradients: Any
-    loss: Any
-    count: Any
+    step: Int32[Array, ""]
+    skipped: Int32[Array, ""]
+    trainable: Parameters
+    opt_state: optax.OptState
+    ema: Parameters
 
 
-class Metrics(NamedTuple):
-    """loss in nats a learned token; norms before clipping; `finite` 0 when the step was skipped."""
+class GradAccumulator(NamedTuple):
+    """Sums over micro-steps, not means: gradients by path, float32; loss in nats, float32; count of labels, int32."""
 
-    loss: jax.Array
-    count: jax.Array
-    gradient_norm: jax.Array
-    parameter_norm: jax.Array
-    update_norm: jax.Array
-    finite: jax.Array
-    skipped: jax.Array
+    gradients: Parameters
+    loss: Float32[Array, ""]
+    count: Int32[Array, ""]
 
 
-def split(values: Parameters, trained: str) -> tuple[Parameters, Parameters]:
-    """(trained, frozen) by a regular expression that whole paths match."""
-    chosen = {path for path in values if re.fullmatch(trained, path)}
-    return {path: values[path] for path in chosen}, {path: values[path] for path in values.keys() - chosen}
+class StepMetrics(NamedTuple):
+    """loss in nats a label; count: labels; norms are global, that of gradients before clipping; finite: 0 when the step was
+    skipped; skipped: steps in a row that were."""
+
+    loss: Float32[Array, ""]
+    count: Int32[Array, ""]
+    grad_norm: Float32[Array, ""]
+    param_norm: Float32[Array, ""]
+    update_norm: Float32[Array, ""]
+    finite: Int32[Array, ""]
+    skipped: Int32[Array, ""]
 
 
-class Step:
-    """The jitted functions of a run. Where everything lies is said, never left to be found: of what depends on no input (fresh
-    moments, emptied sums) XLA would put a whole copy on every device."""
+def split_parameters(parameters: Mapping[str, Any], trainable: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(trainable, frozen) by a regular expression that full paths match."""
+    paths = {path for path in parameters if re.fullmatch(trainable, path)}
+    frozen = parameters.keys() - paths
+    return {path: parameters[path] for path in paths}, {path: parameters[path] for path in frozen}
+
+
+class TrainStep:
+    """The jitted functions of a run: `init_state`, `zero_grads`, `accumulate`, `apply_gradients` and `eval_loss`.
+
+    Output shardings are explicit: of what depends on no input (initial moments, zero gradients) XLA would put a replica on
+    every device.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
-        tx: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation,
         mesh: Mesh,
-        trained: Mapping[str, Any],
-        ema: float | int = 0.0,
+        trainable: Mapping[str, Any],
+        ema_decay: float | int = 0.0,
     ) -> None:
         """Args:
-        trained: the trained parameters, or their shapes and dtypes.
+        trainable: the trainable parameters, or their shapes and dtypes.
         """
-        self.config, self.tx, self.mesh, self.ema_decay = config, tx, mesh, ema
-        whole = NamedSharding(mesh, PartitionSpec())
-        own = shardings({path: leaf.shape for path, leaf in trained.items()}, mesh)
-        shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in trained.items()}
-        moments = jax.tree_util.tree_map_with_path(
-            lambda at, _: own.get(getattr(at[-1], "key", ""), whole), jax.eval_shape(tx.init, shapes)
+        self.config, self.optimizer, self.mesh, self.ema_decay = config, optimizer, mesh, ema_decay
+        # TrainState and GradAccumulator also describe themselves: with shardings, or with shapes, in place of arrays.
+        replicated: Any = NamedSharding(mesh, PartitionSpec())
+        sharded: Any = shardings({path: leaf.shape for path, leaf in trainable.items()}, mesh)
+        shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in trainable.items()}
+        # Moments lie in dicts by parameter path: the last key of a leaf's path tells whose sharding it has. Counters have none.
+        opt_state = jax.tree_util.tree_map_with_path(
+            lambda path, _: sharded.get(getattr(path[-1], "key", ""), replicated), jax.eval_shape(optimizer.init, shapes)
         )
-        state, sums = State(whole, whole, own, moments, own if ema else {}), Sums(own, whole, whole)
-        self.state = _placed(jax.eval_shape(self._fresh, shapes), state)
-        self.sums = _placed(jax.eval_shape(self._empty, shapes), sums)
-        self.start = jax.jit(self._fresh, out_shardings=state, donate_argnums=0)
-        self.empty = jax.jit(lambda: self._empty(shapes), out_shardings=sums)
-        self.micro = jax.jit(self._micro, out_shardings=(sums, whole), donate_argnums=1)
-        self.apply = jax.jit(self._apply, out_shardings=(state, sums, whole), donate_argnums=(0, 1))
-        self.loss = jax.jit(self._sum, out_shardings=whole)
+        state = TrainState(replicated, replicated, sharded, opt_state, sharded if ema_decay else {})
+        accumulator = GradAccumulator(sharded, replicated, replicated)
+        self.abstract_state: TrainState = _with_shardings(jax.eval_shape(self._init_state, shapes), state)
+        self.abstract_accumulator: GradAccumulator = _with_shardings(jax.eval_shape(self._zero_grads, shapes), accumulator)
+        # Donated buffers are updated in place: state and gradients are the largest arrays, and exist once.
+        self.init_state = jax.jit(self._init_state, out_shardings=state, donate_argnums=0)
+        self.zero_grads = jax.jit(lambda: self._zero_grads(shapes), out_shardings=accumulator)
+        self.accumulate = jax.jit(self._accumulate, out_shardings=(accumulator, replicated), donate_argnums=1)
+        self.apply_gradients = jax.jit(
+            self._apply_gradients, out_shardings=(state, accumulator, replicated), donate_argnums=(0, 1)
+        )
+        self.eval_loss = jax.jit(self._loss, out_shardings=replicated)
 
-    def _fresh(self, trained: Parameters) -> State:
-        """A state around trained parameters (which are consumed)."""
+    def _init_state(self, trainable: Parameters) -> TrainState:
+        """The state of step 0 around trainable parameters (which are donated)."""
         zero = jnp.zeros((), jnp.int32)
-        ema = jax.tree.map(jnp.copy, trained) if self.ema_decay else {}
-        return State(zero, zero, trained, self.tx.init(trained), ema)
+        ema = jax.tree.map(jnp.copy, trainable) if self.ema_decay else {}
+        return TrainState(zero, zero, trainable, self.optimizer.init(trainable), ema)
 
-    def _empty(self, trained: Mapping[str, Any]) -> Sums:
-        """Sums of no micro-step yet."""
-        held = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in trained.items()}
-        return Sums(held, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
+    def _zero_grads(self, trainable: Mapping[str, Any]) -> GradAccumulator:
+        """Sums over no micro-step yet."""
+        gradients = {path: jnp.zeros(leaf.shape, jnp.float32) for path, leaf in trainable.items()}
+        return GradAccumulator(gradients, jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
-    def _sum(self, trained: Parameters, frozen: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        """(sum of the losses, learned tokens)."""
-        model = from_parameters(self.config, trained | frozen)
-        return gathered(model.text, model.hidden(batch.inputs), batch.at, batch.labels)
+    def _loss(self, trainable: Parameters, frozen: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """(sum of the losses, number of labels)."""
+        model = from_parameters(self.config, trainable | frozen)
+        return cross_entropy_at(model.text, model.hidden(batch.inputs), batch.at, batch.labels)
 
-    def _micro(self, trained: Parameters, sums: Sums, frozen: Parameters, batch: Batch) -> tuple[Sums, jax.Array]:
-        """The sums with those of a micro-batch, and its own loss (to wait for, and for nothing else)."""
-        (loss, count), gradients = jax.value_and_grad(self._sum, has_aux=True)(trained, frozen, batch)
-        gradients = jax.tree.map(lambda held, new: held + new.astype(jnp.float32), sums.gradients, gradients)
-        return Sums(gradients, sums.loss + loss, sums.count + count), loss
+    def _accumulate(
+        self, trainable: Parameters, accumulator: GradAccumulator, frozen: Parameters, batch: Batch
+    ) -> tuple[GradAccumulator, jax.Array]:
+        """The accumulator with a micro-batch added, and the loss of that micro-batch (only to wait for)."""
+        with jax.named_scope("forward_backward"):
+            (loss, count), gradients = jax.value_and_grad(self._loss, has_aux=True)(trainable, frozen, batch)
+        with jax.named_scope("accumulate"):
+            gradients = jax.tree.map(lambda total, new: total + new.astype(jnp.float32), accumulator.gradients, gradients)
+            return GradAccumulator(gradients, accumulator.loss + loss, accumulator.count + count), loss
 
-    def _apply(self, state: State, sums: Sums) -> tuple[State, Sums, Metrics]:
-        """The state after the step, the sums' buffers emptied for the next one, and what to tell."""
-        count = jnp.maximum(sums.count, 1)
-        gradients = jax.tree.map(lambda x: x / count, sums.gradients)
-        norm = optax.tree.norm(gradients)
-        finite = jnp.isfinite(norm) & jnp.isfinite(sums.loss)
-        updates, moments = self.tx.update(gradients, state.moments, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
-        decay = self.ema_decay
-        ema = jax.tree.map(lambda held, new: held * decay + new * (1 - decay), state.ema, trained) if decay else {}
-        keep = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
+    def _apply_gradients(
+        self, state: TrainState, accumulator: GradAccumulator
+    ) -> tuple[TrainState, GradAccumulator, StepMetrics]:
+        """The state after the step, the accumulator zeroed in its own buffers, and the metrics of the step."""
+        with jax.named_scope("gradients"):
+            count = jnp.maximum(accumulator.count, 1)
+            gradients = jax.tree.map(lambda x: x / count, accumulator.gradients)
+            grad_norm = optax.tree.norm(gradients)
+            finite = jnp.isfinite(grad_norm) & jnp.isfinite(accumulator.loss)
+        with jax.named_scope("optimizer"):
+            updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.trainable)
+            trainable = optax.apply_updates(state.trainable, updates)
+        with jax.named_scope("ema"):
+            decay = self.ema_decay
+            ema = jax.tree.map(lambda old, new: old * decay + new * (1 - decay), state.ema, trainable) if decay else {}
+        # A select and no branch: with a branch XLA could not update the donated state in place.
+        keep_if_finite = lambda new, old: jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)  # noqa: E731
         skipped = jnp.where(finite, 0, state.skipped + 1)
-        moments = advanced(moments, keep(moments, state.moments))
-        after = State(state.step + 1, skipped, keep(trained, state.trained), moments, keep(ema, state.ema))
-        moved = jnp.where(finite, optax.tree.norm(updates), 0.0)
-        norms = (norm, optax.tree.norm(after.trained), moved)
-        told = Metrics(sums.loss / count, sums.count, *norms, finite.astype(jnp.int32), skipped)
-        return after, jax.tree.map(jnp.zeros_like, sums), told
+        opt_state = advance_schedule(opt_state, keep_if_finite(opt_state, state.opt_state))
+        trainable = keep_if_finite(trainable, state.trainable)
+        next_state = TrainState(state.step + 1, skipped, trainable, opt_state, keep_if_finite(ema, state.ema))
+        update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
+        norms = (grad_norm, optax.tree.norm(next_state.trainable), update_norm)
+        metrics = StepMetrics(accumulator.loss / count, accumulator.count, *norms, finite.astype(jnp.int32), skipped)
+        return next_state, jax.tree.map(jnp.zeros_like, accumulator), metrics
 
 
-def _placed(shapes: Any, places: Any) -> Any:
+def _with_shardings(shapes: Any, shardings: Any) -> Any:
     """ShapeDtypeStructs with their shardings."""
-    return jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), shapes, places)
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes, shardings
+    )

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from svlm_jax.cluster.distributed import Plan, local_devices, resolve
+from svlm_jax.cluster.distributed import ProcessLayout, local_devices, process_layout
 from svlm_jax.cluster.local import spawn
 from svlm_jax.errors import InputError
 from tests.support import ROOT
@@ -211,7 +211,7 @@ def test_the_jobset_says_who_is_who_and_starts_again_after_75():
     job = spec["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
     box = pod["containers"][0]
-    assert box["command"][:6] == ["python", "-m", "launch.train", "--config", "sft_stage1", "--run-dir"]
+    assert box["command"][:5] == ["svlm", "train", "--config", "sft_stage1", "--run-dir"]
     assert {"JAX_COORDINATOR_ADDRESS", "NNODES", "NODE_RANK"} <= {variable["name"] for variable in box["env"]}
     nodes = next(variable["value"] for variable in box["env"] if variable["name"] == "NNODES")
     assert job["parallelism"] == job["completions"] == int(nodes)
@@ -224,28 +224,28 @@ def test_the_jobset_says_who_is_who_and_starts_again_after_75():
 
 def test_under_torchrun_jax_leaves_the_port_of_the_agent_alone_and_takes_one_device_a_process():
     environ = {"MASTER_ADDR": "a", "MASTER_PORT": "7", "WORLD_SIZE": "16", "RANK": "9"}
-    assert resolve(environ).coordinator == "a:7"
+    assert process_layout(environ).coordinator == "a:7"
     environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_WORLD_SIZE": "8", "LOCAL_RANK": "1"}
-    plan = resolve(environ)
-    assert plan.coordinator == "a:8" and local_devices(plan, {}, 8) == [1]
+    layout = process_layout(environ)
+    assert layout.coordinator == "a:8" and local_devices(layout, {}, 8) == [1]
 
 
 STEP = {"SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": "n[1-2]"}
 
 
 def test_one_slurm_task_a_node_gets_all_devices_that_it_may_see():
-    plan = resolve(STEP)
-    assert local_devices(plan, {}, 8) == list(range(8))
-    assert local_devices(plan, {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 8) == [0, 1, 2, 3]
-    assert local_devices(plan, {}, 0) is None
-    assert local_devices(resolve(STEP | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}), {}, 8) is None
+    layout = process_layout(STEP)
+    assert local_devices(layout, {}, 8) == list(range(8))
+    assert local_devices(layout, {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 8) == [0, 1, 2, 3]
+    assert local_devices(layout, {}, 0) is None
+    assert local_devices(process_layout(STEP | {"SLURM_STEP_TASKS_PER_NODE": "8(x2)"}), {}, 8) is None
 
 
 @pytest.mark.parametrize(
     "environ", [{"SVLM_TPU_POD": "1"}, {"TPU_PROCESS_ADDRESSES": "a,b"}, {"MEGASCALE_COORDINATOR_ADDRESS": "a"}]
 )
 def test_a_tpu_pod_is_left_to_jax(environ):
-    assert resolve(environ) == Plan("TPU pod")
+    assert process_layout(environ) == ProcessLayout("TPU pod")
 
 
 HALF = {
@@ -264,14 +264,14 @@ HALF = {
 def test_a_process_never_believes_that_it_is_alone_by_mistake(name):
     environ, words = HALF[name]
     with pytest.raises(InputError, match=words):
-        resolve(environ)
+        process_layout(environ)
 
 
 def test_a_complete_set_is_not_refused_for_the_remains_of_another():
     environ = {"NNODES": "2", "NODE_RANK": "1", "SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2"}
-    plan = resolve(environ | {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"})
-    assert plan == Plan("SkyPilot", "10.0.0.1:6002", 2, 1, every_device=True)
-    assert resolve(environ | STEP | {"SKYPILOT_NODE_IPS": ""}).source == "SLURM"
+    layout = process_layout(environ | {"SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"})
+    assert layout == ProcessLayout("SkyPilot", "10.0.0.1:6002", 2, 1, all_local_devices=True)
+    assert process_layout(environ | STEP | {"SKYPILOT_NODE_IPS": ""}).source == "SLURM"
 
 
 def share(monkeypatch, tmp_path, visible: str | None, each: int | None) -> list[str]:

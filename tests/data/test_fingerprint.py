@@ -7,8 +7,8 @@ import shutil
 import numpy as np
 import pytest
 
+from svlm_jax.data.dataset import JsonlWindows
 from svlm_jax.data.records import Records, seeks_path, write
-from svlm_jax.train.setup import Annotated
 
 
 def record(video: str, number: int) -> list:
@@ -31,7 +31,7 @@ def folder(tmp_path):
 
 
 def known(folder, *names: str) -> dict:
-    return Annotated(Records([folder / name for name in names or ["train.jsonl"]]), 2, str(folder)).fingerprint()
+    return JsonlWindows(Records([folder / name for name in names or ["train.jsonl"]]), 2, str(folder)).fingerprint()
 
 
 def lines(folder) -> list[str]:

@@ -12,8 +12,9 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from svlm_jax.compile_cache import MAX_SIZE
+from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.media.video import write_video
-from svlm_jax.train.config import Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig
+from svlm_jax.train.config import MeshConfig, OptimizerConfig, TrainConfig
 from svlm_jax.train.run import trainer
 
 SECONDS, WINDOW, SAMPLES = 40, 4, 8
@@ -85,16 +86,16 @@ def small_frames(tmp_path_factory, processor_dir) -> Path:
 
 @pytest.fixture
 def config(windows, tiny_dir, small_frames, tmp_path) -> TrainConfig:
-    data = DataConfig(paths=(str(windows),), root=str(windows.parent), buckets=BUCKETS, threads=2, max_bad=0.0)
+    data = DataConfig(paths=(str(windows),), root=str(windows.parent), buckets=BUCKETS, threads=2, max_bad_fraction=0.0)
     return TrainConfig(
         model=str(tiny_dir),
         processor=str(small_frames),
         run_dir=str(tmp_path / "run"),
         data=data,
-        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="constant", warmup_ratio=0.0),
         mesh=MeshConfig(fsdp=1),
-        batch=4,
-        micro_batch=4,
+        batch_size=4,
+        micro_batch_size=4,
         steps=3,
         dtype="float32",
         remat="none",
@@ -109,7 +110,7 @@ def train(tiny_dir, tmp_path):
 
     def run(config: TrainConfig, devices: int = 1, **options: Any):
         said: list[str] = []
-        made = trainer(config, tiny_dir, devices=jax.devices()[:devices], say=said.append, **options)
+        made = trainer(config, tiny_dir, devices=jax.devices()[:devices], log=said.append, **options)
         made.run()
         return made, said
 

@@ -15,9 +15,9 @@ from svlm_jax.errors import InputError
 from svlm_jax.model.transforms import merge_lora
 from svlm_jax.train import export, setup
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
-from svlm_jax.train.optimizer import optimizer
+from svlm_jax.train.optimizer import build_optimizer
 from svlm_jax.train.run import CONFIG
-from svlm_jax.train.step import Step
+from svlm_jax.train.step import TrainStep
 
 
 @pytest.fixture
@@ -25,17 +25,20 @@ def saved(config, tiny_dir):
     """Makes a run directory with a checkpoint, as training writes it, of parameters that were never trained; its step."""
 
     def made(config, ema=0.0):
-        config = replace(config, ema=ema)
-        model, mesh = setup.model_config(config, hf_config.read(tiny_dir)), setup.mesh_of(config.mesh, jax.devices()[:1])
+        config = replace(config, ema_decay=ema)
+        model, mesh = (
+            setup.training_model_config(config, hf_config.read(tiny_dir)),
+            setup.build_mesh(config.mesh, jax.devices()[:1]),
+        )
         with jax.set_mesh(mesh):
-            trained, frozen = setup.begin(config, model, Path(tiny_dir), mesh)
+            trained, frozen = setup.load_parameters(config, model, Path(tiny_dir), mesh)
             trained = {path: value + 0.01 * (number + 1) for number, (path, value) in enumerate(sorted(trained.items()))}
-            step = Step(model, optimizer(config.optimizer, 1), mesh, trained, ema)
-            state = step.start(trained)
+            step = TrainStep(model, build_optimizer(config.optimizer, 1), mesh, trained, ema)
+            state = step.init_state(trained)
             state = state._replace(ema={path: value + 1 for path, value in state.ema.items()})
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
         (Path(config.run_dir) / CONFIG).write_text(json.dumps(asdict(config)))
-        checkpoints = Checkpoints(config.run_dir, keep=1)
+        checkpoints = Checkpoints(config.run_dir, keep_last=1)
         checkpoints.save(1, state, {"samples": 4}, wait=True)
         checkpoints.close()
         return model, state, frozen
@@ -50,7 +53,7 @@ def written(directory) -> dict[str, np.ndarray]:
 
 def expected(model, state, frozen, dtype, ema=False) -> dict[str, np.ndarray]:
     """The whole of it on the device, as exports were made at first."""
-    whole = {path: jnp.copy(value) for path, value in {**(state.ema if ema else state.trained), **frozen}.items()}
+    whole = {path: jnp.copy(value) for path, value in {**(state.ema if ema else state.trainable), **frozen}.items()}
     _, values = merge_lora(model, whole)
     return {path: np.asarray(value.astype(dtype)) for path, value in values.items()}
 
@@ -82,7 +85,7 @@ def test_an_export_puts_nothing_on_a_device_and_reads_no_moments(config, saved, 
     monkeypatch.setattr(Checkpoints, "_read", watched)
     export.export(config.run_dir, tmp_path / "out")
     states = [wanted["state"] for wanted in asked if "state" in wanted]
-    assert states and all(set(state) == {"trained"} and len(state["trained"]) == 1 for state in states)
+    assert states and all(set(state) == {"trainable"} and len(state["trainable"]) == 1 for state in states)
     assert most[0] <= before
 
 
@@ -98,12 +101,12 @@ def test_a_damaged_checkpoint_is_passed_over_in_an_export_too(config, saved, tmp
     with pytest.warns(UserWarning, match=r"2 does not load \(a file is damaged or cut short\): trying the one before"):
         export.export(config.run_dir, tmp_path / "out")
     got = written(tmp_path / "out")["text.norm.scale"]
-    np.testing.assert_array_equal(got, np.asarray(state.trained["text.norm.scale"]).astype(got.dtype))
+    np.testing.assert_array_equal(got, np.asarray(state.trainable["text.norm.scale"]).astype(got.dtype))
 
 
 def test_a_target_that_exists_is_refused_before_anything_is_read(config, saved, tmp_path, monkeypatch):
     saved(config)
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(Checkpoints, "trained", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(Checkpoints, "load_trainable", lambda *_, **__: pytest.fail("read"))
     with pytest.raises(InputError, match="something that exists already"):
         export.export(config.run_dir, tmp_path / "out")

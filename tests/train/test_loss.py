@@ -9,7 +9,7 @@ from flax import nnx
 from svlm_jax import hf_config
 from svlm_jax.model.text import Decoder
 from svlm_jax.model.vlm import QwenVL
-from svlm_jax.train.loss import cross_entropy, gathered
+from svlm_jax.train.loss import cross_entropy, cross_entropy_at
 
 ROWS, LENGTH = 2, 37
 
@@ -41,7 +41,7 @@ def test_gathered_labels_are_scored_as_where_they_stand(case, text, block):
         return mean * count, count
 
     def some(hidden):
-        return gathered(text, hidden, at, chosen, block)
+        return cross_entropy_at(text, hidden, at, chosen, block)
 
     (want, count), gradient = jax.value_and_grad(whole, has_aux=True)(hidden)
     (got, same), other = jax.value_and_grad(some, has_aux=True)(hidden)
@@ -52,5 +52,5 @@ def test_gathered_labels_are_scored_as_where_they_stand(case, text, block):
 
 def test_nothing_to_learn_is_nothing(case, text):
     hidden, _, at, chosen = case
-    total, count = gathered(text, hidden, at, np.full_like(chosen, -100))
+    total, count = cross_entropy_at(text, hidden, at, np.full_like(chosen, -100))
     assert float(total) == 0 and int(count) == 0

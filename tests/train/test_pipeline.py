@@ -9,11 +9,11 @@ import pytest
 
 from svlm_jax import hf_config
 from svlm_jax.data.annotation import NO_LOSS
+from svlm_jax.data.config import Bucket, DataConfig
+from svlm_jax.data.dataset import load_examples
 from svlm_jax.data.pipeline import Bad, Example, Order, Ours, batch, micro_batches, size_of
 from svlm_jax.errors import InputError
 from svlm_jax.media.processor import Processor
-from svlm_jax.train.config import Bucket, DataConfig
-from svlm_jax.train.setup import examples
 from tests.train.conftest import BUCKETS, SAMPLES, WINDOW, record
 
 
@@ -40,8 +40,8 @@ class Named:
         return Example(str(number), None, np.zeros(0, np.int32), 0.0)
 
 
-def ids(rows, start=0, steps=6, count=10, micro_batch=4, workers=0):
-    ours = Ours(Order(count, 7), rows, micro_batch, start, steps)
+def ids(rows, start=0, steps=6, count=10, micro_batch_size=4, workers=0):
+    ours = Ours(Order(count, 7), rows, micro_batch_size, start, steps)
     return [[one.id for one in some] for some in micro_batches(Named(count), ours, workers=workers, threads=2)]
 
 
@@ -62,7 +62,7 @@ def test_every_sample_comes_once_an_epoch_in_a_new_order():
 def test_a_run_goes_on_from_any_sample():
     assert ids(range(4), start=12, steps=3) == ids(range(4))[3:6]
     apart = [part for some in ids(range(4))[3:6] for part in (some[:2], some[2:])]
-    assert ids(range(2), start=12, steps=6, micro_batch=2) == apart
+    assert ids(range(2), start=12, steps=6, micro_batch_size=2) == apart
 
 
 def test_worker_processes_change_no_order():
@@ -70,10 +70,10 @@ def test_worker_processes_change_no_order():
 
 
 def test_a_batch_holds_its_samples_and_where_they_are_learned(data, processor):
-    all_ = examples(data.paths, data, processor)
+    all_ = load_examples(data.paths, data, processor)
     some = [all_[0], all_[3]]
     made = batch(some, BUCKETS[0], processor.config)
-    assert made.inputs.ids.shape == (2, BUCKETS[0].tokens) and made.inputs.vision.frame_span == BUCKETS[0].frame
+    assert made.inputs.ids.shape == (2, BUCKETS[0].tokens) and made.inputs.vision.frame_span == BUCKETS[0].frame_patches
     for row, example in enumerate(some):
         real = made.labels[row] != NO_LOSS
         assert real.sum() == (example.labels[1:] >= 0).sum() > 2 * WINDOW
@@ -82,7 +82,7 @@ def test_a_batch_holds_its_samples_and_where_they_are_learned(data, processor):
 
 
 def test_the_smallest_size_that_holds_all_is_taken(data, processor):
-    example = examples(data.paths, data, processor)[0]
+    example = load_examples(data.paths, data, processor)[0]
     tokens = len(example.sample.ids)
     sizes = (Bucket(tokens - 1, 64, 192, 16), Bucket(tokens, 64, 192, 16), Bucket(4096, 64, 192, 16))
     assert size_of([example], sizes) == 1
@@ -106,7 +106,7 @@ BROKEN = {
 def test_a_bad_sample_is_told_and_masked(name, windows, tmp_path, processor):
     change, word = BROKEN[name]
     data = broken(windows, tmp_path, change)
-    bad = examples(data.paths, data, processor)[1]
+    bad = load_examples(data.paths, data, processor)[1]
     assert bad.sample is None and word in bad.error and bad.id == "train.jsonl:2"
     made = batch([bad, bad], BUCKETS[0], processor.config)
     assert (made.labels == NO_LOSS).all() and made.inputs.vision.patches.shape == (2, BUCKETS[0].patches, 1176)
@@ -114,7 +114,7 @@ def test_a_bad_sample_is_told_and_masked(name, windows, tmp_path, processor):
 
 def test_a_sample_beyond_the_largest_bucket_is_bad(data, processor):
     small = replace(data, buckets=(Bucket(64, 64, 64, 16),))
-    bad = examples(small.paths, small, processor)[0]
+    bad = load_examples(small.paths, small, processor)[0]
     assert bad.sample is None and "tokens of a sample: got" in bad.error
 
 

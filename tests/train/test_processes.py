@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from svlm_jax.cluster.distributed import Plan, resolve
+from svlm_jax.cluster.distributed import ProcessLayout, process_layout
 from svlm_jax.cluster.local import spawn
 from svlm_jax.errors import InputError
 from svlm_jax.train import logs
@@ -25,9 +25,10 @@ from tests.support import ROOT
 def command(settings, **flags) -> list[str]:
     """A run of the fixture's settings, from a config file, as a user would start it."""
     path = Path(settings.run_dir).with_suffix(".py")
-    names = "Bucket, DataConfig, MeshConfig, OptimizerConfig, TrainConfig"
-    path.write_text(f"from svlm_jax.train.config import {names}\n\nconfig = {replace(settings, steps=4)!r}\n")
-    given = {"config": path, "micro-batch": 2} | flags
+    imports = "from svlm_jax.data.config import Bucket, DataConfig\n"
+    imports += "from svlm_jax.train.config import MeshConfig, OptimizerConfig, TrainConfig\n"
+    path.write_text(f"{imports}\nconfig = {replace(settings, steps=4)!r}\n")
+    given = {"config": path, "micro-batch-size": 2} | flags
     return ["launch.train", *(str(part) for name, value in given.items() for part in (f"--{name}", value))]
 
 
@@ -58,7 +59,7 @@ def until(run_dir: str, step: int, process: subprocess.Popen) -> None:
 
 
 def losses(run_dir: str) -> list[float]:
-    return [line["loss"] for line in logs.read(run_dir)]
+    return [line["loss"] for line in logs.read_metrics(run_dir)]
 
 
 def test_two_processes_make_the_steps_of_one(config):
@@ -72,8 +73,8 @@ def test_two_processes_make_the_steps_of_one(config):
 
 def told_once(run_dir: str) -> None:
     """What processes say of their rates is what the devices counted: rows that both hold are not told twice."""
-    for line in logs.read(run_dir):
-        assert line["learned_tokens_per_s"] * line["step_s"] == pytest.approx(line["learned_tokens"], rel=0.25)
+    for line in logs.read_metrics(run_dir):
+        assert line["labels_per_second"] * line["step_seconds"] == pytest.approx(line["labels"], rel=0.25)
 
 
 @pytest.mark.slow
@@ -88,9 +89,9 @@ def test_asked_to_stop_two_processes_save_and_go_on(config):
     (saved,) = (int(path.name) for path in (Path(config.run_dir) / FOLDER).iterdir() if path.name.isdigit())
     told_once(config.run_dir)
     code, told = finish(start(command(config, steps=saved + 2, **{"nproc": 2, "mesh.fsdp": 2})))
-    assert code == 0 and f"goes on after step {saved} of {saved + 2}" in told
+    assert code == 0 and f"resumes after step {saved} of {saved + 2}" in told
     assert not (Path(config.run_dir) / "preempted").exists()
-    assert [line["step"] for line in logs.read(config.run_dir)] == list(range(1, saved + 3))
+    assert [line["step"] for line in logs.read_metrics(config.run_dir)] == list(range(1, saved + 3))
 
 
 @pytest.mark.slow  # more than a minute
@@ -105,7 +106,7 @@ def test_a_killed_run_goes_on_bit_by_bit(config):
         process.kill()
         finish(process)
     code, told = finish(start(command(config, **{"run-dir": killed, "steps": 6, "save-every": 1})))
-    assert code == 0 and "goes on after step" in told
+    assert code == 0 and "resumes after step" in told
     assert losses(killed) == losses(whole)
 
 
@@ -119,7 +120,7 @@ def test_bad_data_ends_all_processes_at_once_with_one_line(config, tmp_path):
 BAD = {
     "an unknown field": ({"optimizer.learning-rat": 1}, "learning-rat"),
     "an unknown config": ({"config": "sft_stage9"}, "expected a Python file, or one of"),
-    "a batch that does not divide": ({"batch": 5}, "batch: got 5, expected a multiple of micro_batch = 2"),
+    "a batch that does not divide": ({"batch-size": 5}, "batch_size: got 5, expected a multiple of micro_batch_size = 2"),
     "a model that is not there": ({"model": "/nowhere"}, "model: got /nowhere"),
     "data that is not there": ({"data.paths": "/nowhere.jsonl"}, "nowhere.jsonl"),
     "an unknown topology": ({"dry-run": "h900x8"}, "--dry-run: got h900x8, expected one of h100x1"),
@@ -141,7 +142,7 @@ def test_a_full_disk_is_one_line_and_what_was_saved_stays(config):
     code, told = finish(process)
     assert code == 2 and "room on a writable disk" in told and "Traceback" not in told, told
     code, told = finish(start(command(config, steps=2)))
-    assert code == 0 and "goes on after step 1 of 2" in told
+    assert code == 0 and "resumes after step 1 of 2" in told
 
 
 def test_a_run_that_hangs_shows_its_stacks_and_ends(tmp_path):
@@ -162,7 +163,7 @@ ENVIRONMENTS = {
     "nothing": ({}, ("one process", 1, 0)),
     "local": (
         {"SVLM_COORDINATOR": "127.0.0.1:5", "SVLM_NUM_PROCESSES": "4", "SVLM_PROCESS_ID": "3"},
-        ("launch.train --nproc", 4, 3),
+        ("svlm train --nproc", 4, 3),
     ),
     "torchrun": ({"MASTER_ADDR": "a", "MASTER_PORT": "7", "WORLD_SIZE": "2", "RANK": "1"}, ("torchrun", 2, 1)),
     "jobset": ({"JAX_COORDINATOR_ADDRESS": "job-0", "NNODES": "8", "NODE_RANK": "0"}, ("JobSet", 8, 0)),
@@ -181,15 +182,15 @@ ENVIRONMENTS = {
 @pytest.mark.parametrize("name", ENVIRONMENTS)
 def test_each_environment_says_who_is_who(name):
     environ, want = ENVIRONMENTS[name]
-    plan = resolve(environ)
-    assert (plan.source, plan.processes, plan.process) == want
+    layout = process_layout(environ)
+    assert (layout.source, layout.num_processes, layout.process_id) == want
 
 
 def test_addresses_and_devices_of_environments():
-    assert resolve(ENVIRONMENTS["torchrun"][0]).coordinator == "a:7"
-    assert resolve(ENVIRONMENTS["skypilot"][0]).coordinator == "10.0.0.1:6002"
-    assert resolve(ENVIRONMENTS["jobset"][0]) == Plan("JobSet", "job-0:6002", 8, 0, every_device=True)
-    assert not resolve(ENVIRONMENTS["slurm"][0]).every_device
+    assert process_layout(ENVIRONMENTS["torchrun"][0]).coordinator == "a:7"
+    assert process_layout(ENVIRONMENTS["skypilot"][0]).coordinator == "10.0.0.1:6002"
+    assert process_layout(ENVIRONMENTS["jobset"][0]) == ProcessLayout("JobSet", "job-0:6002", 8, 0, all_local_devices=True)
+    assert not process_layout(ENVIRONMENTS["slurm"][0]).all_local_devices
 
 
 @pytest.mark.parametrize(
@@ -202,4 +203,4 @@ def test_addresses_and_devices_of_environments():
 )
 def test_half_an_environment_is_refused(environ, words):
     with pytest.raises(InputError, match=words):
-        resolve(environ)
+        process_layout(environ)

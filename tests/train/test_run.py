@@ -11,30 +11,30 @@ import pytest
 import svlm_jax
 from svlm_jax.config import StreamConfig
 from svlm_jax.data import annotation, records
+from svlm_jax.data.dataset import load_examples
 from svlm_jax.data.pipeline import FILLER, batch
 from svlm_jax.data.windows import cut
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.train import logs
-from svlm_jax.train.batches import place
 from svlm_jax.train.checkpoints import FOLDER
 from svlm_jax.train.config import MeshConfig, OptimizerConfig
 from svlm_jax.train.export import export
 from svlm_jax.train.loop import Preempted
+from svlm_jax.train.prefetch import shard_batch
 from svlm_jax.train.run import trainer
-from svlm_jax.train.setup import examples
 from tests.train.conftest import WINDOW, elsewhere, film_record
 
 
 def losses(config) -> list[float]:
-    return [line["loss"] for line in logs.read(config.run_dir) if "loss" in line]
+    return [line["loss"] for line in logs.read_metrics(config.run_dir) if "loss" in line]
 
 
 @pytest.fixture(params=["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def stopped(config, tiny_dir, request):
     """A run of 4 steps of which 2 are made: asked to stop in the middle of the third."""
-    config = replace(config, steps=4, micro_batch=2, optimizer=replace(config.optimizer, name=request.param))
-    made = trainer(config, tiny_dir, devices=jax.devices()[:1], stop=lambda micro_step: micro_step == 5)
+    config = replace(config, steps=4, micro_batch_size=2, optimizer=replace(config.optimizer, name=request.param))
+    made = trainer(config, tiny_dir, devices=jax.devices()[:1], should_stop=lambda micro_step: micro_step == 5)
     with pytest.raises(Preempted, match="saved after step 2"):
         made.run()
     return config
@@ -43,15 +43,15 @@ def stopped(config, tiny_dir, request):
 def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(stopped, train):
     whole, _ = train(elsewhere(stopped, "whole"))
     again, said = train(stopped)
-    assert any("goes on after step 2 of 4, 8 samples" in line for line in said)
+    assert any("resumes after step 2 of 4, 8 samples" in line for line in said)
     assert losses(stopped) == losses(elsewhere(stopped, "whole")) and len(losses(stopped)) == 4
-    for path, value in whole.state.trained.items():
-        np.testing.assert_array_equal(value, again.state.trained[path])
+    for path, value in whole.state.trainable.items():
+        np.testing.assert_array_equal(value, again.state.trainable[path])
 
 
 def test_it_goes_on_with_another_mesh_and_micro_batch(stopped, train):
     train(elsewhere(stopped, "whole"))
-    train(replace(stopped, mesh=MeshConfig(fsdp=2, tensor=2), micro_batch=4), 4)
+    train(replace(stopped, mesh=MeshConfig(fsdp=2, tensor=2), micro_batch_size=4), 4)
     np.testing.assert_allclose(losses(stopped), losses(elsewhere(stopped, "whole")), rtol=1e-4)
 
 
@@ -79,8 +79,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, words, config,
     harm(newest)
     with pytest.warns(UserWarning, match=rf"{newest} does not load \({words}.*\): trying the one before"):
         _, said = train(replace(config, steps=3))
-    assert any("goes on after step 1 of 3" in line for line in said)
-    assert [line["step"] for line in logs.read(config.run_dir)] == [1, 2, 3]
+    assert any("resumes after step 1 of 3" in line for line in said)
+    assert [line["step"] for line in logs.read_metrics(config.run_dir)] == [1, 2, 3]
     gc.collect()
 
 
@@ -92,38 +92,38 @@ def test_an_export_loads_in_transformers(config, train, tmp_path):
     model, told = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
     assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     scale = model.model.language_model.norm.weight.detach().float().numpy()
-    np.testing.assert_array_equal(scale, made.state.trained["text.norm.scale"])
+    np.testing.assert_array_equal(scale, made.state.trainable["text.norm.scale"])
 
 
 def test_old_checkpoints_make_room(config, train):
-    train(replace(config, steps=5, save_every=1, keep=2, keep_every=3))
+    train(replace(config, steps=5, save_every=1, keep_last=2, keep_every=3))
     assert sorted(int(path.name) for path in (Path(config.run_dir) / FOLDER).iterdir() if path.name.isdigit()) == [3, 4, 5]
 
 
 def test_what_contradicts_the_run_is_refused(config, train):
     train(replace(config, steps=1))
-    with pytest.raises(InputError, match=r"lora_rank: got 2, expected 0, as .* began with"):
+    with pytest.raises(InputError, match=r"lora_rank: got 2, expected 0, as .* started with"):
         train(replace(config, steps=2, lora_rank=2))
-    with pytest.raises(InputError, match=r"optimizer.name: got 'muon', expected 'adamw', as .* began with"):
+    with pytest.raises(InputError, match=r"optimizer.name: got 'muon', expected 'adamw', as .* started with"):
         train(replace(config, steps=2, optimizer=OptimizerConfig("muon")))
     _, said = train(replace(config, steps=2))
-    assert "settings changed since this run began: steps" in said
+    assert "settings changed since this run started: steps" in said
 
 
 def test_every_step_is_one_line_of_numbers(config, train):
     train(replace(config, steps=2))
-    line = logs.read(config.run_dir)[-1]
+    line = logs.read_metrics(config.run_dir)[-1]
     wanted = {
         "loss",
         "learning_rate",
-        "gradient_norm",
-        "tokens_per_s",
-        "learned_tokens_per_s",
-        "video_seconds_per_s",
-        "padding",
+        "grad_norm",
+        "tokens_per_second",
+        "labels_per_second",
+        "video_seconds_per_second",
+        "padding_fraction",
     }
-    assert wanted | {"data_wait_s", "step_s", "mfu", "bad_samples"} <= line.keys()
-    assert 0 < line["padding"] < 1 and line["mfu"] is None  # a CPU's peak is not known
+    assert wanted | {"data_wait_seconds", "step_seconds", "mfu", "bad_samples"} <= line.keys()
+    assert 0 < line["padding_fraction"] < 1 and line["mfu"] is None  # a CPU's peak is not known
 
 
 def test_data_that_changed_between_a_stop_and_a_start_is_told(config, train, tiny_dir, windows, tmp_path):
@@ -134,15 +134,15 @@ def test_data_that_changed_between_a_stop_and_a_start_is_told(config, train, tin
     train(config)
     lines = mine.read_text().splitlines()
     mine.write_text("".join(f"{line}\n" for line in lines[:5]))
-    remedy = "put them back, begin another run_dir, or go on with these: --data.changed"
+    remedy = "restore them, start another run_dir, or resume with these: --data.allow-changed"
     with pytest.raises(InputError, match=rf"data\.paths: got .*changed.*5 samples, not 8.*; {remedy}"):
         trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
     mine.write_text("".join(f"{line}\n" for line in reversed(lines)))
     with pytest.raises(InputError, match="other records, or another order"):
         trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
-    _, said = train(replace(config, steps=2, data=replace(config.data, changed=True)))
+    _, said = train(replace(config, steps=2, data=replace(config.data, allow_changed=True)))
     assert any("data changed since the checkpoint: other records" in line for line in said)
-    assert any("goes on after step 1 of 2" in line for line in said)
+    assert any("resumes after step 1 of 2" in line for line in said)
     trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])  # what it went on with is now its data
 
 
@@ -153,16 +153,16 @@ def test_an_evaluation_of_what_cannot_be_read_is_no_loss_of_zero(config, train, 
     for name, some in (("gone", gone), ("half", [*lines[:2], gone[2]]), ("three", lines[:3])):
         paths[name].write_text("".join(f"{line}\n" for line in some))
     made, said = train(replace(config, steps=1))
-    data = {name: examples([str(path)], config.data, made.learned.make.processor) for name, path in paths.items()}
+    data = {name: load_examples([str(path)], config.data, made.train_set.make.processor) for name, path in paths.items()}
 
     def evaluate(name: str, share: float) -> float:
-        made.evaluated, made.config = data[name], replace(config, data=replace(config.data, max_bad=share))
+        made.eval_set, made.config = data[name], replace(config, data=replace(config.data, max_bad_fraction=share))
         with jax.set_mesh(made.step.mesh):
             return made.evaluate()
 
     with pytest.raises(InputError, match="bad samples: got 4 of 4"):
         evaluate("gone", 0.5)
-    with pytest.raises(InputError, match=r"data\.evaluation: got nothing to learn in 8 samples, 8 of them bad"):
+    with pytest.raises(InputError, match=r"data\.eval_paths: got no label in 8 samples, 8 of them bad"):
         evaluate("gone", 1.0)
     assert [line for line in said if line.startswith("bad sample gone.jsonl:8: ")] != []
     # Rows that are left of the last micro-batch of 4 are nobody's: no sample counts twice, a bad one not at all.
@@ -172,28 +172,29 @@ def test_an_evaluation_of_what_cannot_be_read_is_no_loss_of_zero(config, train, 
         assert evaluate(name, share) == pytest.approx(total / count, rel=1e-6)
     told = len(said)
     evaluate("half", 0.5)
-    assert made.bad_in_evaluation == 1 and len(said) == told  # told once
+    assert made.eval_bad_samples == 1 and len(said) == told  # told once
 
 
 def one_loss(made, example) -> tuple[float, int]:
     """(sum of the losses, learned tokens) of one sample, in a batch of its own."""
-    padded = batch([example] + [FILLER] * 3, made.config.data.buckets[-1], made.model)
+    padded = batch([example] + [FILLER] * 3, made.config.data.buckets[-1], made.step.config)
     with jax.set_mesh(made.step.mesh):
-        return tuple(map(float, made.step.loss(made.state.trained, made.frozen, place(padded, made.rows, 4, made.step))))
+        placed = shard_batch(padded, made.rows, 4, made.step.mesh)
+        return tuple(map(float, made.step.eval_loss(made.state.trainable, made.frozen, placed)))
 
 
 def test_an_evaluation_is_the_same_twice(config, train, windows):
-    data = replace(config.data, evaluation=config.data.paths)
-    made, _ = train(replace(config, data=data, evaluate_every=2, steps=3))
-    told = [line["evaluation_loss"] for line in logs.read(config.run_dir) if "evaluation_loss" in line]
+    data = replace(config.data, eval_paths=config.data.paths)
+    made, _ = train(replace(config, data=data, eval_every=2, steps=3))
+    told = [line["eval_loss"] for line in logs.read_metrics(config.run_dir) if "eval_loss" in line]
     with jax.set_mesh(made.step.mesh):
         assert len(told) == 2 and made.evaluate() == told[-1] < told[0]
 
 
 def test_adapters_alone_are_trained_and_merged(config, train, tiny_dir, tmp_path):
     made, _ = train(replace(config, lora_rank=4, steps=2))
-    assert all(".lora_" in path for path in made.state.trained)
-    assert float(np.abs(made.state.trained["text.layers.attention.q.lora_b"]).max()) > 0
+    assert all(".lora_" in path for path in made.state.trainable)
+    assert float(np.abs(made.state.trainable["text.layers.attention.q.lora_b"]).max()) > 0
     written = export(config.run_dir, tmp_path / "out")
     assert written.lora_rank == 0
     before, after = (svlm_jax.from_pretrained(place, processor=config.processor) for place in (tiny_dir, tmp_path / "out"))
@@ -205,7 +206,7 @@ def test_adapters_alone_are_trained_and_merged(config, train, tiny_dir, tmp_path
 
 @pytest.mark.slow
 def test_the_average_can_be_exported(config, train, tmp_path):
-    made, _ = train(replace(config, ema=0.5, steps=2))
+    made, _ = train(replace(config, ema_decay=0.5, steps=2))
     export(config.run_dir, tmp_path / "mean", ema=True)
     mean = svlm_jax.from_pretrained(tmp_path / "mean", processor=config.processor).parameters["text.norm.scale"]
     np.testing.assert_array_equal(mean, made.state.ema["text.norm.scale"])
@@ -220,7 +221,7 @@ def test_what_is_trained_is_said_in_a_stream(config, train, windows, tmp_path):
     whole = annotation.parse(film_record(), "film")
     records.write(tmp_path / "train.jsonl", cut(whole, window=WINDOW, stride=1))
     data = replace(config.data, paths=(str(tmp_path / "train.jsonl"),), as_streamed=True)
-    train(replace(config, data=data, steps=150, batch=8, micro_batch=8))
+    train(replace(config, data=data, steps=150, batch_size=8, micro_batch_size=8))
     assert losses(config)[-1] < 0.05
     export(config.run_dir, tmp_path / "out")
     vlm = svlm_jax.from_pretrained(tmp_path / "out")

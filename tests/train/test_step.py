@@ -19,7 +19,7 @@ from svlm_jax.model import text
 from svlm_jax.model.parameters import shapes
 from svlm_jax.train import logs
 from svlm_jax.train.config import MeshConfig, OptimizerConfig
-from svlm_jax.train.optimizer import advanced, optimizer, rates, schedule
+from svlm_jax.train.optimizer import advance_schedule, build_optimizer, learning_rate_schedule, learning_rates
 from tests.train.conftest import elsewhere
 
 MESHES = {
@@ -30,7 +30,7 @@ MESHES = {
 
 
 def trained(made) -> dict[str, np.ndarray]:
-    return {path: np.asarray(value) for path, value in made.state.trained.items()}
+    return {path: np.asarray(value) for path, value in made.state.trainable.items()}
 
 
 def far(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
@@ -41,17 +41,17 @@ def far(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
 @pytest.fixture
 def sgd(monkeypatch):
     """Plain gradient descent: of AdamW's first steps nearly all numbers move by the learning rate, whatever their gradient."""
-    monkeypatch.setattr("svlm_jax.train.run.optimizer", lambda config, steps: optax.sgd(1e-2))
+    monkeypatch.setattr("svlm_jax.train.run.build_optimizer", lambda config, steps: optax.sgd(1e-2))
 
 
 @pytest.mark.parametrize("name", ["fsdp", "tensor", pytest.param("context", marks=pytest.mark.slow)])
 def test_a_step_on_eight_devices_is_that_of_one(name, config, train, sgd):
-    config = replace(config, batch=8, micro_batch=8)
+    config = replace(config, batch_size=8, micro_batch_size=8)
     want = trained(train(config)[0])
     mesh = MESHES[name]
     many, _ = train(elsewhere(config, "many", mesh=mesh), 8)
     assert far(want, trained(many)) < 1e-5
-    leaf = many.state.trained["text.layers.mlp.up.kernel"]
+    leaf = many.state.trainable["text.layers.mlp.up.kernel"]
     assert leaf.addressable_shards[0].data.size * 8 == leaf.size
 
 
@@ -60,12 +60,12 @@ def test_moments_lie_where_their_parameters_do(name, config, train):
     named = OptimizerConfig(name=name)
     made, _ = train(replace(config, steps=1, mesh=MeshConfig(fsdp=2, tensor=2), optimizer=named), 4)
     if name == "muon":
-        moments = next(part for part in jax.tree.leaves(made.state.moments, is_leaf=_is_muon) if _is_muon(part))
+        moments = next(part for part in jax.tree.leaves(made.state.opt_state, is_leaf=_is_muon) if _is_muon(part))
         assert "text.layers.mlp.up.kernel" in (held := _held(moments.mu)) and "text.embedding" not in held
-        assert all(leaf.sharding == made.state.trained[path].sharding for path, leaf in held.items())
+        assert all(leaf.sharding == made.state.trainable[path].sharding for path, leaf in held.items())
         return
-    moments = next(part for part in jax.tree.leaves(made.state.moments, is_leaf=_is_adam) if _is_adam(part))
-    for path, value in made.state.trained.items():
+    moments = next(part for part in jax.tree.leaves(made.state.opt_state, is_leaf=_is_adam) if _is_adam(part))
+    for path, value in made.state.trainable.items():
         assert moments.mu[path].sharding == moments.nu[path].sharding == value.sharding
     assert not any(path.startswith("vision.") for path in moments.mu)
 
@@ -95,7 +95,7 @@ MATRICES = {  # a parameter of each kind that Muon moves: its shape, and the sta
 
 def test_muon_moves_matrices_by_all_their_directions_alike():
     rate, rms = 0.01, 0.3
-    tx = optimizer(OptimizerConfig("muon", rate, "constant", warmup=0.0, rms=rms, clip=0.0), 10)
+    tx = build_optimizer(OptimizerConfig("muon", rate, "constant", warmup_ratio=0.0, muon_rms=rms, max_grad_norm=0.0), 10)
     shapes = {path: shape for path, (shape, _) in MATRICES.items()} | {"text.embedding": (7, 12), "text.norm.scale": (12,)}
     draw = np.random.default_rng(0)
     values = {path: jnp.asarray(draw.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
@@ -113,21 +113,21 @@ def test_muon_moves_matrices_by_all_their_directions_alike():
 
 def test_four_micro_steps_are_one_of_four_samples(config, train, sgd):
     want = trained(train(config)[0])
-    assert far(want, trained(train(elsewhere(config, "apart", micro_batch=1))[0])) < 1e-5
+    assert far(want, trained(train(elsewhere(config, "apart", micro_batch_size=1))[0])) < 1e-5
 
 
 def test_the_loss_of_a_step_is_the_mean_over_all_learned_tokens(config, train):
     train(replace(config, steps=1))
-    train(elsewhere(config, "apart", steps=1, micro_batch=1))
-    one, apart = (logs.read(run)[0] for run in (config.run_dir, elsewhere(config, "apart").run_dir))
+    train(elsewhere(config, "apart", steps=1, micro_batch_size=1))
+    one, apart = (logs.read_metrics(run)[0] for run in (config.run_dir, elsewhere(config, "apart").run_dir))
     assert one["loss"] == pytest.approx(apart["loss"], rel=1e-6)
-    assert one["learned_tokens"] == apart["learned_tokens"] > 0
+    assert one["labels"] == apart["labels"] > 0
 
 
 def test_the_vision_tower_is_frozen_unless_it_is_named(config, train):
     made, _ = train(config)
-    assert all(path.startswith("text.") for path in made.state.trained)
-    every, _ = train(elsewhere(config, "all", trained=".*", steps=1))
+    assert all(path.startswith("text.") for path in made.state.trainable)
+    every, _ = train(elsewhere(config, "all", trainable=".*", steps=1))
     before = {path: np.asarray(value) for path, value in made.frozen.items()}
     after = trained(every)
     assert far(before, {path: after[path] for path in before}) > 1e-5
@@ -137,42 +137,48 @@ def test_a_step_that_is_not_finite_changes_nothing(config, train):
     made, _ = train(replace(config, steps=1))
     state, step = made.state, made.step
     before = trained(made)
-    sums = step.empty()
+    sums = step.zero_grads()
     sums = sums._replace(
-        gradients=sums.gradients | {"text.norm.scale": jnp.full_like(state.trained["text.norm.scale"], jnp.nan)}
+        gradients=sums.gradients | {"text.norm.scale": jnp.full_like(state.trainable["text.norm.scale"], jnp.nan)}
     )
-    after, empty, told = step.apply(state, sums)
-    assert far(before, {path: np.asarray(value) for path, value in after.trained.items()}) == 0
+    after, empty, told = step.apply_gradients(state, sums)
+    assert far(before, {path: np.asarray(value) for path, value in after.trainable.items()}) == 0
     assert (int(told.finite), int(after.skipped), int(after.step)) == (0, 1, 2)
-    assert [int(leaf) for leaf in jax.tree.leaves(after.moments) if leaf.ndim == 0] == [1, 2]  # Adam's count, the schedule's
+    assert [int(leaf) for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim == 0] == [1, 2]  # Adam's count, the schedule's
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(empty))
 
 
 def test_a_run_of_bad_steps_stops_and_names_its_samples(config, train):
-    hot = replace(config, steps=9, bad_steps=2, optimizer=OptimizerConfig(learning_rate=1e38, clip=0.0, warmup=0.0))
+    hot = replace(
+        config, steps=9, max_skipped_steps=2, optimizer=OptimizerConfig(learning_rate=1e38, max_grad_norm=0.0, warmup_ratio=0.0)
+    )
     with pytest.raises(InputError, match="not finite in 2 steps in a row"):
         train(hot)
     assert "train.jsonl:" in (Path(hot.run_dir) / "not_finite_0.jsonl").read_text()
 
 
 def test_the_average_follows_the_parameters(config, train):
-    made, _ = train(replace(config, ema=0.5, steps=2))
+    made, _ = train(replace(config, ema_decay=0.5, steps=2))
     path = "text.norm.scale"
     assert far({path: np.asarray(made.state.ema[path])}, {path: trained(made)[path]}) > 0
 
 
 def test_the_learning_rate_rises_and_falls():
-    rate = schedule(OptimizerConfig(learning_rate=1.0, warmup=0.1), 100)
+    rate = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_ratio=0.1), 100)
     told = [float(rate(step)) for step in range(100)]
     assert told[0] == pytest.approx(0.1) and told[9] == pytest.approx(1.0) == max(told)
     assert told[99] < 0.01 and all(before >= after for before, after in pairwise(told[10:]))
-    assert float(schedule(OptimizerConfig(learning_rate=1.0, schedule="constant", warmup=0.0), 10)(9)) == 1.0
+    assert (
+        float(learning_rate_schedule(OptimizerConfig(learning_rate=1.0, schedule="constant", warmup_ratio=0.0), 10)(9)) == 1.0
+    )
 
 
 @pytest.mark.parametrize("stacked", [True, False])
 def test_weight_decay_leaves_norms_and_biases_alone(tiny_dir, stacked):
     """Of a real model, whose layers are stacked: a stack of norms has two axes, and is no matrix."""
-    tx = optimizer(OptimizerConfig(learning_rate=1.0, warmup=0.0, schedule="constant", weight_decay=0.1, clip=0.0), 10)
+    tx = build_optimizer(
+        OptimizerConfig(learning_rate=1.0, warmup_ratio=0.0, schedule="constant", weight_decay=0.1, max_grad_norm=0.0), 10
+    )
     config = replace(hf_config.read(tiny_dir), scan_layers=stacked, lora_rank=2)
     values = {path: jnp.ones((2,) * len(leaf.shape)) for path, leaf in shapes(config).items()}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, values), tx.init(values), values)
@@ -187,18 +193,20 @@ def test_weight_decay_leaves_norms_and_biases_alone(tiny_dir, stacked):
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_run_goes_on_with_the_clip_switched_off_or_on(name):
     values = {"text.layers.mlp.up.kernel": jnp.ones((2, 4, 4)), "text.norm.scale": jnp.ones(4)}
-    forms = {jax.tree.structure(optimizer(OptimizerConfig(name, clip=clip), 10).init(values)) for clip in (0.0, 0.5)}
+    forms = {
+        jax.tree.structure(build_optimizer(OptimizerConfig(name, max_grad_norm=clip), 10).init(values)) for clip in (0.0, 0.5)
+    }
     assert len(forms) == 1
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_a_skipped_step_counts_in_the_schedule(name):
     """Or the true rate would lag behind the one that is told, and not end at 0."""
-    tx = optimizer(OptimizerConfig(name), 10)
+    tx = build_optimizer(OptimizerConfig(name), 10)
     values = {"text.layers.mlp.up.kernel": jnp.ones((2, 4, 4)), "text.norm.scale": jnp.ones(4)}
     before = tx.init(values)
     _, after = tx.update(values, before, values)
-    kept = advanced(after, before)
+    kept = advance_schedule(after, before)
     is_count = lambda part: isinstance(part, optax.ScaleByScheduleState)  # noqa: E731
     counts = [part for part in jax.tree.leaves(kept, is_leaf=is_count) if is_count(part)]
     assert counts and all(int(part.count) == 1 for part in counts)
@@ -208,8 +216,8 @@ def test_a_skipped_step_counts_in_the_schedule(name):
 
 
 def test_the_rates_that_are_told_are_those_of_the_schedule_and_wait_for_no_device():
-    for config in (OptimizerConfig(), OptimizerConfig(schedule="constant", warmup=0.0)):
-        told, rate = rates(config, 40), schedule(config, 40)
+    for config in (OptimizerConfig(), OptimizerConfig(schedule="constant", warmup_ratio=0.0)):
+        told, rate = learning_rates(config, 40), learning_rate_schedule(config, 40)
         assert isinstance(told, np.ndarray)
         np.testing.assert_allclose(told, [float(rate(step)) for step in range(40)], rtol=1e-6)
 

@@ -7,16 +7,16 @@ import time
 
 import pytest
 
+from svlm_jax.cluster.coordination import Channel, PeerLost, is_peer_lost
 from svlm_jax.cluster.distributed import free_port
 from svlm_jax.config import preset
+from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.data.pipeline import FILLER, Example, Examples, Order, Ours
 from svlm_jax.errors import InputError
 from svlm_jax.sharding import make_mesh
 from svlm_jax.train import checkpoints, flops
-from svlm_jax.train.batches import Batches
-from svlm_jax.train.config import Bucket, DataConfig
-from svlm_jax.train.hosts import Channel, PeerLost, is_lost
-from svlm_jax.train.throughput import Seen, Work
+from svlm_jax.train.prefetch import BatchPrefetcher
+from svlm_jax.train.throughput import StepStats, Workload
 from tests.support import ROOT
 
 GONE = (
@@ -43,23 +43,23 @@ def test_a_lost_peer_is_told_as_one_and_not_as_a_full_disk(text, tmp_path):
         except RuntimeError as cause:
             raise ValueError("a save failed") from cause
     except ValueError as error:
-        told = checkpoints._failed(tmp_path, error)
+        told = checkpoints._write_error(tmp_path, error)
     assert isinstance(told, PeerLost) and "another process of this run ended" in str(told) and "disk" not in str(told)
     assert len(str(told)) < 400 and "\n" not in str(told)
 
 
 @pytest.mark.parametrize("error", HERE, ids=str)
 def test_what_goes_wrong_here_is_no_lost_peer(error):
-    assert not is_lost(error)
+    assert not is_peer_lost(error)
 
 
 def test_a_full_disk_is_told_as_one(tmp_path):
-    told = checkpoints._failed(tmp_path, OSError(28, "No space left on device"))
+    told = checkpoints._write_error(tmp_path, OSError(28, "No space left on device"))
     assert isinstance(told, InputError) and "no room on the disk" in str(told)
 
 
 def test_alone_an_agreement_is_what_was_said():
-    assert Channel("alone").gather([1, "a"]) == [[1, "a"]]
+    assert Channel("alone").all_gather([1, "a"]) == [[1, "a"]]
 
 
 # --- rates ---
@@ -67,17 +67,18 @@ def test_alone_an_agreement_is_what_was_said():
 
 def test_rows_that_hosts_share_are_counted_once(monkeypatch):
     """One process a GPU and tensor 8: each of 8 hosts holds all rows, and MFU was 8 times too large."""
-    monkeypatch.setattr(flops, "peak", lambda kind: 989.5e12)
-    said = []
+    monkeypatch.setattr(flops, "peak_flops", lambda device_kind: 989.5e12)
+    rates = []
     for rows in (4, 1):  # all of 4 rows, shared by hosts; and a quarter of them
-        work = Work(preset("3b"), ["text.layers.mlp.up.kernel"], make_mesh(fsdp=4, tensor=2), rows, 4)
-        seen = Seen(work)
-        seen.tokens, seen.learned, seen.seconds, seen.flops, seen.room = 100 * rows, 10 * rows, 2.0 * rows, 1e12 * rows, 400
-        said.append(seen.rates(2.0))
-    assert said[0]["tokens_per_s"] == said[1]["tokens_per_s"] == 200.0
-    assert said[0]["video_seconds_per_s"] == said[1]["video_seconds_per_s"] == 4.0
-    assert said[0]["tflops_per_device"] == said[1]["tflops_per_device"] == 0.25  # over the devices of the mesh
-    assert said[0]["mfu"] == said[1]["mfu"] == pytest.approx(0.25e12 / 989.5e12, abs=1e-4)
+        workload = Workload(preset("3b"), ["text.layers.mlp.up.kernel"], make_mesh(fsdp=4, tensor=2), rows, 4)
+        stats = StepStats(workload)
+        stats.tokens, stats.labels, stats.video_seconds = 100 * rows, 10 * rows, 2.0 * rows
+        stats.flops, stats.padded_tokens = 1e12 * rows, 400
+        rates.append(stats.rates(2.0))
+    assert rates[0]["tokens_per_second"] == rates[1]["tokens_per_second"] == 200.0
+    assert rates[0]["video_seconds_per_second"] == rates[1]["video_seconds_per_second"] == 4.0
+    assert rates[0]["tflops_per_device"] == rates[1]["tflops_per_device"] == 0.25  # over the devices of the mesh
+    assert rates[0]["mfu"] == rates[1]["mfu"] == pytest.approx(0.25e12 / 989.5e12, abs=1e-4)
 
 
 # --- batches ---
@@ -95,38 +96,38 @@ class Nothing(Examples):
         return FILLER._replace(id=str(number))
 
 
-def batches(examples: Nothing, steps: int) -> Batches:
+def prefetcher(examples: Nothing, steps: int) -> BatchPrefetcher:
     size = Bucket(8, 16, 4, 16)
-    ours = Ours(Order(examples.count, 0), (0, 1), 2, 0, steps)
+    shard = Ours(Order(examples.count, 0), (0, 1), 2, 0, steps)
     data = DataConfig(buckets=(size,), threads=1)
-    return Batches(examples, ours, data, preset("3b"), workers=0)
+    return BatchPrefetcher(examples, shard, data, preset("3b"), workers=0)
 
 
 def test_a_batch_is_padded_while_the_loop_is_busy():
     """Padding 74,000 patches takes a second, in which a device would wait."""
-    some = batches(Nothing(8), 4)
-    first = next(some)
-    assert [one.id for one in first.everyone] == [one.id for one in first.examples]
-    while not some._made.full():  # nobody asks: the second is made all the same
+    batches = prefetcher(Nothing(8), 4)
+    first = next(batches)
+    assert [example.id for example in first.global_examples] == [example.id for example in first.examples]
+    while not batches._queue.full():  # nobody asks: the second is made all the same
         time.sleep(0.01)
-    rest = [one.examples[0].id for one in some]
-    assert len(rest) == 3 and first.padded.inputs.ids.shape == (2, 8)
-    some.close()
-    assert not some._thread.is_alive()
+    rest = [batch.examples[0].id for batch in batches]
+    assert len(rest) == 3 and first.batch.inputs.ids.shape == (2, 8)
+    batches.close()
+    assert not batches._thread.is_alive()
 
 
 def test_what_goes_wrong_in_the_making_is_raised_in_the_loop():
-    some = batches(Nothing(4, wrong=2), 2)
+    batches = prefetcher(Nothing(4, wrong=2), 2)
     with pytest.raises(MemoryError, match="no room"):
-        list(some)
-    some.close()
+        list(batches)
+    batches.close()
 
 
 def test_a_loop_that_ends_early_leaves_no_thread():
-    some = batches(Nothing(1000), 500)
-    next(some)
-    some.close()
-    assert not some._thread.is_alive()
+    batches = prefetcher(Nothing(1000), 500)
+    next(batches)
+    batches.close()
+    assert not batches._thread.is_alive()
 
 
 # --- two processes ---
@@ -139,17 +140,17 @@ import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
 from svlm_jax.errors import InputError
 from svlm_jax.sharding import make_mesh
-from svlm_jax.train import same_data
+from svlm_jax.train import dataset_check
 from svlm_jax.train.checkpoints import Checkpoints
-from svlm_jax.train.step import State
+from svlm_jax.train.step import TrainState
 warnings.showwarning = lambda message, *_, **__: None
 rank, mesh = jax.process_index(), make_mesh(fsdp=2)
 cut, whole = NamedSharding(mesh, P("fsdp")), NamedSharding(mesh, P())
 def state(step):
-    make = jax.jit(lambda: State(jnp.int32(step), jnp.int32(0), {"a.kernel": jnp.full((4, 3), float(step))}, (), {}),
-                   out_shardings=State(whole, whole, {"a.kernel": cut}, (), {}))
+    make = jax.jit(lambda: TrainState(jnp.int32(step), jnp.int32(0), {"a.kernel": jnp.full((4, 3), float(step))}, (), {}),
+                   out_shardings=TrainState(whole, whole, {"a.kernel": cut}, (), {}))
     return make()
-kept = Checkpoints(sys.argv[1] if len(sys.argv) > 1 else os.environ["RUN"], keep=3)
+kept = Checkpoints(sys.argv[1] if len(sys.argv) > 1 else os.environ["RUN"], keep_last=3)
 for step in (1, 2):
     kept.save(step, state(step), {"samples": step}, wait=True)
 described = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(0))
@@ -164,7 +165,7 @@ print(f"\\nloaded {rank}: {int(out.step)} {meta['samples']}", flush=True)
 kept._read = read
 print(f"\\nagain {rank}: {int(kept.load(described)[0].step)}", flush=True)
 try:
-    same_data.everywhere({"samples": 8 + rank, "records": "", "media": ""})
+    dataset_check.check_across_hosts({"samples": 8 + rank, "records": "", "media": ""})
 except InputError as error:
     print(f"\\nrefused {rank}: {error}", flush=True)
 if rank == 1:
