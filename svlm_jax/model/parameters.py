@@ -23,7 +23,7 @@ Parameters = dict[str, jax.Array]
 
 
 @cache
-def abstract(config: ModelConfig) -> tuple[Any, Any]:
+def abstract(config: ModelConfig) -> tuple[nnx.GraphDef[QwenVL], nnx.State]:
     """Structure of a model without its arrays: (graph, state of ShapeDtypeStructs). Costs no memory at any size."""
     return nnx.split(nnx.eval_shape(lambda: QwenVL(config, None)))
 

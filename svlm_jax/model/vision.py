@@ -83,10 +83,10 @@ class Merger(nnx.Module):
     """Norm, then four neighbouring patches -> one feature through a two-layer MLP with the exact (erf) gelu."""
 
     def __init__(self, config: VisionConfig, *, dtype: str, rngs: nnx.Rngs | None) -> None:
-        wide = config.hidden_size * config.merge_unit
+        merged_width = config.hidden_size * config.merge_unit
         self.norm = RMSNorm(config.hidden_size, VISION_EPS, dtype=dtype)
-        self.up = Linear(wide, wide, bias=True, dtype=dtype, rngs=rngs)
-        self.down = Linear(wide, config.out_hidden_size, bias=True, dtype=dtype, rngs=rngs)
+        self.up = Linear(merged_width, merged_width, bias=True, dtype=dtype, rngs=rngs)
+        self.down = Linear(merged_width, config.out_hidden_size, bias=True, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "B P E"]) -> Float[Array, "B M D"]:
         # Window order keeps the four patches of a merge unit next to each other.
