@@ -35,11 +35,11 @@ class QwenVL(nnx.Module):
             features = self.vision(inputs.vision)
         if features is None:
             return x, ()
-        rows = jnp.asarray(inputs.vision_index)[..., None]
-        is_vision = rows >= 0
+        vision_index = jnp.asarray(inputs.vision_index)[..., None]
+        is_vision = vision_index >= 0
 
         def gather(feature: jax.Array) -> jax.Array:
-            return jnp.take_along_axis(feature.astype(x.dtype), jnp.maximum(rows, 0), axis=1)
+            return jnp.take_along_axis(feature.astype(x.dtype), jnp.maximum(vision_index, 0), axis=1)
 
         deepstack = tuple(jnp.where(is_vision, gather(feature), 0) for feature in features.by_layer)
         return jnp.where(is_vision, gather(features.rows), x), deepstack

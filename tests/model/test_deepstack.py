@@ -49,15 +49,15 @@ def by_hand(model, batch, features) -> np.ndarray:
     """Final hidden states from a loop over the layers in which each vision token is given its feature by a Python loop."""
     text = model.text
     x = np.array(text.embed(jnp.asarray(batch.ids)))
-    tokens = np.flatnonzero(batch.rows[0] >= 0)
-    x[0, tokens] = np.asarray(features.rows)[0, batch.rows[0, tokens]]
+    tokens = np.flatnonzero(batch.vision_index[0] >= 0)
+    x[0, tokens] = np.asarray(features.rows)[0, batch.vision_index[0, tokens]]
     index = jnp.asarray(batch.index)
     metadata = AttentionMetadata(text._rotary(jnp.asarray(batch.positions)), index, index)
     for number, layer in enumerate(text.layers):
         x = np.array(layer(jnp.asarray(x), metadata)[0])
         for token in tokens:
             if number < len(features.by_layer):
-                x[0, token] += np.asarray(features.by_layer[number])[0, batch.rows[0, token]]
+                x[0, token] += np.asarray(features.by_layer[number])[0, batch.vision_index[0, token]]
     return np.asarray(text.norm(jnp.asarray(x)))
 
 
