@@ -66,7 +66,7 @@ def without_ms(path: Path) -> list[dict]:
 # A child whose source gives a chunk for each byte that comes through a pipe, and all the rest when the pipe is closed.
 HELD = """
 import os, runpy, sys
-from svlm_jax.data import sources
+from svlm_jax.media import sources
 gate, chunks = int(sys.argv.pop(1)), sources.Source.__iter__
 def held(self):
     for chunk in chunks(self):
