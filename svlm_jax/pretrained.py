@@ -2,8 +2,8 @@
 
 vlm = svlm_jax.from_pretrained("Qwen/Qwen2.5-VL-3B-Instruct")
 vlm.caption("photo.jpg")
-for reply in vlm.watch("match.mp4", query="Commentate on this match"):
-    print(reply.start, reply.text)
+for caption in vlm.watch("match.mp4", query="Commentate on this match"):
+    print(caption.start, caption.text)
 """
 
 import difflib
@@ -29,15 +29,16 @@ from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.files import read_json
 from svlm_jax.inputs import Clip, Sample
-from svlm_jax.media.player import Player
 from svlm_jax.media.processor import FILES, Processor
 from svlm_jax.media.sources import open_source
 from svlm_jax.model.parameters import Parameters, from_parameters, parameters
 from svlm_jax.model.transforms import fuse, quantize
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.settings import generation, streaming
-from svlm_jax.stream.sequence import Chunk, Language, check_query
-from svlm_jax.stream.session import Reply, Session
+from svlm_jax.stream.events import Caption, Dropped, Event, Note
+from svlm_jax.stream.playback import Playback
+from svlm_jax.stream.runner import VIDEO, OnToken, Runner, watch
+from svlm_jax.stream.sequence import Language, check_query
 
 # Models in the package, by name; the second is what the first was fine-tuned from.
 SHIPPED = {name: Path(__file__).parent / "touchline" / "weights" / name for name in ("touchline", "touchline-base")}
@@ -87,7 +88,22 @@ class Pretrained:
         text = prompt or f"Describe this {'video' if clip.video else 'image'}."
         return self.generate([self.processor.prompt(text, clip)], **options)[0]
 
-    def watch(
+    def watch(self, source: Any, **options: Any) -> Iterator[Caption]:
+        """Comment on a video chunk by chunk, in memory that does not grow: the captions among `events`, whose arguments these
+        are. What is dropped or unusual is a warning."""
+        return self._captions(self.events(source, **options))
+
+    def _captions(self, events: Iterator[Event]) -> Iterator[Caption]:
+        for event in events:
+            match event:
+                case Caption():
+                    yield event
+                case Dropped():
+                    warnings.warn(f"dropped {event.start:g} to {event.end:g} s: too late", stacklevel=2)
+                case Note():
+                    warnings.warn(f"{event.start:g} s: {event.text}", stacklevel=2)
+
+    def events(
         self,
         source: Any,
         *,
@@ -98,58 +114,38 @@ class Pretrained:
         config: StreamConfig | None = None,
         sampling: Sampling | None = None,
         seed: int = 0,
+        on_token: OnToken | None = None,
         **settings: Any,
-    ) -> Iterator[Reply]:
-        """Comment on a video chunk by chunk, in memory that does not grow: a file, a folder of frames, a URL, the number of a
-        webcam, or an open `media.sources.Source`. A file is watched as fast as possible; what a live source drops is warned of.
-        `svlm stream` does more.
+    ) -> Iterator[Event]:
+        """Watch a video: a file, a folder of frames, a URL, the number of a webcam, or an open `media.sources.Source`. A file
+        is watched as fast as possible. The kinds of events are in `stream.events`. `svlm stream` does more.
 
         Args:
             query: what is asked for, in the first turn.
             previous: commentary that came before.
             start, duration: seconds.
             config: windows, mode, frames a second; the model's own by default, as is `sampling`.
-            settings: fields of `StreamConfig` that are to be otherwise (fps=4, mode="full", vision_window=8).
+            on_token: called with each `TokenDelta` as it is decoded, at the cost of a round trip to the device a token.
+            settings: fields of `StreamConfig` to change (fps=4, mode="full", vision_window=8).
 
         Raises:
             InputError: what is wrong with a setting, the query, or the source, in one line; at once, but for the source.
         """
         config, sampling = changed(config or self.stream, settings), sampling or self.sampling
         check_query(query, config, Language.of(self.tokenizer, self.model.config))
-        return self._watch(source, config, sampling, query=query, previous=previous, start=start, duration=duration, seed=seed)
-
-    def _watch(
-        self,
-        source: Any,
-        config: StreamConfig,
-        sampling: Sampling,
-        *,
-        query: str,
-        previous: str,
-        start: float | int,
-        duration: float | int | None,
-        seed: int,
-    ) -> Iterator[Reply]:
         clock = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
-        session, state = None, None
 
-        def lost(chunks: Sequence[Any]) -> None:
-            warnings.warn(f"dropped {chunks[0].start:g} to {chunks[-1].end:g} s: too late", stacklevel=3)
+        def join(clip: Clip) -> Runner:
+            options = {"sampling": sampling, "previous": previous, "tokens": on_token is not None}
+            runner = Runner.compiled(self.model, self.tokenizer, config, clip, **options)
+            runner.join(VIDEO, query=query, seed=seed)
+            return runner
 
-        def prepare(chunk: Any) -> Clip:
-            return self.processor.video(chunk.frames, fps=config.fps, raw=True)
+        def play() -> Iterator[Event]:
+            with Playback(self.processor) as playback:
+                yield from watch(playback, open_source(source, **clock), join, on_token=on_token)
 
-        with Player(open_source(source, **clock), prepare, report=lost) as player:
-            for chunk, clip in player:
-                if chunk.note:
-                    warnings.warn(f"{chunk.start:g} s: {chunk.note}", stacklevel=2)
-                if session is None or state is None:
-                    options = {"sampling": sampling, "previous": previous}
-                    session = Session(self.model, self.tokenizer, config, clip.grid, **options)
-                    state = session.join(session.warm(session.start(), clip), query=query, seed=seed)
-                state, (reply,) = session.step(state, [Chunk(chunk.start, chunk.end, clip)])
-                if reply is not None:
-                    yield reply
+        return play()
 
     def generate(
         self, samples: Sequence[Sample], *, max_new_tokens: int = 128, sampling: Sampling | None = None, seed: int = 0

@@ -20,6 +20,7 @@ from typing import Any
 from svlm_jax.cli.progress import live
 from svlm_jax.errors import InputError
 from svlm_jax.stream.captions import one_line
+from svlm_jax.stream.events import Caption
 
 STATUS_EVERY = 10.0  # seconds between status lines where there is no terminal
 STAGES = ("vision", "prefill", "decode")
@@ -72,15 +73,17 @@ class Screen:
             if not isinstance(error, BrokenPipeError):
                 self.say(f"stdout: {getattr(error, 'strerror', None) or error}; words are shown no more")
 
-    def status(self, reply: Any, spent: float, slots: int, of: str) -> None:
-        self.recent.append(spent)
+    def status(self, caption: Caption, progress: str) -> None:
+        """progress: which chunk it is of how many."""
+        self.recent.append(sum(caption.ms.values()) / 1000)
         now = time.monotonic()
         if self.open or not (self.live or now - self.spoken > STATUS_EVERY):
             return
         self.spoken = now
-        speed = (reply.end - reply.start) / (sum(self.recent) / len(self.recent))
-        stages = ", ".join(f"{stage} {reply.ms[stage]:.0f}" for stage in STAGES)
-        line = f"{clock(reply.end)}{of}  {speed:.1f}x real time  {reply.after}/{slots} slots  ms: {stages}"
+        speed = (caption.end - caption.start) / (sum(self.recent) / len(self.recent))
+        stages = ", ".join(f"{stage} {caption.ms[stage]:.0f}" for stage in STAGES)
+        slots = f"{caption.slots}/{caption.capacity} slots"
+        line = f"{clock(caption.end)}{progress}  {speed:.1f}x real time  {slots}  ms: {stages}"
         if not self.live:
             self._err(line + "\n")
             return

@@ -9,7 +9,7 @@ oldest chunk dropped, so that the newest `late` seconds are always there. Chunks
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -32,6 +32,7 @@ class Player(AbstractContextManager):
         report: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
         clock: Callable[[], float] = time.monotonic,
         changed: threading.Condition | None = None,
+        chunks: Iterable[Chunk] | None = None,
     ) -> None:
         """Args:
         prepare: run in the thread.
@@ -40,8 +41,10 @@ class Player(AbstractContextManager):
         report: told the chunks that are dropped, in the thread that takes.
         clock: seconds, for tests.
         changed: notified when something can be had; one that several players share, for who polls them all.
+        chunks: of the source, where some were taken from it before; `source` itself by default.
         """
         self.source, self.prepare, self.report, self.clock = source, prepare, report, clock
+        self.chunks = source if chunks is None else chunks
         self.wait, self.timed = pace and not source.live, pace or source.live
         self.most = max(1, int(late / source.chunk_seconds + 1e-6))  # complete chunks
         self.ready: deque[tuple[Chunk, Any]] = deque()
@@ -84,6 +87,11 @@ class Player(AbstractContextManager):
         return taken
 
     @property
+    def has_chunk(self) -> bool:
+        """Whether `poll` would give a chunk."""
+        return bool(self.ready) and not self.stopped
+
+    @property
     def over(self) -> bool:
         """Whether nothing comes any more."""
         return self.stopped or (self.ended and not self.ready)
@@ -91,7 +99,7 @@ class Player(AbstractContextManager):
     def _read(self) -> None:
         try:
             began = None
-            for chunk in self.source:
+            for chunk in self.chunks:
                 began = self.clock() - chunk.start if began is None else began
                 item = (chunk, self.prepare(chunk))
                 with self.changed:

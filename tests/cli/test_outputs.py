@@ -1,4 +1,4 @@
-"""The files that `launch.stream` writes: none over another, and captions go on where the saved stream stood, or not at all."""
+"""The files that `svlm stream` writes: none over another, and captions go on where the saved stream stood, or not at all."""
 
 import json
 from contextlib import ExitStack
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from svlm_jax.cli.stream import Watch, check_outputs, open_captions, parser
+from svlm_jax.cli.outputs import check_outputs, open_captions
+from svlm_jax.cli.stream import StreamCommand, make_parser
 from svlm_jax.config import StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
@@ -30,12 +31,12 @@ def test_two_names_of_one_file_are_refused_before_either_is_touched(tmp_path, mo
     Path("a.state").touch()
     Path("link").symlink_to("a.state")
     with pytest.raises(InputError) as error:
-        check_outputs(parser().parse_args(["film.mp4", *(word.format(tmp_path) for word in args)]))
+        check_outputs(make_parser().parse_args(["film.mp4", *(word.format(tmp_path) for word in args)]))
     assert str(error.value).startswith(line)
 
 
 def test_a_state_may_be_saved_where_it_was_resumed(tmp_path):
-    check_outputs(parser().parse_args(["film.mp4", "--resume", f"{tmp_path}/a", "--save-state", f"{tmp_path}/./a"]))
+    check_outputs(make_parser().parse_args(["film.mp4", "--resume", f"{tmp_path}/a", "--save-state", f"{tmp_path}/./a"]))
 
 
 def test_a_place_where_no_state_can_be_written_is_told_before_the_model_is_looked_for(tmp_path):
@@ -45,10 +46,10 @@ def test_a_place_where_no_state_can_be_written_is_told_before_the_model_is_looke
         ("--save-state", tmp_path): "a folder",
         ("--resume", tmp_path): "an unreadable file",
     }.items():
-        arguments = parser().parse_args(["match:5", *map(str, (*made, *args))])
+        arguments = make_parser().parse_args(["match:5", *map(str, (*made, *args))])
         arguments.model = "touchline"
-        with pytest.raises(InputError, match=expected), ExitStack() as things:
-            Watch(arguments, StreamConfig(), Sampling(), things)
+        with pytest.raises(InputError, match=expected), ExitStack() as stack:
+            StreamCommand(arguments, StreamConfig(), Sampling(), stack)
     assert not list(tmp_path.iterdir())
 
 
@@ -64,7 +65,7 @@ def resumed(tmp_path, monkeypatch):
             captions.write(1, 2, "two")
 
     def opened(*args: object, said=lambda line: None):
-        given = parser().parse_args(["film.mp4", "--resume", "a.state", *map(str, args)])
+        given = make_parser().parse_args(["film.mp4", "--resume", "a.state", *map(str, args)])
         return dict(open_captions(given, json.loads(json.dumps(marks)), said))
 
     return opened

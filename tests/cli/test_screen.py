@@ -5,11 +5,11 @@ import json
 import re
 import signal
 import sys
-from types import SimpleNamespace
 
 import pytest
 
 from svlm_jax.cli.screen import Questions, Screen, Stopping
+from svlm_jax.stream.events import Caption
 
 
 def test_a_signal_in_the_middle_of_a_print_harms_nothing(monkeypatch, capfd):
@@ -55,13 +55,14 @@ class Deaf(io.TextIOBase):
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(5, "gone"), OSError(28, "full"), ValueError("closed file")])
 def test_a_screen_never_raises(monkeypatch, error):
     """What it raises in the middle of a reply would cost the stream its state."""
-    reply = SimpleNamespace(start=0, end=1, ms=dict.fromkeys(("vision", "prefill", "decode"), 1.0), after=5)
+    ms = dict.fromkeys(("vision", "prefill", "decode"), 1.0)
+    caption = Caption(stream="video", start=0, end=1, text="", ms=ms, slots=5, capacity=640)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Deaf(error))
     screen = Screen(typed=True)
     for _ in range(2):
         screen.say("told")
-        screen.status(reply, 0.1, 640, "")
+        screen.status(caption, "")
         screen.words("said", end="")
         screen.words("said")
     assert screen.closed
@@ -128,7 +129,8 @@ def test_a_question_is_typed_on_a_line_of_its_own(monkeypatch):
 
     def status(second: int) -> None:
         ms = dict.fromkeys(("vision", "prefill", "decode"), 41.0)
-        screen.status(SimpleNamespace(start=second - 1, end=second, ms=ms, after=5), 0.1, 640, "")
+        caption = Caption(stream="video", start=second - 1, end=second, text="", ms=ms, slots=5, capacity=640)
+        screen.status(caption, "")
 
     status(1)
     terminal.write("What is ")  # as it is typed

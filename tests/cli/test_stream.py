@@ -87,8 +87,8 @@ class Held:
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | pipes
         self.child = subprocess.Popen(line, text=True, env=env, cwd=ROOT, pass_fds=[gate], **pipes)
         os.close(gate)
-        # Looks at the first frames: does a file play, and how large are they.
-        os.write(self.gate, b"." if str(args[0]).startswith("match:") else b"..")
+        # `check_source` looks at the first frames of a file: does it play?
+        os.write(self.gate, b"" if str(args[0]).startswith("match:") else b".")
 
     def let(self, chunks: int) -> "Held":
         os.write(self.gate, b"." * chunks)
@@ -116,6 +116,11 @@ def wait_until(true: Callable[[], bool], child: subprocess.Popen[str]) -> None:
 
 def wait_for_lines(path: Path, count: int, child: subprocess.Popen[str]) -> None:
     wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") >= count, child)
+
+
+def wait_for_state(path: Path, second: int, child: subprocess.Popen[str]) -> None:
+    """Until a state of that second or a later one is saved: how far behind the captions it is depends on the disk."""
+    wait_until(lambda: path.exists() and peek(path)["next"] >= second, child)
 
 
 def wait_for(path: Path, child: subprocess.Popen[str]) -> None:
@@ -155,8 +160,7 @@ def test_killed_and_resumed_it_says_what_it_would_have_said(film, beside, whole,
     (tmp_path / "real").mkdir()
     asked = ("--ask", "4:who scored?", "--save-state", tmp_path / "a.state", "--save-every", 1)
     one = Held(film, *beside, *SMALL, *asked, *outputs(tmp_path)).let(4)
-    wait_for_lines(tmp_path / "a.jsonl", 3, one.child)
-    wait_for(tmp_path / "a.state", one.child)
+    wait_for_state(tmp_path / "a.state", 3, one.child)
     one.kill()
     again = (film, *beside, *SMALL[:-2], *asked, "--resume", tmp_path / "a.state")  # the query is in the state
     two = Held(*again, *outputs(tmp_path / "link")).let(4)  # and not to the end

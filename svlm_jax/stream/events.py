@@ -1,0 +1,104 @@
+"""What a stream reports while it runs, one type for each kind of event; `Event` is any of them.
+
+Owns the fields. Knows no device and no model. `stream` is the name that the stream was opened with. Units: seconds of the video
+for `start` and `end`; milliseconds where a name says ms; tokens for cache slots.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from svlm_jax.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Started:
+    """The programs are compiled for chunks of this size, and the stream has joined.
+
+    grid: (t, h, w) of a chunk in patches. vision_tokens: of a chunk, as the decoder gets them. capacity: slots of the KV cache.
+    """
+
+    stream: str
+    grid: tuple[int, int, int]
+    vision_tokens: int
+    capacity: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Something unusual about the video between `start` and `end` (a damaged frame, a jump of its clock); it is watched all
+    the same."""
+
+    stream: str
+    start: float | int
+    end: float | int
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """Chunks that came faster than they could be watched: nobody will see the video from `start` to `end`."""
+
+    stream: str
+    start: float | int
+    end: float | int
+    chunks: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """A question for which there is no room, or that holds special tokens. The chunk it came with is watched without it."""
+
+    stream: str
+    start: float | int
+    end: float | int
+    question: str
+    error: InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDelta:
+    """One generated token, as it comes, and the text that it completes ("" for most parts of a character). The texts of one
+    reply, joined, are `Caption.text`. A last one may come without a token: text that was not certain before the reply ended."""
+
+    stream: str
+    start: float | int
+    end: float | int
+    token: int | None
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # arrays have no == that is one bool
+class Caption:
+    """The reply to one chunk; its text is "" where the stream chose silence.
+
+    raw: the text with the newlines that tell an answer from commentary. tokens [n] int32: as generated. question: what was
+    asked with this chunk. ms: duration of each stage of the step, which the streams of a batch share. cached: tokens that were
+    in the KV cache when the chunk came; slots: tokens that are retained now, of `capacity`. logits [n, V] float32 if recorded.
+    """
+
+    stream: str
+    start: float | int
+    end: float | int
+    text: str
+    raw: str = ""
+    question: str = ""
+    tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    ms: Mapping[str, float] = field(default_factory=dict)
+    cached: int = 0
+    slots: int = 0
+    capacity: int = 0
+    logits: np.ndarray | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """The last event of a stream. reason: "" at the normal end of a file; error: what broke the source or the stream."""
+
+    stream: str
+    reason: str = ""
+    error: Exception | None = None
+
+
+Event = Started | Note | Dropped | Refused | TokenDelta | Caption | Ended

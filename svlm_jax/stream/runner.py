@@ -1,0 +1,327 @@
+"""The per-second loop: chunks that are ready in, events out. The only caller of `Session.step`.
+
+A second of video becomes text in four steps:
+
+1. A thread reads the source and cuts the frames of the next chunk into patches (`Playback`). At the pace of a clock, chunks
+   that wait too long are dropped, and a `Dropped` event says which.
+2. `Runner.prepare` checks each chunk against the sequence of its stream. A question for which there is no room is `Refused` and
+   its chunk goes on without it; a chunk that cannot be watched at all ends its own stream, never the batch.
+3. `Session.step` does the work for all streams at once: evict what has left the windows, encode the frames, prefill the new
+   turns into the KV cache, decode the replies.
+4. Each reply is a `Caption`. With `on_token` its tokens come before it, one by one, as `TokenDelta`.
+
+`Runner.tick` does 2 to 4 for chunks that the caller has. `Runner.run` repeats all four until every source has ended. `watch`
+opens one source, makes the runner for the size of its first frames, and runs it to the end.
+
+Streams join and leave between ticks, each with its own query, seed and KV cache; those without a chunk wait at no cost.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from svlm_jax.config import StreamConfig
+from svlm_jax.data.chat import Tokenizer
+from svlm_jax.decode.detokenize import Detokenizer
+from svlm_jax.decode.sampling import COMMENTARY, Sampling
+from svlm_jax.errors import InputError, shortened
+from svlm_jax.inputs import Clip
+from svlm_jax.media.sources import Source
+from svlm_jax.model.vlm import QwenVL
+from svlm_jax.stream import state_io
+from svlm_jax.stream.events import Caption, Ended, Event, Note, Refused, Started, TokenDelta
+from svlm_jax.stream.playback import Playback, Ready
+from svlm_jax.stream.sequence import Chunk, Sequence
+from svlm_jax.stream.session import Prepared, Reply, Session, StreamState
+
+VIDEO = "video"  # the stream of `watch`, which has one
+OnToken = Callable[[TokenDelta], None]
+Question = Callable[[str, float | int, float | int], str]  # stream, start and end of a chunk -> what is asked with it, or ""
+
+
+class Runner:
+    """Streams by name in the batch of a session. Everything but reading its fields belongs to one thread."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.state: StreamState = session.start()
+        self.batch_index: dict[str, int] = {}  # of each stream that has joined
+
+    @classmethod
+    def compiled(
+        cls,
+        model: QwenVL,
+        tokenizer: Tokenizer,
+        config: StreamConfig,
+        clip: Clip,
+        *,
+        sampling: Sampling = COMMENTARY,
+        streams: int = 1,
+        previous: str = "",
+        tokens: bool = False,
+    ) -> "Runner":
+        """A runner whose programs are compiled, for chunks like `clip`. Takes as long as the compiler does.
+
+        Args:
+            sampling: of streams that join without their own.
+            streams: batch size.
+            previous: the text before streams that join without their own.
+            tokens: compile what `on_token` needs, too.
+        """
+        runner = cls(Session(model, tokenizer, config, clip.grid, sampling=sampling, rows=streams, previous=previous))
+        runner.state = runner.session.warm(runner.state, clip, tokens=tokens)
+        return runner
+
+    # streams come and go
+
+    def join(self, stream: str, **settings: Any) -> None:
+        """Begin a stream in a free row of the batch; `settings` are those of `Session.join` (query, previous, seed).
+
+        Raises:
+            InputError: a setting that the session refuses.
+            ValueError: the stream has joined before, or the batch is full.
+        """
+        if stream in self.batch_index:
+            raise ValueError(f"join: stream {stream!r} has joined before")
+        free = [b for b, sequence in enumerate(self.state.streams) if sequence is None]
+        if not free:
+            raise ValueError(f"join: the batch is full, {len(self.batch_index)} streams")
+        self.state = self.session.join(self.state, free[0], **settings)
+        self.batch_index[stream] = free[0]
+
+    def leave(self, stream: str) -> None:
+        """End a stream; its row of the batch is free for another. Nothing happens if it has not joined."""
+        if stream in self.batch_index:
+            self.state = self.session.leave(self.state, self.batch_index.pop(stream))
+
+    def sequence(self, stream: str) -> Sequence:
+        """What a stream retains, as the host knows it."""
+        sequence = self.state.streams[self.batch_index[stream]]
+        assert sequence is not None
+        return sequence
+
+    # one tick
+
+    def tick(
+        self,
+        chunks: Mapping[str, Chunk],
+        *,
+        on_token: OnToken | None = None,
+        forced: Mapping[str, np.ndarray] | None = None,
+        record: bool = False,
+    ) -> list[Event]:
+        """Watch one chunk of each stream in `chunks`; the other streams wait.
+
+        Args:
+            on_token: called with each token as it is decoded, at the cost of a round trip to the device a token. When it
+                raises, no stream has seen its chunk: tick again with the same chunks, and the replies are the same.
+            forced: token ids that the replies of these streams begin with.
+            record: put the logits into the captions.
+
+        Returns:
+            In order: what was refused, with `Ended` for a stream whose chunk cannot be watched; then for each stream its
+            `Caption`, after the text that its tokens had not completed.
+        """
+        prepared, events = self.prepare(chunks)
+        return [*events, *self.step(prepared, on_token=on_token, forced=forced, record=record)]
+
+    def prepare(self, chunks: Mapping[str, Chunk]) -> tuple[dict[str, Prepared], list[Event]]:
+        """The first half of `tick`: chunks that `step` will not refuse, and events of what was refused."""
+        prepared: dict[str, Prepared] = {}
+        events: list[Event] = []
+        for stream, chunk in chunks.items():
+            span = {"stream": stream, "start": chunk.start, "end": chunk.end}
+            if chunk.question:
+                try:
+                    prepared[stream] = self._prepare(stream, chunk)
+                    continue
+                except InputError as error:
+                    events.append(Refused(**span, question=chunk.question, error=error))
+            try:
+                prepared[stream] = self._prepare(stream, chunk._replace(question=""))
+            except InputError as error:
+                events.append(Ended(stream=stream, reason=str(error), error=error))
+        return prepared, events
+
+    def _prepare(self, stream: str, chunk: Chunk) -> Prepared:
+        if stream not in self.batch_index:
+            raise ValueError(f"tick: got a chunk for {stream!r}, which has not joined")
+        return self.session.prepare(self.state, self.batch_index[stream], chunk)
+
+    def step(
+        self,
+        prepared: Mapping[str, Prepared],
+        *,
+        on_token: OnToken | None = None,
+        forced: Mapping[str, np.ndarray] | None = None,
+        record: bool = False,
+    ) -> list[Event]:
+        """The second half of `tick`: watch what `prepare` has checked. Streams that have left since then are passed over."""
+        prepared = {stream: item for stream, item in prepared.items() if stream in self.batch_index}
+        names = {self.batch_index[stream]: stream for stream in prepared}
+        detokenizers = {stream: Detokenizer(self.session.language.tokenizer) for stream in prepared}
+
+        def emit(b: int, token: int) -> None:
+            chunk, text = prepared[names[b]].chunk, detokenizers[names[b]].add(token)
+            assert on_token is not None
+            on_token(TokenDelta(stream=names[b], start=chunk.start, end=chunk.end, token=token, text=text))
+
+        batch = range(self.session.batch)
+        self.state, replies = self.session.step(
+            self.state,
+            [prepared[names[b]] if b in names else None for b in batch],
+            forced=None if forced is None else [forced.get(names.get(b, "")) for b in batch],
+            record=record,
+            on_token=None if on_token is None else emit,
+        )
+        events: list[Event] = []
+        for stream, item in prepared.items():
+            reply = replies[self.batch_index[stream]]
+            assert reply is not None
+            if on_token is not None and (text := detokenizers[stream].flush()):
+                events.append(TokenDelta(stream=stream, start=reply.start, end=reply.end, token=None, text=text))
+            events.append(self._caption(stream, item.chunk.question, reply))
+        return events
+
+    def _caption(self, stream: str, question: str, reply: Reply) -> Caption:
+        return Caption(
+            stream=stream,
+            start=reply.start,
+            end=reply.end,
+            text=reply.text,
+            raw=reply.raw,
+            question=question,
+            tokens=reply.tokens,
+            ms=reply.ms,
+            cached=reply.before,
+            slots=reply.after,
+            capacity=self.state.cache.capacity,
+            logits=reply.logits,
+        )
+
+    # many ticks
+
+    def run(
+        self,
+        playback: Playback,
+        *,
+        ready: Mapping[str, Ready] | None = None,
+        question: Question | None = None,
+        on_token: OnToken | None = None,
+    ) -> Iterator[Event]:
+        """Watch every source of a playback until all have ended or it is stopped. Between two events the caller may open
+        sources and join their streams. A stream that has ended can still be saved; its row is free when the caller lets it
+        `leave`.
+
+        Args:
+            ready: chunks that were taken from the playback before.
+            question: asked for every chunk.
+            on_token: as in `tick`.
+        """
+        while True:
+            yield from self._watch(playback, ready or {}, question, on_token)
+            if playback.stopped or not playback.players:
+                return
+            playback.wait()
+            ready, events = playback.poll()
+            yield from events
+
+    def _watch(
+        self, playback: Playback, ready: Mapping[str, Ready], question: Question | None, on_token: OnToken | None
+    ) -> Iterator[Event]:
+        chunks: dict[str, Chunk] = {}
+        for stream, item in ready.items():
+            if stream not in playback and stream not in self.batch_index:
+                continue  # closed by the caller since it was polled
+            if item.note:
+                yield Note(stream=stream, start=item.start, end=item.end, text=item.note)
+            text = question(stream, item.start, item.end) if question is not None else ""
+            chunks[stream] = Chunk(item.start, item.end, item.clip, text)
+        # Two halves, not `tick`: a refusal is known before the tokens of the reply come.
+        prepared, events = self.prepare(chunks)
+        for event in events:
+            if isinstance(event, Ended):
+                playback.close(event.stream)
+            yield event
+        yield from self.step(prepared, on_token=on_token)
+
+    # state in a file
+
+    def save(self, writer: state_io.Writer, extra: dict[str, Any], first: Callable[[], object] = lambda: None) -> None:
+        """Save all streams between two ticks; the runner goes on while the file is written.
+
+        Args:
+            extra: the caller's own JSON, for `state_io.peek`.
+            first: done before the file takes its name.
+        """
+        names = {b: stream for stream, b in self.batch_index.items()}
+        streams = [names.get(b) for b in range(self.session.batch)]
+        writer.save(self.state, {**extra, "streams": streams}, first)
+
+    def resume(self, path: str | Path) -> None:
+        """Go on from a saved state, in place of all streams. When it is refused, the runner has no state any more.
+
+        Raises:
+            InputError: as `state_io.load`.
+        """
+        names = state_io.peek(path).get("streams")
+        del self.state  # its cache makes room for the saved one
+        self.state = state_io.load(path, self.session)
+        joined = [b for b, sequence in enumerate(self.state.streams) if sequence is not None]
+        if not isinstance(names, list) or [b for b, name in enumerate(names) if isinstance(name, str)] != joined:
+            got = "a state without the names of its streams"
+            raise InputError(shortened(path), got, "one that a runner has saved", "begin the stream anew")
+        self.batch_index = {names[b]: b for b in joined}
+
+
+def watch(
+    playback: Playback,
+    source: Source,
+    start: Callable[[Clip], Runner],
+    *,
+    question: Question | None = None,
+    on_token: OnToken | None = None,
+) -> Iterator[Event]:
+    """Watch one source to its end, as the stream `VIDEO`.
+
+    Args:
+        source: open, and closed at the end.
+        start: makes the runner, with the stream joined, from the frames of the first chunk.
+        question, on_token: as in `Runner.run`.
+
+    Raises:
+        Exception: what broke the source, or why a chunk cannot be watched; after the events of all chunks before it.
+    """
+    ready: Mapping[str, Ready] = {}
+    if source.live:  # it goes on while the programs are compiled; what then waits for too long is dropped
+        playback.open(VIDEO, source)
+        playback.wait()
+        ready, events = playback.poll()
+        if not ready:  # it had no chunk, or `playback.stop` came first
+            yield from _raise_error(events)
+            return
+        runner = start(ready[VIDEO].clip)
+    else:  # compiled before the clock of a paced file starts, so that it costs no second of the video
+        try:
+            chunks = iter(source)
+            first = next(chunks)
+            runner = start(playback.clip(first, source.fps))
+        except BaseException:
+            source.close()
+            raise
+        playback.open(VIDEO, source, chain([first], chunks))
+    merge = runner.session.model_config.vision.spatial_merge_size
+    tokens = math.prod(runner.session.grid) // merge**2
+    yield Started(stream=VIDEO, grid=runner.session.grid, vision_tokens=tokens, capacity=runner.session.capacity)
+    yield from _raise_error(runner.run(playback, ready=ready, question=question, on_token=on_token))
+
+
+def _raise_error(events: Iterable[Event]) -> Iterator[Event]:
+    for event in events:
+        if isinstance(event, Ended) and event.error is not None:
+            raise event.error
+        yield event
