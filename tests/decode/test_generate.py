@@ -140,6 +140,23 @@ def test_suppressed_ids_never_appear_and_a_heavy_penalty_repeats_nothing(model, 
         assert len(set(reply)) == 16 and not set(reply) & set(sample.ids.tolist())
 
 
+def test_each_prompt_may_have_its_own_settings(model, pad, plain):
+    """A row says what it says in a batch where all have its settings."""
+    settings = (Sampling(), Sampling(1.0, top_k=0, top_p=0.9), Sampling(0.5, repetition_penalty=1.5, suppressed=(3, 5)))
+    lengths = (16, 3, 9)
+    mixed = listed(generate(model, pad(THREE), max_new_tokens=lengths, sampling=settings, seed=4))
+    for row, (sampling, length) in enumerate(zip(settings, lengths, strict=True)):
+        uniform = listed(generate(model, pad(THREE), max_new_tokens=length, sampling=sampling, seed=4))
+        assert mixed[row] == uniform[row] and len(mixed[row]) == length
+    assert mixed[0] == plain[0] and mixed[2] != plain[2][:9]
+
+
+@pytest.mark.parametrize("settings", [{"sampling": [Sampling()] * 2}, {"max_new_tokens": (3, 3)}], ids=["sampling", "length"])
+def test_settings_for_another_number_of_prompts_are_refused(model, pad, settings):
+    with pytest.raises(InputError, match=r"^(sampling|max_new_tokens): got 2 of them, expected 3, one for each prompt; "):
+        generate(model, pad(THREE), **settings)
+
+
 def test_too_long_a_reply_is_one_line(model, pad):
     with pytest.raises(InputError, match=r"^max_new_tokens: got 5000, expected at most 4096; [^\n]*$"):
         generate(model, pad([prompt(3)]), max_new_tokens=5000)

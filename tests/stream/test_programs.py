@@ -52,6 +52,9 @@ def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
     inside = [reached(parts, name) for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if held in parts[name]]
     assert len(inside) == 1  # the decode loop: no other carries the cache
     assert not moves(inside[0], min(keys.size, 64 * 64))  # 64 x 64: the smallest weight matrix
+    # What draws a token stands in a branch, which a batch of greedy rows does not enter.
+    drawing = re.compile(r"top-?k|sort\(|xor\(", re.I)
+    assert drawing.search(hlo) and not drawing.search(inside[0])
     assert sum(moves(parts["ENTRY"], keys.size).values()) == made.model_config.text.num_hidden_layers  # rotated once a reply
 
 

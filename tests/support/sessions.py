@@ -33,9 +33,11 @@ def tokenizer(processor_dir):
 
 @pytest.fixture(scope="module")
 def make(model, tokenizer):
-    def made(*, rows: int = 1, sampling: Sampling = GREEDY, markup: bool = False, **config) -> Session:
+    def made(
+        *, rows: int = 1, sampling: Sampling = GREEDY, markup: bool = False, max_top_k: int | None = None, **config
+    ) -> Session:
         settings = StreamConfig(**{**WINDOWS, **config})
-        return Session(model, tokenizer, settings, GRID, sampling=sampling, rows=rows, markup=markup)
+        return Session(model, tokenizer, settings, GRID, sampling=sampling, rows=rows, markup=markup, max_top_k=max_top_k)
 
     return made
 
