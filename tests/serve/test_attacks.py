@@ -1,6 +1,6 @@
-"""What clients can do to the live page before and after they are let in, and what the others notice of it: nothing.
+"""What clients can do to the live page before and after they are accepted; other viewers must not notice.
 
-Deadlines are parameters here: nothing depends on how fast this machine is.
+Deadlines are parameters of the tests, so that nothing depends on the speed of the machine.
 """
 
 import errno
@@ -29,7 +29,7 @@ HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: "
 UPGRADE = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
 
 
-# pictures
+# images
 
 
 def encoded(form: str, size: tuple[int, int] = (160, 120), mode: str = "RGB", **options) -> bytes:
@@ -87,9 +87,9 @@ COSTLY = {
 
 
 @pytest.mark.parametrize(("data", "wrong"), COSTLY.values(), ids=COSTLY.keys())
-def test_a_costly_picture_is_refused_before_a_pixel_is_decoded(data, wrong, monkeypatch):
-    """Else one picture of 249 kB holds a core for seconds and others lose captions."""
-    monkeypatch.setattr(client_image.Image, "open", lambda *_, **__: pytest.fail("it was given to the decoder"))
+def test_a_costly_image_is_refused_before_a_pixel_is_decoded(data, wrong, monkeypatch):
+    """Else one image of 249 kB keeps a core busy for seconds and other viewers lose captions."""
+    monkeypatch.setattr(client_image.Image, "open", lambda *_, **__: pytest.fail("it reached the decoder"))
     with pytest.raises(InputError, match=wrong):
         decode_image(data, Limits(), BOX)
 
@@ -112,8 +112,8 @@ ORDINARY = {
 
 
 @pytest.mark.parametrize(("form", "options"), ORDINARY.values(), ids=ORDINARY.keys())
-def test_an_ordinary_picture_is_what_it_was(form, options):
-    """What is left out of a file before it is decoded must not change a pixel, or cameras look wrong."""
+def test_an_ordinary_image_keeps_its_pixels(form, options):
+    """Removing segments before decoding must not change a pixel, or cameras look wrong."""
     data = encoded(form, **options)
     with Image.open(io.BytesIO(data)) as image:
         expected = np.asarray(image.convert("RGB"))
@@ -124,10 +124,10 @@ def test_an_ordinary_picture_is_what_it_was(form, options):
 
 
 class Transport:
-    """One end of a connection that is not there."""
+    """A transport without a connection."""
 
     def __init__(self, address: str = "192.0.2.1") -> None:
-        self.address, self.closing, self.gone = address, False, False
+        self.address, self.closing, self.aborted = address, False, False
 
     def get_extra_info(self, name: str):
         return (self.address, 1)
@@ -136,11 +136,11 @@ class Transport:
         return self.closing
 
     def abort(self) -> None:
-        self.closing = self.gone = True
+        self.closing = self.aborted = True
 
 
 class Now:
-    """Seconds that pass when a test says so."""
+    """A clock that a test advances."""
 
     def __init__(self) -> None:
         self.second = 100.0
@@ -149,65 +149,67 @@ class Now:
         return self.second
 
 
-def ledger(**limits: int) -> tuple[Connections, Now]:
-    now = Now()
-    return Connections(Limits(**{"request_timeout": 10, "response_timeout": 60, **limits}), Metrics(), timer=now), now
+def clocked_connections(**limits: int) -> tuple[Connections, Now]:
+    clock = Now()
+    return Connections(Limits(**{"request_timeout": 10, "response_timeout": 60, **limits}), Metrics(), timer=clock), clock
 
 
 def test_a_connection_has_a_deadline_for_all_it_does():
     """Else half requests, a byte a second, and answers that nobody takes use up the open files of the server."""
-    every, now = ledger()
-    half, asked, socket_, deaf = (Transport() for _ in range(4))
-    for one in (half, asked, socket_, deaf):
-        assert every.add(one)
-    every.expect_response(asked)
-    every.keep_open(socket_)
-    every.expect_response(deaf)
-    deaf.closing = True  # its answer waits in the kernel
+    connections_, now = clocked_connections()
+    half, requested, socket_, unread = (Transport() for _ in range(4))
+    for transport in (half, requested, socket_, unread):
+        assert connections_.add(transport)
+    connections_.expect_response(requested)
+    connections_.keep_open(socket_)
+    connections_.expect_response(unread)
+    unread.closing = True  # its response waits in the kernel
     now.second += 9.9
-    every.close_overdue()
-    assert not half.gone
+    connections_.close_overdue()
+    assert not half.aborted
     now.second += 0.2
-    every.close_overdue()
-    assert half.gone and not asked.gone and every.metrics.value("svlm_refused_total", "timeout") == 1
+    connections_.close_overdue()
+    assert half.aborted and not requested.aborted and connections_.metrics.value("svlm_refused_total", "timeout") == 1
     now.second += 10
-    every.close_overdue()
-    assert deaf.gone and not asked.gone
+    connections_.close_overdue()
+    assert unread.aborted and not requested.aborted
     now.second += 1000
-    every.close_overdue()
-    assert asked.gone and not socket_.gone and list(every.open) == [socket_]
-    every.remove(socket_)
-    assert not every.open and not every.by_address
+    connections_.close_overdue()
+    assert requested.aborted and not socket_.aborted and list(connections_.open) == [socket_]
+    connections_.remove(socket_)
+    assert not connections_.open and not connections_.by_address
 
 
 def test_half_open_connections_make_room_for_others():
     """Else whoever opens enough of them locks everybody behind the same proxy out."""
-    every, _ = ledger(max_viewers_per_address=1)
-    most = every.limits.max_connections_per_address
-    crowd = [Transport() for _ in range(most)]
-    assert all(every.add(one) for one in crowd)
-    every.keep_open(crowd[0])
-    assert every.add(Transport()) and crowd[1].gone and not crowd[0].gone and not crowd[2].gone
-    for one in crowd[2:]:
-        every.keep_open(one)
-    last = next(one for one in every.open.values() if one.is_idle)
-    every.keep_open(last.transport)
+    connections_, _ = clocked_connections(max_viewers_per_address=1)
+    max_connections = connections_.limits.max_connections_per_address
+    crowd = [Transport() for _ in range(max_connections)]
+    assert all(connections_.add(transport) for transport in crowd)
+    connections_.keep_open(crowd[0])
+    assert connections_.add(Transport()) and crowd[1].aborted and not crowd[0].aborted and not crowd[2].aborted
+    for transport in crowd[2:]:
+        connections_.keep_open(transport)
+    last = next(connection for connection in connections_.open.values() if connection.is_idle)
+    connections_.keep_open(last.transport)
     late = Transport()
-    assert not every.add(late) and late.gone and every.metrics.value("svlm_refused_total", "max_connections") == 2
-    assert every.add(Transport("192.0.2.2"))
+    assert (
+        not connections_.add(late) and late.aborted and connections_.metrics.value("svlm_refused_total", "max_connections") == 2
+    )
+    assert connections_.add(Transport("192.0.2.2"))
 
 
-def test_a_full_server_lets_those_go_that_take_most():
-    every, _ = ledger()
-    every.max_connections = 5
-    many, one = [Transport("192.0.2.9") for _ in range(4)], Transport()
-    for transport in (one, *many):
-        every.add(transport)
-    assert every.add(Transport("192.0.2.3")) and many[0].gone and not one.gone
+def test_a_full_server_closes_connections_of_the_largest_crowd():
+    connections_, _ = clocked_connections()
+    connections_.max_connections = 5
+    crowd, single = [Transport("192.0.2.9") for _ in range(4)], Transport()
+    for transport in (single, *crowd):
+        connections_.add(transport)
+    assert connections_.add(Transport("192.0.2.3")) and crowd[0].aborted and not single.aborted
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "same"),
+    ("address", "other", "is_same"),
     [
         ("192.0.2.1", "192.0.2.2", False),
         ("2001:db8::1", "2001:db8::ffff:2", True),  # a subscriber has all of a /64
@@ -217,29 +219,29 @@ def test_a_full_server_lets_those_go_that_take_most():
         ("testclient", "testclient", True),
     ],
 )
-def test_what_counts_as_one_address(one, other, same):
-    assert (address_group(one) == address_group(other)) == same
+def test_what_counts_as_one_address(address, other, is_same):
+    assert (address_group(address) == address_group(other)) == is_same
 
 
-def test_the_limit_of_open_files_is_raised_or_told(monkeypatch):
+def test_the_limit_of_open_files_is_raised_or_reported(monkeypatch):
     """Else the server accepts more than it has files for, and writes gigabytes about it."""
     import resource
 
-    given = {"limit": (256, 4096)}
-    monkeypatch.setattr(resource, "getrlimit", lambda _: given["limit"])
-    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: given.update(limit=limit))
+    rlimit = {"limit": (256, 4096)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: rlimit["limit"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: rlimit.update(limit=limit))
     assert (
         available_connections(Limits(), used_files=50) == 400
-        and given["limit"][0] == 400 + 50 + connections.ACCEPT_BATCH + connections.RESERVED_FILES
+        and rlimit["limit"][0] == 400 + 50 + connections.ACCEPT_BATCH + connections.RESERVED_FILES
     )
-    given["limit"] = (200, 200)
+    rlimit["limit"] = (200, 200)
     assert available_connections(Limits(), used_files=50) == 200 - 50 - connections.ACCEPT_BATCH - connections.RESERVED_FILES
-    given["limit"] = (80, 80)
+    rlimit["limit"] = (80, 80)
     with pytest.raises(InputError, match="ulimit -n"):
         available_connections(Limits(), used_files=50)
 
 
-def test_a_server_without_open_files_says_so_once(server, capsys):
+def test_a_server_without_open_files_logs_one_line(server, capsys):
     for _ in range(1000):
         context = {
             "message": "socket.accept() out of system resource",
@@ -263,13 +265,13 @@ def upgraded(server: ServerThread) -> socket.socket:
     return raw
 
 
-def dropped(raw: socket.socket, every: bytes = b"") -> bool:
-    """Whether the other side lets go of it; meanwhile a byte is sent now and then."""
+def dropped(raw: socket.socket, data: bytes = b"") -> bool:
+    """Whether the server closes the connection; meanwhile these bytes are sent every 0.1 s."""
     raw.settimeout(0.1)
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
         try:
-            raw.sendall(every)
+            raw.sendall(data)
             if not raw.recv(65536):
                 return True
         except TimeoutError:
@@ -279,7 +281,7 @@ def dropped(raw: socket.socket, every: bytes = b"") -> bool:
     return False
 
 
-def test_whoever_does_not_finish_a_request_goes_and_others_are_served(compiled, film):
+def test_an_unfinished_request_is_dropped_and_others_are_served(compiled, film):
     limits = Limits(request_timeout=0.8, max_viewers_per_address=8)
     with serving(compiled, film, limits=limits) as server, server.viewer() as viewer:
         viewer.receive("hello")
@@ -297,7 +299,7 @@ def test_whoever_does_not_finish_a_request_goes_and_others_are_served(compiled, 
             raw.close()
 
 
-def test_a_socket_that_says_nothing_and_one_that_never_pongs_go(compiled, film):
+def test_a_socket_without_messages_and_one_without_pongs_are_closed(compiled, film):
     with serving(compiled, film, limits=Limits(first_message_timeout=0.3)) as server, server.viewer() as silent:
         assert silent.close_reason() == (1008, "no message for 0.3 s")
     with serving(compiled, film, limits=Limits(ping_interval=0.2)) as server:
@@ -311,12 +313,12 @@ def test_a_socket_that_says_nothing_and_one_that_never_pongs_go(compiled, film):
     ("data", "reason"),
     [
         (frame(PING, b"x") * 2000, "control_frames"),
-        (frame(10, b"x") * 2000, "control_frames"),  # pongs that nobody asked for
+        (frame(10, b"x") * 2000, "control_frames"),  # pongs without a ping
         (frame(TEXT, b'"', last=False) + frame(0, last=False) * 2000, "fragments"),
     ],
     ids=["pings", "pongs", "a message without end"],
 )
-def test_frames_that_cost_and_say_nothing_end_a_socket(server, data, reason):
+def test_costly_frames_without_content_close_a_socket(server, data, reason):
     name = f'svlm_refused_total{{reason="{reason}"}}'
     before = server.hub.metrics.value("svlm_refused_total", reason)
     raw = upgraded(server)
@@ -330,10 +332,10 @@ def test_messages_wait_in_the_client_not_in_the_server(server):
     raw = upgraded(server)
     message = frame(TEXT, b'{"type": "leave"}')
     raw.sendall(message * 2000)
-    protocols = [one for one in list(server.server.uvicorn.server_state.connections) if hasattr(one, "unparsed")]
-    until = time.monotonic() + 10
-    while not any(one.unparsed for one in protocols) and time.monotonic() < until:
+    protocols = [protocol for protocol in list(server.server.uvicorn.server_state.connections) if hasattr(protocol, "unparsed")]
+    deadline = time.monotonic() + 10
+    while not any(protocol.unparsed for protocol in protocols) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert any(one.unparsed for one in protocols)
-    assert all(one.queue.qsize() <= PARSE_BYTES // len(message) + 2 for one in protocols)
+    assert any(protocol.unparsed for protocol in protocols)
+    assert all(protocol.queue.qsize() <= PARSE_BYTES // len(message) + 2 for protocol in protocols)
     raw.close()

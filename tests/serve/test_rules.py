@@ -30,8 +30,8 @@ from tests.support.serving import ServerThread, compiled, film, server, serving 
 def test_a_token_is_its_bytes():
     """Else a token with an accent works in the address bar and not in a script."""
     access = Access(token="sésame-öffne-dich")
-    sent = {"authorization": "Bearer " + "sésame-öffne-dich".encode().decode("latin-1")}  # as a server has header fields
-    assert access.has_token(sent, {}, {}) and access.has_token({}, {}, {"token": "sésame-öffne-dich"})
+    bearer = {"authorization": "Bearer " + "sésame-öffne-dich".encode().decode("latin-1")}  # as a server has header fields
+    assert access.has_token(bearer, {}, {}) and access.has_token({}, {}, {"token": "sésame-öffne-dich"})
     assert access.has_token({}, {"svlm_token": access.cookie}, {})
     for headers, query in (
         ({"authorization": "Bearer sésame"}, {}),
@@ -51,7 +51,7 @@ def test_tokens_that_can_be_guessed_or_not_be_sent_are_refused(token, wrong):
 
 
 @pytest.mark.parametrize("origin", ["http://[", "http://[::1", "//", "null", "http://evil.example", "javascript:x"])
-def test_an_origin_of_any_form_is_refused_not_a_mistake_of_ours(origin):
+def test_an_origin_of_any_form_is_refused_and_no_internal_error(origin):
     assert not Access().allows_origin(origin, "localhost:8000")
 
 
@@ -103,12 +103,12 @@ def answered(server: ServerThread, request: bytes) -> tuple[int, dict[str, str]]
     """Status and headers of an answer to bytes as they are."""
     with socket.create_connection(server.address, timeout=20) as raw:
         raw.sendall(request)
-        found = b""
-        while b"\r\n\r\n" not in found:
+        received = b""
+        while b"\r\n\r\n" not in received:
             data = raw.recv(65536)
-            assert data, found
-            found += data
-    first, *fields = found.partition(b"\r\n\r\n")[0].decode().split("\r\n")
+            assert data, received
+            received += data
+    first, *fields = received.partition(b"\r\n\r\n")[0].decode().split("\r\n")
     return int(first.split()[1]), {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in fields)}
 
 
@@ -143,9 +143,9 @@ def test_every_answer_has_the_headers(server, request_, status):
     assert {name.lower(): value for name, value in HEADERS.items()}.items() <= headers.items()
 
 
-def test_health_tells_no_text_from_elsewhere(compiled, film):
-    with serving(compiled, film) as server, server.viewer() as one:
-        one.receive("hello")
+def test_health_has_no_text_of_errors(compiled, film):
+    with serving(compiled, film) as server, server.viewer() as first:
+        first.receive("hello")
         server.engine.error = "the engine broke: OSError: /home/somebody/secret"
         server.engine.stopping = True
         server.engine.thread.join(timeout=20)
@@ -153,7 +153,7 @@ def test_health_tells_no_text_from_elsewhere(compiled, film):
         assert status == 503 and json.loads(text)["error"] == "the engine broke"
 
 
-def test_an_address_that_asks_too_often_waits(compiled, film):
+def test_an_address_with_too_many_requests_waits(compiled, film):
     with serving(compiled, film, limits=Limits(max_viewers_per_address=1)) as server:
         statuses = [server.get("/health")[0] for _ in range(90)]
         assert statuses[:60] == [200] * 60 and 429 in statuses
@@ -164,34 +164,34 @@ def test_an_address_that_asks_too_often_waits(compiled, film):
 
 
 def test_a_rate_limit_refills_at_its_rate():
-    now = Now()
-    one = RateLimit(2, 3, now)
-    assert [one.allow() for _ in range(4)] == [True, True, True, False] and not one.is_full
-    assert one.reserve() == 0.5 and one.reserve() == 1.0
-    now.second += 10
-    assert one.is_full and one.reserve() == 0
+    clock = Now()
+    limit = RateLimit(2, 3, clock)
+    assert [limit.allow() for _ in range(4)] == [True, True, True, False] and not limit.is_full
+    assert limit.reserve() == 0.5 and limit.reserve() == 1.0
+    clock.second += 10
+    assert limit.is_full and limit.reserve() == 0
 
 
 def test_a_join_costs_the_same_after_six_hours(monkeypatch):
     """Else thirty clients who join again and again stop everybody's captions."""
     calls = []
     monkeypatch.setattr(broadcast, "_message", lambda entry: calls.append(entry) or entry.message())
-    one = Broadcast("a", "match", 21_600)
-    one.history.extend(HistoryEntry(n, float(n), n + 1.0, f"said {n}", "", 0) for n in range(100, 30_000))
+    stream = Broadcast("a", "match", 21_600)
+    stream.history.extend(HistoryEntry(n, float(n), n + 1.0, f"said {n}", "", 0) for n in range(100, 30_000))
     for after, numbers, cut in ((-1, range(29_990, 30_000), True), (29_997, range(29_998, 30_000), False), (29_999, [], False)):
-        lines, more = one.missed_since(after, 10)
+        lines, more = stream.missed_since(after, 10)
         assert [json.loads(line)["number"] for line in lines] == list(numbers) and more == cut
-    assert one.missed_since(2**52, 10) == ([], False)
+    assert stream.missed_since(2**52, 10) == ([], False)
     assert len(calls) == 12
 
 
 def test_a_client_that_joins_too_often_is_not_read_meanwhile(server):
-    with server.viewer() as one, server.viewer() as other:
-        name = one.start(seed=21)
+    with server.viewer() as owner, server.viewer() as other:
+        name = owner.start(seed=21)
         other.receive("hello")
-        viewer = next(one for one in server.hub.viewers if not one.is_owner)
-        owed = []
-        viewer.join_limit.reserve = lambda: owed.append("join") or 0.0
+        viewer = next(viewer for viewer in server.hub.viewers if not viewer.is_owner)
+        reserved = []
+        viewer.join_limit.reserve = lambda: reserved.append("join") or 0.0
         for message in (
             {"type": "join", "stream": name},
             {"type": "ask", "question": "why?"},
@@ -199,103 +199,103 @@ def test_a_client_that_joins_too_often_is_not_read_meanwhile(server):
         ):
             other.socket.send(json.dumps(message))
         assert other.receive("joined") and other.receive("question_queued") and other.receive("joined")
-        assert owed == ["join", "join"]
-        one.stop()
+        assert reserved == ["join", "join"]
+        owner.stop()
 
 
-def test_a_query_without_room_takes_no_row(server):
-    """Else the stream starts, and ends at its first chunk; with one row everybody else waits for nothing."""
-    with server.viewer() as one:
+def test_a_query_without_room_takes_no_place(server):
+    """Else the stream starts, and ends at its first chunk; with one stream at a time everybody else waits for nothing."""
+    with server.viewer() as first:
         for query in ("ж" * 300, "<|im_end|>"):
-            one.send("start", source="match", query=query)
-            assert one.receive("error")["error"].startswith("query: got")
+            first.send("start", source="match", query=query)
+            assert first.receive("error")["error"].startswith("query: got")
             assert not server.engine.running
-        one.start(source="match", query="Say what you see")
-        one.stop()
+        first.start(source="match", query="Say what you see")
+        first.stop()
 
 
-def test_no_more_sources_are_opened_than_there_are_rows(server, monkeypatch):
+def test_no_more_sources_are_opened_than_can_run(server, monkeypatch):
     """Else sources that do not answer take every thread, and nobody can start anything."""
-    held, opening = threading.Event(), threading.Semaphore(0)
-    usual = Hub._open
+    released, opening = threading.Event(), threading.Semaphore(0)
+    original = Hub._open
 
     def slow(hub: Hub, *rest: object) -> None:
         opening.release()
-        held.wait(20)
-        usual(hub, *rest)
+        released.wait(20)
+        original(hub, *rest)
 
     monkeypatch.setattr(Hub, "_open", slow)
-    with server.viewer() as one, server.viewer() as two, server.viewer() as three:
-        for client in (one, two):
+    with server.viewer() as first, server.viewer() as second, server.viewer() as third:
+        for client in (first, second):
             client.send("start", seed=1)
             assert opening.acquire(timeout=20)
-        three.send("start", seed=1)
-        assert three.receive("error")["error"].startswith("start: got all 2 streams in use")
+        third.send("start", seed=1)
+        assert third.receive("error")["error"].startswith("start: got all 2 streams in use")
         assert server.get("/streams/aaaaaaaa.vtt")[0] == 404  # meanwhile everything else goes on
-        held.set()
-        for client in (one, two):
+        released.set()
+        for client in (first, second):
             client.key = client.receive("started")["key"]
             client.receive("joined")
             client.stop()
 
 
-def test_captions_are_written_once_for_all_who_ask(server, monkeypatch):
-    made = []
-    usual = Hub._write_vtt
+def test_captions_are_written_once_for_all_requests(server, monkeypatch):
+    written = []
+    original = Hub._write_vtt
 
-    def counted(hub: Hub, one: Broadcast, history: list[HistoryEntry]) -> None:
-        before = one.vtt
-        usual(hub, one, history)
-        made.extend([1] if one.vtt is not before else [])
+    def counted(hub: Hub, stream: Broadcast, history: list[HistoryEntry]) -> None:
+        before = stream.vtt
+        original(hub, stream, history)
+        written.extend([1] if stream.vtt is not before else [])
 
     monkeypatch.setattr(Hub, "_write_vtt", counted)
-    one = server.hub.broadcasts["aaaaaaa1"] = Broadcast("aaaaaaa1", "match", 100)
-    one.end_reason, one.end_time = "over", time.monotonic()
-    one.history.extend(HistoryEntry(n, float(n), n + 1.0, "wörter " * 3000, "", 0) for n in range(20))
+    stream = server.hub.broadcasts["aaaaaaa1"] = Broadcast("aaaaaaa1", "match", 100)
+    stream.end_reason, stream.end_time = "over", time.monotonic()
+    stream.history.extend(HistoryEntry(n, float(n), n + 1.0, "wörter " * 3000, "", 0) for n in range(20))
     texts = [server.get("/streams/aaaaaaa1.vtt")[1] for _ in range(5)]
-    assert len(made) == 1 and len(set(texts)) == 1 and texts[0].count("-->") == 20 and "wörter" in texts[0]
+    assert len(written) == 1 and len(set(texts)) == 1 and texts[0].count("-->") == 20 and "wörter" in texts[0]
 
 
 # cameras and sources
 
 
-def test_the_newest_picture_counts_and_one_socket_sends(server, monkeypatch):
-    """Else pictures queue up in threads, and a camera of eight sockets costs eight."""
-    held, put = threading.Event(), []
-    usual = CameraFeed.set_image
+def test_the_newest_image_counts_and_one_socket_sends(server, monkeypatch):
+    """Else images queue up in threads, and a camera of eight sockets costs eight."""
+    released, decoded = threading.Event(), []
+    original = CameraFeed.set_image
 
     def slow(feed: CameraFeed, data: bytes) -> None:
-        put.append(data)
-        held.wait(20)
-        usual(feed, data)
+        decoded.append(data)
+        released.wait(20)
+        original(feed, data)
 
     monkeypatch.setattr(CameraFeed, "set_image", slow)
-    with server.viewer() as one, server.viewer() as two:
-        name = one.start(source="camera")
+    with server.viewer() as first, server.viewer() as second:
+        name = first.start(source="camera")
         several = [jpeg(64, 64, shade) for shade in range(5)]
         for data in several:
-            one.socket.send(data)
-        one.send("ask", question="is it there?")  # heard after the pictures
-        one.receive("question_queued")
-        two.send("join", stream=name, key=one.key)
-        assert two.receive("joined")["is_owner"]
-        one.socket.send(several[0])
-        assert "second page" in one.receive("error")["error"]
-        held.set()
-        one.receive("caption")
-        assert put == [several[0], several[-1]]
-        one.stop()
+            first.socket.send(data)
+        first.send("ask", question="what is it?")  # handled after the images
+        first.receive("question_queued")
+        second.send("join", stream=name, key=first.key)
+        assert second.receive("joined")["is_owner"]
+        first.socket.send(several[0])
+        assert "second page" in first.receive("error")["error"]
+        released.set()
+        first.receive("caption")
+        assert decoded == [several[0], several[-1]]
+        first.stop()
 
 
 @pytest.mark.parametrize("user", ["admin:hunter2", "admin:hun/ter2", "admin:hunter2@x", "hunter2"])
 def test_no_password_of_a_source_is_written_anywhere(compiled, film, user, capfd):
     address = f"rtsp://{user}@127.0.0.1:9/cam?token=hunter2"
-    with serving(compiled, film, allow_addresses=True) as server, server.viewer() as one:
+    with serving(compiled, film, allow_addresses=True) as server, server.viewer() as first:
         server.hub.catalog.listed.append((_url_title(address), address))
-        one.send("start", source="listed", index=3)
-        assert "hunter2" not in one.receive("error")["error"]
-        one.send("start", source="address", address=address)
-        assert "hunter2" not in one.receive("error")["error"].replace("hun/ter2", "hunter2")
+        first.send("start", source="listed", index=3)
+        assert "hunter2" not in first.receive("error")["error"]
+        first.send("start", source="address", address=address)
+        assert "hunter2" not in first.receive("error")["error"].replace("hun/ter2", "hunter2")
     err = capfd.readouterr().err.replace("hun/ter2", "hunter2")
     assert "hunter2" not in err and "127.0.0.1/cam" in err
 
@@ -308,25 +308,25 @@ def test_titles_show_no_user_no_password_no_key():
     assert mask_address("no rtsp://a:b@c/d", "other", "t") == "no rtsp://c/d"
 
 
-def test_a_game_says_that_it_is_one(server):
+def test_a_stream_says_whether_it_is_a_game(server):
     """The page warns where the shipped model watches anything else."""
     server.hub.catalog.listed.append(("a game", "match:5"))
     try:
-        with server.viewer() as one:
+        with server.viewer() as viewer:
             for message, game in (
                 ({"source": "match"}, True),
                 ({"source": "listed", "index": 3}, True),
                 ({"source": "camera"}, False),
             ):
-                one.send("start", **message)
-                one.key = one.receive("started")["key"]
-                assert one.receive("joined")["is_game"] is game
-                one.stop()
+                viewer.send("start", **message)
+                viewer.key = viewer.receive("started")["key"]
+                assert viewer.receive("joined")["is_game"] is game
+                viewer.stop()
     finally:
         server.hub.catalog.listed.pop()
 
 
-def test_a_socket_that_closes_while_it_waits_is_let_go(server):
+def test_a_socket_that_closes_while_it_waits_is_forgotten(server):
     """The bytes it sent before are no reason to keep it."""
     raw = upgraded(server)
     raw.close()

@@ -1,4 +1,4 @@
-"""The live page: what viewers get, what they may do, who is refused, how streams end. Real sockets on a free port."""
+"""The live page: what viewers receive, what they may do, who is refused, how streams end. Real sockets on a free port."""
 
 import asyncio
 import io
@@ -35,89 +35,89 @@ from tests.cli.test_commands import command, refusal
 from tests.support.serving import BOX, HANG, Client, ServerThread, compiled, film, server, serving  # noqa: F401
 
 
-def test_captions_pictures_and_the_cache_reach_two_viewers_alike(server):
-    with server.viewer() as one, server.viewer() as two:
-        assert one.receive("hello")["sources"] == ["film.mp4", "gone.mp4", "hosts"]
-        name = one.start(source="match", seed=7)
-        two.send("join", stream=name)
-        joined = two.receive("joined")
+def test_captions_frames_and_the_cache_reach_two_viewers_alike(server):
+    with server.viewer() as first, server.viewer() as second:
+        assert first.receive("hello")["sources"] == ["film.mp4", "gone.mp4", "hosts"]
+        name = first.start(source="match", seed=7)
+        second.send("join", stream=name)
+        joined = second.receive("joined")
         assert not joined["is_owner"] and joined["title"] == "match 7" and joined["num_viewers"] == 2
-        first = one.receive("caption", number=len(joined["missed"]))
-        told = [first, *(one.receive("caption") for _ in range(6))]
-        assert [two.receive("caption") for _ in told] == told
-        assert [message["number"] for message in told] == [*range(told[0]["number"], told[0]["number"] + 7)]
-        for message in told:
+        caption = first.receive("caption", number=len(joined["missed"]))
+        captions = [caption, *(first.receive("caption") for _ in range(6))]
+        assert [second.receive("caption") for _ in captions] == captions
+        assert [message["number"] for message in captions] == [*range(captions[0]["number"], captions[0]["number"] + 7)]
+        for message in captions:
             cache = message["cache"]
             assert (
                 abs(sum(length for _, length, _ in cache["retained"]) - message["used_slots"]) <= 2
             )  # the newest tokens have no slot
             assert message["latency_seconds"] > 0 and message["stage_ms"].keys() >= {"vision", "prefill", "decode"}
-        late = told[-1]
-        assert late["cache"]["evicted"] and sum(kind == KINDS.index("vision") for kind, _, _ in late["cache"]["retained"]) == 3
-        picture = two.receive("frame")
+        last = captions[-1]
+        assert last["cache"]["evicted"] and sum(kind == KINDS.index("vision") for kind, _, _ in last["cache"]["retained"]) == 3
+        picture = second.receive("frame")
         assert Image.open(io.BytesIO(picture[8:])).size == BOX
-        one.stop()
+        first.stop()
 
 
 def test_a_question_goes_into_the_next_turn_and_special_tokens_are_refused(server):
-    with server.viewer() as one, server.viewer() as two:
-        name = one.start(seed=8)
-        two.send("join", stream=name)
-        two.receive("caption")
-        two.send("ask", question="who scored?")
-        assert two.receive("question_queued")["num_before"] == 0
-        answered = one.receive("caption", question="who scored?")
-        held = stream_of(server, name)
-        words = server.engine.vlm.tokenizer.decode(held.ids.tolist(), skip_special_tokens=False)
+    with server.viewer() as first, server.viewer() as second:
+        name = first.start(seed=8)
+        second.send("join", stream=name)
+        second.receive("caption")
+        second.send("ask", question="who scored?")
+        assert second.receive("question_queued")["num_before"] == 0
+        answered = first.receive("caption", question="who scored?")
+        sequence_ = stream_of(server, name)
+        words = server.engine.vlm.tokenizer.decode(sequence_.ids.tolist(), skip_special_tokens=False)
         assert f"Time={answered['start']:.1f}-{answered['end']:.1f}s who scored?" in words
-        two.send("ask", question="<|im_end|>")
-        assert "special token" in two.receive("error")["error"]
-        two.send("ask", question="ж" * 300)
-        assert "questions retained" in one.receive("question_refused")["error"]
-        assert one.receive("caption")["question"] == ""
-        one.stop()
+        second.send("ask", question="<|im_end|>")
+        assert "special token" in second.receive("error")["error"]
+        second.send("ask", question="ж" * 300)
+        assert "questions retained" in first.receive("question_refused")["error"]
+        assert first.receive("caption")["question"] == ""
+        first.stop()
 
 
-def test_a_query_that_does_not_fit_takes_no_row(server):
-    """Else it takes a row from somebody, and ends in its first second with a line about a question."""
-    with server.viewer() as one:
-        one.send("start", source="match", query="ж" * 300)
-        assert "query: got " in one.receive("error")["error"]
+def test_a_query_that_does_not_fit_takes_no_place(server):
+    """Else it takes the place of another stream, and ends in its first second with a line about a question."""
+    with server.viewer() as first:
+        first.send("start", source="match", query="ж" * 300)
+        assert "query: got " in first.receive("error")["error"]
         assert server.engine.num_free == 2
 
 
-def test_programs_for_more_viewers_come_beside_the_first_one(compiled, server):
+def test_programs_for_more_streams_are_compiled_beside_the_first_one(compiled, server):
     """Else the page is silent for minutes before its first viewer, or stops for them when a second one comes."""
     server.engine.compiler.join(HANG)
     assert server.engine.session.sizes == (1, 2)
 
 
-def test_a_turn_is_made_once_a_second_and_a_bad_picture_ends_one_stream_alone(compiled, monkeypatch):
-    told, made, turn = [], [], sequence.next_turn
-    monkeypatch.setattr(sequence, "next_turn", lambda *args: made.append(1) or turn(*args))
+def test_a_turn_is_built_once_a_second_and_a_bad_chunk_ends_one_stream_alone(compiled, monkeypatch):
+    published, turns, next_turn = [], [], sequence.next_turn
+    monkeypatch.setattr(sequence, "next_turn", lambda *args: turns.append(1) or next_turn(*args))
     engine = object.__new__(Engine)
     engine.__dict__.update(compiled.__dict__)
-    engine.publish, engine.changed = lambda name, event: told.append((name, event["type"])), threading.Condition()
+    engine.publish, engine.changed = lambda name, event: published.append((name, event["type"])), threading.Condition()
     feeds = [SimpleNamespace(stop=lambda: None) for _ in range(2)]
     engine.seated = [Running(name, row, feed, "", 0) for row, (name, feed) in enumerate(zip("ab", feeds, strict=True))]
-    for one in engine.seated:
-        one.player = SimpleNamespace(stop=lambda: None)
-    engine.running = {one.name: one for one in engine.seated}
+    for running in engine.seated:
+        running.player = SimpleNamespace(stop=lambda: None)
+    engine.running = {running.name: running for running in engine.seated}
     engine.state = engine.session.join(engine.session.join(engine.session.start(), 0), 1)
     large = Clip(np.zeros((4 * engine.clip.patches.shape[0], 1176), np.uint8), (4, *engine.clip.grid[1:]), 1.0, video=True)
     chunk = SimpleNamespace(start=0.0, end=0.5, note="")
     engine._step([(engine.seated[0], chunk, engine.clip, 0.0), (engine.seated[1], chunk, large, 0.0)])
-    assert told == [("b", "ended"), ("a", "caption")] and len(made) == 1
+    assert published == [("b", "ended"), ("a", "caption")] and len(turns) == 1
 
 
 def stream_of(server: ServerThread, name: str) -> Sequence:
     return server.engine.state.streams[server.engine.running[name].row]
 
 
-def test_who_comes_back_gets_what_was_missed_and_may_still_stop(server):
-    with server.viewer() as one:
-        name = one.start(seed=9)
-        key, last = one.key, one.receive("caption")["number"]
+def test_an_owner_who_reconnects_gets_what_was_missed_and_may_still_stop(server):
+    with server.viewer() as owner:
+        name = owner.start(seed=9)
+        key, last = owner.key, owner.receive("caption")["number"]
     until = time.monotonic() + HANG
     while server.hub.broadcasts[name].history[-1].number < last + 2:
         assert time.monotonic() < until
@@ -148,35 +148,35 @@ def test_who_comes_back_gets_what_was_missed_and_may_still_stop(server):
     assert server.get("/streams/aaaaaaaa.vtt")[0] == 404
 
 
-def test_a_listed_file_ends_and_its_row_is_free_again(server):
-    with server.viewer() as one:
-        one.start(source="listed", index=0)
-        assert one.receive("ended")["reason"] == "the video is over"
-        one.send("start", source="listed", index=1)
-        assert "/secret" not in one.receive("error")["error"]
-        one.send("start", source="listed", index=2)
-        assert one.end_reason() == "the source does not play; whoever runs the server sees why"
-        one.send("start", source="address", address="/etc/passwd")
-        assert "--allow-addresses" in one.receive("error")["error"]
+def test_a_listed_file_ends_and_its_place_is_free_again(server):
+    with server.viewer() as first:
+        first.start(source="listed", index=0)
+        assert first.receive("ended")["reason"] == "the video is over"
+        first.send("start", source="listed", index=1)
+        assert "/secret" not in first.receive("error")["error"]
+        first.send("start", source="listed", index=2)
+        assert first.end_reason() == "the source does not play; whoever runs the server sees why"
+        first.send("start", source="address", address="/etc/passwd")
+        assert "--allow-addresses" in first.receive("error")["error"]
 
 
-def test_rows_are_limited_and_unwatched_streams_end(server):
-    with server.viewer() as one, server.viewer() as two, server.viewer() as three:
-        names = [one.start(), two.start()]
-        three.send("start")
-        assert three.receive("error")["error"] == (
+def test_streams_are_limited_and_unwatched_streams_end(server):
+    with server.viewer() as first, server.viewer() as second, server.viewer() as third:
+        names = [first.start(), second.start()]
+        third.send("start")
+        assert third.receive("error")["error"] == (
             "start: got all 2 streams in use, expected a free one; join a running stream, or wait until one ends"
         )
-        assert [message["stream"] for message in three.receive("streams", num_streams=2)["streams"]] in (names, names[:1], [])
-        two.send("leave")
+        assert [message["stream"] for message in third.receive("streams", num_streams=2)["streams"]] in (names, names[:1], [])
+        second.send("leave")
         until = time.monotonic() + HANG
         while names[1] in server.engine.running:
             assert time.monotonic() < until
             time.sleep(0.05)
         assert names[0] in server.engine.running
-        three.start()
-        three.stop()
-        one.stop()
+        third.start()
+        third.stop()
+        first.stop()
 
 
 def jpeg(width: int, height: int, shade: int = 90, form: str = "JPEG") -> bytes:
@@ -185,36 +185,36 @@ def jpeg(width: int, height: int, shade: int = 90, form: str = "JPEG") -> bytes:
     return out.getvalue()
 
 
-def test_a_camera_is_watched_until_it_is_silent_and_bad_pictures_are_refused(server):
-    with server.viewer() as one, server.viewer() as two:
-        name = one.start(source="camera")
-        two.send("join", stream=name)
-        two.receive("joined")
+def test_a_camera_is_watched_until_it_is_silent_and_bad_images_are_refused(server):
+    with server.viewer() as first, server.viewer() as second:
+        name = first.start(source="camera")
+        second.send("join", stream=name)
+        second.receive("joined")
         for shade in range(0, 250, 25):
-            one.socket.send(jpeg(320, 240, shade, "PNG" if shade % 50 else "JPEG"))
+            first.socket.send(jpeg(320, 240, shade, "PNG" if shade % 50 else "JPEG"))
             time.sleep(0.12)
-        assert one.receive("caption")["number"] == 0
-        assert Image.open(io.BytesIO(two.receive("frame")[8:])).size == (149, 112)
-        two.socket.send(jpeg(64, 64))
-        assert "another stream" in two.receive("error")["error"]
+        assert first.receive("caption")["number"] == 0
+        assert Image.open(io.BytesIO(second.receive("frame")[8:])).size == (149, 112)
+        second.socket.send(jpeg(64, 64))
+        assert "another stream" in second.receive("error")["error"]
         for data, wrong in ((b"GIF89a" + bytes(40), "UnidentifiedImageError"), (jpeg(640, 32), "sides within"), (b"", "got")):
-            one.socket.send(data)
-            assert wrong in one.receive("error")["error"]
-        assert "no image from the camera" in one.receive("ended")["reason"]
+            first.socket.send(data)
+            assert wrong in first.receive("error")["error"]
+        assert "no image from the camera" in first.receive("ended")["reason"]
 
 
 @pytest.mark.parametrize(
     ("width", "height", "limits", "wrong"),
     [(64, 64, Limits(max_image_bytes=100), "at most 100"), (400, 300, Limits(max_image_pixels=1000), "at most 1000 px")],
 )
-def test_pictures_have_limits(width, height, limits, wrong):
+def test_images_have_limits(width, height, limits, wrong):
     with pytest.raises(InputError, match=wrong):
         decode_image(jpeg(width, height), limits, BOX)
     with pytest.raises(InputError, match="that can be read"):
         decode_image(jpeg(width, height)[:-100], Limits(), BOX)
 
 
-def test_garbage_huge_and_slow_clients_go_and_nobody_else_notices(server):
+def test_invalid_huge_and_slow_clients_are_disconnected_and_nobody_else_notices(server):
     with server.viewer() as good, server.viewer() as garbage, server.viewer() as huge:
         name = good.start(seed=11)
         for line in ("{", "[]", '{"type": "fly"}', '{"type": "ask"}'):
@@ -253,7 +253,7 @@ def slow_viewer(server: ServerThread, name: str) -> socket.socket:
 
 
 def flood(server: ServerThread, name: str) -> None:
-    """More pictures than the kernel holds for one who does not read."""
+    """More frames than the kernel stores for a client that does not read."""
     for _ in range(4):
         server.hub._on_frame(name, bytes(200_000))
 
@@ -269,15 +269,15 @@ def test_token_origin_and_host(compiled, film):
         status, page, headers = server.get("/", **cookie)
         assert status == 200 and "page.js" in page
         assert "default-src 'none'" in headers["content-security-policy"] and headers["x-content-type-options"] == "nosniff"
-        with server.viewer(additional_headers=cookie) as one:
-            one.receive("hello")
+        with server.viewer(additional_headers=cookie) as first:
+            first.receive("hello")
         with pytest.raises(InvalidStatus, match="403"):
             server.viewer(additional_headers={**cookie, "Origin": "https://evil.example"})
-        with server.viewer(additional_headers={**cookie, "Origin": server.http}) as one:
-            one.receive("hello")
+        with server.viewer(additional_headers={**cookie, "Origin": server.http}) as first:
+            first.receive("hello")
         assert server.get("/health", Host="evil.example")[0] == 421
-        where = server.address
-        with socket.create_connection(where) as raw, pytest.raises(InvalidStatus, match="421"):
+        address = server.address
+        with socket.create_connection(address) as raw, pytest.raises(InvalidStatus, match="421"):
             Client("ws://evil.example/ws", sock=raw, additional_headers={"Origin": "http://evil.example"})
 
         class Stay(urllib.request.HTTPRedirectHandler):
@@ -297,12 +297,12 @@ def server_cookie(token: str) -> str:
 
 def test_viewers_have_limits(compiled, film):
     limits = Limits(max_viewers=2, max_viewers_per_stream=1, max_viewers_per_address=2)
-    with serving(compiled, film, limits=limits) as server, server.viewer() as one, server.viewer() as two:
+    with serving(compiled, film, limits=limits) as server, server.viewer() as first, server.viewer() as second:
         with pytest.raises(InvalidStatus, match="503"):
             server.viewer()
-        name = one.start()
-        two.send("join", stream=name)
-        assert two.receive("error")["error"] == "join: got 1 viewers, expected fewer; come back later"
+        name = first.start()
+        second.send("join", stream=name)
+        assert second.receive("error")["error"] == "join: got 1 viewers, expected fewer; come back later"
     limits = Limits(max_viewers_per_address=1)
     with serving(compiled, film, limits=limits) as server, server.viewer(), pytest.raises(InvalidStatus, match="429"):
         server.viewer()
@@ -310,34 +310,34 @@ def test_viewers_have_limits(compiled, film):
 
 def test_health_and_metrics(server):
     status, text, _ = server.get("/health")
-    told = json.loads(text)
-    assert status == 200 and told["ok"] and told["num_streams"] == 2
-    with server.viewer() as one:
-        one.start(seed=3)
-        one.receive("caption")
+    report = json.loads(text)
+    assert status == 200 and report["ok"] and report["num_streams"] == 2
+    with server.viewer() as first:
+        first.start(seed=3)
+        first.receive("caption")
         assert server.metric("svlm_running_streams") == 1 and server.metric("svlm_viewers") >= 1
         assert server.metric("svlm_chunks_total") >= 1 and server.metric('svlm_step_seconds_bucket{le="+Inf"}') >= 1
         assert server.metric('svlm_sent_bytes_total{kind="text"}') > 100
-        one.stop()
+        first.stop()
 
 
-def test_a_broken_engine_is_told_and_the_server_goes_on(compiled, film, capfd):
-    with serving(compiled, film) as server, server.viewer() as one:
-        one.start()
-        one.receive("caption")
-        server.engine._step = lambda taken: 1 / 0
-        assert one.receive("ended")["reason"] == "the engine broke: ZeroDivisionError: division by zero"
+def test_a_broken_engine_is_reported_and_the_server_goes_on(compiled, film, capfd):
+    with serving(compiled, film) as server, server.viewer() as first:
+        first.start()
+        first.receive("caption")
+        server.engine._step = lambda ready: 1 / 0
+        assert first.receive("ended")["reason"] == "the engine broke: ZeroDivisionError: division by zero"
         server.engine.thread.join(timeout=10)
         status, text, _ = server.get("/health")
         assert status == 503 and json.loads(text)["error"] == "the engine broke"
     assert "ZeroDivisionError" in capfd.readouterr().err
 
 
-def test_who_is_here_is_told_when_the_server_stops(compiled, film):
-    with serving(compiled, film) as server, server.viewer() as one:
-        one.receive("hello")
+def test_viewers_get_a_reason_when_the_server_stops(compiled, film):
+    with serving(compiled, film) as server, server.viewer() as first:
+        first.receive("hello")
         server.stop()
-        assert one.close_reason() == (1001, "the server is stopping")
+        assert first.close_reason() == (1001, "the server is stopping")
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_messages_are_checked_field_by_field(text, wrong):
     assert str(error.value).startswith(wrong)
 
 
-def test_a_long_history_says_where_it_begins():
+def test_a_long_history_says_where_it_starts():
     hub = Hub(FeedConfig(2, 1, BOX), limits=Limits(history_seconds=10), metrics=Metrics())
     channel = hub.broadcasts["a"] = Broadcast("a", "match", 10)
     channel.history.extend(HistoryEntry(n, float(n), n + 1.0, f"said {n}", "", 0) for n in range(25))
@@ -370,17 +370,17 @@ def test_a_long_history_says_where_it_begins():
 
 
 @pytest.mark.parametrize("config", [STREAM_FRAME, PixelConfig(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 40)])
-def test_no_picture_in_the_box_needs_more_patches_than_the_session_has(config):
+def test_no_frame_in_the_box_needs_more_patches_than_the_session_has(config):
     box = Box(672, 448)
-    most = budget(config, box)
+    max_patches = budget(config, box)
     for width, height in np.random.default_rng(0).integers(28, (673, 449), (2000, 2)):
         if max(width, height) <= 4 * min(width, height):
             rows, columns = smart_resize(int(height), int(width), config)
-            assert rows * columns // 14**2 <= most
+            assert rows * columns // 14**2 <= max_patches
 
 
 def test_bad_flags_and_a_port_in_use_are_one_line(tiny_dir, processor_dir, tmp_path):
-    beside = ("--model", tiny_dir, "--processor", processor_dir)
+    model = ("--model", tiny_dir, "--processor", processor_dir)
     with listen("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         cases = {
@@ -392,4 +392,4 @@ def test_bad_flags_and_a_port_in_use_are_one_line(tiny_dir, processor_dir, tmp_p
             ("--port", 0, "--source", __file__): "test_server.py: got",
         }
         for flags, expected in cases.items():
-            assert expected in refusal(command("serve", *beside, *flags)), flags
+            assert expected in refusal(command("serve", *model, *flags)), flags
