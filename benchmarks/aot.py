@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import record
-from svlm_jax.config import preset
+from benchmarks.shapes import published
 from svlm_jax.topology import abstract_devices
 
 REPLY = 20  # tokens of a decode loop
@@ -29,7 +29,7 @@ def bench(args: argparse.Namespace) -> None:
     from svlm_jax.model.parameters import abstract
 
     attention = "mosaic_gpu" if args.target == "h100" and args.attention == "auto" else args.attention
-    config = replace(preset(args.shape), weights=args.weights, attention=attention, fused=True)
+    config = replace(published(args.shape), weights=args.weights, attention=attention, fused=True)
     graph, state = abstract(config)
     tokens, patches, slots = args.tokens, args.patches, args.slots
     sharding = h100() if args.target == "h100" else None

@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.report import record
+from benchmarks.shapes import published
 from svlm_jax.cli.progress import Progress
-from svlm_jax.config import ModelConfig, preset
+from svlm_jax.config import ModelConfig
 
 POLL = 0.05  # seconds between looks at a child's memory
 
@@ -54,7 +55,7 @@ def random_checkpoint(directory: Path, config: ModelConfig, max_shard_bytes: int
 
 
 def bench(args: argparse.Namespace) -> None:
-    config = preset(args.shape)
+    config = published(args.shape)
     scratch = Path(tempfile.mkdtemp(prefix="bench-convert-", dir=args.scratch))
     source, orbax, back = scratch / "source", scratch / "orbax", scratch / "back"
     rows = []
@@ -89,7 +90,7 @@ def bench(args: argparse.Namespace) -> None:
 _SAME = """
 import sys
 import numpy as np
-from svlm_jax.checkpoint import hf
+from svlm_jax.checkpoint import huggingface
 a, b = huggingface.Files(sys.argv[1]), huggingface.Files(sys.argv[2])
 sys.exit(set(a.files) != set(b.files) or not all(np.array_equal(a.read(n).view("u1"), b.read(n).view("u1")) for n in a.files))
 """

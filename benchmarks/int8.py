@@ -17,8 +17,8 @@ def bench(args: argparse.Namespace) -> None:
     import jax.numpy as jnp
     from flax import nnx
 
-    from svlm_jax import hf_config
     from svlm_jax.checkpoint import convert
+    from svlm_jax.families import config_json
     from svlm_jax.inputs import Inputs
     from svlm_jax.model.parameters import from_parameters, parameters
     from svlm_jax.model.transforms import fuse, quantize
@@ -30,7 +30,7 @@ def bench(args: argparse.Namespace) -> None:
         values = parameters(QwenVL(config, nnx.Rngs(0)))
     else:
         directory = local_directory(args.model)
-        config = replace(hf_config.read(directory), scan_layers=False)
+        config = replace(config_json.read(directory), scan_layers=False)
         config, values = fuse(config, convert.load(directory, config, None))
         name = directory.name
     ids = np.random.default_rng(0).integers(0, min(400, config.text.vocab_size), (SEQUENCES, LENGTH)).astype(np.int32)

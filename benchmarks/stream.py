@@ -41,14 +41,15 @@ class Run:
 
     def __init__(self, model: Any, config: StreamConfig, frames: Path, rows: int) -> None:
         from svlm_jax.decode.sampling import Sampling
-        from svlm_jax.media.pixels import QWEN_IMAGE, STREAM_FRAME
-        from svlm_jax.media.processor import Processor, load_tokenizer
+        from svlm_jax.families import family_of
+        from svlm_jax.media.pixels import STREAM_FRAME
+        from svlm_jax.media.processor import Processor, image_bounds, load_tokenizer
         from svlm_jax.stream.session import Session
 
         self.config, self.frames, self.rows = config, frames, rows
         tokenizer = load_tokenizer(DATA / "processor")
-        self.processor = Processor(model.config, tokenizer, QWEN_IMAGE, STREAM_FRAME)
-        (end,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
+        self.processor = Processor(model.config, tokenizer, image_bounds(model.config), STREAM_FRAME)
+        (end,) = tokenizer.encode(family_of(model.config).chat.turn_end, add_special_tokens=False)
         sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))
         first, _ = next(self.watch())
         grid = self.processor.video(first, fps=config.fps).grid

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shapes import shape
-from svlm_jax import hf_config
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 
 REPEATS = 7
 
@@ -50,7 +50,7 @@ def measure(config: ModelConfig, grid: tuple[int, int, int], tokens: int, slots:
 
     torch.manual_seed(0)
     device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, config.dtype)
-    library = transformers.Qwen2_5_VLConfig(**{k: v for k, v in hf_config.dump(config).items() if k != "model_type"})
+    library = transformers.Qwen2_5_VLConfig(**{k: v for k, v in config_json.dump(config).items() if k != "model_type"})
     library._attn_implementation = "sdpa"
     with torch.device(device):
         torch.set_default_dtype(dtype)

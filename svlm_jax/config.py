@@ -1,7 +1,7 @@
-"""What a model is and how a stream is run: frozen dataclasses, and the presets of the published sizes (`hf_config` reads and
-writes config.json).
+"""The settings of a model and of a stream: frozen dataclasses.
 
-Owns the field names (of a model: the Hugging Face ones) and the checks between them. Knows nothing of arrays.
+Owns the field names (a model's are those of Hugging Face) and the checks between them. Knows no arrays, no files and no model
+family: `families` reads and writes config.json and has the published sizes.
 Units: sizes in elements, `window_size` and `patch_size` in pixels, `tokens_per_second` in temporal positions a second; of a
 stream: windows in chunks, sink, text_window and replies in tokens.
 """
@@ -20,16 +20,17 @@ Mode = Literal["streaming", "full", "window", "recompute"]
 RopePositions = Literal["contiguous", "native"]
 MovedReplyKV = Literal["reuse", "recompute"]
 
-VISION_EPS = 1e-6  # RMSNorm epsilon of the whole vision tower; not in any config.json
+VISION_EPS = 1e-6  # RMSNorm epsilon of the vision tower; no config.json has it
 VISION_ROPE_THETA = 10_000.0
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of R, G, B, of a level over 255: what published models see pixels as
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of R, G and B values divided by 255
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """The vision tower: `depth` blocks of width `hidden_size`, windows of `window_size` pixels, full (per frame) attention
-    in `fullatt_block_indexes`, a 2x2 merger to `out_hidden_size`."""
+    in `fullatt_block_indexes`, a merger to `out_hidden_size`. `image_mean` and `image_std` are those of the pixels that the
+    tower was trained with: it normalises raw uint8 patches itself."""
 
     depth: int
     hidden_size: int
@@ -43,6 +44,8 @@ class VisionConfig:
     spatial_merge_size: int = 2
     temporal_patch_size: int = 2
     window_size: int = 112
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
 
     @property
     def head_dim(self) -> int:
@@ -50,17 +53,17 @@ class VisionConfig:
 
     @property
     def patch_dim(self) -> int:
-        """Numbers in one flattened patch (1176: 3 channels x 2 frames x 14 x 14)."""
+        """Numbers in one flattened patch: channels x frames x height x width (3 x 2 x 14 x 14 = 1176)."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
 
     @property
     def merge_unit(self) -> int:
-        """Patches that become one language-model token (4)."""
+        """Patches that become one token of the decoder (4)."""
         return self.spatial_merge_size**2
 
     @property
     def window_patches(self) -> int:
-        """Most patches in one attention window (64)."""
+        """Patches in a full attention window (64); windows at the edges are smaller."""
         return (self.window_size // self.patch_size) ** 2
 
     def __post_init__(self) -> None:
@@ -123,22 +126,29 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Qwen2.5-VL model: its two halves, the ids that mark vision, and how it is computed.
+    """A vision-language model: decoder, vision tower, the ids of the vision tokens, and how it is computed.
 
-    `dtype` is the compute type (softmax, norms and rotary are float32 in any case), `param_dtype` how parameters are held.
-    `scan_layers` holds the decoder stacked on a leading layer axis and scans it: for training; `remat` then says what a layer
-    keeps for the backward pass. `attention` names the kernels (`pallas_kernels`); "auto": what suits the device. For inference
-    (`model/prepare`): `weights` "int8" holds the matrices of the decoder in 8 bits, `fused` joins projections that share their
-    input. `lora_rank` above 0 adds low-rank adapters to the decoder's matrices, counted `lora_alpha` / rank (arXiv 2106.09685).
-    `hf_extra` is JSON of the keys of config.json that no code here reads, so that they survive.
+    Attributes:
+        model_type: the family, a key of `families.FAMILIES`.
+        dtype: of computation; softmax, norms and rotary embeddings are float32 in any case.
+        param_dtype: of parameters.
+        scan_layers: parameters of the decoder are stacked on a leading layer axis and scanned: for training.
+        remat: what a scanned layer saves for the backward pass.
+        attention: the kernels (`pallas_kernels`); "auto": the best for the device.
+        weights: "int8" stores the decoder's matrices in 8 bits: for inference (`model/transforms`).
+        fused: projections that share their input are one matrix: for inference.
+        lora_rank: of low-rank adapters on the decoder's matrices; 0: none (arXiv 2106.09685).
+        lora_alpha: adapters are scaled by lora_alpha / lora_rank.
+        hf_extra: JSON of the keys of config.json that no code here reads; they are written again.
     """
 
     text: TextConfig
     vision: VisionConfig
-    image_token_id: int = 151655
-    video_token_id: int = 151656
-    vision_start_token_id: int = 151652
-    vision_end_token_id: int = 151653
+    model_type: str
+    image_token_id: int
+    video_token_id: int
+    vision_start_token_id: int
+    vision_end_token_id: int
     tie_word_embeddings: bool = False
     dtype: Dtype = "bfloat16"
     param_dtype: Dtype = "bfloat16"
@@ -169,12 +179,12 @@ class ModelConfig:
             )
 
     def compute(self, dtype: Dtype, param_dtype: Dtype | None = None) -> Self:
-        """The same model in another precision; `param_dtype` follows `dtype` unless given."""
+        """The same model in another precision; `param_dtype` is `dtype` by default."""
         return replace(self, dtype=dtype, param_dtype=param_dtype or dtype)
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
-        """End-of-sequence ids that config.json names (generation_config.json, when there, has the last word)."""
+        """End-of-sequence ids of config.json; those of a generation_config.json take precedence."""
         eos = json.loads(self.hf_extra).get("text_config", {}).get("eos_token_id")
         return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
 
@@ -247,25 +257,6 @@ class StreamConfig:
         if not (0 < frames < 10_000 and frames == round(frames) and round(frames) % 2 == 0):
             got = f"{self.fps:g} fps in chunks of {self.chunk_seconds:g} s"
             raise InputError("fps", got, "an even number of frames a chunk", "2 fps and 1 s are usual")
-
-
-def preset(name: str) -> ModelConfig:
-    """The shape of a published model: "3b", "7b", "32b" or "72b" (their config.json on the Hugging Face hub)."""
-    if name not in _PRESETS:
-        raise InputError("preset", repr(name), f"one of {', '.join(_PRESETS)}", "or read a config.json")
-    hidden, mlp, layers, heads, kv_heads, vocab, vision_mlp, tied = _PRESETS[name]
-    text = TextConfig(vocab, hidden, mlp, layers, heads, kv_heads, rms_norm_eps=1e-6, mrope_section=(16, 24, 24))
-    vision = VisionConfig(32, 1280, vision_mlp, 16, hidden, fullatt_block_indexes=(7, 15, 23, 31), tokens_per_second=2)
-    extra = {"text_config": {"bos_token_id": 151643, "eos_token_id": 151645}}
-    return ModelConfig(text, vision, tie_word_embeddings=tied, hf_extra=json.dumps(extra))
-
-
-_PRESETS = {  # hidden_size, intermediate_size, layers, heads, kv heads, vocabulary, vision intermediate_size, tied
-    "3b": (2048, 11008, 36, 16, 2, 151936, 3420, True),
-    "7b": (3584, 18944, 28, 28, 4, 152064, 3420, False),
-    "32b": (5120, 27648, 64, 40, 8, 152064, 3456, False),
-    "72b": (8192, 29568, 80, 64, 8, 152064, 3456, False),
-}
 
 
 def _check_divides(name: str, value: int, by_name: str, by: int) -> None:

@@ -18,15 +18,15 @@ from typing import Any
 from jax.sharding import Mesh
 
 from pallas_kernels import dispatch
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert
 from svlm_jax.checkpoint.directory import ADAPTER, INDEX
 from svlm_jax.config import Attention, Dtype, StreamConfig, Weights
 from svlm_jax.data.batch import collate
-from svlm_jax.data.chat import Tokenizer
 from svlm_jax.decode.generate import generate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.families import config_json
+from svlm_jax.families.chat import Tokenizer
 from svlm_jax.files import read_json
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.processor import FILES, Processor
@@ -182,7 +182,7 @@ def from_pretrained(
         InputError: what is missing or wrong, in one line.
     """
     directory = local_directory(name)
-    config = hf_config.read(directory, dtype)
+    config = config_json.read(directory, dtype)
     config = replace(config.compute(dtype or config.dtype), scan_layers=False, attention=attention)
     stream, sampling = streaming(directory)
     drawn, eos = generation(directory, config)
@@ -239,7 +239,9 @@ def local_directory(name: str | Path) -> Path:
     try:
         directory = Path(snapshot_download(str(name), allow_patterns=list(SETTINGS)))
         if (directory / "config.json").is_file() and not (directory / ADAPTER).is_file():
-            hf_config.check_kind(read_json(directory / "config.json", "a Hugging Face config.json"), f"{name} config.json")
+            config_json.check_model_type(
+                read_json(directory / "config.json", "a Hugging Face config.json"), f"{name} config.json"
+            )
             directory = Path(snapshot_download(str(name), allow_patterns=[*SETTINGS, "*.safetensors"]))
         return directory
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svlm_jax import hf_config
-from svlm_jax.config import ModelConfig, TextConfig, VisionConfig, preset
+from svlm_jax.config import ModelConfig, TextConfig, VisionConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import QWEN2_5_VL, config_json, preset
 from svlm_jax.model.parameters import shapes
 
 # The config.json published with the 7B weights, in the flat form of transformers 4.
@@ -62,7 +62,12 @@ PUBLISHED = {
     "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
     "vocab_size": 152064,
 }
-COUNTS = {"3b": 3_754_622_976, "7b": 8_292_166_656, "32b": 33_452_718_336, "72b": 73_410_777_344}
+COUNTS = {
+    "qwen2.5-vl-3b": 3_754_622_976,
+    "qwen2.5-vl-7b": 8_292_166_656,
+    "qwen2.5-vl-32b": 33_452_718_336,
+    "qwen2.5-vl-72b": 73_410_777_344,
+}
 GONE = object()
 
 
@@ -72,7 +77,7 @@ def bare(config: ModelConfig) -> ModelConfig:
 
 
 def nested() -> dict:
-    return hf_config.dump(hf_config.parse(PUBLISHED))
+    return config_json.dump(config_json.parse(PUBLISHED))
 
 
 def edited(raw: dict, path: str, value: object) -> dict:
@@ -92,7 +97,7 @@ def edited(raw: dict, path: str, value: object) -> dict:
 def refusal(raw: object) -> str:
     """The one line with which a dictionary is refused."""
     with pytest.raises(InputError) as error:
-        hf_config.parse(raw)
+        config_json.parse(raw)
     message = str(error.value)
     assert "\n" not in message
     assert all(part in message for part in (": got ", ", expected ", "; "))
@@ -110,40 +115,40 @@ def test_a_preset_has_as_many_parameters_as_the_published_model(name):
 
 
 def test_one_array_a_layer_holds_as_many_parameters_as_the_stack():
-    assert sum(math.prod(leaf.shape) for leaf in shapes(preset("7b")).values()) == COUNTS["7b"]
+    assert sum(math.prod(leaf.shape) for leaf in shapes(preset("qwen2.5-vl-7b")).values()) == COUNTS["qwen2.5-vl-7b"]
 
 
 def test_the_7b_preset_is_the_published_config():
-    assert bare(preset("7b")) == bare(hf_config.parse(PUBLISHED))
-    assert preset("7b").eos_token_ids == (151645,)
+    assert bare(preset("qwen2.5-vl-7b")) == bare(config_json.parse(PUBLISHED))
+    assert preset("qwen2.5-vl-7b").eos_token_ids == (151645,)
 
 
 def test_only_the_3b_preset_ties_its_embeddings():
-    assert {name for name in COUNTS if preset(name).tie_word_embeddings} == {"3b"}
+    assert {name for name in COUNTS if preset(name).tie_word_embeddings} == {"qwen2.5-vl-3b"}
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_preset_survives_the_way_through_config_json(name):
-    raw = json.loads(json.dumps(hf_config.dump(preset(name))))
-    back = hf_config.parse(raw)
+    raw = json.loads(json.dumps(config_json.dump(preset(name))))
+    back = config_json.parse(raw)
     assert bare(back) == bare(preset(name))
     assert back.eos_token_ids == preset(name).eos_token_ids
-    assert hf_config.dump(back) == raw
+    assert config_json.dump(back) == raw
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones():
-    with pytest.raises(InputError, match=r"preset: got '8b', expected one of 3b, 7b, 32b, 72b"):
+    with pytest.raises(InputError, match=r"preset: got '8b', expected one of qwen2.5-vl-3b, qwen2.5-vl-7b,"):
         preset("8b")
 
 
 def test_derived_sizes_are_those_of_the_paper():
-    config = preset("7b")
+    config = preset("qwen2.5-vl-7b")
     assert (config.text.head_dim, config.vision.head_dim) == (128, 80)
     assert (config.vision.patch_dim, config.vision.merge_unit, config.vision.window_patches) == (1176, 4, 64)
 
 
-def test_compute_sets_both_precisions_unless_told_otherwise():
-    config = preset("7b")
+def test_compute_sets_both_precisions_by_default():
+    config = preset("qwen2.5-vl-7b")
     assert (config.dtype, config.param_dtype) == ("bfloat16", "bfloat16")
     single, mixed = config.compute("float32"), config.compute("bfloat16", "float32")
     assert (single.dtype, single.param_dtype) == ("float32", "float32")
@@ -155,7 +160,7 @@ def test_compute_sets_both_precisions_unless_told_otherwise():
 
 def test_the_flat_and_the_nested_form_read_the_same():
     assert "text_config" not in PUBLISHED and "hidden_size" not in nested()
-    assert bare(hf_config.parse(nested())) == bare(hf_config.parse(PUBLISHED))
+    assert bare(config_json.parse(nested())) == bare(config_json.parse(PUBLISHED))
 
 
 def test_the_nested_form_carries_what_transformers_5_reads():
@@ -172,11 +177,11 @@ def test_the_nested_form_carries_what_transformers_5_reads():
 
 
 def test_a_resized_model_is_written_with_its_own_sizes():
-    config = hf_config.parse(nested())
+    config = config_json.parse(nested())
     smaller = replace(config, text=replace(config.text, num_hidden_layers=3, rope_theta=5e5))
-    raw = hf_config.dump(smaller)
+    raw = config_json.dump(smaller)
     assert raw["text_config"]["layer_types"] == ["full_attention"] * 3
-    assert bare(hf_config.parse(raw)) == bare(smaller)
+    assert bare(config_json.parse(raw)) == bare(smaller)
 
 
 @pytest.mark.parametrize("form", ["flat", "nested"])
@@ -185,40 +190,40 @@ def test_keys_that_nothing_reads_survive_in_their_section(form):
     raw = edited(raw, "vision_config.spatial_patch_size", 15)
     raw = edited(raw, "attention_dropout" if form == "flat" else "text_config.attention_dropout", 0.25)
     raw = edited(raw, "vision_token_id", 7)
-    written = hf_config.dump(hf_config.parse(raw))
+    written = config_json.dump(config_json.parse(raw))
     assert written["vision_config"]["spatial_patch_size"] == 15
     assert written["text_config"]["attention_dropout"] == 0.25
     assert written["vision_token_id"] == 7
-    assert hf_config.dump(hf_config.parse(written)) == written
+    assert config_json.dump(config_json.parse(written)) == written
 
 
 def test_reading_leaves_the_dictionary_as_it_was():
     raw = copy.deepcopy(PUBLISHED)
-    hf_config.parse(raw)
+    config_json.parse(raw)
     assert raw == PUBLISHED
 
 
 @pytest.mark.parametrize(("eos", "ids"), [(5, (5,)), ([5, 6], (5, 6)), (None, ()), (GONE, ())])
 def test_eos_may_be_one_id_many_or_none(eos, ids):
-    assert hf_config.parse(edited(PUBLISHED, "eos_token_id", eos)).eos_token_ids == ids
+    assert config_json.parse(edited(PUBLISHED, "eos_token_id", eos)).eos_token_ids == ids
 
 
 def test_missing_kv_heads_mean_one_a_query_head():
-    assert hf_config.parse(edited(PUBLISHED, "num_key_value_heads", GONE)).text.num_key_value_heads == 28
+    assert config_json.parse(edited(PUBLISHED, "num_key_value_heads", GONE)).text.num_key_value_heads == 28
 
 
 def test_tied_embeddings_may_be_named_in_either_section():
     raw = edited(edited(nested(), "tie_word_embeddings", GONE), "text_config.tie_word_embeddings", True)
-    assert hf_config.parse(raw).tie_word_embeddings
-    assert hf_config.parse(edited(nested(), "tie_word_embeddings", True)).tie_word_embeddings
+    assert config_json.parse(raw).tie_word_embeddings
+    assert config_json.parse(edited(nested(), "tie_word_embeddings", True)).tie_word_embeddings
 
 
 @pytest.mark.parametrize(("path", "value"), [("torch_dtype", "float32"), ("dtype", "float32")])
 def test_the_precision_of_the_file_is_that_of_the_model(path, value):
     raw = edited(edited(PUBLISHED, "torch_dtype", GONE), path, value)
-    config = hf_config.parse(raw)
+    config = config_json.parse(raw)
     assert (config.dtype, config.param_dtype) == ("float32", "float32")
-    assert hf_config.dump(config)["dtype"] == "float32" and "torch_dtype" not in hf_config.dump(config)
+    assert config_json.dump(config)["dtype"] == "float32" and "torch_dtype" not in config_json.dump(config)
 
 
 @settings(max_examples=60, deadline=None)
@@ -240,8 +245,9 @@ def test_every_legal_model_survives_config_json(heads, groups, sections, layers,
     full = data.draw(st.lists(st.integers(0, depth - 1), unique=True).map(sorted))
     text = TextConfig(vocab, width, 3 * width, layers, heads * groups, heads, eps, sections, theta)
     vision = VisionConfig(depth, 160, 7, 2, width, tuple(full), tokens_per_second=3, window_size=56)
-    config = ModelConfig(text, vision, tie_word_embeddings=tied, dtype=dtype, param_dtype=dtype)
-    assert bare(hf_config.parse(json.loads(json.dumps(hf_config.dump(config))))) == config
+    ids = QWEN2_5_VL.token_ids
+    config = ModelConfig(text, vision, "qwen2_5_vl", **ids, tie_word_embeddings=tied, dtype=dtype, param_dtype=dtype)
+    assert bare(config_json.parse(json.loads(json.dumps(config_json.dump(config))))) == config
 
 
 # --- what is refused ---
@@ -362,20 +368,20 @@ def test_sizes_that_do_not_fit_together_are_refused(path, value, part):
 
 def test_a_file_and_its_directory_read_the_same(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
-    assert hf_config.read(tmp_path) == hf_config.read(tmp_path / "config.json") == hf_config.parse(PUBLISHED)
+    assert config_json.read(tmp_path) == config_json.read(tmp_path / "config.json") == config_json.parse(PUBLISHED)
 
 
 def test_an_error_in_a_file_names_the_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(edited(PUBLISHED, "depth", 1) | {"vocab_size": -1}))
     with pytest.raises(InputError, match=r"config\.json text_config\.vocab_size: got -1") as error:
-        hf_config.read(tmp_path)
+        config_json.read(tmp_path)
     assert str(tmp_path) in str(error.value)
 
 
 def test_a_missing_file_is_one_line(tmp_path):
     for path in (tmp_path, tmp_path / "nothing.json"):
         with pytest.raises(InputError, match="no file") as error:
-            hf_config.read(path)
+            config_json.read(path)
         assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -383,5 +389,5 @@ def test_a_missing_file_is_one_line(tmp_path):
 def test_broken_json_is_one_line_with_the_file(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(InputError) as error:
-        hf_config.read(tmp_path)
+        config_json.read(tmp_path)
     assert "\n" not in str(error.value) and str(tmp_path / "config.json") in str(error.value)

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svlm_jax.config import preset
 from svlm_jax.data.batch import collate
 from svlm_jax.errors import InputError
+from svlm_jax.families import preset
 from svlm_jax.inputs import Clip, Sample, bucket, pack_vision, window_order
 from svlm_jax.spans import Kind, Span, positions, vision_span
 
-VISION = preset("7b").vision
+VISION = preset("qwen2.5-vl-7b").vision
 SMALL = replace(VISION, window_size=56)  # windows of 2x2 merged units
 SIDES = st.integers(1, 14).map(lambda side: 2 * side)
 GRIDS = st.tuples(st.integers(1, 3), SIDES, SIDES)

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import svlm_jax
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface, orbax
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.media.video import write_video
 from svlm_jax.model.parameters import parameters, stack
 from svlm_jax.sharding import make_mesh
@@ -112,7 +112,7 @@ def test_a_directory_with_everything_in_it_needs_no_processor(copy, vlm):
 
 
 def test_the_orbax_form_is_the_same_model(tiny_dir, processor_dir, tmp_path, vlm):
-    config = hf_config.read(tiny_dir)
+    config = config_json.read(tiny_dir)
     orbax.save(tmp_path, config, stack(huggingface.load(tiny_dir, config)))
     same(svlm_jax.from_pretrained(tmp_path, processor=processor_dir), vlm)
 

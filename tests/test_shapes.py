@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from svlm_jax.config import preset
+from svlm_jax.families import preset
 from svlm_jax.inputs import Inputs, VisionInput
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import abstract
@@ -17,7 +17,7 @@ def abstract_of(dtype, *shape):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-@pytest.fixture(scope="module", params=["7b", "72b"])
+@pytest.fixture(scope="module", params=["qwen2.5-vl-7b", "qwen2.5-vl-72b"])
 def case(request):
     config = preset(request.param)
     cache = jax.eval_shape(lambda: KVCache.empty(config.text, 1, CAPACITY, config.dtype))

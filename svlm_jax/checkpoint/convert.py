@@ -20,10 +20,10 @@ from typing import Literal
 import numpy as np
 from jax.sharding import Mesh
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface, orbax
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.files import local_path
 from svlm_jax.model.parameters import stacked_path
 
@@ -109,7 +109,7 @@ def check(directory: str | Path, config: ModelConfig) -> list[str]:
     """
     if orbax.is_store(directory):
         return []
-    files = huggingface.Files(directory)
+    files = huggingface.open_files(directory, config)
     huggingface.check(files, huggingface.rows(config), config)
     return sorted({files.dtype(name) for name in files.files})
 
@@ -147,7 +147,7 @@ def convert(
     Raises:
         InputError: a source that does not fit its config, a target that exists, a full disk, a result that differs.
     """
-    config = hf_config.read(source, dtype)
+    config = config_json.read(source, dtype)
     stored = check(source, config)
     if dtype is None and stored not in ([], [config.param_dtype]):
         expected = f"{config.param_dtype} alone, as its config.json says"
@@ -184,7 +184,7 @@ def _tensors(directory: str | Path, config: ModelConfig) -> Iterator[tuple[str, 
     """Every parameter, one a layer, in the order of the table; what a stack holds is read once."""
     table = huggingface.rows(config)
     if not orbax.is_store(directory):
-        files = huggingface.Files(directory)
+        files = huggingface.open_files(directory, config)
         huggingface.check(files, table, config)
         yield from ((row.path, row.read(files.read(row.name))) for row in table)
         return

@@ -17,17 +17,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from svlm_jax import hf_config, sharding
+from svlm_jax import sharding
 from svlm_jax.checkpoint.directory import INDEX, SINGLE
 from svlm_jax.checkpoint.tensor_files import Files
-from svlm_jax.checkpoint.tensor_files import classic as classic
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json, family_of
+from svlm_jax.families.fields import OWN_CONFIG
 from svlm_jax.model.parameters import Parameters, layer_of, stacked_path, write_to_stack
 
 Progress = Callable[[int, int], None]
 TILE = 128  # elements on a side; a tile of bfloat16 is 32 kB and stays in cache
 GENERATION = "generation_config.json"
+HEAD, EMBEDDING = "text.head.kernel", "text.embedding"  # parameters that are one where embeddings are tied
 # Buffers that old exports carry although they follow from the config.
 _IGNORED = re.compile(r".*rotary(_pos)?_emb\.inv_freq")
 FLOATS = ("float32", "bfloat16", "float16", "float64")  # types that are cast to one of the first two when that is asked for
@@ -39,44 +41,6 @@ _PACKED = re.compile(
     r"output|activation|act)_(scale|zero_point|packed|shape|g_idx|global_scale|bits|format)\w*|weight:_\w+)(\.|$)"
 )
 _FLATTENED = re.compile(r"(^|\.)(_flat_param|flat_param|_fsdp_wrapped_module)(\.|_|$)")
-
-# Hugging Face name, our path, pattern from the file's axes to ours. {i} is the layer.
-# Axes: d width, n heads, h head dim, f mlp width, v vocabulary, c q/k/v, e patch numbers as (channel, frame, row, column).
-TABLE: tuple[tuple[str, str, str], ...] = (
-    ("model.embed_tokens.weight", "text.embedding", "v d -> v d"),
-    ("model.layers.{i}.input_layernorm.weight", "text.layers.{i}.norm1.scale", "d -> d"),
-    ("model.layers.{i}.post_attention_layernorm.weight", "text.layers.{i}.norm2.scale", "d -> d"),
-    ("model.layers.{i}.self_attn.q_proj.weight", "text.layers.{i}.attention.q.kernel", "(n h) d -> d n h"),
-    ("model.layers.{i}.self_attn.q_proj.bias", "text.layers.{i}.attention.q.bias", "(n h) -> n h"),
-    ("model.layers.{i}.self_attn.k_proj.weight", "text.layers.{i}.attention.k.kernel", "(n h) d -> d n h"),
-    ("model.layers.{i}.self_attn.k_proj.bias", "text.layers.{i}.attention.k.bias", "(n h) -> n h"),
-    ("model.layers.{i}.self_attn.v_proj.weight", "text.layers.{i}.attention.v.kernel", "(n h) d -> d n h"),
-    ("model.layers.{i}.self_attn.v_proj.bias", "text.layers.{i}.attention.v.bias", "(n h) -> n h"),
-    ("model.layers.{i}.self_attn.o_proj.weight", "text.layers.{i}.attention.out.kernel", "d (n h) -> n h d"),
-    ("model.layers.{i}.mlp.gate_proj.weight", "text.layers.{i}.mlp.gate.kernel", "f d -> d f"),
-    ("model.layers.{i}.mlp.up_proj.weight", "text.layers.{i}.mlp.up.kernel", "f d -> d f"),
-    ("model.layers.{i}.mlp.down_proj.weight", "text.layers.{i}.mlp.down.kernel", "d f -> f d"),
-    ("model.norm.weight", "text.norm.scale", "d -> d"),
-    ("lm_head.weight", "text.head.kernel", "v d -> d v"),
-    ("visual.patch_embed.proj.weight", "vision.patch_embed.kernel", "d e0 e1 e2 e3 -> (e0 e1 e2 e3) d"),
-    ("visual.blocks.{i}.norm1.weight", "vision.blocks.{i}.norm1.scale", "d -> d"),
-    ("visual.blocks.{i}.norm2.weight", "vision.blocks.{i}.norm2.scale", "d -> d"),
-    ("visual.blocks.{i}.attn.qkv.weight", "vision.blocks.{i}.attention.qkv.kernel", "(c n h) d -> d c n h"),
-    ("visual.blocks.{i}.attn.qkv.bias", "vision.blocks.{i}.attention.qkv.bias", "(c n h) -> c n h"),
-    ("visual.blocks.{i}.attn.proj.weight", "vision.blocks.{i}.attention.out.kernel", "d (n h) -> n h d"),
-    ("visual.blocks.{i}.attn.proj.bias", "vision.blocks.{i}.attention.out.bias", "d -> d"),
-    ("visual.blocks.{i}.mlp.gate_proj.weight", "vision.blocks.{i}.mlp.gate.kernel", "f d -> d f"),
-    ("visual.blocks.{i}.mlp.gate_proj.bias", "vision.blocks.{i}.mlp.gate.bias", "f -> f"),
-    ("visual.blocks.{i}.mlp.up_proj.weight", "vision.blocks.{i}.mlp.up.kernel", "f d -> d f"),
-    ("visual.blocks.{i}.mlp.up_proj.bias", "vision.blocks.{i}.mlp.up.bias", "f -> f"),
-    ("visual.blocks.{i}.mlp.down_proj.weight", "vision.blocks.{i}.mlp.down.kernel", "d f -> f d"),
-    ("visual.blocks.{i}.mlp.down_proj.bias", "vision.blocks.{i}.mlp.down.bias", "d -> d"),
-    ("visual.merger.ln_q.weight", "vision.merger.norm.scale", "d -> d"),
-    ("visual.merger.mlp.0.weight", "vision.merger.up.kernel", "f d -> d f"),
-    ("visual.merger.mlp.0.bias", "vision.merger.up.bias", "f -> f"),
-    ("visual.merger.mlp.2.weight", "vision.merger.down.kernel", "d f -> f d"),
-    ("visual.merger.mlp.2.bias", "vision.merger.down.bias", "d -> d"),
-)
 
 
 class Row(NamedTuple):
@@ -119,35 +83,20 @@ def _transpose(matrix: np.ndarray) -> np.ndarray:
 
 
 def rows(config: ModelConfig) -> list[Row]:
-    """The table spelled out for a model: every tensor of its checkpoint, in file order."""
-    text, vision = config.text, config.vision
-    heads, kv = text.num_attention_heads, text.num_key_value_heads
-    wide = vision.hidden_size * vision.merge_unit
-    text_sizes = {"d": text.hidden_size, "f": text.intermediate_size, "v": text.vocab_size, "h": text.head_dim}
-    vision_sizes = {"d": vision.hidden_size, "f": vision.intermediate_size, "n": vision.num_heads, "h": vision.head_dim}
-    patch = (vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
-    vision_sizes |= {"c": 3, **{f"e{axis}": size for axis, size in enumerate(patch)}}
-    special = {
-        "vision.merger.norm.scale": {"d": vision.hidden_size},
-        "vision.merger.up.kernel": {"f": wide, "d": wide},
-        "vision.merger.up.bias": {"f": wide},
-        "vision.merger.down.kernel": {"f": wide, "d": vision.out_hidden_size},
-        "vision.merger.down.bias": {"d": vision.out_hidden_size},
-    }
+    """The weight table of the family spelled out for a model: every tensor of its checkpoint, in the table's order."""
+    table = family_of(config).weights
     result = []
-    for name, path, pattern in TABLE:
-        if path == "text.head.kernel" and config.tie_word_embeddings:
+    for name, path, pattern in table.rows:
+        if path == HEAD and config.tie_word_embeddings:
             continue
-        sizes = special.get(path, vision_sizes if path.startswith("vision.") else text_sizes)
-        if path.startswith("text."):
-            sizes = sizes | {"n": kv if re.search(r"attention\.[kv]\.", path) else heads}
-        used = {axis: sizes[axis] for axis in re.findall(r"\w+", pattern.split(" -> ")[0])}
-        shapes = [_shape(side, used) for side in pattern.split(" -> ")]
+        axis_sizes, axes = table.axis_sizes(config, path), re.findall(r"\w+", pattern.split(" -> ")[0])
+        sizes = {axis: axis_sizes[axis] for axis in axes}
+        file_shape, shape = (_shape(side, sizes) for side in pattern.split(" -> "))
         count = 1
         if "{i}" in path:
-            count = text.num_hidden_layers if path.startswith("text.") else vision.depth
+            count = config.text.num_hidden_layers if path.startswith("text.") else config.vision.depth
         for i in range(count):
-            result.append(Row(name.replace("{i}", str(i)), shapes[0], path.replace("{i}", str(i)), shapes[1], pattern, used))
+            result.append(Row(name.replace("{i}", str(i)), file_shape, path.replace("{i}", str(i)), shape, pattern, sizes))
     return result
 
 
@@ -166,7 +115,7 @@ def check(files: Files, table: list[Row], config: ModelConfig) -> None:
     found = {name for name in files.files if not _IGNORED.fullmatch(name)}
     _refuse_kind(files, found)
     if config.tie_word_embeddings:
-        found.discard("lm_head.weight")  # which may be there all the same (`_check_head`)
+        found.discard(_file_name(config, HEAD))  # which may be there all the same (`_check_head`)
     missing = [name for name in wanted if name not in found]
     unmatched = sorted(found - set(wanted))
     shapes = [
@@ -176,20 +125,31 @@ def check(files: Files, table: list[Row], config: ModelConfig) -> None:
     ]
     kinds = (("missing", missing), ("unmatched", unmatched), ("of another shape", shapes))
     if wrong := [f"{len(names)} {kind} ({names[0]}{', ...' if names[1:] else ''})" for kind, names in kinds if names]:
-        count, remedy = len(missing) + len(unmatched) + len(shapes), hf_config.ITS_OWN
-        if missing == ["lm_head.weight"]:
+        count, remedy = len(missing) + len(unmatched) + len(shapes), OWN_CONFIG
+        if missing == [_file_name(config, HEAD)]:
             remedy = "set tie_word_embeddings to true in config.json if its head is its embedding"
         got = f"{count} wrong tensors: {', '.join(wrong)}"
         raise InputError(str(files.directory), got, "the tensors of config.json", remedy)
 
 
+def _file_name(config: ModelConfig, path: str) -> str:
+    """The name in the file of a parameter that stands in the family's table, also where this model has none."""
+    return next(name for name, parameter, _ in family_of(config).weights.rows if parameter == path)
+
+
+def open_files(directory: str | Path, config: ModelConfig) -> Files:
+    """The safetensors files of a directory, with the names of the family's table."""
+    return Files(directory, family_of(config).weights.aliases)
+
+
 def _check_head(files: Files, config: ModelConfig) -> None:
     """Refuse a head of its own where the config says that the embeddings are the head."""
-    if not config.tie_word_embeddings or "lm_head.weight" not in files.files:
+    head, embedding = (_file_name(config, path) for path in (HEAD, EMBEDDING))
+    if not config.tie_word_embeddings or head not in files.files:
         return
-    if not np.array_equal(files.read("lm_head.weight"), files.read("model.embed_tokens.weight")):
+    if not np.array_equal(files.read(head), files.read(embedding)):
         raise InputError(
-            f"{files.directory} lm_head.weight",
+            f"{files.directory} {head}",
             "a matrix that differs from the embeddings",
             "equal ones (tie_word_embeddings is true)",
             "set tie_word_embeddings to false in config.json",
@@ -221,7 +181,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, p
     Raises:
         InputError: files that are missing or broken, or tensors that are not the model's (all of them in one line).
     """
-    files, table = Files(directory), rows(config)
+    files, table = open_files(directory, config), rows(config)
     check(files, table, config)
     _check_head(files, config)
     targets: Mapping[str, Any] = {}
@@ -280,8 +240,8 @@ def write(
             total = sum(int(np.prod(row.shape)) for row in table) * itemsize
             files = {row.name: name for name, shard in zip(names, shards, strict=True) for row in shard}
             _json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))})
-        text = hf_config.dump(config)["text_config"]
-        _json(directory / "config.json", hf_config.dump(config))
+        text = config_json.dump(config)["text_config"]
+        _json(directory / "config.json", config_json.dump(config))
         if not (directory / GENERATION).exists():
             _json(
                 directory / GENERATION,

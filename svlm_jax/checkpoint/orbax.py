@@ -16,9 +16,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
-from svlm_jax import hf_config, sharding
+from svlm_jax import sharding
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.model.parameters import Parameters, shapes, unstack
 
 PARAMS = "params"
@@ -52,7 +53,7 @@ def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Ar
         got = f"a failed write ({cause(error)})"
         raise InputError(str(directory), got, "room on a writable disk", "free some or choose another place") from error
     if jax.process_index() == 0:
-        (directory / "config.json").write_text(json.dumps(hf_config.dump(config), indent=2) + "\n")
+        (directory / "config.json").write_text(json.dumps(config_json.dump(config), indent=2) + "\n")
 
 
 def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, only: str | None = None) -> Parameters:

@@ -7,6 +7,7 @@ hub's cache is made of them), and a header that lies takes no memory.
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,20 +36,23 @@ class Tensor(NamedTuple):
 
 
 class Files:
-    """The safetensors files of a checkpoint directory; tensors by their classic name.
+    """The safetensors files of a checkpoint directory; tensors by the names of the family's weight table.
+
+    Args:
+        aliases: of that table (`families.family.WeightTable`).
 
     Raises:
         InputError: no weights, or another kind of checkpoint; an index that names what is no file of the directory; a file that
             is not whole safetensors; a tensor that two names or two files hold.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, aliases: Sequence[tuple[str, str]] = ()) -> None:
         self.directory = Path(directory)
         self._open: dict[str, Any] = {}
         self.files: dict[str, Tensor] = {}
         headers = {file: read_header(self.directory / file) for file in self._file_names()}
         for tensor in self._listed(headers):
-            key = classic(tensor.name)
+            key = table_name(tensor.name, aliases)
             if key in self.files:
                 other = self.files[key]
                 got = f"{key} twice ({other.name} in {other.file}, {tensor.name} in {tensor.file})"
@@ -108,9 +112,12 @@ class Files:
             raise InputError(where, error, "a whole tensor", "download the file again") from error
 
 
-def classic(name: str) -> str:
-    """Key of either layout -> the classic one."""
-    return re.sub(r"^model\.visual\.", "visual.", re.sub(r"^model\.language_model\.", "model.", name))
+def table_name(name: str, aliases: Sequence[tuple[str, str]]) -> str:
+    """The name of a tensor in the weight table, whichever layout the file has."""
+    for prefix, replacement in aliases:
+        if name.startswith(prefix):
+            return replacement + name.removeprefix(prefix)
+    return name
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -50,7 +50,7 @@ def main() -> None:
 
 def _clip(args: argparse.Namespace) -> Any:
     """The source as the model will see it, before the weights are loaded; that there is one, before a model is downloaded."""
-    from svlm_jax import hf_config
+    from svlm_jax.families import config_json
     from svlm_jax.media.image import existing_file
     from svlm_jax.media.processor import Processor
     from svlm_jax.pretrained import local_directory
@@ -58,5 +58,5 @@ def _clip(args: argparse.Namespace) -> Any:
     existing_file(args.source, "image or video")
     with interruptible():
         directory = local_directory(args.model)
-    processor = Processor.from_directory(args.processor or directory, hf_config.read(directory))
+    processor = Processor.from_directory(args.processor or directory, config_json.read(directory))
     return processor.open(args.source, fps=args.fps, start=args.start, duration=args.duration)

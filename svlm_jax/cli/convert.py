@@ -43,8 +43,8 @@ def main() -> None:
     limit = parse_size(args.max_shard_size)
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed; leave accelerators to those who need them
-    from svlm_jax import hf_config
     from svlm_jax.checkpoint import convert, orbax
+    from svlm_jax.families import config_json
     from svlm_jax.media.processor import FILES, TOKENIZER, Processor
     from svlm_jax.pretrained import local_directory
     from svlm_jax.settings import generation, streaming
@@ -60,7 +60,7 @@ def main() -> None:
     places = [args.processor, source] if args.processor else [source]  # of a file in both, the processor's
     found = {name: [place / name for place in places if (place / name).is_file()] for name in FILES}
     beside = [paths[0] for paths in found.values() if paths]
-    config = hf_config.read(source, args.dtype)
+    config = config_json.read(source, args.dtype)
     streaming(source)
     generation(source, config)
     if any(path.name in TOKENIZER for path in beside):

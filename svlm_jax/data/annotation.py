@@ -18,8 +18,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.data.chat import PREVIOUS_HEAD, TURN_END, TURN_HEAD, Tokenizer, Tokens, opening, plain, question_text, user_turn
 from svlm_jax.errors import InputError
+from svlm_jax.families import family_of
+from svlm_jax.families.chat import (
+    PREVIOUS_HEAD,
+    TURN_END,
+    TURN_HEAD,
+    Tokenizer,
+    Tokens,
+    opening,
+    plain,
+    question_text,
+    user_turn,
+)
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.spans import Kind, Part, Span, total, truncate
 
@@ -189,17 +200,17 @@ def sample(
         first = annotation.start + annotation.hidden
         expected = f"one for each of the {annotation.shown} seconds from {first:g} to {annotation.end:g}"
         raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
-    parts = [_shortened(opening(annotation.previous, tokenizer), sink, text_window)]
+    parts = [_shortened(opening(annotation.previous, tokenizer, config), sink, text_window)]
     words = [span.kind is Kind.PREVIOUS and span.part is Part.BODY for span in parts[0].spans]
     learned = [np.repeat(words, [span.length for span in parts[0].spans])]
     learned[0][np.flatnonzero(learned[0])[: max(learned[0].sum() - learn_previous, 0)]] = False
     for number, (turn, clip) in enumerate(zip(turns, [*[None] * (len(turns) - len(clips)), *clips], strict=True)):
         query = annotation.query if as_streamed and not number and not annotation.previous else ""
-        options = {"asked": turn.asked, "query": query, "turn": number}
+        options = {"question": turn.asked, "query": query, "turn": number}
         shown = (clip.grid, clip.step) if clip else (None, 0)
         asked = user_turn(turn.start, turn.end, *shown, tokenizer, config, **options)
         asked = Tokens(asked.ids[:-TURN_HEAD], asked.spans[:-1])  # the header of the reply is tokenised with the reply
-        reply = _reply(turn.reply, number, tokenizer, apart=as_streamed)
+        reply = _reply(turn.reply, number, tokenizer, config, apart=as_streamed)
         place = np.arange(len(reply.ids))
         parts += [asked, reply]
         learned += [np.zeros(len(asked.ids), bool), (place >= TURN_HEAD) & (place < len(place) - 1)]
@@ -224,8 +235,9 @@ def _shortened(start: Tokens, sink: int, text_window: int) -> Tokens:
     return Tokens(ids, (system, *(span for span in spans if span.length)))
 
 
-def _reply(text: str, number: int, tokenizer: Tokenizer, *, apart: bool) -> Tokens:
-    parts = ["<|im_start|>assistant\n", f"{text}<|im_end|>\n"]
+def _reply(text: str, number: int, tokenizer: Tokenizer, config: ModelConfig, *, apart: bool) -> Tokens:
+    chat = family_of(config).chat
+    parts = [chat.header("assistant"), f"{text}{chat.footer}"]
     ids = [one for part in (parts if apart else ["".join(parts)]) for one in tokenizer.encode(part, add_special_tokens=False)]
     lengths = {Part.HEAD: TURN_HEAD, Part.BODY: len(ids) - TURN_HEAD - REPLY_TAIL, Part.TAIL: REPLY_TAIL}
     spans = (Span(Kind.REPLY, length, number, part=part) for part, length in lengths.items() if length)

@@ -6,7 +6,7 @@ where a reply was cut between the tokens of one. Knows no device.
 
 from collections.abc import Sequence
 
-from svlm_jax.data.chat import Tokenizer
+from svlm_jax.families.chat import Tokenizer
 
 ELLIPSIS = " ..."  # how a reply of a trained model ends
 PARTIAL = "\ufffd"  # what a decoder makes of bytes that are not (yet) a complete character

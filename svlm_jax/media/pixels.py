@@ -119,7 +119,6 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 60  # finite, and no NaN
 
 
-QWEN_IMAGE = PixelConfig(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)  # Qwen2.5-VL's image processor
 STREAM_FRAME = PixelConfig(min_pixels=100 * 28 * 28, max_pixels=768 * 28 * 28)  # StreamingVLM: a frame of video
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.data.chat import Tokenizer, Turn, encode
 from svlm_jax.errors import InputError
+from svlm_jax.families import family_of
+from svlm_jax.families.chat import Tokenizer, Turn, encode
 from svlm_jax.files import read_json, refuse_stand_in
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.image import as_frames, load_image
-from svlm_jax.media.pixels import QWEN_IMAGE, STREAM_FRAME, PixelConfig, preprocess
+from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, preprocess
 from svlm_jax.media.video import read_video
 from svlm_jax.spans import temporal_step
 
@@ -22,7 +23,7 @@ STREAMING = "streaming_config.json"
 PREPROCESSOR, VIDEO_PREPROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
 NESTED = "processor_config.json"  # where transformers 5 puts both
 TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them makes a tokenizer
-TOKENIZER_BYTES = 1 << 25  # of a file; Qwen's largest has 11 MB
+TOKENIZER_BYTES = 1 << 25  # of a file; the largest in use has 11 MB
 # Pixels of all frames of a video that is asked about (not streamed), as qwen-vl-utils shares them out: 115,200 tokens.
 VIDEO_PIXELS = 115_200 * 28 * 28
 # What travels with the weights: copied on conversion, looked for on loading.
@@ -52,7 +53,7 @@ class Processor:
     def from_directory(cls, directory: str | Path, config: ModelConfig) -> "Processor":
         """Read the tokenizer and the pixel settings of a checkpoint.
 
-        Images follow its processor_config.json (transformers 5), else its preprocessor_config.json, else Qwen's. Frames of
+        Images follow its processor_config.json (transformers 5), else its preprocessor_config.json, else the family. Frames of
         video have StreamingVLM's bounds, whatever transformers wrote for them, unless they are smaller there (`frame_bounds`)
         or `frame` of streaming_config.json says otherwise.
 
@@ -65,7 +66,7 @@ class Processor:
         image, video = _pixels(directory, PREPROCESSOR), _pixels(directory, VIDEO_PREPROCESSOR)
         for one, source in ((image, PREPROCESSOR), (video, VIDEO_PREPROCESSOR)):
             _check_patches(one, config, str(directory / source))
-        return cls(config, tokenizer, image or QWEN_IMAGE, _frame(directory, video))
+        return cls(config, tokenizer, image or image_bounds(config), _frame(directory, video))
 
     def image(self, source: Any) -> Clip:
         """An image (path, PIL image or uint8 array [H, W, 3]) as patches."""
@@ -122,7 +123,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             refuse_stand_in(path, "a tokenizer or processor file")
             if path.stat().st_size > TOKENIZER_BYTES:
                 expected = f"at most {TOKENIZER_BYTES} bytes"
-                raise InputError(str(path), f"{path.stat().st_size} bytes", expected, "copy Qwen's file again")
+                raise InputError(str(path), f"{path.stat().st_size} bytes", expected, "copy the model's own file again")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install torch
     from transformers import AutoTokenizer
 
@@ -135,7 +136,21 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
             raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         got = f"a tokenizer that does not load ({reason})"
-        raise InputError(str(directory), got, "Qwen's files", "copy them again") from None
+        raise InputError(str(directory), got, "the model's own files", "copy them again") from None
+
+
+def image_bounds(config: ModelConfig) -> PixelConfig:
+    """Bounds on the pixels of an image, and their normalisation, where the checkpoint has no preprocessor_config.json."""
+    vision, (min_pixels, max_pixels) = config.vision, family_of(config).image_pixels
+    return PixelConfig(
+        min_pixels,
+        max_pixels,
+        patch_size=vision.patch_size,
+        merge_size=vision.spatial_merge_size,
+        temporal_patch_size=vision.temporal_patch_size,
+        mean=vision.image_mean,
+        std=vision.image_std,
+    )
 
 
 def frame_bounds(file: PixelConfig | None) -> PixelConfig:
@@ -193,10 +208,13 @@ def _check_patches(pixels: PixelConfig | None, config: ModelConfig, source: str)
 
 
 def _check_tokenizer(tokenizer: Tokenizer, config: ModelConfig, directory: Path) -> None:
-    """Refuse a tokenizer of another model: one without Qwen's chat marks, or with ids that the model has no embedding for."""
-    marks = [mark for mark in ("<|im_start|>", "<|im_end|>") if len(tokenizer.encode(mark, add_special_tokens=False)) != 1]
+    """Refuse a tokenizer of another model: one without the family's marks, or with ids that the model has no embedding for."""
+    family = family_of(config)
+    marks = [mark for mark in family.chat.marks if len(tokenizer.encode(mark, add_special_tokens=False)) != 1]
     if marks:
-        raise InputError(str(directory), f"a tokenizer without {marks[0]}", "Qwen's", "use the model's own tokenizer")
+        raise InputError(
+            str(directory), f"a tokenizer without {marks[0]}", f"that of {family.name}", "use the model's own tokenizer"
+        )
     largest = max(len(tokenizer) - 1, *tokenizer.get_added_vocab().values(), 0)
     if largest >= config.text.vocab_size:
         expected = f"ids below vocab_size {config.text.vocab_size}"

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
-from svlm_jax.config import CLIP_MEAN, CLIP_STD, VISION_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
+from svlm_jax.config import VISION_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
 from svlm_jax.inputs import VisionInput
 from svlm_jax.model.attention import vision_attention
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm
@@ -94,9 +94,9 @@ class Merger(nnx.Module):
         return self.down(jax.nn.gelu(self.up(x), approximate=False))
 
 
-def normalised(raw: UInt8[Array, "*batch C"]) -> Float32[Array, "*batch C"]:
+def normalised(raw: UInt8[Array, "*batch C"], config: VisionConfig) -> Float32[Array, "*batch C"]:
     """Raw uint8 patches normalised channel by channel, as the preprocessor does it."""
-    mean, std = (jnp.asarray(number, jnp.float32)[:, None] for number in (CLIP_MEAN, CLIP_STD))
+    mean, std = (jnp.asarray(number, jnp.float32)[:, None] for number in (config.image_mean, config.image_std))
     by_channel = raw.reshape(*raw.shape[:-1], 3, -1).astype(jnp.float32)
     return ((by_channel / 255 - mean) / std).reshape(raw.shape)
 
@@ -115,7 +115,7 @@ class VisionTower(nnx.Module):
     def __call__(self, vision: VisionInput) -> Features:
         vision = jax.tree.map(jnp.asarray, vision)
         with jax.named_scope("patch_embed"):
-            patches = normalised(vision.patches) if vision.patches.dtype == jnp.uint8 else vision.patches
+            patches = normalised(vision.patches, self.config) if vision.patches.dtype == jnp.uint8 else vision.patches
             x = self.patch_embed(patches.astype(self.dtype))
         rotary = vision_rotary(vision.positions, self.config.head_dim, VISION_ROPE_THETA)
         # An empty range (last < first) marks padding.

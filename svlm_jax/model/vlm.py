@@ -9,10 +9,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.config import ModelConfig
+from svlm_jax.families import family_of
 from svlm_jax.inputs import Inputs
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.text import Decoder
-from svlm_jax.model.vision import Features, VisionTower
+from svlm_jax.model.vision import Features
 
 
 class QwenVL(nnx.Module):
@@ -20,7 +21,7 @@ class QwenVL(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
         self.config = config
-        self.vision = VisionTower(config, rngs)
+        self.vision = family_of(config).vision_tower(config, rngs)
         self.text = Decoder(config, rngs)
 
     def embed(

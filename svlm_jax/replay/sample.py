@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert, huggingface
 from svlm_jax.config import ModelConfig
 from svlm_jax.data import annotation
 from svlm_jax.data.batch import collate
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.files import read_json
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.pixels import PixelConfig, normalise, patchify
@@ -90,7 +90,7 @@ def replay(path: str | Path, directory: str | Path, processor: str | Path) -> di
         InputError: a malformed or truncated file, or one of another model.
     """
     recording = read(path)
-    config = replace(hf_config.read(directory).compute("float32"), scan_layers=False, remat="none")
+    config = replace(config_json.read(directory).compute("float32"), scan_layers=False, remat="none")
     beside = Processor.from_directory(processor, config)
     check(recording, config, beside.video_config, str(path))
     return compare(recording, compute(recording, beside, convert.load(directory, config)))

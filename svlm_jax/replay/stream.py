@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from svlm_jax.config import RopePositions, StreamConfig
-from svlm_jax.data.chat import Tokenizer
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.families.chat import Tokenizer
 from svlm_jax.files import read_json
 from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import PixelConfig, normalise, patchify

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from svlm_jax.config import StreamConfig
-from svlm_jax.data.chat import plain
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.families.chat import plain
 from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import PixelConfig, smart_resize
 from svlm_jax.media.player import Player

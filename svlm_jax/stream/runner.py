@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from svlm_jax.config import StreamConfig
-from svlm_jax.data.chat import Tokenizer
 from svlm_jax.decode.detokenize import Detokenizer
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.families.chat import Tokenizer
 from svlm_jax.inputs import Clip
 from svlm_jax.media.sources import Source
 from svlm_jax.model.vlm import QwenVL

@@ -10,9 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from svlm_jax.config import ModelConfig, StreamConfig
-from svlm_jax.data.chat import Tokenizer, Tokens, plain, question_text, reply_turn, user_turn
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.families import family_of
+from svlm_jax.families.chat import Tokenizer, Tokens, plain, question_text, reply_turn, user_turn
 from svlm_jax.inputs import Clip
 from svlm_jax.spans import Kind, Part, Span, total
 from svlm_jax.stream import policy
@@ -60,8 +61,8 @@ class Sequence(NamedTuple):
 
 
 class Language(NamedTuple):
-    """What a stream needs of a tokenizer and a model: how turns are written, the ids of "\n" and <|im_end|>, and the tokens of
-    text in the longest user turn without a question."""
+    """What a stream needs of a tokenizer and a model: how turns are written, the ids of "\n" and of the mark that ends a
+    turn, and the tokens of text in the longest user turn without a question."""
 
     tokenizer: Tokenizer
     config: ModelConfig
@@ -71,13 +72,14 @@ class Language(NamedTuple):
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, config: ModelConfig) -> "Language":
-        newline, (end,) = (tokenizer.encode(text, add_special_tokens=False) for text in ("\n", "<|im_end|>"))
+        newline, (end,) = (tokenizer.encode(text, add_special_tokens=False) for text in ("\n", family_of(config).chat.turn_end))
         turn = longest_turn((1, 2, 2), tokenizer, config)
         text = total([span for span in turn if span.kind == Kind.USER_TEXT])
         return cls(tokenizer, config, np.array(newline, np.int32), end, text)
 
     def suppressed_ids(self) -> tuple[int, ...]:
-        """Ids that no reply may hold: chat and vision markup other than <|im_end|>, and rows of the vocabulary without text."""
+        """Ids that no reply may hold: chat and vision markup other than the mark that ends a turn, and rows of the vocabulary
+        without text."""
         markup = set(self.tokenizer.get_added_vocab().values()) - {self.end}
         return tuple(sorted(markup | set(range(len(self.tokenizer), self.config.text.vocab_size))))
 
@@ -165,7 +167,7 @@ def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Lang
         chunk.clip.step,
         language.tokenizer,
         language.config,
-        asked=question_text(chunk.question, first=number == 0) if chunk.question else "",
+        question=question_text(chunk.question, first=number == 0) if chunk.question else "",
         query=held.query if number == 0 else "",
         turn=held.chunk,
     )

@@ -21,12 +21,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from svlm_jax.config import StreamConfig
-from svlm_jax.data import chat
-from svlm_jax.data.chat import Tokenizer, plain
 from svlm_jax.decode.detokenize import raw_text, reply_text
 from svlm_jax.decode.loop import DecodeInputs, DecodeState
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.families import chat
+from svlm_jax.families.chat import Tokenizer, plain
 from svlm_jax.inputs import TOKEN_BUCKETS, Clip, VisionInput, bucket
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
 from svlm_jax.model.parameters import parameters
@@ -108,7 +108,7 @@ class Session:
         self.check_sampling(sampling)
         self.suppressed = np.zeros(model.config.text.vocab_size, bool)
         self.suppressed[[] if markup else list(self.language.suppressed_ids())] = True
-        self.opening = chat.opening(previous, tokenizer)
+        self.opening = chat.opening(previous, tokenizer, model.config)
         clips = config.vision_window if config.mode == "recompute" else 1
         self.patches = clips * math.prod(grid)
         self.turn = sequence.longest_turn(grid, tokenizer, model.config)
@@ -165,7 +165,7 @@ class Session:
         sampling = self.sampling if sampling is None else sampling
         max_new_tokens = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
         self.check_sampling(sampling, max_new_tokens)
-        opening = self.opening if previous is None else chat.opening(plain(previous, "previous text"), self.language.tokenizer)
+        opening = self.opening if previous is None else self._opening(previous)
         self.check_query(query)
         need = policy.capacity(self.config, opening.spans, self.turn, GROWTH)
         if self.config.bounded and need > self.capacity:
@@ -174,6 +174,9 @@ class Session:
         if not 0 <= seed < 2**32:
             raise InputError("seed", seed, "0 to 4294967295", "choose another")
         return self._with(state, row, sequence.start(opening, query, seed, sampling, max_new_tokens))
+
+    def _opening(self, previous: str) -> Tokens:
+        return chat.opening(plain(previous, "previous text"), self.language.tokenizer, self.model_config)
 
     def leave(self, state: StreamState, row: int = 0) -> StreamState:
         """End the stream of a row."""

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svlm_jax.data.chat import Tokens
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.families.chat import Tokens
 from svlm_jax.inputs import Clip
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import Parameters

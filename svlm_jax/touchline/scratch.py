@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from svlm_jax.checkpoint import convert, huggingface
-from svlm_jax.config import CLIP_MEAN, CLIP_STD, ModelConfig, TextConfig, VisionConfig
+from svlm_jax.config import ModelConfig, TextConfig, VisionConfig
 from svlm_jax.data.annotation import Annotation
-from svlm_jax.data.chat import SYSTEM_PROMPT
 from svlm_jax.errors import InputError
+from svlm_jax.families import QWEN2_5_VL as FAMILY
 from svlm_jax.model.parameters import Parameters, shapes
 
 TEXT = TextConfig(0, 192, 512, 4, 3, 3, rms_norm_eps=1e-6, mrope_section=(8, 12, 12), rope_theta=10_000.0)
@@ -30,7 +30,7 @@ STREAMING = {
 }
 VOCABULARY = 640  # tokens at most, markup among them
 MARKUP = (
-    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>"),
+    *("<|endoftext|>", *FAMILY.chat.marks),
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
 _PADS = ("bos_token_id", "pad_token_id")
@@ -53,6 +53,7 @@ def scratch(target: str | Path, annotations: Iterable[Annotation], *, seed: int 
         config = ModelConfig(
             replace(TEXT, vocab_size=size),
             VISION,
+            FAMILY.model_type,
             image_token_id=ids["<|image_pad|>"],
             video_token_id=ids["<|video_pad|>"],
             vision_start_token_id=ids["<|vision_start|>"],
@@ -72,7 +73,16 @@ def scratch(target: str | Path, annotations: Iterable[Annotation], *, seed: int 
 
 def texts(annotations: Iterable[Annotation]) -> Iterator[str]:
     """All that is said and asked, and the words of the chat format, over and over as a stream does."""
-    frame = ("system", SYSTEM_PROMPT, "previous text", "user", "assistant", "\n", "Time=0.0-1.0s", " ...")
+    frame = (
+        "system",
+        FAMILY.chat.system_prompt,
+        "previous text",
+        "user",
+        "assistant",
+        "\n",
+        FAMILY.chat.time_text(0.0, 1.0),
+        " ...",
+    )
     for annotation in annotations:
         yield annotation.query
         yield "".join(f" {word.text}" for word in annotation.words)
@@ -133,18 +143,19 @@ def _processor(directory: Path) -> None:
         "do_normalize": True,
         "do_rescale": True,
         "do_resize": True,
-        "image_mean": CLIP_MEAN,
-        "image_std": CLIP_STD,
-        "image_processor_type": "Qwen2VLImageProcessor",
+        "image_mean": VISION.image_mean,
+        "image_std": VISION.image_std,
+        "image_processor_type": FAMILY.processor_classes["image_processor"],
         "min_pixels": least,
         "max_pixels": most,
         "size": {"shortest_edge": least, "longest_edge": most},
         "merge_size": VISION.spatial_merge_size,
         "patch_size": VISION.patch_size,
         "temporal_patch_size": VISION.temporal_patch_size,
-        "processor_class": "Qwen2_5_VLProcessor",
+        "processor_class": FAMILY.processor_classes["processor"],
         "resample": 3,
         "rescale_factor": 1 / 255,
     }
-    for name, changes in (("preprocessor", {}), ("video_preprocessor", {"image_processor_type": "Qwen2VLVideoProcessor"})):
+    video = {"image_processor_type": FAMILY.processor_classes["video_processor"]}
+    for name, changes in (("preprocessor", {}), ("video_preprocessor", video)):
         (directory / f"{name}_config.json").write_text(json.dumps(pixels | changes, indent=1, sort_keys=True))

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from svlm_jax import hf_config
-from svlm_jax.config import ModelConfig, preset
+from svlm_jax.config import ModelConfig
 from svlm_jax.data.config import Bucket
 from svlm_jax.data.pipeline import Batch
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json, family_names, presets
 from svlm_jax.inputs import Inputs, VisionInput
 from svlm_jax.model.parameters import shapes
 from svlm_jax.sharding import batch_sharding, shardings
@@ -104,11 +104,12 @@ def _compiled_memory(function: Any, arguments: tuple) -> Memory:
 def read_shape(model: str) -> ModelConfig:
     """The shape of a checkpoint directory, or of a published model by its name, which is not downloaded."""
     if (Path(model) / "config.json").is_file():
-        return hf_config.read(model)
-    match = re.search(r"Qwen2\.5-VL-(\d+)B", model)
-    if not match:
-        raise InputError("model", model, "a directory, or a published Qwen2.5-VL", "give the directory of your checkpoint")
-    return preset(f"{match[1]}b")
+        return config_json.read(model)
+    for name, config in presets().items():
+        if name in model.lower():  # "Qwen/Qwen2.5-VL-7B-Instruct" holds "qwen2.5-vl-7b"
+            return config
+    expected = f"a directory, or a published {family_names()}"
+    raise InputError("model", model, expected, "give the directory of your checkpoint")
 
 
 def _abstract_parameters(model: ModelConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

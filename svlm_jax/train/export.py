@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert, huggingface, orbax
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.media.processor import FILES
 from svlm_jax.model.parameters import shapes, stacked_path
 from svlm_jax.model.transforms import merge_lora
@@ -58,8 +58,8 @@ def export(
         raise InputError("--ema", "a run without an average", "one trained with ema_decay above 0", "leave the flag out")
     if not directory.is_dir():
         raise InputError("model", config.model, "the directory of the run's initial model", "give its path with --model")
-    source_config = hf_config.read(directory, dtype)
-    training_config = setup.training_model_config(config, hf_config.read(directory, config.dtype))
+    source_config = config_json.read(directory, dtype)
+    training_config = setup.training_model_config(config, config_json.read(directory, config.dtype))
     with convert.whole(target) as draft:
         parameters = _parameters(config, training_config, directory, run_dir, ema, dtype or source_config.param_dtype)
         _copy_processor_files(directory, Path(config.processor) if config.processor else directory, draft)
@@ -120,7 +120,7 @@ def read_stacked(directory: Path, config: ModelConfig, skip: Collection[str]) ->
         for path in shapes(config).keys() - set(skip):
             yield path, np.asarray(orbax.load(directory, config, mesh, only=path)[path])
         return
-    files, table = huggingface.Files(directory), huggingface.rows(config)
+    files, table = huggingface.open_files(directory, config), huggingface.rows(config)
     huggingface.check(files, table, config)
     layers: dict[str, list[huggingface.Row]] = {}
     for row in table:

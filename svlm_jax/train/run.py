@@ -9,10 +9,10 @@ from typing import Any
 
 import jax
 
-from svlm_jax import hf_config
 from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.data.dataset import load_examples
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.files import local_path
 from svlm_jax.media.processor import Processor
 from svlm_jax.train import setup
@@ -47,7 +47,7 @@ def trainer(
         raise InputError("run_dir", "nothing", "a directory for checkpoints and metrics", "set --run-dir")
     local_path(config.run_dir, "run_dir")
     _write_config(config, log)
-    model = setup.training_model_config(config, hf_config.read(directory, config.dtype))
+    model = setup.training_model_config(config, config_json.read(directory, config.dtype))
     processor = Processor.from_directory(config.processor or directory, model)
     train_set = load_examples(config.data.paths, config.data, processor)
     eval_set = load_examples(config.data.eval_paths, config.data, processor) if config.data.eval_paths else None

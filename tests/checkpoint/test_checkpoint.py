@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface, orbax
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.model.parameters import shapes, stack, unstack
 from svlm_jax.sharding import make_mesh
 
 
 @pytest.fixture(scope="module")
 def config(tiny_dir):
-    return hf_config.read(tiny_dir)
+    return config_json.read(tiny_dir)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def changed(source, target, change):
 
 def refusal(directory, config=None, mesh=None, load=huggingface.load):
     with pytest.raises(InputError) as error:
-        load(directory, config or hf_config.read(directory), mesh)
+        load(directory, config or config_json.read(directory), mesh)
     message = str(error.value)
     assert "\n" not in message and str(directory) in message
     return message
@@ -158,7 +158,7 @@ def test_a_tied_checkpoint_may_repeat_its_embedding_as_its_head(tiny_tied_dir, t
     def change(tensors):
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].copy()
 
-    config = hf_config.read(tiny_tied_dir)
+    config = config_json.read(tiny_tied_dir)
     assert "text.head.kernel" not in shapes(config)
     same(huggingface.load(changed(tiny_tied_dir, tmp_path, change), config), huggingface.load(tiny_tied_dir, config))
 
@@ -208,7 +208,7 @@ def test_loading_holds_no_second_copy(config, tiny_dir, stacked):
 def test_what_is_written_reads_back_bit_for_bit(config, values, stacked_values, tmp_path, stacked):
     huggingface.write(tmp_path, config, stacked_values if stacked else values, max_shard_bytes=100_000)
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2 and (tmp_path / huggingface.INDEX).is_file()
-    again = hf_config.read(tmp_path)
+    again = config_json.read(tmp_path)
     assert (again.text, again.vision) == (config.text, config.vision)
     same(huggingface.load(tmp_path, again), values)
 
@@ -225,9 +225,9 @@ def saved(config, stacked_values, tmp_path_factory):
 
 def test_a_store_is_told_from_hugging_face_files(saved, tiny_dir):
     assert orbax.is_store(saved) and not orbax.is_store(tiny_dir)
-    assert (hf_config.read(saved).text, hf_config.read(saved).vision) == (
-        hf_config.read(tiny_dir).text,
-        hf_config.read(tiny_dir).vision,
+    assert (config_json.read(saved).text, config_json.read(saved).vision) == (
+        config_json.read(tiny_dir).text,
+        config_json.read(tiny_dir).vision,
     )
 
 
@@ -259,13 +259,13 @@ REFUSED = """
 import json, sys
 from dataclasses import replace
 from pathlib import Path
-from svlm_jax.checkpoint import store
-from svlm_jax import hf_config
+from svlm_jax.checkpoint import orbax
+from svlm_jax.families import config_json
 from svlm_jax.errors import InputError
 
 for directory in sys.argv[1:]:
     try:
-        orbax.load(directory, hf_config.read(directory))
+        orbax.load(directory, config_json.read(directory))
     except InputError as error:
         print(json.dumps([directory, str(error)]))
 """
@@ -312,7 +312,7 @@ def test_a_store_in_another_precision_is_cast(config, values, saved):
 @pytest.mark.parametrize("model", ["tiny", "tiny_tied"])
 def test_every_row_regroups_axes_as_its_pattern_says(data_dir, model):
     files = huggingface.Files(data_dir / "models" / model)
-    for row in huggingface.rows(hf_config.read(data_dir / "models" / model)):
+    for row in huggingface.rows(config_json.read(data_dir / "models" / model)):
         tensor = files.read(row.name)
         ours = einops.rearrange(tensor, row.pattern, **row.sizes)
         assert ours.shape == row.shape

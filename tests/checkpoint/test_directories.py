@@ -15,9 +15,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import svlm_jax
-from svlm_jax import hf_config, pretrained
+from svlm_jax import pretrained
 from svlm_jax.checkpoint import convert, huggingface, orbax
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.model.parameters import parameters, stack
 from tests.support import ROOT
 
@@ -59,7 +60,7 @@ def test_a_float16_checkpoint_is_converted_when_the_type_is_chosen(copy, tmp_pat
     set_config(copy, torch_dtype="float16")
     assert "--dtype" in refusal(convert.convert, copy, tmp_path / "out", to=to)
     config = convert.convert(copy, tmp_path / "out", to=to, dtype="float32", verify=True)
-    assert config.param_dtype == "float32" and hf_config.read(tmp_path / "out").param_dtype == "float32"
+    assert config.param_dtype == "float32" and config_json.read(tmp_path / "out").param_dtype == "float32"
     got = convert.load(tmp_path / "out", config)
     kernel = held["model.layers.0.mlp.up_proj.weight"].astype(np.float16).astype(np.float32)
     path = "text.layers.mlp.up.kernel" if "text.layers.mlp.up.kernel" in got else "text.layers.0.mlp.up.kernel"
@@ -99,15 +100,15 @@ def sharded(directory, parts=2):
 
 def test_shards_whose_index_was_not_downloaded_load(copy, tiny_dir):
     sharded(copy, 3)
-    config = hf_config.read(tiny_dir)
+    config = config_json.read(tiny_dir)
     got, want = huggingface.load(copy, config), huggingface.load(tiny_dir, config)
     assert got.keys() == want.keys() and all(np.array_equal(got[path], want[path]) for path in want)
 
 
-def test_a_shard_that_is_missing_is_named_before_tensors_are_read(copy):
+def test_a_shard_that_is_missing_is_named_before_tensors_are_read(copy, tiny_dir):
     sharded(copy, 3)
     (copy / "model-00002-of-00003.safetensors").unlink()
-    line = refusal(huggingface.Files, copy)
+    line = refusal(huggingface.open_files, copy, config_json.read(tiny_dir))
     assert "model-00002-of-00003.safetensors" in line and "index" in line
 
 
@@ -127,7 +128,7 @@ def test_files_that_are_links_into_a_cache_load(copy, tmp_path):
 
 def test_a_copy_of_a_store_without_some_of_its_files_is_one_plain_line(copy, tmp_path):
     """tensorstore's own words for it are a page of JSON."""
-    config = hf_config.read(copy)
+    config = config_json.read(copy)
     orbax.save(tmp_path / "whole", config, stack(huggingface.load(copy, config))) if (
         tmp_path / "whole"
     ).mkdir() is None else None

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from svlm_jax import hf_config
 from svlm_jax.data.annotation import (
     NO_LOSS,
     Annotation,
@@ -24,6 +23,7 @@ from svlm_jax.data.annotation import (
 )
 from svlm_jax.data.windows import record
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.spans import Kind, positions, total
@@ -31,7 +31,7 @@ from tests.support import FIXTURES
 
 GRID = (1, 4, 6)
 CLIP = Clip(np.zeros((24, 1176), np.float32), GRID, 2.0, video=True)
-CONFIG = hf_config.read(FIXTURES / "models" / "tiny")
+CONFIG = config_json.read(FIXTURES / "models" / "tiny")
 TOKENIZER = load_tokenizer(FIXTURES / "processor")
 RECORDING = json.loads((FIXTURES / "sft" / "sft_24s.json").read_text())
 

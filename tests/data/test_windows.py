@@ -14,14 +14,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from svlm_jax.data.annotation import Annotation, Question, Word, parse, training_turns
-from svlm_jax.data.chat import opening
 from svlm_jax.data.records import Records, seeks_path
 from svlm_jax.data.windows import cut, record
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
+from svlm_jax.families.chat import opening
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.pretrained import SHIPPED
 from tests.support import FIXTURES, ROOT
 
+CONFIG = config_json.read(FIXTURES / "models" / "tiny")
 RECORDING = json.loads((FIXTURES / "sft" / "sft_24s.json").read_text())["annotation"]
 
 
@@ -131,10 +133,10 @@ def test_previous_text_is_that_of_a_stream_whose_replies_have_moved_there():
         tokenizer.encode(turn.reply.removeprefix("\n").removesuffix(" ..."), add_special_tokens=False)
         for turn in training_turns(annotation)
     ]
-    start = opening("", tokenizer).ids
+    start = opening("", tokenizer, CONFIG).ids
     stream = np.concatenate([start[:-2], *moved, start[-2:]])
     last = windows(annotation, stride=24)[-1]
-    np.testing.assert_array_equal(opening(last.previous, tokenizer).ids, stream)
+    np.testing.assert_array_equal(opening(last.previous, tokenizer, CONFIG).ids, stream)
 
 
 def test_as_streamed_the_newlines_and_answers_are_there_too():
@@ -148,9 +150,11 @@ def test_as_streamed_the_newlines_and_answers_are_there_too():
         for turn in training_turns(annotation, as_streamed=True)
     ]
     assert [len(one) for one in moved[:5]] == [2, 3, 1, 4, 1]
-    start = opening("", tokenizer).ids
+    start = opening("", tokenizer, CONFIG).ids
     last = windows(annotation, stride=24, as_streamed=True)[-1]
-    np.testing.assert_array_equal(opening(last.previous, tokenizer).ids, np.concatenate([start[:-2], *moved[:24], start[-2:]]))
+    np.testing.assert_array_equal(
+        opening(last.previous, tokenizer, CONFIG).ids, np.concatenate([start[:-2], *moved[:24], start[-2:]])
+    )
     odd = video([(99, 99.9, "v"), (101, 102, "w")], [(99.7, "who?", "me")], "p", start=99.5, end=126.5)
     first, other = windows(odd, stride=24, as_streamed=True)
     assert (first.previous, other.start, other.previous) == ("p v", 124, "p v\n\n w" + 22 * "\n")

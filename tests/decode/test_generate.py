@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.generate import _generate, generate
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.spans import Kind, Span, vision_span
@@ -16,7 +16,7 @@ from svlm_jax.spans import Kind, Span, vision_span
 
 @pytest.fixture(scope="module")
 def model(tiny_dir):
-    config = hf_config.read(tiny_dir)
+    config = config_json.read(tiny_dir)
     return from_parameters(config, huggingface.load(tiny_dir, config))
 
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from svlm_jax import hf_config
-from svlm_jax.config import preset
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json, preset
 from tests.support import FIXTURES
 
 CONFIGS = FIXTURES / "configs"
@@ -35,11 +34,11 @@ def test_six_versions_are_there():
 def test_a_checkpoint_that_any_version_saved_is_the_published_model(version, size):
     """A model that was fine-tuned and saved with transformers would otherwise not load, or load as another."""
     raw = saved(version, size)
-    config = hf_config.parse(raw)
-    assert bare(config) == bare(preset(size))
+    config = config_json.parse(raw)
+    assert bare(config) == bare(preset(f"qwen2.5-vl-{size}"))
     assert config.eos_token_ids == (151645,)
-    written = hf_config.dump(config)
-    assert bare(hf_config.parse(written)) == bare(config) and hf_config.dump(hf_config.parse(written)) == written
+    written = config_json.dump(config)
+    assert bare(config_json.parse(written)) == bare(config) and config_json.dump(config_json.parse(written)) == written
     assert "hidden_size" not in written and "torch_dtype" not in written["text_config"]
 
 
@@ -48,7 +47,7 @@ def test_what_4_49_leaves_out_are_its_defaults_and_not_the_published_values():
     raw = saved("4.49.0", "7b")
     assert "depth" not in raw["vision_config"] and raw["vision_config"]["tokens_per_second"] == 2
     raw["vision_config"] = {"model_type": "qwen2_5_vl"}
-    vision = hf_config.parse(raw).vision
+    vision = config_json.parse(raw).vision
     assert (vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads) == (32, 3584, 3420, 16)
     assert (vision.out_hidden_size, vision.fullatt_block_indexes, vision.tokens_per_second) == (3584, (7, 15, 23, 31), 4)
     assert (vision.in_channels, vision.patch_size, vision.temporal_patch_size) == (3, 14, 2)
@@ -59,7 +58,7 @@ def test_text_settings_that_are_left_out_are_those_of_transformers():
     raw = saved("4.49.0", "7b")
     for name in ("rms_norm_eps", "rope_theta", "max_position_embeddings", "tie_word_embeddings", "torch_dtype"):
         del raw[name]
-    config = hf_config.parse(raw)
+    config = config_json.parse(raw)
     assert (config.text.rms_norm_eps, config.text.rope_theta, config.text.max_position_embeddings) == (1e-5, 1e6, 32768)
     assert not config.tie_word_embeddings
 
@@ -69,10 +68,10 @@ def test_a_default_that_does_not_fit_the_model_is_still_refused(name):
     raw = saved("4.49.0", "3b")
     raw["vision_config"] |= {"out_hidden_size": None}
     with pytest.raises(InputError, match="out_hidden_size"):
-        hf_config.parse(raw)
+        config_json.parse(raw)
     raw["vision_config"] |= {"out_hidden_size": 2048, name: -1}
     with pytest.raises(InputError, match=name):
-        hf_config.parse(raw)
+        config_json.parse(raw)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -83,18 +82,18 @@ def test_the_text_half_has_the_last_word_where_a_version_repeats_it(version):
         return
     raw["text_config"]["num_hidden_layers"], raw["num_hidden_layers"] = 3, 28
     raw["text_config"]["layer_types"] = ["full_attention"] * 3
-    config = hf_config.parse(raw)
-    assert config.text.num_hidden_layers == 3 and "num_hidden_layers" not in hf_config.dump(config)
+    config = config_json.parse(raw)
+    assert config.text.num_hidden_layers == 3 and "num_hidden_layers" not in config_json.dump(config)
 
 
 @pytest.mark.parametrize("where", ["torch_dtype", "dtype"])
 @pytest.mark.parametrize("asked", ["bfloat16", "float32"])
 def test_float16_is_read_when_another_precision_is_asked_for_and_refused_otherwise(where, asked):
     raw = {key: value for key, value in saved("4.51.3", "3b").items() if key != "torch_dtype"} | {where: "float16"}
-    config = hf_config.parse(raw, dtype=asked)
-    assert (config.dtype, config.param_dtype, hf_config.dump(config)["dtype"]) == (asked, asked, asked)
+    config = config_json.parse(raw, dtype=asked)
+    assert (config.dtype, config.param_dtype, config_json.dump(config)["dtype"]) == (asked, asked, asked)
     with pytest.raises(InputError, match=r"'float16'.*--dtype"):
-        hf_config.parse(raw)
+        config_json.parse(raw)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +110,10 @@ def test_what_transformers_5_can_ask_for_and_is_not_computed_here_is_refused(sec
     raw = copy.deepcopy(saved("5.24.0", "7b"))
     raw[section][key] = value
     with pytest.raises(InputError, match="not supported"):
-        hf_config.parse(raw)
+        config_json.parse(raw)
 
 
-def test_the_directory_of_a_training_run_is_told_as_one(tmp_path):
+def test_the_directory_of_a_training_run_is_named_as_one(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model": "x", "run_dir": "y"}))
-    with pytest.raises(InputError, match=r"training run.*svlm_jax.cli.convert"):
-        hf_config.read(tmp_path)
+    with pytest.raises(InputError, match=r"training run.*svlm convert"):
+        config_json.read(tmp_path)

@@ -9,8 +9,10 @@ from PIL import Image
 
 from svlm_jax.errors import InputError
 from svlm_jax.media.image import as_frames, load_image
-from svlm_jax.media.pixels import QWEN_IMAGE, preprocess
+from svlm_jax.media.pixels import PixelConfig, preprocess
 from tests.media.test_video import grey, refused
+
+QWEN_IMAGE = PixelConfig(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "RGBA", "LA", "RGB"])

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svlm_jax.errors import InputError
-from svlm_jax.media.pixels import QWEN_IMAGE, STREAM_FRAME, PixelConfig, normalise, patchify, preprocess, resize, smart_resize
+from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, normalise, patchify, preprocess, resize, smart_resize
 from tests.support import FIXTURES
 
+QWEN_IMAGE = PixelConfig(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 SMALL = PixelConfig(min_pixels=56 * 56, max_pixels=168 * 168)
 
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.config import StreamConfig
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
+from svlm_jax.families import config_json
 from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS
 from svlm_jax.media.pixels import CLIP_MEAN, CLIP_STD, STREAM_FRAME, PixelConfig
 from svlm_jax.media.processor import VIDEO_PIXELS, Processor, frame_bounds, shared_out
@@ -41,7 +41,7 @@ def opened(directory, tiny_dir):
     def open_(**files):
         for name, content in files.items():
             (directory / f"{name}.json").write_text(json.dumps(content))
-        return Processor.from_directory(directory, hf_config.read(tiny_dir))
+        return Processor.from_directory(directory, config_json.read(tiny_dir))
 
     return open_
 
@@ -138,7 +138,7 @@ def test_a_video_that_was_too_long_now_fits_a_batch(opened, monkeypatch, tiny_di
     processor = opened(video_preprocessor_config=pixels(784, 50176))
     clip = processor.video(np.zeros((40, 200, 300, 3), np.uint8))
     assert clip.grid[0] == 20 and clip.grid[1] * clip.grid[2] // 4 <= 3
-    inputs = collate([processor.prompt("What?", clip)], hf_config.read(tiny_dir).vision, side="left")
+    inputs = collate([processor.prompt("What?", clip)], config_json.read(tiny_dir).vision, side="left")
     assert inputs.ids.shape[1] <= 256
 
 
@@ -168,13 +168,13 @@ def test_a_minute_of_720p_fits_a_bucket():
 def test_generation_config_json_means_what_it_means_to_transformers(tmp_path, tiny_dir, content, sampling, eos):
     if content is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(content))
-    assert generation(tmp_path, hf_config.read(tiny_dir)) == (sampling, eos)
+    assert generation(tmp_path, config_json.read(tiny_dir)) == (sampling, eos)
 
 
 def test_what_is_not_done_of_generation_config_json_is_told(tmp_path, tiny_dir):
     (tmp_path / "generation_config.json").write_text(json.dumps({"num_beams": 4, "min_length": 0, "min_p": None}))
     with pytest.warns(UserWarning, match="num_beams is not done here"):
-        generation(tmp_path, hf_config.read(tiny_dir))
+        generation(tmp_path, config_json.read(tiny_dir))
 
 
 def test_generate_follows_the_file_unless_told_otherwise_and_a_stream_does_not(tiny_dir, processor_dir, tmp_path):

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
+from svlm_jax.families import config_json
 from svlm_jax.inputs import Inputs
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import from_parameters, parameters, stack
@@ -22,7 +22,7 @@ LENGTH, VISION_TOKENS = 12, 5
 
 @pytest.fixture(scope="module")
 def model(tiny_dir) -> QwenVL:
-    config = hf_config.read(tiny_dir).compute("float32")
+    config = config_json.read(tiny_dir).compute("float32")
     return from_parameters(config, huggingface.load(tiny_dir, config))
 
 

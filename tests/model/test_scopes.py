@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.config import ModelConfig
+from svlm_jax.families import config_json
 from svlm_jax.inputs import Inputs, pack_vision, stack_vision
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import from_parameters, shapes
@@ -19,7 +19,7 @@ LENGTH = 24
 
 @pytest.fixture(scope="module")
 def config(tiny_dir) -> ModelConfig:
-    return hf_config.read(tiny_dir).compute("float32")
+    return config_json.read(tiny_dir).compute("float32")
 
 
 def inputs(config, *, vision: bool = True) -> Inputs:

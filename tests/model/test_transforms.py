@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 import svlm_jax
-from svlm_jax import hf_config
 from svlm_jax.config import ModelConfig, StreamConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.inputs import Inputs
 from svlm_jax.model.layers import Linear, to_int8
 from svlm_jax.model.parameters import from_parameters, parameters
@@ -33,7 +33,7 @@ def logits(config: ModelConfig, values) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def model(tiny_dir) -> QwenVL:
-    return QwenVL(hf_config.read(tiny_dir).compute("float32"), nnx.Rngs(0))
+    return QwenVL(config_json.read(tiny_dir).compute("float32"), nnx.Rngs(0))
 
 
 def test_fused_projections_compute_what_they_did_apart(model):

@@ -1,6 +1,7 @@
 """Claims about svlm_jax.model.vision: padding, neighbours and other frames leave the rows of an image alone."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from flax import nnx
 
 from pallas_kernels import xla as attention_module
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
+from svlm_jax.families import config_json, preset
 from svlm_jax.inputs import pack_vision, stack_vision
 from svlm_jax.media.pixels import STREAM_FRAME, preprocess
 from svlm_jax.model.parameters import from_parameters
@@ -21,7 +22,7 @@ CLOSE = 2e-5  # absolute, of rows of order one in float32
 @pytest.fixture(scope="module")
 def tower(tiny_tied_dir):
     """The tower of a small checkpoint, as a compiled function of a VisionInput; windows of 16 patches, the last layer full."""
-    config = hf_config.read(tiny_tied_dir)
+    config = config_json.read(tiny_tied_dir)
     graph, state = nnx.split(from_parameters(config, huggingface.load(tiny_tied_dir, config)).vision)
     run = jax.jit(lambda vision: nnx.merge(graph, state)(vision).rows)
     run.config = config.vision
@@ -149,13 +150,15 @@ def test_the_tower_normalises_levels_as_the_preprocessor_does():
     raw, grid = preprocess(levels, STREAM_FRAME, raw=True)
     want, same = preprocess(levels, STREAM_FRAME)
     assert raw.dtype == np.uint8 and want.dtype == np.float32 and grid == same
-    np.testing.assert_allclose(jax.jit(normalised)(raw), want, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.jit(partial(normalised, config=preset("qwen2.5-vl-7b").vision))(raw), want, rtol=0, atol=1e-6
+    )
     own = replace(STREAM_FRAME, mean=(0.5, 0.5, 0.5))
     assert preprocess(levels, own, raw=True)[0].dtype == np.float32  # which the tower does not know
 
 
 def test_levels_and_normalised_patches_are_not_mixed(tiny_dir):
-    vision = hf_config.read(tiny_dir).vision
+    vision = config_json.read(tiny_dir).vision
     one, other = (np.zeros((4, 1176), dtype) for dtype in (np.uint8, np.float32))
     with pytest.raises(ValueError, match="expected one dtype"):
         pack_vision([(one, (1, 2, 2)), (other, (1, 2, 2))], vision, 64)

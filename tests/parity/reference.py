@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig, VisionConfig
+from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip, Inputs, Sample, window_order
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.vlm import QwenVL
@@ -109,7 +109,7 @@ def read_torch(directory: Path, dtype: Any = None) -> Any:
 
 def read_jax(directory: Path, **changes: Any) -> tuple[QwenVL, ModelConfig]:
     """A checkpoint here; `changes` to its config by name."""
-    config = replace(hf_config.read(directory), **changes)
+    config = replace(config_json.read(directory), **changes)
     return from_parameters(config, huggingface.load(directory, config)), config
 
 

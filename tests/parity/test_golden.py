@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.batch import collate
+from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip, Inputs, Sample
 from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
 from svlm_jax.model.parameters import Parameters, from_parameters, stack, unstack
@@ -53,7 +53,7 @@ def recorded_sample(ids: np.ndarray, clips: list[Clip], config: ModelConfig) -> 
 
 
 def read(directory, form: str) -> tuple[ModelConfig, Parameters]:
-    config = replace(hf_config.read(directory), **FORMS[form])
+    config = replace(config_json.read(directory), **FORMS[form])
     return config, huggingface.load(directory, config)
 
 
@@ -76,7 +76,7 @@ class Training(NamedTuple):
 @pytest.fixture(scope="session")
 def training(data_dir, tiny_dir) -> Training:
     arrays = dict(np.load(data_dir / "sft" / "sft_24s.npz"))
-    config = hf_config.read(tiny_dir)
+    config = config_json.read(tiny_dir)
     grids = [tuple(map(int, grid)) for grid in arrays["grid"]]
     pixels = np.split(arrays["pixel_values"], np.cumsum([np.prod(grid) for grid in grids])[:-1])
     step = temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, FPS)
@@ -147,7 +147,7 @@ class Recording(NamedTuple):
 def stream(data_dir, tiny_dir) -> Recording:
     recording = json.loads((data_dir / "streams" / "full_attention.json").read_text())
     arrays = dict(np.load(data_dir / "streams" / "full_attention.npz"))
-    settings, vision = recording["config"], hf_config.read(tiny_dir).vision
+    settings, vision = recording["config"], config_json.read(tiny_dir).vision
     shape = (3, settings["frame_height"], settings["frame_width"])
     step = temporal_step(vision.tokens_per_second, vision.temporal_patch_size, settings["fps"])
     clips = []
@@ -166,7 +166,7 @@ def test_patches_are_the_recorded_ones(stream: Recording):
 
 
 def test_streaming_positions_are_the_recorded_ones(stream: Recording, tiny_dir):
-    config = hf_config.read(tiny_dir)
+    config = config_json.read(tiny_dir)
     for number in range(len(stream.rounds)):
         for name, replied in (("prefill", False), ("last", True)):
             spans = stream.sample(number, config, replied=replied).spans

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
+from svlm_jax.checkpoint.tensor_files import table_name
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.generate import generate
+from svlm_jax.families import config_json, family_of
 from svlm_jax.settings import generation
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, transformers, video
@@ -51,9 +52,10 @@ def in_memory(key: str) -> str:
 
 
 def tensors(directory: Path) -> dict:
-    """Every tensor of a directory, by classic name."""
+    """Every tensor of a directory, by its name in the weight table."""
+    aliases = family_of(config_json.read(directory)).weights.aliases
     shards = [load_file(file) for file in sorted(directory.glob("*.safetensors"))]
-    return {huggingface.classic(key): value for shard in shards for key, value in shard.items()}
+    return {table_name(key, aliases): value for shard in shards for key, value in shard.items()}
 
 
 def assert_same_bits(ours: dict, theirs: dict) -> None:
@@ -64,7 +66,7 @@ def assert_same_bits(ours: dict, theirs: dict) -> None:
 
 
 def export(source: Path, target: Path, *, scan_layers: bool = False, **options) -> None:
-    config = replace(hf_config.read(source), scan_layers=scan_layers)
+    config = replace(config_json.read(source), scan_layers=scan_layers)
     huggingface.write(target, config, huggingface.load(source, config), **options)
 
 
@@ -85,9 +87,9 @@ def test_export_loads_in_transformers_and_computes_the_same(source, tmp_path, na
     ours, info = read(tmp_path, output_loading_info=True, **options)
     assert {key: list(value) for key, value in info.items() if value} == {}
     original = read(directory, **options)
-    assert ours.dtype == original.dtype == getattr(torch, hf_config.read(directory).param_dtype)
+    assert ours.dtype == original.dtype == getattr(torch, config_json.read(directory).param_dtype)
     assert_same_bits(ours.state_dict(), original.state_dict())
-    config = hf_config.read(directory)
+    config = config_json.read(directory)
     samples = ref.make_samples([(5, image(6, 10), 4, video(2, 8, 6), 3)], config)
     with torch.no_grad():
         first, second = (model.eval()(**ref.torch_inputs(samples, config)).logits for model in (ours, original))
@@ -110,7 +112,7 @@ def test_shards_hold_what_the_index_says(checkpoint, tmp_path, limit):
 
 def test_shards_are_read_back(checkpoint, tmp_path):
     export(checkpoint("tiny_tied"), tmp_path, max_shard_bytes=50_000)
-    config = hf_config.read(tmp_path)
+    config = config_json.read(tmp_path)
     ours, first = huggingface.load(tmp_path, config), huggingface.load(checkpoint("tiny_tied"), config)
     assert set(ours) == set(first)
     assert all(np.array_equal(ours[path], first[path]) for path in first)
@@ -119,7 +121,7 @@ def test_shards_are_read_back(checkpoint, tmp_path):
 def test_transformers_shards_are_read(checkpoint, tmp_path):
     ref.read_torch(checkpoint("tiny")).save_pretrained(tmp_path, max_shard_size="100KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    config = hf_config.read(tmp_path)
+    config = config_json.read(tmp_path)
     ours, first = huggingface.load(tmp_path, config), huggingface.load(checkpoint("tiny"), config)
     assert all(np.array_equal(ours[path], first[path]) for path in first)
 
@@ -127,7 +129,7 @@ def test_transformers_shards_are_read(checkpoint, tmp_path):
 def test_tied_model_has_one_leaf_and_writes_no_head(checkpoint, tmp_path):
     export(checkpoint("tiny_tied"), tmp_path)
     assert "lm_head.weight" not in tensors(tmp_path)
-    config = hf_config.read(tmp_path)
+    config = config_json.read(tmp_path)
     assert "text.head.kernel" not in huggingface.load(tmp_path, config)
 
 
@@ -136,7 +138,7 @@ def test_nested_config_comes_back_key_by_key(checkpoint, tmp_path, name):
     ref.read_torch(checkpoint(name)).save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
     assert "text_config" in raw
-    ours = json.loads(json.dumps(hf_config.dump(hf_config.parse(raw))))
+    ours = json.loads(json.dumps(config_json.dump(config_json.parse(raw))))
     assert ours == raw
 
 
@@ -150,13 +152,13 @@ def test_flat_config_means_the_same_to_transformers(checkpoint, name):
         found["vision_config"].pop("dtype", None)  # the library leaves it empty; we say it
         return found
 
-    assert seen(hf_config.dump(hf_config.parse(raw))) == seen(raw)
+    assert seen(config_json.dump(config_json.parse(raw))) == seen(raw)
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_tied", "seven_to_one"])
 def test_both_forms_of_config_give_one_model(checkpoint, tmp_path, name):
     ref.read_torch(checkpoint(name)).config.save_pretrained(tmp_path)
-    first, second = hf_config.read(checkpoint(name)), hf_config.read(tmp_path)
+    first, second = config_json.read(checkpoint(name)), config_json.read(tmp_path)
     assert replace(first, hf_extra="{}") == replace(second, hf_extra="{}")
     assert first.eos_token_ids == second.eos_token_ids
 

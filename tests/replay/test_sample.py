@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert
-from svlm_jax.config import preset
 from svlm_jax.data.batch import collate
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json, preset
 from svlm_jax.media.processor import Processor
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.text import Decoder
@@ -51,7 +50,7 @@ def plain(logits: jax.Array, labels: np.ndarray) -> jax.Array:
 
 @pytest.fixture(scope="module")
 def tiny(tiny_dir):
-    config = hf_config.read(tiny_dir).compute("float32")
+    config = config_json.read(tiny_dir).compute("float32")
     return from_parameters(config, convert.load(tiny_dir, config))
 
 
@@ -88,7 +87,7 @@ def test_the_loss_of_a_padded_batch_is_the_mean_over_its_labelled_tokens(tiny, p
 
 def test_a_long_sequence_never_has_all_its_logits():
     """The published vocabulary and 8192 tokens; width cut down, so that all that is large is logits."""
-    config = preset("7b")
+    config = preset("qwen2.5-vl-7b")
     narrow = replace(config.text, hidden_size=128, num_attention_heads=1, num_key_value_heads=1, num_hidden_layers=1)
     narrow = replace(narrow, mrope_section=(16, 24, 24), intermediate_size=8)
     config = replace(config, text=narrow, vision=replace(config.vision, out_hidden_size=128)).compute("bfloat16", "float32")
@@ -135,7 +134,7 @@ def record(directory, settings: dict, ours: sample.Ours, **changed):
 def second(tiny_tied_dir, processor_dir, tmp_path_factory) -> tuple[sample.Ours, object]:
     """What our code makes of SECOND on the tied model, and where it is recorded."""
     directory = tmp_path_factory.mktemp("second")
-    config = hf_config.read(tiny_tied_dir).compute("float32")
+    config = config_json.read(tiny_tied_dir).compute("float32")
     processor = Processor.from_directory(processor_dir, config)
     arrays = {"logits_tail": np.zeros((32, config.text.vocab_size))}
     keys = {"sink": 5, "text_window": 4, "height": 28, "width": 84}
@@ -273,7 +272,7 @@ def test_a_truncated_or_absent_file_is_said(second, tmp_path):
 def test_another_model_is_refused_before_anything_is_computed(second, tiny_dir, tiny_tied_dir, processor_dir, tmp_path):
     with pytest.raises(InputError, match=r"grad_norms: got 13 other names \(lm_head\.weight\), expected the model's"):
         sample.replay(second[1], tiny_dir, processor_dir)
-    config = hf_config.read(tiny_tied_dir)
+    config = config_json.read(tiny_tied_dir)
     pixels = Processor.from_directory(processor_dir, config).video_config
     for changed, said in (
         ({"array_logits_tail": lambda array: array[:, 1:]}, "x logits_tail: got (32, 447), expected rows of 448 logits"),

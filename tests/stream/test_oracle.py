@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.data.batch import collate
+from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
 from svlm_jax.media.processor import load_tokenizer
@@ -116,7 +116,7 @@ def features(name: str) -> list[np.ndarray]:
     recording, arrays = read(name)
     config, model = recording["config"], FIXTURES / "models" / recording["model"]
     shape = (3, config["frame_height"], config["frame_width"])
-    settings = hf_config.read(model)
+    settings = config_json.read(model)
     tower = from_parameters(settings, huggingface.load(model, settings)).vision
     run = jax.jit(lambda vision: tower(vision).rows)
     rows: list[np.ndarray] = []

@@ -8,11 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from svlm_jax import hf_config
 from svlm_jax.config import StreamConfig
-from svlm_jax.data import chat
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.families import chat, config_json
 from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.spans import Kind, Part, Span, total, truncate
@@ -28,7 +27,7 @@ WORDS = ("red ", "blue ball ", "goal", "the team scores ")
 
 @cache
 def language() -> Language:
-    config = hf_config.read(FIXTURES / "models" / "tiny")
+    config = config_json.read(FIXTURES / "models" / "tiny")
     return Language.of(load_tokenizer(FIXTURES / "processor"), config)
 
 
@@ -41,7 +40,7 @@ class Engine:
 
     def __init__(self, config: StreamConfig, previous: str, query: str) -> None:
         self.config = config
-        opening = chat.opening(previous, language().tokenizer)
+        opening = chat.opening(previous, language().tokenizer, language().config)
         turn = sequence.longest_turn(max(GRIDS, key=np.prod), language().tokenizer, language().config)
         self.capacity = policy.capacity(config, opening.spans, turn, chunks=200)
         self.held = sequence.start(opening, query, seed=0, sampling=Sampling(), max_new_tokens=LONGEST)
@@ -310,13 +309,13 @@ def test_sink_and_slide_never_cross(length, first, last, kept):
 
 
 def test_nothing_is_evicted_in_full_mode():
-    spans = chat.opening("red ", language().tokenizer).spans
+    spans = chat.opening("red ", language().tokenizer, language().config).spans
     kept, order = policy.evict(spans, 1000, StreamConfig(mode="full"))
     assert kept == spans and order.tolist() == list(range(total(spans)))
 
 
 def test_words_of_the_oldest_reply_end_the_previous_text():
-    opening = chat.opening("red ", language().tokenizer).spans
+    opening = chat.opening("red ", language().tokenizer, language().config).spans
     spans = (*opening, Span(Kind.USER_TEXT, 3, 0, part=Part.HEAD), Span(Kind.REPLY, 3, 0, part=Part.HEAD))
     spans += (Span(Kind.REPLY, 4, 0), Span(Kind.REPLY, 2, 0, part=Part.TAIL))
     kept, order = policy.evict(spans, 1, StreamConfig(vision_window=1, text_rounds=1, sink=None, text_window=None))

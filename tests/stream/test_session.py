@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.sharding import make_mesh
 from svlm_jax.spans import Kind
@@ -332,7 +332,7 @@ def test_a_seed_that_is_no_32_bits_is_refused(make, seed):
 
 @pytest.mark.parametrize("ways", [{"tensor": 2}, {"tensor": 2, "data": 2}], ids=["tensor", "tensor and data"])
 def test_a_cache_over_devices_says_the_same(model, make, tokenizer, tiny_dir, ways):
-    config = hf_config.read(tiny_dir)
+    config = config_json.read(tiny_dir)
     mesh = make_mesh(**ways)
     cut = from_parameters(config, huggingface.load(tiny_dir, config, mesh))
     over = Session(cut, tokenizer, StreamConfig(**WINDOWS), GRID, sampling=GREEDY, rows=2)

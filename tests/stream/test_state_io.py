@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.model.parameters import from_parameters, parameters
 from svlm_jax.stream import state_file as sealed
@@ -30,7 +30,7 @@ def tokenizer(processor_dir):
 
 @pytest.fixture(scope="module")
 def model(tiny_dir):
-    config = hf_config.read(tiny_dir)
+    config = config_json.read(tiny_dir)
     return from_parameters(config, huggingface.load(tiny_dir, config))
 
 

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import StreamConfig
 from svlm_jax.decode.sampling import Sampling
+from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.model.parameters import from_parameters
@@ -22,7 +22,7 @@ DRAWN = Sampling(temperature=1.5, top_k=0, repetition_penalty=1.05)
 
 @pytest.fixture(scope="module")
 def model(tiny_dir):
-    config = hf_config.read(tiny_dir)
+    config = config_json.read(tiny_dir)
     return from_parameters(config, huggingface.load(tiny_dir, config))
 
 

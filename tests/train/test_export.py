@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.checkpoint import convert
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.model.transforms import merge_lora
 from svlm_jax.train import export, setup
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
@@ -27,7 +27,7 @@ def saved(config, tiny_dir):
     def made(config, ema=0.0):
         config = replace(config, ema_decay=ema)
         model, mesh = (
-            setup.training_model_config(config, hf_config.read(tiny_dir)),
+            setup.training_model_config(config, config_json.read(tiny_dir)),
             setup.build_mesh(config.mesh, jax.devices()[:1]),
         )
         with jax.set_mesh(mesh):
@@ -47,7 +47,7 @@ def saved(config, tiny_dir):
 
 
 def written(directory) -> dict[str, np.ndarray]:
-    config = replace(hf_config.read(directory), scan_layers=True)
+    config = replace(config_json.read(directory), scan_layers=True)
     return {path: np.asarray(value) for path, value in convert.load(directory, config).items()}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from svlm_jax import hf_config
+from svlm_jax.families import config_json
 from svlm_jax.model.text import Decoder
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.train.loss import cross_entropy, cross_entropy_at
@@ -16,7 +16,7 @@ ROWS, LENGTH = 2, 37
 
 @pytest.fixture(scope="module")
 def text(tiny_dir) -> Decoder:
-    return QwenVL(hf_config.read(tiny_dir).compute("float32"), nnx.Rngs(0)).text
+    return QwenVL(config_json.read(tiny_dir).compute("float32"), nnx.Rngs(0)).text
 
 
 @pytest.fixture(scope="module")

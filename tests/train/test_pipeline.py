@@ -7,19 +7,19 @@ from itertools import chain
 import numpy as np
 import pytest
 
-from svlm_jax import hf_config
 from svlm_jax.data.annotation import NO_LOSS
 from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.data.dataset import load_examples
 from svlm_jax.data.pipeline import Bad, Example, Order, Ours, batch, micro_batches, size_of
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.media.processor import Processor
 from tests.train.conftest import BUCKETS, SAMPLES, WINDOW, record
 
 
 @pytest.fixture(scope="module")
 def processor(tiny_dir, small_frames):
-    return Processor.from_directory(small_frames, hf_config.read(tiny_dir))
+    return Processor.from_directory(small_frames, config_json.read(tiny_dir))
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 
 from svlm_jax.cluster.coordination import Channel, PeerLost, is_peer_lost
 from svlm_jax.cluster.distributed import free_port
-from svlm_jax.config import preset
 from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.data.pipeline import FILLER, Example, Examples, Order, Ours
 from svlm_jax.errors import InputError
+from svlm_jax.families import preset
 from svlm_jax.sharding import make_mesh
 from svlm_jax.train import checkpoints, flops
 from svlm_jax.train.prefetch import BatchPrefetcher
@@ -70,7 +70,7 @@ def test_rows_that_hosts_share_are_counted_once(monkeypatch):
     monkeypatch.setattr(flops, "peak_flops", lambda device_kind: 989.5e12)
     rates = []
     for rows in (4, 1):  # all of 4 rows, shared by hosts; and a quarter of them
-        workload = Workload(preset("3b"), ["text.layers.mlp.up.kernel"], make_mesh(fsdp=4, tensor=2), rows, 4)
+        workload = Workload(preset("qwen2.5-vl-3b"), ["text.layers.mlp.up.kernel"], make_mesh(fsdp=4, tensor=2), rows, 4)
         stats = StepStats(workload)
         stats.tokens, stats.labels, stats.video_seconds = 100 * rows, 10 * rows, 2.0 * rows
         stats.flops, stats.padded_tokens = 1e12 * rows, 400
@@ -100,7 +100,7 @@ def prefetcher(examples: Nothing, steps: int) -> BatchPrefetcher:
     size = Bucket(8, 16, 4, 16)
     shard = Ours(Order(examples.count, 0), (0, 1), 2, 0, steps)
     data = DataConfig(buckets=(size,), threads=1)
-    return BatchPrefetcher(examples, shard, data, preset("3b"), workers=0)
+    return BatchPrefetcher(examples, shard, data, preset("qwen2.5-vl-3b"), workers=0)
 
 
 def test_a_batch_is_padded_while_the_loop_is_busy():

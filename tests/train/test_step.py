@@ -13,8 +13,8 @@ import pytest
 from einops import rearrange
 from optax.contrib import MuonState
 
-from svlm_jax import hf_config
 from svlm_jax.errors import InputError
+from svlm_jax.families import config_json
 from svlm_jax.model import text
 from svlm_jax.model.parameters import shapes
 from svlm_jax.train import logs
@@ -179,7 +179,7 @@ def test_weight_decay_leaves_norms_and_biases_alone(tiny_dir, stacked):
     tx = build_optimizer(
         OptimizerConfig(learning_rate=1.0, warmup_ratio=0.0, schedule="constant", weight_decay=0.1, max_grad_norm=0.0), 10
     )
-    config = replace(hf_config.read(tiny_dir), scan_layers=stacked, lora_rank=2)
+    config = replace(config_json.read(tiny_dir), scan_layers=stacked, lora_rank=2)
     values = {path: jnp.ones((2,) * len(leaf.shape)) for path, leaf in shapes(config).items()}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, values), tx.init(values), values)
     moved = {path for path, update in updates.items() if float(jnp.abs(update).max())}

@@ -1,7 +1,8 @@
-"""Chat turns to tokens and spans, in the Qwen format. Host side: numpy, never jax.
+"""Chat turns to tokens and spans. Host side: numpy, never jax.
 
-Text between vision blocks is tokenised in one piece; the markers are special tokens, so the pieces tokenise as the whole does.
-`encode` renders a conversation; `opening`, `user_turn` and `reply_turn` the turns of a stream, which training data shares.
+Owns the order of what stands in a turn, which training data and streams share. The markup and the time text are the family's
+(`families.family.ChatFormat`). `encode` renders a conversation; `opening`, `user_turn` and `reply_turn` the turns of a stream.
+Text between two vision blocks is tokenised at once: marks are special tokens, so a conversation tokenises as its parts do.
 """
 
 import re
@@ -12,11 +13,12 @@ import numpy as np
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import family_of
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.spans import Kind, Part, Span, vision_span
 
-SYSTEM_PROMPT = "You are a helpful assistant."
-PREVIOUS_HEAD, TURN_HEAD, TURN_END = 4, 3, 2  # tokens of <|im_start|>previous text\n, <|im_start|>user\n, <|im_end|>\n
+# Tokens of the header of the previous-text turn and of any other turn, and of a turn's footer: a mark, words, newline.
+PREVIOUS_HEAD, TURN_HEAD, TURN_END = 4, 3, 2
 _MARKUP = re.compile(r"<\|\w+\|>")
 _KINDS = {"system": Kind.SYSTEM, "previous text": Kind.PREVIOUS, "user": Kind.USER_TEXT, "assistant": Kind.REPLY}
 
@@ -42,22 +44,22 @@ class Turn(NamedTuple):
 
 
 def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, reply: bool = True) -> Sample:
-    """Tokens of a conversation, <|im_start|>role ... <|im_end|> a turn; the default system turn is added when there is none.
+    """Tokens of a conversation; the family's system turn is added when there is none.
 
     Args:
-        reply: end with the header of an assistant turn, for the model to go on from.
+        reply: end with the header of an assistant turn, which the model continues.
 
     Raises:
         ValueError: an unknown role.
     """
-    turns = list(turns)
+    turns, chat = list(turns), family_of(config).chat
     if not turns or turns[0].role != "system":
-        turns.insert(0, Turn("system", (SYSTEM_PROMPT,)))
+        turns.insert(0, Turn("system", (chat.system_prompt,)))
     ids: list[int] = []
     spans: list[Span] = []
     clips: list[Clip] = []
 
-    def say(text: str, kind: Kind, turn: int) -> None:
+    def add_text(text: str, kind: Kind, turn: int) -> None:
         tokens = tokenizer.encode(text, add_special_tokens=False)
         ids.extend(tokens)
         spans.append(Span(kind, len(tokens), turn))
@@ -65,20 +67,20 @@ def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, 
     for number, (role, content) in enumerate(turns):
         if role not in _KINDS:
             raise ValueError(f"role: got {role!r}, expected one of {', '.join(_KINDS)}")
-        text = f"<|im_start|>{role}\n"
-        for piece in content:
-            if isinstance(piece, str):
-                text += piece
+        text = chat.header(role)
+        for item in content:
+            if isinstance(item, str):
+                text += item
                 continue
-            say(text + "<|vision_start|>", _KINDS[role], number)
-            span = vision_span(piece.grid, config.vision.spatial_merge_size, number, piece.step)
-            ids.extend([config.video_token_id if piece.video else config.image_token_id] * span.length)
+            add_text(text + chat.vision_start, _KINDS[role], number)
+            span = vision_span(item.grid, config.vision.spatial_merge_size, number, item.step)
+            ids.extend([config.video_token_id if item.video else config.image_token_id] * span.length)
             spans.append(span)
-            clips.append(piece)
-            text = "<|vision_end|>"
-        say(text + "<|im_end|>\n", _KINDS[role], number)
+            clips.append(item)
+            text = chat.vision_end
+        add_text(text + chat.footer, _KINDS[role], number)
     if reply:
-        say("<|im_start|>assistant\n", Kind.REPLY, len(turns))
+        add_text(chat.header("assistant"), Kind.REPLY, len(turns))
     return Sample(np.array(ids, np.int32), tuple(spans), tuple(clips))
 
 
@@ -94,10 +96,11 @@ class Tokens(NamedTuple):
         return cls(np.array(ids, np.int32), tuple(span for span, _ in runs if span.length))
 
 
-def opening(previous: str, tokenizer: Tokenizer) -> Tokens:
-    """What a stream begins with: the system turn and the previous-text turn (empty or not)."""
-    system = tokenizer.encode(f"<|im_start|>system\n{SYSTEM_PROMPT}<|im_end|>\n", add_special_tokens=False)
-    turn = tokenizer.encode(f"<|im_start|>previous text\n{previous}<|im_end|>\n", add_special_tokens=False)
+def opening(previous: str, tokenizer: Tokenizer, config: ModelConfig) -> Tokens:
+    """The first tokens of a stream: the system turn and the previous-text turn (empty or not)."""
+    chat = family_of(config).chat
+    system = tokenizer.encode(f"{chat.header('system')}{chat.system_prompt}{chat.footer}", add_special_tokens=False)
+    turn = tokenizer.encode(f"{chat.header('previous text')}{previous}{chat.footer}", add_special_tokens=False)
     head, body, tail = turn[:PREVIOUS_HEAD], turn[PREVIOUS_HEAD:-TURN_END], turn[-TURN_END:]
     return Tokens.join(
         _run(Kind.SYSTEM, system, 0, Part.BODY),
@@ -115,23 +118,24 @@ def user_turn(
     tokenizer: Tokenizer,
     config: ModelConfig,
     *,
-    asked: str = "",
+    question: str = "",
     query: str = "",
     turn: int = 0,
 ) -> Tokens:
     """The user turn of one chunk, and the header of the reply to it.
 
     Args:
-        start, end: seconds, printed with one decimal.
-        grid, step: of the chunk's frames; None: it has none.
-        asked: stands right after the time text: a question (`question_text`), or the blank of training data.
+        start, end: seconds of the chunk.
+        grid, step: of the chunk's frames; None: it has no frames.
+        question: follows the time text: `question_text`, or the blank of training data.
         query: stands after the vision; a stream has one in its first turn.
         turn: its number.
     """
-    text = f"<|im_start|>user\nTime={start:.1f}-{end:.1f}s{asked}"
+    chat = family_of(config).chat
+    text = f"{chat.header('user')}{chat.time_text(start, end)}{question}"
     time = tokenizer.encode(text, add_special_tokens=False)
-    tail = tokenizer.encode(f"{query}<|im_end|>\n", add_special_tokens=False)
-    head = tokenizer.encode("<|im_start|>assistant\n", add_special_tokens=False)
+    tail = tokenizer.encode(f"{query}{chat.footer}", add_special_tokens=False)
+    head = tokenizer.encode(chat.header("assistant"), add_special_tokens=False)
     vision = []
     if grid is not None:
         pads = vision_span(grid, config.vision.spatial_merge_size, turn, step)
@@ -150,15 +154,19 @@ def user_turn(
 
 
 def plain(text: str, field: str) -> str:
-    """`text`, which holds no special tokens: they would be tokenised as such, and pads be taken for frames."""
-    if found := _MARKUP.search(text):
-        raise InputError(field, f"special token {found[0]}", "plain text", "remove it")
+    """`text`, after a check that it holds no special tokens: the tokenizer would obey them, and pads would count as frames.
+
+    Raises:
+        InputError: a special token.
+    """
+    if mark := _MARKUP.search(text):
+        raise InputError(field, f"special token {mark[0]}", "plain text", "remove it")
     return text
 
 
 def question_text(question: str, *, first: bool = False) -> str:
-    """What a question becomes in a user turn, right after the time text and before the vision: training data and a viewer's
-    question in a live stream alike. A blank goes before it, but not in the first turn of all.
+    """A question as it stands in a user turn, between the time text and the vision, in training data and in a live stream
+    alike. A blank goes before it, except in a stream's first turn.
 
     Raises:
         InputError: special tokens in it.
@@ -167,8 +175,8 @@ def question_text(question: str, *, first: bool = False) -> str:
 
 
 def reply_turn(tokens: Sequence[int], turn: int) -> tuple[Span, ...]:
-    """Spans of the tokens of a reply, its <|im_end|> included: the last two are the TAIL (" ..." and <|im_end|>)."""
-    tail = min(TURN_END, len(tokens))
+    """Spans of the tokens of a reply, the turn's end mark included: the last two are the TAIL (" ..." and the mark)."""
+    tail = min(2, len(tokens))
     body = Span(Kind.REPLY, len(tokens) - tail, turn), Span(Kind.REPLY, tail, turn, part=Part.TAIL)
     return tuple(span for span in body if span.length)
 
