@@ -25,7 +25,7 @@ from svlm_jax.cli.screen import Questions, Screen, Stopping, clock, someone_type
 from svlm_jax.cli.stream_flags import frame_flags, retention_flags, sampling_flags, settings_line, stream_settings
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
-from svlm_jax.media.player import LATE
+from svlm_jax.media.player import MAX_DELAY
 from svlm_jax.stream.events import Caption, Dropped, Ended, Event, Note, Refused, Started, TokenDelta
 
 
@@ -42,9 +42,9 @@ def make_parser() -> argparse.ArgumentParser:
     video.add_argument(
         "--max-delay",
         type=number(0),
-        default=LATE,
+        default=MAX_DELAY,
         metavar="S",
-        help=f"live or with --pace: seconds of video that may wait before the oldest are dropped (default {LATE:g})",
+        help=f"live or with --pace: seconds of video that may wait before the oldest are dropped (default {MAX_DELAY:g})",
     )
     text = parser.add_argument_group("words")
     text.add_argument("--query", default="", help="what is asked for, in the first turn")

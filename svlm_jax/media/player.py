@@ -1,9 +1,10 @@
-"""Playing a source: decoding and preparing run ahead in a thread; chunks that nobody was ready for are dropped, and said.
+"""Playing a source: a thread decodes and prepares its chunks ahead of the reader, and drops those that come too late.
 
-The policy. Without a pace every chunk is delivered, as fast as it is taken. At the pace of the clock (a live source, or a file
-that is played at its own speed) a chunk can be had once its last frame is there. What is late waits, in order, and is caught
-up as fast as it is taken: after a moment of load nothing is missing. Only when more than `late` seconds of video wait is the
-oldest chunk dropped, so that the newest `late` seconds are always there. Chunks are dropped whole, and each is reported.
+The policy. Without a clock every chunk is delivered, as fast as it is read. By the clock (a live source, or a file that is
+played at its own speed) a chunk is ready once its last frame has come. Chunks that are late wait, in order, and are caught up
+as fast as they are read: after a moment of load nothing is missing. Only when more than `max_delay` seconds of video wait is
+the oldest chunk dropped, so that the newest `max_delay` seconds always remain. Chunks are dropped as a unit, and each is
+reported.
 """
 
 import threading
@@ -15,12 +16,12 @@ from typing import Any
 
 from svlm_jax.media.sources import Chunk, Source
 
-AHEAD = 4  # chunks that are prepared before they are wanted
-LATE = 5.0  # seconds of video that may wait
+PREFETCH = 4  # chunks that are prepared before they are read
+MAX_DELAY = 5.0  # seconds of video that may wait
 
 
 class Player(AbstractContextManager):
-    """Iterate over (chunk, what `prepare` made of it), once; closes the source."""
+    """Iterates over (chunk, `prepare(chunk)`), once; closes the source."""
 
     def __init__(
         self,
@@ -28,63 +29,63 @@ class Player(AbstractContextManager):
         prepare: Callable[[Chunk], Any],
         *,
         pace: bool = False,
-        late: float | int = LATE,
-        report: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
+        max_delay: float | int = MAX_DELAY,
+        on_dropped: Callable[[Sequence[Chunk]], None] = lambda chunks: None,
         clock: Callable[[], float] = time.monotonic,
         changed: threading.Condition | None = None,
         chunks: Iterable[Chunk] | None = None,
     ) -> None:
         """Args:
-        prepare: run in the thread.
-        pace: keep to the clock even if the source could go faster.
-        late: seconds of video that may wait at that pace; one chunk always may.
-        report: told the chunks that are dropped, in the thread that takes.
+        prepare: called in the thread of the player.
+        pace: play a file at its own speed; by default as fast as it is read.
+        max_delay: seconds of video that may wait when played by the clock; one chunk always may.
+        on_dropped: called with the chunks that were dropped, in the thread of the reader.
         clock: seconds, for tests.
-        changed: notified when something can be had; one that several players share, for who polls them all.
-        chunks: of the source, where some were taken from it before; `source` itself by default.
+        changed: notified when a chunk is ready or the source is over; several players may share one, to be polled together.
+        chunks: of the source, where some were read before; `source` itself by default.
         """
-        self.source, self.prepare, self.report, self.clock = source, prepare, report, clock
+        self.source, self.prepare, self.on_dropped, self.clock = source, prepare, on_dropped, clock
         self.chunks = source if chunks is None else chunks
-        self.wait, self.timed = pace and not source.live, pace or source.live
-        self.most = max(1, int(late / source.chunk_seconds + 1e-6))  # complete chunks
+        self.paced, self.timed = pace and not source.live, pace or source.live
+        self.max_ready = max(1, int(max_delay / source.chunk_seconds + 1e-6))  # complete chunks
         self.ready: deque[tuple[Chunk, Any]] = deque()
-        self.lost: list[Chunk] = []
+        self.dropped: list[Chunk] = []  # not reported yet
         self.changed = changed or threading.Condition()
         self.ended = self.stopped = False
         self.error: BaseException | None = None
         self.thread = threading.Thread(target=self._read, name="decode", daemon=True)
 
     def __iter__(self) -> Iterator[tuple[Chunk, Any]]:
-        self.begin()
+        self.start()
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.ready or self.ended or self.stopped)
-            taken = self.poll()
-            if taken is None:
+            item = self.poll()
+            if item is None:
                 return
-            yield taken
+            yield item
 
-    def begin(self) -> None:
-        """Start reading, for who polls; iterating does it by itself."""
+    def start(self) -> None:
+        """Start reading the source, before `poll`; iterating does it by itself."""
         self.thread.start()
 
     def poll(self) -> tuple[Chunk, Any] | None:
-        """The next chunk if it is there, without waiting.
+        """The next chunk if it is ready, without waiting.
 
         Raises:
-            BaseException: what broke the source, once everything before it has been taken.
+            BaseException: what broke the source, once everything before it has been read.
         """
         with self.changed:
             if self.stopped:
                 return None
-            taken, over = (self.ready.popleft() if self.ready else None), self.ended
-            lost, self.lost = self.lost, []
+            item, ended = (self.ready.popleft() if self.ready else None), self.ended
+            dropped, self.dropped = self.dropped, []
             self.changed.notify_all()
-        if lost:
-            self.report(lost)
-        if taken is None and over and self.error is not None:
+        if dropped:
+            self.on_dropped(dropped)
+        if item is None and ended and self.error is not None:
             raise self.error
-        return taken
+        return item
 
     @property
     def has_chunk(self) -> bool:
@@ -92,31 +93,31 @@ class Player(AbstractContextManager):
         return bool(self.ready) and not self.stopped
 
     @property
-    def over(self) -> bool:
-        """Whether nothing comes any more."""
+    def is_over(self) -> bool:
+        """Whether no chunk comes any more."""
         return self.stopped or (self.ended and not self.ready)
 
     def _read(self) -> None:
         try:
-            began = None
+            origin = None  # second 0 of the video on the clock
             for chunk in self.chunks:
-                began = self.clock() - chunk.start if began is None else began
+                origin = self.clock() - chunk.start if origin is None else origin
                 item = (chunk, self.prepare(chunk))
                 with self.changed:
-                    if self.wait:
-                        self.changed.wait_for(lambda: self.stopped, timeout=max(0.0, began + chunk.end - self.clock()))
-                    while not self.timed and len(self.ready) >= AHEAD and not self.stopped:
+                    if self.paced:
+                        self.changed.wait_for(lambda: self.stopped, timeout=max(0.0, origin + chunk.end - self.clock()))
+                    while not self.timed and len(self.ready) >= PREFETCH and not self.stopped:
                         self.changed.wait()
                     if self.stopped:
                         return
                     self.ready.append(item)
-                    if self.timed and len(self.ready) > self.most:
-                        self.lost.append(self.ready.popleft()[0])
+                    if self.timed and len(self.ready) > self.max_ready:
+                        self.dropped.append(self.ready.popleft()[0])
                     self.changed.notify_all()
-        except BaseException as error:  # goes to the thread that takes
+        except BaseException as error:  # raised in the thread of the reader
             self.error = error
         finally:
-            self.source.close()  # here: nobody may close it while this thread reads
+            self.source.close()  # in this thread: no other may close it while this one reads
             with self.changed:
                 self.ended = True
                 self.changed.notify_all()
@@ -126,9 +127,10 @@ class Player(AbstractContextManager):
         with self.changed:
             self.stopped = True
             self.changed.notify_all()
+        self.source.stop()
 
     def __exit__(self, *_: object) -> None:
-        """Stop reading; a thread that is held up by a slow source ends by itself when that answers."""
+        """Stop reading; a thread that waits for a slow source ends by itself when that answers."""
         self.stop()
         if self.thread.is_alive():
             self.thread.join(timeout=1.0)

@@ -134,6 +134,9 @@ class PushSource(Source):
                 self.finished, self.ending = True, reason
             self.changed.notify_all()
 
+    def stop(self) -> None:
+        self.finish()
+
     def close(self) -> None:
         self.finish()
 

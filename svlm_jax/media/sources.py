@@ -128,6 +128,9 @@ class Source(AbstractContextManager, ABC):
         seconds = min(math.inf if length is None else length - self.start, self.duration or math.inf)
         return max(0, math.ceil(seconds / self.chunk_seconds - SLACK))
 
+    def stop(self) -> None:
+        """Make `frames` end soon where it waits for others; from any thread."""
+
     def close(self) -> None:
         """Release files, cameras and connections."""
 

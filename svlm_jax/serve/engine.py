@@ -129,9 +129,9 @@ class Engine:
                 if not rows or self.stopping:
                     raise self.no_free_stream()
                 one = Running(name, min(rows), feed, query, seed)
-                one.player = Player(feed, self._prepare, report=lambda lost: self._lost(one, lost), changed=self.changed)
+                one.player = Player(feed, self._prepare, on_dropped=lambda lost: self._lost(one, lost), changed=self.changed)
                 self.running[name] = one
-                one.player.begin()
+                one.player.start()
         except InputError:
             feed.close()
             raise
@@ -199,10 +199,10 @@ class Engine:
             self.beat = time.monotonic()
 
             def some() -> bool:
-                return self.stopping or any(one.player.ready or one.player.over for one in self.running.values())
+                return self.stopping or any(one.player.ready or one.player.is_over for one in self.running.values())
 
             def all_of_them() -> bool:
-                return self.stopping or all(one.player.ready or one.player.over for one in self.running.values())
+                return self.stopping or all(one.player.ready or one.player.is_over for one in self.running.values())
 
             if self.changed.wait_for(some, timeout=1.0):
                 self.changed.wait_for(all_of_them, timeout=TOGETHER * self.config.chunk_seconds)
@@ -220,7 +220,7 @@ class Engine:
                 continue
             if item is not None:
                 taken.append((one, item[0], *item[1]))
-            elif one.player.over:
+            elif one.player.is_over:
                 self.end(one.name, one.feed.ending or "the source has ended")
         return taken
 

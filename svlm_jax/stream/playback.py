@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from svlm_jax.inputs import Clip
 from svlm_jax.media import sources
-from svlm_jax.media.player import LATE, Player
+from svlm_jax.media.player import MAX_DELAY, Player
 from svlm_jax.media.processor import Processor
 from svlm_jax.media.sources import Source
 from svlm_jax.stream.events import Dropped, Ended
@@ -34,7 +34,7 @@ class Ready(NamedTuple):
 class Playback(AbstractContextManager["Playback"]):
     """Sources by the names of their streams. `wait` and `poll` belong to one thread, the rest may be called from any."""
 
-    def __init__(self, processor: Processor, *, pace: bool = False, max_delay: float | int = LATE) -> None:
+    def __init__(self, processor: Processor, *, pace: bool = False, max_delay: float | int = MAX_DELAY) -> None:
         """Args:
         pace: play files at their own speed; otherwise as fast as their chunks are taken.
         max_delay: seconds of live or paced video that may wait before the oldest chunks are dropped.
@@ -65,13 +65,13 @@ class Playback(AbstractContextManager["Playback"]):
                 source,
                 partial(self._prepare, fps=source.fps),
                 pace=self.pace,
-                late=self.max_delay,
-                report=partial(self._report, stream),
+                max_delay=self.max_delay,
+                on_dropped=partial(self._report, stream),
                 changed=self.changed,
                 chunks=chunks,
             )
             self.players[stream] = player
-            player.begin()
+            player.start()
 
     def close(self, stream: str) -> None:
         """Take nothing more from a source; one that has ended is closed already."""
@@ -99,7 +99,7 @@ class Playback(AbstractContextManager["Playback"]):
         together is one batch. Sources without a clock are waited for, since waiting loses nothing."""
 
         def is_due(quantifier: Callable[[Iterable[bool]], bool]) -> bool:
-            return self.stopped or quantifier(player.has_chunk or player.over for player in self.players.values())
+            return self.stopped or quantifier(player.has_chunk or player.is_over for player in self.players.values())
 
         with self.changed:
             if self.changed.wait_for(lambda: is_due(any), timeout):
@@ -124,7 +124,7 @@ class Playback(AbstractContextManager["Playback"]):
             if chunk is not None:
                 (video, (clip, arrival)) = chunk
                 ready[stream] = Ready(video.start, video.end, clip, video.note, arrival)
-            elif error is not None or player.over:
+            elif error is not None or player.is_over:
                 self.close(stream)
                 events.append(Ended(stream=stream, reason=player.source.ending, error=error))
         return ready, events

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from svlm_jax.media.player import AHEAD, LATE, Player
+from svlm_jax.media.player import MAX_DELAY, PREFETCH, Player
 from svlm_jax.media.sources import Source, Timing
 
 FRAME = np.zeros((2, 2, 3), np.uint8)
@@ -47,7 +47,7 @@ def numbers(played) -> list[int]:
 
 def test_nothing_is_dropped_without_a_pace():
     lost = []
-    with Player(Fake(40).let(40), lambda chunk: chunk.number * 10, report=lost.extend) as player:
+    with Player(Fake(40).let(40), lambda chunk: chunk.number * 10, on_dropped=lost.extend) as player:
         played = list(player)
     assert numbers(played) == list(range(40)) and [made for _, made in played] == list(range(0, 400, 10))
     assert lost == []
@@ -59,7 +59,7 @@ def test_it_runs_ahead_but_not_far():
 
     def prepare(chunk):
         seen.append(chunk.number)
-        if len(seen) == AHEAD + 2:  # one is taken, AHEAD wait, one is being prepared
+        if len(seen) == PREFETCH + 2:  # one is taken, PREFETCH wait, one is being prepared
             reached.set()
 
     with Player(source, prepare) as player:
@@ -67,14 +67,14 @@ def test_it_runs_ahead_but_not_far():
         next(taken)
         assert reached.wait(HANG)
         # On a slow machine this may see less than it could, and never fails for that.
-        assert not source.made.wait(0.2) and len(seen) <= AHEAD + 2
+        assert not source.made.wait(0.2) and len(seen) <= PREFETCH + 2
         assert len([1 for _ in taken]) == 19
 
 
-def held_up(chunks: int, late: float = LATE) -> tuple[list[int], list[int]]:
+def held_up(chunks: int, late: float = MAX_DELAY) -> tuple[list[int], list[int]]:
     """(watched, lost) when the first chunk of a live source takes as long as it takes for all others to come."""
     source, lost = Fake(chunks, live=True), []
-    with Player(source, lambda chunk: None, late=late, report=lost.extend) as player:
+    with Player(source, lambda chunk: None, max_delay=late, on_dropped=lost.extend) as player:
         taken = iter(player)
         source.let(1)
         watched = [next(taken)[0].number]
@@ -84,12 +84,12 @@ def held_up(chunks: int, late: float = LATE) -> tuple[list[int], list[int]]:
     return watched, [chunk.number for chunk in lost]
 
 
-@pytest.mark.parametrize("waiting", [1, 3, int(LATE)])
+@pytest.mark.parametrize("waiting", [1, 3, int(MAX_DELAY)])
 def test_a_moment_of_load_is_caught_up_and_costs_no_word(waiting):
     assert held_up(1 + waiting) == (list(range(1 + waiting)), [])
 
 
-@pytest.mark.parametrize(("waiting", "late"), [(int(LATE) + 1, LATE), (70, LATE), (3, 2), (3, 0.5), (9, 0)])
+@pytest.mark.parametrize(("waiting", "late"), [(int(MAX_DELAY) + 1, MAX_DELAY), (70, MAX_DELAY), (3, 2), (3, 0.5), (9, 0)])
 def test_of_what_comes_too_late_the_newest_seconds_are_watched_and_the_others_are_said(waiting, late):
     watched, lost = held_up(1 + waiting, late)
     newest = max(1, int(late))
@@ -99,12 +99,12 @@ def test_of_what_comes_too_late_the_newest_seconds_are_watched_and_the_others_ar
 
 def test_what_nobody_takes_for_long_is_said_too_and_takes_no_memory():
     source, lost = Fake(100, live=True).let(100), []
-    with Player(source, lambda chunk: None, report=lost.extend) as player:
-        player.begin()
+    with Player(source, lambda chunk: None, on_dropped=lost.extend) as player:
+        player.start()
         assert source.made.wait(HANG) and player.thread.join(HANG) is None
-        assert len(player.ready) == LATE
-        rest = [player.poll()[0].number for _ in range(int(LATE))]
-        assert player.poll() is None and player.over
+        assert len(player.ready) == MAX_DELAY
+        rest = [player.poll()[0].number for _ in range(int(MAX_DELAY))]
+        assert player.poll() is None and player.is_over
     assert rest == list(range(95, 100)) and [chunk.number for chunk in lost] == list(range(95))
 
 

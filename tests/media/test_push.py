@@ -105,11 +105,11 @@ def test_a_sample_is_read_as_soon_as_a_frame_is_on_time_for_it():
 
 def test_a_player_drops_what_comes_too_late_and_ends_with_the_source():
     source, lost = PushSource("camera", Timing(fps=1)), []
-    with Player(source, lambda chunk: None, late=1, report=lost.extend) as player:
+    with Player(source, lambda chunk: None, max_delay=1, on_dropped=lost.extend) as player:
         for number in range(6):
             source.push(plain(RED), float(number))
         source.finish()
-        player.begin()
+        player.start()
         player.thread.join(HANG)
         assert not player.thread.is_alive()
         assert [player.poll()[0].number for _ in range(1)] == [5] and [chunk.number for chunk in lost] == [0, 1, 2, 3, 4]
@@ -166,3 +166,13 @@ def test_a_wrong_frame_is_one_line_to_who_pushes_it():
         refused(lambda second=second: source.push(plain(RED), second), "second: got", "a number of seconds")
     refused(lambda: PushSource("camera", max_frames=0), "max_frames: got 0")
     refused(lambda: PushSource("camera", Timing(fps=0)), "fps: got 0")
+
+
+def test_a_reader_that_leaves_ends_it():
+    """Else: a thread waits for ever, and a client pushes frames that nobody watches."""
+    source = PushSource("camera", Timing(fps=1))
+    source.push(plain(RED), 0.0)
+    with Player(source, lambda chunk: None) as player:
+        next(iter(player))
+    player.thread.join(HANG)
+    assert not player.thread.is_alive() and not source.push(plain(RED), 1.0)
