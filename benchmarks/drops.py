@@ -76,6 +76,7 @@ def bench(args: argparse.Namespace) -> None:
 
 def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
     """What is said in each second that is watched. frames uint8 [2 S, H, W, 3]: two a second."""
+    from svlm_jax.stream.results import require_reply
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
     from svlm_jax.touchline.judge import words_of
@@ -86,9 +87,8 @@ def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
         if session is None or state is None:
             session = Session(vlm.model, vlm.tokenizer, vlm.stream, clip.grid, sampling=vlm.sampling)
             state = session.join(session.start())
-        state, (reply,) = session.step(state, [Chunk(float(second), second + 1.0, clip)])
-        assert reply is not None
-        words[second] = words_of(reply.raw)[1]
+        state, (result,) = session.step(state, [Chunk(float(second), second + 1.0, clip)])
+        words[second] = words_of(require_reply(result).raw)[1]
     return words
 
 

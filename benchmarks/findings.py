@@ -208,6 +208,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     from svlm_jax.decode.sampling import Sampling
     from svlm_jax.inputs import Clip
     from svlm_jax.spans import temporal_step
+    from svlm_jax.stream.results import require_reply
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
 
@@ -225,8 +226,8 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
             question = questions.get(second, "")
             chunk = Chunk(float(second), float(second + 1), Clip(shown, clip.grid, step, video=True), question)
             began = time.perf_counter()
-            state, (reply,) = session.step(state, [chunk])
-            assert reply is not None
+            state, (result,) = session.step(state, [chunk])
+            reply = require_reply(result)
             ms = 1000 * (time.perf_counter() - began)
             line = {"second": second, "text": reply.raw, "question": question, "ms": round(ms, 2), "slots": reply.after}
             file.write(json.dumps(line) + "\n")

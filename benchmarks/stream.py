@@ -71,6 +71,7 @@ class Run:
 
     def run(self, chunks: int, progress: Progress) -> np.ndarray:
         """FIELDS of every chunk, as a structured array [chunks]: milliseconds by stage, slots in use, memory and so on."""
+        from svlm_jax.stream.results import require_reply
         from svlm_jax.stream.sequence import Chunk
 
         seconds, told = self.config.chunk_seconds, np.zeros(chunks, [(name, np.float64) for name in FIELDS])
@@ -80,9 +81,9 @@ class Run:
                 clip = self.processor.video(frames, fps=self.config.fps, raw=True)
                 patches = 1000 * (time.perf_counter() - started)
                 chunk = Chunk(number * seconds, (number + 1) * seconds, clip)
-                self.state, (reply, *_) = self.session.step(self.state, [chunk] * self.rows)
-                stream = self.state.streams[0]
-                assert reply is not None and stream is not None
+                self.state, (result, *_) = self.session.step(self.state, [chunk] * self.rows)
+                reply, stream = require_reply(result), self.state.streams[0]
+                assert stream is not None
                 ms = [decoding, patches, *(reply.ms[stage] for stage in STAGES[2:])]
                 place, compiles = float(stream.positions.max()), compiled.count - before
                 memory = resident(), on_device("bytes_in_use")

@@ -2,13 +2,17 @@
 
 The one file that training data and streaming share: a sequence is a list of spans, never rediscovered by scanning ids.
 Units: lengths in tokens, grids in patches (t, h, w), steps and positions in rotary positions (float32, not truncated).
+Axes: M merged tokens of a grid, n tokens.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int
+
+TokenMask = bytes  # one bit for each merged token of a grid, in (t, h, w) order, as np.packbits lays them out
 
 
 class Kind(IntEnum):
@@ -22,8 +26,8 @@ class Kind(IntEnum):
 
 
 class Part(IntEnum):
-    """Where in its turn a span stands: HEAD is the markup that opens the turn, TAIL what closes it; of a user turn BODY is the
-    time text and a question, of a reply TAIL begins with its last word (the " ..." of trained models)."""
+    """The part of its turn that a span is: HEAD is the markup that opens the turn, TAIL what closes it; of a user turn BODY is
+    the time text and a question, of a reply TAIL begins with its last word (the " ..." of trained models)."""
 
     HEAD = 0
     BODY = 1
@@ -31,8 +35,9 @@ class Part(IntEnum):
 
 
 class Span(NamedTuple):
-    """A run of `length` tokens of one kind in one turn. Pads carry their patch grid (t, h, w) and `step`, the temporal
-    positions from one t to the next; a VISION span without a grid is the marker before or after them."""
+    """A run of `length` tokens of one kind in one turn. Vision tokens carry their patch grid (t, h, w) and `step`, the temporal
+    positions from one t to the next; a VISION span without a grid is the marker before or after them. keep: which merged tokens
+    of the grid exist (None: all); `length` counts those."""
 
     kind: Kind
     length: int
@@ -40,6 +45,7 @@ class Span(NamedTuple):
     grid: tuple[int, int, int] | None = None
     step: float = 1.0
     part: Part = Part.BODY
+    keep: TokenMask | None = None
 
 
 def temporal_step(tokens_per_second: int, temporal_patch_size: int, fps: float | int) -> float:
@@ -48,40 +54,65 @@ def temporal_step(tokens_per_second: int, temporal_patch_size: int, fps: float |
     return tokens_per_second * temporal_patch_size / fps
 
 
-def vision_span(grid: tuple[int, int, int], merge: int = 2, turn: int = 0, step: float = 1.0) -> Span:
-    """The span of one image or clip whose patch grid is (t, h, w)."""
+def merged_tokens(grid: tuple[int, int, int], merge: int = 2) -> int:
+    """Merged tokens of a patch grid (t, h, w): M."""
     t, h, w = grid
-    return Span(Kind.VISION, t * (h // merge) * (w // merge), turn, grid, step)
+    return t * (h // merge) * (w // merge)
 
 
-def positions(spans: Iterable[Span], merge: int = 2, start: float = 0.0) -> np.ndarray:
-    """Contiguous (t, h, w) positions of a sequence, as float32 [3, n].
+def vision_span(
+    grid: tuple[int, int, int],
+    merge: int = 2,
+    turn: int = 0,
+    step: float = 1.0,
+    keep: Bool[np.ndarray, " M"] | None = None,
+) -> Span:
+    """The span of one image or clip whose patch grid is (t, h, w); keep: which of its merged tokens exist (all by default)."""
+    if keep is None or keep.all():
+        return Span(Kind.VISION, merged_tokens(grid, merge), turn, grid, step)
+    return Span(Kind.VISION, int(np.count_nonzero(keep)), turn, grid, step, keep=np.packbits(keep).tobytes())
+
+
+def grid_index(span: Span) -> Int[np.ndarray, " n"]:
+    """For each token of a vision span, its index among the merged tokens of the grid in (t, h, w) order."""
+    if span.keep is None:
+        return np.arange(span.length)
+    return np.flatnonzero(np.unpackbits(np.frombuffer(span.keep, np.uint8)))
+
+
+def positions(spans: Iterable[Span], merge: int = 2, start: float = 0.0) -> Float32[np.ndarray, "3 n"]:
+    """Contiguous (t, h, w) positions of a sequence.
 
     Text counts up by one on all axes. A vision block at p has t = p + k*step, h = p + row, w = p + column over its merged
     grid. The next span starts at the largest position on any axis + 1 (Qwen2-VL's M-RoPE, arXiv 2409.12191 section 2.1, and
     StreamingVLM's contiguous RoPE; transformers 5 goes on from max(rows, columns) instead: see tests/parity).
     """
     blocks: list[np.ndarray] = []
-    following = start
+    next_pos = start
     for span in spans:
+        if not span.length:
+            continue
         if span.grid is None:
-            block = np.broadcast_to(following + np.arange(span.length), (3, span.length))
+            block = np.broadcast_to(next_pos + np.arange(span.length), (3, span.length))
+            next_pos = float(block[0, -1]) + 1
         else:
             t, h, w = span.grid[0], span.grid[1] // merge, span.grid[2] // merge
-            block = following + np.indices((t, h, w)).reshape(3, -1) * np.array([[span.step], [1.0], [1.0]])
+            grid = next_pos + np.indices((t, h, w)).reshape(3, -1) * np.array([[span.step], [1.0], [1.0]])
+            # A token that is not kept leaves its place empty: no other token moves for it.
+            block = grid[:, grid_index(span)]
+            next_pos = float(grid.max()) + 1
         blocks.append(block)
-        following = float(block.max()) + 1 if block.size else following
     return np.concatenate(blocks, axis=1).astype(np.float32) if blocks else np.zeros((3, 0), np.float32)
 
 
-def total(spans: Sequence[Span]) -> int:
+def total(spans: Iterable[Span]) -> int:
     """Tokens in a list of spans."""
     return sum(span.length for span in spans)
 
 
-def truncate(length: int, first: int, last: int) -> tuple[range, range]:
-    """Places of a run of tokens that survive: the first `first` and the last `last` of `length`; all of them when the two
-    would meet. The rule of sink and sliding window, for streaming and for training data."""
-    if first + last >= length:
+def truncate(length: int, sink: int, window: int) -> tuple[range, range]:
+    """Indices of a run of `length` tokens that survive: an attention sink of its first `sink` tokens and a sliding window of
+    its last `window`; all of them when the two would meet. The rule for streaming and for training data."""
+    if sink + window >= length:
         return range(length), range(length, length)
-    return range(first), range(length - last, length)
+    return range(sink), range(length - window, length)

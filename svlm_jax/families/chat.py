@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Bool
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
@@ -121,6 +122,7 @@ def user_turn(
     question: str = "",
     query: str = "",
     turn: int = 0,
+    keep: Bool[np.ndarray, " M"] | None = None,
 ) -> Tokens:
     """The user turn of one chunk, and the header of the reply to it.
 
@@ -130,6 +132,7 @@ def user_turn(
         question: follows the time text: `question_text`, or the blank of training data.
         query: stands after the vision; a stream has one in its first turn.
         turn: its number.
+        keep: which of the frames' merged tokens exist; all by default.
     """
     chat = family_of(config).chat
     text = f"{chat.header('user')}{chat.time_text(start, end)}{question}"
@@ -138,7 +141,7 @@ def user_turn(
     head = tokenizer.encode(chat.header("assistant"), add_special_tokens=False)
     vision = []
     if grid is not None:
-        pads = vision_span(grid, config.vision.spatial_merge_size, turn, step)
+        pads = vision_span(grid, config.vision.spatial_merge_size, turn, step, keep)
         vision = [
             _run(Kind.VISION, [config.vision_start_token_id], turn, Part.HEAD),
             (pads, [config.video_token_id] * pads.length),

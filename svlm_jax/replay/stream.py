@@ -22,8 +22,9 @@ from svlm_jax.model.vlm import QwenVL
 from svlm_jax.replay import format
 from svlm_jax.replay.format import AGAIN, get, whole
 from svlm_jax.spans import temporal_step
+from svlm_jax.stream.results import Reply, require_reply
 from svlm_jax.stream.sequence import Chunk, Sequence
-from svlm_jax.stream.session import Reply, Session
+from svlm_jax.stream.session import Session
 
 POSITIONS: dict[str, RopePositions] = {"shrink": "contiguous", "append": "native"}  # as the recordings call them
 MODES = ("forced", "overflow", "greedy")  # the first two: the generated tokens are dictated
@@ -161,10 +162,10 @@ def run(trace: Trace, model: QwenVL, tokenizer: Tokenizer, pixels: PixelConfig):
         frames = format.noise(settings["seed"], one["frames"], height, width)
         clip = Clip(*patchify(normalise(frames, pixels), pixels), step, video=True)
         forced = None if settings["mode"] == "greedy" else [np.array(one["generated"], np.int32)]
-        state, (reply,) = session.step(state, [Chunk(one["start"], one["end"], clip)], forced=forced, record=True)
+        state, (result,) = session.step(state, [Chunk(one["start"], one["end"], clip)], forced=forced, record=True)
         held = state.streams[0]
-        assert reply is not None and held is not None
-        yield one, held, reply, clip
+        assert held is not None
+        yield one, held, require_reply(result), clip
 
 
 def _grids(one: dict[str, Any], held: Sequence, config: StreamConfig) -> bool:

@@ -28,8 +28,9 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import picture
 from svlm_jax.stream.captions import one_line
+from svlm_jax.stream.results import Reply
 from svlm_jax.stream.sequence import Chunk
-from svlm_jax.stream.session import Prepared, Reply, Session, StreamState
+from svlm_jax.stream.session import Prepared, Session, StreamState
 
 TOGETHER = 0.1  # of a chunk: how long a step waits for streams that are not ready yet
 USUAL = Limits()
@@ -252,7 +253,7 @@ class Engine:
         self.metrics.observe("svlm_step_seconds", now - started)
         for one, chunk, _, there in taken:
             reply, asked, was = replies[one.row], chunks[one.row], before[one.row]
-            if reply is not None and asked is not None and was is not None and self.seated[one.row] is one:
+            if isinstance(reply, Reply) and asked is not None and was is not None and self.seated[one.row] is one:
                 self.metrics.count("svlm_chunks_total")
                 self.metrics.observe("svlm_latency_seconds", now - there)
                 self.publish(one.name, self._told(one, reply, asked.chunk.question, was, now - there, chunk.note))
@@ -293,7 +294,7 @@ class Engine:
             "dropped_total": one.dropped,
             "used_slots": reply.after,
             "capacity": self.state.cache.capacity,
-            "cache": picture(before, after, one.seconds, self.config),
+            "cache": picture(after.spans, reply.evicted, one.seconds, self.config),
         }
 
     # in the threads of players

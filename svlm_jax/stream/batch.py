@@ -15,6 +15,7 @@ from svlm_jax.config import ModelConfig
 from svlm_jax.decode.loop import DecodeInputs
 from svlm_jax.decode.sampling import Sampling, SamplingParams
 from svlm_jax.inputs import PATCH_BUCKETS, Inputs, VisionInput, bucket, pack_vision, stack_vision
+from svlm_jax.spans import grid_index, merged_tokens
 from svlm_jax.stream.sequence import Sequence
 
 
@@ -61,10 +62,10 @@ class Piece(NamedTuple):
     newest: np.ndarray
 
 
-def pieces(rows: Rows, where: List[np.ndarray], size: int, capacity: int) -> Iterator[Piece]:
+def pieces(rows: Rows, where: List[np.ndarray], size: int, capacity: int, merge: int) -> Iterator[Piece]:
     """The tokens that are not computed yet, `size` of each stream at a time; `where` as `vision` gave it."""
     batch = len(rows)
-    marks = [_vision_rows(row.turn, some) if row else None for row, some in zip(rows, where, strict=True)]
+    marks = [_vision_index(row.turn, some, merge) if row else None for row, some in zip(rows, where, strict=True)]
     new = [np.flatnonzero(row.turn.slots < 0) if row else np.array([], int) for row in rows]
     for start in range(0, max(map(len, new), default=0), size):
         ids, index, at, slots = (np.full((batch, size), fill, np.int32) for fill in (0, -1, -1, capacity))
@@ -81,14 +82,18 @@ def pieces(rows: Rows, where: List[np.ndarray], size: int, capacity: int) -> Ite
         yield Piece(Inputs(ids, index, positions, at), slots, newest)
 
 
-def _vision_rows(turn: Sequence, where: np.ndarray) -> np.ndarray:
-    """For each token of the sequence, its row in the vision tower's output, -1 where it has none: the frames that are looked at
-    are those of the newest vision spans."""
-    mark = np.full(len(turn.ids), -1, np.int32)
-    pads = np.concatenate([np.full(span.length, span.grid is not None) for span in turn.spans])
-    newest = np.flatnonzero(pads)[-len(where) :]
-    mark[newest] = where
-    return mark
+def _vision_index(turn: Sequence, where: np.ndarray, merge: int) -> np.ndarray:
+    """For each token of the sequence, its row in the vision tower's output, -1 where it has none: text, and vision tokens of
+    frames that the tower does not encode again."""
+    index = np.full(len(turn.ids), -1, np.int32)
+    ends = np.cumsum([merged_tokens(clip.grid, merge) for _, clip in turn.clips])
+    by_turn = dict(zip([number for number, _ in turn.clips], np.split(where, ends[:-1]), strict=True))
+    start = 0
+    for span in turn.spans:
+        if span.grid is not None and span.turn in by_turn:
+            index[start : start + span.length] = by_turn[span.turn][grid_index(span)]
+        start += span.length
+    return index
 
 
 def decode_inputs(rows: Rows, forced: List[np.ndarray | None], longest: int, suppressed: np.ndarray, end: int) -> DecodeInputs:

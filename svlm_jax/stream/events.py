@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from svlm_jax.errors import InputError
+from svlm_jax.spans import Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +77,7 @@ class Caption:
     raw: the text with the newlines that tell an answer from commentary. tokens [n] int32: as generated. question: what was
     asked with this chunk. ms: duration of each stage of the step, which the streams of a batch share. cached: tokens that were
     in the KV cache when the chunk came; slots: tokens that are retained now, of `capacity`. logits [n, V] float32 if recorded.
+    evicted: spans of the tokens that left the stream for this chunk. callback_error: what `on_token` raised for this reply.
     """
 
     stream: str
@@ -90,6 +92,8 @@ class Caption:
     slots: int = 0
     capacity: int = 0
     logits: np.ndarray | None = None
+    evicted: tuple[Span, ...] = ()
+    callback_error: Exception | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

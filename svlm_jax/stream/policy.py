@@ -1,57 +1,71 @@
-"""What a stream retains: which tokens survive before a chunk, in which order, at which positions, in which slots.
+"""The eviction rule: which tokens of a stream stay in the KV cache, in which order, at which positions, in which slots.
 
-Integers on the host and nothing else: no ids are looked at, no array of the device is touched. Source: sections 3.1 and 3.2 of
-StreamingVLM (arXiv 2510.09608) and the published code, whose quirks are part of the trained behaviour.
-Units: windows in chunks, lengths in tokens; a "place" is a token's rank in the retained sequence.
+An attention sink, a sliding window of vision tokens, a sliding window of text, contiguous RoPE: `evict` reads as the rule.
+Integers on the host and nothing else: no token id is looked at, no array of the device is touched. Source: sections 3.1 and 3.2
+of StreamingVLM (arXiv 2510.09608) and the published code, whose quirks are part of the trained behaviour.
+Units: windows in chunks, lengths in tokens; an index is a token's rank in the retained sequence.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float32, Int32
 
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.spans import Kind, Part, Span, total, truncate
-from svlm_jax.spans import positions as contiguous
+from svlm_jax.spans import positions as contiguous_positions
 
-NOWHERE = -1  # slot of a token whose key and value are in no slot (yet)
+NO_SLOT = -1  # slot of a token whose key and value are not in the cache (yet)
+
+
+class Eviction(NamedTuple):
+    """spans: what survives, in its new order. survivors [n] int32: the index that each surviving token had before. evicted:
+    spans of the tokens that do not survive."""
+
+    spans: tuple[Span, ...]
+    survivors: Int32[np.ndarray, " n"]
+    evicted: tuple[Span, ...]
 
 
 class Run(NamedTuple):
-    """A span of the retained sequence and the place of its first token."""
+    """A span of the retained sequence and the index of its first token."""
 
     span: Span
-    place: int
+    index: int
 
 
-def evict(spans: Iterable[Span], chunk: int, config: StreamConfig) -> tuple[tuple[Span, ...], np.ndarray]:
+def evict(spans: Sequence[Span], chunk: int, config: StreamConfig) -> Eviction:
     """What survives before the `chunk`-th chunk of a stream (counted from 0).
 
-    Returns:
-        The surviving spans in their new order, and the places [n] int32 that their tokens had before.
+    Attention sink: the system turn, the head of the previous text and its first `sink` tokens are never evicted.
+    Vision window: the vision tokens of the last `vision_window` chunks.
+    Text window: the last `text_rounds` replies in their turns; the words of an older reply move to the end of the previous
+    text, of which the last `text_window` tokens stay.
+    Positions follow from the new order (`positions`): contiguous RoPE, however much was evicted.
     """
     runs = _runs(spans)
     if config.mode in ("streaming", "recompute"):
         vision, rounds = config.vision_window, config.text_rounds
         if chunk >= rounds:
             runs = _move_oldest_reply(runs)
-            if vision > rounds:
+            if vision > rounds:  # the vision tokens of that turn stay, without their time
                 runs = _drop_oldest(runs, _is_time)
-        if chunk >= vision and vision < rounds:
+        if chunk >= vision and vision < rounds:  # the text of that turn stays, without its vision tokens
             runs = _drop_oldest(runs, _is_vision)
-        if chunk >= max(vision, rounds):
+        if chunk >= max(vision, rounds):  # nothing of the user turn is in a window
             runs = _drop_oldest(runs, _is_user)
         if chunk > 0 and config.sink is not None and config.text_window is not None:
             runs = _truncate_previous(runs, config.sink, config.text_window)
-    order = [np.arange(run.place, run.place + run.span.length, dtype=np.int32) for run in runs]
-    return _merged(run.span for run in runs), np.concatenate(order)
+    survivors = np.concatenate([np.arange(run.index, run.index + run.span.length, dtype=np.int32) for run in runs])
+    return Eviction(_merged(run.span for run in runs), survivors, _evicted(spans, survivors))
 
 
-def moved(before: Iterable[Span], after: Iterable[Span], order: np.ndarray) -> np.ndarray:
-    """Which tokens [n] bool were a reply's and are previous text now; `after`, `order`: what `evict` made of `before`."""
-    was, now = (np.concatenate([np.full(span.length, span.kind) for span in spans]) for spans in (before, after))
-    return (was[order] == Kind.REPLY) & (now == Kind.PREVIOUS)
+def moved_replies(before: Iterable[Span], eviction: Eviction) -> Bool[np.ndarray, " n"]:
+    """Which surviving tokens were a reply's and are previous text now; `before`: the spans that `evict` was given."""
+    old, new = (np.concatenate([np.full(span.length, span.kind) for span in spans]) for spans in (before, eviction.spans))
+    return (old[eviction.survivors] == Kind.REPLY) & (new == Kind.PREVIOUS)
 
 
 def _is_time(span: Span) -> bool:
@@ -67,21 +81,21 @@ def _is_user(span: Span) -> bool:
 
 
 def _runs(spans: Iterable[Span]) -> list[Run]:
-    runs, place = [], 0
+    runs, index = [], 0
     for span in spans:
-        runs.append(Run(span, place))
-        place += span.length
+        runs.append(Run(span, index))
+        index += span.length
     return runs
 
 
-def _drop_oldest(runs: list[Run], which: Callable[[Span], bool]) -> list[Run]:
-    """Without all spans that are `which` in the oldest turn that has one."""
-    turn = next((run.span.turn for run in runs if which(run.span)), None)
-    return [run for run in runs if not (which(run.span) and run.span.turn == turn)]
+def _drop_oldest(runs: list[Run], matches: Callable[[Span], bool]) -> list[Run]:
+    """Without the spans that match in the oldest turn that has one."""
+    turn = next((run.span.turn for run in runs if matches(run.span)), None)
+    return [run for run in runs if not (matches(run.span) and run.span.turn == turn)]
 
 
 def _move_oldest_reply(runs: list[Run]) -> list[Run]:
-    """The words of the oldest reply go to the end of the previous text; what else its turn holds is dropped."""
+    """The words of the oldest reply go to the end of the previous text; its head and tail are dropped."""
     turn = next((run.span.turn for run in runs if run.span.kind == Kind.REPLY), None)
     reply = [run for run in runs if run.span.kind == Kind.REPLY and run.span.turn == turn]
     words = [run._replace(span=Span(Kind.PREVIOUS, run.span.length)) for run in reply if run.span.part == Part.BODY]
@@ -91,23 +105,23 @@ def _move_oldest_reply(runs: list[Run]) -> list[Run]:
 
 
 def _truncate_previous(runs: list[Run], sink: int, text_window: int) -> list[Run]:
-    """Keep the header and first `sink` words of the previous text, and its last `text_window` + 1 tokens."""
+    """Keep the head and first `sink` tokens of the previous text, and its last `text_window` + 1 (its tail is two of them)."""
     previous = [run for run in runs if run.span.kind == Kind.PREVIOUS]
     first = runs.index(previous[0])
-    head = total([run.span for run in previous if run.span.part == Part.HEAD])
-    kept = truncate(total([run.span for run in previous]), head + sink, text_window + 1)
-    survivors = [part for places in kept for part in _cut(previous, places)]
-    return runs[:first] + survivors + runs[first + len(previous) :]
+    head = total(run.span for run in previous if run.span.part == Part.HEAD)
+    survivors = truncate(total(run.span for run in previous), head + sink, text_window + 1)
+    cut = [run for indices in survivors for run in _slice(previous, indices)]
+    return runs[:first] + cut + runs[first + len(previous) :]
 
 
-def _cut(runs: Iterable[Run], places: range) -> list[Run]:
-    """The part of neighbouring runs whose tokens, counted from the first one, are `places`."""
-    result, at = [], 0
-    for span, place in runs:
-        start, stop = max(places.start - at, 0), min(places.stop - at, span.length)
+def _slice(runs: Iterable[Run], indices: range) -> list[Run]:
+    """The part of neighbouring runs whose tokens, counted from the first one, are `indices`."""
+    result, offset = [], 0
+    for span, index in runs:
+        start, stop = max(indices.start - offset, 0), min(indices.stop - offset, span.length)
         if start < stop:
-            result.append(Run(span._replace(length=stop - start), place + start))
-        at += span.length
+            result.append(Run(span._replace(length=stop - start), index + start))
+        offset += span.length
     return result
 
 
@@ -122,55 +136,66 @@ def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
     return tuple(result)
 
 
-def positions(spans: Sequence[Span], config: StreamConfig, merge: int, start: float = 0.0) -> np.ndarray:
-    """(t, h, w) of a sequence that begins at `start`, float32 [3, n]: contiguous RoPE, or one axis for all three."""
+def _evicted(spans: Sequence[Span], survivors: np.ndarray) -> tuple[Span, ...]:
+    """Spans of the tokens whose index is not among the survivors."""
+    dropped = np.ones(total(spans), bool)
+    dropped[survivors] = False
+    counts = [int(np.count_nonzero(dropped[run.index : run.index + run.span.length])) for run in _runs(spans)]
+    return tuple(span._replace(length=count) for span, count in zip(spans, counts, strict=True) if count)
+
+
+def positions(spans: Sequence[Span], config: StreamConfig, merge: int, start: float = 0.0) -> Float32[np.ndarray, "3 n"]:
+    """(t, h, w) of a sequence that begins at `start`: contiguous RoPE on three axes, or on one for all three."""
     if config.mrope_axes == 1:
         return np.broadcast_to(start + np.arange(total(spans), dtype=np.float32), (3, total(spans))).copy()
-    return contiguous(spans, merge, start)
+    return contiguous_positions(spans, merge, start)
 
 
-def allocate(slots: np.ndarray, reply: int, capacity: int) -> tuple[np.ndarray, np.ndarray]:
+def allocate(
+    slots: Int32[np.ndarray, " n"], reply: int, capacity: int
+) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " reply"]]:
     """Give the lowest free slots to the tokens that have none, and to a reply to come.
 
     Args:
-        slots: [n] int32 of the retained sequence, NOWHERE where a token has none.
+        slots: of the retained sequence, NO_SLOT where a token has none.
         reply: tokens that the reply may need.
 
     Returns:
-        The slots [n] without NOWHERE, and those of the reply [reply].
+        The slots [n] without NO_SLOT, and those of the reply [reply].
 
     Raises:
         InputError: there are not so many free slots. Nothing has changed then.
     """
-    free = np.ones(capacity, bool)
-    free[slots[slots >= 0]] = False
-    lowest = np.flatnonzero(free)
+    is_free = np.ones(capacity, bool)
+    is_free[slots[slots >= 0]] = False
+    free = np.flatnonzero(is_free)
     new = np.flatnonzero(slots < 0)
-    if len(new) + reply > len(lowest):
+    if len(new) + reply > len(free):
         got = f"{len(slots)} tokens and a reply of {reply}"
         raise InputError("slots", got, f"at most {capacity} (the capacity)", "shorten the windows, the frames or the questions")
-    filled = slots.copy()
-    filled[new] = lowest[: len(new)]
-    return filled, lowest[len(new) : len(new) + reply].astype(np.int32)
+    allocated = slots.copy()
+    allocated[new] = free[: len(new)]
+    return allocated, free[len(new) : len(new) + reply].astype(np.int32)
 
 
 def capacity(config: StreamConfig, opening: Sequence[Span], turn: Sequence[Span], chunks: int) -> int:
-    """Most slots that a stream needs.
+    """The largest number of slots that a stream needs.
 
     Args:
-        opening: spans of the system and previous-text turns as the stream begins.
+        opening: spans of the system and previous-text turns as the stream starts.
         turn: spans of the longest user turn without a question, with the header of the reply.
         chunks: number of chunks to hold when the config has no bound of its own.
     """
     vision, user, head = (
-        total([span for span in turn if span.kind == kind]) for kind in (Kind.VISION, Kind.USER_TEXT, Kind.REPLY)
+        total(span for span in turn if span.kind == kind) for kind in (Kind.VISION, Kind.USER_TEXT, Kind.REPLY)
     )
     reply = head + config.max_new_tokens + 2  # an <|im_end|> when it was cut, and a "\n"
-    begun = total(opening) + vision + user + reply
+    first_turn = total(opening) + vision + user + reply
     if config.mode == "window" or not config.bounded:
-        kept = config.window_chunks if config.mode == "window" else chunks
-        return total(opening) + kept * (vision + user + reply) + config.question_tokens
-    before = total([span for span in opening if span.kind == Kind.SYSTEM or span.part == Part.HEAD])
-    words = (config.sink or 0) + (config.text_window or 0) + 1
+        num_turns = config.window_chunks if config.mode == "window" else chunks
+        return total(opening) + num_turns * (vision + user + reply) + config.question_tokens
+    # The first turn may have more previous text than sink and window keep: it is cut when the second one begins.
+    before = total(span for span in opening if span.kind == Kind.SYSTEM or span.part == Part.HEAD)
+    text = (config.sink or 0) + (config.text_window or 0) + 1
     turns = max(config.vision_window, config.text_rounds) * user + config.vision_window * vision + config.text_rounds * reply
-    return max(begun, before + words + turns) + config.question_tokens
+    return max(first_turn, before + text + turns) + config.question_tokens

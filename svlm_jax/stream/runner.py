@@ -35,8 +35,9 @@ from svlm_jax.model.vlm import QwenVL
 from svlm_jax.stream import state_io
 from svlm_jax.stream.events import Caption, Ended, Event, Note, Refused, Started, TokenDelta
 from svlm_jax.stream.playback import Playback, Ready
+from svlm_jax.stream.results import Reply
 from svlm_jax.stream.sequence import Chunk, Sequence
-from svlm_jax.stream.session import Prepared, Reply, Session, StreamState
+from svlm_jax.stream.session import Prepared, Session, StreamState
 
 VIDEO = "video"  # the stream of `watch`, which has one
 OnToken = Callable[[TokenDelta], None]
@@ -117,8 +118,9 @@ class Runner:
         """Watch one chunk of each stream in `chunks`; the other streams wait.
 
         Args:
-            on_token: called with each token as it is decoded, at the cost of a round trip to the device a token. When it
-                raises, no stream has seen its chunk: tick again with the same chunks, and the replies are the same.
+            on_token: called with each token as it is decoded, at the cost of a round trip to the device a token. An Exception
+                of it is the `callback_error` of the stream's `Caption`, and no token of that reply follows. When it raises what
+                is no Exception (an interrupt), no stream has seen its chunk: tick again with the same chunks.
             forced: token ids that the replies of these streams begin with.
             record: put the logits into the captions.
 
@@ -171,7 +173,7 @@ class Runner:
             on_token(TokenDelta(stream=names[b], start=chunk.start, end=chunk.end, token=token, text=text))
 
         batch = range(self.session.batch)
-        self.state, replies = self.session.step(
+        self.state, results = self.session.step(
             self.state,
             [prepared[names[b]] if b in names else None for b in batch],
             forced=None if forced is None else [forced.get(names.get(b, "")) for b in batch],
@@ -180,8 +182,8 @@ class Runner:
         )
         events: list[Event] = []
         for stream, item in prepared.items():
-            reply = replies[self.batch_index[stream]]
-            assert reply is not None
+            reply = results[self.batch_index[stream]]
+            assert isinstance(reply, Reply)  # `prepare` has checked its chunk
             if on_token is not None and (text := detokenizers[stream].flush()):
                 events.append(TokenDelta(stream=stream, start=reply.start, end=reply.end, token=None, text=text))
             events.append(self._caption(stream, item.chunk.question, reply))
@@ -201,6 +203,8 @@ class Runner:
             slots=reply.after,
             capacity=self.state.cache.capacity,
             logits=reply.logits,
+            evicted=reply.evicted,
+            callback_error=reply.callback_error,
         )
 
     # many ticks
@@ -294,7 +298,8 @@ def watch(
         question, on_token: as in `Runner.run`.
 
     Raises:
-        Exception: what broke the source, or why a chunk cannot be watched; after the events of all chunks before it.
+        Exception: what broke the source, why a chunk cannot be watched, or what `on_token` raised; after the events of all
+            chunks before it.
     """
     ready: Mapping[str, Ready] = {}
     if source.live:  # it goes on while the programs are compiled; what then waits for too long is dropped
@@ -325,3 +330,5 @@ def _raise_error(events: Iterable[Event]) -> Iterator[Event]:
         if isinstance(event, Ended) and event.error is not None:
             raise event.error
         yield event
+        if isinstance(event, Caption) and event.callback_error is not None:
+            raise event.callback_error

@@ -8,6 +8,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool
 
 from svlm_jax.config import ModelConfig, StreamConfig
 from svlm_jax.decode.sampling import Sampling
@@ -15,28 +16,30 @@ from svlm_jax.errors import InputError
 from svlm_jax.families import family_of
 from svlm_jax.families.chat import Tokenizer, Tokens, plain, question_text, reply_turn, user_turn
 from svlm_jax.inputs import Clip
-from svlm_jax.spans import Kind, Part, Span, total
+from svlm_jax.spans import Kind, Part, Span, merged_tokens, total
 from svlm_jax.stream import policy
-from svlm_jax.stream.policy import NOWHERE
+from svlm_jax.stream.policy import NO_SLOT
 
 EXACT = 2.0**22  # positions up to here are exact in float32, in quarters too, which frames at 16 a second stand at
 LATEST = 9_999_999.0  # seconds; the longest time text that capacities allow for (115 days)
 
 
 class Chunk(NamedTuple):
-    """One step of video for one stream: seconds [start, end), its frames as patches, and a question that comes with it."""
+    """One step of video for one stream: seconds [start, end), its frames as patches, and a question that comes with it. keep:
+    which of the frames' merged vision tokens, in (t, h, w) order, the language model is given (None: all)."""
 
     start: float | int
     end: float | int
     clip: Clip
     question: str = ""
+    keep: Bool[np.ndarray, " M"] | None = None
 
 
 class Sequence(NamedTuple):
     """What a stream retains, in order, and how it began.
 
     seed, sampling, max_new_tokens: how its replies are drawn and how long they are at most.
-    ids, slots [n] int32 (slot NOWHERE: not computed yet), positions [3, n] float32, spans that add up to n. chunk counts the
+    ids, slots [n] int32 (slot NO_SLOT: not computed yet), positions [3, n] float32, spans that add up to n. chunk counts the
     chunks since the stream began, `since` is the one at which it was last begun afresh. clips: (turn, frames) of the retained
     vision, for a mode that computes it again every chunk.
     """
@@ -146,20 +149,24 @@ def start(opening: Tokens, query: str, seed: int, sampling: Sampling, max_new_to
         chunk=0,
         since=0,
         ids=opening.ids,
-        slots=np.full(length, NOWHERE, np.int32),
+        slots=np.full(length, NO_SLOT, np.int32),
         positions=np.zeros((3, length), np.float32),
         spans=opening.spans,
     )
 
 
-def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Language) -> Sequence:
-    """What is retained when the reply to `chunk` begins: evicted, with the new turn, at its new positions. The slots of new
-    tokens, and of those to be computed anew, are NOWHERE."""
-    if _used_up(held, config):
+def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Language) -> tuple[Sequence, tuple[Span, ...]]:
+    """What is retained when the reply to `chunk` begins (evicted, with the new turn, at its new positions), and spans of the
+    tokens that were evicted. The slots of new tokens, and of those to be computed anew, are NO_SLOT."""
+    restart = _used_up(held, config)
+    if restart:
+        evicted = held.spans
         afresh = start(held.opening, held.query, held.seed, held.sampling, held.max_new_tokens)
         held = afresh._replace(chunk=held.chunk, since=held.chunk)
     number = held.chunk - held.since
-    spans, order = policy.evict(held.spans, number, config)
+    eviction = policy.evict(held.spans, number, config)
+    spans, order = eviction.spans, eviction.survivors
+    evicted = evicted if restart else eviction.evicted
     turn = user_turn(
         chunk.start,
         chunk.end,
@@ -170,6 +177,7 @@ def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Lang
         question=question_text(chunk.question, first=number == 0) if chunk.question else "",
         query=held.query if number == 0 else "",
         turn=held.chunk,
+        keep=_checked_keep(chunk, language.config),
     )
     ids, kept = [held.ids[order], turn.ids], spans
     if spans[-1].kind == Kind.REPLY:  # every other turn has its "\n" already
@@ -178,7 +186,7 @@ def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Lang
     kept += turn.spans
     _check_questions(kept, config, language)
     sequence = np.concatenate(ids)
-    slots = np.full(len(sequence), NOWHERE, np.int32)
+    slots = np.full(len(sequence), NO_SLOT, np.int32)
     clips: tuple[tuple[int, Clip], ...] = ((held.chunk, chunk.clip),)
     if config.mode == "recompute":
         turns = {span.turn for span in spans if span.grid is not None}
@@ -186,13 +194,23 @@ def next_turn(held: Sequence, chunk: Chunk, config: StreamConfig, language: Lang
     else:
         slots[: len(order)] = held.slots[order]
         if config.moved_reply_kv == "recompute":
-            slots[: len(order)][policy.moved(held.spans, spans, order)] = NOWHERE
+            slots[: len(order)][policy.moved_replies(held.spans, eviction)] = NO_SLOT
     merge = language.config.vision.spatial_merge_size
     if config.rope_positions == "contiguous" or config.mode == "recompute":
         positions = policy.positions(kept, config, merge)
     else:
         positions = _appended(held.positions[:, order], slots, kept, config, merge)
-    return held._replace(ids=sequence, slots=slots, positions=positions, spans=kept, clips=clips)
+    return held._replace(ids=sequence, slots=slots, positions=positions, spans=kept, clips=clips), evicted
+
+
+def _checked_keep(chunk: Chunk, config: ModelConfig) -> Bool[np.ndarray, " M"] | None:
+    if chunk.keep is None:
+        return None
+    keep, merged = np.asarray(chunk.keep), merged_tokens(chunk.clip.grid, config.vision.spatial_merge_size)
+    if keep.dtype != bool or keep.shape != (merged,):
+        got = f"{keep.dtype} of shape {keep.shape}"
+        raise InputError("keep of a chunk", got, f"bool of shape ({merged},)", "give one for each merged token of its frames")
+    return keep
 
 
 def _check_questions(spans: tuple[Span, ...], config: StreamConfig, language: Language) -> None:
@@ -225,7 +243,7 @@ def with_reply(held: Sequence, tokens: np.ndarray, slots: np.ndarray, config: St
     <|im_end|> is appended to a reply that was cut."""
     start = held.positions[0, -1] + 1
     ended = tokens if tokens[-1] == language.end else np.append(tokens, np.int32(language.end))
-    given = np.full(len(ended), NOWHERE, np.int32)
+    given = np.full(len(ended), NO_SLOT, np.int32)
     given[: len(tokens) - 1] = slots[: len(tokens) - 1]
     turn = held.spans[-1].turn
     place = np.broadcast_to(start + np.arange(len(ended), dtype=np.float32), (3, len(ended)))

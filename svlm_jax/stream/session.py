@@ -10,7 +10,7 @@ Axes: B streams, T tokens of a prefill piece, P patches, S slots, R longest repl
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as List
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,15 +32,15 @@ from svlm_jax.model.cache import KVCache, kv_cache_dtype
 from svlm_jax.model.parameters import parameters
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import RULES, mesh_of, on_mesh
-from svlm_jax.spans import total
+from svlm_jax.spans import Span, total
 from svlm_jax.stream import batch, policy, programs, sequence
 from svlm_jax.stream.batch import Piece, Row, Rows
 from svlm_jax.stream.groups import batch_sizes, gather, groups, scatter
+from svlm_jax.stream.results import OnToken, Refusal, Reply, StepResult, TokenCallbacks
 from svlm_jax.stream.sequence import Chunk, Language, Sequence
 
 GROWTH = 64  # chunks by which the cache of a mode without bound grows
 PIECE, TILE = 16, 128  # tokens and slots are rounded up to multiples of what kernels take at once
-OnToken = Callable[[int, int], None]
 
 
 class StreamState(NamedTuple):
@@ -50,29 +50,14 @@ class StreamState(NamedTuple):
     streams: tuple[Sequence | None, ...]
 
 
-class Reply(NamedTuple):
-    """What a stream said about one chunk. text: the words; raw: with the blanks and newlines that they were said with;
-    tokens [n] int32 as generated; `ms`: milliseconds of the step by stage (shared by the streams of a batch); before, after:
-    tokens held in the cache when the chunk began (evicted) and when the reply ended; logits [n, V] float32 if they were asked
-    for."""
-
-    start: float | int
-    end: float | int
-    text: str
-    tokens: np.ndarray
-    ms: Mapping[str, float]
-    before: int
-    after: int
-    logits: np.ndarray | None = None
-    raw: str = ""
-
-
 class Prepared(NamedTuple):
-    """A chunk that `step` will not refuse, with what is retained when the reply begins; `stream`: what it goes on from."""
+    """A chunk that `step` will not refuse, with what is retained when the reply begins; `stream`: what it goes on from;
+    evicted: spans of the tokens that leave for it."""
 
     stream: Sequence
     chunk: Chunk
     row: Row
+    evicted: tuple[Span, ...]
 
 
 class Session:
@@ -247,9 +232,9 @@ class Session:
         if t * h * w > most or h * w > math.prod(self.grid[1:]):
             got, expected = f"{t} x {h}x{w} patches", f"at most {most}, {math.prod(self.grid[1:])} in a frame"
             raise InputError("frames of a chunk", got, expected, "make a session for them")
-        turn = sequence.next_turn(stream, chunk, self.config, self.language)
+        turn, evicted = sequence.next_turn(stream, chunk, self.config, self.language)
         slots = policy.allocate(turn.slots, self.config.max_new_tokens, self._slots(state.cache, turn))
-        return Prepared(stream, chunk, Row(turn, *slots))
+        return Prepared(stream, chunk, Row(turn, *slots), evicted)
 
     def step(
         self,
@@ -259,57 +244,68 @@ class Session:
         forced: List[np.ndarray | None] | None = None,
         record: bool = False,
         on_token: OnToken | None = None,
-    ) -> tuple[StreamState, list[Reply | None]]:
-        """One chunk for every stream that has one.
+    ) -> tuple[StreamState, list[StepResult]]:
+        """One chunk for every stream that has one. A chunk that one stream cannot take is `Refusal` in its place, and the other
+        streams go on.
 
         Args:
-            state: consumed; go on with the one that is returned. When an InputError is raised, or anything by `on_token`, no
-                stream has seen its chunk and the state that was given is still good.
-            chunks: one a row; None for a row without a stream, or whose stream waits: it costs nothing.
+            state: consumed; go on with the one that is returned. With `on_token` it is still good when an interrupt (what is no
+                Exception) leaves the step.
+            chunks: one a stream; None for a free place, or a stream that waits: it costs nothing. What `prepare` gave is not
+                decided again.
             forced: ids that replies are to hold, for replays; a reply goes on freely after them.
             record: give the raw logits back.
-            on_token: called with (row, id) as each token comes, at the cost of a round trip a token and of a copy of the rows
-                of the cache.
-
-        Raises:
-            InputError: as `prepare`, which checks one stream alone.
+            on_token: called with (stream_id, token id) as each token comes, at the cost of a round trip a token and of a copy
+                of the streams' part of the cache. An Exception that it raises stands in the `Reply` of that stream.
         """
         clock = _Clock()
         if len(chunks) != self.batch:
             raise ValueError(f"step: got {len(chunks)} chunks for {self.batch} rows")
-        ready = {b: self._ready(state, b, chunk) for b, chunk in enumerate(chunks) if chunk is not None}
+        prepared, results = self._prepare_all(state, chunks)
+        if not prepared:
+            return state, results
         streams: list[Sequence | None] = list(state.streams)
-        replies: list[Reply | None] = [None] * self.batch
-        if not ready:
-            return state, replies
-        cache, slots = state.cache, max(self._slots(state.cache, one.row.turn) for one in ready.values())
+        cache, slots = state.cache, max(self._slots(state.cache, chunk.row.turn) for chunk in prepared.values())
         if slots > cache.capacity:
             cache = programs.grow(cache, slots)  # which compiles anew
-        # All in one group when on_token may raise: nothing is put back into the cache before it has heard everything.
-        sizes = batch_sizes(self.batch) if on_token and len(self.sizes) > 1 else self.sizes
-        for now, group in groups(list(ready), sizes, self.batch):
-            rows = [ready[b].row if b in now else None for b in group]
+        callbacks = None if on_token is None else TokenCallbacks(on_token)
+        # All in one group when there are callbacks: an interrupt in one of them finds no stream of the batch written back.
+        sizes = batch_sizes(self.batch) if callbacks and len(self.sizes) > 1 else self.sizes
+        for members, group in groups(list(prepared), sizes, self.batch):
+            rows = [prepared[b].row if b in members else None for b in group]
             dictated = None if forced is None else [forced[b] for b in group]
-            hear = on_token and (lambda place, token, group=group: on_token(group[place], token))
-            whole = len(group) == self.batch and on_token is None
+            call = callbacks and (lambda index, token, group=group: callbacks(group[index], token))
+            in_place = len(group) == self.batch and callbacks is None
             with on_mesh(self.mesh):
-                part = cache if whole else gather(cache, np.array(group, np.int32))
-                part, said, logits = self._run(part, rows, dictated, record, hear, clock)
-                cache = part if whole else scatter(cache, part, np.array(group, np.int32))
-            for b in now:
-                place, row = group.index(b), ready[b].row
+                part = cache if in_place else gather(cache, np.array(group, np.int32))
+                part, replies, logits = self._run(part, rows, dictated, record, call, clock)
+                cache = part if in_place else scatter(cache, part, np.array(group, np.int32))
+            for b in members:
+                index, row = group.index(b), prepared[b].row
                 held = row.turn._replace(slots=row.slots)
-                streams[b] = sequence.with_reply(held, said[place], row.ahead, self.config, self.language)
-                replies[b] = self._said(ready[b], said[place], clock.ms, None if logits is None else logits[place])
+                streams[b] = sequence.with_reply(held, replies[index], row.ahead, self.config, self.language)
+                reply = self._reply(prepared[b], replies[index], clock.ms, None if logits is None else logits[index])
+                results[b] = reply._replace(callback_error=callbacks and callbacks.errors.get(b))
             clock.lap("text")
-        return StreamState(cache, tuple(streams)), replies
+        return StreamState(cache, tuple(streams)), results
 
-    def _ready(self, state: StreamState, row: int, chunk: Chunk | Prepared) -> Prepared:
-        if isinstance(chunk, Prepared):
-            if chunk.stream is not state.streams[row]:
-                raise ValueError("step: got a chunk that was prepared for another stream, or for another second of it")
-            return chunk
-        return self.prepare(state, row, chunk)
+    def _prepare_all(
+        self, state: StreamState, chunks: List[Chunk | Prepared | None]
+    ) -> tuple[dict[int, Prepared], list[StepResult]]:
+        """The chunks that are taken, by stream, and the results so far: `Refusal` where one is not."""
+        prepared: dict[int, Prepared] = {}
+        results: list[StepResult] = [None] * self.batch
+        for b, chunk in enumerate(chunks):
+            if isinstance(chunk, Prepared):
+                if chunk.stream is not state.streams[b]:
+                    raise ValueError("step: got a chunk that was prepared for another stream, or for another second of it")
+                prepared[b] = chunk
+            elif chunk is not None:
+                try:
+                    prepared[b] = self.prepare(state, b, chunk)
+                except InputError as error:
+                    results[b] = Refusal(error)
+        return prepared, results
 
     def _slots(self, cache: KVCache, turn: Sequence) -> int:
         """Slots that the cache must have: more than it has when what is retained has no bound."""
@@ -352,9 +348,10 @@ class Session:
         if config.mode == "recompute":
             size = bucket(max((len(row.slots) for row in rows if row), default=1), TOKEN_BUCKETS, "retained tokens")
         index, positions = batch.describe(rows, capacity)
+        merge = self.model_config.vision.spatial_merge_size
         slots, end = {"index": index, "positions": positions}, self.language.end
         inputs = batch.decode_inputs(rows, forced or [None] * len(rows), config.max_new_tokens, self.suppressed, end)
-        return frames, batch.pieces(rows, where, size, capacity), slots, inputs
+        return frames, batch.pieces(rows, where, size, capacity, merge), slots, inputs
 
     @property
     def _static(self) -> dict[str, Any]:
@@ -372,12 +369,12 @@ class Session:
             decoded = programs.resume_decode(self.values, inputs, decoded, limit + 1, **self._static)
         return decoded
 
-    def _said(self, one: Prepared, tokens: np.ndarray, ms: Mapping[str, float], logits: np.ndarray | None) -> Reply:
-        ids, (chunk, row) = tokens.tolist(), one[1:]
+    def _reply(self, one: Prepared, tokens: np.ndarray, ms: Mapping[str, float], logits: np.ndarray | None) -> Reply:
+        ids, chunk, row = tokens.tolist(), one.chunk, one.row
         after = len(row.slots) + len(tokens) - 1
         words = {"text": reply_text(ids, self.language.tokenizer), "raw": raw_text(ids, self.language.tokenizer)}
         held = {"before": row.turn.cached, "after": after, "logits": None if logits is None else logits[: len(tokens)]}
-        return Reply(chunk.start, chunk.end, tokens=tokens, ms=ms, **words, **held)
+        return Reply(chunk.start, chunk.end, tokens=tokens, ms=ms, evicted=one.evicted, **words, **held)
 
 
 def _ways(mesh: Mesh | None) -> int:

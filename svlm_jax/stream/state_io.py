@@ -27,7 +27,7 @@ from svlm_jax.families.chat import Tokens
 from svlm_jax.inputs import Clip
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import Parameters
-from svlm_jax.spans import Kind, Part, Span, total
+from svlm_jax.spans import Kind, Part, Span, grid_index, merged_tokens, total
 from svlm_jax.stream import state_file
 from svlm_jax.stream.sequence import Sequence
 from svlm_jax.stream.session import Session, StreamState
@@ -228,6 +228,7 @@ def _check(streams: tuple[Sequence | None, ...], capacity: int, session: Session
     need(len(streams) == session.batch, f"{len(streams)} streams in {session.batch} rows")
     most = LARGEST * (session.capacity + max((len(stream.ids) for stream in streams if stream), default=0))
     need(type(capacity) is int and session.capacity <= capacity <= most, f"{capacity} slots")
+    merge = session.model_config.vision.spatial_merge_size
     for stream in filter(None, streams):
         need(type(stream.max_new_tokens) is int, "a reply of no whole number of tokens")
         session.check_sampling(stream.sampling, stream.max_new_tokens)
@@ -240,8 +241,16 @@ def _check(streams: tuple[Sequence | None, ...], capacity: int, session: Session
         need(slots.max(initial=-1) < capacity, "slots outside the cache")
         for spans, tokens in ((stream.spans, length), (stream.opening.spans, len(stream.opening.ids))):
             need(total(spans) == tokens and all(span.length > 0 for span in spans), "spans that are not its tokens")
+            need(all(_fits_grid(span, merge) for span in spans), "vision tokens that are not of their grid")
         need(np.isfinite(stream.positions).all() and 0 <= stream.since <= stream.chunk, "no place in time")
         need(all(math.prod(clip.grid) == len(clip.patches) for _, clip in stream.clips), "frames of another size")
+
+
+def _fits_grid(span: Span, merge: int) -> bool:
+    if span.grid is None:
+        return span.keep is None
+    index, merged = grid_index(span), merged_tokens(span.grid, merge)
+    return len(index) == span.length and int(index.max()) < merged and (span.keep is not None or span.length == merged)
 
 
 def _laid_out(
@@ -276,8 +285,8 @@ def _described(stream: Sequence) -> dict[str, Any]:
         "max_new_tokens": stream.max_new_tokens,
         "chunk": stream.chunk,
         "since": stream.since,
-        "spans": stream.spans,
-        "opening": stream.opening.spans,
+        "spans": _listed(stream.spans),
+        "opening": _listed(stream.opening.spans),
         "clips": [(turn, clip.grid, clip.step) for turn, clip in stream.clips],
     }
 
@@ -321,10 +330,23 @@ def _sampling(described: dict[str, Any]) -> Sampling:
     return sampling
 
 
+def _listed(spans: tuple[Span, ...]) -> list[list[Any]]:
+    """Spans as JSON."""
+    return [[*span[:-1], None if span.keep is None else span.keep.hex()] for span in spans]
+
+
 def _spans(listed: list[list[Any]]) -> tuple[Span, ...]:
     return tuple(
-        Span(Kind(kind), length, turn, None if grid is None else tuple(grid), step, Part(part))
-        for kind, length, turn, grid, step, part in listed
+        Span(
+            kind=Kind(kind),
+            length=length,
+            turn=turn,
+            grid=None if grid is None else tuple(grid),
+            step=step,
+            part=Part(part),
+            keep=None if keep is None else bytes.fromhex(keep),
+        )
+        for kind, length, turn, grid, step, part, keep in listed
     )
 
 

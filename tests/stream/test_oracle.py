@@ -54,8 +54,8 @@ def windows(config: dict) -> Windows:
         text_rounds=config["text_round"],
         sink=config["text_sink"] or 0,
         text_window=config["text_sliding_window"],
-        positions=config["pos_mode"],
-        axes=1 if config["all_text"] else 3,
+        rope_positions={"shrink": "contiguous", "append": "native"}[config["pos_mode"]],
+        mrope_axes=1 if config["all_text"] else 3,
         mode="recompute" if config["recompute"] else "streaming",
     )
 
@@ -99,9 +99,9 @@ def test_recorded_positions_are_the_oracles(name: str):
     recording, arrays = read(name)
     compared = 0
     for number, ours in enumerate(replayed(name)):
-        append = recording["config"]["pos_mode"] == "append"
+        native = recording["config"]["pos_mode"] == "append"
         expected = {"prefill": ours.before, "last": ours.after}
-        if append:
+        if native:
             expected = {"prefill": ours.before[:, ours.turn.cached_before :], "last": ours.after[:, -1:]}
         for moment, positions in expected.items():
             if f"pos_{moment}_{number}" in arrays:
@@ -329,31 +329,31 @@ def test_vision_counts_on_three_axes_and_text_goes_on_after_the_largest(step: fl
 
 
 def test_shrunk_positions_stay_bounded_and_appended_ones_never_move():
-    ends: dict[str, list[float]] = {"shrink": [], "append": []}
+    ends: dict[str, list[float]] = {"contiguous": [], "native": []}
     base = Windows(2, 2, sink=2, text_window=3)
-    for mode, asked in {"shrink": base, "append": replace(base, positions="append")}.items():
+    for mode, asked in {"contiguous": base, "native": replace(base, rope_positions="native")}.items():
         stream, largest = begun(asked), ends[mode]
         places: dict[int, Place | None] = {}
         for number in range(8):
             step = stream.turn(user(number))
-            if mode == "append":
+            if mode == "native":
                 assert all(places.setdefault(token.serial, token.place) == token.place for token in stream.retained)
                 assert step.computed[0].seen[-1][1][0] == (largest[-1] + 1 if largest else 0)
             stream.reply(letters("xyz.>"))
             largest.append(stream.positions.max())
-    assert ends["shrink"][3:] == [ends["shrink"][3]] * 5
-    assert ends["append"] == sorted(set(ends["append"]))
+    assert ends["contiguous"][3:] == [ends["contiguous"][3]] * 5
+    assert ends["native"] == sorted(set(ends["native"]))
 
 
 def test_appended_positions_go_on_after_a_reply_that_is_gone():
-    stream = begun(Windows(1, 1, text_window=None, positions="append"))
+    stream = begun(Windows(1, 1, text_window=None, rope_positions="native"))
     stream.turn(user(0))
     last = stream.reply(letters("xyz.>")).computed[-1].seen[-1][1][0]
     assert stream.turn(user(1)).computed[0].seen[-1][1] == (last + 1,) * 3
 
 
 def test_one_axis_counts_tokens():
-    stream = begun(Windows(axes=1))
+    stream = begun(Windows(mrope_axes=1))
     stream.turn(user(0, grid=(2, 4, 8)))
     np.testing.assert_array_equal(stream.positions, [np.arange(stream.cached)] * 3)
 
@@ -376,9 +376,9 @@ def test_a_window_without_overlap_begins_anew():
     assert min(token.serial for token in stream.retained) > len(first)
 
 
-@pytest.mark.parametrize("mode", ["shrink", "append"])
-def test_positions_of_a_new_window_begin_at_zero(mode):
-    stream = begun(Windows(positions=mode, mode="window", window_chunks=1))
+@pytest.mark.parametrize("rope_positions", ["contiguous", "native"])
+def test_positions_of_a_new_window_begin_at_zero(rope_positions):
+    stream = begun(Windows(rope_positions=rope_positions, mode="window", window_chunks=1))
     ends = []
     for number in (1, 2):
         stream.turn(user(number))

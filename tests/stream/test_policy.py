@@ -14,7 +14,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.families import chat, config_json
 from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
-from svlm_jax.spans import Kind, Part, Span, total, truncate
+from svlm_jax.spans import Kind, Part, Span, merged_tokens, total, truncate
 from svlm_jax.stream import batch, policy, sequence
 from svlm_jax.stream.sequence import Chunk, Language
 from tests.support import FIXTURES, oracle
@@ -48,7 +48,7 @@ class Engine:
 
     def turn(self, chunk: Chunk, serials: list[int], size: int) -> list[list[tuple[int, tuple]]]:
         """Take a chunk; the new tokens have these serial numbers. What each of them sees, as the oracle tells it."""
-        turn = sequence.next_turn(self.held, chunk, self.config, language())
+        turn, _ = sequence.next_turn(self.held, chunk, self.config, language())
         self.check(turn)
         kept = turn.slots[turn.slots >= 0]
         assert len(set(kept.tolist())) == len(kept)
@@ -57,18 +57,21 @@ class Engine:
         assert len(set(every.tolist())) == len(every) and every.max() < self.capacity
         np.testing.assert_array_equal(self.row.slots[: turn.cached], turn.slots[: turn.cached])  # nothing cached moves
         self.index, self.positions = (array[0] for array in batch.describe([self.row], self.capacity))
-        seen, left = [], iter(serials)
+        seen, left, self.vision_index = [], iter(serials), []
         vision = language().config.vision
         _, where = batch.vision([self.row], language().config, 64 * 8, 64)
+        sizes = [merged_tokens(clip.grid) for _, clip in turn.clips]
+        tower_rows = np.split(where[0], np.cumsum(sizes)[:-1])
+        self.tower_rows = {number: rows for (number, _), rows in zip(turn.clips, tower_rows, strict=True)}
         newest = []
-        for piece in batch.pieces([self.row], where, size, self.capacity):
+        for piece in batch.pieces([self.row], where, size, self.capacity, vision.spatial_merge_size):
             real = np.flatnonzero(piece.inputs.index[0] >= 0)
             for column in real:
                 self.slots[piece.slots[0, column]] = next(left)
             for column in real:
                 place = piece.inputs.index[0, column]
                 assert piece.inputs.ids[0, column] == turn.ids[place]
-                assert (piece.inputs.vision_index[0, column] >= 0) == (turn.ids[place] == language().config.video_token_id)
+                self.vision_index.append(int(piece.inputs.vision_index[0, column]))
                 np.testing.assert_array_equal(piece.inputs.positions[0, :, column], turn.positions[:, place])
                 seen.append(self.visible(place))
             assert (piece.slots[0][piece.inputs.index[0] < 0] == self.capacity).all()
@@ -121,8 +124,8 @@ def compare(config: StreamConfig, previous: str, query: str, draw, chunks: int, 
         text_rounds=config.text_rounds,
         sink=config.sink or 0,
         text_window=config.text_window,
-        positions="shrink" if config.rope_positions == "contiguous" else "append",
-        axes=config.mrope_axes,  # pyright: ignore[reportArgumentType]
+        rope_positions=config.rope_positions,
+        mrope_axes=config.mrope_axes,  # pyright: ignore[reportArgumentType]
         mode=config.mode,
         window_chunks=config.window_chunks,
     )
@@ -130,11 +133,11 @@ def compare(config: StreamConfig, previous: str, query: str, draw, chunks: int, 
     theirs.begin(opening_parts(encode, previous))
     most = 0
     for number in range(chunks):
-        grid, step, words, ends, asked = draw(number)
+        grid, step, words, ends, asked, keep = draw(number)
         clip = Clip(np.zeros((int(np.prod(grid)), 1176), np.float32), grid, step, video=True)
-        chunk = Chunk(number, number + 1, clip, asked)
+        chunk = Chunk(number, number + 1, clip, asked, None if keep is None else np.array(keep, bool))
         first = number == 0 or (config.mode == "window" and number % config.window_chunks == 0)
-        parts = turn_parts(encode, number, number + 1, grid, step=step, query=query if first else "")
+        parts = turn_parts(encode, number, number + 1, grid, step=step, query=query if first else "", keep=keep)
         if asked:
             parts = question_parts(parts, chunk, asked if first else f" {asked}")
         turn = theirs.turn(parts)
@@ -143,6 +146,8 @@ def compare(config: StreamConfig, previous: str, query: str, draw, chunks: int, 
         assert ours.row.turn.cached == turn.cached_before
         np.testing.assert_array_equal(ours.row.turn.positions, theirs.positions)
         assert seen == [told(one.seen) for one in turn.computed]
+        rows = [ours.tower_rows[one.turn][one.pad.index] if one.pad else -1 for one in turn.computed]
+        assert ours.vision_index == rows
         tokens = [*words, language().end] if ends else [*words, 7][:LONGEST]
         reply = theirs.reply(tokens)
         seen = ours.reply(tokens, [one.serial for one in reply.computed])
@@ -167,12 +172,16 @@ CONFIGS = st.builds(
 
 def check_random(data, config: StreamConfig, previous: list[str], query: str, chunks: int, size: int) -> None:
     def draw(number: int):
+        grid = data.draw(st.sampled_from(GRIDS))
         return (
-            data.draw(st.sampled_from(GRIDS)),
+            grid,
             data.draw(st.sampled_from([2.0, 1.0, 0.5])),
             data.draw(st.lists(st.integers(0, 400), max_size=LONGEST - 1)),
             data.draw(st.booleans()),
             data.draw(st.sampled_from(["", "", "", "who scored?"])),
+            data.draw(
+                st.one_of(st.none(), st.lists(st.booleans(), min_size=merged_tokens(grid), max_size=merged_tokens(grid)))
+            ),
         )
 
     compare(config, "".join(previous), query, draw, chunks, size)
@@ -202,12 +211,13 @@ def test_many_more_streams_do(data, config, previous, query, chunks, size):
     check_random(data, config, previous, query, chunks, size)
 
 
-def regular(seed: int):
+def regular(seed: int, drop: bool = False):
     rng = np.random.default_rng(seed)
 
     def draw(number: int):
         words = rng.integers(0, 400, rng.integers(0, LONGEST)).tolist()
-        return GRIDS[1], 1.0, words, bool(rng.integers(2)), ""
+        keep = (rng.random(merged_tokens(GRIDS[2])) < 0.6).tolist() if drop else None
+        return GRIDS[2 if drop else 1], 1.0, words, bool(rng.integers(2)), "", keep
 
     return draw
 
@@ -219,12 +229,22 @@ def test_hundreds_of_chunks_do_too_in_a_bounded_number_of_spans(vision, rounds):
     assert most <= 4 + 8 * (max(vision, rounds) + 1)
 
 
+@pytest.mark.parametrize("rope_positions", ["contiguous", "native"])
+def test_hundreds_of_chunks_that_lose_vision_tokens_do_too(rope_positions):
+    """Masks that differ from chunk to chunk, on grids of two frames, through every kind of eviction."""
+    config = StreamConfig(
+        vision_window=2, text_rounds=4, sink=5, text_window=5, max_new_tokens=LONGEST, rope_positions=rope_positions
+    )
+    most = compare(config, "red blue ball ", "Commentate", regular(7, drop=True), chunks=200, size=64)
+    assert most <= 4 + 8 * 5
+
+
 def test_fractional_steps_that_no_float_holds_are_counted_as_the_oracle_counts():
     config = StreamConfig(vision_window=2, text_rounds=2, sink=4, text_window=4, max_new_tokens=LONGEST)
     step = 4 / 3
 
     def draw(number: int):
-        return (2, 4, 2), step, [5, 6], True, ""
+        return (2, 4, 2), step, [5, 6], True, "", None
 
     compare(config, "", "", draw, chunks=8, size=64)
 
@@ -255,12 +275,12 @@ def test_the_capacity_holds_the_longest_replies_and_all_questions_that_are_let_i
         chunk = Chunk(9_999_000 + number, 9_999_001 + number, clip, "who scored the last goal of this match? " * 3)
         before = engine.held
         try:
-            turn = sequence.next_turn(before, chunk, config, language())
+            turn, _ = sequence.next_turn(before, chunk, config, language())
         except InputError as error:
             assert str(error).startswith("question: got ") and "\n" not in str(error)
             assert engine.held is before
             refused += 1
-            turn = sequence.next_turn(before, chunk._replace(question=""), config, language())
+            turn, _ = sequence.next_turn(before, chunk._replace(question=""), config, language())
         row = batch.Row(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))  # never refuses
         held = turn._replace(slots=row.slots)
         engine.held = sequence.with_reply(held, np.arange(LONGEST, dtype=np.int32), row.ahead, config, language())
@@ -282,14 +302,14 @@ def test_rows_of_a_batch_are_described_apart():
     for b in (0, 2):
         alone = batch.describe([rows[b]], capacity)
         assert (index[b] == alone[0][0]).all() and (positions[b] == alone[1][0]).all()
-    (piece,) = batch.pieces(rows, where, 128, capacity)
+    (piece,) = batch.pieces(rows, where, 128, capacity, language().config.vision.spatial_merge_size)
     assert (piece.slots[1] == capacity).all() and piece.newest[1] == -1 and (piece.inputs.vision_index[1] == -1).all()
     inputs = batch.decode_inputs(rows, [None] * 3, LONGEST, np.zeros(448, bool), language().end)
     assert inputs.done.tolist() == [False, True, False] and not inputs.generated[1].any()
 
 
 def _serials(engine: Engine, clip: Clip) -> list[int]:
-    turn = sequence.next_turn(engine.held, Chunk(0, 1, clip), engine.config, language())
+    turn, _ = sequence.next_turn(engine.held, Chunk(0, 1, clip), engine.config, language())
     return list(range(len(turn.ids) - turn.cached))
 
 
@@ -310,19 +330,20 @@ def test_sink_and_slide_never_cross(length, first, last, kept):
 
 def test_nothing_is_evicted_in_full_mode():
     spans = chat.opening("red ", language().tokenizer, language().config).spans
-    kept, order = policy.evict(spans, 1000, StreamConfig(mode="full"))
-    assert kept == spans and order.tolist() == list(range(total(spans)))
+    kept, order, evicted = policy.evict(spans, 1000, StreamConfig(mode="full"))
+    assert kept == spans and order.tolist() == list(range(total(spans))) and evicted == ()
 
 
 def test_words_of_the_oldest_reply_end_the_previous_text():
     opening = chat.opening("red ", language().tokenizer, language().config).spans
     spans = (*opening, Span(Kind.USER_TEXT, 3, 0, part=Part.HEAD), Span(Kind.REPLY, 3, 0, part=Part.HEAD))
     spans += (Span(Kind.REPLY, 4, 0), Span(Kind.REPLY, 2, 0, part=Part.TAIL))
-    kept, order = policy.evict(spans, 1, StreamConfig(vision_window=1, text_rounds=1, sink=None, text_window=None))
+    kept, order, evicted = policy.evict(spans, 1, StreamConfig(vision_window=1, text_rounds=1, sink=None, text_window=None))
     end = total(opening) - chat.TURN_END
     words = total(opening) + 6
     assert order.tolist() == [*range(end), *range(words, words + 4), end, end + 1]
     assert tail(kept)[-2:] == [(Kind.PREVIOUS, Part.BODY, 0), (Kind.PREVIOUS, Part.TAIL, 0)]
+    assert tail(evicted) == [(Kind.USER_TEXT, Part.HEAD, 0), (Kind.REPLY, Part.HEAD, 0), (Kind.REPLY, Part.TAIL, 0)]
 
 
 def test_replies_cut_short_lose_their_last_word():

@@ -153,6 +153,11 @@ def set_slot(notes, tensors):
     tensors["0.slots"][3] = 10**6
 
 
+def set_mask(notes, mask):
+    """A mask for the first vision tokens, of as many bits as there are tokens, or not."""
+    next(span for span in notes["streams"][0]["spans"] if span[3] is not None)[-1] = mask
+
+
 ABSURD = {
     "capacity": lambda notes, tensors: notes.update(capacity=10**12),
     "no capacity": lambda notes, tensors: notes.pop("capacity"),
@@ -168,6 +173,8 @@ ABSURD = {
     "a layer less": lambda notes, tensors: tensors.pop("0.keys.1"),
     "another layer": lambda notes, tensors: tensors.update({"0.keys.1": np.zeros((1, 1, 1), np.float32)}),
     "spans": lambda notes, tensors: notes["streams"][0].update(spans=notes["streams"][0]["spans"][:-1]),
+    "a mask": lambda notes, tensors: set_mask(notes, "ff"),
+    "a long mask": lambda notes, tensors: set_mask(notes, "00" * 9 + "fc"),
     "a kind": lambda notes, tensors: notes["streams"][0]["spans"][0].__setitem__(0, 99),
     "time": lambda notes, tensors: notes["streams"][0].update(since=99),
 }

@@ -25,13 +25,15 @@ Place = tuple[float, float, float]  # position on the axes (t, h, w)
 
 class Part(NamedTuple):
     """A labelled run of ids. Pads are a run of their own with their patch grid (t, h, w) and `step`, the temporal positions
-    from one t to the next: tokens_per_second * 2 / fps, not truncated."""
+    from one t to the next: tokens_per_second * 2 / fps, not truncated. `keep` says of each merged cell of the grid whether it
+    has a pad (None: every one has)."""
 
     role: str
     part: str
     ids: list[int]
     grid: tuple[int, int, int] | None = None
     step: float = 1.0
+    keep: list[bool] | None = None
 
 
 def opening_parts(encode: Callable[[str], list[int]], previous: str) -> list[Part]:
@@ -54,14 +56,15 @@ def turn_parts(
     step: float,
     query: str = "",
     merge: int = 2,
+    keep: list[bool] | None = None,
 ) -> list[Part]:
     """A user turn (seconds `start` to `end`, patch grid (t, h, w)) and the head of the reply to it."""
-    pads = grid[0] * (grid[1] // merge) * (grid[2] // merge)
+    pads = grid[0] * (grid[1] // merge) * (grid[2] // merge) if keep is None else sum(keep)
     return [
         Part(USER, HEAD, encode("<|im_start|>user\n")),
         Part(USER, TIME, encode(f"Time={start:.1f}-{end:.1f}s")),
         Part(USER, VISION, encode("<|vision_start|>")),
-        Part(USER, VISION, encode("<|video_pad|>") * pads, grid, step),
+        Part(USER, VISION, encode("<|video_pad|>") * pads, grid, step, keep),
         Part(USER, VISION, encode("<|vision_end|>")),
         Part(USER, QUERY, encode(query)),
         Part(USER, END, encode("<|im_end|>")),
@@ -71,13 +74,17 @@ def turn_parts(
 
 
 class Pad(NamedTuple):
-    """Where a pad stands in its vision block: `index` counts the block's pads, the rest are its coordinates in merged units."""
+    """A pad's cell in its vision block: `index` counts the cells of the grid, frame, row and column are coordinates in merged
+    units. `first`: no pad of the block comes before it. `extent`: from the block's corner to its largest position on any axis,
+    a cell without a pad counted."""
 
     index: int
     frame: int
     row: int
     column: int
     step: float
+    first: bool
+    extent: float
 
 
 @dataclass(eq=False)  # two tokens are never the same token
@@ -98,14 +105,14 @@ class Token:
 @dataclass(frozen=True)
 class Windows:
     """What a stream keeps. vision_window, text_rounds and window_chunks in chunks, sink and text_window in tokens of previous
-    text (text_window None: never cut); positions, axes and mode as in `Oracle`."""
+    text (text_window None: never cut); rope_positions, mrope_axes and mode as in `Oracle`."""
 
     vision_window: int = 16
     text_rounds: int = 16
     sink: int = 512
     text_window: int | None = 512
-    positions: Literal["shrink", "append"] = "shrink"
-    axes: Literal[1, 3] = 3
+    rope_positions: Literal["contiguous", "native"] = "contiguous"
+    mrope_axes: Literal[1, 3] = 3
     mode: Literal["streaming", "full", "window", "recompute"] = "streaming"
     window_chunks: int = 100
 
@@ -131,7 +138,7 @@ class Step(NamedTuple):
 class Oracle:
     """A stream: `begin`, then `turn` and `reply` by turns.
 
-    Positions: "shrink" counts afresh over what is retained, every chunk; "append" counts on, and a computed token never moves.
+    Positions: "contiguous" counts afresh over what is retained, every chunk; "native" counts on: a computed token never moves.
     Modes: "streaming" evicts; "full" never does; "window" keeps all for `window_chunks` chunks and then begins anew with the
     opening; "recompute" evicts as streaming does and computes whatever is retained again every chunk.
     """
@@ -146,7 +153,7 @@ class Oracle:
     made: int = field(init=False, default=0)  # tokens so far, for serial numbers
     latest: float = field(
         init=False, default=-1.0
-    )  # temporal position of the token computed last, retained or not; for "append"
+    )  # temporal position of the token computed last, retained or not; for "native"
 
     @property
     def ids(self) -> list[int]:
@@ -204,15 +211,26 @@ class Oracle:
 
     def _append(self, parts: Iterable[Part], turn: int | None = None) -> None:
         for part in parts:
-            for index, id in enumerate(part.ids):
-                pad = None
-                if part.grid is not None:
-                    rows, columns = part.grid[1] // self.merge, part.grid[2] // self.merge
-                    assert len(part.ids) == part.grid[0] * rows * columns
-                    pad = Pad(index, index // (rows * columns), index // columns % rows, index % columns, part.step)
+            pads = [None] * len(part.ids) if part.grid is None else self._pads(part)
+            for id, pad in zip(part.ids, pads, strict=True):
                 number = self.chunk if turn is None else turn
                 self.retained.append(Token(self.made, id, part.role, part.part, number, pad))
                 self.made += 1
+
+    def _pads(self, part: Part) -> list[Pad]:
+        """The cells that have a pad, one by one."""
+        assert part.grid is not None
+        frames, rows, columns = part.grid[0], part.grid[1] // self.merge, part.grid[2] // self.merge
+        extent = max((frames - 1) * part.step, rows - 1, columns - 1)
+        assert part.keep is None or len(part.keep) == frames * rows * columns
+        pads: list[Pad] = []
+        for frame in range(frames):
+            for row in range(rows):
+                for column in range(columns):
+                    index = (frame * rows + row) * columns + column
+                    if part.keep is None or part.keep[index]:
+                        pads.append(Pad(index, frame, row, column, part.step, not pads, extent))
+        return pads
 
     # Eviction: section "Eviction" of the description, step by step.
 
@@ -262,10 +280,10 @@ class Oracle:
 
     def _compute(self, pending: int) -> list[Computed]:
         """Compute what is not computed but the `pending` last tokens, each seeing all retained tokens before it and itself."""
-        append = self.windows.positions == "append"
+        native = self.windows.rope_positions == "native"
         ready = self.retained[: len(self.retained) - pending]
-        walked = [token for token in ready if token.seen is None] if append else ready
-        for token, place in zip(walked, self._walk(walked, self.latest + 1 if append else 0.0), strict=True):
+        walked = [token for token in ready if token.seen is None] if native else ready
+        for token, place in zip(walked, self._walk(walked, self.latest + 1 if native else 0.0), strict=True):
             token.place = place
         computed: list[Computed] = []
         visible: list[tuple[int, Place]] = []
@@ -283,11 +301,12 @@ class Oracle:
         places: list[Place] = []
         following = corner = start  # `corner` is where the vision block at hand begins
         for token in tokens:
-            if token.pad is None or self.windows.axes == 1:
+            if token.pad is None or self.windows.mrope_axes == 1:
                 place = (following, following, following)
             else:
-                corner = following if token.pad.index == 0 else corner
+                corner = following if token.pad.first else corner
                 place = (corner + token.pad.frame * token.pad.step, corner + token.pad.row, corner + token.pad.column)
             places.append(place)
-            following = max(place) + 1  # the last pad of a block is the largest on every axis
+            flat = token.pad is None or self.windows.mrope_axes == 1
+            following = max(place) + 1 if flat else corner + token.pad.extent + 1
         return places
