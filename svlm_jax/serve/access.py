@@ -31,7 +31,7 @@ class Access:
         self.token, self.loopback = token, loopback
         self.origins = {origin.rstrip("/").lower() for origin in origins}
         self.hosts = LOOPBACK | {urlsplit(origin).hostname or "" for origin in self.origins}
-        self.sockets: Counter[str] = Counter()
+        self.sockets: Counter[str] = Counter()  # by client address
 
     @property
     def cookie(self) -> str:
@@ -40,6 +40,7 @@ class Access:
 
     def allows_host(self, header: str) -> bool:
         """Whether a Host header names this server."""
+        # other addresses are protected by the token; behind them any name may be right
         return not self.loopback or _hostname(header) in self.hosts
 
     def allows_origin(self, header: str | None, host: str) -> bool:

@@ -51,7 +51,7 @@ class SourceCatalog:
         if not self.allow_addresses:
             raise InputError("source", "an address", "one of the list", "the server was started without --allow-addresses")
         address = message.get("address", "")
-        try:
+        try:  # the error may quote the URL with its user and password
             return OpenedFeed(config, sink, address, title="address", is_private=False, schemes=self.schemes)
         except InputError as error:
             error.args = (mask_address(str(error), address, "address"),)

@@ -46,13 +46,13 @@ class Connections:
         address = address_group((transport.get_extra_info("peername") or ("",))[0])
         siblings = self.by_address.get(address, {})
         if len(siblings) >= self.limits.max_connections_per_address:
-            crowd = siblings
+            candidates = siblings
         elif len(self.open) >= self.max_connections:
-            crowd = max(self.by_address.values(), key=len)  # the address with the most connections pays
+            candidates = max(self.by_address.values(), key=len)  # the address with the most connections
         else:
-            crowd = None
-        if crowd is not None:
-            oldest = next((connection for connection in crowd.values() if connection.is_idle), None)
+            candidates = None
+        if candidates is not None:
+            oldest = next((connection for connection in candidates.values() if connection.is_idle), None)
             self.metrics.count("svlm_refused_total", label="max_connections")
             if oldest is None:
                 transport.abort()

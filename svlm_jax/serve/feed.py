@@ -69,6 +69,7 @@ class Feed(Source):
     def first_frame_time(self) -> float:
         """The next tick of the grid that all feeds share."""
         period = self.config.chunk_seconds
+        # on the monotonic clock, which all threads of the process share
         return (time.monotonic() // period + 1) * period
 
     def frames(self) -> Iterator[np.ndarray]:
@@ -77,8 +78,9 @@ class Feed(Source):
         for index, draw in enumerate(self.draw_calls()):
             start = self.first_frame_time() if start is None else start
             due = start + index * interval
-            if self.stop_event.wait(due - time.monotonic() if paced else 0):
+            if self.stop_event.wait(due - time.monotonic() if paced else 0):  # sleeps, unless `stop` wakes it
                 return
+            # a late frame for viewers is skipped, to catch up; the model must get all of its frames
             is_late = paced and time.monotonic() > due + interval
             for_model, for_viewers = index % stride == 0, self.sink.is_watched()
             if not for_model and (is_late or not for_viewers):

@@ -33,7 +33,7 @@ def protect(application: Any, connections: Connections) -> Any:
         if scope["type"] not in ("http", "websocket"):
             await application(scope, receive, send)
             return
-        accepted = False
+        accepted = False  # a close before the handshake is a refusal, after it the end of a socket
 
         async def send_with_headers(message: Any) -> None:
             nonlocal accepted

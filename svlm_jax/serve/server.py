@@ -1,4 +1,4 @@
-"""The server process: binds a port, runs the site with uvicorn, stops on a signal after it has told the viewers.
+"""The server process: binds a port, runs the site with uvicorn, and stops on a signal after a last message to the viewers.
 
 Owns uvicorn's configuration and how the server starts and stops. uvicorn is an extra, imported inside `Server`.
 """

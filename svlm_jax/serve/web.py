@@ -49,7 +49,7 @@ class Site:
             Route("/", self.page),
             Route("/health", self.health),
             Route("/metrics", self.metrics),
-            Route("/{name:str}", self.file),
+            Route("/{name:str}", self.file),  # after the names above: the first route that matches counts
             Route("/streams/{name:str}.vtt", self.vtt),
             WebSocketRoute("/ws", self.socket),
         ]
@@ -91,7 +91,7 @@ class Site:
 
     async def page(self, request: "Request") -> "Response":
         refusal = await self._check_access(request)
-        if refusal and refusal[0] == 401:
+        if refusal and refusal[0] == 401:  # a person in a browser gets a form instead of a line
             self.hub.metrics.count("svlm_refused_total", label="token")
             return self._response(TOKEN_FORM, "text/html", 401)
         if refusal:
@@ -167,7 +167,7 @@ class Site:
             return
         abort = socket.scope.get("extensions", {}).get(ABORT_EXTENSION, lambda: None)
         viewer = Viewer(socket, limits, self.hub.metrics, abort)
-        try:
+        try:  # from `add_socket` on everything must be undone, whatever fails
             await socket.accept()
             self.hub.add(viewer)
             await viewer.serve(self.hub.handle)
