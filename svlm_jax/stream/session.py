@@ -26,7 +26,7 @@ from svlm_jax.decode.loop import DecodeInputs, DecodeState
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.families import chat
-from svlm_jax.families.chat import Tokenizer, plain
+from svlm_jax.families.chat import Tokenizer, Tokens, plain
 from svlm_jax.inputs import TOKEN_BUCKETS, Clip, VisionInput, bucket
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
 from svlm_jax.model.parameters import parameters
