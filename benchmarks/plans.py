@@ -55,7 +55,7 @@ def _train(args: argparse.Namespace) -> str:
 
 
 def _serve(args: argparse.Namespace) -> str:
-    return f"{args.clients} viewers of {args.rows} streams: {_about(args.seconds + 60)}"
+    return f"{args.clients} viewers of {args.num_streams} streams: {_about(args.seconds + 60)}"
 
 
 def _device(args: argparse.Namespace) -> str:
