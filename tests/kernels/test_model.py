@@ -23,13 +23,13 @@ MESHES = {
 }
 
 
-def drawn(*shape):
+def random_array(*shape):
     return jnp.asarray(np.random.default_rng(sum(shape)).normal(size=shape), jnp.float32)
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_each_device_attends_with_its_own_heads_and_queries(name):
-    q, k, v = drawn(2, 4, 4, 16), drawn(2, 2, 128, 16), drawn(2, 2, 128, 16) + 1
+    q, k, v = random_array(2, 4, 4, 16), random_array(2, 2, 128, 16), random_array(2, 2, 128, 16) + 1
     index = np.stack([np.random.default_rng(0).permutation(128)] * 2).astype(np.int32)
     last = np.tile(np.arange(100, 104, dtype=np.int32), (2, 1))
 
@@ -44,7 +44,7 @@ def test_each_device_attends_with_its_own_heads_and_queries(name):
 
 
 def test_gradients_over_a_mesh_are_those_of_one_device():
-    arrays = drawn(2, 32, 4, 16), drawn(2, 2, 32, 16), drawn(2, 2, 32, 16) + 1
+    arrays = random_array(2, 32, 4, 16), random_array(2, 2, 32, 16), random_array(2, 2, 32, 16) + 1
     index = np.tile(np.arange(32, dtype=np.int32), (2, 1))
 
     def run(implementation):
@@ -56,8 +56,8 @@ def test_gradients_over_a_mesh_are_those_of_one_device():
     want = run("xla")
     with jax.set_mesh(make_mesh(**MESHES["context"])):
         got = run("interpret_tpu")
-    for one, other in zip(got, want, strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=3e-5)
+    for gradient, expected in zip(got, want, strict=True):
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=3e-5)
 
 
 @pytest.mark.parametrize("name", ["greedy", "equal_windows"])

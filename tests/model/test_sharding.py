@@ -23,8 +23,15 @@ MESHES = {
     "tensor": {"fsdp": 4, "tensor": 2},
     "replicas": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-# Whole on every device although they have more than one axis: biases by head (28 x 128 numbers a layer at most).
-WHOLE = (r"attention.q.bias", r"attention.k.bias", r"attention.v.bias", r"attention.qkv.bias", r"norm1.scale", r"norm2.scale")
+# Replicated on every device although they have more than one axis: biases by head (28 x 128 numbers a layer at most).
+REPLICATED = (
+    r"attention.q.bias",
+    r"attention.k.bias",
+    r"attention.v.bias",
+    r"attention.qkv.bias",
+    r"norm1.scale",
+    r"norm2.scale",
+)
 
 
 @pytest.fixture(scope="module")
@@ -77,25 +84,25 @@ def test_every_device_holds_its_share_and_no_more(config, tiny_dir, ways, stacke
     mesh = make_mesh(**MESHES[ways])
     values = huggingface.load(tiny_dir, replace(config, scan_layers=stacked), mesh)
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
-    held = dict.fromkeys(jax.devices(), 0)
-    whole = []
+    bytes_of_device = dict.fromkeys(jax.devices(), 0)
+    replicated = []
     for path, value in values.items():
         assert len(value.addressable_shards) == 8
         cut = value.size // value.addressable_shards[0].data.size
         for shard in value.addressable_shards:
             assert shard.data.size * cut == value.size
-            held[shard.device] += shard.data.nbytes
+            bytes_of_device[shard.device] += shard.data.nbytes
         if path.startswith("vision.") and cut > 1:
             assert cut == mesh.shape["fsdp"]
         elif cut > 1:
             assert cut in (parts, mesh.shape["tensor"])
         if cut == 1 and value.ndim > 1:
-            whole.append(path)
-    assert all(path.endswith(WHOLE) for path in whole)
-    assert len(set(held.values())) == 1
+            replicated.append(path)
+    assert all(path.endswith(REPLICATED) for path in replicated)
+    assert len(set(bytes_of_device.values())) == 1
     vision = sum(value.nbytes for path, value in values.items() if path.startswith("vision.")) / mesh.shape["fsdp"]
     text = sum(value.nbytes for path, value in values.items() if path.startswith("text.")) / parts
-    share = held[jax.devices()[0]]
+    share = bytes_of_device[jax.devices()[0]]
     assert vision + text <= share <= 1.1 * (vision + text)
 
 
@@ -108,11 +115,11 @@ def test_every_parameter_of_every_preset_has_a_row_and_divides_by_eight(name, st
     sizes = {path: leaf.shape for path, leaf in shapes(replace(config, scan_layers=stacked)).items()}
     for ways in ({"fsdp": 8}, {"fsdp": 4, "tensor": 2}):
         mesh = make_mesh(**ways)
-        placed = shardings(sizes, mesh)
-        assert placed.keys() == sizes.keys()
+        targets = shardings(sizes, mesh)
+        assert targets.keys() == sizes.keys()
         for path, shape in sizes.items():
-            if len(shape) > 1 and not path.endswith(WHOLE):
-                assert math.prod(placed[path].shard_shape(shape)) <= math.prod(shape) // 4, path
+            if len(shape) > 1 and not path.endswith(REPLICATED):
+                assert math.prod(targets[path].shard_shape(shape)) <= math.prod(shape) // 4, path
 
 
 def test_the_layer_axis_of_a_stack_is_never_cut():
@@ -152,7 +159,7 @@ def test_sizes_that_the_devices_cannot_fill_are_one_line(sizes):
 
 
 @pytest.mark.parametrize(("size", "legal"), [("3b", [1, 2]), ("7b", [1, 2, 4]), ("32b", [1, 2, 4, 8]), ("72b", [1, 2, 4, 8])])
-def test_tensor_ways_are_those_that_leave_every_head_whole(size, legal):
+def test_tensor_ways_are_those_that_leave_no_head_cut(size, legal):
     for ways in (1, 2, 3, 4, 8):
         mesh = make_mesh(tensor=ways)
         if ways in legal:

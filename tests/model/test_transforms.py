@@ -1,4 +1,4 @@
-"""Claims: joined projections change no word; 8 bits have the error they must have, and stream, alone and over a mesh."""
+"""Claims: fused projections change no word; 8 bits have the error they must have, and stream, alone and over a mesh."""
 
 from dataclasses import replace
 
@@ -25,9 +25,9 @@ from svlm_jax.stream.session import Session
 def logits(config: ModelConfig, values) -> np.ndarray:
     length = 24
     ids = np.random.default_rng(0).integers(0, 400, (2, length)).astype(np.int32)
-    place = np.broadcast_to(np.arange(length, dtype=np.int32), (2, length))
+    index = np.broadcast_to(np.arange(length, dtype=np.int32), (2, length))
     positions = np.broadcast_to(np.arange(length, dtype=np.float32), (2, 3, length))
-    inputs = Inputs(ids, place, positions, np.full((2, length), -1, np.int32))
+    inputs = Inputs(ids, index, positions, np.full((2, length), -1, np.int32))
     return np.asarray(jax.jit(lambda values: from_parameters(config, values)(inputs))(values))
 
 
@@ -36,7 +36,7 @@ def model(tiny_dir) -> QwenVL:
     return QwenVL(config_json.read(tiny_dir).compute("float32"), nnx.Rngs(0))
 
 
-def test_fused_projections_compute_what_they_did_apart(model):
+def test_fused_projections_compute_what_separate_ones_compute(model):
     want = logits(model.config, parameters(model))
     np.testing.assert_allclose(logits(*fuse(model.config, parameters(model))), want, atol=1e-5 * np.abs(want).max())
 
@@ -54,13 +54,13 @@ def test_fuse_and_quantize_leave_nothing_behind(model):
 
 def test_a_quantized_weight_is_off_by_half_a_step_at_most():
     kernel = jax.random.normal(jax.random.key(0), (3, 40, 5, 8))
-    held, scale = to_int8(kernel.at[..., 0, 0].set(0), 2)
-    assert held.dtype == jnp.int8 and scale.shape == (5, 8)
-    off = jnp.abs(held * scale - kernel.at[..., 0, 0].set(0))
-    assert float(jnp.max(off / scale)) <= 0.5 + 1e-4 and int(jnp.abs(held).max()) == 127
+    rounded, scale = to_int8(kernel.at[..., 0, 0].set(0), 2)
+    assert rounded.dtype == jnp.int8 and scale.shape == (5, 8)
+    off = jnp.abs(rounded * scale - kernel.at[..., 0, 0].set(0))
+    assert float(jnp.max(off / scale)) <= 0.5 + 1e-4 and int(jnp.abs(rounded).max()) == 127
 
 
-def test_a_quantized_product_is_that_of_the_weights_it_holds():
+def test_a_quantized_product_is_that_of_its_rounded_weights():
     linear = Linear((4, 8), (3, 5), bias=True, dtype="float32", rngs=nnx.Rngs(1), weights="int8")
     assert linear.scale is not None
     x = jax.random.normal(jax.random.key(1), (2, 4, 8))
@@ -85,8 +85,8 @@ def _matrices(values):
 
 
 def _rounded(x: np.ndarray) -> np.ndarray:
-    held, scale = to_int8(jnp.asarray(x), 1)
-    return np.asarray(held * scale)
+    rounded, scale = to_int8(jnp.asarray(x), 1)
+    return np.asarray(rounded * scale)
 
 
 def test_int8_streams(tiny_dir, processor_dir):
@@ -103,11 +103,11 @@ def test_int8_streams(tiny_dir, processor_dir):
 
 
 @pytest.mark.parametrize("weights", ["full", "int8"])
-def test_a_prepared_model_lies_on_a_mesh_as_the_loaded_one_did(model, weights):
+def test_a_transformed_model_is_sharded_like_the_loaded_one(model, weights):
     mesh = make_mesh(fsdp=4, tensor=2)
     values = parameters(model)
-    places = shardings({path: value.shape for path, value in values.items()}, mesh)
-    config, sharded = fuse(model.config, {path: jax.device_put(value, places[path]) for path, value in values.items()})
+    targets = shardings({path: value.shape for path, value in values.items()}, mesh)
+    config, sharded = fuse(model.config, {path: jax.device_put(value, targets[path]) for path, value in values.items()})
     want = logits(model.config, values)
     if weights == "int8":
         config, sharded = quantize(config, sharded)
@@ -118,6 +118,6 @@ def test_a_prepared_model_lies_on_a_mesh_as_the_loaded_one_did(model, weights):
         np.testing.assert_allclose(logits(config, sharded), want, atol=1e-4 * np.abs(want).max())
 
 
-def test_what_is_prepared_is_not_trained(model):
+def test_a_fused_model_is_not_trained(model):
     with pytest.raises(InputError, match="train first"):
         replace(model.config, scan_layers=True, fused=True)
