@@ -26,8 +26,8 @@ from benchmarks import aot, convert, device, drops, findings, int8, kernels, rep
 from benchmarks.plans import plan
 from benchmarks.report import DOCS, table
 from svlm_jax.cli.flags import Parser, integer, number
-from svlm_jax.cli.main import run
 from svlm_jax.cli.model_flags import DEFAULT_MODEL, check_attention
+from svlm_jax.cli.run import run
 from svlm_jax.config import Attention, Remat, Weights
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path

@@ -13,7 +13,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 import svlm_jax
 from svlm_jax import compile_cache
-from svlm_jax.cli import main, model_flags
+from svlm_jax.cli import model_flags, run
 from svlm_jax.errors import InputError
 from tests.support import ROOT
 
@@ -82,12 +82,12 @@ def test_what_was_half_written_is_written_again(tmp_path):
 
 
 def test_what_cannot_be_read_is_told_once_and_forgotten(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(main, "_warned", set())
+    monkeypatch.setattr(run, "_warned", set())
     jax.config.update(NAMES[0], str(tmp_path))
     for name in ("jit_f-0a-cache", "jit_f-0a-atime", "jit_g-0b-cache"):
         (tmp_path / name).touch()
     for _ in range(2):
-        main._warn("Error reading persistent compilation cache entry for 'jit_f': error: invalid\nstream")
+        run._warn("Error reading persistent compilation cache entry for 'jit_f': error: invalid\nstream")
     assert capsys.readouterr().err == "warning: a compiled program could not be read: error: invalid stream\n"
     assert [path.name for path in tmp_path.iterdir()] == ["jit_g-0b-cache"]
 

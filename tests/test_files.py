@@ -75,7 +75,7 @@ def test_commands_refuse_an_address_at_once(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command, *_ = name.split()
     monkeypatch.setattr(sys, "argv", [command, *COMMANDS[name].format(here="one.jsonl").split()])
-    main = importlib.import_module("benchmarks.__main__" if command == "bench" else f"launch.{command}").main
+    main = importlib.import_module("benchmarks.__main__" if command == "bench" else f"svlm_jax.cli.{command}").main
     with pytest.raises(InputError, match="got the address"):
         main()
     assert [path.name for path in tmp_path.iterdir()] == ["one.jsonl"]

@@ -59,7 +59,7 @@ def main(command=None):
             refuse("svlm: got " + command[:60] + ", expected " + expected + "; svlm --help lists the commands")
         sys.argv = ["svlm " + command, *sys.argv[2:]]
     module = importlib.import_module("svlm_jax.cli." + command)
-    importlib.import_module("svlm_jax.cli.main").run(module.main)
+    importlib.import_module("svlm_jax.cli.run").run(module.main)
 
 
 def usage():

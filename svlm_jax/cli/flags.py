@@ -28,7 +28,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         if len(args) + ("prog" in options) == 0:  # a command's own; those of its subcommands are named by argparse
             spec = getattr(sys.modules["__main__"], "__spec__", None)
-            options["prog"] = f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
+            is_module = spec is not None and not sys.argv[0].startswith("svlm ")
+            options["prog"] = f"python -m {spec.name.removesuffix('.__main__')}" if is_module else sys.argv[0]
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **options)
 

@@ -82,7 +82,7 @@ def test_int8_states_its_error(tmp_path, tiny_dir):
 
 
 def test_replies_are_right_when_all_of_their_tokens_are():
-    tokenizer = AutoTokenizer.from_pretrained(ROOT / "svlm_jax" / "models" / "touchline")
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "svlm_jax" / "touchline" / "weights" / "touchline")
     parts = [("<|im_start|>", False), ("Corner, Reds. Reds 2-1 Blues.", True), ("<|im_end|>\n", False)]
     for text in (" ...<|im_end|>", "Reds 2-1 Blues.\nGOAL for Reds! Reds 3-1 Blues. ...<|im_end|>"):
         parts += [("<|im_start|>assistant\n", False), (text, True), ("\n", False)]

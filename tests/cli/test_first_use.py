@@ -1,5 +1,6 @@
 """What a newcomer meets first: commands that say what is wrong in one line before anything is loaded, and what takes long."""
 
+import importlib
 import os
 import pty
 import shutil
@@ -15,7 +16,9 @@ import pytest
 import svlm_jax
 from benchmarks import plans
 from benchmarks.__main__ import parser as bench_parser
-from svlm_jax.cli import flags, main, model_flags, progress
+from svlm_jax import cli
+from svlm_jax.cli import flags, model_flags, progress
+from svlm_jax.cli import run as entry
 from svlm_jax.errors import InputError
 from svlm_jax.media.video import write_video
 from svlm_jax.pretrained import SHIPPED, local_directory
@@ -24,7 +27,7 @@ from tests.support import ROOT
 
 def command(module: str, *args: object, cwd: Path = ROOT, **changes: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(ROOT)} | changes
-    line = [sys.executable, "-m", f"launch.{module}", *map(str, args)]
+    line = [sys.executable, "-m", module if "." in module or module == "benchmarks" else f"launch.{module}", *map(str, args)]
     return subprocess.run(line, capture_output=True, text=True, env=env, cwd=cwd, stdin=subprocess.DEVNULL, check=False)
 
 
@@ -40,10 +43,9 @@ def refused(monkeypatch, capsys):
     """What a command says of these flags, in this process: one line, before anything is looked for on the disk or the hub."""
 
     def run(module: str, *args: object) -> str:
-        main = __import__(f"launch.{module}", fromlist=["main"]).main
-        monkeypatch.setattr(sys, "argv", [f"launch.{module}", *map(str, args)])
+        monkeypatch.setattr(sys, "argv", [module, *map(str, args)])
         with pytest.raises(SystemExit) as end:
-            main.run(main)
+            entry.run(importlib.import_module(module if "." in module else f"svlm_jax.cli.{module}").main)
         assert end.value.code == 2
         told = capsys.readouterr().err
         assert told.count("\n") == 1 and told.startswith("error: ") and len(told) < 300, told
@@ -80,9 +82,23 @@ def test_a_wrong_flag_is_one_line_under_the_name_that_was_typed(refused, typed, 
 
 
 def test_help_names_commands_as_they_are_typed():
-    for module in ("stream", "caption", "bench"):
-        result = command(module, "--help")
-        assert result.returncode == 0 and result.stdout.startswith(f"usage: python -m launch.{module} "), result.stdout[:200]
+    for typed in ("launch.stream", "launch.caption", "benchmarks"):
+        result = command(typed, "--help")
+        assert result.returncode == 0 and result.stdout.startswith(f"usage: python -m {typed} "), result.stdout[:200]
+    result = command("svlm_jax.cli", "stream", "--help")
+    assert result.returncode == 0 and result.stdout.startswith("usage: svlm stream "), result.stdout[:200]
+
+
+def test_svlm_lists_its_commands_and_knows_near_misses():
+    listing = command("svlm_jax.cli", "--help")
+    assert listing.returncode == 0 and all(f"  {name} " in listing.stdout for name in cli.COMMANDS)
+    assert "svlm: got steam, expected stream" in refusal(command("svlm_jax.cli", "steam"))
+    assert command("svlm_jax.cli", "--version").stdout == f"svlm-jax {svlm_jax.__version__}\n"
+
+
+def test_every_command_has_a_module_and_a_way_to_run_it_from_a_checkout():
+    for name in cli.COMMANDS:
+        assert (ROOT / "svlm_jax" / "cli" / f"{name}.py").is_file() and (ROOT / "launch" / f"{name}.py").is_file()
 
 
 def test_a_source_that_does_not_play_is_told_before_a_model_is_looked_for(refused, tmp_path):
@@ -119,7 +135,7 @@ def test_kernels_that_do_not_take_a_model_are_one_line(refused, monkeypatch):
     def main() -> None:
         raise NotImplementedError("mosaic_gpu: got float32 and head dim 64; takes bfloat16, multiples of 16 to 128")
 
-    monkeypatch.setattr("launch.scratch.main", main)
+    monkeypatch.setattr("svlm_jax.cli.scratch.main", main)
     assert "--attention: got mosaic_gpu: got float32" in refused("scratch")
 
 
@@ -193,20 +209,20 @@ def world_flags(out: Path):
 
 def test_outside_a_checkout_no_benchmark_writes_into_the_current_folder(refused, monkeypatch):
     monkeypatch.setattr("benchmarks.__main__.DOCS", None)
-    assert "--out: got nothing, outside a checkout" in refused("bench.__main__", "findings")
+    assert "--out: got nothing, outside a checkout" in refused("benchmarks.__main__", "findings")
 
 
 def test_a_reader_who_has_gone_and_a_screen_without_the_letters_end_nothing_badly(tmp_path):
     read, write = os.pipe()
     os.close(read)
     gone = subprocess.run(
-        [sys.executable, "-c", "from svlm_jax.cli.main import run\nrun(lambda: print('x' * 100000))"],
+        [sys.executable, "-c", "from svlm_jax.cli.run import run\nrun(lambda: print('x' * 100000))"],
         stdout=write, stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     os.close(write)
-    assert (gone.returncode, gone.stderr) == (main.CLOSED, "")
+    assert (gone.returncode, gone.stderr) == (entry.CLOSED, "")
     poor = subprocess.run(
-        [sys.executable, "-c", "from svlm_jax.cli.main import run\nrun(lambda: print('✓'))"],
+        [sys.executable, "-c", "from svlm_jax.cli.run import run\nrun(lambda: print('✓'))"],
         capture_output=True, text=True, cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )  # fmt: skip
     assert (poor.returncode, poor.stdout) == (0, "?\n")
@@ -217,7 +233,7 @@ def test_interrupted_a_command_says_so_in_one_line():
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as end:
-        main.run(interrupted)
+        entry.run(interrupted)
     assert end.value.code == 130
 
 

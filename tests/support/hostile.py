@@ -389,7 +389,7 @@ def main(model: Path, processor: Path, work: Path) -> None:
         return place
 
     def converted() -> None:
-        sys.argv = ["launch.convert", str(work / "d"), str(work / "out")]
+        sys.argv = ["svlm convert", str(work / "d"), str(work / "out")]
         convert.main()
 
     os.chdir(work)
