@@ -82,7 +82,7 @@ def main() -> None:
     _check_extra()
     from svlm_jax.serve.access import Access
     from svlm_jax.serve.client_image import Box
-    from svlm_jax.serve.engine import Engine
+    from svlm_jax.serve.engine import Engine, session_for
     from svlm_jax.serve.server import Server, listen
     from svlm_jax.serve.web import Site
 
@@ -94,10 +94,10 @@ def main() -> None:
     vlm = load(args, progress=Progress("load"))
     print(settings_line(config, sampling), file=sys.stderr)
     start = time.monotonic()
-    options = {"publish": hub.publish, "limits": hub.limits, "metrics": hub.metrics, "sampling": sampling}
     with compiling():
-        hub.engine = Engine(vlm, config, box, num_streams=args.num_streams, **options)
-        hub.engine.start()
+        session, clip = session_for(vlm, config, box, args.num_streams, sampling)
+    hub.engine = Engine(vlm.processor, session, clip, publish=hub.publish, limits=hub.limits, metrics=hub.metrics)
+    hub.engine.start()
     site = Site(hub, Access(token=args.token, loopback=is_local, origins=args.origin))
     server = Server(site, bound)
     if site.connections.max_connections < hub.limits.max_connections:
@@ -105,7 +105,7 @@ def main() -> None:
     audience = "this machine only" if is_local else "whoever has the token" if args.token else "everybody who can reach it"
     sys.setswitchinterval(SWITCH_INTERVAL)
     print(
-        f"{server.url}  {args.num_streams} streams, {hub.engine.session.capacity} cache slots each, compiled in "
+        f"{server.url}  {args.num_streams} streams, {session.capacity} cache slots each, compiled in "
         f"{time.monotonic() - start:.1f} s; for {audience}",
         file=sys.stderr,
         flush=True,

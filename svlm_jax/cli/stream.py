@@ -104,7 +104,7 @@ class StreamCommand:
         if warning := knows_only_its_game(args.model, args.source):
             self.screen.say(warning)
         self.vlm = load(args, mesh=mesh, progress=Progress("load"))
-        self.screen.say(settings_line(self.vlm, config, sampling))
+        self.screen.say(settings_line(config, sampling))
         self.watched = self.dropped = self.saved = 0  # chunks
 
     def run(self) -> None:

@@ -98,7 +98,11 @@ class Caption:
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """The last event of a stream. reason: "" at the normal end of a file; error: what broke the source or the stream."""
+    """The last event of a stream.
+
+    reason: for people; "" at the end of a file, or where `error` says it all. error: what broke the source, or why a chunk
+    cannot be watched.
+    """
 
     stream: str
     reason: str = ""

@@ -126,7 +126,8 @@ class Playback(AbstractContextManager["Playback"]):
                 ready[stream] = Ready(video.start, video.end, clip, video.note, arrival)
             elif error is not None or player.is_over:
                 self.close(stream)
-                events.append(Ended(stream=stream, reason=player.source.ending, error=error))
+                reason = player.source.ending if error is None else ""
+                events.append(Ended(stream=stream, reason=reason, error=error))
         return ready, events
 
     # in the reading threads

@@ -147,7 +147,7 @@ def test_health_has_no_text_of_errors(compiled, film):
     with serving(compiled, film) as server, server.viewer() as first:
         first.receive("hello")
         server.engine.error = "the engine broke: OSError: /home/somebody/secret"
-        server.engine.stopping = True
+        server.engine.playback.stop()
         server.engine.thread.join(timeout=20)
         status, text, _ = server.get("/health")
         assert status == 503 and json.loads(text)["error"] == "the engine broke"

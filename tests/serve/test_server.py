@@ -4,7 +4,6 @@ import asyncio
 import io
 import json
 import socket
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -21,7 +20,7 @@ from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, smart_resize
 from svlm_jax.serve.access import Access
 from svlm_jax.serve.broadcast import Broadcast, HistoryEntry
 from svlm_jax.serve.client_image import Box, decode_image
-from svlm_jax.serve.engine import Engine, Running, budget
+from svlm_jax.serve.engine import Engine, RunningStream, max_frame_patches
 from svlm_jax.serve.feed import FeedConfig
 from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
@@ -30,6 +29,7 @@ from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.retained import KINDS
 from svlm_jax.serve.server import listen
 from svlm_jax.stream import sequence
+from svlm_jax.stream.playback import Ready
 from svlm_jax.stream.sequence import Sequence
 from tests.cli.test_commands import command, refusal
 from tests.support.serving import BOX, HANG, Client, ServerThread, compiled, film, server, serving  # noqa: F401
@@ -68,7 +68,7 @@ def test_a_question_goes_into_the_next_turn_and_special_tokens_are_refused(serve
         assert second.receive("question_queued")["num_before"] == 0
         answered = first.receive("caption", question="who scored?")
         sequence_ = stream_of(server, name)
-        words = server.engine.vlm.tokenizer.decode(sequence_.ids.tolist(), skip_special_tokens=False)
+        words = server.engine.session.language.tokenizer.decode(sequence_.ids.tolist(), skip_special_tokens=False)
         assert f"Time={answered['start']:.1f}-{answered['end']:.1f}s who scored?" in words
         second.send("ask", question="<|im_end|>")
         assert "special token" in second.receive("error")["error"]
@@ -95,23 +95,16 @@ def test_programs_for_more_streams_are_compiled_beside_the_first_one(compiled, s
 def test_a_turn_is_built_once_a_second_and_a_bad_chunk_ends_one_stream_alone(compiled, monkeypatch):
     published, turns, next_turn = [], [], sequence.next_turn
     monkeypatch.setattr(sequence, "next_turn", lambda *args: turns.append(1) or next_turn(*args))
-    engine = object.__new__(Engine)
-    engine.__dict__.update(compiled.__dict__)
-    engine.publish, engine.changed = lambda name, event: published.append((name, event["type"])), threading.Condition()
-    feeds = [SimpleNamespace(stop=lambda: None) for _ in range(2)]
-    engine.seated = [Running(name, row, feed, "", 0) for row, (name, feed) in enumerate(zip("ab", feeds, strict=True))]
-    for running in engine.seated:
-        running.player = SimpleNamespace(stop=lambda: None)
-    engine.running = {running.name: running for running in engine.seated}
-    engine.state = engine.session.join(engine.session.join(engine.session.start(), 0), 1)
+    engine = Engine(*compiled, publish=lambda name, event: published.append((name, event["type"])))
+    engine.running = {name: RunningStream(SimpleNamespace(), "", 0) for name in "ab"}
+    engine._admit()
     large = Clip(np.zeros((4 * engine.clip.patches.shape[0], 1176), np.uint8), (4, *engine.clip.grid[1:]), 1.0, video=True)
-    chunk = SimpleNamespace(start=0.0, end=0.5, note="")
-    engine._step([(engine.seated[0], chunk, engine.clip, 0.0), (engine.seated[1], chunk, large, 0.0)])
+    engine._tick({"a": Ready(0.0, 0.5, engine.clip, "", 0.0), "b": Ready(0.0, 0.5, large, "", 0.0)})
     assert published == [("b", "ended"), ("a", "caption")] and len(turns) == 1
 
 
 def stream_of(server: ServerThread, name: str) -> Sequence:
-    return server.engine.state.streams[server.engine.running[name].row]
+    return server.engine.runner.sequence(name)
 
 
 def test_an_owner_who_reconnects_gets_what_was_missed_and_may_still_stop(server):
@@ -325,7 +318,7 @@ def test_a_broken_engine_is_reported_and_the_server_goes_on(compiled, film, capf
     with serving(compiled, film) as server, server.viewer() as first:
         first.start()
         first.receive("caption")
-        server.engine._step = lambda ready: 1 / 0
+        server.engine._tick = lambda ready: 1 / 0
         assert first.receive("ended")["reason"] == "the engine broke: ZeroDivisionError: division by zero"
         server.engine.thread.join(timeout=10)
         status, text, _ = server.get("/health")
@@ -372,7 +365,7 @@ def test_a_long_history_says_where_it_starts():
 @pytest.mark.parametrize("config", [STREAM_FRAME, PixelConfig(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 40)])
 def test_no_frame_in_the_box_needs_more_patches_than_the_session_has(config):
     box = Box(672, 448)
-    max_patches = budget(config, box)
+    max_patches = max_frame_patches(config, box)
     for width, height in np.random.default_rng(0).integers(28, (673, 449), (2000, 2)):
         if max(width, height) <= 4 * min(width, height):
             rows, columns = smart_resize(int(height), int(width), config)

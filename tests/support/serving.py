@@ -16,17 +16,21 @@ from websockets.sync.client import connect
 
 from svlm_jax import from_pretrained
 from svlm_jax.config import StreamConfig
+from svlm_jax.decode.sampling import COMMENTARY
+from svlm_jax.inputs import Clip
+from svlm_jax.media.processor import Processor
 from svlm_jax.media.video import write_video
 from svlm_jax.serve.access import Access
 from svlm_jax.serve.catalog import SourceCatalog
 from svlm_jax.serve.client_image import Box
-from svlm_jax.serve.engine import Engine
+from svlm_jax.serve.engine import Engine, session_for
 from svlm_jax.serve.feed import FeedConfig
 from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.server import Server, listen
 from svlm_jax.serve.web import Site
+from svlm_jax.stream.session import Session
 from svlm_jax.touchline.film import Film
 from svlm_jax.touchline.source import SCHEMES, random_match
 
@@ -45,10 +49,10 @@ LIMITS = Limits(
 
 
 @lru_cache(1)
-def compiled_engine(tiny_dir, processor_dir) -> Engine:
-    """Two streams at a time. Compiled once: all engines of the tests share its session."""
+def compiled_parts(tiny_dir, processor_dir) -> tuple[Processor, Session, Clip]:
+    """What an engine is made of, for two streams at a time. Compiled once for all tests."""
     vlm = from_pretrained(tiny_dir, processor=processor_dir)
-    return Engine(vlm, CONFIG, BOX, num_streams=2, publish=lambda name, event: None, limits=LIMITS)
+    return vlm.processor, *session_for(vlm, CONFIG, BOX, 2, COMMENTARY)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def film(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled(tiny_dir, processor_dir):
-    return compiled_engine(tiny_dir, processor_dir)
+    return compiled_parts(tiny_dir, processor_dir)
 
 
 @pytest.fixture(scope="module")
@@ -162,12 +166,7 @@ def serving(compiled, film, *, limits: Limits = LIMITS, access: Access | None = 
     catalog = SourceCatalog(listed, allow_addresses=allow_addresses, schemes=SCHEMES, new_match=random_match)
     config = FeedConfig(CONFIG.fps, CONFIG.chunk_seconds, BOX)
     hub = Hub(config, limits=limits, metrics=metrics, catalog=catalog, default_query="Commentate on this match")
-    engine = object.__new__(Engine)
-    engine.__dict__.update(compiled.__dict__)
-    engine.publish, engine.limits, engine.metrics = hub.publish, limits, metrics
-    engine.changed, engine.running, engine.seated = threading.Condition(), {}, [None] * engine.num_streams
-    engine.state, engine.stopping, engine.error = engine.session.start(), False, ""
-    engine.thread = threading.Thread(target=engine._run, daemon=True)
+    engine = Engine(*compiled, publish=hub.publish, limits=limits, metrics=metrics)
     engine.start()
     hub.engine = engine
     thread = ServerThread(engine, hub, access or Access())
