@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from pallas_kernels import dispatch
@@ -24,6 +25,7 @@ from svlm_jax.config import Attention, Dtype, StreamConfig, Weights
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.generate import generate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
+from svlm_jax.decode.score import score
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.families import config_json
 from svlm_jax.families.chat import Tokenizer
@@ -156,6 +158,13 @@ class Pretrained:
         options = {"max_new_tokens": max_new_tokens, "sampling": sampling or self.generation, "seed": seed}
         replies = generate(self.model, inputs, eos=self.eos_token_ids, **options)
         return [self.tokenizer.decode(reply.tolist(), skip_special_tokens=True).strip() for reply in replies]
+
+    def score(self, sample: Sample, options: Sequence[str], *, length_normalized: bool = False) -> np.ndarray:
+        """Log-probability [n] float32 of each option as the beginning of the reply to a prompt (`processor.prompt`): the sum
+        over its tokens, or their mean. For multiple choice, take the largest."""
+        inputs = collate([sample], self.model.config.vision, side="left")
+        ids = [self.tokenizer.encode(option, add_special_tokens=False) for option in options]
+        return score(self.model, inputs, ids, length_normalized=length_normalized).log_probs
 
 
 def from_pretrained(

@@ -63,6 +63,16 @@ def test_a_caption_is_the_reply_to_the_default_prompt(vlm):
     assert vlm.caption(picture(), "What?", **LENGTH) == vlm.generate([asked], **LENGTH)[0]
 
 
+def test_options_of_a_multiple_choice_have_log_probabilities(vlm):
+    sample = vlm.processor.prompt("What?", vlm.processor.image(picture()))
+    options = ["yes", "no", "a long answer of several words"]
+    sums = vlm.score(sample, options)
+    assert sums.shape == (3,) and sums.dtype == np.float32 and (sums < 0).all() and len(set(sums.tolist())) == 3
+    lengths = [len(vlm.tokenizer.encode(option, add_special_tokens=False)) for option in options]
+    means = vlm.score(sample, options, length_normalized=True)
+    np.testing.assert_allclose(means * lengths, sums, rtol=1e-6)
+
+
 def test_a_list_of_frames_is_captioned_as_a_clip(vlm):
     frames = [picture(seed) for seed in range(4)]
     clip = vlm.processor.video(frames)

@@ -100,8 +100,8 @@ def decode_until(model: QwenVL, state: DecodeState, inputs: DecodeInputs, limit:
         token, slot = (jnp.take_along_axis(jnp.asarray(x), newest[:, None], axis=1) for x in (state.tokens, inputs.slots))
         # Rows that wait or have ended are computed too (shapes are static) but write nothing: their slot is dropped.
         slot = jnp.where(rows[:, None], slot, state.cache.capacity)
-        index = (inputs.index + newest)[:, None]
-        positions = jnp.broadcast_to((inputs.position + newest)[:, None, None], (len(token), 3, 1))
+        index = (jnp.asarray(inputs.index) + newest)[:, None]
+        positions = jnp.broadcast_to((jnp.asarray(inputs.position) + newest)[:, None, None], (len(token), 3, 1))
         hidden, cache = model.text.extend(model.text.embed(token), index, positions, slot, state.cache)
         return _choose_token(model, hidden[:, 0], state._replace(cache=cache), inputs, rows, max_top_k)
 

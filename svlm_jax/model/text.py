@@ -275,6 +275,13 @@ class Decoder(nnx.Module):
         return text_rotary(positions, self.config.mrope_section, self.config.rope_theta)
 
 
+def target_log_probs(logits: Float32[Array, "*batch V"], targets: Int[Array, "*batch"]) -> Float32[Array, "*batch"]:
+    """log p(target) in nats, 0 where a target is negative."""
+    # A masked sum, because a gather along a vocabulary that is sharded over devices would first collect it.
+    target_logits = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0), axis=-1)
+    return jnp.where(targets >= 0, target_logits - jax.nn.logsumexp(logits, axis=-1), 0)
+
+
 def _add_deepstack(x: jax.Array, deepstack: Deepstack, layer: int) -> jax.Array:
     return x + deepstack[layer].astype(x.dtype) if layer < len(deepstack) else x
 

@@ -323,7 +323,8 @@ def _sampling(described: dict[str, Any]) -> Sampling:
     Raises:
         ValueError, KeyError, TypeError: no release writes such settings.
     """
-    sampling = Sampling(**described | {"suppressed": tuple(described["suppressed"])})
+    settings: dict[str, Any] = described | {"suppressed": tuple(described["suppressed"])}
+    sampling = Sampling(**settings)
     numbers = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
     if not (np.isfinite(numbers).all() and all(type(number) is int for number in (sampling.top_k, *sampling.suppressed))):
         raise ValueError("sampling settings of another type")

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.inputs import Inputs
-from svlm_jax.model.text import Decoder
+from svlm_jax.model.text import Decoder, target_log_probs
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import constrain
 
@@ -71,9 +71,7 @@ def token_nll(
     @jax.checkpoint  # the backward pass computes the logits of a block again, or all of them would be kept for it
     def block_nll(hidden: jax.Array, targets: jax.Array) -> jax.Array:
         logits = constrain(text.logits(hidden), "batch", None, "vocab")
-        # A masked sum, because a gather along a vocabulary that is sharded over devices would first collect it.
-        target_logits = jnp.sum(jnp.where(jnp.arange(logits.shape[-1]) == targets[..., None], logits, 0), axis=-1)
-        return jnp.sum(jnp.where(targets >= 0, jax.nn.logsumexp(logits, axis=-1) - target_logits, 0))
+        return -jnp.sum(target_log_probs(logits, targets))
 
     hidden_blocks = hidden.reshape(batch, -1, block, width).swapaxes(0, 1)
     target_blocks = targets.reshape(batch, -1, block).swapaxes(0, 1)
