@@ -27,7 +27,7 @@ def bench(args: argparse.Namespace) -> None:
 
     from svlm_jax.cli.train import read
     from svlm_jax.data.dataset import load_examples
-    from svlm_jax.data.pipeline import Bad, batch
+    from svlm_jax.data.pipeline import BadSampleCounter, pad_batch
     from svlm_jax.pretrained import from_pretrained
 
     data = read(args.config).data
@@ -40,22 +40,22 @@ def bench(args: argparse.Namespace) -> None:
         numbers = np.random.default_rng(0).permutation(len(windows))[: args.limit]
         counts = {column: [0, 0] for column in COLUMNS}
         bad, progress = (
-            Bad(data.max_bad_fraction, lambda line: print(line, file=sys.stderr, flush=True)),
+            BadSampleCounter(data.max_bad_fraction, lambda line: print(line, file=sys.stderr, flush=True)),
             Progress(name, "windows"),
         )
         guess = nnx.jit(lambda model, inputs: model(inputs).argmax(-1))
         for done, number in enumerate(numbers, 1):
             example = windows[int(number)]
-            bad.look([example])
+            bad.add([example])
             if example.sample is None:
                 continue
-            made = batch([example], size, vlm.model.config)
+            made = pad_batch([example], size, vlm.model.config)
             guessed = np.asarray(guess(vlm.model, made.inputs))[0]
             for column, right in said(example.labels, guessed, vlm.tokenizer):
                 counts[column][0] += right
                 counts[column][1] += 1
             progress(done, len(numbers))
-        row: dict[str, Any] = {"model": name, "windows": len(numbers) - bad.count, "bad": bad.count}
+        row: dict[str, Any] = {"model": name, "windows": len(numbers) - bad.num_bad, "bad": bad.num_bad}
         rows.append(row | {column: f"{right} of {count}" for column, (right, count) in counts.items()})
         print(json.dumps(rows[-1]), flush=True)
     what = (

@@ -60,7 +60,7 @@ def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
     from flax import nnx
 
     from benchmarks.shapes import shape as named
-    from svlm_jax.data.pipeline import Example, batch
+    from svlm_jax.data.pipeline import Example, pad_batch
     from svlm_jax.inputs import Clip, Sample
     from svlm_jax.model.parameters import parameters
     from svlm_jax.model.vlm import QwenVL
@@ -91,7 +91,7 @@ def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
         labels[-size.labels :] = 1
         clips = tuple(Clip(patches, grid, 1.0, video=True) for _ in range(turns))
         example = Example("synthetic", Sample(np.ones(size.tokens, np.int32), tuple(spans), clips), labels, float(turns))
-        synthetic = shard_batch(batch([example] * len(indices), size, model), indices, rows, mesh)
+        synthetic = shard_batch(pad_batch([example] * len(indices), size, model), indices, rows, mesh)
         state, accumulator, durations = step.init_state(trainable), step.zero_grads(), []
         for _ in range(WARM + REPEATS):
             started = time.perf_counter()

@@ -186,7 +186,7 @@ def _prepare(args: argparse.Namespace, out: Path, bad: Bad) -> None:
         fps=args.fps,
         root=args.root,
         max_bad=args.max_bad - bad.count,
-        tell=bad,
+        on_bad=bad,
         progress=Progress("decode", "windows"),
     )
     size = sum(path.stat().st_size for path in args.tfds.iterdir())

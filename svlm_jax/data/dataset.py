@@ -12,18 +12,18 @@ import numpy as np
 
 from svlm_jax.data import annotation
 from svlm_jax.data.config import DataConfig
-from svlm_jax.data.fingerprint import fingerprint, looked_at, videos
+from svlm_jax.data.fingerprint import fingerprint, sampled_records, videos
 from svlm_jax.data.frames import by_second, window_frames
 from svlm_jax.data.pipeline import Examples, Window
 from svlm_jax.data.records import Records
-from svlm_jax.data.tfds import Prepared
+from svlm_jax.data.tfds import TfdsDataset
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.pixels import preprocess
 from svlm_jax.media.processor import Processor
 from svlm_jax.spans import temporal_step
 
-FEW = 32  # prepared windows, some MB each, that are looked at to see whether they are the same
+MAX_TFDS_RECORDS = 32  # that the fingerprint reads: the frames, some MB each, are read with them
 
 
 class JsonlWindows:
@@ -39,47 +39,47 @@ class JsonlWindows:
         return self.records.name(number)
 
     def fingerprint(self) -> dict[str, Any]:
-        lines = [self._line(number) for number in looked_at(len(self))]
+        lines = [self._line(number) for number in sampled_records(len(self))]
         media = (Path(self.root or "", video) for video in videos(lines))
         return fingerprint(len(self), [self.records.lengths().tobytes(), *(line.rstrip() for line in lines)], media)
 
     def _line(self, number: int) -> bytes:
         try:
             return self.records[number].line
-        except InputError:  # a bad sample, told as one when its turn comes
+        except InputError:  # a bad sample: reported when training reads it
             return b""
 
     def __getitem__(self, number: int) -> Window:
         record = self.records[number]
-        said = annotation.parse_line(record.line, record.id)
-        return Window(record.id, said, window_frames(said, self.fps, self.root))
+        window = annotation.parse_line(record.line, record.id)
+        return Window(record.id, window, window_frames(window, self.fps, self.root))
 
 
 class TfdsWindows:
     """Windows whose frames were decoded beforehand."""
 
-    def __init__(self, prepared: Prepared, fps: float | int) -> None:
-        self.prepared, self.fps = prepared, fps
-        if prepared.fps != fps:
-            raise InputError("data.fps", fps, f"{prepared.fps:g}, at which {prepared.directory} was made", "set it to that")
+    def __init__(self, dataset: TfdsDataset, fps: float | int) -> None:
+        self.dataset, self.fps = dataset, fps
+        if dataset.fps != fps:
+            raise InputError("data.fps", fps, f"{dataset.fps:g}, at which {dataset.directory} was made", "set it to that")
 
     def __len__(self) -> int:
-        return len(self.prepared)
+        return len(self.dataset)
 
     def name(self, number: int) -> str:
-        return f"{self.prepared.directory} window {number}"
+        return f"{self.dataset.directory} window {number}"
 
     def fingerprint(self) -> dict[str, Any]:
-        said = [self.prepared.said(number) for number in looked_at(len(self), FEW)]
-        return fingerprint(len(self), said, self.prepared.files())
+        lines = [self.dataset.line(number) for number in sampled_records(len(self), MAX_TFDS_RECORDS)]
+        return fingerprint(len(self), lines, self.dataset.files())
 
     def __getitem__(self, number: int) -> Window:
-        id_, said, frames = self.prepared[number]
-        return Window(id_, said, by_second(frames, self.fps))
+        id_, window, frames = self.dataset[number]
+        return Window(id_, window, by_second(frames, self.fps))
 
 
 class SampleBuilder:
-    """A window -> its sample and labels, as the original makes them."""
+    """A window -> its sample and labels, as the original builds them."""
 
     def __init__(self, processor: Processor, data: DataConfig) -> None:
         self.processor, self.data = processor, data
@@ -93,11 +93,15 @@ class SampleBuilder:
 
 
 def load_examples(paths: Sequence[str], data: DataConfig, processor: Processor) -> Examples:
-    """What is learned from (or evaluated on)."""
+    """The samples of a training or an evaluation set.
+
+    Raises:
+        InputError: no paths, no records, or files that are no annotations.
+    """
     if not paths:
         raise InputError("data.paths", "nothing", "JSONL files, or a directory of svlm windows --tfds", "name them")
     if len(paths) == 1 and Path(paths[0]).is_dir():
-        source: Any = TfdsWindows(Prepared(paths[0]), data.fps)
+        source: Any = TfdsWindows(TfdsDataset(paths[0]), data.fps)
     else:
         source = JsonlWindows(Records(paths), data.fps, data.root)
     if not len(source):

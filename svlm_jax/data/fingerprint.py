@@ -1,7 +1,7 @@
-"""What a set of samples is, in a few letters: so that a change between a stop and a start is seen.
+"""A set of samples as a few hashes, so that a run that resumes notices when it has changed.
 
-Its length and order exactly; its contents and the sizes of its videos as far as `LOOKED_AT` records, evenly spaced, show them:
-all of a small set, a change here and there not in a large one. Host side, never jax.
+Exact in its length and order. Contents and sizes of videos are compared for `MAX_RECORDS` records, evenly spaced: all of a
+small set, a part of a large one. Host side, never jax.
 """
 
 import hashlib
@@ -13,19 +13,19 @@ from typing import Any
 
 import numpy as np
 
-LOOKED_AT = 4096  # records: some seconds on a disk far away
+MAX_RECORDS = 4096  # that are read: some seconds on a network disk
 _VIDEO = re.compile(rb'"video"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
-def looked_at(count: int, most: int | None = None) -> Iterator[int]:
-    """Numbers of the records whose contents count: evenly spaced, the first and the last among them."""
-    chosen = np.linspace(0, count - 1, min(count, most or LOOKED_AT)).astype(np.int64)
-    return (int(number) for number in np.unique(chosen))
+def sampled_records(count: int, max_records: int | None = None) -> Iterator[int]:
+    """Numbers of the records whose contents are compared: evenly spaced, the first and the last among them."""
+    numbers = np.linspace(0, count - 1, min(count, max_records or MAX_RECORDS)).astype(np.int64)
+    return (int(number) for number in np.unique(numbers))
 
 
 def fingerprint(count: int, parts: Iterable[bytes], media: Iterable[Path]) -> dict[str, Any]:
-    """{"samples": how many, "records": a hash of `parts`, "media": of the names and sizes of files} (JSON). Where the files are
-    makes no difference, so that data may move."""
+    """{"samples": count, "records": a hash of `parts`, "media": a hash of the names and sizes of files} (JSON). The folders of
+    the files make no difference, so that data may move."""
     records = hashlib.sha256()
     for part in parts:
         records.update(len(part).to_bytes(8, "little") + part)
@@ -38,9 +38,9 @@ def fingerprint(count: int, parts: Iterable[bytes], media: Iterable[Path]) -> di
 def videos(lines: Iterable[bytes]) -> Iterator[str]:
     """Paths of the videos that records name."""
     for line in lines:
-        if found := _VIDEO.search(line):
+        if match := _VIDEO.search(line):
             try:
-                yield json.loads(found[1])
+                yield json.loads(match[1])
             except ValueError:
                 continue
 

@@ -1,10 +1,10 @@
-"""From annotated windows to batches of one static size: in a set order, cut over hosts, from any step on.
+"""From annotated windows to batches of one static size: in a reproducible order, divided over hosts, from any step on.
 
 Owns the order of samples, which of them a host prepares, what becomes of a bad one, and padding. The order is a function of
-seed and number alone: sample g of a run is the same on any number of hosts and workers, and a run goes on from a micro-step
-without looking at those before. Host side: numpy and grain, never jax (workers must not touch a device).
+seed and number alone: sample g of a run is the same on any number of hosts and workers, and a run resumes at a micro-step
+without reading those before. Host side: numpy and grain, never jax (workers must not touch a device).
 
-Axes: B samples of a batch (here: those of this host), T tokens, K learned tokens, P patches.
+Axes: B samples of a batch (here: those of this host), T tokens, K labels of a sample, P patches.
 """
 
 from collections.abc import Callable, Generator, Sequence
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from svlm_jax.config import ModelConfig
 from svlm_jax.data.annotation import NO_LOSS
 from svlm_jax.data.batch import collate
 from svlm_jax.data.config import Bucket
@@ -20,11 +21,11 @@ from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs, Sample, pack_vision, stack_vision
 from svlm_jax.spans import Kind, Span
 
-PREFETCH = 2  # micro-batches that are prepared ahead, in threads; each worker holds as many
+PREFETCH = 2  # micro-batches that are prepared ahead, in threads or in each worker process
 
 
 class Example(NamedTuple):
-    """A sample and its labels [n]; or what was wrong with it."""
+    """A sample, its labels [n] and its seconds of video; or what was wrong with it."""
 
     id: str
     sample: Sample | None
@@ -37,15 +38,16 @@ FILLER = Example("", None, np.zeros(0, np.int32), 0.0)  # a row without a sample
 
 
 class Batch(NamedTuple):
-    """inputs of B samples; at [B, K]: the token whose hidden state is scored, labels [B, K]: on which id (negative: none)."""
+    """inputs of B samples. labels [B, K]: ids to predict (negative: none), each from the hidden state of token
+    token_index [B, K]."""
 
     inputs: Inputs
-    at: Any
+    token_index: Any
     labels: Any
 
 
 class Window(NamedTuple):
-    """What a source gives: where it is from, its annotation, and the frames of each second."""
+    """A window of a video: its id, its annotation, and the frames of each second."""
 
     id: str
     annotation: Any
@@ -58,78 +60,86 @@ class Examples:
     def __init__(
         self,
         source: Any,
-        make: Callable[[Window], tuple[Sample, np.ndarray]],
+        build: Callable[[Window], tuple[Sample, np.ndarray]],
         largest: Bucket,
     ) -> None:
         """Args:
-        source: `source[i]` gives a Window or raises; `source.name(i)` its id without looking; `source.fingerprint()` what
-            they are.
-        make: the sample and labels of a window.
-        largest: what does not fit in it is bad.
+        source: `source[i]` gives a Window or raises; `source.name(i)` its id without reading it; `source.fingerprint()`
+            identifies the set.
+        build: the sample and labels of a window.
+        largest: bucket; a sample that does not fit in it is bad.
         """
-        self.source, self.make, self.largest = source, make, largest
+        self.source, self.build, self.largest = source, build, largest
 
     def __len__(self) -> int:
         return len(self.source)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the set is (`data.fingerprint`)."""
+        """Identifies the set (`data.fingerprint`)."""
         return self.source.fingerprint()
 
     def __getitem__(self, number: int) -> Example:
         try:
             window = self.source[number]
-            sample, labels = self.make(window)
-            _fits(sample, labels, self.largest)
+            sample, labels = self.build(window)
+            _check_fits(sample, labels, self.largest)
         except (InputError, OSError) as error:
-            told = " ".join(str(error).split())
-            return Example(self.source.name(number), None, np.zeros(0, np.int32), 0.0, told)
+            reason = " ".join(str(error).split())
+            return Example(self.source.name(number), None, np.zeros(0, np.int32), 0.0, reason)
         return Example(window.id, sample, labels, float(len(window.frames)))
 
 
-def _fits(sample: Sample, labels: np.ndarray, size: Bucket) -> None:
-    frames = [h * w for _, h, w in (clip.grid for clip in sample.clips)]
-    has = {
+def _check_fits(sample: Sample, labels: np.ndarray, bucket: Bucket) -> None:
+    frame_patches = [h * w for _, h, w in (clip.grid for clip in sample.clips)]
+    counts = {
         "tokens": len(sample.ids),
         "patches": sum(len(clip.patches) for clip in sample.clips),
         "labels": int((labels[1:] >= 0).sum()),
-        "frame_patches": max(frames, default=0),
+        "frame_patches": max(frame_patches, default=0),
     }
-    for name, count in has.items():
-        if count > getattr(size, name):
-            raise InputError(f"{name} of a sample", count, f"at most {getattr(size, name)}", "make a larger bucket")
+    for name, count in counts.items():
+        if count > getattr(bucket, name):
+            raise InputError(f"{name} of a sample", count, f"at most {getattr(bucket, name)}", "make a larger bucket")
 
 
-class Order(NamedTuple):
-    """The samples of a run, by number g = micro_step * batch + row: the whole set shuffled, again and again, anew each time."""
+class ShuffledIndex(NamedTuple):
+    """Record number of each sample of a run, by g = micro_step * batch size + row: the set is shuffled anew for each epoch."""
 
-    count: int
+    num_records: int
     seed: int
 
-    def __call__(self) -> Any:
+    def dataset(self) -> Any:
         """A grain MapDataset of record numbers without end."""
         import grain
 
-        return grain.MapDataset.range(self.count).seed(self.seed).shuffle().repeat()
+        return grain.MapDataset.range(self.num_records).seed(self.seed).shuffle().repeat()
 
 
-class Ours:
-    """Record numbers of this host: `rows` of each of `steps` micro-batches of `batch`, the first of which begins with sample
-    number `start` of the run. From sample number `end` on there are none (-1): rows that are filled up."""
+class HostShard:
+    """Record numbers that this host prepares: `rows` of each of `num_steps` micro-batches, the first of which begins with
+    sample number `start` of the run. From sample number `end` on there are none (-1): filler rows."""
 
-    def __init__(self, order: Order, rows: Sequence[int], batch: int, start: int, steps: int, end: int | None = None) -> None:
-        self.order, self.rows, self.batch, self.start, self.steps = order, tuple(rows), batch, start, steps
-        self.end = end
-        self.records: Any = None
+    def __init__(
+        self,
+        index: ShuffledIndex,
+        rows: Sequence[int],
+        micro_batch_size: int,
+        start: int,
+        num_steps: int,
+        end: int | None = None,
+    ) -> None:
+        self.index, self.rows, self.micro_batch_size = index, tuple(rows), micro_batch_size
+        self.start, self.num_steps, self.end = start, num_steps, end
+        self.records: Any = None  # opened on first use, in each worker process
 
     def __len__(self) -> int:
-        return self.steps * len(self.rows)
+        return self.num_steps * len(self.rows)
 
-    def __getitem__(self, place: int) -> int:
+    def __getitem__(self, item: int) -> int:
         if self.records is None:
-            self.records = self.order()
-        step, row = divmod(place, len(self.rows))
-        number = self.start + step * self.batch + self.rows[row]
+            self.records = self.index.dataset()
+        step, row = divmod(item, len(self.rows))
+        number = self.start + step * self.micro_batch_size + self.rows[row]
         return -1 if self.end is not None and number >= self.end else int(self.records[number])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -146,19 +156,19 @@ class _Fetch:
         return self.examples[number] if number >= 0 else FILLER
 
 
-def micro_batches(examples: Examples, ours: Ours, *, workers: int, threads: int) -> Generator[list[Example]]:
+def micro_batches(examples: Examples, shard: HostShard, *, workers: int, threads: int) -> Generator[list[Example]]:
     """The examples of this host, micro-batch by micro-batch, prepared ahead by threads or worker processes."""
     import grain
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()  # grain 0.2.18 reads its flags, and complains when nobody parsed them
-    rows, fetch = len(ours.rows), _Fetch(examples)
-    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, PREFETCH * rows))
-    source: Any = ours
-    made = grain.MapDataset.source(source).map(fetch).to_iter_dataset(ahead)
+    rows, fetch = len(shard.rows), _Fetch(examples)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(threads, PREFETCH * rows))
+    source: Any = shard
+    dataset = grain.MapDataset.source(source).map(fetch).to_iter_dataset(options)
     if workers:
-        made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCH))
-    iterator = iter(made)
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCH))
+    iterator = iter(dataset)
     try:
         while batch := [example for _, example in zip(range(rows), iterator, strict=False)]:
             yield batch
@@ -167,59 +177,61 @@ def micro_batches(examples: Examples, ours: Ours, *, workers: int, threads: int)
             iterator.close()
 
 
-def size_of(examples: Sequence[Example], sizes: Sequence[Bucket]) -> int:
-    """Number of the smallest size that holds all examples (each fits the largest)."""
-    for number, size in enumerate(sizes[:-1]):
+def bucket_index(examples: Sequence[Example], buckets: Sequence[Bucket]) -> int:
+    """Index of the smallest bucket that holds all examples (each fits the largest)."""
+    for index, bucket in enumerate(buckets[:-1]):
         try:
             for example in examples:
                 if example.sample is not None:
-                    _fits(example.sample, example.labels, size)
+                    _check_fits(example.sample, example.labels, bucket)
         except InputError:
             continue
-        return number
-    return len(sizes) - 1
+        return index
+    return len(buckets) - 1
 
 
-def batch(examples: Sequence[Example], size: Bucket, config: Any) -> Batch:
-    """Examples padded to a size; a bad one (or FILLER) is a token that nothing is learned from. `config`: the model's."""
+def pad_batch(examples: Sequence[Example], bucket: Bucket, config: ModelConfig) -> Batch:
+    """Examples padded to a bucket; a bad one (or FILLER) is one token without a label."""
     filler = Sample(np.zeros(1, np.int32), (Span(Kind.SYSTEM, 1),), ())
     samples = [example.sample or filler for example in examples]
-    inputs = collate(samples, config.vision, token_buckets=(size.tokens,), patch_buckets=(size.patches,))
-    vision = inputs.vision or stack_vision([pack_vision([], config.vision, size.patches, np.uint8)[0] for _ in samples])
-    # One span for all, or frames of another size would be another program.
-    inputs = inputs._replace(vision=replace(vision, frame_span=size.frame_patches))
-    at, labels = (np.full((len(samples), size.labels), fill, np.int32) for fill in (0, NO_LOSS))
+    inputs = collate(samples, config.vision, token_buckets=(bucket.tokens,), patch_buckets=(bucket.patches,))
+    vision = inputs.vision or stack_vision([pack_vision([], config.vision, bucket.patches, np.uint8)[0] for _ in samples])
+    # The same span for every batch: one compiled program, whatever the size of the frames.
+    inputs = inputs._replace(vision=replace(vision, frame_span=bucket.frame_patches))
+    token_index, labels = (np.full((len(samples), bucket.labels), fill, np.int32) for fill in (0, NO_LOSS))
     for row, example in enumerate(examples):
-        learned = np.flatnonzero(example.labels[1:] >= 0)
-        at[row, : len(learned)], labels[row, : len(learned)] = learned, example.labels[1:][learned]
-    return Batch(inputs, at, labels)
+        # token i predicts the label of token i + 1
+        predicting = np.flatnonzero(example.labels[1:] >= 0)
+        token_index[row, : len(predicting)] = predicting
+        labels[row, : len(predicting)] = example.labels[1:][predicting]
+    return Batch(inputs, token_index, labels)
 
 
-class Bad:
-    """Counts bad samples, tells each once, and stops the run past a share."""
+class BadSampleCounter:
+    """Counts bad samples, logs each once, and stops the run past a fraction."""
 
-    def __init__(self, most: float, say: Callable[[str], None], told: dict[str, str] | None = None) -> None:
+    def __init__(self, max_fraction: float, log: Callable[[str], None], logged: dict[str, str] | None = None) -> None:
         """Args:
-        most: share of those seen.
-        told: errors that need not be told again, by id; those told here are added.
+        max_fraction: of the samples that were read.
+        logged: errors that need not be logged again, by id; those logged here are added.
         """
-        self.most, self.say = most, say
-        self.seen = self.count = 0
-        self.told = {} if told is None else told
+        self.max_fraction, self.log = max_fraction, log
+        self.num_samples = self.num_bad = 0
+        self.logged = {} if logged is None else logged
 
-    def look(self, examples: Sequence[Example]) -> None:
+    def add(self, examples: Sequence[Example]) -> None:
         """Raises:
-        InputError: more bad samples than may be; at least one is always allowed if any share is.
+        InputError: more bad samples than allowed; one is always allowed unless the fraction is 0.
         """
-        self.seen += sum(example.id != FILLER.id for example in examples)
+        self.num_samples += sum(example.id != FILLER.id for example in examples)
         last = ""
         for example in examples:
             if not example.error:
                 continue
-            self.count, last = self.count + 1, example.id
-            if example.id not in self.told:
-                self.told[example.id] = example.error
-                self.say(f"bad sample {example.id}: {example.error}")
-        if self.count > max(self.most * self.seen, min(1, self.most * 1e9)):
-            got = f"{self.count} of {self.seen}, the last {last}"
-            raise InputError("bad samples", got, f"at most {self.most:.2%}", "mend the data or raise data.max_bad_fraction")
+            self.num_bad, last = self.num_bad + 1, example.id
+            if example.id not in self.logged:
+                self.logged[example.id] = example.error
+                self.log(f"bad sample {example.id}: {example.error}")
+        if self.num_bad > max(self.max_fraction * self.num_samples, min(1, self.max_fraction * 1e9)):
+            got, expected = f"{self.num_bad} of {self.num_samples}, the last {last}", f"at most {self.max_fraction:.2%}"
+            raise InputError("bad samples", got, expected, "mend the data or raise data.max_bad_fraction")

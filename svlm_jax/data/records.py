@@ -3,8 +3,8 @@
 Owns the byte offsets of lines and how such files are written. Does not know what a record says. Host side: numpy, never jax.
 Units: offsets in bytes, lines from 1, records from 0.
 
-Source: the format of StreamingVLM (arXiv 2510.09608). Beside NAME.jsonl, or NAME_with_seeks.jsonl, lies NAME_seeks.jsonl with
-the offset of every line: a JSON list, or a number a line. A file may hold that list as its own last line too, which is then no
+Source: the format of StreamingVLM (arXiv 2510.09608). NAME.jsonl, or NAME_with_seeks.jsonl, comes with NAME_seeks.jsonl, the
+offset of every line: a JSON list, or a number a line. A file may also have that list as its own last line, which is then no
 record.
 """
 
@@ -24,32 +24,32 @@ from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 from svlm_jax.media.paths import existing_file
 
-_INDEX = re.compile(rb"\s*\[\s*\d")  # how a list of offsets begins, and a record does not
-_GLANCE = 1 << 16  # bytes looked at behind the last record
-_REMEDY = "remove it: the offsets are found without"
+_OFFSET_LIST = re.compile(rb"\s*\[\s*\d")  # the first bytes of a list of offsets, and of no record
+_TAIL_BYTES = 1 << 16  # that are read after the last record
+_REMEDY = "remove it: the offsets are then read from the file"
 
 
 class Record(NamedTuple):
-    """A line and where it stands: "FILE.jsonl:LINE", the file without its folder."""
+    """A line and its id: "FILE.jsonl:LINE", the file without its folder."""
 
     id: str
     line: bytes
 
 
 class _File(NamedTuple):
-    """Record n lies in the bytes bounds[n] .. bounds[n + 1] [count + 1] int64, in line numbers[n]; None: no blank lines."""
+    """bounds [n + 1] int64: record i lies in the bytes bounds[i] .. bounds[i + 1]. line_numbers [n]; None: no blank lines."""
 
     path: Path
     bounds: np.ndarray
-    numbers: np.ndarray | None
+    line_numbers: np.ndarray | None
 
-    def name(self, place: int) -> str:
-        return f"{self.path.name}:{place + 1 if self.numbers is None else self.numbers[place]}"
+    def name(self, index: int) -> str:
+        return f"{self.path.name}:{index + 1 if self.line_numbers is None else self.line_numbers[index]}"
 
 
 class Records:
     """The records of several files, one file after the other. Threads and processes may share it: a process opens a file when
-    it first reads from it, and every read names its place."""
+    it first reads from it, and every read names its offset."""
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
         """Raises:
@@ -68,20 +68,20 @@ class Records:
         """Raises:
         InputError: there is not exactly one line at the offset.
         """
-        at, place = self._place(number)
-        file = self._files[at]
-        start, end = (int(bound) for bound in file.bounds[place : place + 2])
-        before = min(start, 1)  # the newline that ends the line before
-        read = os.pread(self._file(at).fileno(), before + end - start, start - before)
-        line, newline, rest = read[before:].partition(b"\n")
-        begun = read[:before] in (b"", b"\n")
-        ended = newline or (place + 2 == len(file.bounds) and len(read) == before + end - start)
-        alone = not (rest if file.numbers is None else rest.strip())
-        if not (begun and ended and alone and line.strip()):
+        file_index, index = self._locate(number)
+        file = self._files[file_index]
+        start, end = (int(bound) for bound in file.bounds[index : index + 2])
+        margin = min(start, 1)  # byte before the record: the newline that ends the previous line
+        data = os.pread(self._descriptor(file_index).fileno(), margin + end - start, start - margin)
+        line, newline, rest = data[margin:].partition(b"\n")
+        starts_line = data[:margin] in (b"", b"\n")
+        ends_line = newline or (index + 2 == len(file.bounds) and len(data) == margin + end - start)
+        is_single = not (rest if file.line_numbers is None else rest.strip())
+        if not (starts_line and ends_line and is_single and line.strip()):
             got = f"no single line at the bytes {start} to {end}"
-            remedy = f"remove {seeks_path(file.path)} if it is there, and do not write while others read"
-            raise InputError(f"annotations {file.path}", got, f"record {file.name(place)}", remedy)
-        return Record(file.name(place), line)
+            remedy = f"remove {seeks_path(file.path)} if it exists, and do not write while others read"
+            raise InputError(f"annotations {file.path}", got, f"record {file.name(index)}", remedy)
+        return Record(file.name(index), line)
 
     def lengths(self) -> np.ndarray:
         """Bytes of each record [n] int64, the end of its line included (one, in the last of a file)."""
@@ -93,20 +93,21 @@ class Records:
 
     def name(self, number: int) -> str:
         """The id of a record; nothing is read."""
-        at, place = self._place(number)
-        return self._files[at].name(place)
+        file_index, index = self._locate(number)
+        return self._files[file_index].name(index)
 
-    def _place(self, number: int) -> tuple[int, int]:
+    def _locate(self, number: int) -> tuple[int, int]:
+        """(index of the file, index of the record in it)."""
         number = range(len(self))[number]  # IndexError past the end, which iteration needs
-        at = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return at, number - int(self._starts[at])
+        file_index = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return file_index, number - int(self._starts[file_index])
 
-    def _file(self, at: int) -> FileIO:
-        if at not in self._open:
-            opened = FileIO(self._files[at].path)
-            if self._open.setdefault(at, opened) is not opened:  # another thread was faster
+    def _descriptor(self, file_index: int) -> FileIO:
+        if file_index not in self._open:
+            opened = FileIO(self._files[file_index].path)
+            if self._open.setdefault(file_index, opened) is not opened:  # another thread was faster
                 opened.close()
-        return self._open[at]
+        return self._open[file_index]
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_open": {}}
@@ -129,15 +130,15 @@ def seeks_path(path: str | Path) -> Path:
 
 
 def write(path: str | Path, records: Iterable[list]) -> int:
-    """Write records and their seeks, whole or not at all; returns how many.
+    """Write records and their seeks, complete or not at all; returns the number of records.
 
     Raises:
         InputError: the file or its seeks exist, cannot be written, or would be empty.
     """
     path, seeks = local_path(path), seeks_path(path)
-    for one in filter(Path.exists, (path, seeks)):
-        raise InputError(str(one), "something that exists already", "a new name", "remove it or choose another")
-    draft, seeks_draft = (one.with_name(f"{one.name}.partial") for one in (path, seeks))
+    for existing in filter(Path.exists, (path, seeks)):
+        raise InputError(str(existing), "something that exists already", "a new name", "remove it or choose another")
+    draft, seeks_draft = (target.with_name(f"{target.name}.partial") for target in (path, seeks))
     offsets: list[int] = []
     try:
         with draft.open("wb") as file:
@@ -145,10 +146,10 @@ def write(path: str | Path, records: Iterable[list]) -> int:
                 offsets.append(file.tell())
                 file.write(json.dumps(record).encode() + b"\n")
         if not offsets:
-            raise InputError(str(path), "no records", "at least one", "check what they are made from")
+            raise InputError(str(path), "no records", "at least one", "check the source of the records")
         seeks_draft.write_text(json.dumps(offsets))  # after the records: it must not be older than they are
         os.replace(seeks_draft, seeks)
-        os.replace(draft, path)  # last: seeks alone say nothing, records alone look whole
+        os.replace(draft, path)  # last: seeks alone are ignored, records alone would pass for a complete file
     except OSError as error:
         raise InputError(str(path), f"a file that cannot be written ({error})", "a place with room", "choose another") from None
     finally:
@@ -160,55 +161,56 @@ def write(path: str | Path, records: Iterable[list]) -> int:
 def _read(path: Path) -> _File:
     seeks = seeks_path(path)
     if not seeks.is_file():
-        return _scanned(path)
+        return _scan(path)
     if seeks.stat().st_mtime_ns < path.stat().st_mtime_ns:
-        warnings.warn(f"seeks {seeks}: older than {path}, so found anew", stacklevel=3)
-        return _scanned(path)
+        warnings.warn(f"seeks {seeks}: older than {path}, so the offsets are read from it", stacklevel=3)
+        return _scan(path)
     offsets = _offsets(seeks)
     return _File(path, np.append(offsets, _last_end(path, seeks, offsets)), None)
 
 
-def _scanned(path: Path) -> _File:
+def _scan(path: Path) -> _File:
     """By one pass over the file."""
-    starts, numbers, at, number, last = [], [], 0, 0, b""
+    starts, line_numbers, offset, number, last = [], [], 0, 0, b""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                starts.append(at)
-                numbers.append(number)
+                starts.append(offset)
+                line_numbers.append(number)
                 last = line
-            at += len(line)
-    if _INDEX.match(last):
-        at, number = starts.pop(), number - 1
-        numbers.pop()
-    return _File(path, np.array([*starts, at], np.int64), None if len(numbers) == number else np.array(numbers, np.int64))
+            offset += len(line)
+    if _OFFSET_LIST.match(last):  # the file's own index, no record
+        offset, number = starts.pop(), number - 1
+        line_numbers.pop()
+    has_blanks = len(line_numbers) != number
+    return _File(path, np.array([*starts, offset], np.int64), np.array(line_numbers, np.int64) if has_blanks else None)
 
 
 def _offsets(seeks: Path) -> np.ndarray:
-    """What a seeks file says [count] int64, as far as it can be right without the records."""
+    """The offsets in a seeks file [n] int64, checked as far as that is possible without the records."""
     text = seeks.read_bytes()
     try:
-        listed = json.loads(text) if _INDEX.match(text) else [json.loads(line) for line in text.split()]
+        numbers = json.loads(text) if _OFFSET_LIST.match(text) else [json.loads(line) for line in text.split()]
     except ValueError as error:
         raise InputError(f"seeks {seeks}", f"broken JSON ({error})", "a list of numbers, or one a line", _REMEDY) from None
-    if not listed or not all(type(offset) is int and 0 <= offset < 2**63 for offset in listed):
+    if not numbers or not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         raise InputError(f"seeks {seeks}", "something else", "whole numbers of bytes, at least one", _REMEDY)
-    offsets = np.array(listed, np.int64)
+    offsets = np.array(numbers, np.int64)
     if offsets[0] or np.any(np.diff(offsets) <= 0):
         raise InputError(f"seeks {seeks}", "offsets out of order", "0 first, then each larger than the last", _REMEDY)
     return offsets
 
 
 def _last_end(path: Path, seeks: Path, offsets: np.ndarray) -> int:
-    """Where the last record ends; that it is the last says that there are as many offsets as records."""
+    """Offset of the end of the last record, after a check that it is the last: that there are as many offsets as records."""
     size, last = path.stat().st_size, int(offsets[-1])
     if last >= size:
         raise InputError(f"seeks {seeks}", f"an offset of {last} bytes", f"less than {size}, the size of {path}", _REMEDY)
     with path.open("rb") as file:
         file.seek(last)
         end = last + len(file.readline())
-        behind = file.read(_GLANCE)
-    if behind.strip() and not _INDEX.match(behind):
+        tail = file.read(_TAIL_BYTES)
+    if tail.strip() and not _OFFSET_LIST.match(tail):
         got = f"{len(offsets)} offsets, the last of them not of the last line"
         raise InputError(f"seeks {seeks}", got, f"one for each line of {path}", _REMEDY)
     return end

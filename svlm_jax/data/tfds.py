@@ -1,11 +1,11 @@
 """Windows with their frames already decoded and resized, as a tensorflow-datasets directory. Works without TensorFlow.
 
-Owns what a record of it holds, how the directory is made and how it is read. Does not know patches or tokens. Host side, never
+Owns the fields of a record, how the directory is written and how it is read. Does not know patches or tokens. Host side, never
 jax; tensorflow-datasets (of the `train` extra) only inside the functions that need it. Axes: F frames · H, W pixels.
 
 A record is the id of a window, its annotation as the line of JSON it came from, fps, and its frames in order of time: JPEG of
 quality 95, resized to what `pixels.smart_resize` says for STREAM_FRAME, so that reading them resizes nothing. JPEG is lossy: on
-a smooth picture with edges and grain a level is off by less than 2 of 255 in the mean (tests/fixtures/test_tfds.py); where that
+a smooth picture with edges and grain a pixel is off by less than 2 of 255 in the mean (tests/data/test_tfds.py); where that
 matters, train from the video files.
 """
 
@@ -33,11 +33,11 @@ from svlm_jax.media.pixels import STREAM_FRAME, resize, smart_resize
 
 NAME, VERSION, SPLIT = "svlm_windows", "1.0.0", "train"
 QUALITY = 95
-SHARD = 32  # windows in a file; while it is written all of them are in memory (24 s of 720p: some 10 MB each)
+WINDOWS_A_FILE = 32  # all of them are in memory while it is written (24 s of 720p: some 10 MB each)
 
 
 class Counts(NamedTuple):
-    """Windows in a directory, frames of theirs, and records left out."""
+    """Windows in a directory, their frames, and records left out."""
 
     windows: int
     frames: int
@@ -51,53 +51,54 @@ def prepare(
     fps: float = 2.0,
     root: str | Path | None = None,
     max_bad: int = 0,
-    tell: Callable[[str, str], None] | None = None,
+    on_bad: Callable[[str, str], None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Counts:
-    """Decode the windows of all records into a new directory, whole or not at all, in their order.
+    """Decode the windows of all records into a new directory, complete or not at all, in their order.
 
     Args:
         fps, root: see `frames.window_frames`.
-        max_bad: bad records that are left out; one more stops it.
-        tell: called with (id, what was wrong) of every bad record.
-        progress: called with (records done, all).
+        max_bad: bad records that are left out; one more is an error.
+        on_bad: called with (id, reason) of every bad record.
+        progress: called with (records done, records in all).
 
     Raises:
         InputError: the directory exists or cannot be written; fps; too many bad records, or no good one.
     """
     check_fps(fps)
     directory = local_path(directory).absolute()
-    done = {"windows": 0, "frames": 0, "bad": 0}
+    counts = {"windows": 0, "frames": 0, "bad": 0}
 
     def shard(numbers: range) -> Iterator[tuple[int, dict[str, Any]]]:
         for number in numbers:
             try:
                 example = _example(records[number], fps, root)
             except (InputError, OSError) as error:
-                done["bad"] += 1
-                if tell:
-                    tell(records.name(number), " ".join(str(error).split()))
-                if done["bad"] > max_bad:
-                    got, remedy = f"{done['bad']} bad records", "mend them or allow more (--max-bad)"
+                counts["bad"] += 1
+                if on_bad:
+                    on_bad(records.name(number), " ".join(str(error).split()))
+                if counts["bad"] > max_bad:
+                    got, remedy = f"{counts['bad']} bad records", "mend them or allow more (--max-bad)"
                     raise InputError(str(directory), got, f"at most {max_bad}", remedy) from None
                 continue
             finally:
                 if progress:
                     progress(number + 1, len(records))
-            done["windows"] += 1
-            done["frames"] += len(example["frames"])
+            counts["windows"] += 1
+            counts["frames"] += len(example["frames"])
             yield number, example
 
-    shards = [range(start, min(start + SHARD, len(records))) for start in range(0, len(records), SHARD)]
-    with _whole(directory) as draft:
+    starts = range(0, len(records), WINDOWS_A_FILE)
+    shards = [range(start, min(start + WINDOWS_A_FILE, len(records))) for start in starts]
+    with _new_directory(directory) as draft:
         _build(draft, [partial(shard, numbers) for numbers in shards])
-        if not done["windows"]:
+        if not counts["windows"]:
             raise InputError(str(directory), "no good records", "at least one", "mend the records")
-    return Counts(**done)
+    return Counts(**counts)
 
 
-class Prepared:
-    """A directory that `prepare` made, window by window. Threads and processes may share it."""
+class TfdsDataset:
+    """A directory that `prepare` wrote, window by window. Threads and processes may share it."""
 
     def __init__(self, directory: str | Path) -> None:
         """Raises:
@@ -105,30 +106,30 @@ class Prepared:
         """
         self.directory = Path(directory)
         if not self.files() or not (self.directory / "features.json").is_file():
-            raise InputError(str(directory), f"no {NAME} dataset", "a directory made by svlm windows --tfds", "make it")
+            raise InputError(str(directory), f"no {NAME} dataset", "a directory written by svlm windows --tfds", "make it")
         self._source = _tfds().builder_from_directory(self.directory).as_data_source(split=SPLIT)
 
     def __len__(self) -> int:
         return len(self._source)
 
     def __getitem__(self, number: int) -> tuple[str, Annotation, np.ndarray]:
-        """(id, annotation, frames uint8 [F, H, W, 3]): those of the k-th second shown are [k * fps, (k + 1) * fps)."""
+        """(id, annotation, frames uint8 [F, H, W, 3]): those of the k-th second with frames are [k * fps, (k + 1) * fps)."""
         record = self._source[range(len(self))[number]]  # IndexError past the end, which iteration needs
         name = record["id"].decode()
         frames = np.stack([np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in record["frames"]])
         return name, parse_line(record["annotation"], name), frames
 
-    def said(self, number: int) -> bytes:
-        """The annotation of a window, as the line that it was; its frames are read with it."""
+    def line(self, number: int) -> bytes:
+        """The annotation of a window, as its line of JSON; its frames are read with it."""
         return self._source[number]["annotation"]
 
     def files(self) -> list[Path]:
-        """Those that hold the windows."""
+        """The files of the windows."""
         return sorted(self.directory.glob(f"{NAME}-{SPLIT}.array_record-*"))
 
     @property
     def fps(self) -> float:
-        """Frames a second, of all windows."""
+        """Frames a second, the same in all windows."""
         return float(self._source[0]["fps"])
 
 
@@ -158,7 +159,7 @@ def _tfds() -> Any:
 
 
 def _build(directory: Path, shards: Sequence[Callable[[], Iterator[tuple[int, dict[str, Any]]]]]) -> None:
-    """By shards, and not by `_generate_examples`: past 1 GB that one needs TensorFlow (tfds 4.9.10, `core/shuffle.py`)."""
+    """By shards: past 1 GB, `_generate_examples` needs TensorFlow (tfds 4.9.10, `core/shuffle.py`)."""
     tfds = _tfds()
 
     with tfds.core.registered.skip_registration():  # two registered classes of one name are an error
@@ -175,13 +176,13 @@ def _build(directory: Path, shards: Sequence[Callable[[], Iterator[tuple[int, di
             def _shard_iterators_per_split(self, dl_manager: Any) -> Any:
                 return {SPLIT: shards}
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it says that it downloads
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints that it downloads
         Builder(data_dir=directory, file_format="array_record").download_and_prepare()
 
 
 @contextlib.contextmanager
-def _whole(directory: Path) -> Iterator[Path]:
-    """A sibling to build in; what is built there becomes `directory`, unless something went wrong."""
+def _new_directory(directory: Path) -> Iterator[Path]:
+    """A sibling to build in; the dataset in it becomes `directory`, unless something went wrong."""
     if directory.exists():
         raise InputError(str(directory), "something that exists already", "a new name", "remove it or choose another")
     try:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 
-from svlm_jax.data.pipeline import Bad, Examples, Order, Ours
+from svlm_jax.data.pipeline import BadSampleCounter, Examples, HostShard, ShuffledIndex
 from svlm_jax.errors import InputError
 from svlm_jax.model.parameters import Parameters
 from svlm_jax.train import dataset_check
@@ -74,7 +74,7 @@ class Trainer:
         self.workload = Workload(step.config, trainable, step.mesh, len(self.rows), config.micro_batch_size)
         self.total_steps = config.total_steps(len(self.train_set))
         self.learning_rates = learning_rates(config.optimizer, self.total_steps)
-        self.bad = Bad(config.data.max_bad_fraction, log)
+        self.bad = BadSampleCounter(config.data.max_bad_fraction, log)
         self.logged_eval_errors: dict[str, str] = {}
         self.eval_bad_samples = 0
         self.fingerprint = dataset_check.check_across_hosts(self.train_set.fingerprint())
@@ -149,7 +149,7 @@ class Trainer:
             wait_start = time.perf_counter()
             examples, host_batch, global_examples = next(batches)
             data_wait += time.perf_counter() - wait_start
-            self.bad.look(global_examples)
+            self.bad.add(global_examples)
             stats.add(examples, host_batch)
             batch = shard_batch(host_batch, self.rows, self.config.micro_batch_size, self.step.mesh)
             # At most two micro-steps in flight, or the batches of a whole step would lie in device memory.
@@ -170,7 +170,7 @@ class Trainer:
         seconds = (end_time or time.perf_counter()) - pending.start_time
         line = {"step": pending.number, "learning_rate": pending.learning_rate}
         line |= {name: values[name] for name in ("loss", "grad_norm", "param_norm", "update_norm")}
-        line |= {"labels": int(values["count"]), "finite": int(values["finite"]), "bad_samples": self.bad.count}
+        line |= {"labels": int(values["count"]), "finite": int(values["finite"]), "bad_samples": self.bad.num_bad}
         line |= {"step_seconds": round(seconds, 4), "data_wait_seconds": round(pending.data_wait, 4)}
         line |= pending.stats.rates(seconds)
         if writer is not None:
@@ -214,12 +214,12 @@ class Trainer:
         assert self.eval_set is not None
         config, total, count, num_samples = self.config, 0.0, 0, len(self.eval_set)
         num_batches = min(config.eval_batches, -(-num_samples // config.micro_batch_size))
-        shard = Ours(Order(num_samples, 0), self.rows, config.micro_batch_size, 0, num_batches, end=num_samples)
-        bad = Bad(config.data.max_bad_fraction, self.log, self.logged_eval_errors)
+        shard = HostShard(ShuffledIndex(num_samples, 0), self.rows, config.micro_batch_size, 0, num_batches, end=num_samples)
+        bad = BadSampleCounter(config.data.max_bad_fraction, self.log, self.logged_eval_errors)
         batches = BatchPrefetcher(self.eval_set, shard, config.data, self.step.config, workers=0)
         try:
             for _, host_batch, global_examples in batches:
-                bad.look(global_examples)
+                bad.add(global_examples)
                 batch = shard_batch(host_batch, self.rows, config.micro_batch_size, self.step.mesh)
                 loss, labels = self.step.eval_loss(self.state.trainable, self.frozen, batch)
                 total, count = total + float(loss), count + int(labels)
@@ -227,15 +227,15 @@ class Trainer:
         finally:
             batches.close()
         if not count:
-            got, remedy = f"no label in {bad.seen} samples, {bad.count} of them bad", "mend them or leave them out"
+            got, remedy = f"no label in {bad.num_samples} samples, {bad.num_bad} of them bad", "mend them or leave them out"
             raise InputError("data.eval_paths", got, "at least one token with a label", remedy)
-        self.eval_bad_samples = bad.count
+        self.eval_bad_samples = bad.num_bad
         return total / count
 
     def _prefetcher(self, micro_steps: int) -> BatchPrefetcher:
         """The batches of the micro-steps that are left."""
-        data, order = self.config.data, Order(len(self.train_set), self.config.seed)
-        shard = Ours(order, self.rows, self.config.micro_batch_size, self.samples, micro_steps)
+        data, index = self.config.data, ShuffledIndex(len(self.train_set), self.config.seed)
+        shard = HostShard(index, self.rows, self.config.micro_batch_size, self.samples, micro_steps)
         return BatchPrefetcher(self.train_set, shard, data, self.step.config, workers=data.workers)
 
     def _profile(self, number: int) -> None:

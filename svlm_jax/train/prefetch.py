@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from svlm_jax.cluster.coordination import Channel
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.config import DataConfig
-from svlm_jax.data.pipeline import Batch, Example, Examples, Ours, batch, micro_batches, size_of
+from svlm_jax.data.pipeline import Batch, Example, Examples, HostShard, bucket_index, micro_batches, pad_batch
 from svlm_jax.errors import InputError
 from svlm_jax.sharding import batch_sharding
 
@@ -37,7 +37,7 @@ class MicroBatch(NamedTuple):
 class BatchPrefetcher(Iterator[MicroBatch]):
     """The micro-batches of a host's shard, in order. To be closed."""
 
-    def __init__(self, examples: Examples, shard: Ours, data: DataConfig, model: ModelConfig, *, workers: int) -> None:
+    def __init__(self, examples: Examples, shard: HostShard, data: DataConfig, model: ModelConfig, *, workers: int) -> None:
         self._shard, self._buckets, self._model = shard, data.buckets, model
         self._channel = Channel("batches")
         self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(maxsize=1)
@@ -88,7 +88,7 @@ class BatchPrefetcher(Iterator[MicroBatch]):
             for row, example in zip(rows, examples, strict=True)
             if example.error or not example.id
         ]
-        reports = self._channel.all_gather([size_of(examples, self._buckets), exceptions])
+        reports = self._channel.all_gather([bucket_index(examples, self._buckets), exceptions])
         bucket = self._buckets[max(index for index, _ in reports)]
         by_row = {
             row: Example(id_, None, np.zeros(0, np.int32), 0.0, error)
@@ -97,8 +97,8 @@ class BatchPrefetcher(Iterator[MicroBatch]):
         }
         by_row |= dict(zip(rows, examples, strict=True))
         remote = Example("of another host", None, np.zeros(0, np.int32), 0.0)
-        global_examples = [by_row.get(row, remote) for row in range(self._shard.batch)]
-        return MicroBatch(examples, batch(examples, bucket, self._model), global_examples)
+        global_examples = [by_row.get(row, remote) for row in range(self._shard.micro_batch_size)]
+        return MicroBatch(examples, pad_batch(examples, bucket, self._model), global_examples)
 
 
 def host_rows(mesh: Mesh, micro_batch_size: int) -> list[int]:

@@ -121,7 +121,7 @@ class TrainStep:
     def _loss(self, trainable: Parameters, frozen: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """(sum of the losses, number of labels)."""
         model = from_parameters(self.config, trainable | frozen)
-        return cross_entropy_at(model.text, model.hidden(batch.inputs), batch.at, batch.labels)
+        return cross_entropy_at(model.text, model.hidden(batch.inputs), batch.token_index, batch.labels)
 
     def _accumulate(
         self, trainable: Parameters, accumulator: GradAccumulator, frozen: Parameters, batch: Batch

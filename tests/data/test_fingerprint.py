@@ -82,9 +82,9 @@ def test_data_that_moved_or_lost_its_seeks_is_the_same(folder, tmp_path):
     assert known(folder) == before
 
 
-def test_a_large_set_is_looked_at_here_and_there(folder, monkeypatch):
+def test_of_a_large_set_a_part_is_compared(folder, monkeypatch):
     """Its order and length exactly: every line has another length here."""
-    monkeypatch.setattr("svlm_jax.data.fingerprint.LOOKED_AT", 3)
+    monkeypatch.setattr("svlm_jax.data.fingerprint.MAX_RECORDS", 3)
     some = [json.dumps([*record("a.mp4", 0), "x" * number]) for number in range(50)]
     rewrite(folder, some)
     before = known(folder)

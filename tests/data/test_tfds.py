@@ -16,7 +16,7 @@ import pytest
 from svlm_jax.data.annotation import Annotation, Word, parse
 from svlm_jax.data.frames import by_second, window_frames
 from svlm_jax.data.records import Records, write
-from svlm_jax.data.tfds import SHARD, Prepared, prepare
+from svlm_jax.data.tfds import WINDOWS_A_FILE, TfdsDataset, prepare
 from svlm_jax.data.windows import cut, record
 from svlm_jax.errors import InputError
 from svlm_jax.media.pixels import STREAM_FRAME, preprocess, resize
@@ -129,7 +129,7 @@ def made(videos, tmp_path_factory) -> tuple[Path, Records]:
 
 def test_windows_come_back_by_number(made, videos):
     directory, records = made
-    prepared = Prepared(directory)
+    prepared = TfdsDataset(directory)
     assert len(prepared) == 3 and prepared.fps == 2
     assert [name for name, _, _ in prepared] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
     name, annotation, frames = prepared[1]
@@ -142,7 +142,7 @@ def test_windows_come_back_by_number(made, videos):
 
 def test_frames_of_a_second_lie_together_and_jpeg_costs_little(made, videos):
     loss = []
-    for _, annotation, frames in Prepared(made[0]):
+    for _, annotation, frames in TfdsDataset(made[0]):
         read = window_frames(annotation, 2, videos)
         kept = by_second(frames, 2)
         assert [len(second) for second in kept] == [len(second) for second in read]
@@ -153,7 +153,7 @@ def test_frames_of_a_second_lie_together_and_jpeg_costs_little(made, videos):
 
 
 def test_frames_are_resized_already(made, videos):
-    for _, annotation, frames in Prepared(made[0]):
+    for _, annotation, frames in TfdsDataset(made[0]):
         from_file = preprocess(window_frames(annotation, 2, videos)[0], STREAM_FRAME)
         patches, grid = preprocess(frames[:2], STREAM_FRAME)
         assert grid == from_file[1] and (14 * grid[1], 14 * grid[2]) == frames.shape[1:3]
@@ -161,7 +161,7 @@ def test_frames_are_resized_already(made, videos):
 
 
 def test_a_directory_is_read_in_another_process_without_tensorflow_or_jax(made):
-    read = Prepared(made[0])
+    read = TfdsDataset(made[0])
     sent = pickle.dumps(read)
     assert len(sent) < 10_000 and pickle.loads(sent)[1][0] == read[1][0]
     show = "print(name, len(frames), *{'jax', 'tensorflow'} & set(sys.modules))"
@@ -176,11 +176,11 @@ def test_bad_records_are_told_and_left_out(videos, tmp_path):
     told: dict[str, str] = {}
     seen: list[tuple[int, int]] = []
     counts = prepare(
-        records, tmp_path / "out", root=videos, max_bad=3, tell=told.__setitem__, progress=lambda *at: seen.append(at)
+        records, tmp_path / "out", root=videos, max_bad=3, on_bad=told.__setitem__, progress=lambda *at: seen.append(at)
     )
     assert counts == (2, 4, 3)
     assert seen == [(n, 5) for n in range(1, 6)]
-    assert [name for name, _, _ in Prepared(tmp_path / "out")] == ["a.jsonl:2", "a.jsonl:5"]
+    assert [name for name, _, _ in TfdsDataset(tmp_path / "out")] == ["a.jsonl:2", "a.jsonl:5"]
     assert list(told) == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:4"]
     assert [reason.split(",")[0] for reason in told.values()] == [
         "record: got a list of 1",
@@ -192,12 +192,12 @@ def test_bad_records_are_told_and_left_out(videos, tmp_path):
 def test_more_windows_than_a_file_holds_stay_in_order(videos, tmp_path, monkeypatch):
     """One of the files has nothing but bad records."""
     pytest.importorskip("tensorflow_datasets")
-    monkeypatch.setattr("svlm_jax.data.tfds.SHARD", 2)
+    monkeypatch.setattr("svlm_jax.data.tfds.WINDOWS_A_FILE", 2)
     gone = window(0, 1, "no.mp4")
     records = lines(tmp_path, window(0, 1), window(1, 2), gone, gone, window(2, 3))
     assert prepare(records, tmp_path / "out", root=videos, max_bad=2).windows == 3
-    assert [annotation.start for _, annotation, _ in Prepared(tmp_path / "out")] == [0, 1, 2]
-    assert SHARD > 2 and len(list((tmp_path / "out").glob("*array_record*"))) == 3
+    assert [annotation.start for _, annotation, _ in TfdsDataset(tmp_path / "out")] == [0, 1, 2]
+    assert WINDOWS_A_FILE > 2 and len(list((tmp_path / "out").glob("*array_record*"))) == 3
 
 
 def test_a_directory_appears_whole_or_not_at_all(videos, tmp_path):
@@ -222,7 +222,7 @@ def test_wrong_directories_are_refused(videos, tmp_path):
         prepare(records, tmp_path, root=videos)
     for directory in (tmp_path, tmp_path / "no"):
         with pytest.raises(InputError, match=r"got no svlm_windows dataset, expected a directory made by launch\.windows"):
-            Prepared(directory)
+            TfdsDataset(directory)
 
 
 def test_without_tensorflow_datasets_the_extra_is_named(videos, tmp_path, monkeypatch):
@@ -262,8 +262,8 @@ def test_the_command_prepares_windows(videos, tmp_path, out):
     assert decoded == "2 windows, 8 frames, 0.00 GB -> frames"
     assert "Traceback" not in result.stderr
     wanted = [parse(one) for one in cut(long, window=4, stride=2)]
-    assert [annotation for _, annotation, _ in Prepared(tmp_path / "frames")] == wanted
-    assert [name for name, _, _ in Prepared(tmp_path / "frames")] == [
+    assert [annotation for _, annotation, _ in TfdsDataset(tmp_path / "frames")] == wanted
+    assert [name for name, _, _ in TfdsDataset(tmp_path / "frames")] == [
         f"{'train' if out else 'frames'}.jsonl:{n}" for n in (1, 2)
     ]
 

@@ -10,7 +10,7 @@ import pytest
 from svlm_jax.data.annotation import NO_LOSS
 from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.data.dataset import load_examples
-from svlm_jax.data.pipeline import Bad, Example, Order, Ours, batch, micro_batches, size_of
+from svlm_jax.data.pipeline import BadSampleCounter, Example, HostShard, ShuffledIndex, bucket_index, micro_batches, pad_batch
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
 from svlm_jax.media.processor import Processor
@@ -41,7 +41,7 @@ class Named:
 
 
 def ids(rows, start=0, steps=6, count=10, micro_batch_size=4, workers=0):
-    ours = Ours(Order(count, 7), rows, micro_batch_size, start, steps)
+    ours = HostShard(ShuffledIndex(count, 7), rows, micro_batch_size, start, steps)
     return [[one.id for one in some] for some in micro_batches(Named(count), ours, workers=workers, threads=2)]
 
 
@@ -72,12 +72,12 @@ def test_worker_processes_change_no_order():
 def test_a_batch_holds_its_samples_and_where_they_are_learned(data, processor):
     all_ = load_examples(data.paths, data, processor)
     some = [all_[0], all_[3]]
-    made = batch(some, BUCKETS[0], processor.config)
+    made = pad_batch(some, BUCKETS[0], processor.config)
     assert made.inputs.ids.shape == (2, BUCKETS[0].tokens) and made.inputs.vision.frame_span == BUCKETS[0].frame_patches
     for row, example in enumerate(some):
         real = made.labels[row] != NO_LOSS
         assert real.sum() == (example.labels[1:] >= 0).sum() > 2 * WINDOW
-        np.testing.assert_array_equal(made.inputs.ids[row, made.at[row][real] + 1], made.labels[row][real])
+        np.testing.assert_array_equal(made.inputs.ids[row, made.token_index[row][real] + 1], made.labels[row][real])
     assert all_[0].seconds == WINDOW and len(all_) == SAMPLES
 
 
@@ -85,8 +85,8 @@ def test_the_smallest_size_that_holds_all_is_taken(data, processor):
     example = load_examples(data.paths, data, processor)[0]
     tokens = len(example.sample.ids)
     sizes = (Bucket(tokens - 1, 64, 192, 16), Bucket(tokens, 64, 192, 16), Bucket(4096, 64, 192, 16))
-    assert size_of([example], sizes) == 1
-    assert size_of([example._replace(sample=None)], sizes) == 0
+    assert bucket_index([example], sizes) == 1
+    assert bucket_index([example._replace(sample=None)], sizes) == 0
 
 
 def broken(windows, tmp_path, change):
@@ -108,7 +108,7 @@ def test_a_bad_sample_is_told_and_masked(name, windows, tmp_path, processor):
     data = broken(windows, tmp_path, change)
     bad = load_examples(data.paths, data, processor)[1]
     assert bad.sample is None and word in bad.error and bad.id == "train.jsonl:2"
-    made = batch([bad, bad], BUCKETS[0], processor.config)
+    made = pad_batch([bad, bad], BUCKETS[0], processor.config)
     assert (made.labels == NO_LOSS).all() and made.inputs.vision.patches.shape == (2, BUCKETS[0].patches, 1176)
 
 
@@ -120,12 +120,12 @@ def test_a_sample_beyond_the_largest_bucket_is_bad(data, processor):
 
 def test_too_many_bad_samples_stop_the_run():
     said = []
-    bad = Bad(0.1, said.append)
+    bad = BadSampleCounter(0.1, said.append)
     good, wrong = (Example(name, None, np.zeros(0, np.int32), 0.0, error) for name, error in (("a", ""), ("b", "gone")))
-    bad.look([wrong])  # one is always borne
-    bad.look([good] * 30 + [wrong])
+    bad.add([wrong])  # one is always borne
+    bad.add([good] * 30 + [wrong])
     assert said == ["bad sample b: gone"]
     with pytest.raises(InputError, match="got 5 of 35, the last b"):
-        bad.look([wrong] * 3)
+        bad.add([wrong] * 3)
     with pytest.raises(InputError, match=r"at most 0\.00%"):
-        Bad(0.0, said.append).look([good, wrong])
+        BadSampleCounter(0.0, said.append).add([good, wrong])

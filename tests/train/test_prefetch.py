@@ -10,7 +10,7 @@ import pytest
 from svlm_jax.cluster.coordination import Channel, PeerLost, is_peer_lost
 from svlm_jax.cluster.distributed import free_port
 from svlm_jax.data.config import Bucket, DataConfig
-from svlm_jax.data.pipeline import FILLER, Example, Examples, Order, Ours
+from svlm_jax.data.pipeline import FILLER, Example, Examples, HostShard, ShuffledIndex
 from svlm_jax.errors import InputError
 from svlm_jax.families import preset
 from svlm_jax.sharding import make_mesh
@@ -98,7 +98,7 @@ class Nothing(Examples):
 
 def prefetcher(examples: Nothing, steps: int) -> BatchPrefetcher:
     size = Bucket(8, 16, 4, 16)
-    shard = Ours(Order(examples.count, 0), (0, 1), 2, 0, steps)
+    shard = HostShard(ShuffledIndex(examples.count, 0), (0, 1), 2, 0, steps)
     data = DataConfig(buckets=(size,), threads=1)
     return BatchPrefetcher(examples, shard, data, preset("qwen2.5-vl-3b"), workers=0)
 

@@ -12,7 +12,7 @@ import svlm_jax
 from svlm_jax.config import StreamConfig
 from svlm_jax.data import annotation, records
 from svlm_jax.data.dataset import load_examples
-from svlm_jax.data.pipeline import FILLER, batch
+from svlm_jax.data.pipeline import FILLER, pad_batch
 from svlm_jax.data.windows import cut
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
@@ -177,7 +177,7 @@ def test_an_evaluation_of_what_cannot_be_read_is_no_loss_of_zero(config, train, 
 
 def one_loss(made, example) -> tuple[float, int]:
     """(sum of the losses, learned tokens) of one sample, in a batch of its own."""
-    padded = batch([example] + [FILLER] * 3, made.config.data.buckets[-1], made.step.config)
+    padded = pad_batch([example] + [FILLER] * 3, made.config.data.buckets[-1], made.step.config)
     with jax.set_mesh(made.step.mesh):
         placed = shard_batch(padded, made.rows, 4, made.step.mesh)
         return tuple(map(float, made.step.eval_loss(made.state.trainable, made.frozen, placed)))
