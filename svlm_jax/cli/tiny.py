@@ -138,7 +138,8 @@ STEPS = (
     *trained(5, "stream", "begin", "told24", "told52"),
     Step(
         "shown.jsonl",
-        f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/shown.jsonl --as-streamed --window 16 --stride 8 --shown 8",
+        f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/shown.jsonl --as-streamed "
+        "--window 16 --stride 8 --visible-seconds 8",
     ),
 )
 

@@ -27,7 +27,7 @@ from svlm_jax.cli.progress import Progress
 from svlm_jax.data.annotation import Annotation, parse, parse_line
 from svlm_jax.data.frames import check_fps
 from svlm_jax.data.records import Records, seeks_path, write
-from svlm_jax.data.windows import check, cut
+from svlm_jax.data.windows import check_windows, cut
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 
@@ -55,8 +55,8 @@ class Windows:
 
     def __init__(self, records: Records, args: argparse.Namespace, bad: Bad) -> None:
         self.records, self.args, self.bad = records, args, bad
-        self.size = {"window": args.window, "stride": args.stride, "shortest": min(SHORTEST, args.window)}
-        self.size |= {"as_streamed": args.as_streamed, "shown": args.shown}
+        self.size = {"window": args.window, "stride": args.stride, "min_seconds": min(SHORTEST, args.window)}
+        self.size |= {"as_streamed": args.as_streamed, "visible_seconds": args.visible_seconds}
         self.saying = _expression(args.saying)
         self.seconds = self.spoken = self.found = 0
 
@@ -115,7 +115,7 @@ def main() -> None:
         "--as-streamed", action="store_true", help="previous text as streams have it: a line a second, with answers"
     )
     parser.add_argument(
-        "--shown", type=int, default=0, metavar="S", help="frames for their last S seconds alone (default: all)"
+        "--visible-seconds", type=int, default=0, metavar="S", help="frames for their last S seconds only (default: all)"
     )
     parser.add_argument("--words-only", action="store_true", help="turns without frames: the video is not shown")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad records that are left out (default 0)")
@@ -139,7 +139,7 @@ def main() -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """All that can be said before hours of work."""
-    check(args.window, args.stride, min(SHORTEST, args.window), args.shown)
+    check_windows(args.window, args.stride, min(SHORTEST, args.window), args.visible_seconds)
     check_fps(args.fps)
     _expression(args.saying)
     if args.apart < 0 or (args.apart and not args.saying):
@@ -150,8 +150,8 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--max-bad", args.max_bad, "0 or more records", "0 allows none")
     if not args.out and not args.tfds:
         raise InputError("--out and --tfds", "neither", "one of them at least", "say what to make")
-    if args.words_only and args.shown:
-        raise InputError("--words-only", "with --shown", "one of the two", "nothing is shown")
+    if args.words_only and args.visible_seconds:
+        raise InputError("--words-only", "with --visible-seconds", "one of the two", "no frames are visible")
     if args.words_only and args.tfds:
         raise InputError("--words-only", "with --tfds", "one of the two", "there are no frames to decode")
     for flag, path in (("--out", args.out), ("--tfds", args.tfds)):

@@ -23,7 +23,7 @@ from svlm_jax.cli.flags import Parser, integer, number
 from svlm_jax.cli.progress import Progress, span
 from svlm_jax.data import records
 from svlm_jax.data.annotation import Annotation
-from svlm_jax.data.windows import record
+from svlm_jax.data.windows import to_record
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 from svlm_jax.touchline.commentary import QUESTIONS
@@ -74,7 +74,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     print(_plan(args, seeds), file=sys.stderr, flush=True)
     made = _together(make, seeds, args)
-    records.write(index, (record(annotation) for annotation in made))
+    records.write(index, (to_record(annotation) for annotation in made))
     size = sum(path.stat().st_size for path in map(partial(_name, args), seeds) if path.exists())
     words = sum(len(annotation.words) for annotation in made)
     print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")

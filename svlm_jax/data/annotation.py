@@ -1,12 +1,12 @@
 """One annotated window of a video as a training sample: its JSONL record, its turns, its tokens and labels.
 
-Owns the record format, which words and questions belong to which second, and where the loss is. Does not know files, frames or
-batches. Host side: numpy, never jax. Units: seconds of the video; lengths in tokens. One turn a second.
+Owns the record format, which words and questions belong to which second, and which tokens have labels. Does not know files,
+frames or batches. Host side: numpy, never jax. Units: seconds of the video; lengths in tokens. One turn a second.
 
 Source: StreamingVLM (arXiv 2510.09608), dataset class `LMMDataset`. Its habits, which trained the published models, are kept: a
 question stands between the time text and the vision, its answer before the newline that opens a reply; all user turns but the
-first have a blank after the time text; the first turn has no query. What stands between special tokens is tokenised in one
-piece: where a tokenizer has a token for two newlines (Qwen's has), the header's and the reply's are that one, without a label.
+first have a blank after the time text; the first turn has no query. The text between two special tokens is tokenised at once:
+where a tokenizer has a token for two newlines (Qwen's has), the header's and the reply's become that one, without a label.
 """
 
 import json
@@ -34,16 +34,16 @@ from svlm_jax.families.chat import (
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.spans import Kind, Part, Span, total, truncate
 
-NO_LOSS = -100  # label of a token that is not learned
-END = " ..."  # of every reply
-REPLY_TAIL = 1 + TURN_END  # END, <|im_end|>, newline
+NO_LOSS = -100  # label of a token that is not trained on
+REPLY_END = " ..."  # of every reply
+REPLY_TAIL = 1 + TURN_END  # REPLY_END, <|im_end|>, newline
 SLACK = 1e-6  # seconds
-FOREVER = 1e9  # seconds; no video is as long (and a NaN is not below it)
+MAX_SECONDS = 1e9  # no video is as long (and a NaN is not below it)
 _REMEDY = "mend the record or leave it out"
 
 
 class Word(NamedTuple):
-    """A spoken word and when it is said."""
+    """A word of the commentary and when it is spoken."""
 
     start: float
     end: float
@@ -60,13 +60,13 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotation:
-    """One record: a window `start` .. `end` of a video and what is said in it.
+    """One record: a window `start` .. `end` of a video and its commentary.
 
     Attributes:
-        video: its path; None: told and not shown, turns have no frames.
-        query: what the viewer asks for; streaming puts it into its first turn, training does not use it (see `sample`).
-        previous: what was said before the window.
-        words: in order of time. Those that end before the window are said in its first second, those that end after it never.
+        video: its path; None: words alone, turns have no frames.
+        query: what the viewer asks for; streaming puts it into its first turn, training does not use it (see `build_sample`).
+        previous: commentary before the window.
+        words: in order of time. Those that end before the window are in its first reply, those that end after it in none.
         questions: as recorded; see `training_turns` for which are asked.
         hidden: whole seconds at the start of the window whose turns have no frames, as in a stream whose frames were evicted.
     """
@@ -82,21 +82,21 @@ class Annotation:
 
     @property
     def seconds(self) -> int:
-        """Turns in the window; a last, broken second counts."""
+        """Turns in the window; a fractional last second counts."""
         return math.ceil(self.end - self.start - SLACK)
 
     @property
-    def shown(self) -> int:
+    def visible_seconds(self) -> int:
         """Turns with frames, the last ones."""
         return self.seconds - self.hidden if self.video is not None else 0
 
 
-class Second(NamedTuple):
-    """One second of a window: a user turn and the reply. `asked` is what stands between the time text and the vision."""
+class WindowTurn(NamedTuple):
+    """One second of a window: a user turn and the reply. `question`: the text between the time text and the vision."""
 
     start: float
     end: float
-    asked: str
+    question: str
     reply: str
 
 
@@ -119,55 +119,55 @@ def parse(record: Any, source: str = "annotation") -> Annotation:
         InputError: the key, what it holds, what it should.
     """
     user, assistant = (_content(record, turn, role, source) for turn, role in enumerate(("user", "assistant")))
-    clip, text = (_element(user, 0, turn, kind, source) for turn, kind in enumerate(("video", "text")))
-    said = _element(assistant, 1, 0, "text_stream", source)
-    here = [f"{source} [{turn}].content[{place}]" for turn, place in ((0, 0), (0, 1), (1, 0))]
-    video = _get(clip, "video", None, here[0])
+    clip, text = (_element(user, 0, index, kind, source) for index, kind in enumerate(("video", "text")))
+    speech = _element(assistant, 1, 0, "text_stream", source)
+    clip_field, text_field, speech_field = (f"{source} [{turn}].content[{i}]" for turn, i in ((0, 0), (0, 1), (1, 0)))
+    video = _get(clip, "video", None, clip_field)
     if video is not None:
-        video = _get(clip, "video", str, here[0])
-    start, end = (_number(_get(clip, key, None, here[0]), f"{here[0]}.{key}") for key in ("video_start", "video_end"))
+        video = _get(clip, "video", str, clip_field)
+    start, end = (_number(_get(clip, key, None, clip_field), f"{clip_field}.{key}") for key in ("video_start", "video_end"))
     if video == "":
-        raise InputError(f"{here[0]}.video", "an empty text", "the path of a video, or null: told and not shown", _REMEDY)
+        raise InputError(f"{clip_field}.video", "an empty text", "the path of a video, or null: words alone", _REMEDY)
     if start < 0:
-        raise InputError(f"{here[0]}.video_start", start, "0 or more seconds", _REMEDY)
+        raise InputError(f"{clip_field}.video_start", start, "0 or more seconds", _REMEDY)
     if end <= start:
-        raise InputError(f"{here[0]}.video_end", end, f"more than video_start = {start:g}", _REMEDY)
-    hidden = _get(clip, "video_hidden", None, here[0], 0)
+        raise InputError(f"{clip_field}.video_end", end, f"more than video_start = {start:g}", _REMEDY)
+    hidden = _get(clip, "video_hidden", None, clip_field, 0)
     if isinstance(hidden, bool) or not isinstance(hidden, int) or not 0 <= hidden < end - start:
-        raise InputError(f"{here[0]}.video_hidden", hidden, f"whole seconds, 0 to below {end - start:g}", _REMEDY)
-    query = plain(_get(text, "text", str, here[1]), f"{here[1]}.text")
-    previous = plain(_get(text, "previous", str, here[1], ""), f"{here[1]}.previous")
-    words = _words(_get(said, "text_stream", list, here[2]), f"{here[2]}.text_stream")
-    questions = _questions(_get(said, "qa_stream", list, here[2], []), f"{here[2]}.qa_stream")
+        raise InputError(f"{clip_field}.video_hidden", hidden, f"whole seconds, 0 to below {end - start:g}", _REMEDY)
+    query = plain(_get(text, "text", str, text_field), f"{text_field}.text")
+    previous = plain(_get(text, "previous", str, text_field, ""), f"{text_field}.previous")
+    words = _words(_get(speech, "text_stream", list, speech_field), f"{speech_field}.text_stream")
+    questions = _questions(_get(speech, "qa_stream", list, speech_field, []), f"{speech_field}.qa_stream")
     return Annotation(video, start, end, query, previous, words, questions, hidden)
 
 
-def training_turns(annotation: Annotation, *, as_streamed: bool = False) -> tuple[Second, ...]:
-    """What is asked and said in each second of the window; `as_streamed`: without the blank that no stream has.
+def training_turns(annotation: Annotation, *, as_streamed: bool = False) -> tuple[WindowTurn, ...]:
+    """The turns of a window, one a second; `as_streamed`: without the blank that no stream has.
 
     A reply has the words that end in the second, its last instant included, in their order. A question is asked in the second
     that its time lies in (first instant excluded, last included). Questions wait in a line: at most one is asked a second, and
-    one whose second has gone by (two in the same second, or one at the start of the window) is never asked and keeps back all
-    that follow, as in the original.
+    one whose second has passed (two in the same second, or one at the start of the window) is never asked and blocks all that
+    follow, as in the original.
     """
-    turns: list[Second] = []
-    said = asked = 0
+    turns: list[WindowTurn] = []
+    next_word = next_question = 0
     for number in range(annotation.seconds):
         start, end = annotation.start + number, annotation.start + number + 1
-        first = said
-        while said < len(annotation.words) and annotation.words[said].end <= end:
-            said += 1
+        first_word = next_word
+        while next_word < len(annotation.words) and annotation.words[next_word].end <= end:
+            next_word += 1
         question, answer = "", ""
-        if asked < len(annotation.questions) and start < annotation.questions[asked].time <= end:
-            _, question, answer = annotation.questions[asked]
-            asked += 1
-        words = "".join(f" {word.text.strip()}" for word in annotation.words[first:said])
-        first_of_all = number == 0 or (as_streamed and not question)
-        turns.append(Second(start, end, question_text(question, first=first_of_all), f"{answer}\n{words}{END}"))
+        if next_question < len(annotation.questions) and start < annotation.questions[next_question].time <= end:
+            _, question, answer = annotation.questions[next_question]
+            next_question += 1
+        words = "".join(f" {word.text.strip()}" for word in annotation.words[first_word:next_word])
+        without_blank = number == 0 or (as_streamed and not question)
+        turns.append(WindowTurn(start, end, question_text(question, first=without_blank), f"{answer}\n{words}{REPLY_END}"))
     return tuple(turns)
 
 
-def sample(
+def build_sample(
     annotation: Annotation,
     clips: Sequence[Clip],
     tokenizer: Tokenizer,
@@ -178,50 +178,62 @@ def sample(
     as_streamed: bool = False,
     learn_previous: int = 0,
 ) -> tuple[Sample, np.ndarray]:
-    """The training sample of a window, and its labels [n] int32: a token's own id where it is learned (each reply from its
-    fourth token to its <|im_end|>), NO_LOSS elsewhere. The shift to the next token is the loss's business.
+    """The training sample of a window, and its labels [n] int32: a token's own id where it is trained on (each reply from its
+    fourth token to its <|im_end|>), NO_LOSS elsewhere. The loss shifts them to the next token.
 
     Args:
-        clips: the frames of each second that is shown; none at all where there is no video.
+        clips: the frames of each visible second; none at all where there is no video.
         sink, text_window: tokens of the previous-text turn that stay when it is longer than both: the first, its header among
             them, and the last, <|im_end|> and newline among them. 0 and 0: all of it.
         as_streamed: leave out the two habits of the original that its streams do not have: the blank after the time text, and
-            a reply that is tokenised together with its header. And where nothing was said before the window, its first turn
-            has the query.
-        learn_previous: so many of the last tokens of the previous text are learned too, as those of replies are.
+            a reply that is tokenised together with its header. And where there is no previous text, its first turn has the
+            query.
+        learn_previous: so many of the last tokens of the previous text have labels too, as those of replies have.
 
     Raises:
         InputError: not one clip a second; a sink or text_window that cuts the turn's markup.
     """
     turns = training_turns(annotation, as_streamed=as_streamed)
-    if annotation.video is None and clips:
-        raise InputError("clips", len(clips), "none, for there is no video", "leave them out")
-    if len(clips) != annotation.shown:
-        first = annotation.start + annotation.hidden
-        expected = f"one for each of the {annotation.shown} seconds from {first:g} to {annotation.end:g}"
-        raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
-    parts = [_shortened(opening(annotation.previous, tokenizer, config), sink, text_window)]
-    words = [span.kind is Kind.PREVIOUS and span.part is Part.BODY for span in parts[0].spans]
-    learned = [np.repeat(words, [span.length for span in parts[0].spans])]
-    learned[0][np.flatnonzero(learned[0])[: max(learned[0].sum() - learn_previous, 0)]] = False
+    _check_clips(annotation, clips)
+    parts = [_truncate_previous(opening(annotation.previous, tokenizer, config), sink, text_window)]
+    has_label = [_previous_labels(parts[0], learn_previous)]
     for number, (turn, clip) in enumerate(zip(turns, [*[None] * (len(turns) - len(clips)), *clips], strict=True)):
         query = annotation.query if as_streamed and not number and not annotation.previous else ""
-        options = {"question": turn.asked, "query": query, "turn": number}
-        shown = (clip.grid, clip.step) if clip else (None, 0)
-        asked = user_turn(turn.start, turn.end, *shown, tokenizer, config, **options)
-        asked = Tokens(asked.ids[:-TURN_HEAD], asked.spans[:-1])  # the header of the reply is tokenised with the reply
-        reply = _reply(turn.reply, number, tokenizer, config, apart=as_streamed)
-        place = np.arange(len(reply.ids))
-        parts += [asked, reply]
-        learned += [np.zeros(len(asked.ids), bool), (place >= TURN_HEAD) & (place < len(place) - 1)]
+        options = {"question": turn.question, "query": query, "turn": number}
+        grid, step = (clip.grid, clip.step) if clip else (None, 0)
+        user = user_turn(turn.start, turn.end, grid, step, tokenizer, config, **options)
+        user = Tokens(user.ids[:-TURN_HEAD], user.spans[:-1])  # the header of the reply is tokenised with the reply
+        reply = _reply(turn.reply, number, tokenizer, config, separate_header=as_streamed)
+        index = np.arange(len(reply.ids))
+        parts += [user, reply]
+        # all but the header and the newline after <|im_end|>
+        has_label += [np.zeros(len(user.ids), bool), (index >= TURN_HEAD) & (index < len(index) - 1)]
     ids = np.concatenate([part.ids for part in parts])
     spans = tuple(span for part in parts for span in part.spans)
-    labels = np.where(np.concatenate(learned), ids, np.int32(NO_LOSS))
+    labels = np.where(np.concatenate(has_label), ids, np.int32(NO_LOSS))
     return Sample(ids, spans, tuple(clips)), labels
 
 
-def _shortened(start: Tokens, sink: int, text_window: int) -> Tokens:
-    """The opening with its previous-text turn cut to `sink` + `text_window` tokens, all of them in the middle of the words."""
+def _check_clips(annotation: Annotation, clips: Sequence[Clip]) -> None:
+    if annotation.video is None and clips:
+        raise InputError("clips", len(clips), "none, for there is no video", "leave them out")
+    if len(clips) != annotation.visible_seconds:
+        first = annotation.start + annotation.hidden
+        expected = f"one for each of the {annotation.visible_seconds} seconds from {first:g} to {annotation.end:g}"
+        raise InputError(f"clips of {annotation.video}", len(clips), expected, "check that the video is as long as that")
+
+
+def _previous_labels(start: Tokens, count: int) -> np.ndarray:
+    """Which tokens of the opening have labels: the last `count` of the previous text's words."""
+    is_word = [span.kind is Kind.PREVIOUS and span.part is Part.BODY for span in start.spans]
+    has_label = np.repeat(is_word, [span.length for span in start.spans])
+    has_label[np.flatnonzero(has_label)[: max(has_label.sum() - count, 0)]] = False
+    return has_label
+
+
+def _truncate_previous(start: Tokens, sink: int, text_window: int) -> Tokens:
+    """The opening with its previous-text turn cut to `sink` + `text_window` tokens; what is cut is in the middle of its
+    words."""
     if sink == text_window == 0:
         return start
     if sink < PREVIOUS_HEAD or text_window < TURN_END:
@@ -229,16 +241,17 @@ def _shortened(start: Tokens, sink: int, text_window: int) -> Tokens:
         raise InputError("sink and text_window", f"{sink} and {text_window}", expected, "512 and 512 are usual")
     system, *turn = start.spans
     length = total(turn)
-    kept = np.array([place for run in truncate(length, sink, text_window) for place in run])
-    spans = [span._replace(length=span.length - (length - len(kept)) * (span.part is Part.BODY)) for span in turn]
-    ids = np.concatenate([start.ids[: system.length], start.ids[system.length + kept]])
+    indices = np.array([index for run in truncate(length, sink, text_window) for index in run])
+    spans = [span._replace(length=span.length - (length - len(indices)) * (span.part is Part.BODY)) for span in turn]
+    ids = np.concatenate([start.ids[: system.length], start.ids[system.length + indices]])
     return Tokens(ids, (system, *(span for span in spans if span.length)))
 
 
-def _reply(text: str, number: int, tokenizer: Tokenizer, config: ModelConfig, *, apart: bool) -> Tokens:
+def _reply(text: str, number: int, tokenizer: Tokenizer, config: ModelConfig, *, separate_header: bool) -> Tokens:
     chat = family_of(config).chat
-    parts = [chat.header("assistant"), f"{text}{chat.footer}"]
-    ids = [one for part in (parts if apart else ["".join(parts)]) for one in tokenizer.encode(part, add_special_tokens=False)]
+    header, body = chat.header("assistant"), f"{text}{chat.footer}"
+    texts = [header, body] if separate_header else [header + body]
+    ids = [token for part in texts for token in tokenizer.encode(part, add_special_tokens=False)]
     lengths = {Part.HEAD: TURN_HEAD, Part.BODY: len(ids) - TURN_HEAD - REPLY_TAIL, Part.TAIL: REPLY_TAIL}
     spans = (Span(Kind.REPLY, length, number, part=part) for part, length in lengths.items() if length)
     return Tokens(np.array(ids, np.int32), tuple(spans))
@@ -248,64 +261,64 @@ def _content(record: Any, turn: int, role: str, source: str) -> list:
     if not isinstance(record, list) or len(record) != 2:
         got = f"a list of {len(record)}" if isinstance(record, list) else type(record).__name__
         raise InputError(source, got, "a list of two turns, user and assistant", _REMEDY)
-    where = f"{source} [{turn}]"
+    field = f"{source} [{turn}]"
     if not isinstance(record[turn], dict):
-        raise InputError(where, type(record[turn]).__name__, f"the {role}'s turn, an object", _REMEDY)
-    if (got := _get(record[turn], "role", str, where)) != role:
-        raise InputError(f"{where}.role", repr(got), repr(role), _REMEDY)
-    return _get(record[turn], "content", list, where)
+        raise InputError(field, type(record[turn]).__name__, f"the {role}'s turn, an object", _REMEDY)
+    if (got := _get(record[turn], "role", str, field)) != role:
+        raise InputError(f"{field}.role", repr(got), repr(role), _REMEDY)
+    return _get(record[turn], "content", list, field)
 
 
-def _element(content: list, turn: int, place: int, kind: str, source: str) -> dict:
-    where = f"{source} [{turn}].content[{place}]"
-    if len(content) <= place or not isinstance(content[place], dict):
-        got = "nothing" if len(content) <= place else type(content[place]).__name__
-        raise InputError(where, got, f'an object of type "{kind}"', _REMEDY)
-    if (got := _get(content[place], "type", str, where)) != kind:
-        raise InputError(f"{where}.type", repr(got), repr(kind), _REMEDY)
-    return content[place]
+def _element(content: list, turn: int, index: int, kind: str, source: str) -> dict:
+    field = f"{source} [{turn}].content[{index}]"
+    if len(content) <= index or not isinstance(content[index], dict):
+        got = "nothing" if len(content) <= index else type(content[index]).__name__
+        raise InputError(field, got, f'an object of type "{kind}"', _REMEDY)
+    if (got := _get(content[index], "type", str, field)) != kind:
+        raise InputError(f"{field}.type", repr(got), repr(kind), _REMEDY)
+    return content[index]
 
 
-def _get(holder: dict, key: str, kind: type | None, where: str, default: Any = None) -> Any:
-    """holder[key], of type `kind` (None: any); `default`, unless it is None, where the key is missing."""
-    value = holder.get(key, default)
-    if key not in holder and default is None:
-        raise InputError(f"{where}.{key}", "nothing", "this key", _REMEDY)
+def _get(mapping: dict, key: str, kind: type | None, field: str, default: Any = None) -> Any:
+    """mapping[key], of type `kind` (None: any); `default`, unless it is None, where the key is missing."""
+    value = mapping.get(key, default)
+    if key not in mapping and default is None:
+        raise InputError(f"{field}.{key}", "nothing", "this key", _REMEDY)
     if kind is not None and not isinstance(value, kind):
         expected = {str: "a text", list: "a list"}[kind]
-        raise InputError(f"{where}.{key}", repr(value)[:40], expected, _REMEDY)
+        raise InputError(f"{field}.{key}", repr(value)[:40], expected, _REMEDY)
     return value
 
 
 def _number(value: Any, field: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < FOREVER:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_SECONDS:
         raise InputError(field, repr(value)[:40], "a number of seconds", _REMEDY)
     return value
 
 
-def _words(entries: list, field: str) -> tuple[Word, ...]:
+def _words(entries: list, list_field: str) -> tuple[Word, ...]:
     words: list[Word] = []
-    for place, entry in enumerate(entries):
-        where = f"{field}[{place}]"
+    for index, entry in enumerate(entries):
+        field = f"{list_field}[{index}]"
         if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[2], str):
-            raise InputError(where, repr(entry)[:40], "[start, end, word]", _REMEDY)
-        word = Word(_number(entry[0], f"{where}[0]"), _number(entry[1], f"{where}[1]"), plain(entry[2], f"{where}[2]"))
+            raise InputError(field, repr(entry)[:40], "[start, end, word]", _REMEDY)
+        word = Word(_number(entry[0], f"{field}[0]"), _number(entry[1], f"{field}[1]"), plain(entry[2], f"{field}[2]"))
         if word.end < word.start:
-            raise InputError(where, f"end {word.end:g} before start {word.start:g}", "start <= end", _REMEDY)
+            raise InputError(field, f"end {word.end:g} before start {word.start:g}", "start <= end", _REMEDY)
         if words and (word.start < words[-1].start or word.end < words[-1].end):
-            got, before = (f"{one.start:g}-{one.end:g}" for one in (word, words[-1]))
-            raise InputError(where, f"{got} after {before}", "words in order of time", "sort them, or leave the record out")
+            got, previous = (f"{each.start:g}-{each.end:g}" for each in (word, words[-1]))
+            raise InputError(field, f"{got} after {previous}", "words in order of time", "sort them, or leave the record out")
         words.append(word)
     return tuple(words)
 
 
-def _questions(entries: list, field: str) -> tuple[Question, ...]:
+def _questions(entries: list, list_field: str) -> tuple[Question, ...]:
     """Entries are [anything, time, question, answer]."""
     questions = []
-    for place, entry in enumerate(entries):
-        where = f"{field}[{place}]"
+    for index, entry in enumerate(entries):
+        field = f"{list_field}[{index}]"
         if not isinstance(entry, list) or len(entry) < 4 or not all(isinstance(text, str) for text in entry[2:4]):
-            raise InputError(where, repr(entry)[:40], "[.., time, question, answer]", _REMEDY)
-        question, answer = (plain(entry[i], f"{where}[{i}]") for i in (2, 3))
-        questions.append(Question(_number(entry[1], f"{where}[1]"), question, answer))
+            raise InputError(field, repr(entry)[:40], "[.., time, question, answer]", _REMEDY)
+        question, answer = (plain(entry[i], f"{field}[{i}]") for i in (2, 3))
+        questions.append(Question(_number(entry[1], f"{field}[1]"), question, answer))
     return tuple(questions)

@@ -89,7 +89,7 @@ class SampleBuilder:
         step = temporal_step(model.vision.tokens_per_second, model.vision.temporal_patch_size, self.data.fps)
         clips = [Clip(*preprocess(frames, pixels, raw=True), step, video=True) for frames in window.frames]
         options = {name: getattr(self.data, name) for name in ("sink", "text_window", "as_streamed", "learn_previous")}
-        return annotation.sample(window.annotation, clips, self.processor.tokenizer, model, **options)
+        return annotation.build_sample(window.annotation, clips, self.processor.tokenizer, model, **options)
 
 
 def load_examples(paths: Sequence[str], data: DataConfig, processor: Processor) -> Examples:

@@ -32,7 +32,7 @@ def window_frames(annotation: Annotation, fps: float, root: str | Path | None = 
     if annotation.video is None:
         return []
     path = Path(root or "", annotation.video)
-    start, seconds = annotation.start + annotation.hidden, annotation.num_shown
+    start, seconds = annotation.start + annotation.hidden, annotation.visible_seconds
     length = annotation.end - start
     frames = [frame for _, frame in sample_video(path, count, start, seconds)]
     # At least one frame a second; one that is on screen for less than a clock's rounding is not required.

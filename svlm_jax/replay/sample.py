@@ -151,7 +151,7 @@ def compute(recording: Recording, processor: Processor, parameters: Parameters) 
         for frames in frames_of(recording)
     ]
     said, sink, text_window = recording.annotation, recording.sink, recording.text_window
-    sample, labels = annotation.sample(said, clips, processor.tokenizer, config, sink=sink, text_window=text_window)
+    sample, labels = annotation.build_sample(said, clips, processor.tokenizer, config, sink=sink, text_window=text_window)
     length, patches = len(sample.ids), sum(len(clip.patches) for clip in clips)
     padded = -(-length // TOKENS) * TOKENS
     inputs = collate([sample], vision, token_buckets=(padded,), patch_buckets=(patches,))

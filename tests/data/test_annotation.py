@@ -15,13 +15,13 @@ from svlm_jax.data.annotation import (
     Annotation,
     Question,
     Word,
+    build_sample,
     parse,
     parse_line,
     question_text,
-    sample,
     training_turns,
 )
-from svlm_jax.data.windows import record
+from svlm_jax.data.windows import to_record
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip
@@ -47,7 +47,7 @@ def replies(annotation: Annotation) -> list[str]:
 
 
 def build(annotation: Annotation, sink=0, text_window=0, tokenizer=TOKENIZER):
-    return sample(annotation, [CLIP] * annotation.seconds, tokenizer, CONFIG, sink=sink, text_window=text_window)
+    return build_sample(annotation, [CLIP] * annotation.seconds, tokenizer, CONFIG, sink=sink, text_window=text_window)
 
 
 def shown(ids) -> str:
@@ -147,7 +147,7 @@ def test_pieces_tokenise_as_the_whole_text_does(words, questions, previous):
     ours, labels = build(said)
     text = f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>previous text\n{previous}<|im_end|>\n"
     for turn in training_turns(said):
-        time = f"Time={turn.start:.1f}-{turn.end:.1f}s{turn.asked}"
+        time = f"Time={turn.start:.1f}-{turn.end:.1f}s{turn.question}"
         text += f"<|im_start|>user\n{time}<|vision_start|>{'<|video_pad|>' * 6}<|vision_end|><|im_end|>\n"
         text += f"<|im_start|>assistant\n{turn.reply}<|im_end|>\n"
     want = np.array(TOKENIZER.encode(text, add_special_tokens=False))
@@ -198,30 +198,30 @@ def test_the_previous_text_is_cut_only_when_it_is_longer_than_both_windows():
 def test_the_previous_text_is_learned_where_that_is_asked_for():
     said = window([(0, 1, "goal")], previous=" the red team kick a goal", end=1)
     for sink, text_window, words in ((0, 0, " the red team kick a goal"), (6, 5, " the red kick a goal")):
-        _, labels = sample(said, [CLIP], TOKENIZER, CONFIG, sink=sink, text_window=text_window, learn_previous=99)
+        _, labels = build_sample(said, [CLIP], TOKENIZER, CONFIG, sink=sink, text_window=text_window, learn_previous=99)
         assert shown(labels[labels != NO_LOSS]) == f"{words}\n goal ...<|im_end|>"
-    _, labels = sample(said, [CLIP], TOKENIZER, CONFIG, sink=0, text_window=0, learn_previous=2)
+    _, labels = build_sample(said, [CLIP], TOKENIZER, CONFIG, sink=0, text_window=0, learn_previous=2)
     assert shown(labels[labels != NO_LOSS]) == " a goal\n goal ...<|im_end|>"
 
 
 def test_what_is_told_and_not_shown_has_turns_without_frames():
     said = replace(window([(0, 1, "goal")], previous=" the red team kick", end=2), video=None)
-    told = parse(record(said))
+    told = parse(to_record(said))
     assert told == said
-    made, labels = sample(told, [], TOKENIZER, CONFIG, sink=0, text_window=0, as_streamed=True, learn_previous=99)
+    made, labels = build_sample(told, [], TOKENIZER, CONFIG, sink=0, text_window=0, as_streamed=True, learn_previous=99)
     assert not made.clips and total(made.spans) == len(made.ids)
     turns = "<|im_start|>user\nTime=0.0-1.0s<|im_end|>\n<|im_start|>assistant\n\n goal ...<|im_end|>\n"
     assert turns in shown(made.ids)
     assert shown(labels[labels != NO_LOSS]).startswith(" the red team kick")
     with pytest.raises(InputError, match="clips: got 2, expected none"):
-        sample(told, [CLIP] * 2, TOKENIZER, CONFIG, sink=0, text_window=0)
+        build_sample(told, [CLIP] * 2, TOKENIZER, CONFIG, sink=0, text_window=0)
 
 
 def test_a_window_whose_first_seconds_are_hidden_has_frames_in_the_others():
     said = window([(0, 1, "goal"), (2, 3, "again")], previous=" kick", end=3)
-    part = parse(record(replace(said, hidden=2)))
-    assert part == replace(said, hidden=2) and part.shown == 1
-    made, labels = sample(part, [CLIP], TOKENIZER, CONFIG, sink=0, text_window=0, as_streamed=True)
+    part = parse(to_record(replace(said, hidden=2)))
+    assert part == replace(said, hidden=2) and part.visible_seconds == 1
+    made, labels = build_sample(part, [CLIP], TOKENIZER, CONFIG, sink=0, text_window=0, as_streamed=True)
     assert [span.grid for span in made.spans if span.kind is Kind.VISION and span.grid] == [GRID]
     vision = "<|vision_start|>" + "<|video_pad|>" * 6 + "<|vision_end|>"
     turns = ["Time=0.0-1.0s", "Time=1.0-2.0s", f"Time=2.0-3.0s{vision}"]
@@ -229,7 +229,7 @@ def test_a_window_whose_first_seconds_are_hidden_has_frames_in_the_others():
     learned = shown(labels[labels != NO_LOSS])
     assert learned == "\n goal ...<|im_end|>\n ...<|im_end|>\n again ...<|im_end|>"
     with pytest.raises(InputError, match=r"clips of a.mp4: got 3, expected one for each of the 1 seconds from 2 to 3"):
-        sample(part, [CLIP] * 3, TOKENIZER, CONFIG, sink=0, text_window=0)
+        build_sample(part, [CLIP] * 3, TOKENIZER, CONFIG, sink=0, text_window=0)
 
 
 @pytest.mark.parametrize(("sink", "text_window"), [(3, 512), (512, 1), (0, 512), (512, 0), (-1, 5)])
@@ -242,7 +242,7 @@ def test_windows_that_cut_the_markup_of_the_previous_text_are_refused(sink, text
 
 def test_a_clip_short_of_a_second_is_refused():
     with pytest.raises(InputError, match=r"clips of a.mp4: got 2, expected one for each of the 3 seconds from 0 to 3"):
-        sample(window(), [CLIP] * 2, TOKENIZER, CONFIG, sink=0, text_window=0)
+        build_sample(window(), [CLIP] * 2, TOKENIZER, CONFIG, sink=0, text_window=0)
 
 
 # --- bad records ---

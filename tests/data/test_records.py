@@ -168,10 +168,10 @@ def test_a_file_that_shrinks_is_told(tmp_path):
         records[0]
 
 
-def test_seeks_older_than_their_records_are_found_anew(tmp_path):
+def test_seeks_older_than_their_records_are_not_used(tmp_path):
     path = annotations(tmp_path, JOINED, "[0, 5]")
     os.utime(seeks_path(path), (1, 1))
-    with pytest.warns(UserWarning, match=r"a_seeks\.jsonl: older than .*a\.jsonl, so found anew"):
+    with pytest.warns(UserWarning, match=r"a_seeks\.jsonl: older than .*a\.jsonl, so the offsets are read from it"):
         records = Records([path])
     assert [record.line for record in records] == LINES
 

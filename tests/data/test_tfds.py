@@ -17,7 +17,7 @@ from svlm_jax.data.annotation import Annotation, Word, parse
 from svlm_jax.data.frames import by_second, window_frames
 from svlm_jax.data.records import Records, write
 from svlm_jax.data.tfds import WINDOWS_A_FILE, TfdsDataset, prepare
-from svlm_jax.data.windows import cut, record
+from svlm_jax.data.windows import cut, to_record
 from svlm_jax.errors import InputError
 from svlm_jax.media.pixels import STREAM_FRAME, preprocess, resize
 from svlm_jax.media.video import read_video, write_video
@@ -114,7 +114,7 @@ def test_a_second_has_a_whole_number_of_frames(videos, fps):
 def lines(folder: Path, *records: object) -> Records:
     """Annotations are written as records, anything else as it is."""
     path = folder / "a.jsonl"
-    write(path, [record(one) if isinstance(one, Annotation) else one for one in records])
+    write(path, [to_record(one) if isinstance(one, Annotation) else one for one in records])
     return Records([path])
 
 
@@ -253,7 +253,7 @@ def command(*args: object, cwd: Path, limit: int | None = None) -> subprocess.Co
 def test_the_command_prepares_windows(videos, tmp_path, out):
     pytest.importorskip("tensorflow_datasets")
     long = replace(window(0, SECONDS), words=(Word(0, 1, "a"), Word(3, 4.5, "b")))
-    write(tmp_path / "long.jsonl", [record(long)])
+    write(tmp_path / "long.jsonl", [to_record(long)])
     flags = ("--window", 4, "--stride", 2, "--fps", 1, "--root", videos)
     result = command("long.jsonl", *out, "--tfds", "frames", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -270,7 +270,7 @@ def test_the_command_prepares_windows(videos, tmp_path, out):
 
 def test_a_video_that_is_missing_ends_the_command_with_1_and_leaves_no_directory(videos, tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    write(tmp_path / "long.jsonl", [record(window(0, 2)), record(window(0, 2, "no.mp4"))])
+    write(tmp_path / "long.jsonl", [to_record(window(0, 2)), to_record(window(0, 2, "no.mp4"))])
     result = command("long.jsonl", "--tfds", "frames", "--root", videos, cwd=tmp_path)
     assert result.returncode == 1
     told = [line for line in result.stderr.splitlines() if not line.startswith("decode: ")]
@@ -281,7 +281,7 @@ def test_a_video_that_is_missing_ends_the_command_with_1_and_leaves_no_directory
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(videos, tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    write(tmp_path / "long.jsonl", [record(window(0, 6))])
+    write(tmp_path / "long.jsonl", [to_record(window(0, 6))])
     result = command("long.jsonl", "--tfds", "frames", "--root", videos, cwd=tmp_path, limit=50_000)
     assert result.returncode == 2
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from svlm_jax.data.annotation import Annotation, Question, Word, parse, training_turns
 from svlm_jax.data.records import Records, seeks_path
-from svlm_jax.data.windows import cut, record
+from svlm_jax.data.windows import cut, to_record
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
 from svlm_jax.families.chat import opening
@@ -55,9 +55,9 @@ def text(words) -> str:
 
 def test_windows_overlap_and_the_last_one_ends_with_the_video():
     assert spans(video(end=60)) == [(0, 24), (12, 36), (24, 48), (36, 60)]
-    assert spans(video(end=61)) == [(0, 24), (12, 36), (24, 48), (36, 60)]  # a second is below `shortest`
+    assert spans(video(end=61)) == [(0, 24), (12, 36), (24, 48), (36, 60)]  # a second is below `min_seconds`
     assert spans(video(end=62)) == [(0, 24), (12, 36), (24, 48), (36, 60), (48, 62)]
-    assert spans(video(end=61), shortest=1) == [(0, 24), (12, 36), (24, 48), (36, 60), (48, 61)]
+    assert spans(video(end=61), min_seconds=1) == [(0, 24), (12, 36), (24, 48), (36, 60), (48, 61)]
     assert spans(video(end=60), stride=24) == [(0, 24), (24, 48), (48, 60)]
     assert spans(video(end=49), stride=24) == [(0, 24), (24, 48)]
     assert spans(video(start=100, end=110)) == [(100, 110)]
@@ -76,10 +76,10 @@ def test_windows_are_of_whole_seconds():
         ({"window": 24.0}, "window: got 24.0, expected a whole number"),
         ({"stride": -1}, "stride: got -1"),
         ({"stride": 25}, "stride: got 25, expected at most 24, the window; words between windows would be lost"),
-        ({"shortest": 0.5}, "shortest: got 0.5, expected 1 to 24"),
-        ({"shortest": float("nan")}, "shortest: got nan"),
-        ({"shown": 25}, "shown: got 25, expected 1 to 24 (the window) seconds, or 0: all"),
-        ({"window": 3, "stride": 3, "shortest": 4}, "shortest: got 4, expected 1 to 3"),
+        ({"min_seconds": 0.5}, "min_seconds: got 0.5, expected 1 to 24"),
+        ({"min_seconds": float("nan")}, "min_seconds: got nan"),
+        ({"visible_seconds": 25}, "visible_seconds: got 25, expected 1 to 24 (the window) seconds, or 0: all"),
+        ({"window": 3, "stride": 3, "min_seconds": 4}, "min_seconds: got 4, expected 1 to 3"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(options, said):
@@ -94,10 +94,10 @@ def test_a_video_without_a_window_is_refused():
 
 
 def test_only_the_last_seconds_of_windows_are_shown():
-    some = windows(video(end=34), shown=8)
-    assert [(one.start, one.end, one.hidden, one.shown) for one in some] == [(0, 24, 16, 8), (12, 34, 14, 8)]
-    assert [one.shown for one in windows(replace(video(end=34), video=None), shown=8)] == [0, 0]
-    with pytest.raises(InputError, match="annotation: got video_hidden 3, expected a video that is shown whole"):
+    some = windows(video(end=34), visible_seconds=8)
+    assert [(one.start, one.end, one.hidden, one.visible_seconds) for one in some] == [(0, 24, 16, 8), (12, 34, 14, 8)]
+    assert [one.visible_seconds for one in windows(replace(video(end=34), video=None), visible_seconds=8)] == [0, 0]
+    with pytest.raises(InputError, match="annotation: got video_hidden 3, expected a video with all its frames"):
         cut(replace(video(), hidden=3))
 
 
@@ -120,9 +120,9 @@ def test_silent_windows_are_kept():
 
 def test_a_record_comes_back_from_its_annotation():
     annotation = parse(RECORDING)
-    assert parse(record(annotation)) == annotation
+    assert parse(to_record(annotation)) == annotation
     asked = video([(1, 2, "a")], [(3, "who?", "me")])
-    assert parse(json.loads(json.dumps(record(asked)))) == asked
+    assert parse(json.loads(json.dumps(to_record(asked)))) == asked
 
 
 def test_previous_text_is_that_of_a_stream_whose_replies_have_moved_there():
@@ -176,7 +176,7 @@ def in_order(entries) -> list[Word]:
 @example(entries=[(0, 3.0, "a"), (1, 5.0, "b")], start=3, end=24)
 def test_without_overlap_every_word_is_said_exactly_once(entries, start, end):
     words = in_order(entries)
-    found = windows(video(words, previous="p", start=start, end=end), window=6, stride=6, shortest=1)
+    found = windows(video(words, previous="p", start=start, end=end), window=6, stride=6, min_seconds=1)
     first, last = math.ceil(start), math.floor(end)
     assert found[0].previous == "p" + text(word for word in words if word.end <= first)
     assert "".join(said(window) for window in found) == text(word for word in words if first < word.end <= last)
@@ -205,7 +205,7 @@ def command(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
 def long(tmp_path) -> Path:
     """Two videos, and between them a broken line and one without a window."""
     match = video([(n, n + 0.5, f"w{n}") for n in range(30)], end=60)
-    lines = [json.dumps(record(match)), "[broken", json.dumps(record(video(end=1))), json.dumps(record(video(end=24)))]
+    lines = [json.dumps(to_record(match)), "[broken", json.dumps(to_record(video(end=1))), json.dumps(to_record(video(end=24)))]
     (tmp_path / "long.jsonl").write_text("\n".join(lines))
     return tmp_path / "long.jsonl"
 
@@ -268,7 +268,7 @@ REFUSED = {
     "window": (["--out", "x.jsonl", "--window", 0], "error: window: got 0"),
     "stride": (["--out", "x.jsonl", "--stride", 30], "error: stride: got 30"),
     "words": (["--tfds", "x", "--words-only"], "error: --words-only: got with --tfds"),
-    "shown": (["--out", "x.jsonl", "--words-only", "--shown", 8], "error: --words-only: got with --shown"),
+    "shown": (["--out", "x.jsonl", "--words-only", "--visible-seconds", 8], "error: --words-only: got with --visible-seconds"),
     "fps": (["--tfds", "x", "--fps", 2.5], "error: fps: got 2.5, expected a whole number of frames a second"),
     "max-bad": (["--out", "x.jsonl", "--max-bad", -1], "error: --max-bad: got -1"),
     "every": (["--out", "x.jsonl", "--every", 0], "error: --every: got 0, expected 1 or more; 1 keeps all windows"),
