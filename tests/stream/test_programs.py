@@ -16,125 +16,127 @@ from tests.support.sessions import DRAWN, Compiled, chunk, make, model, tokenize
 
 def computations(hlo: str) -> dict[str, str]:
     """Instructions by computation; the one that the program begins with is "ENTRY"."""
-    found = re.findall(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", hlo, re.M | re.S)
-    return {entry.strip() or name: body for entry, name, body in found}
+    blocks = re.findall(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}", hlo, re.M | re.S)
+    return {entry.strip() or name: body for entry, name, body in blocks}
 
 
-def reached(parts: dict[str, str], name: str) -> str:
+def instructions(parts: dict[str, str], name: str) -> str:
     """Instructions of a computation and of all that it calls; what is inside a fusion is no pass over memory of its own."""
     called = re.findall(r" (?:call|while|conditional)\(.*(?:to_apply|body)=%?([\w.\-]+)", parts[name])
-    return "\n".join([parts[name], *(reached(parts, other) for other in called)])
+    return "\n".join([parts[name], *(instructions(parts, other) for other in called)])
 
 
-def moves(hlo: str, elements: int) -> Counter:
+def large_moves(hlo: str, elements: int) -> Counter:
     """Copies, transposes and concatenations of at least so many elements, by operation."""
-    found: Counter = Counter()
+    counts: Counter = Counter()
     for name, shape, operation in re.findall(r"%?([\w.\-]+) = \w+\[([\d,]+)\]\S* (copy|transpose|concatenate|fusion)\(", hlo):
         large = np.prod([int(size) for size in shape.split(",")]) >= elements
         if large and (operation != "fusion" or re.search("copy|transpose|concatenate", name)):
-            found[operation if operation != "fusion" else name.split(".")[0]] += 1
-    return found
+            counts[operation if operation != "fusion" else name.split(".")[0]] += 1
+    return counts
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
-    made = make(rows=rows, vision_window=16, text_rounds=16, sink=512, text_window=512)
-    state = made.start()
+    session = make(rows=rows, vision_window=16, text_rounds=16, sink=512, text_window=512)
+    state = session.start()
     for row in range(rows):
-        state = made.join(state, row)
-    told = [made.prepare(state, row, chunk(0)).row for row in range(rows)]
-    inputs = batch.decode_inputs(told, [None] * rows, 20, made.suppressed, made.language.end)
-    hidden = jnp.zeros((rows, made.model_config.text.hidden_size))
-    static = {**made._static, "record": False}
-    hlo = programs.decode.lower(made.values, inputs, hidden, state.cache, 20, **static).compile().as_text()
+        state = session.join(state, row)
+    prepared = [session.prepare(state, row, chunk(0)).row for row in range(rows)]
+    inputs = batch.decode_inputs(prepared, [None] * rows, 20, session.suppressed, session.language.end)
+    hidden = jnp.zeros((rows, session.model_config.text.hidden_size))
+    static = {**session._static, "record": False}
+    hlo = programs.decode.lower(session.values, inputs, hidden, state.cache, 20, **static).compile().as_text()
     parts, keys = computations(hlo), state.cache.keys[0]
-    held = f"f32[{','.join(map(str, keys.shape))}]"
-    inside = [reached(parts, name) for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if held in parts[name]]
+    shape = f"f32[{','.join(map(str, keys.shape))}]"
+    inside = [instructions(parts, name) for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if shape in parts[name]]
     assert len(inside) == 1  # the decode loop: no other carries the cache
-    assert not moves(inside[0], min(keys.size, 64 * 64))  # 64 x 64: the smallest weight matrix
+    assert not large_moves(inside[0], min(keys.size, 64 * 64))  # 64 x 64: the smallest weight matrix
     # What draws a token stands in a branch, which a batch of greedy rows does not enter.
     drawing = re.compile(r"top-?k|sort\(|xor\(", re.I)
     assert drawing.search(hlo) and not drawing.search(inside[0])
-    assert sum(moves(parts["ENTRY"], keys.size).values()) == made.model_config.text.num_hidden_layers  # rotated once a reply
+    assert (
+        sum(large_moves(parts["ENTRY"], keys.size).values()) == session.model_config.text.num_hidden_layers
+    )  # rotated once a reply
 
 
 def test_the_search_for_copies_finds_them():
     body = "  %copy.3 = f32[1,2,128,64]{3,2,1,0} copy(%p)\n  %a_transpose_fusion.1 = f32[2,128,64]{2,1,0} fusion(%p)\n"
-    assert moves(body, 16384) == {"copy": 1, "a_transpose_fusion": 1} and not moves(body, 16385)
+    assert large_moves(body, 16384) == {"copy": 1, "a_transpose_fusion": 1} and not large_moves(body, 16385)
     hlo = f"%deep (p: f32[2]) -> f32[2] {{\n{body}}}\n\nENTRY %main (p: f32[2]) -> f32[2] {{\n  call(%p), to_apply=%deep\n}}\n"
     parts = computations(hlo)
-    assert not moves(parts["ENTRY"], 16384) and moves(reached(parts, "ENTRY"), 16384)["copy"] == 1
+    assert not large_moves(parts["ENTRY"], 16384) and large_moves(instructions(parts, "ENTRY"), 16384)["copy"] == 1
 
 
 @pytest.mark.parametrize("changes", [{}, {"mode": "window", "window_chunks": 4}, {"moved_reply_kv": "recompute"}])
 def test_nothing_compiles_after_warming_up(make, changes):
-    made = make(rows=2, sampling=DRAWN, **changes)
-    state = made.join(made.warm(made.start(), chunk(0).clip), 0, query="Commentate")
-    state, _ = made.step(state, [chunk(0), None])
+    session = make(rows=2, sampling=DRAWN, **changes)
+    state = session.join(session.warm(session.start(), chunk(0).clip), 0, query="Commentate")
+    state, _ = session.step(state, [chunk(0), None])
     lengths = set()
     with Compiled() as compiled:
         for number in range(1, 12):
             if number == 3:
-                state = made.join(state, 1, previous="red blue ball " * 6, query="Who has the ball?", seed=7)
+                state = session.join(state, 1, previous="red blue ball " * 6, query="Who has the ball?", seed=7)
             if number == 9:
-                state = made.leave(state, 0)
+                state = session.leave(state, 0)
             first = chunk(number, question="who scored?" if number == 5 else "") if number < 9 else None
             second = chunk(number, grid=(1, 6, 4)) if number >= 3 and number != 6 else None
-            short = np.array([5, 6, made.language.end])[-1 - number % 3 :]
-            state, replies = made.step(state, [first, second], forced=[short if number % 2 else None, None])
+            short = np.array([5, 6, session.language.end])[-1 - number % 3 :]
+            state, replies = session.step(state, [first, second], forced=[short if number % 2 else None, None])
             lengths |= {len(reply.tokens) for reply in replies if reply is not None}
     assert compiled.count == 0 and len(lengths) > 2
 
 
 def test_warming_up_compiles_all_there_is(make):
-    made = make(rows=1, max_new_tokens=7)  # a length of its own: nothing is compiled for it yet
+    session = make(rows=1, max_new_tokens=7)  # a length of its own: nothing is compiled for it yet
     with Compiled() as warming:
-        state = made.warm(made.start(), chunk(0).clip, tokens=True)
+        state = session.warm(session.start(), chunk(0).clip, tokens=True)
     assert warming.count > 0 and state.streams == (None,)
-    state = made.join(state, query="Commentate")
+    state = session.join(state, query="Commentate")
     with Compiled() as compiled:
-        state, _ = made.step(state, [chunk(0)])
-        state, _ = made.step(state, [chunk(1)], on_token=lambda row, token: None)
+        state, _ = session.step(state, [chunk(0)])
+        state, _ = session.step(state, [chunk(1)], on_token=lambda row, token: None)
     assert compiled.count == 0
 
 
 def test_what_is_compiled_beside_steps_is_all_they_run(make):
     """Else the live page stops for seconds when a second viewer starts a stream."""
-    made = make(rows=3, max_new_tokens=6)  # a length of its own: nothing is compiled for it yet
-    made.sizes, sizes = (1,), made.sizes
-    state = made.join(made.warm(made.start(), chunk(0).clip), 1)
+    session = make(rows=3, max_new_tokens=6)  # a length of its own: nothing is compiled for it yet
+    session.sizes, sizes = (1,), session.sizes
+    state = session.join(session.warm(session.start(), chunk(0).clip), 1)
     assert sizes == (1, 2, 3)
     for size in sizes[1:]:
-        made.compile(size, state, chunk(0).clip)
-    made.sizes = sizes
-    state = made.join(made.join(state, 0), 2)
+        session.compile(size, state, chunk(0).clip)
+    session.sizes = sizes
+    state = session.join(session.join(state, 0), 2)
     with Compiled() as compiled:
         for number, taken in enumerate(([1], [0, 2], [0, 1, 2], [1, 2], [2])):
-            state, _ = made.step(state, [chunk(number) if row in taken else None for row in range(3)])
+            state, _ = session.step(state, [chunk(number) if row in taken else None for row in range(3)])
     assert compiled.count == 0
 
 
 def test_rows_are_taken_out_of_the_cache_and_put_back_in_place(make):
     """Else a step of one stream moves the memory of all."""
-    made = make(rows=4)
-    cache, rows = made.start().cache, np.array([1, 3], np.int32)
+    session = make(rows=4)
+    cache, rows = session.start().cache, np.array([1, 3], np.int32)
     part = groups.gather(cache, rows)
     size = sum(one.nbytes for one in jax.tree.leaves(cache))
     out, back = (program.compile() for program in (groups.gather.lower(cache, rows), groups.scatter.lower(cache, part, rows)))
     assert out.memory_analysis().output_size_in_bytes < 0.51 * size and out.memory_analysis().temp_size_in_bytes < 0.01 * size
     assert back.memory_analysis().alias_size_in_bytes >= size and back.memory_analysis().temp_size_in_bytes < 0.01 * size
     for hlo in (out.as_text(), back.as_text()):
-        assert not moves(hlo, cache.keys[0].size)
+        assert not large_moves(hlo, cache.keys[0].size)
 
 
 def test_keys_are_not_rotated_again_for_each_token_that_is_told(make):
     """Else words that come one by one take four times as long as a whole reply."""
-    made = make(vision_window=16, text_rounds=16, sink=512, text_window=512)
-    state = made.join(made.start())
-    inputs = made._inputs([made.prepare(state, 0, chunk(0)).row], None, made.capacity)[-1]
-    hidden = jnp.zeros((1, made.model_config.text.hidden_size))
-    decoded = programs.decode(made.values, inputs, hidden, state.cache, 1, **made._static, record=False)
-    program = programs.resume_decode.lower(made.values, inputs, decoded, 2, **made._static).compile()
+    session = make(vision_window=16, text_rounds=16, sink=512, text_window=512)
+    state = session.join(session.start())
+    inputs = session._inputs([session.prepare(state, 0, chunk(0)).row], None, session.capacity)[-1]
+    hidden = jnp.zeros((1, session.model_config.text.hidden_size))
+    decoded = programs.decode(session.values, inputs, hidden, state.cache, 1, **session._static, record=False)
+    program = programs.resume_decode.lower(session.values, inputs, decoded, 2, **session._static).compile()
     size = sum(one.nbytes for one in jax.tree.leaves(decoded.cache))
-    assert not moves(program.as_text(), decoded.cache.keys[0].size)
+    assert not large_moves(program.as_text(), decoded.cache.keys[0].size)
     assert program.memory_analysis().alias_size_in_bytes >= size and program.memory_analysis().temp_size_in_bytes < 0.1 * size
