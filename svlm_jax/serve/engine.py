@@ -1,7 +1,7 @@
-"""The thread that watches: one `Runner` for all streams, one tick whenever streams have a chunk.
+"""The engine: a thread that drives one `Runner`, with one tick whenever streams have a complete chunk.
 
-Owns which streams run and the questions that wait; reports through `publish`, from its own thread. Does not know viewers or
-sockets. Units: seconds; milliseconds where a name says ms.
+Owns the threads, the feeds of running streams and their queued questions; publishes messages for viewers.
+The loop itself is the runner's. Does not know viewers or sockets. Units: seconds; milliseconds if a name ends with ms.
 """
 
 import math
@@ -22,11 +22,11 @@ from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import PixelConfig, smart_resize
 from svlm_jax.media.processor import Processor
 from svlm_jax.pretrained import Pretrained
+from svlm_jax.serve.cache_message import cache_message
 from svlm_jax.serve.client_image import MAX_ASPECT_RATIO, Box
 from svlm_jax.serve.feed import Feed
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
-from svlm_jax.serve.retained import picture
 from svlm_jax.stream.captions import one_line
 from svlm_jax.stream.events import Caption, Dropped, Ended, Event, Refused
 from svlm_jax.stream.groups import batch_sizes
@@ -35,31 +35,36 @@ from svlm_jax.stream.runner import Runner
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session, StreamState
 
-IDLE_WAIT = 1.0  # longest wait for a chunk, so that the heartbeat goes on without streams
+IDLE_WAIT = 1.0  # seconds; wakes the thread without chunks, for its heartbeat
 SPEED_STEPS = 16  # steps over which the real-time factor is averaged
 DEFAULT_LIMITS = Limits()
 Publish = Callable[[str, dict[str, Any]], None]  # name of a stream, message to its viewers
 
 
 class RunningStream:
-    """One stream. Its fields belong to the engine's thread, but for `questions` (under the engine's lock)."""
+    """One stream. Only the engine's thread uses its fields; `questions` is shared, under the engine's lock.
+
+    turn_starts: second of the video at which each retained turn started. num_messages: captions and drops published so far.
+    dropped_chunks: in all.
+    """
 
     def __init__(self, feed: Feed, query: str, seed: int) -> None:
         self.feed, self.query, self.seed = feed, query, seed
         self.questions: deque[str] = deque()
-        self.turn_starts: dict[int, float] = {}  # second at which each retained turn began
-        self.num_messages = self.dropped = 0  # captions and drops so far; chunks lost
+        self.turn_starts: dict[int, float] = {}
+        self.num_messages = self.dropped_chunks = 0
 
     def next_number(self) -> int:
+        """Numbers of captions and drops have no gaps, so that a viewer who comes back knows what it missed."""
         number, self.num_messages = self.num_messages, self.num_messages + 1
         return number
 
 
 def session_for(vlm: Pretrained, config: StreamConfig, box: Box, num_streams: int, sampling: Sampling) -> tuple[Session, Clip]:
-    """A compiled session for pictures that fit in the box, and black frames of that size.
+    """A compiled session for frames that fit into the box, and a black clip of that size.
 
-    Takes as long as the compiler does for one stream: it can be watched as soon as its programs are there. Those for more
-    streams at a time are left to the engine, beside its steps. Over a mesh all are compiled here.
+    Compiles only the programs for one stream, so that the server is ready early. The engine compiles those for larger batches
+    in a thread of its own. Over a mesh all are compiled here.
     """
     black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
     clip = vlm.processor.video(black, fps=config.fps, raw=True)
@@ -86,18 +91,20 @@ class Engine:
     ) -> None:
         """Args:
         session, clip: of `session_for`; the batch size is the number of streams at a time.
-        publish: called in the engine's thread: must not block.
+        publish: called in the engine's thread, and in the thread that calls `end`: must not block.
         """
         self.session, self.clip, self.publish, self.limits = session, clip, publish, limits
         self.metrics = metrics or Metrics()
         self.num_streams, self.chunk_seconds = session.batch, session.config.chunk_seconds
         self.runner = Runner(session)
         self.playback = Playback(processor)
-        self.lock = self.playback.changed  # of `running` and of the questions in it
-        self.running: dict[str, RunningStream] = {}  # as viewers know it
-        self.joined: dict[str, RunningStream] = {}  # as the runner knows it
+        # Guards `running` and the questions in it. It is the condition of the playback, so that adding a stream and opening its
+        # source are one step for the thread that waits for chunks.
+        self.lock = self.playback.changed
+        self.running: dict[str, RunningStream] = {}  # what viewers started and nobody ended
+        self.joined: dict[str, RunningStream] = {}  # what has a place in the runner's batch; the engine's thread only
         self.step_seconds: deque[float] = deque(maxlen=SPEED_STEPS)
-        self.heartbeat = self.stepped = time.monotonic()
+        self.heartbeat = self.last_step = time.monotonic()
         self.error = ""
         self.thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self.compiler = threading.Thread(target=self._compile, args=(self.runner.state,), name="compiler", daemon=True)
@@ -107,15 +114,15 @@ class Engine:
         self.compiler.start()
 
     def stop(self) -> None:
-        """End all streams and the threads; waits for the step, and for the program, that is under way."""
+        """End all streams and both threads; waits for the current step and the current compilation."""
         self.playback.stop()
         for thread in (self.thread, self.compiler):
             if thread.is_alive():
                 thread.join(timeout=30)
 
     @property
-    def healthy(self) -> bool:
-        """Whether the thread lives and its loop has come round lately."""
+    def is_healthy(self) -> bool:
+        """Whether the thread lives and has completed a round of its loop lately."""
         return self.thread.is_alive() and time.monotonic() - self.heartbeat < self.limits.hang_timeout
 
     @property
@@ -127,7 +134,7 @@ class Engine:
     # from any thread
 
     def open(self, name: str, feed: Feed, *, query: str = "", seed: int = 0) -> None:
-        """Begin a stream.
+        """Start a stream.
 
         Raises:
             InputError: the batch is full, or `query` is too long or holds special tokens. The feed is then closed.
@@ -149,7 +156,7 @@ class Engine:
         return InputError("start", got, "a free one", "join a running stream, or wait until one ends")
 
     def ask(self, name: str, question: str) -> int:
-        """Put a question to a stream: it goes into its next turn that has none. Returns how many wait before it.
+        """Queue a question: it becomes part of the next turn without one. Returns how many wait before it.
 
         Raises:
             InputError: no such stream, too many questions waiting, special tokens.
@@ -165,24 +172,25 @@ class Engine:
             return len(running.questions) - 1
 
     def end(self, name: str, reason: str) -> None:
-        """End a stream; another can start at once. Nothing happens if it is not running."""
+        """End a stream; another one can start at once. Does nothing if it is not running."""
         with self.lock:
             running = self.running.pop(name, None)
-        if running is not None:
+        if running is not None:  # of two threads that end a stream, one publishes it
             self.playback.close(name)
             self.publish(name, {"type": "ended", "reason": reason})
 
     # the threads
 
     def _compile(self, state: StreamState) -> None:
-        """Compile the programs for more streams at a time; until they are ready a step is made of smaller groups."""
+        """Compile the programs for larger batches; until they are ready, a step runs smaller groups one after the other."""
         session = self.session
         try:
             for size in batch_sizes(self.num_streams) if session.mesh is None else ():
                 if not self.playback.stopped and size not in session.sizes:
                     session.compile(size, state, self.clip)
+                    # a new tuple in one assignment: the engine's thread reads it without a lock
                     session.sizes = tuple(sorted({*session.sizes, size}))
-        except Exception as error:  # what is compiled is enough to go on with
+        except Exception as error:  # the programs for one stream are enough to go on
             traceback.print_exception(error)
 
     def _run(self) -> None:
@@ -197,14 +205,14 @@ class Engine:
                 if ready:
                     self._tick(ready)
             reason = "the server is stopping"
-        except Exception as error:  # the server goes on and says so: /health is 503
+        except Exception as error:  # the server stays up, and /health reports 503
             traceback.print_exception(error)
             self.error = reason = f"the engine broke: {type(error).__name__}: {error}"[:300]
         for name in list(self.running):
             self.end(name, reason)
 
     def _admit(self) -> None:
-        """Let the runner have the streams of `running`: those that have ended leave, new ones join."""
+        """Bring the runner's batch in line with `running`: streams that have ended leave, new ones join."""
         with self.lock:
             running = dict(self.running)
         for name, stream in list(self.joined.items()):
@@ -217,7 +225,7 @@ class Engine:
                 self.joined[name] = stream
 
     def _tick(self, ready: Mapping[str, Ready]) -> None:
-        """Watch the chunks of the streams that nobody has ended since they were polled."""
+        """One step for the chunks that are ready; a stream that was ended since they were polled is left out."""
         ready = {name: chunk for name, chunk in ready.items() if name in self.joined}
         prepared, events = self.runner.prepare({name: self._with_question(name, chunk) for name, chunk in ready.items()})
         for event in events:
@@ -226,7 +234,7 @@ class Engine:
             return
         start = time.monotonic()
         events = self.runner.step(prepared)
-        now = self.stepped = self.heartbeat = time.monotonic()
+        now = self.last_step = self.heartbeat = time.monotonic()
         self.step_seconds.append(now - start)
         self.metrics.observe("svlm_step_seconds", now - start)
         for event in events:
@@ -240,16 +248,16 @@ class Engine:
         return Chunk(ready.start, ready.end, ready.clip, question)
 
     def _report(self, event: Event) -> None:
-        """Everything but captions. A stream that a viewer has ended has been reported already."""
+        """Publish an event that is no caption. The end of a stream that a viewer ended is published already."""
         stream = self.running.get(event.stream)
         if stream is None:
             return
         match event:
             case Dropped():
-                stream.dropped += event.chunks
+                stream.dropped_chunks += event.chunks
                 self.metrics.count("svlm_dropped_chunks_total", event.chunks)
                 message = {"number": stream.next_number(), "start": float(event.start), "end": float(event.end)}
-                message |= {"chunks": event.chunks, "dropped_total": stream.dropped}
+                message |= {"chunks": event.chunks, "dropped_total": stream.dropped_chunks}
                 self.publish(event.stream, {"type": "dropped", **message})
             case Refused():
                 message = {"question": event.question, "error": str(event.error)}
@@ -257,7 +265,7 @@ class Engine:
             case Ended():
                 reason = event.reason or "the source has ended"
                 if event.error is not None and not event.reason:
-                    reason = stream.feed.error_line(event.error)  # which may not name the source
+                    reason = stream.feed.error_line(event.error)  # without the address of a private source
                 self.end(event.stream, reason)
 
     def _report_caption(self, event: Caption, ready: Ready, latency: float) -> None:
@@ -277,19 +285,19 @@ class Engine:
             "latency_seconds": round(latency, 3),
             "realtime_factor": round(self.chunk_seconds * len(steps) / sum(steps), 2),
             "stage_ms": {stage: round(ms, 1) for stage, ms in event.ms.items()},
-            "dropped_total": stream.dropped,
+            "dropped_total": stream.dropped_chunks,
             "used_slots": event.slots,
             "capacity": event.capacity,
-            "cache": picture(sequence.spans, event.evicted, stream.turn_starts, self.session.config),
+            "cache": cache_message(sequence.spans, event.evicted, stream.turn_starts, self.session.config),
         }
         self.publish(event.stream, message)
 
 
 def max_frame_patches(config: PixelConfig, box: Box) -> int:
-    """Most patches in a frame that any picture which fits in the box (sides within 1:4) is resized to."""
+    """The most patches that a frame can have which fits into the box, whatever its aspect ratio (up to 1:4)."""
     height, width = (max(1, round(side / config.factor)) * config.factor for side in (box.height, box.width))
     full_size = math.prod(smart_resize(box.height, box.width, config))
-    # A picture below min_pixels is enlarged, and each of its sides rounded up.
+    # A frame below min_pixels is enlarged, and each of its sides rounded up to a multiple of the factor.
     side = math.sqrt(config.min_pixels)
     enlarged = math.prod(
         side * scale + config.factor for scale in (math.sqrt(MAX_ASPECT_RATIO), 1 / math.sqrt(MAX_ASPECT_RATIO))

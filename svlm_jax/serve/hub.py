@@ -23,8 +23,8 @@ from svlm_jax.serve.feed import CameraFeed, FeedConfig, FrameSink
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.messages import MAX_SEED, encode
 from svlm_jax.serve.metrics import Metrics
-from svlm_jax.serve.retained import KINDS
 from svlm_jax.serve.viewer import GOING_AWAY, Viewer
+from svlm_jax.stream.cache_view import KINDS
 from svlm_jax.stream.captions import OPENINGS, cue
 
 LIST_INTERVAL = 0.25  # seconds at least between two `streams` messages

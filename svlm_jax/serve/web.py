@@ -132,12 +132,12 @@ class Site:
             return self._refusal(*refusal)
         engine, hub = self.hub.engine, self.hub
         report = {
-            "ok": engine.healthy,
+            "ok": engine.is_healthy,
             "streams": len(engine.running),
             "num_streams": engine.num_streams,
             "viewers": len(hub.viewers),
-            "seconds_since_last_step": round(time.monotonic() - engine.stepped, 3),
-            "error": "" if engine.healthy else "the engine broke" if engine.error else "the engine hangs",
+            "seconds_since_last_step": round(time.monotonic() - engine.last_step, 3),
+            "error": "" if engine.is_healthy else "the engine broke" if engine.error else "the engine hangs",
         }
         return self._response(json.dumps(report) + "\n", "application/json", 200 if report["ok"] else 503)
 
@@ -146,12 +146,12 @@ class Site:
             return self._refusal(*refusal)
         engine, hub = self.hub.engine, self.hub
         gauges = {
-            "svlm_up": ("1 while the engine works; 0 when it broke or hangs.", float(engine.healthy)),
+            "svlm_up": ("1 while the engine works; 0 when it broke or hangs.", float(engine.is_healthy)),
             "svlm_running_streams": ("Streams that run.", float(len(engine.running))),
             "svlm_num_streams": ("Streams that can run at a time: --num-streams.", float(engine.num_streams)),
             "svlm_viewers": ("Open sockets.", float(len(hub.viewers))),
             "svlm_connections": ("Open connections, sockets included.", float(len(self.connections.open))),
-            "svlm_last_step_age_seconds": ("Time since the engine's last step.", time.monotonic() - engine.stepped),
+            "svlm_last_step_age_seconds": ("Time since the engine's last step.", time.monotonic() - engine.last_step),
         }
         return self._response(hub.metrics.text(gauges), "text/plain; version=0.0.4; charset=utf-8")
 

@@ -26,9 +26,9 @@ from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.messages import parse
 from svlm_jax.serve.metrics import Metrics
-from svlm_jax.serve.retained import KINDS
 from svlm_jax.serve.server import listen
 from svlm_jax.stream import sequence
+from svlm_jax.stream.cache_view import KINDS
 from svlm_jax.stream.playback import Ready
 from svlm_jax.stream.sequence import Sequence
 from tests.cli.test_commands import command, refusal
