@@ -113,12 +113,12 @@ def window_order(grid: Grid, config: VisionConfig) -> tuple[np.ndarray, np.ndarr
 class PatchLayout(NamedTuple):
     """How the patches of some grids lie in a bucket.
 
-    order [n] int: number in patchify order, over all grids, of each patch in window order. positions, window_range,
+    patch_index [n] int: index in patchify order, over all grids, of each patch in window order. positions, window_range,
     frame_range, frame_span: as in VisionInput. vision_index [M] int32: which output of the vision tower is merged unit m,
     counted over all grids in patchify order.
     """
 
-    order: np.ndarray
+    patch_index: np.ndarray
     positions: np.ndarray
     window_range: np.ndarray
     frame_range: np.ndarray
@@ -132,7 +132,7 @@ def patch_layout(grids: tuple[Grid, ...], config: VisionConfig, size: int) -> Pa
     unit = config.merge_unit
     positions = np.zeros((size, 2), np.int32)
     window_range, frame_range = (np.full((size, 2), EMPTY_RANGE, np.int32) for _ in range(2))
-    orders, indices = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    patch_indices, vision_indices = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     start = 0
     for grid in grids:
         t, h, w = grid
@@ -140,19 +140,20 @@ def patch_layout(grids: tuple[Grid, ...], config: VisionConfig, size: int) -> Pa
         if start + count > size:
             raise ValueError(f"vision bucket of {size} patches: got {start + count}")
         units, window = window_order(grid, config)
-        order = (units[:, None] * unit + np.arange(unit)).reshape(-1)
+        patch_index = (units[:, None] * unit + np.arange(unit)).reshape(-1)
         part = slice(start, start + count)
-        orders.append(start + order)
-        positions[part] = _grid_positions(grid, config.spatial_merge_size)[order]
+        patch_indices.append(start + patch_index)
+        positions[part] = _grid_positions(grid, config.spatial_merge_size)[patch_index]
         window_range[part] = start + _run_ranges(np.repeat(window, unit))
         # windows never cross frames, so a frame is contiguous in window order too
         frame_range[part] = start + _run_ranges(np.repeat(np.arange(t), h * w))
         inverse = np.empty_like(units)
         inverse[units] = np.arange(len(units))
-        indices.append(start // unit + inverse)
+        vision_indices.append(start // unit + inverse)
         start += count
     frame_span = bucket(max((h * w for _, h, w in grids), default=1), PATCH_BUCKETS, "patches in a frame")
-    arrays = np.concatenate(orders), positions, window_range, frame_range, np.concatenate(indices).astype(np.int32)
+    vision_index = np.concatenate(vision_indices).astype(np.int32)
+    arrays = np.concatenate(patch_indices), positions, window_range, frame_range, vision_index
     for array in arrays:
         array.flags.writeable = False  # they are cached
     return PatchLayout(*arrays, frame_span)
@@ -182,7 +183,7 @@ def pack_vision(
     packed = np.zeros((size, config.patch_dim), dtype)
     if clips:
         patches = clips[0][0] if len(clips) == 1 else np.concatenate([patches for patches, _ in clips])
-        np.take(patches, layout.order, axis=0, out=packed[: len(layout.order)])
+        np.take(patches, layout.patch_index, axis=0, out=packed[: len(layout.patch_index)])
     vision = VisionInput(packed, layout.positions, layout.window_range, layout.frame_range, layout.frame_span)
     return vision, layout.vision_index
 

@@ -31,7 +31,7 @@ from svlm_jax.families import config_json
 from svlm_jax.families.chat import Tokenizer
 from svlm_jax.files import read_json
 from svlm_jax.inputs import Clip, Sample
-from svlm_jax.media.processor import FILES, Processor
+from svlm_jax.media.processor import PROCESSOR_FILES, Processor
 from svlm_jax.media.sources import open_source
 from svlm_jax.model.parameters import Parameters, from_parameters, parameters
 from svlm_jax.model.transforms import fuse, quantize
@@ -44,7 +44,7 @@ from svlm_jax.stream.sequence import Language, check_query
 
 # Models in the package, by name; the second is what the first was fine-tuned from.
 SHIPPED = {name: Path(__file__).parent / "touchline" / "weights" / name for name in ("touchline", "touchline-base")}
-SETTINGS = ("config.json", ADAPTER, INDEX, *FILES)  # of a hub repository, downloaded before its weights
+SETTINGS = ("config.json", ADAPTER, INDEX, *PROCESSOR_FILES)  # of a hub repository, downloaded before its weights
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 

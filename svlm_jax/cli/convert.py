@@ -45,7 +45,7 @@ def main() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed; leave accelerators to those who need them
     from svlm_jax.checkpoint import convert, orbax
     from svlm_jax.families import config_json
-    from svlm_jax.media.processor import FILES, TOKENIZER, Processor
+    from svlm_jax.media.processor import PROCESSOR_FILES, TOKENIZER, Processor
     from svlm_jax.pretrained import local_directory
     from svlm_jax.settings import generation, streaming
     from svlm_jax.train import export
@@ -58,7 +58,7 @@ def main() -> None:
         raise InputError("--ema, --model", str(source), "the directory of a training run", "leave the flags out")
     to = args.to or ("hf" if orbax.is_store(source) else "orbax")
     places = [args.processor, source] if args.processor else [source]  # of a file in both, the processor's
-    found = {name: [place / name for place in places if (place / name).is_file()] for name in FILES}
+    found = {name: [place / name for place in places if (place / name).is_file()] for name in PROCESSOR_FILES}
     beside = [paths[0] for paths in found.values() if paths]
     config = config_json.read(source, args.dtype)
     streaming(source)

@@ -1,6 +1,6 @@
 """Image files and objects to uint8 RGB frames.
 
-Owns what can be wrong with an image. numpy and PIL. Axes: F frames · H, W pixels · 3 channels R, G, B.
+Owns the errors of images. numpy and PIL. Axes: F frames · H, W pixels · 3 channels R, G, B.
 """
 
 import os
@@ -25,7 +25,7 @@ def load_image(source: ImageSource) -> np.ndarray:
     """A path, PIL image or array -> uint8 [H, W, 3].
 
     EXIF orientation is applied, as transformers' `load_image` does. Transparency is laid on white, as transformers 5's
-    Qwen processor does with a PIL image. 16-bit levels are scaled to 8 bits (PIL clips them); grayscale, palette and
+    Qwen processor does with a PIL image. 16-bit pixels are scaled to 8 bits (PIL clips them); grayscale, palette and
     CMYK become RGB; an animation gives its first picture. Arrays: uint8 or uint16 [H, W], [H, W, 1], [H, W, 3] or
     [H, W, 4]; a uint8 [H, W, 3] array comes back as it is. A side shorter than a patch is allowed, with one warning.
 
@@ -43,8 +43,8 @@ def load_image(source: ImageSource) -> np.ndarray:
         raise InputError("image", type(source).__name__, "a path, a PIL image or an array", "load it as one of these")
     height, width = image.shape[:2]
     if min(height, width) < PATCH:
-        small = f"image of {width}x{height} px is smaller than one {PATCH}x{PATCH} patch and will be upscaled"
-        warnings.warn(small, stacklevel=2)
+        text = f"image of {width}x{height} px is smaller than one {PATCH}x{PATCH} patch and will be upscaled"
+        warnings.warn(text, stacklevel=2)
     return image
 
 
@@ -81,23 +81,23 @@ def _rgb(image: Image.Image, field: str) -> np.ndarray:
         raise InputError(field, f"{image.width}x{image.height} px", "at least 1x1 px", "leave this image out")
     image = ImageOps.exif_transpose(image)
     if image.mode == "F" or image.mode.startswith("I"):
-        levels = np.asarray(image)
-        if image.mode == "F" or levels.min() < 0 or levels.max() > 65535:  # "I" also holds 16-bit PGM files
-            raise InputError(field, "32-bit levels", "8 or 16 bits a channel", "scale it to 0..255 and save it as PNG")
-        return np.repeat(_to_8_bits(levels)[..., None], 3, axis=2)
+        pixels = np.asarray(image)
+        if image.mode == "F" or pixels.min() < 0 or pixels.max() > 65535:  # 16-bit PGM files have mode "I" too
+            raise InputError(field, "32-bit pixels", "8 or 16 bits a channel", "scale it to 0..255 and save it as PNG")
+        return np.repeat(_to_8_bits(pixels)[..., None], 3, axis=2)
     if "transparency" in image.info or image.mode[-1] in "Aa":
         return on_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
 
 
-def on_white(levels: np.ndarray) -> np.ndarray:
+def on_white(rgba: np.ndarray) -> np.ndarray:
     """uint8 [H, W, 4], the last channel opacity -> uint8 [H, W, 3], laid on white."""
-    image = Image.fromarray(levels)
+    image = Image.fromarray(rgba)
     return np.asarray(Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"))
 
 
-def _to_8_bits(levels: np.ndarray) -> np.ndarray:
-    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257, to the nearest
+def _to_8_bits(pixels: np.ndarray) -> np.ndarray:
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257, to the nearest
 
 
 def as_frames(source: Sequence[ImageSource] | np.ndarray) -> np.ndarray:
@@ -107,7 +107,7 @@ def as_frames(source: Sequence[ImageSource] | np.ndarray) -> np.ndarray:
         InputError: no images, different sizes, or an image that `load_image` refuses.
     """
     if isinstance(source, (str, os.PathLike, Image.Image)) or not hasattr(source, "__len__"):
-        raise InputError("frames", type(source).__name__, "a list of images", "put a single image into a list")
+        raise InputError("frames", type(source).__name__, "a list of images", "wrap a single image in a list")
     if not len(source):
         raise InputError("frames", "an empty list", "at least 1 image", "check the folder or pattern they come from")
     if isinstance(source, np.ndarray) and source.ndim == 4 and source.shape[3] == 3 and source.dtype == np.uint8:
@@ -115,7 +115,7 @@ def as_frames(source: Sequence[ImageSource] | np.ndarray) -> np.ndarray:
     images = [load_image(image) for image in source]
     for number, image in enumerate(images):
         if image.shape != images[0].shape:
-            (height, width), (rows, columns) = image.shape[:2], images[0].shape[:2]
-            expected = f"{columns}x{rows} px as image 0"
+            (height, width), (first_height, first_width) = image.shape[:2], images[0].shape[:2]
+            expected = f"{first_width}x{first_height} px as image 0"
             raise InputError(f"frames: image {number}", f"{width}x{height} px", expected, "resize them to one size")
     return np.stack(images)

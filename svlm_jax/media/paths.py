@@ -1,7 +1,7 @@
-"""What a user's name of a video or image means, and how it is shown.
+"""What a user's name of a video or image means, and how it is printed.
 
-Owns which file is meant by a name, what is refused before anything is opened, and that no password of an address is ever
-printed. Standard library only.
+Owns which file a name means, what is refused before anything is opened, and that no password of an address is ever printed.
+Standard library only.
 """
 
 import os
@@ -22,31 +22,33 @@ _SPECIAL = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCH
 
 
 def is_address(name: str) -> bool:
-    """Whether a name says how to reach something (`rtsp://...`). A file of that name goes first: see `existing_path`, which
-    also knows `file:`."""
+    """Whether a name is an address (`rtsp://...`). A file of that name goes first: see `existing_path`, which also knows
+    `file:`."""
     return bool(ADDRESS.match(name)) and not _LOCAL.match(name)
 
 
 def masked(name: str) -> str:
-    """An address, or what was meant as one, as it may be printed: without user and password, and without the values of a query
-    or of `key=value` in its path, any of which may be a token. Hides too much rather than too little: a password may hold "/"
-    or "@".
+    """An address, or a name that looks like one, as it may be printed: without user and password, and without the values of a
+    query or of `key=value` in its path, any of which may be a token. Hides too much rather than too little: a password may hold
+    "/" or "@".
     """
     scheme, rest = _SCHEME.fullmatch(name).groups()  # pyright: ignore[reportOptionalMemberAccess] (it matches all)
     if not scheme and not re.match(r"[^/\s]+:[^/]*@", rest):
         return shortened(name)
     rest = f"{HIDDEN}@{rest.rpartition('@')[2]}" if "@" in rest else rest
     rest = _VALUE.sub(f"={HIDDEN}", rest)
-    before, query, words = rest.partition("?")
-    return shortened((scheme or "") + before + (query + words if not words or "=" in words else f"?{HIDDEN}"))
+    location, question_mark, query = rest.partition("?")
+    shown_query = question_mark + query if not query or "=" in query else f"?{HIDDEN}"
+    return shortened((scheme or "") + location + shown_query)
 
 
 def existing_path(name: str | os.PathLike) -> Path | None:
-    """The file or folder that is meant: the one of that very name, whatever else the name could mean; else what `file:` or `~`
-    before it says, or the same letters composed in the other way of Unicode (macOS takes them apart). None: there is none.
+    """The file or folder of a name: the one of that very name, whatever else the name could mean; else the one that `file:` or
+    `~` stands for, or that of the same letters in the other normal form of Unicode (macOS decomposes them). None: there is
+    none.
 
     Raises:
-        InputError: it may not be looked at.
+        InputError: no permission to look at it.
     """
     text = os.fsdecode(name)
     names = [text]
@@ -55,34 +57,35 @@ def existing_path(name: str | os.PathLike) -> Path | None:
     if text.startswith("~"):
         names.append(os.path.expanduser(text))
     names += [unicodedata.normalize(form, text) for form in ("NFC", "NFD")]
-    for one in dict.fromkeys(filter(None, names)):
+    for candidate in dict.fromkeys(filter(None, names)):
         try:
-            os.stat(one)
+            os.stat(candidate)
         except PermissionError:
-            raise InputError(f"file {shortened(one)}", "permission denied", "a usable path", "check who may read it") from None
-        except (OSError, ValueError):  # not there, too long, or with a byte that no name has
+            field = f"file {shortened(candidate)}"
+            raise InputError(field, "permission denied", "a usable path", "check who may read it") from None
+        except (OSError, ValueError):  # missing, too long, or with a byte that no name has
             continue
-        return Path(one)
+        return Path(candidate)
     return None
 
 
-def existing_file(source: str | os.PathLike, what: str) -> Path:
-    """The path of a file that can be opened and read from any place.
+def existing_file(source: str | os.PathLike, kind: str) -> Path:
+    """The path of a file that can be opened and read at any offset. kind: what errors call it, "video" or "image".
 
     Raises:
-        InputError: nothing there; a folder; empty; a pipe, socket or device (opening one may wait for ever).
+        InputError: missing; a folder; empty; a pipe, socket or device (opening one may wait for ever).
     """
     path, name = existing_path(source), shortened(os.fsdecode(source))
     if path is None:
-        # what was meant as an address may hold a password
-        raise InputError(f"{what} {masked(name)}", "no such file", "a file", "check the path (download links first)")
+        # a mistyped address may hold a password
+        raise InputError(f"{kind} {masked(name)}", "no such file", "a file", "check the path (download links first)")
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
-        raise InputError(f"{what} {name}", "a directory", "a file", "name one file in it")
-    for is_kind, kind in _SPECIAL:
-        if is_kind(mode):
-            remedy = "write what it gives into a file, or name a webcam by its number"
-            raise InputError(f"{what} {name}", kind, "a file", remedy)
+        raise InputError(f"{kind} {name}", "a directory", "a file", "name one file in it")
+    for is_special, description in _SPECIAL:
+        if is_special(mode):
+            remedy = "write its bytes into a file, or name a webcam by its number"
+            raise InputError(f"{kind} {name}", description, "a file", remedy)
     if not path.stat().st_size:
-        raise InputError(f"{what} {name}", "an empty file", f"a readable {what}", "copy or download it again")
+        raise InputError(f"{kind} {name}", "an empty file", f"a readable {kind}", "copy or download it again")
     return path

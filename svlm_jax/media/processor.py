@@ -21,13 +21,13 @@ from svlm_jax.spans import temporal_step
 
 STREAMING = "streaming_config.json"
 PREPROCESSOR, VIDEO_PREPROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
-NESTED = "processor_config.json"  # where transformers 5 puts both
+NESTED = "processor_config.json"  # of transformers 5, holds both
 TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them makes a tokenizer
 TOKENIZER_BYTES = 1 << 25  # of a file; the largest in use has 11 MB
-# Pixels of all frames of a video that is asked about (not streamed), as qwen-vl-utils shares them out: 115,200 tokens.
+# Pixels of all frames of a video that is not streamed, the limit of qwen-vl-utils: 115,200 tokens.
 VIDEO_PIXELS = 115_200 * 28 * 28
-# What travels with the weights: copied on conversion, looked for on loading.
-FILES = (
+# Files that belong to the weights: copied on conversion, looked for on loading.
+PROCESSOR_FILES = (
     "generation_config.json",
     STREAMING,
     *TOKENIZER,
@@ -44,7 +44,7 @@ FILES = (
 
 
 class Processor:
-    """Turns what a user has into what the model takes."""
+    """Images, videos and prompts -> Clips and Samples."""
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer, image: PixelConfig, video: PixelConfig) -> None:
         self.config, self.tokenizer, self.image_config, self.video_config = config, tokenizer, image, video
@@ -64,8 +64,8 @@ class Processor:
         tokenizer = load_tokenizer(directory)
         _check_tokenizer(tokenizer, config, directory)
         image, video = _pixels(directory, PREPROCESSOR), _pixels(directory, VIDEO_PREPROCESSOR)
-        for one, source in ((image, PREPROCESSOR), (video, VIDEO_PREPROCESSOR)):
-            _check_patches(one, config, str(directory / source))
+        for pixels, file_name in ((image, PREPROCESSOR), (video, VIDEO_PREPROCESSOR)):
+            _check_patches(pixels, config, str(directory / file_name))
         return cls(config, tokenizer, image or image_bounds(config), _frame(directory, video))
 
     def image(self, source: Any) -> Clip:
@@ -81,28 +81,28 @@ class Processor:
         duration: float | int | None = None,
         raw: bool = False,
     ) -> Clip:
-        """A video file, or a sequence of frames already taken at `fps`, as patches; `raw`: see `preprocess`. Of a long one
-        (more than 300 frames of 720p) frames are made smaller, so that all of them fit (`VIDEO_PIXELS`)."""
+        """A video file, or a sequence of frames sampled at `fps` before, as patches; `raw`: see `preprocess`. Frames of a long
+        one (more than 300 of 720p) are made smaller, so that all of them fit (`VIDEO_PIXELS`)."""
         if isinstance(source, str | Path):
             frames, _, fps = read_video(source, fps=fps, start=start, duration=duration)
         else:
             frames = as_frames(source)
-        patches, grid = preprocess(frames, shared_out(self.video_config, len(frames)), raw=raw)
+        patches, grid = preprocess(frames, frame_share(self.video_config, len(frames)), raw=raw)
         vision = self.config.vision
         return Clip(patches, grid, temporal_step(vision.tokens_per_second, vision.temporal_patch_size, fps), video=True)
 
     def open(self, source: Any, **video: Any) -> Clip:
-        """An image or a video, whichever `source` is: a sequence is a video, a file goes by its name (images are those that
-        mimetypes calls so, animated GIF apart)."""
+        """An image or a video, whichever `source` is: a sequence is a video, a file goes by the type that mimetypes has for its
+        name (a GIF is a video)."""
         if isinstance(source, str | Path):
             kind = mimetypes.guess_type(str(source))[0] or ""
-            still = kind.startswith("image/") and kind != "image/gif"
+            is_image = kind.startswith("image/") and kind != "image/gif"
         else:
-            still = not isinstance(source, Sequence) and getattr(source, "ndim", 3) == 3
-        return self.image(source) if still else self.video(source, **video)
+            is_image = not isinstance(source, Sequence) and getattr(source, "ndim", 3) == 3
+        return self.image(source) if is_image else self.video(source, **video)
 
     def prompt(self, text: str, *clips: Clip, system: str | None = None) -> Sample:
-        """One user turn, clips first, ready to be replied to."""
+        """One user turn, clips first, and the header of the reply."""
         turns = [Turn("user", (*clips, text))]
         if system is not None:
             turns.insert(0, Turn("system", (system,)))
@@ -118,7 +118,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     directory = Path(directory)
     if not any((directory / name).is_file() for name in TOKENIZER):
         raise InputError(str(directory), "no tokenizer.json or vocab.json", "a tokenizer", "copy the tokenizer files there")
-    for path in (directory / name for name in FILES):
+    for path in (directory / name for name in PROCESSOR_FILES):
         if path.is_file():
             refuse_stand_in(path, "a tokenizer or processor file")
             if path.stat().st_size > TOKENIZER_BYTES:
@@ -154,53 +154,53 @@ def image_bounds(config: ModelConfig) -> PixelConfig:
 
 
 def frame_bounds(file: PixelConfig | None) -> PixelConfig:
-    """Of a video's frame: StreamingVLM's bounds on pixels, for the original resizes to them before the processor does, and no
-    more than the file says. A file that asks for less than StreamingVLM's least is of a small model: its bounds hold."""
+    """Of a video's frame: StreamingVLM's bounds on pixels, because the original resizes to them before the processor does, and
+    no more than the file says. A file with less than StreamingVLM's minimum is of a small model: its bounds hold."""
     if file is None:
         return STREAM_FRAME
-    largest = min(file.max_pixels, STREAM_FRAME.max_pixels)
-    least = STREAM_FRAME.min_pixels if STREAM_FRAME.min_pixels <= largest else file.min_pixels
-    return replace(file, min_pixels=least, max_pixels=largest)
+    max_pixels = min(file.max_pixels, STREAM_FRAME.max_pixels)
+    min_pixels = STREAM_FRAME.min_pixels if STREAM_FRAME.min_pixels <= max_pixels else file.min_pixels
+    return replace(file, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
-def shared_out(config: PixelConfig, frames: int) -> PixelConfig:
-    """The bounds of each of `frames` frames of one video, which share `VIDEO_PIXELS`; a patch spans `temporal_patch_size` of
+def frame_share(config: PixelConfig, num_frames: int) -> PixelConfig:
+    """The bounds of each frame of a video of so many, which share `VIDEO_PIXELS`; a patch spans `temporal_patch_size` of
     them."""
-    pairs = math.ceil(frames / config.temporal_patch_size)
-    largest = max(VIDEO_PIXELS // max(pairs, 1), config.factor**2)
-    return replace(config, min_pixels=min(config.min_pixels, largest), max_pixels=min(config.max_pixels, largest))
+    pairs = math.ceil(num_frames / config.temporal_patch_size)
+    max_pixels = max(VIDEO_PIXELS // max(pairs, 1), config.factor**2)
+    return replace(config, min_pixels=min(config.min_pixels, max_pixels), max_pixels=min(config.max_pixels, max_pixels))
 
 
 def _frame(directory: Path, file: PixelConfig | None) -> PixelConfig:
     """The bounds of a frame, `frame` of streaming_config.json applied."""
     config, path = frame_bounds(file), directory / STREAMING
-    own = read_json(path, "streaming settings").get("frame", {}) if path.is_file() else {}
-    if not isinstance(own, dict) or (own.keys() - {"min_pixels", "max_pixels"}):
-        raise InputError(f"{path} frame", repr(own), "min_pixels and max_pixels", "mend the file")
-    return PixelConfig.from_dict(config.to_dict() | own, source=f"{path} frame") if own else config
+    bounds = read_json(path, "streaming settings").get("frame", {}) if path.is_file() else {}
+    if not isinstance(bounds, dict) or (bounds.keys() - {"min_pixels", "max_pixels"}):
+        raise InputError(f"{path} frame", repr(bounds), "min_pixels and max_pixels", "mend the file")
+    return PixelConfig.from_dict(config.to_dict() | bounds, source=f"{path} frame") if bounds else config
 
 
 def _pixels(directory: Path, name: str) -> PixelConfig | None:
-    """The settings of one kind of picture: of transformers 5's one file, else of the file called `name`, if there is any."""
+    """The settings of images or videos: of transformers 5's one file, else of the file called `name`; None: neither exists."""
     kind = "image_processor" if name == PREPROCESSOR else "video_processor"
     for path, key in ((directory / NESTED, kind), (directory / name, None)):
         if path.exists() or path.is_symlink():
             settings: Any = read_json(path, "a preprocessor config")
             if key is None or settings.get(key) is not None:
-                where = f"{path} {key}" if key else str(path)
-                return PixelConfig.from_dict(settings[key] if key else settings, source=where)
+                source = f"{path} {key}" if key else str(path)
+                return PixelConfig.from_dict(settings[key] if key else settings, source=source)
     return None
 
 
 def _check_patches(pixels: PixelConfig | None, config: ModelConfig, source: str) -> None:
-    """Refuse pictures that are cut otherwise than the model's config.json says."""
+    """Refuse patches of another shape than the model's config.json says."""
     vision = config.vision
-    wanted = {
+    expected = {
         "patch_size": vision.patch_size,
         "merge_size": vision.spatial_merge_size,
         "temporal_patch_size": vision.temporal_patch_size,
     }
-    for name, value in wanted.items() if pixels else ():
+    for name, value in expected.items() if pixels else ():
         if getattr(pixels, name) != value:
             raise InputError(
                 f"{source} {name}", getattr(pixels, name), f"{value}, as in config.json", "use the model's own file"

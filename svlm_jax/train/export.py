@@ -16,7 +16,7 @@ from svlm_jax.checkpoint import convert, huggingface, orbax
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
-from svlm_jax.media.processor import FILES
+from svlm_jax.media.processor import PROCESSOR_FILES
 from svlm_jax.model.parameters import shapes, stacked_path
 from svlm_jax.model.transforms import merge_lora
 from svlm_jax.sharding import make_mesh
@@ -75,7 +75,7 @@ def export(
 def _copy_processor_files(model: Path, processor: Path, target: Path) -> None:
     """Of a file in both directories, the processor's."""
     for directory in (model, processor):
-        for name in FILES:
+        for name in PROCESSOR_FILES:
             if (directory / name).is_file():
                 shutil.copy(directory / name, target)
 

@@ -221,7 +221,7 @@ def test_wrong_directories_are_refused(videos, tmp_path):
     with pytest.raises(InputError, match="got something that exists already"):
         prepare(records, tmp_path, root=videos)
     for directory in (tmp_path, tmp_path / "no"):
-        with pytest.raises(InputError, match=r"got no svlm_windows dataset, expected a directory made by launch\.windows"):
+        with pytest.raises(InputError, match=r"got no svlm_windows dataset, expected a directory written by svlm windows"):
             TfdsDataset(directory)
 
 

@@ -153,5 +153,5 @@ def test_as_frames_takes_paths_images_and_arrays_together(tmp_path):
 def test_as_frames_refuses_no_images_other_sizes_and_single_images():
     refused(lambda: as_frames([]), "an empty list", "check the folder")
     refused(lambda: as_frames([grey(1)[0], grey(1, width=98)[0]]), "image 1", "98x64", "96x64", "one size")
-    refused(lambda: as_frames("frame.png"), "str", "a list", "put a single image into a list")
+    refused(lambda: as_frames("frame.png"), "str", "a list", "wrap a single image in a list")
     refused(lambda: as_frames(grey(1).astype(np.float32)), "float32", "uint8")

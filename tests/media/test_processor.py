@@ -14,7 +14,7 @@ from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.families import config_json
 from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS
 from svlm_jax.media.pixels import CLIP_MEAN, CLIP_STD, STREAM_FRAME, PixelConfig
-from svlm_jax.media.processor import VIDEO_PIXELS, Processor, frame_bounds, shared_out
+from svlm_jax.media.processor import VIDEO_PIXELS, Processor, frame_bounds, frame_share
 from svlm_jax.settings import generation, streaming
 
 LARGE = 12_845_056  # pixels: what transformers writes into every video_preprocessor_config.json
@@ -115,7 +115,7 @@ def test_an_image_has_the_size_that_the_file_of_any_version_says(opened, files):
 
 @pytest.mark.parametrize(("frames", "tokens"), [(2, 720), (120, 60 * 720), (300, 150 * 720)])
 def test_a_short_video_is_not_made_smaller(frames, tokens):
-    bounds = shared_out(STREAM_FRAME, frames)
+    bounds = frame_share(STREAM_FRAME, frames)
     assert bounds == STREAM_FRAME
     assert tokens <= TOKEN_BUCKETS[-1]
 
@@ -123,7 +123,7 @@ def test_a_short_video_is_not_made_smaller(frames, tokens):
 @pytest.mark.parametrize("frames", [301, 400, 768, 5000, 10**6])
 def test_the_frames_of_a_long_video_share_what_the_model_can_take(frames):
     """README's caption of a match would be refused after everything was decoded."""
-    bounds = shared_out(STREAM_FRAME, frames)
+    bounds = frame_share(STREAM_FRAME, frames)
     pairs = -(-frames // 2)
     assert bounds.min_pixels <= bounds.max_pixels <= max(VIDEO_PIXELS // pairs, 28 * 28)
     if frames <= 768:
