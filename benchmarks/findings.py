@@ -25,6 +25,7 @@ from svlm_jax.cli.model_flags import DEFAULT_MODEL
 from svlm_jax.cli.progress import Progress, span
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
+from svlm_jax.files import atomic_write
 from svlm_jax.touchline import commentary
 from svlm_jax.touchline.film import HELD_OUT, Film, play
 from svlm_jax.touchline.judge import Counted, Tally, counted, facts_at, judge, words_of
@@ -114,14 +115,13 @@ class Games:
     def _draw(self, path: Path, seed: int, fps: int) -> None:
         pictures, progress = Film(seed).pictures(fps), Progress(f"draw game {seed}", "seconds")
         first = self._second(pictures, fps)
-        draft = path.with_suffix(".partial.npy")
-        kept = np.lib.format.open_memmap(draft, "w+", np.uint8, (self.seconds, *first.shape))
-        kept[0] = first
-        for second in range(1, self.seconds):
-            kept[second] = self._second(pictures, fps)
-            progress(second + 1, self.seconds)
-        kept.flush()
-        draft.replace(path)
+        with atomic_write(path) as draft:
+            patches = np.lib.format.open_memmap(draft, "w+", np.uint8, (self.seconds, *first.shape))
+            patches[0] = first
+            for second in range(1, self.seconds):
+                patches[second] = self._second(pictures, fps)
+                progress(second + 1, self.seconds)
+            patches.flush()
 
     def _second(self, pictures: Iterator[np.ndarray], fps: int) -> np.ndarray:
         frames = np.stack([next(pictures) for _ in range(fps)])
@@ -219,8 +219,8 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     step = temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, variant.stream.fps)
     session = Session(vlm.model, vlm.tokenizer, variant.stream, clip.grid, sampling=Sampling())
     state = session.join(session.start())
-    progress, draft = Progress(f"{variant.group}: {variant.name}, game {seed}", "seconds"), path.with_suffix(".partial")
-    with draft.open("w") as file:
+    progress = Progress(f"{variant.group}: {variant.name}, game {seed}", "seconds")
+    with atomic_write(path) as draft, draft.open("w") as file:
         for second in range(seconds):
             shown = np.full_like(patches[second], 128) if variant.blind else np.array(patches[second])
             question = questions.get(second, "")
@@ -232,7 +232,6 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
             line = {"second": second, "text": reply.raw, "question": question, "ms": round(ms, 2), "slots": reply.after}
             file.write(json.dumps(line) + "\n")
             progress(second + 1, seconds)
-    draft.replace(path)
 
 
 def asked(world: World, seconds: int) -> dict[int, str]:

@@ -1,19 +1,29 @@
-"""Files that come from outside, and places that are written to: JSON that may be anything, what stands where a file should be,
-addresses where a path is meant.
+"""Reading files that come from outside, and writing files and directories that appear complete or not at all.
 
-Owns the limits on what is read. Knows nothing of what the files mean. Nothing here runs or unpickles anything.
+Owns the limits on what is read, the refusal of other kinds of files and of addresses, and every atomic write. Knows nothing of
+what the files mean. Nothing here runs or unpickles anything. Sizes in bytes.
 """
 
+import glob
 import json
+import os
 import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from svlm_jax.errors import InputError, shortened
 
 JSON_BYTES = 1 << 24  # of a settings file or an index; the largest in use have some 100 kB
-HEAD = 512  # bytes that tell what stands in place of a file
-_STAND_INS = (  # how it begins, what it is, what to do
+HEAD_BYTES = 512  # enough to recognise another kind of file
+PARTIAL = ".partial"  # suffix of what is being written
+REMOVE_TRIES = 100  # 0.1 s apart
+_OTHER_KINDS = (  # first bytes, what that is, what to do
     (b"version https://git-lfs", "a Git LFS pointer", "download the file itself (git lfs pull)"),
     (b"# xet version", "a Xet pointer", "download the file itself"),
     (b"<!doctype html", "a web page", "download the file itself"),
@@ -27,7 +37,7 @@ _STAND_INS = (  # how it begins, what it is, what to do
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
 
 
-def refuse_stand_in(path: Path, expected: str) -> None:
+def refuse_other_kinds_of_file(path: Path, expected: str) -> None:
     """Refuse a file whose first bytes show that it is something else: a Git LFS pointer, a web page, a pickle.
 
     Raises:
@@ -35,21 +45,21 @@ def refuse_stand_in(path: Path, expected: str) -> None:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(HEAD)
+            head = file.read(HEAD_BYTES)
     except (OSError, ValueError) as error:
         raise InputError(str(path), f"an unreadable file ({error})", expected, "check its path and permissions") from None
     if not head:
         raise InputError(str(path), "an empty file", expected, "download it again")
-    for start, what, remedy in _STAND_INS:
+    for start, kind, remedy in _OTHER_KINDS:
         if head.lstrip()[: len(start)].lower() == start.lower():
-            raise InputError(str(path), what, expected, remedy)
+            raise InputError(str(path), kind, expected, remedy)
 
 
-def read_json(path: Path, what: str, limit: int = JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path, expected: str, limit: int = JSON_BYTES) -> dict[str, Any]:
     """A JSON file that holds an object.
 
     Args:
-        what: the file should hold.
+        expected: what the file should hold, for errors.
         limit: bytes; a larger file is not opened.
 
     Raises:
@@ -58,42 +68,166 @@ def read_json(path: Path, what: str, limit: int = JSON_BYTES) -> dict[str, Any]:
     """
     if not path.is_file():
         got = "a directory" if path.is_dir() else "no file"
-        raise InputError(str(path), got, what, "check the path")
-    refuse_stand_in(path, what)
+        raise InputError(str(path), got, expected, "check the path")
+    refuse_other_kinds_of_file(path, expected)
     if (size := path.stat().st_size) > limit:
-        raise InputError(str(path), f"{size} bytes", f"{what} of at most {limit} bytes", "check what the file is")
+        raise InputError(str(path), f"{size} bytes", f"{expected} of at most {limit} bytes", "check what the file is")
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise InputError(str(path), f"an unreadable file ({error})", what, "check its path and permissions") from None
-    return parse_json(content, str(path), what)
+        raise InputError(str(path), f"an unreadable file ({error})", expected, "check its path and permissions") from None
+    return parse_json(content, str(path), expected)
 
 
-def parse_json(content: bytes, source: str, what: str) -> dict[str, Any]:
+def parse_json(content: bytes, source: str, expected: str) -> dict[str, Any]:
     """The object that UTF-8 JSON holds; errors as of `read_json`, in the name of `source`."""
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_once)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
     except RecursionError:
-        raise InputError(source, "JSON that is nested too deeply", what, "download the file again") from None
+        raise InputError(source, "JSON that is nested too deeply", expected, "download the file again") from None
     except ValueError as error:  # broken JSON, not UTF-8, a number of thousands of digits, a key twice
-        raise InputError(source, f"broken JSON ({error})", what, "download the file again") from None
+        raise InputError(source, f"broken JSON ({error})", expected, "download the file again") from None
     if not isinstance(value, dict):
-        raise InputError(source, f"a JSON {type(value).__name__}", what, "download the file again")
+        raise InputError(source, f"a JSON {type(value).__name__}", expected, "download the file again")
     return value
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys stand in it once: of two, readers take one or the other."""
-    held = dict(pairs)
-    if len(held) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice[:80]!r} twice")
-    return held
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object without repeated keys: of two values, one reader takes the first and another the last."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise ValueError(f"the key {key[:80]!r} twice")
+        result[key] = value
+    return result
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, *, sync: bool = False) -> Iterator[Path]:
+    """A path to write to that takes the name `path` on success and is removed on failure. A reader sees the old file or the
+    new one, and never a part. A link stays a link.
+
+    Args:
+        sync: return when the disk has the new file: after a loss of power there is the new file or the old one.
+    """
+    target = Path(os.path.realpath(path))
+    draft = draft_path(target)
+    try:
+        yield draft
+        if sync:
+            _sync(draft)  # before the rename, or the name could survive without the bytes
+        os.replace(draft, target)
+        if sync:
+            with suppress(OSError):  # some network disks cannot, and Windows opens no folder
+                _sync(target.parent)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def draft_path(path: Path) -> Path:
+    """Where `atomic_write` writes before the file gets its name."""
+    return path.with_name(path.name + PARTIAL)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def report_write_errors(path: str | os.PathLike) -> Iterator[None]:
+    """Turn an OSError of writing `path` (a full disk, no permission) into an InputError that names it."""
+    try:
+        yield
+    except OSError as error:
+        got = f"a file that cannot be written ({error.strerror or str(error):.80})"
+        raise InputError(shortened(path), got, "a place with room", "choose another") from None
+
+
+@contextmanager
+def atomic_directory(target: str | Path) -> Iterator[Path]:
+    """A directory to write into that takes the name `target` on success and is removed on failure.
+
+    Raises:
+        InputError: `target` exists already, or the disk is full.
+    """
+    target = local_path(target).absolute()
+    if target.exists():
+        raise InputError(str(target), "something that exists already", "a new name", "remove it or choose another")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
+        draft, lock = _locked_draft(target)
+        try:
+            yield draft
+            draft.chmod(0o777 & ~_umask())  # mkdtemp makes directories that only their owner can read
+            os.rename(draft, target)
+        finally:
+            os.close(lock)
+            _remove(draft)
+    except OSError as error:
+        remedy = "free some or choose another place"
+        raise InputError(str(target), f"a failed write ({error})", "room on a writable disk", remedy) from error
+
+
+def _locked_draft(target: Path) -> tuple[Path, int]:
+    """A new directory next to `target`, and the descriptor that locks it for as long as this process lives."""
+    while True:
+        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
+        lock = os.open(draft, os.O_RDONLY)
+        with suppress(OSError):  # a file system without locks: then no process takes the draft for abandoned either
+            _lock(lock)
+        if draft.is_dir():
+            return draft, lock
+        os.close(lock)  # between mkdtemp and flock another process took it for abandoned
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the drafts of `target` whose process was killed; a process that fails removes its own."""
+    for draft in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}"):
+        if draft.is_symlink() or not draft.is_dir():
+            continue
+        try:
+            lock = os.open(draft, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            _lock(lock)
+            shutil.rmtree(draft, ignore_errors=True)
+        except OSError:  # a process is writing there, or the file system has no locks
+            pass
+        finally:
+            os.close(lock)
+
+
+def _remove(draft: Path) -> None:
+    """Remove what a failure left. Orbax's threads may still be writing there, so try until it stays away."""
+    for _ in range(REMOVE_TRIES):
+        if not draft.exists():
+            return
+        shutil.rmtree(draft, ignore_errors=True)
+        time.sleep(0.1)
+    warnings.warn(f"could not remove {draft}", stacklevel=2)
+
+
+def _lock(descriptor: int) -> None:
+    import fcntl  # Windows has none, and imports this module all the same
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _umask() -> int:
+    mask = os.umask(0)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
 
 
 def local_path(path: str | Path, field: str = "") -> Path:
-    """A path to be written to, as it is. Python would make "gs://bucket/run" a folder called "gs:" here, on each host its own.
+    """A path to be written to, unchanged. `Path` would make of "gs://bucket/run" a local folder called "gs:", one on each host.
 
     Args:
         field: what errors call it, a flag for example; else the path itself.
@@ -103,7 +237,7 @@ def local_path(path: str | Path, field: str = "") -> Path:
     """
     text = str(path)
     if _SCHEME.match(text):
-        shown = shortened(text, 80)
-        remedy = f"mount the bucket and name the folder (./{shown.split('/', 1)[0]}/... is a folder of that name)"
-        raise InputError(field or "path", f"the address {shown}", "a folder or file of this machine", remedy)
+        address = shortened(text, 80)
+        remedy = f"mount the bucket and name the folder (./{address.split('/', 1)[0]}/... is a folder of that name)"
+        raise InputError(field or "path", f"the address {address}", "a folder or file of this machine", remedy)
     return Path(path)

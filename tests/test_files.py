@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from svlm_jax.checkpoint import convert
 from svlm_jax.data import records, tfds
 from svlm_jax.errors import InputError
-from svlm_jax.files import local_path
+from svlm_jax.files import atomic_directory, local_path
 from svlm_jax.stream.captions import Subtitles
 from svlm_jax.train.checkpoints import Checkpoints
 from svlm_jax.train.logs import MetricsWriter
@@ -35,7 +34,7 @@ def test_a_path_is_one(path):
 
 
 WRITERS = {
-    "a converted checkpoint": lambda at: convert.whole(at).__enter__(),
+    "a converted checkpoint": lambda at: atomic_directory(at).__enter__(),
     "windows": lambda at: records.write(f"{at}.jsonl", []),
     "decoded windows": lambda at: tfds.prepare(None, at),  # pyright: ignore[reportArgumentType]
     "checkpoints": lambda at: Checkpoints(at, keep_last=1),

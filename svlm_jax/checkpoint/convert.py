@@ -4,15 +4,8 @@ Everything is written into a sibling of the target and moved there when it is co
 leaves nothing under the final name.
 """
 
-import fcntl
-import glob
-import os
 import shutil
-import tempfile
-import time
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -24,78 +17,10 @@ from svlm_jax.checkpoint import huggingface, orbax
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
-from svlm_jax.files import local_path
+from svlm_jax.files import atomic_directory
 from svlm_jax.model.parameters import stacked_path
 
-REMOVALS = 100  # tries, 0.1 s apart
-PARTIAL = ".partial"
 Form = Literal["hf", "orbax"]
-
-
-@contextmanager
-def whole(target: str | Path) -> Iterator[Path]:
-    """A directory to write into that becomes `target` on success and disappears on failure.
-
-    Raises:
-        InputError: `target` exists already, or the disk is full.
-    """
-    target = local_path(target).absolute()
-    if target.exists():
-        raise InputError(str(target), "something that exists already", "a new name", "remove it or choose another")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(target)
-    draft, lock = _locked_draft(target)
-    try:
-        yield draft
-        draft.chmod(0o777 & ~_umask())
-        os.rename(draft, target)
-    except OSError as error:
-        raise InputError(
-            str(target), f"a failed write ({error})", "room on a writable disk", "free some or choose another place"
-        ) from error
-    finally:
-        os.close(lock)
-        _remove(draft)
-
-
-def _locked_draft(target: Path) -> tuple[Path, int]:
-    """A new directory beside `target`, and what holds its lock for as long as this process lives."""
-    while True:
-        draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
-        lock = os.open(draft, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks: then nobody takes it for abandoned either
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if draft.is_dir():
-            return draft, lock
-        os.close(lock)  # between the two lines another process took it for abandoned
-
-
-def _remove_abandoned(target: Path) -> None:
-    """Remove the drafts of `target` whose process is gone (killed: it removes them otherwise)."""
-    for draft in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}"):
-        if draft.is_symlink() or not draft.is_dir():
-            continue
-        try:
-            lock = os.open(draft, os.O_RDONLY)
-        except OSError:
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(draft, ignore_errors=True)
-        except OSError:  # somebody writes there, or the file system can not tell
-            pass
-        finally:
-            os.close(lock)
-
-
-def _remove(draft: Path) -> None:
-    """Remove what a failure left. Orbax's threads may still be writing there, so look again until it stays away."""
-    for _ in range(REMOVALS):
-        if not draft.exists():
-            return
-        shutil.rmtree(draft, ignore_errors=True)
-        time.sleep(0.1)
-    warnings.warn(f"could not remove {draft}", stacklevel=2)
 
 
 def check(directory: str | Path, config: ModelConfig) -> list[str]:
@@ -154,7 +79,7 @@ def convert(
         raise InputError(str(source), f"tensors of {', '.join(stored)}", expected, "choose with --dtype")
     stacked = to == "orbax" or orbax.is_store(source)  # an export reads layers out of the stacks it is given
     config = replace(config.compute(dtype or config.param_dtype), scan_layers=stacked)
-    with whole(target) as draft:
+    with atomic_directory(target) as draft:
         for path in beside:
             shutil.copy(path, draft)
         values = load(source, config, progress=progress)
@@ -199,9 +124,3 @@ def _tensors(directory: str | Path, config: ModelConfig) -> Iterator[tuple[str, 
 
 def _bits(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array).view(np.uint8)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -15,7 +15,7 @@ import numpy as np
 
 from svlm_jax.checkpoint.directory import INDEX, SINGLE, WEIGHTS, refuse_other_kinds, shard_names, unknown_weights
 from svlm_jax.errors import InputError
-from svlm_jax.files import parse_json, read_json, refuse_stand_in
+from svlm_jax.files import parse_json, read_json, refuse_other_kinds_of_file
 
 HEADER_BYTES = 1 << 24  # of one file; that of a 72B model in a single file has 0.2 MB
 _LENGTH_BYTES = 8  # the header's length, little-endian, at the beginning of a file
@@ -140,7 +140,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: no safetensors, cut short, a header that lies, a tensor twice.
     """
-    refuse_stand_in(path, _WHOLE)
+    refuse_other_kinds_of_file(path, _WHOLE)
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from svlm_jax.errors import InputError
-from svlm_jax.files import local_path
+from svlm_jax.files import atomic_write, local_path, report_write_errors
 from svlm_jax.media.paths import existing_file
 
 _OFFSET_LIST = re.compile(rb"\s*\[\s*\d")  # the first bytes of a list of offsets, and of no record
@@ -138,23 +138,16 @@ def write(path: str | Path, records: Iterable[list]) -> int:
     path, seeks = local_path(path), seeks_path(path)
     for existing in filter(Path.exists, (path, seeks)):
         raise InputError(str(existing), "something that exists already", "a new name", "remove it or choose another")
-    draft, seeks_draft = (target.with_name(f"{target.name}.partial") for target in (path, seeks))
     offsets: list[int] = []
-    try:
+    # The records get their name last: seeks alone say nothing, but records alone look complete.
+    with report_write_errors(path), atomic_write(path) as draft, atomic_write(seeks) as seeks_draft:
         with draft.open("wb") as file:
             for record in records:
                 offsets.append(file.tell())
                 file.write(json.dumps(record).encode() + b"\n")
         if not offsets:
             raise InputError(str(path), "no records", "at least one", "check the source of the records")
-        seeks_draft.write_text(json.dumps(offsets))  # after the records: it must not be older than they are
-        os.replace(seeks_draft, seeks)
-        os.replace(draft, path)  # last: seeks alone are ignored, records alone would pass for a complete file
-    except OSError as error:
-        raise InputError(str(path), f"a file that cannot be written ({error})", "a place with room", "choose another") from None
-    finally:
-        draft.unlink(missing_ok=True)
-        seeks_draft.unlink(missing_ok=True)
+        seeks_draft.write_text(json.dumps(offsets))  # after the records: seeks must not be older than they are
     return len(offsets)
 
 

@@ -12,9 +12,7 @@ matters, train from the video files.
 import contextlib
 import importlib
 import io
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -28,7 +26,7 @@ from svlm_jax.data.annotation import Annotation, parse_line
 from svlm_jax.data.frames import check_fps, window_frames
 from svlm_jax.data.records import Record, Records
 from svlm_jax.errors import InputError
-from svlm_jax.files import local_path
+from svlm_jax.files import atomic_directory, local_path
 from svlm_jax.media.pixels import STREAM_FRAME, resize, smart_resize
 
 NAME, VERSION, SPLIT = "svlm_windows", "1.0.0", "train"
@@ -90,7 +88,7 @@ def prepare(
 
     starts = range(0, len(records), WINDOWS_A_FILE)
     shards = [range(start, min(start + WINDOWS_A_FILE, len(records))) for start in starts]
-    with _new_directory(directory) as draft:
+    with atomic_directory(directory) as draft:
         _build(draft, [partial(shard, numbers) for numbers in shards])
         if not counts["windows"]:
             raise InputError(str(directory), "no good records", "at least one", "mend the records")
@@ -177,22 +175,11 @@ def _build(directory: Path, shards: Sequence[Callable[[], Iterator[tuple[int, di
                 return {SPLIT: shards}
 
     with contextlib.redirect_stdout(io.StringIO()):  # it prints that it downloads
-        Builder(data_dir=directory, file_format="array_record").download_and_prepare()
-
-
-@contextlib.contextmanager
-def _new_directory(directory: Path) -> Iterator[Path]:
-    """A sibling to build in; the dataset in it becomes `directory`, unless something went wrong."""
-    if directory.exists():
-        raise InputError(str(directory), "something that exists already", "a new name", "remove it or choose another")
-    try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", suffix=".partial", dir=directory.parent))
         try:
-            yield draft
-            os.rename(draft / NAME / VERSION, directory)
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    except (OSError, RuntimeError) as error:  # array_record's is the second
-        remedy = "free some or choose another place"
-        raise InputError(str(directory), f"a failed write ({error})", "room on a writable disk", remedy) from error
+            Builder(data_dir=directory, file_format="array_record").download_and_prepare()
+        except RuntimeError as error:  # array_record's error for a full disk
+            raise OSError(str(error)) from error
+    # The builder makes NAME/VERSION in its directory: what is in there goes to the top.
+    for path in (directory / NAME / VERSION).iterdir():
+        path.rename(directory / path.name)
+    shutil.rmtree(directory / NAME)

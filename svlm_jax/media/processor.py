@@ -12,7 +12,7 @@ from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import family_of
 from svlm_jax.families.chat import Tokenizer, Turn, encode
-from svlm_jax.files import read_json, refuse_stand_in
+from svlm_jax.files import read_json, refuse_other_kinds_of_file
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.image import as_frames, load_image
 from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, preprocess
@@ -120,7 +120,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         raise InputError(str(directory), "no tokenizer.json or vocab.json", "a tokenizer", "copy the tokenizer files there")
     for path in (directory / name for name in PROCESSOR_FILES):
         if path.is_file():
-            refuse_stand_in(path, "a tokenizer or processor file")
+            refuse_other_kinds_of_file(path, "a tokenizer or processor file")
             if path.stat().st_size > TOKENIZER_BYTES:
                 expected = f"at most {TOKENIZER_BYTES} bytes"
                 raise InputError(str(path), f"{path.stat().st_size} bytes", expected, "copy the model's own file again")

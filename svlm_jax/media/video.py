@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.files import atomic_write
 from svlm_jax.media.container import (
     MAX_FPS,
     OnNote,
@@ -239,23 +240,18 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
     if first is None:
         raise InputError("frames", "none", "uint8 [F, H, W, 3], F >= 1", "give at least one")
     height, width = _even_size(first)
-    draft = path.with_name(f"{path.name}.tmp")
-    try:
-        # the index goes in front, so that a server without ranges can play it
-        with av.open(f"file:{draft}", "w", format="mp4", options={"movflags": "faststart"}) as container:
-            codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-            stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
-            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
-            stream.gop_size = max(1, round(KEYFRAME_SECONDS * fps))
-            for frame in itertools.chain([first], rest):
-                if _even_size(frame) != (height, width):
-                    raise InputError("frames", f"{frame.shape[1]}x{frame.shape[0]} px", f"{width}x{height}", "use one size")
-                encoded = stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
-                container.mux(encoded)
-            container.mux(stream.encode())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    faststart = {"movflags": "faststart"}  # the index goes in front, so that a server without ranges can play the file
+    with atomic_write(path) as draft, av.open(f"file:{draft}", "w", format="mp4", options=faststart) as container:
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+        stream.gop_size = max(1, round(KEYFRAME_SECONDS * fps))
+        for frame in itertools.chain([first], rest):
+            if _even_size(frame) != (height, width):
+                raise InputError("frames", f"{frame.shape[1]}x{frame.shape[0]} px", f"{width}x{height}", "use one size")
+            encoded = stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))
+            container.mux(encoded)
+        container.mux(stream.encode())
 
 
 def _even_size(frame: np.ndarray) -> tuple[int, int]:

@@ -5,7 +5,6 @@ Owns the file format: NAME.json (config and rounds) with NAME.npz beside it (log
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +14,7 @@ from svlm_jax.config import RopePositions, StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.families.chat import Tokenizer
-from svlm_jax.files import read_json
+from svlm_jax.files import atomic_write, read_json, report_write_errors
 from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import PixelConfig, normalise, patchify
 from svlm_jax.model.vlm import QwenVL
@@ -193,17 +192,10 @@ def record(trace: Trace, path: Path, model: QwenVL, tokenizer: Tokenizer, pixels
         if number < 2:
             arrays[f"pixels_{number}"] = clip.patches
     text = json.dumps({"name": path.stem, "model": checkpoint, "config": trace.settings, "rounds": rounds})
-    partial, beside = path.with_name(path.name + ".partial"), path.with_name(path.stem + ".partial.npz")
-    try:
-        np.savez_compressed(beside, **arrays)  # pyright: ignore[reportArgumentType]
-        partial.write_text(text)
-        os.replace(beside, path.with_suffix(".npz"))
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(str(path), f"a file that cannot be written ({error})", "a place with room", "choose another") from None
-    finally:
-        for left in (partial, beside):
-            left.unlink(missing_ok=True)
+    with report_write_errors(path), atomic_write(path) as draft, atomic_write(path.with_suffix(".npz")) as arrays_draft:
+        with arrays_draft.open("wb") as file:  # given a name, numpy would append .npz to it
+            np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
+        draft.write_text(text)
 
 
 def _round(one: dict[str, Any], held: Sequence, reply: Reply, config: StreamConfig, tokenizer: Tokenizer) -> dict[str, Any]:

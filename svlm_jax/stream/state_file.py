@@ -10,7 +10,7 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.files import atomic_write, draft_path, report_write_errors
 
 VERSION = 3
 OPENING = b'{"__metadata__":{"sha256":"'
@@ -51,7 +52,7 @@ def check(path: str | os.PathLike) -> None:
         InputError: no folder, one that is read-only or full, something else than a state under that name.
     """
     place = Path(path)
-    with _told(place):
+    with report_write_errors(path):
         place = Path(os.path.realpath(place))
         if not place.parent.is_dir():
             raise InputError(shortened(path), f"no folder {shortened(place.parent)}", "an existing folder", "make it first")
@@ -65,7 +66,7 @@ def check(path: str | os.PathLike) -> None:
                 raise InputError(
                     shortened(path), "a file of another kind", "a saved state or a new name", "choose another name"
                 )
-        partial = _partial(place)
+        partial = draft_path(place)
         partial.write_bytes(bytes(SEAL.stop))
         partial.unlink()
 
@@ -86,27 +87,15 @@ def write(
         InputError: the file cannot be written.
         Stopped: as `go_on` said.
     """
-    place = Path(path)
-    with _told(place):
-        place = Path(os.path.realpath(place))  # a link stays one
-        partial = _partial(place)
-        try:
-            with partial.open("wb") as file:
-                digest = sha256()
-                for piece in _pieces(notes, tensors):
-                    if not go_on():
-                        raise Stopped
-                    digest.update(piece)
-                    file.write(piece)
-                file.seek(SEAL.start)
-                file.write(digest.hexdigest().encode())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, place)
-            _keep_name(place.parent)
-        finally:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
+    with report_write_errors(path), atomic_write(path, sync=True) as draft, draft.open("wb") as file:
+        digest = sha256()
+        for piece in _pieces(notes, tensors):
+            if not go_on():
+                raise Stopped
+            digest.update(piece)
+            file.write(piece)
+        file.seek(SEAL.start)
+        file.write(digest.hexdigest().encode())
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -209,28 +198,3 @@ def _another_version(version: object, field: str) -> NoReturn:
     saved_by = "a newer svlm-jax" if newer else f"svlm-jax 0.1.0 as it was before {missing}"
     remedy = f"it was saved by {saved_by}: resume with that, or begin anew"
     raise InputError(field, f"version {version!s:.20}", f"a state of version {VERSION}", remedy)
-
-
-def _partial(place: Path) -> Path:
-    return place.with_name(place.name + ".partial")
-
-
-def _keep_name(folder: Path) -> None:
-    """Have the disk keep the new name. Some network disks cannot, and Windows opens no folder."""
-    with suppress(OSError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(
-            shortened(path), f"a file that cannot be written ({reason:.80})", "a place with room", "choose another"
-        ) from None

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from svlm_jax.checkpoint import convert, huggingface
+from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig, TextConfig, VisionConfig
 from svlm_jax.data.annotation import Annotation
 from svlm_jax.errors import InputError
 from svlm_jax.families import QWEN2_5_VL as FAMILY
+from svlm_jax.files import atomic_directory
 from svlm_jax.model.parameters import Parameters, shapes
 
 TEXT = TextConfig(0, 192, 512, 4, 3, 3, rms_norm_eps=1e-6, mrope_section=(8, 12, 12), rope_theta=10_000.0)
@@ -48,7 +49,7 @@ def scratch(target: str | Path, annotations: Iterable[Annotation], *, seed: int 
     Raises:
         InputError: a target that exists; nothing is said.
     """
-    with convert.whole(target) as draft:
+    with atomic_directory(target) as draft:
         ids, size = _tokenizer(draft, texts(annotations))
         config = ModelConfig(
             replace(TEXT, vocab_size=size),

@@ -16,6 +16,7 @@ from svlm_jax.checkpoint import convert, huggingface, orbax
 from svlm_jax.config import Dtype, ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
+from svlm_jax.files import atomic_directory
 from svlm_jax.media.processor import PROCESSOR_FILES
 from svlm_jax.model.parameters import shapes, stacked_path
 from svlm_jax.model.transforms import merge_lora
@@ -60,7 +61,7 @@ def export(
         raise InputError("model", config.model, "the directory of the run's initial model", "give its path with --model")
     source_config = config_json.read(directory, dtype)
     training_config = setup.training_model_config(config, config_json.read(directory, config.dtype))
-    with convert.whole(target) as draft:
+    with atomic_directory(target) as draft:
         parameters = _parameters(config, training_config, directory, run_dir, ema, dtype or source_config.param_dtype)
         _copy_processor_files(directory, Path(config.processor) if config.processor else directory, draft)
         exported = replace(training_config.compute(dtype or source_config.param_dtype), remat="none", attention="auto")

@@ -5,12 +5,11 @@ metrics are described in docs/training.md.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from svlm_jax.errors import InputError
-from svlm_jax.files import local_path
+from svlm_jax.files import atomic_write, local_path
 
 FILE = "metrics.jsonl"
 
@@ -65,9 +64,8 @@ def _drop_after(path: Path, step: int) -> None:
                 lines.append(line)
         except (ValueError, KeyError):  # the last line of a run that was killed while it wrote
             continue
-    partial = path.with_suffix(".part")
-    partial.write_text("".join(f"{line}\n" for line in lines))
-    os.replace(partial, path)
+    with atomic_write(path) as draft:
+        draft.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _tensorboard(directory: Path, step: int) -> Any:

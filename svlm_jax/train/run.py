@@ -1,7 +1,6 @@
 """A run from its config: what `svlm train` calls. Puts together the parts that `setup`, `step` and `loop` own."""
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.data.dataset import load_examples
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
-from svlm_jax.files import local_path
+from svlm_jax.files import atomic_write, local_path
 from svlm_jax.media.processor import Processor
 from svlm_jax.train import setup
 from svlm_jax.train.config import Log, MeshConfig, OptimizerConfig, TrainConfig, check_names
@@ -73,9 +72,8 @@ def _write_config(config: TrainConfig, log: Log) -> None:
             log(f"settings changed since this run started: {', '.join(changed)}")
     if jax.process_index() == 0:
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(new, indent=2) + "\n")
-        os.replace(partial, path)
+        with atomic_write(path) as draft:
+            draft.write_text(json.dumps(new, indent=2) + "\n")
 
 
 def _setting(values: dict[str, Any], name: str) -> Any:

@@ -19,6 +19,7 @@ from svlm_jax import pretrained
 from svlm_jax.checkpoint import convert, huggingface, orbax
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
+from svlm_jax.files import atomic_directory
 from svlm_jax.model.parameters import parameters, stack
 from tests.support import ROOT
 
@@ -141,8 +142,8 @@ def test_a_copy_of_a_store_without_some_of_its_files_is_one_plain_line(copy, tmp
 
 KILLED = """
 import os, signal, sys, time
-from svlm_jax.checkpoint import convert
-with convert.whole(sys.argv[1]) as draft:
+from svlm_jax.files import atomic_directory
+with atomic_directory(sys.argv[1]) as draft:
     (draft / "half").write_bytes(b"x")
     print(draft, flush=True)
     sys.stdin.read() if len(sys.argv) > 2 else os.kill(os.getpid(), signal.SIGKILL)
@@ -160,10 +161,10 @@ def test_the_draft_of_a_killed_conversion_is_removed_by_the_next_and_one_at_work
         assert dead.stdout and alive.stdout and apart.stdout
         left, held, others = (Path(child.stdout.readline().strip()) for child in (dead, alive, apart))
         assert dead.wait(60) == apart.wait(60) == -signal.SIGKILL
-        with convert.whole(tmp_path / "out") as draft:
+        with atomic_directory(tmp_path / "out") as draft:
             assert not left.exists()  # unless the one that is alive removed it already
             assert held.is_dir() and (held / "half").is_file() and others.is_dir() and draft.is_dir()
-            with pytest.raises(InputError), convert.whole(tmp_path / "out" / ".." / "out") as second:
+            with pytest.raises(InputError), atomic_directory(tmp_path / "out" / ".." / "out") as second:
                 assert draft.is_dir() and second != draft
                 raise InputError("a", "b", "c", "d")
         alive.kill()
