@@ -20,7 +20,7 @@ UNEQUAL = 1  # exit code
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("trace", type=Path, help="NAME.json")
+    parser.add_argument("recording", type=Path, help="NAME.json")
     model_flags(parser, dtype=False)
     parser.add_argument(
         "--tolerance",
@@ -36,7 +36,7 @@ def main() -> None:
     from svlm_jax.replay import sample as sample
     from svlm_jax.replay import stream
 
-    if "annotation" in read_json(args.trace, "a recording"):
+    if "annotation" in read_json(args.recording, "a recording"):
         if args.record is not None:
             raise InputError("--record", "a training sample", "a recorded stream", "leave the flag out")
         if (args.attention, args.weights) != ("auto", "full"):
@@ -44,9 +44,9 @@ def main() -> None:
         model = local_directory(args.model)
         set_compile_cache(args)
         with compiling():
-            result = sample.replay(args.trace, model, args.processor or model)
+            result = sample.replay(args.recording, model, args.processor or model)
     else:
-        recorded = stream.read(args.trace)
+        recorded = stream.read(args.recording)
         if args.record is not None and (
             args.record.suffix != ".json" or args.record.exists() or not args.record.parent.is_dir()
         ):

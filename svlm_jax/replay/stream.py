@@ -1,10 +1,12 @@
 """Replay of a recorded stream through the real session, and recording of a new one.
 
-Owns the file format: NAME.json (config and rounds) with NAME.npz beside it (logits, positions, pixels; not of every round).
-`replay` compares, `record` writes. All in float32 on the frames that the recording stands for, which are never resized.
+Owns the file format: NAME.json (config and rounds) with NAME.npz next to it (logits, positions, pixels; not of every round),
+and the translation of its settings, which have the original's names, to a StreamConfig. `replay` compares, `record` writes. All
+in float32 on the frames that the recording stands for, which are never resized.
 """
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,21 +20,29 @@ from svlm_jax.files import atomic_write, read_json, report_write_errors
 from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import PixelConfig, normalise, patchify
 from svlm_jax.model.vlm import QwenVL
-from svlm_jax.replay import format
-from svlm_jax.replay.format import AGAIN, get, whole
+from svlm_jax.replay.format import (
+    LOGITS_MAX,
+    PIXELS_MAX,
+    REMEDY,
+    abs_difference,
+    load_arrays,
+    noise_frames,
+    require,
+    require_int,
+)
 from svlm_jax.spans import temporal_step
 from svlm_jax.stream.results import Reply, require_reply
 from svlm_jax.stream.sequence import Chunk, Sequence
 from svlm_jax.stream.session import Session
 
-POSITIONS: dict[str, RopePositions] = {"shrink": "contiguous", "append": "native"}  # as the recordings call them
-MODES = ("forced", "overflow", "greedy")  # the first two: the generated tokens are dictated
-FOR_EVER = 100_000  # chunks; a window as long as this stands for full attention
+ROPE_POSITIONS: dict[str, RopePositions] = {"shrink": "contiguous", "append": "native"}  # by their name in recordings
+MODES = ("forced", "overflow", "greedy")  # the first two: the generated tokens are forced to be the recorded ones
+FULL_ATTENTION = 100_000  # chunks; a window as long as this stands for full attention
 TEXT_TAIL = 4  # characters that the original cuts off a reply, normally " ..."
 
 
-class Trace(NamedTuple):
-    """A recording: its settings as the file has them, what they mean to us, its rounds and arrays."""
+class StreamRecording(NamedTuple):
+    """A recording: its settings as the file has them, the same as config and sampling of a session, its rounds and arrays."""
 
     name: str
     settings: dict[str, Any]
@@ -42,69 +52,89 @@ class Trace(NamedTuple):
     arrays: dict[str, np.ndarray]
 
 
-def read(path: str | Path) -> Trace:
+class Round(NamedTuple):
+    """recorded: a round as the file has it; seq: what the stream retains after the reply; clip: the frames of the round."""
+
+    recorded: dict[str, Any]
+    seq: Sequence
+    reply: Reply
+    clip: Clip
+
+
+def read(path: str | Path) -> StreamRecording:
     """A recording from its two files.
 
     Raises:
         InputError: the file or key that is missing or wrong.
     """
     raw = read_json(Path(path), "a recorded stream")
-    settings, rounds = get(raw, "config", dict, path), get(raw, "rounds", list, path)
+    settings, rounds = require(raw, "config", dict, path), require(raw, "rounds", list, path)
     if not rounds:
-        raise InputError(f"{path} rounds", "none", "at least one", AGAIN)
-    for number, one in enumerate(rounds):
-        where = f"{path} rounds[{number}]"
-        if not isinstance(one, dict):
-            raise InputError(where, f"{one!r:.40}", "a JSON object", AGAIN)
-        for key in ("input_ids", "generated", "frames"):
-            if not all(type(item) is int and item >= 0 for item in get(one, key, list, where)) or not one[key]:
-                raise InputError(f"{where} {key}", "something else", "whole numbers, one or more", AGAIN)
-        for key in ("cached_before", "cached_after"):
-            whole(one, key, 0, where)
-        for key, kind in (("text", str), ("start", float), ("end", float)):
-            get(one, key, kind, where)
-    config, sampling = settings_of(settings, f"{path} config")
-    return Trace(Path(path).stem, settings, config, sampling, rounds, format.arrays(path))
+        raise InputError(f"{path} rounds", "none", "at least one", REMEDY)
+    for number, recorded in enumerate(rounds):
+        _check_round(recorded, f"{path} rounds[{number}]")
+    config, sampling = translate_settings(settings, f"{path} config")
+    return StreamRecording(Path(path).stem, settings, config, sampling, rounds, load_arrays(path))
 
 
-def settings_of(settings: dict[str, Any], source: str) -> tuple[StreamConfig, Sampling]:
-    """What the settings of a recording mean to a session."""
-    if get(settings, "mode", str, source) not in MODES:
-        raise InputError(f"{source} mode", repr(settings["mode"]), f"one of {', '.join(MODES)}", AGAIN)
+def _check_round(recorded: Any, source: str) -> None:
+    if not isinstance(recorded, dict):
+        raise InputError(source, f"{recorded!r:.40}", "a JSON object", REMEDY)
+    for key in ("input_ids", "generated", "frames"):
+        ids = require(recorded, key, list, source)
+        if not ids or not all(type(item) is int and item >= 0 for item in ids):
+            raise InputError(f"{source} {key}", "something else", "whole numbers, one or more", REMEDY)
+    for key in ("cached_before", "cached_after"):
+        require_int(recorded, key, 0, source)
+    for key, kind in (("text", str), ("start", float), ("end", float)):
+        require(recorded, key, kind, source)
+
+
+def translate_settings(settings: dict[str, Any], source: str) -> tuple[StreamConfig, Sampling]:
+    """The settings of a recording, in the original's words, as config and sampling of a session."""
+    if require(settings, "mode", str, source) not in MODES:
+        raise InputError(f"{source} mode", repr(settings["mode"]), f"one of {', '.join(MODES)}", REMEDY)
     for key in ("previous_text", "query"):
-        get(settings, key, str, source)
+        require(settings, key, str, source)
     for key in ("seed", "frame_height", "frame_width"):
-        whole(settings, key, 0, source)
-    mode_of_positions = get(settings, "pos_mode", str, source)
-    if mode_of_positions not in POSITIONS:
-        raise InputError(f"{source} pos_mode", repr(mode_of_positions), f"one of {', '.join(POSITIONS)}", AGAIN)
-    vision, rounds = (whole(settings, key, 1, source) for key in ("window_size", "text_round"))
-    mode = "recompute" if get(settings, "recompute", bool, source) else "streaming"
-    if min(vision, rounds) >= FOR_EVER:
+        require_int(settings, key, 0, source)
+    pos_mode = require(settings, "pos_mode", str, source)
+    if pos_mode not in ROPE_POSITIONS:
+        raise InputError(f"{source} pos_mode", repr(pos_mode), f"one of {', '.join(ROPE_POSITIONS)}", REMEDY)
+    vision_window, text_rounds = (require_int(settings, key, 1, source) for key in ("window_size", "text_round"))
+    mode = "recompute" if require(settings, "recompute", bool, source) else "streaming"
+    if min(vision_window, text_rounds) >= FULL_ATTENTION:
         mode = "full"
     config = StreamConfig(
         mode=mode,
-        vision_window=vision,
-        text_rounds=rounds,
-        sink=whole(settings, "text_sink", 0, source, null=None),
-        text_window=whole(settings, "text_sliding_window", 0, source, null=None),
-        rope_positions=POSITIONS[mode_of_positions],
-        mrope_axes=1 if get(settings, "all_text", bool, source) else 3,
-        fps=get(settings, "fps", float, source),
-        chunk_seconds=get(settings, "chunk_duration", float, source),
-        max_new_tokens=whole(settings, "max_new_tokens", 1, source),
+        vision_window=vision_window,
+        text_rounds=text_rounds,
+        sink=require_int(settings, "text_sink", 0, source, null=None),
+        text_window=require_int(settings, "text_sliding_window", 0, source, null=None),
+        rope_positions=ROPE_POSITIONS[pos_mode],
+        mrope_axes=1 if require(settings, "all_text", bool, source) else 3,
+        fps=require(settings, "fps", float, source),
+        chunk_seconds=require(settings, "chunk_duration", float, source),
+        max_new_tokens=require_int(settings, "max_new_tokens", 1, source),
     )
-    suppressed = tuple(get(settings, "suppressed_token_ids", list, source))
-    return config, Sampling(0.0, repetition_penalty=get(settings, "repetition_penalty", float, source), suppressed=suppressed)
+    suppressed = tuple(require(settings, "suppressed_token_ids", list, source))
+    penalty = require(settings, "repetition_penalty", float, source)
+    return config, Sampling(0.0, repetition_penalty=penalty, suppressed=suppressed)
 
 
-def replay(trace: Trace, model: QwenVL, tokenizer: Tokenizer, pixels: PixelConfig, most: float | int = format.LOGITS):
+def replay(
+    recording: StreamRecording,
+    model: QwenVL,
+    tokenizer: Tokenizer,
+    pixels: PixelConfig,
+    logits_tolerance: float | int = LOGITS_MAX,
+) -> dict[str, Any]:
     """Run the recorded stream and compare.
 
     Args:
         model: in float32.
         pixels: of the processor's frames of video.
-        most: largest difference of a logit; a tenth of it at the median.
+        logits_tolerance: largest difference of a logit; a tenth of it at the median.
 
     Returns:
         Flat, for JSON: what is equal (bool; None where nothing is recorded), by how much logits and pixels differ, and "ok".
@@ -112,69 +142,95 @@ def replay(trace: Trace, model: QwenVL, tokenizer: Tokenizer, pixels: PixelConfi
     Raises:
         InputError: a recording of another model or processor.
     """
-    told: dict[str, list[bool]] = {
-        name: [] for name in ("ids_equal", "cache_lengths_equal", "positions_equal", "tokens_equal", "text_equal")
-    }
-    logits, looks = [], []
-    for number, (one, held, reply, clip) in enumerate(run(trace, model, tokenizer, pixels)):
-        length = len(one["input_ids"])
-        told["ids_equal"].append(held.ids[:length].tolist() == one["input_ids"] and _grids(one, held, trace.config))
-        told["cache_lengths_equal"].append((reply.before, reply.after) == (one["cached_before"], one["cached_after"]))
-        told["tokens_equal"].append(reply.tokens.tolist() == one["generated"])
-        said = tokenizer.decode(reply.tokens.tolist(), skip_special_tokens=True)
-        told["text_equal"].append(said[:-TEXT_TAIL] == one["text"])
-        for name, end in (("pos_prefill", length), ("pos_last", reply.after)):
-            if (recorded := trace.arrays.get(f"{name}_{number}")) is not None:
-                first = end - recorded.shape[-1]
-                told["positions_equal"].append(first >= 0 and np.array_equal(held.positions[:, first:end], recorded))
-        if (recorded := trace.arrays.get(f"logits_{number}")) is not None and reply.logits is not None:
-            logits.append(format.difference(reply.logits, recorded).ravel())
-        if (recorded := trace.arrays.get(f"pixels_{number}")) is not None:
-            looks.append(format.difference(clip.patches, recorded).max())
-    every = {name: all(equal) if equal else None for name, equal in told.items()}
-    apart = np.concatenate(logits) if logits else np.full(1, np.nan)  # no logits recorded: nothing is proven
-    differences = {"logits_max": (apart.max(), most), "logits_median": (np.median(apart), most / 10)}
-    if looks:
-        differences["pixels_max"] = (max(looks), format.PIXELS)
-    ok = all(equal is not False for equal in every.values()) and all(value <= at for value, at in differences.values())
-    shown = {name: float(value) if np.isfinite(value) else None for name, (value, _) in differences.items()}
-    return {"trace": trace.name, "rounds": len(trace.rounds), **every, "pixels_max": None, **shown, "ok": bool(ok)}
+    names = ("ids_equal", "cache_lengths_equal", "positions_equal", "tokens_equal", "text_equal")
+    equal: dict[str, list[bool]] = {name: [] for name in names}
+    logits, pixels_max = [], []
+    for number, result in enumerate(run(recording, model, tokenizer, pixels)):
+        _compare_round(number, result, recording, tokenizer, equal)
+        recorded_logits, recorded_pixels = (recording.arrays.get(f"{name}_{number}") for name in ("logits", "pixels"))
+        if recorded_logits is not None and result.reply.logits is not None:
+            logits.append(abs_difference(result.reply.logits, recorded_logits).ravel())
+        if recorded_pixels is not None:
+            pixels_max.append(abs_difference(result.clip.patches, recorded_pixels).max())
+    all_equal = {name: all(rounds) if rounds else None for name, rounds in equal.items()}
+    all_logits = np.concatenate(logits) if logits else np.full(1, np.nan)  # without recorded logits nothing is proven
+    logits_median = np.median(all_logits)
+    limits = {"logits_max": (all_logits.max(), logits_tolerance), "logits_median": (logits_median, logits_tolerance / 10)}
+    if pixels_max:
+        limits["pixels_max"] = (max(pixels_max), PIXELS_MAX)
+    # A NaN is not <= its limit: it is never ok.
+    ok = all(value is not False for value in all_equal.values()) and all(value <= limit for value, limit in limits.values())
+    differences = {name: float(value) if np.isfinite(value) else None for name, (value, _) in limits.items()}
+    summary = {"recording": recording.name, "rounds": len(recording.rounds)}
+    return summary | all_equal | {"pixels_max": None} | differences | {"ok": bool(ok)}
 
 
-def run(trace: Trace, model: QwenVL, tokenizer: Tokenizer, pixels: PixelConfig):
-    """Yields (round, what is retained after the reply, the reply, the frames) of every round."""
-    settings, config = trace.settings, trace.config
+def _compare_round(
+    number: int, result: Round, recording: StreamRecording, tokenizer: Tokenizer, equal: dict[str, list[bool]]
+) -> None:
+    """Append to each list of `equal` whether that part of a round is as recorded."""
+    recorded, seq, reply, _ = result
+    length = len(recorded["input_ids"])
+    same_ids = seq.ids[:length].tolist() == recorded["input_ids"]
+    equal["ids_equal"].append(same_ids and _same_grids(recorded, seq, recording.config))
+    cached = (recorded["cached_before"], recorded["cached_after"])
+    equal["cache_lengths_equal"].append((reply.before, reply.after) == cached)
+    equal["tokens_equal"].append(reply.tokens.tolist() == recorded["generated"])
+    text = tokenizer.decode(reply.tokens.tolist(), skip_special_tokens=True)
+    equal["text_equal"].append(text[:-TEXT_TAIL] == recorded["text"])
+    for name, end in (("pos_prefill", length), ("pos_last", reply.after)):
+        if (positions := recording.arrays.get(f"{name}_{number}")) is not None:
+            # Recorded are the last ones up to `end`: all, or those that were computed in this round.
+            first = end - positions.shape[-1]
+            equal["positions_equal"].append(first >= 0 and np.array_equal(seq.positions[:, first:end], positions))
+
+
+def run(recording: StreamRecording, model: QwenVL, tokenizer: Tokenizer, pixels: PixelConfig) -> Iterator[Round]:
+    """The rounds of a recording, run in a session of their own."""
+    settings, config = recording.settings, recording.config
     height, width = settings["frame_height"], settings["frame_width"]
-    if height % pixels.factor or width % pixels.factor:
-        raise InputError(f"{trace.name} frame size", f"{width} x {height}", f"multiples of {pixels.factor}", AGAIN)
-    most = max(max(max(one["input_ids"]), max(one["generated"])) for one in trace.rounds)
-    if most >= model.config.text.vocab_size:
-        got, expected = f"the id {most}", f"ids below {model.config.text.vocab_size}"
-        raise InputError(trace.name, got, expected, "give the model it was recorded on")
+    _check_model(recording, model, pixels)
     vision = model.config.vision
     step = temporal_step(vision.tokens_per_second, vision.temporal_patch_size, config.fps)
-    pairs = -(-config.chunk_frames // vision.temporal_patch_size)
-    grid = (pairs, height // pixels.patch_size, width // pixels.patch_size)
-    session = Session(model, tokenizer, config, grid, sampling=trace.sampling, markup=True)
+    frame_pairs = -(-config.chunk_frames // vision.temporal_patch_size)
+    grid = (frame_pairs, height // pixels.patch_size, width // pixels.patch_size)
+    session = Session(model, tokenizer, config, grid, sampling=recording.sampling, markup=True)
     state = session.join(session.start(), query=settings["query"], previous=settings["previous_text"])
-    for one in trace.rounds:
-        frames = format.noise(settings["seed"], one["frames"], height, width)
+    for recorded in recording.rounds:
+        frames = noise_frames(settings["seed"], recorded["frames"], height, width)
         clip = Clip(*patchify(normalise(frames, pixels), pixels), step, video=True)
-        forced = None if settings["mode"] == "greedy" else [np.array(one["generated"], np.int32)]
-        state, (result,) = session.step(state, [Chunk(one["start"], one["end"], clip)], forced=forced, record=True)
-        held = state.streams[0]
-        assert held is not None
-        yield one, held, require_reply(result), clip
+        forced = None if settings["mode"] == "greedy" else [np.array(recorded["generated"], np.int32)]
+        chunk = Chunk(recorded["start"], recorded["end"], clip)
+        state, (result,) = session.step(state, [chunk], forced=forced, record=True)
+        seq = state.streams[0]
+        assert seq is not None
+        yield Round(recorded, seq, require_reply(result), clip)
 
 
-def _grids(one: dict[str, Any], held: Sequence, config: StreamConfig) -> bool:
-    """Whether the frames that the tower looked at are the recorded ones."""
-    grids = [list(span.grid) for span in held.spans if span.grid is not None]
-    return one.get("grid_thw") in (None, grids if config.mode == "recompute" else grids[-1:])
+def _check_model(recording: StreamRecording, model: QwenVL, pixels: PixelConfig) -> None:
+    height, width = recording.settings["frame_height"], recording.settings["frame_width"]
+    if height % pixels.factor or width % pixels.factor:
+        raise InputError(f"{recording.name} frame size", f"{width} x {height}", f"multiples of {pixels.factor}", REMEDY)
+    max_id = max(max(*recorded["input_ids"], *recorded["generated"]) for recorded in recording.rounds)
+    if max_id >= model.config.text.vocab_size:
+        expected = f"ids below {model.config.text.vocab_size}"
+        raise InputError(recording.name, f"the id {max_id}", expected, "give the model it was recorded on")
 
 
-def record(trace: Trace, path: Path, model: QwenVL, tokenizer: Tokenizer, pixels: PixelConfig, checkpoint: str) -> None:
-    """Run the stream of a recording and write what we make of it as a new one, whole or not at all.
+def _grids(seq: Sequence, config: StreamConfig) -> list[list[int]]:
+    """Grids of the frames that the vision tower encoded in the last round."""
+    grids = [list(span.grid) for span in seq.spans if span.grid is not None]
+    return grids if config.mode == "recompute" else grids[-1:]
+
+
+def _same_grids(recorded: dict[str, Any], seq: Sequence, config: StreamConfig) -> bool:
+    return recorded.get("grid_thw") in (None, _grids(seq, config))
+
+
+def record(
+    recording: StreamRecording, path: Path, model: QwenVL, tokenizer: Tokenizer, pixels: PixelConfig, checkpoint: str
+) -> None:
+    """Run the stream of a recording and write the results as a new one, complete or not at all.
 
     Args:
         path: NAME.json; the arrays go to NAME.npz.
@@ -182,33 +238,42 @@ def record(trace: Trace, path: Path, model: QwenVL, tokenizer: Tokenizer, pixels
     """
     arrays: dict[str, np.ndarray] = {}
     rounds = []
-    for number, (one, held, reply, clip) in enumerate(run(trace, model, tokenizer, pixels)):
-        rounds.append(_round(one, held, reply, trace.config, tokenizer))
+    config = recording.config
+    for number, result in enumerate(run(recording, model, tokenizer, pixels)):
+        _, seq, reply, clip = result
+        rounds.append(_round_json(result, config, tokenizer))
         length, after = len(rounds[-1]["input_ids"]), reply.after
-        first = 0 if trace.config.rope_positions == "contiguous" or trace.config.mode == "recompute" else reply.before
-        arrays[f"pos_prefill_{number}"] = held.positions[:, first:length]
-        arrays[f"pos_last_{number}"] = held.positions[:, first if first == 0 else after - 1 : after]
+        # Where positions change in every round all are recorded, else those that the round computed.
+        first = 0 if config.rope_positions == "contiguous" or config.mode == "recompute" else reply.before
+        arrays[f"pos_prefill_{number}"] = seq.positions[:, first:length]
+        arrays[f"pos_last_{number}"] = seq.positions[:, first if first == 0 else after - 1 : after]
         arrays[f"logits_{number}"] = reply.logits if reply.logits is not None else np.zeros(0)
         if number < 2:
             arrays[f"pixels_{number}"] = clip.patches
-    text = json.dumps({"name": path.stem, "model": checkpoint, "config": trace.settings, "rounds": rounds})
+    text = json.dumps({"name": path.stem, "model": checkpoint, "config": recording.settings, "rounds": rounds})
+    _write_pair(path, text, arrays)
+
+
+def _write_pair(path: Path, text: str, arrays: dict[str, np.ndarray]) -> None:
+    """The JSON file and its npz. The JSON file appears last: a recording that is there is complete."""
     with report_write_errors(path), atomic_write(path) as draft, atomic_write(path.with_suffix(".npz")) as arrays_draft:
         with arrays_draft.open("wb") as file:  # given a name, numpy would append .npz to it
             np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]
         draft.write_text(text)
 
 
-def _round(one: dict[str, Any], held: Sequence, reply: Reply, config: StreamConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+def _round_json(result: Round, config: StreamConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    recorded, seq, reply, _ = result
+    # The last token of a reply is chosen and not computed: the prompt ended len(tokens) - 1 slots before the cache does.
     length = reply.after - len(reply.tokens) + 1
-    grids = [list(span.grid) for span in held.spans if span.grid is not None]
     return {
-        "input_ids": held.ids[:length].tolist(),
+        "input_ids": seq.ids[:length].tolist(),
         "cached_before": reply.before,
         "cached_after": reply.after,
         "generated": reply.tokens.tolist(),
-        "grid_thw": grids if config.mode == "recompute" else grids[-1:],
-        "frames": one["frames"],
+        "grid_thw": _grids(seq, config),
+        "frames": recorded["frames"],
         "text": tokenizer.decode(reply.tokens.tolist(), skip_special_tokens=True)[:-TEXT_TAIL],
-        "start": one["start"],
-        "end": one["end"],
+        "start": recorded["start"],
+        "end": recorded["end"],
     }

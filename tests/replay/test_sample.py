@@ -107,7 +107,7 @@ def test_a_long_sequence_never_has_all_its_logits():
 # --- replay ---
 
 
-def record(directory, settings: dict, ours: sample.Ours, **changed):
+def record(directory, settings: dict, ours: sample.SampleResult, **changed):
     """Write `ours` in the format of the recordings; `changed` replaces keys of the JSON and arrays (dots as __)."""
     names = ("model.norm.weight", "model.layers.1.mlp.down_proj.weight")
     arrays = {
@@ -131,15 +131,16 @@ def record(directory, settings: dict, ours: sample.Ours, **changed):
 
 
 @pytest.fixture(scope="module")
-def second(tiny_tied_dir, processor_dir, tmp_path_factory) -> tuple[sample.Ours, object]:
+def second(tiny_tied_dir, processor_dir, tmp_path_factory) -> tuple[sample.SampleResult, object]:
     """What our code makes of SECOND on the tied model, and where it is recorded."""
     directory = tmp_path_factory.mktemp("second")
     config = config_json.read(tiny_tied_dir).compute("float32")
     processor = Processor.from_directory(processor_dir, config)
     arrays = {"logits_tail": np.zeros((32, config.text.vocab_size))}
     keys = {"sink": 5, "text_window": 4, "height": 28, "width": 84}
-    said = sample.annotation.parse(SECOND["annotation"])
-    empty = sample.Recording("second", 4, **keys, seed=3, annotation=said, text="", loss=0.0, grad_norms={}, arrays=arrays)
+    results = {"text": "", "loss": 0.0, "grad_norms": {}}
+    window = sample.annotation.parse(SECOND["annotation"])
+    empty = sample.SampleRecording("second", 4, **keys, seed=3, annotation=window, **results, arrays=arrays)
     ours = sample.compute(empty, processor, convert.load(tiny_tied_dir, config))
     return ours, record(directory, SECOND, ours)
 
@@ -147,7 +148,7 @@ def second(tiny_tied_dir, processor_dir, tmp_path_factory) -> tuple[sample.Ours,
 def test_the_recording_of_the_original_replays(data_dir, tiny_dir, processor_dir):
     result = sample.replay(data_dir / "sft" / "sft_24s.json", tiny_dir, processor_dir)
     assert all(result[name] is True for name in AGREE), result
-    assert result["trace"] == "sft_24s"
+    assert result["recording"] == "sft_24s"
     assert json.loads(json.dumps(result)) == result
     assert 0 < result["pixels_max"] <= 1e-6 and result["loss_relative"] <= 1e-4
     assert result["gradients_relative"] <= 1e-3 and result["grad_norms_relative"] <= 1e-3

@@ -11,7 +11,7 @@ import pytest
 from svlm_jax.errors import InputError
 from svlm_jax.media.pixels import STREAM_FRAME
 from svlm_jax.pretrained import from_pretrained
-from svlm_jax.replay import stream as trace
+from svlm_jax.replay import stream
 from tests.cli.test_commands import command, refusal
 from tests.support import FIXTURES
 
@@ -37,7 +37,7 @@ def models(data_dir, processor_dir):
 def replay(models):
     def run(path: Path) -> dict:
         vlm = models(json.loads(path.read_text())["model"])
-        return trace.replay(trace.read(path), vlm.model, vlm.tokenizer, STREAM_FRAME)
+        return stream.replay(stream.read(path), vlm.model, vlm.tokenizer, STREAM_FRAME)
 
     return run
 
@@ -196,7 +196,7 @@ def other_settings(raw: dict, arrays: dict) -> None:
 def test_what_is_recorded_replays(models, replay, copied, tmp_path, name, change):
     path = copied(name, change)
     vlm, new = models("tiny"), tmp_path / "new.json"
-    trace.record(trace.read(path), new, vlm.model, vlm.tokenizer, STREAM_FRAME, "tiny")
+    stream.record(stream.read(path), new, vlm.model, vlm.tokenizer, STREAM_FRAME, "tiny")
     result = replay(new)
     assert result["ok"] and result["rounds"] == 6 and result["logits_max"] == 0
     if name == "greedy":  # the original's own
@@ -208,18 +208,18 @@ def test_a_recording_that_cannot_be_written_leaves_nothing(models, copied, tmp_p
     vlm, path = models("tiny"), copied("equal_windows", lambda raw, arrays: raw.update(rounds=raw["rounds"][:1]))
     target = tmp_path / "no such folder" / "new.json"
     with pytest.raises(InputError, match=r"new\.json: got a file that cannot be written"):
-        trace.record(trace.read(path), target, vlm.model, vlm.tokenizer, STREAM_FRAME, "tiny")
+        stream.record(stream.read(path), target, vlm.model, vlm.tokenizer, STREAM_FRAME, "tiny")
     (tmp_path / "new.json").mkdir()
     with pytest.raises(InputError, match=r"cannot be written"):
-        trace.record(trace.read(path), tmp_path / "new.json", vlm.model, vlm.tokenizer, STREAM_FRAME, "tiny")
+        stream.record(stream.read(path), tmp_path / "new.json", vlm.model, vlm.tokenizer, STREAM_FRAME, "tiny")
     assert not list(tmp_path.glob("*partial*"))
 
 
 def test_the_command_says_it_in_one_line_of_json(data_dir, tiny_dir, processor_dir, tmp_path):
     beside = ("--model", tiny_dir, "--processor", processor_dir)
-    stream = command("replay", STREAMS / "overflow.json", *beside)
-    assert stream.returncode == 0, stream.stderr
-    assert json.loads(stream.stdout)["ok"] is True and len(stream.stdout.splitlines()) == 1
+    ran = command("replay", STREAMS / "overflow.json", *beside)
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["ok"] is True and len(ran.stdout.splitlines()) == 1
     shutil.copy(STREAMS / "overflow.npz", tmp_path)
     raw = json.loads((STREAMS / "overflow.json").read_text())
     raw["rounds"][-1]["cached_after"] += 1
