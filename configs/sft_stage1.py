@@ -1,6 +1,6 @@
 """Stage 1: overlapped-chunk SFT on everything (StreamingVLM, arXiv 2510.09608, section 3.3).
 
-    svlm train --config sft_stage1 --run-dir RUN --data.paths train.jsonl --data.evaluation eval.jsonl
+    svlm train --config sft_stage1 --run-dir RUN --data.paths train.jsonl --data.eval-paths eval.jsonl
 
 Full fine-tuning of the decoder on windows of 24 s cut every 12 s, the vision tower frozen: AdamW, learning rate 1e-5, cosine,
 3 % warm-up, 512 samples a step, one epoch, bfloat16 with float32 masters. Written for 8 GPUs of 80 GB (`--dry-run h100x8`: it

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Fine-tuning on SLURM: 2 nodes of 8 GPUs, one process a GPU. Edit nodes, time, RUN_DIR (on a disk that all nodes share) and the
 # flags of svlm train. Five minutes before the time is up, and when the job is preempted, all processes get SIGTERM: they save,
-# exit with 75, and the job goes back into the queue, from where it goes on.
+# exit with 75, and the job goes back into the queue, and resumes when it starts again.
 #SBATCH --job-name=svlm
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Fine-tuning on a Cloud TPU pod slice: the same command on every host, which find each other. Edit TPU, ZONE and the bucket; the
-# slice needs this repository in ~/svlm-jax with `pip install -e '.[tpu,train]'`. Run it again to go on after a preemption.
+# slice needs this repository in ~/svlm-jax with `pip install -e '.[tpu,train]'`. Run it again to resume after a preemption.
 set -euo pipefail
 TPU=${TPU:-svlm-v5p-64} ZONE=${ZONE:-us-east5-a} RUN_DIR=${RUN_DIR:-/mnt/shared/runs/stage1} DATA=${DATA:-/mnt/shared/train.jsonl}
 

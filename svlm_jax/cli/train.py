@@ -35,7 +35,7 @@ def read(name: str) -> Any:
     Raises:
         InputError: no such file, or no TrainConfig in it.
     """
-    from svlm_jax.train.config import TrainConfig
+    from svlm_jax.train.config import TrainConfig, unknown_setting
 
     known = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
     if name in known:
@@ -44,7 +44,13 @@ def read(name: str) -> Any:
         spec = importlib.util.spec_from_file_location("run_config", name)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except TypeError as error:
+            match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if match is None:
+                raise
+            raise unknown_setting(name, match[1], "rename it") from error
         found = getattr(module, "config", None)
     else:
         raise InputError("--config", name, f"a Python file, or one of {', '.join(known)}", "check the name")

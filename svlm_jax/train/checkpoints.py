@@ -68,7 +68,7 @@ class Checkpoints:
             PeerLost: another process has ended.
         """
         self.finish()
-        if step in self.steps():
+        if step in self.steps():  # the last step may be one of `save_every`, or a stop may come right after a save
             return
         sealed = _seal({**meta, "sums": checksums.state_checksums(state)})
         try:
@@ -110,7 +110,8 @@ class Checkpoints:
             if items is None or any(failures):
                 process = next(index for index, text in enumerate(failures) if text)
                 raise DamagedCheckpoint(failures[process] + (f", on process {process}" if len(failures) > 1 else ""))
-            _compare_checksums(items["meta"], checksums.state_checksums(items["state"]))  # a program that all hosts run
+            # A program that all hosts run, with the same result on all: they take or skip the step alike.
+            _compare_checksums(items["meta"], checksums.state_checksums(items["state"]))
             return items["state"], items["meta"]
 
         return self._newest_readable(read, channel.all_gather(self.steps())[0])
@@ -144,6 +145,7 @@ class Checkpoints:
     def _newest_readable(self, read: Callable[[int], Result], steps: list[int]) -> Result | None:
         """`read` of the newest step for which it succeeds."""
         causes = []
+        # The same steps on all hosts: each of them must read, fail and go on alike.
         for step in steps:
             try:
                 return read(step)

@@ -124,7 +124,7 @@ class TrainConfig:
         for name in ("batch_size", "micro_batch_size", "save_every", "keep_last", "max_skipped_steps"):
             if getattr(self, name) < 1:
                 raise InputError(name, getattr(self, name), "1 or more", "raise it")
-        if self.batch_size % self.micro_batch_size:
+        if self.batch_size % self.micro_batch_size:  # all micro-steps have one static shape
             expected = f"a multiple of micro_batch_size = {self.micro_batch_size}"
             raise InputError("batch_size", self.batch_size, expected, "change one of them")
         if self.steps < 0 or self.epochs <= 0:
@@ -166,7 +166,7 @@ RENAMED = {
 
 
 def check_names(source: str, kind: type, names: Iterable[str]) -> None:
-    """Refuse settings that a config class does not have, with the new name of one that was renamed.
+    """Refuse settings that a config class does not have.
 
     Raises:
         InputError: an unknown name.
@@ -174,5 +174,10 @@ def check_names(source: str, kind: type, names: Iterable[str]) -> None:
     known = {attribute.name for attribute in fields(kind)}
     for name in names:
         if name not in known:
-            expected = f"{RENAMED[name]}, as it is called now" if name in RENAMED else f"a setting of {kind.__name__}"
-            raise InputError(f"{source} {name}", "a setting of another version", expected, "use the version that wrote it")
+            raise unknown_setting(source, name, "use the version that wrote it")
+
+
+def unknown_setting(source: str, name: str, remedy: str) -> InputError:
+    """The error for a name that no config class has; of an old name it tells the new one."""
+    got, expected = ("an old name", RENAMED[name]) if name in RENAMED else ("an unknown setting", "a field of TrainConfig")
+    return InputError(f"{source} {name}", got, expected, remedy)

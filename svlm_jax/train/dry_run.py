@@ -44,8 +44,8 @@ def report(config: TrainConfig, topology: str) -> None:
     for row in rows:
         print(json.dumps(row))
     capacity = TOPOLOGIES[topology].memory_bytes / 1e9
-    peak = max(row["memory (GB)"] for row in rows)
-    print(f"{topology}: {peak:.1f} of {capacity:.0f} GB a device, {'fits' if peak < capacity else 'DOES NOT FIT'}")
+    peak_gb = max(row["memory (GB)"] for row in rows)
+    print(f"{topology}: {peak_gb:.1f} of {capacity:.0f} GB a device, {'fits' if peak_gb < capacity else 'DOES NOT FIT'}")
 
 
 def measure(config: TrainConfig, topology: str) -> list[dict[str, Any]]:
@@ -57,6 +57,7 @@ def measure(config: TrainConfig, topology: str) -> list[dict[str, Any]]:
     mesh = build_mesh(config.mesh, abstract_devices(topology, "--dry-run"))
     kernels = "tpu" if TOPOLOGIES[topology].platform == "tpu" else "mosaic_gpu"
     attention = kernels if config.attention == "auto" else config.attention
+    # "auto" asks the devices of this process, which are not the ones compiled for: the kernels are named here.
     model = replace(training_model_config(config, read_shape(config.model)), attention=attention)
     trainable, frozen = split_parameters(_abstract_parameters(model, mesh), trainable_pattern(config))
     step = TrainStep(model, build_optimizer(config.optimizer, STEPS), mesh, trainable, config.ema_decay)

@@ -61,6 +61,7 @@ def export(
         raise InputError("model", config.model, "the directory of the run's initial model", "give its path with --model")
     source_config = config_json.read(directory, dtype)
     training_config = setup.training_model_config(config, config_json.read(directory, config.dtype))
+    # Refuses a target that exists before anything is read.
     with atomic_directory(target) as draft:
         parameters = _parameters(config, training_config, directory, run_dir, ema, dtype or source_config.param_dtype)
         _copy_processor_files(directory, Path(config.processor) if config.processor else directory, draft)
@@ -109,6 +110,7 @@ def _merge_adapter(path: str, tensor: np.ndarray, parameters: dict[str, np.ndarr
     names = [f"{path.removesuffix('kernel')}lora_{side}" for side in "ab"]
     if names[0] not in parameters:
         return tensor
+    # On the CPU backend: the sum is the same on every machine, and an accelerator may be in use.
     values = {name: jax.device_put(parameters.pop(name), _cpu()) for name in names}
     return np.asarray(merge_lora(model, values | {path: jax.device_put(tensor, _cpu())})[1][path])
 
@@ -132,6 +134,7 @@ def read_stacked(directory: Path, config: ModelConfig, skip: Collection[str]) ->
         if stacked_path(first.path) is None:
             yield path, tensor
             continue
+        # Filled layer by layer: a list of layers to be stacked would need twice the memory.
         stack = np.empty((1 + len(others), *tensor.shape), tensor.dtype)
         stack[0] = tensor
         for layer, row in enumerate(others, 1):

@@ -33,7 +33,7 @@ class MetricsWriter:
     def write(self, metrics: dict[str, Any]) -> None:
         """One line; "step" is in it."""
         self.file.write(json.dumps(metrics) + "\n")
-        self.file.flush()
+        self.file.flush()  # a run that is killed has all its lines
         scalars = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         if self.tensorboard is not None:
             for name, value in scalars.items():
@@ -64,6 +64,7 @@ def _drop_after(path: Path, step: int) -> None:
                 lines.append(line)
         except (ValueError, KeyError):  # the last line of a run that was killed while it wrote
             continue
+    # Atomic: a crash between two writes would lose the metrics of the whole run.
     with atomic_write(path) as draft:
         draft.write_text("".join(f"{line}\n" for line in lines))
 
@@ -81,6 +82,7 @@ def _wandb(run_dir: Path, project: str, config: Any) -> Any:
         import wandb  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise InputError("wandb", "not installed", "wandb", "pip install 'svlm-jax[wandb]'") from None
+    # The id in the run's directory: a run that resumes goes on with its curves.
     id_file = run_dir / "wandb_id"
     if not id_file.exists():
         id_file.write_text(wandb.util.generate_id())

@@ -75,8 +75,9 @@ class Trainer:
         self.total_steps = config.total_steps(len(self.train_set))
         self.learning_rates = learning_rates(config.optimizer, self.total_steps)
         self.bad = BadSampleCounter(config.data.max_bad_fraction, log)
-        self.logged_eval_errors: dict[str, str] = {}
+        self.logged_eval_errors: dict[str, str] = {}  # by sample id: an evaluation logs each once a run, not each time
         self.eval_bad_samples = 0
+        # Before the checkpoint is loaded: hosts with other data would agree on a state and not on the samples after it.
         self.fingerprint = dataset_check.check_across_hosts(self.train_set.fingerprint())
         self.checkpoints = Checkpoints(config.run_dir, keep_last=config.keep_last, keep_every=config.keep_every)
         loaded = self.checkpoints.load(step.abstract_state)
@@ -101,7 +102,7 @@ class Trainer:
             options = {"tensorboard": config.tensorboard, "wandb": config.wandb, "config": asdict(config)}
             writer = MetricsWriter(config.run_dir, first, **options)
         batches = self._prefetcher((self.total_steps - first) * config.accumulation)
-        self.watchdog = Watchdog(config.hang_seconds)
+        self.watchdog = Watchdog(config.hang_seconds)  # from here on: loading a checkpoint may take longer
         try:
             with jax.set_mesh(self.step.mesh):
                 self._run(first, batches, writer)
@@ -125,10 +126,10 @@ class Trainer:
                 pending = dispatched
                 is_last = number == self.total_steps
                 save, evaluate = is_last or number % self.config.save_every == 0, self._is_eval_step(number)
-                if save or evaluate:
+                if save or evaluate:  # both wait for the devices, and an evaluation must not count as time of a step
                     self._report(pending, writer)
                     pending = None
-                if save:
+                if save:  # before the evaluation: should that fail, the step is not lost
                     self._save(wait=is_last)
                 if evaluate:
                     self._evaluate_and_report(number, writer)
@@ -144,6 +145,7 @@ class Trainer:
         start_time, data_wait, previous_loss, stats = time.perf_counter(), 0.0, None, StepStats(self.workload)
         for _ in range(self.config.accumulation):
             if self.should_stop(self.micro_step):
+                # The accumulated gradients are dropped: the run repeats this step from its first micro-step.
                 self._save(wait=True)
                 raise Preempted(f"saved after step {number - 1}")
             wait_start = time.perf_counter()
@@ -194,7 +196,7 @@ class Trainer:
             raise InputError("gradients", got, expected, remedy)
 
     def _save(self, wait: bool) -> None:
-        if step := int(self.state.step):
+        if step := int(self.state.step):  # step 0 is the initial model
             config = json.dumps(asdict(self.config))
             meta = {"samples": self.samples, "step": step, "config": config, "data": self.fingerprint}
             self.checkpoints.save(step, self.state, meta, wait=wait)
@@ -213,6 +215,7 @@ class Trainer:
         """
         assert self.eval_set is not None
         config, total, count, num_samples = self.config, 0.0, 0, len(self.eval_set)
+        # Always from sample 0 in the order of seed 0, whatever the run's seed and position.
         num_batches = min(config.eval_batches, -(-num_samples // config.micro_batch_size))
         shard = HostShard(ShuffledIndex(num_samples, 0), self.rows, config.micro_batch_size, 0, num_batches, end=num_samples)
         bad = BadSampleCounter(config.data.max_bad_fraction, self.log, self.logged_eval_errors)

@@ -51,7 +51,7 @@ class BatchPrefetcher(Iterator[MicroBatch]):
         item = self._queue.get()
         if isinstance(item, MicroBatch):
             return item
-        self._put(item)  # the next call raises it again, and does not wait for ever
+        self._enqueue(item)  # the next call raises it again, and does not wait for ever
         raise item
 
     def close(self) -> None:
@@ -62,15 +62,15 @@ class BatchPrefetcher(Iterator[MicroBatch]):
     def _run(self, source: Generator[list[Example]]) -> None:
         try:
             for examples in source:
-                if self._closed.is_set() or not self._put(self._pad(examples)):
+                if self._closed.is_set() or not self._enqueue(self._pad(examples)):
                     return
-            self._put(StopIteration())
-        except BaseException as error:
-            self._put(error)
+            self._enqueue(StopIteration())
+        except BaseException as error:  # raised in the loop: nobody would see it in a thread
+            self._enqueue(error)
         finally:
             source.close()
 
-    def _put(self, item: MicroBatch | BaseException) -> bool:
+    def _enqueue(self, item: MicroBatch | BaseException) -> bool:
         """False if the prefetcher was closed and nobody will take the item."""
         while not self._closed.is_set():
             try:

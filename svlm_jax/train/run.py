@@ -51,7 +51,7 @@ def trainer(
     train_set = load_examples(config.data.paths, config.data, processor)
     eval_set = load_examples(config.data.eval_paths, config.data, processor) if config.data.eval_paths else None
     mesh = setup.build_mesh(config.mesh, devices)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh):  # constraints on activations are resolved against the mesh that is set
         trainable, frozen = setup.load_parameters(config, model, directory, mesh)
         optimizer = build_optimizer(config.optimizer, config.total_steps(len(train_set)))
         step = TrainStep(model, optimizer, mesh, trainable, config.ema_decay)
@@ -61,7 +61,7 @@ def trainer(
 def _write_config(config: TrainConfig, log: Log) -> None:
     """The resolved config into the run's directory; one that is there must agree with it."""
     path = Path(config.run_dir) / CONFIG
-    new = json.loads(json.dumps(asdict(config)))
+    new = json.loads(json.dumps(asdict(config)))  # as a file gives it back: tuples are lists
     if path.exists():
         old = json.loads(json.dumps(asdict(read_config(config.run_dir))))
         for name in FIXED:
@@ -72,6 +72,7 @@ def _write_config(config: TrainConfig, log: Log) -> None:
             log(f"settings changed since this run started: {', '.join(changed)}")
     if jax.process_index() == 0:
         Path(config.run_dir).mkdir(parents=True, exist_ok=True)
+        # Atomic: a process that starts meanwhile reads the old config or the new one.
         with atomic_write(path) as draft:
             draft.write_text(json.dumps(new, indent=2) + "\n")
 

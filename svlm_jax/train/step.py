@@ -120,6 +120,7 @@ class TrainStep:
 
     def _loss(self, trainable: Parameters, frozen: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
         """(sum of the losses, number of labels)."""
+        # Only the first argument is differentiated: frozen parameters have no gradients, a frozen tower has no backward pass.
         model = from_parameters(self.config, trainable | frozen)
         return cross_entropy_at(model.text, model.hidden(batch.inputs), batch.token_index, batch.labels)
 
@@ -129,7 +130,7 @@ class TrainStep:
         """The accumulator with a micro-batch added, and the loss of that micro-batch (only to wait for)."""
         with jax.named_scope("forward_backward"):
             (loss, count), gradients = jax.value_and_grad(self._loss, has_aux=True)(trainable, frozen, batch)
-        with jax.named_scope("accumulate"):
+        with jax.named_scope("accumulate"):  # in float32, whatever the compute dtype: small terms would be lost
             gradients = jax.tree.map(lambda total, new: total + new.astype(jnp.float32), accumulator.gradients, gradients)
             return GradAccumulator(gradients, accumulator.loss + loss, accumulator.count + count), loss
 
@@ -138,7 +139,7 @@ class TrainStep:
     ) -> tuple[TrainState, GradAccumulator, StepMetrics]:
         """The state after the step, the accumulator zeroed in its own buffers, and the metrics of the step."""
         with jax.named_scope("gradients"):
-            count = jnp.maximum(accumulator.count, 1)
+            count = jnp.maximum(accumulator.count, 1)  # a step of bad samples alone has no label
             gradients = jax.tree.map(lambda x: x / count, accumulator.gradients)
             grad_norm = optax.tree.norm(gradients)
             finite = jnp.isfinite(grad_norm) & jnp.isfinite(accumulator.loss)
@@ -157,6 +158,7 @@ class TrainStep:
         update_norm = jnp.where(finite, optax.tree.norm(updates), 0.0)
         norms = (grad_norm, optax.tree.norm(next_state.trainable), update_norm)
         metrics = StepMetrics(accumulator.loss / count, accumulator.count, *norms, finite.astype(jnp.int32), skipped)
+        # Zeros of the accumulator's own shape, so that XLA writes them into its donated buffers.
         return next_state, jax.tree.map(jnp.zeros_like, accumulator), metrics
 
 

@@ -27,6 +27,7 @@ class Workload:
         host_rows: rows of a micro-batch that this host holds.
         """
         paths = list(trainable)
+        # Rows of all hosts over rows of this one: what counts on this host are multiplied with.
         self.model, self.mesh, self.rows_ratio = model, mesh, micro_batch_size / host_rows
         self.gradients = {
             "vision_trained": any(path.startswith("vision.") for path in paths),
