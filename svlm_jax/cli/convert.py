@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="of a training run: where the model that it began with is now")
     parser.add_argument("--verify", action="store_true", help="read the result again and compare every tensor")
     args = parser.parse_args()
-    limit = parse_size(args.max_shard_size)
+    max_shard_bytes = parse_size(args.max_shard_size)
 
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # nothing is computed; leave accelerators to those who need them
     from svlm_jax.checkpoint import convert, orbax
@@ -52,18 +52,18 @@ def main() -> None:
 
     source = local_directory(args.source)
     if export.is_run(source):
-        _export(source, args, limit)
+        _export(source, args, max_shard_bytes)
         return
     if args.ema or args.model:
         raise InputError("--ema, --model", str(source), "the directory of a training run", "leave the flags out")
     to = args.to or ("hf" if orbax.is_store(source) else "orbax")
-    places = [args.processor, source] if args.processor else [source]  # of a file in both, the processor's
-    found = {name: [place / name for place in places if (place / name).is_file()] for name in PROCESSOR_FILES}
-    beside = [paths[0] for paths in found.values() if paths]
+    directories = [args.processor, source] if args.processor else [source]  # of a file in both, the processor's
+    paths_by_name = {name: [folder / name for folder in directories if (folder / name).is_file()] for name in PROCESSOR_FILES}
+    side_files = [paths[0] for paths in paths_by_name.values() if paths]
     config = config_json.read(source, args.dtype)
     streaming(source)
     generation(source, config)
-    if any(path.name in TOKENIZER for path in beside):
+    if any(path.name in TOKENIZER for path in side_files):
         Processor.from_directory(args.processor or source, config)  # what is copied is what a model can be used with
     else:
         print(f"note: no tokenizer in {args.processor or source}; --processor DIR adds one")
@@ -72,9 +72,9 @@ def main() -> None:
         source,
         args.target,
         to=to,
-        beside=beside,
+        beside=side_files,
         dtype=args.dtype,
-        max_shard_bytes=limit,
+        max_shard_bytes=max_shard_bytes,
         verify=args.verify,
         progress=Progress("convert"),
     )
@@ -83,7 +83,7 @@ def main() -> None:
     print(f"wrote {args.target}: {config.param_dtype}, {size / 1e9:.2f} GB{verified}")
 
 
-def _export(run_dir: Path, args: argparse.Namespace, limit: int) -> None:
+def _export(run_dir: Path, args: argparse.Namespace, max_shard_bytes: int) -> None:
     from svlm_jax.pretrained import local_directory
     from svlm_jax.train import export
     from svlm_jax.train.run import read_config
@@ -91,6 +91,6 @@ def _export(run_dir: Path, args: argparse.Namespace, limit: int) -> None:
     if args.verify or args.processor:
         raise InputError("--verify, --processor", "a training run", "another source", "leave the flags out")
     model = args.model or local_directory(read_config(run_dir).model)
-    options = {"to": args.to or "hf", "dtype": args.dtype, "ema": args.ema, "max_shard_bytes": limit}
+    options = {"to": args.to or "hf", "dtype": args.dtype, "ema": args.ema, "max_shard_bytes": max_shard_bytes}
     config = export.export(run_dir, args.target, model=model, progress=Progress("export"), **options)
     print(f"wrote {args.target}: {config.param_dtype}, {'averaged' if args.ema else 'trained'} parameters of {run_dir}")

@@ -32,34 +32,34 @@ def interruptible() -> Iterator[None]:
     if current_thread() is not main_thread() or not callable(signal.getsignal(signal.SIGINT)):
         yield
         return
-    heard, told = os.pipe()
-    os.set_blocking(told, False)
-    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-    handler = signal.signal(signal.SIGINT, lambda *_: None)  # the thread alone acts
-    Thread(target=_end_when_told, args=(heard,), daemon=True).start()
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
+    previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
+    previous_handler = signal.signal(signal.SIGINT, lambda *_: None)  # the thread alone acts
+    Thread(target=_exit_on_sigint, args=(read_fd,), daemon=True).start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
-        signal.set_wakeup_fd(before)
-        os.close(told)  # which ends the thread
+        signal.signal(signal.SIGINT, previous_handler)
+        signal.set_wakeup_fd(previous_fd)
+        os.close(write_fd)  # which ends the thread
 
 
-def _end_when_told(heard: int) -> None:
-    while number := os.read(heard, 1):
+def _exit_on_sigint(read_fd: int) -> None:
+    while number := os.read(read_fd, 1):
         if number[0] == signal.SIGINT:
             os.write(2, b"\ninterrupted\n")
             os._exit(INTERRUPTED)
-    os.close(heard)
+    os.close(read_fd)
 
 
 @contextmanager
-def compiling(what: str = "") -> Iterator[None]:
+def compiling(description: str = "") -> Iterator[None]:
     """Say that programs are compiled, and where they are kept; inside, Ctrl-C ends the process at once."""
     from svlm_jax.compile_cache import kept_in
 
-    kept = f" (kept in {place}: the next start is quicker)" if (place := kept_in()) else ""
-    print(f"compiling{' ' if what else ''}{what}{kept} ...", file=sys.stderr, flush=True)
+    note = f" (kept in {directory}: the next start is quicker)" if (directory := kept_in()) else ""
+    print(f"compiling{' ' if description else ''}{description}{note} ...", file=sys.stderr, flush=True)
     with interruptible():
         yield
 
@@ -68,9 +68,9 @@ class Progress:
     """Call with (done, total). A bar on a terminal; a plain line every few seconds and at the end otherwise, which says how
     long the rest takes once that can be told."""
 
-    def __init__(self, what: str, unit: str = "tensors") -> None:
-        self.what, self.unit = what, unit
-        self.started = self.spoken = time.monotonic()
+    def __init__(self, description: str, unit: str = "tensors") -> None:
+        self.description, self.unit = description, unit
+        self.started = self.last_line = time.monotonic()
         self.first: tuple[float, int] | None = None
         self.bar = None
 
@@ -79,16 +79,16 @@ class Progress:
             from tqdm import tqdm
 
             if self.bar is None:
-                self.bar = tqdm(total=total, desc=self.what, unit=f" {self.unit}", leave=True)
+                self.bar = tqdm(total=total, desc=self.description, unit=f" {self.unit}", leave=True)
             self.bar.update(done - self.bar.n)
             if done == total:
                 self.bar.close()
             return
         now = time.monotonic()
         self.first = self.first or (now, done)  # what came before it was not only work
-        if done == total or now - self.spoken > LINE_EVERY:
-            self.spoken = now
-            line = f"{self.what}: {done}/{total} {self.unit}, {now - self.started:.0f} s"
+        if done == total or now - self.last_line > LINE_EVERY:
+            self.last_line = now
+            line = f"{self.description}: {done}/{total} {self.unit}, {now - self.started:.0f} s"
             begun, before = self.first
             if done < total and done > before:
                 line += f", about {span((now - begun) / (done - before) * (total - done))} left"

@@ -35,7 +35,7 @@ class Amount(NamedTuple):
     again: str = "600:630"
     long: str = "0:4"
     seconds: int = 7200
-    told: str = "10000:10060"
+    silent_games: str = "10000:10060"
     asked: str = "10000:10120"
     told_practice: str = "20000:20240"
     told_drills: str = "30000:30200"
@@ -82,13 +82,13 @@ def trained(stage: int, *windows: str) -> tuple[Step, Step]:
 
 def again(stage: int, games: int) -> tuple[Step, ...]:
     """A stage from the sixth on: games that were not told before."""
-    seed, last, told, far = 5000 + 1000 * stage, f"told/{stage}.jsonl", f"told_{stage}", f"far_{stage}"
+    seed, last, silent_games, far = 5000 + 1000 * stage, f"told/{stage}.jsonl", f"told_{stage}", f"far_{stage}"
     made = f"{TOLD} --seconds 1200 --seeds {seed}:{seed + games} --index {stage}.jsonl --questions {SELDOM}"
     return (
         Step(last, made),
-        Step(f"{told}.jsonl", WORDS.format(f"{{out}}/{last}", told, 16, 16) + " --every 6"),
+        Step(f"{silent_games}.jsonl", WORDS.format(f"{{out}}/{last}", silent_games, 16, 16) + " --every 6"),
         Step(f"{far}.jsonl", WORDS.format(f"{{out}}/{last}", far, 24, 12) + " --saying [0-9]-[0-9] --apart 40"),
-        *trained(stage, "shown", "begin", told, far),
+        *trained(stage, "shown", "begin", silent_games, far),
     )
 
 

@@ -35,39 +35,33 @@ def read(name: str) -> Any:
     Raises:
         InputError: no such file, or no TrainConfig in it.
     """
-    from svlm_jax.train.config import TrainConfig, unknown_setting
+    from svlm_jax.train.config import TrainConfig
 
-    known = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
-    if name in known:
-        found = getattr(_ours(name), "config", None)
+    names = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+    if name in names:
+        config = getattr(_recipe(name), "config", None)
     elif name.endswith(".py") and Path(name).is_file():
         spec = importlib.util.spec_from_file_location("run_config", name)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        try:
-            spec.loader.exec_module(module)
-        except TypeError as error:
-            match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-            if match is None:
-                raise
-            raise unknown_setting(name, match[1], "rename it") from error
-        found = getattr(module, "config", None)
+        spec.loader.exec_module(module)
+        config = getattr(module, "config", None)
     else:
-        raise InputError("--config", name, f"a Python file, or one of {', '.join(known)}", "check the name")
-    if not isinstance(found, TrainConfig):
+        raise InputError("--config", name, f"a Python file, or one of {', '.join(names)}", "check the name")
+    if not isinstance(config, TrainConfig):
         raise InputError("--config", f"{name} without a TrainConfig named `config`", "one", "see configs/sft_stage1.py")
-    return found
+    return config
 
 
-def _ours(name: str) -> Any:
+def _recipe(name: str) -> Any:
     """A module of configs/, which Python looks for in the current folder first."""
     import configs
 
-    places = [Path(place).resolve() for place in getattr(configs, "__path__", [])]
-    if CONFIGS.resolve() not in places:
-        found = getattr(configs, "__file__", None) or next(map(str, places), "a module")
+    directories = [Path(directory).resolve() for directory in getattr(configs, "__path__", [])]
+    if CONFIGS.resolve() not in directories:
+        shadow = getattr(configs, "__file__", None) or next(map(str, directories), "a module")
         remedy = f"start elsewhere, or give --config {CONFIGS / name}.py"
-        raise InputError("configs", f"{found}, which hides the recipes of svlm-jax", str(CONFIGS), remedy)
+        raise InputError("configs", f"{shadow}, which hides the recipes of svlm-jax", str(CONFIGS), remedy)
     return importlib.import_module(f"configs.{name}")
 
 
@@ -78,13 +72,13 @@ def parse(config: Any, flags: list[str], program: str) -> Any:
     except ImportError:
         raise InputError("svlm train", "no tyro", "the train extra", "pip install 'svlm-jax[train]'") from None
 
-    told = io.StringIO()
+    captured = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(captured):
             return tyro.cli(type(config), default=config, args=flags, prog=program)
     except SystemExit as end:
         if end.code:
-            line = " ".join(re.sub(r"[─-╿]", " ", told.getvalue()).split())
+            line = " ".join(re.sub(r"[─-╿]", " ", captured.getvalue()).split())
             print(f"error: {line}", file=sys.stderr)
         sys.exit(end.code)
 
@@ -96,25 +90,25 @@ def main() -> None:
     first.add_argument("--nproc", type=int, default=1, help="processes on this machine (default 1)")
     first.add_argument("--devices-each", type=int, help="virtual CPU devices of each process")
     first.add_argument("--dry-run", metavar="TOPOLOGY", help="compile for h100x8, v5p-64 ...: does it fit? nothing is run")
-    own, rest = first.parse_known_args()
-    if own.config is None:
+    command_args, rest = first.parse_known_args()
+    if command_args.config is None:
         if {"-h", "--help"} & set(rest):
             first.print_help()
             return
         raise InputError("--config", "nothing", "a name in configs/ or a file", "see --help")
-    config = parse(read(own.config), rest, f"svlm train --config {own.config}")
-    if own.nproc > 1:
+    config = parse(read(command_args.config), rest, f"svlm train --config {command_args.config}")
+    if command_args.nproc > 1:
         from svlm_jax.cluster.local import spawn
 
-        kept = [] if own.compile_cache is None else ["--compile-cache", own.compile_cache]
-        given = ["svlm_jax.cli", "train", "--config", own.config, *kept, *rest]
-        sys.exit(spawn(own.nproc, given, devices_each=own.devices_each))
-    if own.dry_run:
+        cache = [] if command_args.compile_cache is None else ["--compile-cache", command_args.compile_cache]
+        argv = ["svlm_jax.cli", "train", "--config", command_args.config, *cache, *rest]
+        sys.exit(spawn(command_args.nproc, argv, devices_each=command_args.devices_each))
+    if command_args.dry_run:
         from svlm_jax.train.dry_run import report
 
-        report(config, own.dry_run)
+        report(config, command_args.dry_run)
         return
-    train(config, own)
+    train(config, command_args)
 
 
 class Screen:
@@ -140,7 +134,7 @@ class Screen:
         self.bar.update(int(step[1]) - self.bar.n)
 
 
-def train(config: Any, own: argparse.Namespace) -> None:
+def train(config: Any, command_args: argparse.Namespace) -> None:
     """The run on this process's share of the devices; `own`: flags of the command."""
     from svlm_jax.cluster import distributed
 
@@ -156,23 +150,25 @@ def train(config: Any, own: argparse.Namespace) -> None:
     from svlm_jax.train.loop import Preempted
     from svlm_jax.train.run import trainer
 
-    chief, marker = jax.process_index() == 0, Path(config.run_dir) / "preempted"
+    chief, preempted_marker = jax.process_index() == 0, Path(config.run_dir) / "preempted"
     if chief:
-        marker.unlink(missing_ok=True)
+        preempted_marker.unlink(missing_ok=True)
     log = Screen(chief)
     try:
         check_attention(config.attention)
-        kept = set_compile_cache(own)
+        cache_directory = set_compile_cache(command_args)
         runner = trainer(
             config, local_directory(config.model), log=log, should_stop=multihost_utils.reached_preemption_sync_point
         )
         log(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.total_steps} steps of {config.batch_size} samples")
-        log(f"compiling; the first step comes after that{f' (kept in {kept} for the next start)' if kept else ''} ...")
+        log(
+            f"compiling; the first step comes after that{f' (kept in {cache_directory} for the next start)' if cache_directory else ''} ..."
+        )
         runner.run()
-    except Preempted as told:
-        log(f"asked to stop: {told}; start again and the run resumes")
+    except Preempted as request:
+        log(f"asked to stop: {request}; start again and the run resumes")
         if chief:
-            marker.touch()
+            preempted_marker.touch()
         distributed.leave(PREEMPTED)
     except Exception as error:
         distributed.fail(error)

@@ -35,15 +35,15 @@ TOO_MANY_BAD = 1  # exit code
 SHORTEST = 2.0  # seconds of a last window that is kept
 
 
-class Bad:
+class BadRecords:
     """Tells bad records and counts them."""
 
-    def __init__(self, most: int) -> None:
-        self.most, self.count = most, 0
+    def __init__(self, max_count: int) -> None:
+        self.max_count, self.count = max_count, 0
 
     @property
     def too_many(self) -> bool:
-        return self.count > self.most >= 0
+        return self.count > self.max_count >= 0
 
     def __call__(self, name: str, reason: object) -> None:
         self.count += 1
@@ -53,12 +53,12 @@ class Bad:
 class Windows:
     """The windows of long records, one after the other, and what they amount to. Seconds in two windows count twice."""
 
-    def __init__(self, records: Records, args: argparse.Namespace, bad: Bad) -> None:
-        self.records, self.args, self.bad = records, args, bad
+    def __init__(self, records: Records, args: argparse.Namespace, bad_records: BadRecords) -> None:
+        self.records, self.args, self.bad_records = records, args, bad_records
         self.size = {"window": args.window, "stride": args.stride, "min_seconds": min(SHORTEST, args.window)}
         self.size |= {"as_streamed": args.as_streamed, "visible_seconds": args.visible_seconds}
         self.saying = _expression(args.saying)
-        self.seconds = self.spoken = self.found = 0
+        self.seconds = self.spoken = self.matches = 0
 
     def __iter__(self) -> Iterator[list]:
         """Raises:
@@ -66,35 +66,35 @@ class Windows:
         """
         for name, line in self.records:
             try:
-                whole = parse_line(line, "record")
-                whole = replace(whole, video=None) if self.args.words_only else whole
-                windows = cut(whole, **self.size, source="record")
+                record = parse_line(line, "record")
+                record = replace(record, video=None) if self.args.words_only else record
+                windows = cut(record, **self.size, source="record")
             except InputError as error:
-                self.bad(name, error)
+                self.bad_records(name, error)
                 continue
-            late = self._late(whole) if self.args.apart else []
+            late_mentions = self._late_mentions(record) if self.args.apart else []
             for window in windows:
                 annotation = parse(window)
                 if not self.saying.search(" ".join(word.text for word in annotation.words)):
                     continue
-                if self.args.apart and not any(annotation.start < time <= annotation.end for time in late):
+                if self.args.apart and not any(annotation.start < time <= annotation.end for time in late_mentions):
                     continue
-                self.found += 1
-                if self.found % self.args.every:
+                self.matches += 1
+                if self.matches % self.args.every:
                     continue
                 self.seconds += annotation.seconds
                 self.spoken += len({math.ceil(word.end) for word in annotation.words})
                 yield window
-        if self.bad.too_many:
-            expected = f"at most {self.bad.most}"
-            raise InputError("--max-bad", f"{self.bad.count} bad records", expected, "mend them or allow more")
+        if self.bad_records.too_many:
+            expected = f"at most {self.bad_records.max_count}"
+            raise InputError("--max-bad", f"{self.bad_records.count} bad records", expected, "mend them or allow more")
 
-    def _late(self, whole: Annotation) -> list[float]:
+    def _late_mentions(self, record: Annotation) -> list[float]:
         """When --saying is said (the end of its first word) --apart or more seconds after the time before."""
-        starts = list(accumulate((len(word.text) + 1 for word in whole.words), initial=0))
-        text = " ".join(word.text for word in whole.words)
+        starts = list(accumulate((len(word.text) + 1 for word in record.words), initial=0))
+        text = " ".join(word.text for word in record.words)
         times = (
-            [whole.words[bisect_right(starts, found.start()) - 1].end for found in self.saying.finditer(text)] if text else []
+            [record.words[bisect_right(starts, match.start()) - 1].end for match in self.saying.finditer(text)] if text else []
         )
         return [time for before, time in pairwise(times) if time - before >= self.args.apart]
 
@@ -122,16 +122,16 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second with --tfds (default 2)")
     parser.add_argument("--root", type=Path, help="where relative paths of videos begin, with --tfds (default: here)")
     args = parser.parse_args()
-    bad = Bad(args.max_bad)
+    bad_records = BadRecords(args.max_bad)
     try:
         _check(args)
-        with tempfile.TemporaryDirectory() as place:
-            out = args.out or Path(place) / f"{args.tfds.name}.jsonl"
-            _cut(args, out, bad)
+        with tempfile.TemporaryDirectory() as scratch:
+            out = args.out or Path(scratch) / f"{args.tfds.name}.jsonl"
+            _cut(args, out, bad_records)
             if args.tfds:
-                _prepare(args, out, bad)
+                _prepare(args, out, bad_records)
     except InputError as error:
-        if not bad.too_many:
+        if not bad_records.too_many:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(TOO_MANY_BAD)
@@ -169,15 +169,15 @@ def _expression(text: str) -> re.Pattern[str]:
         raise InputError("--saying", repr(text), f"a regular expression ({error})", "escape what is meant literally") from None
 
 
-def _cut(args: argparse.Namespace, out: Path, bad: Bad) -> None:
+def _cut(args: argparse.Namespace, out: Path, bad_records: BadRecords) -> None:
     records = Records(args.sources)
-    windows = Windows(records, args, bad)
+    windows = Windows(records, args, bad_records)
     count = write(out, windows)
-    share, where = windows.spoken / windows.seconds, f" -> {args.out}" if args.out else ""
-    print(f"{len(records)} records, {count} windows, {windows.seconds} s, words in {share:.0%} of the seconds{where}")
+    share, target = windows.spoken / windows.seconds, f" -> {args.out}" if args.out else ""
+    print(f"{len(records)} records, {count} windows, {windows.seconds} s, words in {share:.0%} of the seconds{target}")
 
 
-def _prepare(args: argparse.Namespace, out: Path, bad: Bad) -> None:
+def _prepare(args: argparse.Namespace, out: Path, bad_records: BadRecords) -> None:
     from svlm_jax.data.tfds import prepare
 
     counts = prepare(
@@ -185,8 +185,8 @@ def _prepare(args: argparse.Namespace, out: Path, bad: Bad) -> None:
         args.tfds,
         fps=args.fps,
         root=args.root,
-        max_bad=args.max_bad - bad.count,
-        on_bad=bad,
+        max_bad=args.max_bad - bad_records.count,
+        on_bad=bad_records,
         progress=Progress("decode", "windows"),
     )
     size = sum(path.stat().st_size for path in args.tfds.iterdir())

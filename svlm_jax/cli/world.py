@@ -70,13 +70,13 @@ def main() -> None:
     for path in (index, records.seeks_path(index), *films):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
-    make = partial(_film, args=args, size=_size(args.size))
+    make_film = partial(_film, args=args, size=_size(args.size))
     args.out.mkdir(parents=True, exist_ok=True)
     print(_plan(args, seeds), file=sys.stderr, flush=True)
-    made = _together(make, seeds, args)
-    records.write(index, (to_record(annotation) for annotation in made))
+    annotations = _run_pool(make_film, seeds, args)
+    records.write(index, (to_record(annotation) for annotation in annotations))
     size = sum(path.stat().st_size for path in map(partial(_name, args), seeds) if path.exists())
-    words = sum(len(annotation.words) for annotation in made)
+    words = sum(len(annotation.words) for annotation in annotations)
     print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")
 
 
@@ -85,46 +85,46 @@ def _plan(args: argparse.Namespace, seeds: range) -> str:
     todo = [seed for seed in seeds if not (args.words_only or (args.keep and _name(args, seed).exists()))]
     width, height = _size(args.size)
     pictures = len(todo) * args.seconds * args.fps
-    each = FILMED[0] + FILMED[1] * width * height
-    at_a_time = min(args.jobs, len(seeds), os.cpu_count() or 1)
-    spent = (pictures * each + len(seeds) * args.seconds * PLAYED) / 1000 / at_a_time
-    what = f"{len(todo)} films of {span(args.seconds)}" if todo else f"{len(seeds)} games of {span(args.seconds)}, words alone"
-    there = f" ({len(seeds) - len(todo)} are there)" if todo and len(todo) < len(seeds) else ""
-    room = f", {pictures * width * height * STORED / 1e6:.0f} MB" if todo else ""
-    return f"{what}{there}, {args.jobs} at a time: about {span(spent)}{room} in {args.out}"
+    milliseconds = FILMED[0] + FILMED[1] * width * height
+    parallel = min(args.jobs, len(seeds), os.cpu_count() or 1)
+    seconds = (pictures * milliseconds + len(seeds) * args.seconds * PLAYED) / 1000 / parallel
+    films = f"{len(todo)} films of {span(args.seconds)}" if todo else f"{len(seeds)} games of {span(args.seconds)}, words alone"
+    existing = f" ({len(seeds) - len(todo)} are there)" if todo and len(todo) < len(seeds) else ""
+    disk = f", {pictures * width * height * STORED / 1e6:.0f} MB" if todo else ""
+    return f"{films}{existing}, {args.jobs} at a time: about {span(seconds)}{disk} in {args.out}"
 
 
-def _together(make: Callable[[int], Annotation], seeds: range, args: argparse.Namespace) -> list[Annotation]:
+def _run_pool(make_film: Callable[[int], Annotation], seeds: range, args: argparse.Namespace) -> list[Annotation]:
     """The films, several at a time; says how far all of them are, while the first is drawn too."""
-    context, made = multiprocessing.get_context("spawn"), []
-    drawn, total = context.Value("q", 0), len(seeds) * args.seconds
+    context, annotations = multiprocessing.get_context("spawn"), []
+    seconds_done, total = context.Value("q", 0), len(seeds) * args.seconds
     progress = Progress("write" if args.words_only else "draw", "seconds of film")
-    heard = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the children inherit: Ctrl-C is for this process to tell
+    previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the children
     try:
-        pool = context.Pool(min(args.jobs, len(seeds)), _begin, (drawn,))
+        pool = context.Pool(min(args.jobs, len(seeds)), _share_counter, (seconds_done,))
     finally:
-        signal.signal(signal.SIGINT, heard)
+        signal.signal(signal.SIGINT, previous_handler)
     with pool:
-        results = pool.imap(make, seeds)
-        while len(made) < len(seeds):
+        results = pool.imap(make_film, seeds)
+        while len(annotations) < len(seeds):
             with suppress(multiprocessing.TimeoutError):
-                made.append(results.next(timeout=1))
-            progress(max(min(drawn.value, total - 1), len(made) * args.seconds), total)
-    return made
+                annotations.append(results.next(timeout=1))
+            progress(max(min(seconds_done.value, total - 1), len(annotations) * args.seconds), total)
+    return annotations
 
 
-_drawn: Any = None  # in a child: seconds that all of them have drawn
+_seconds_done: Any = None  # in a child: seconds that all of them have drawn
 
 
-def _begin(drawn: Any) -> None:
+def _share_counter(counter: Any) -> None:
     global _drawn
-    _drawn = drawn
+    _seconds_done = counter
 
 
 def _count(seconds: int) -> None:
-    if _drawn is not None and seconds:
-        with _drawn.get_lock():
-            _drawn.value += seconds
+    if _seconds_done is not None and seconds:
+        with _seconds_done.get_lock():
+            _seconds_done.value += seconds
 
 
 def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
@@ -140,9 +140,9 @@ def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
             break
     pictures = [*(draw(first[kind]) for kind in Kind if kind in first), unseen(first[Kind.PLAY])]
     pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % 5)
-    rows = [np.concatenate(pictures[at : at + 5], axis=1) for at in range(0, len(pictures), 5)]
+    bands = [np.concatenate(pictures[start : start + 5], axis=1) for start in range(0, len(pictures), 5)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(rows)).save(path, optimize=True)
+    Image.fromarray(np.concatenate(bands)).save(path, optimize=True)
     print(f"{len(pictures)} scenes -> {path}")
 
 
