@@ -90,7 +90,7 @@ def said(labels: np.ndarray, guessed: np.ndarray, tokenizer: Any) -> list[tuple[
 def flags(made: argparse.ArgumentParser) -> None:
     made.add_argument("windows", nargs="+", help="JSONL of svlm windows")
     made.add_argument("--root", default="", help="of the videos")
-    made.add_argument("--config", default="tiny_stage5", help="how windows become samples (default tiny_stage5)")
+    made.add_argument("--config", default="touchline_stage5", help="how windows become samples (default touchline_stage5)")
     made.add_argument("--model", nargs="+", default=["touchline"], help="one or more; default: the shipped model")
     made.add_argument("--limit", type=int, default=100, help="windows, drawn without order (default 100)")
     made.add_argument("--name", default="replies", help="of the entry in docs/benchmarks (default replies)")

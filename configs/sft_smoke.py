@@ -6,12 +6,16 @@
 2 CPU cores: seconds a step.
 """
 
+from pathlib import Path
+
 from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.train.config import OptimizerConfig, TrainConfig
 
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
+
 config = TrainConfig(
-    model="tests/fixtures/models/tiny",
-    processor="tests/fixtures/processor",
+    model=str(FIXTURES / "models" / "tiny"),
+    processor=str(FIXTURES / "processor"),
     data=DataConfig(buckets=(Bucket(2048, 8192, 512, 1024), Bucket(8192, 32768, 1024, 4096))),
     optimizer=OptimizerConfig(learning_rate=1e-3),
     batch_size=4,

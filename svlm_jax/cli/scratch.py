@@ -2,7 +2,7 @@
 
     svlm scratch films/matches.jsonl --out tiny-0
 
-Hugging Face layout: config, safetensors, tokenizer, pixel settings. Then `svlm train --config tiny_stage1 --model tiny-0`.
+Hugging Face layout: config, safetensors, tokenizer, pixel settings. Then `svlm train --config touchline_stage1 --model tiny-0`.
 """
 
 from pathlib import Path

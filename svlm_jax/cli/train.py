@@ -5,14 +5,13 @@
     svlm train --config sft_stage1 --run-dir RUN --nproc 4                         # 4 processes on this machine
     svlm train --config sft_stage1 --run-dir RUN --dry-run h100x8                  # does it fit? nothing is run
 
---config is a name in configs/ or a Python file with a `config` in it. A run whose directory has checkpoints resumes from
-the newest. On a cluster start the same command on every host (docs/cluster.md). Exit codes: 0 done, 75 asked to stop and saved
-(start again), 70 hung, 2 bad input, 1 error.
+--config is a Python file with a `config` in it, a name in configs/ of a checkout, or touchline_stage1 to 6. A run whose
+directory has checkpoints resumes from the newest. On a cluster start the same command on every host (docs/cluster.md). Exit
+codes: 0 done, 75 asked to stop and saved (start again), 70 hung, 2 bad input, 1 error.
 """
 
 import argparse
 import contextlib
-import importlib
 import importlib.util
 import io
 import re
@@ -30,39 +29,29 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 def read(name: str) -> Any:
-    """The `config` of a file, or of a name in configs/.
+    """The `config` of a Python file, of a name in configs/ (in a checkout), or of a stage of the shipped model.
 
     Raises:
         InputError: no such file, or no TrainConfig in it.
     """
+    from svlm_jax.touchline.recipe import CONFIGS as STAGES
     from svlm_jax.train.config import TrainConfig
 
-    names = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
-    if name in names:
-        config = getattr(_recipe(name), "config", None)
-    elif name.endswith(".py") and Path(name).is_file():
-        spec = importlib.util.spec_from_file_location("run_config", name)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        config = getattr(module, "config", None)
-    else:
-        raise InputError("--config", name, f"a Python file, or one of {', '.join(names)}", "check the name")
+    if name in STAGES:
+        return STAGES[name]
+    files = {path.stem: path for path in sorted(CONFIGS.glob("*.py"))}
+    path = files.get(name, Path(name))
+    if path.suffix != ".py" or not path.is_file():
+        raise InputError("--config", name, f"a Python file, or one of {', '.join([*files, *STAGES])}", "check the name")
+    # By its path and not as a module: a user's own package `configs` in the current folder must not hide ours.
+    spec = importlib.util.spec_from_file_location("run_config", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = getattr(module, "config", None)
     if not isinstance(config, TrainConfig):
         raise InputError("--config", f"{name} without a TrainConfig named `config`", "one", "see configs/sft_stage1.py")
     return config
-
-
-def _recipe(name: str) -> Any:
-    """A module of configs/, which Python looks for in the current folder first."""
-    import configs
-
-    directories = [Path(directory).resolve() for directory in getattr(configs, "__path__", [])]
-    if CONFIGS.resolve() not in directories:
-        shadow = getattr(configs, "__file__", None) or next(map(str, directories), "a module")
-        remedy = f"start elsewhere, or give --config {CONFIGS / name}.py"
-        raise InputError("configs", f"{shadow}, which hides the recipes of svlm-jax", str(CONFIGS), remedy)
-    return importlib.import_module(f"configs.{name}")
 
 
 def parse(config: Any, flags: list[str], program: str) -> Any:
@@ -89,7 +78,13 @@ def main() -> None:
     compile_cache_flag(first)
     first.add_argument("--nproc", type=int, default=1, help="processes on this machine (default 1)")
     first.add_argument("--devices-each", type=int, help="virtual CPU devices of each process")
-    first.add_argument("--dry-run", metavar="TOPOLOGY", help="compile for h100x8, v5p-64 ...: does it fit? nothing is run")
+    first.add_argument(
+        "--dry-run",
+        nargs="?",
+        const="local",
+        metavar="TOPOLOGY",
+        help="does it fit? compile for h100x8, v5p-64 ... or this machine; nothing is run",
+    )
     command_args, rest = first.parse_known_args()
     if command_args.config is None:
         if {"-h", "--help"} & set(rest):
@@ -161,9 +156,8 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
             config, local_directory(config.model), log=log, should_stop=multihost_utils.reached_preemption_sync_point
         )
         log(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.total_steps} steps of {config.batch_size} samples")
-        log(
-            f"compiling; the first step comes after that{f' (kept in {cache_directory} for the next start)' if cache_directory else ''} ..."
-        )
+        note = f" (kept in {cache_directory} for the next start)" if cache_directory else ""
+        log(f"compiling; the first step comes after that{note} ...")
         runner.run()
     except Preempted as request:
         log(f"asked to stop: {request}; start again and the run resumes")

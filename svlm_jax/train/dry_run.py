@@ -4,6 +4,7 @@ Nothing is run and no weight is read; `svlm_jax.topology` says which compilers t
 """
 
 import json
+import os
 import re
 import time
 from dataclasses import replace
@@ -25,10 +26,20 @@ from svlm_jax.sharding import batch_sharding, shardings
 from svlm_jax.topology import TOPOLOGIES, abstract_devices
 from svlm_jax.train.config import TrainConfig
 from svlm_jax.train.optimizer import build_optimizer
+from svlm_jax.train.prefetch import check_micro_batch
 from svlm_jax.train.setup import build_mesh, trainable_pattern, training_model_config
 from svlm_jax.train.step import TrainStep, split_parameters
 
+LOCAL = "local"  # the devices of this machine, instead of a topology
 STEPS = 100  # of the optimizer's schedule: any number, nothing is run
+
+
+def device_memory(topology: str) -> float:
+    """Bytes of memory of one device; of a CPU, those of the machine."""
+    if topology != LOCAL:
+        return TOPOLOGIES[topology].memory_bytes
+    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+    return float(limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 class Memory(NamedTuple):
@@ -43,7 +54,7 @@ def report(config: TrainConfig, topology: str) -> None:
     rows = measure(config, topology)
     for row in rows:
         print(json.dumps(row))
-    capacity = TOPOLOGIES[topology].memory_bytes / 1e9
+    capacity = device_memory(topology) / 1e9
     peak_gb = max(row["memory (GB)"] for row in rows)
     print(f"{topology}: {peak_gb:.1f} of {capacity:.0f} GB a device, {'fits' if peak_gb < capacity else 'DOES NOT FIT'}")
 
@@ -51,17 +62,25 @@ def report(config: TrainConfig, topology: str) -> None:
 def measure(config: TrainConfig, topology: str) -> list[dict[str, Any]]:
     """Memory of a device during a micro-step of the largest bucket and during the optimizer step, in GB.
 
+    Args:
+        topology: a name of `TOPOLOGIES`, or `LOCAL`: the devices of this machine.
+
     Raises:
         InputError: an unknown topology, a missing compiler, a mesh that does not fit it.
     """
-    mesh = build_mesh(config.mesh, abstract_devices(topology, "--dry-run"))
-    kernels = "tpu" if TOPOLOGIES[topology].platform == "tpu" else "mosaic_gpu"
+    if topology == LOCAL:
+        devices, kernels = jax.devices(), "auto"
+    else:
+        devices = abstract_devices(topology, "--dry-run")
+        kernels = "tpu" if TOPOLOGIES[topology].platform == "tpu" else "mosaic_gpu"
+    mesh = build_mesh(config.mesh, devices)
     attention = kernels if config.attention == "auto" else config.attention
     # "auto" asks the devices of this process, which are not the ones compiled for: the kernels are named here.
     model = replace(training_model_config(config, read_shape(config.model)), attention=attention)
     trainable, frozen = split_parameters(_abstract_parameters(model, mesh), trainable_pattern(config))
     step = TrainStep(model, build_optimizer(config.optimizer, STEPS), mesh, trainable, config.ema_decay)
     frozen = {path: _with_dtype(leaf, config.dtype) for path, leaf in frozen.items()}
+    check_micro_batch(mesh, config.micro_batch_size)
     batch = _abstract_batch(config.data.buckets[-1], config.micro_batch_size, model, mesh)
     state, accumulator = step.abstract_state, step.abstract_accumulator
     # In device memory during a micro-step without being an argument of it.

@@ -101,6 +101,14 @@ class BatchPrefetcher(Iterator[MicroBatch]):
         return MicroBatch(examples, pad_batch(examples, bucket, self._model), global_examples)
 
 
+def check_micro_batch(mesh: Mesh, micro_batch_size: int) -> None:
+    """Raises InputError where the mesh does not divide a micro-batch."""
+    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if micro_batch_size % num_shards:
+        expected = f"a multiple of data x fsdp = {num_shards}"
+        raise InputError("micro_batch_size", micro_batch_size, expected, "change it or the mesh")
+
+
 def host_rows(mesh: Mesh, micro_batch_size: int) -> list[int]:
     """Rows of a micro-batch that this host's devices hold; where an axis besides data and fsdp spans hosts, several hosts hold
     the same.
@@ -108,10 +116,7 @@ def host_rows(mesh: Mesh, micro_batch_size: int) -> list[int]:
     Raises:
         InputError: a batch that the mesh does not divide, or a mesh without a device of this process.
     """
-    num_shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if micro_batch_size % num_shards:
-        expected = f"a multiple of data x fsdp = {num_shards}"
-        raise InputError("micro_batch_size", micro_batch_size, expected, "change it or the mesh")
+    check_micro_batch(mesh, micro_batch_size)
     indices = batch_sharding(mesh, 1).addressable_devices_indices_map((micro_batch_size,))
     rows = sorted({row for index in indices.values() if index for row in range(*index[0].indices(micro_batch_size))})
     if not rows:

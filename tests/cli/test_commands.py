@@ -179,11 +179,20 @@ def test_the_benchmark_table_is_made_of_the_recorded_runs(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["configs/__init__.py", "configs.py"])
-def test_a_configs_of_the_users_own_is_told_in_one_line(name, tmp_path):
+def test_a_users_own_configs_does_not_hide_the_recipes(name, tmp_path):
     """Most repositories of this kind have one, and Python looks there first."""
     (tmp_path / name).parent.mkdir(exist_ok=True)
-    (tmp_path / name).write_text("")
-    line = [sys.executable, "-m", "launch.train", "--config", "sft_smoke", "--run-dir", "run"]
+    (tmp_path / name).write_text("raise SystemExit(3)")
+    line = [sys.executable, "-m", "launch.train", "--config", "sft_smoke", "--run-dir", "run", "--data.paths", "none.jsonl"]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    told = refusal(subprocess.run(line, capture_output=True, text=True, env=env, cwd=tmp_path, check=False))
-    assert "configs: got " in told and str(tmp_path) in told and "sft_smoke.py" in told
+    assert "none.jsonl" in refusal(subprocess.run(line, capture_output=True, text=True, env=env, cwd=tmp_path, check=False))
+
+
+def test_a_dry_run_for_this_machine_says_what_a_step_takes(tmp_path):
+    """From any folder, by the path of a config file, and nothing is written."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    line = [sys.executable, "-m", "svlm_jax.cli", "train", "--config", str(ROOT / "configs" / "sft_smoke.py"), "--dry-run"]
+    result = subprocess.run(line, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "micro-step" in result.stdout and result.stdout.splitlines()[-1].endswith("fits")
+    assert not any(tmp_path.iterdir())

@@ -184,9 +184,10 @@ def test_commands_that_take_minutes_say_what_they_do_and_how_long(tmp_path, caps
     for typed in (["convert"], ["aot"], ["stream"], ["kernels"], ["serve"], ["device"], ["train", "--topology", "h100x8"]):
         assert " min" in plans.plan(parsed(typed)) or " s on " in plans.plan(parsed(typed)), typed
     from benchmarks import findings
-    from svlm_jax.cli import tiny, world
+    from svlm_jax.cli import world
+    from svlm_jax.touchline import recipe
 
-    assert "two hours" in tiny._plan(tmp_path, tiny.steps(6, tiny.Amount()), False)
+    assert "two hours" in recipe.plan(tmp_path, recipe.steps(6, recipe.Amount()), False)
     made = world._plan(world_flags(tmp_path), range(4))
     assert made.startswith("4 films of 2.0 h, 2 at a time: about ") and " MB in " in made
     variants = findings.variants(findings.StreamConfig(), {})

@@ -1,10 +1,10 @@
-"""Claims about `launch.tiny`: from nothing to a model that streams, by commands alone."""
+"""Claims about `svlm tiny`: from nothing to a model that streams, by commands alone."""
 
 from itertools import pairwise
 
 import pytest
 
-from svlm_jax.cli.tiny import Amount, steps
+from svlm_jax.touchline.recipe import Amount, steps
 from tests.cli.test_commands import command
 
 

@@ -1,1 +1,0 @@
-"""Runs as small Python files: the docstring gives command, hardware, time and result."""
