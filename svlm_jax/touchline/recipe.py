@@ -249,7 +249,8 @@ STEPS = (
     *train_and_convert(5, "stream", "begin", "text24", "text52"),
     Step(
         "shown.jsonl",
-        f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/shown.jsonl --as-streamed --window 16 --stride 8 --visible-seconds 8",
+        f"windows {{out}}/films/short5.jsonl {FILMS} --out {{out}}/shown.jsonl --as-streamed"
+        " --window 16 --stride 8 --visible-seconds 8",
     ),
 )
 
