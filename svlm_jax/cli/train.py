@@ -35,7 +35,7 @@ def read(name: str) -> Any:
         InputError: no such file, or no TrainConfig in it.
     """
     from svlm_jax.touchline.recipe import CONFIGS as STAGES
-    from svlm_jax.train.config import TrainConfig
+    from svlm_jax.train.config import TrainConfig, unknown_setting
 
     if name in STAGES:
         return STAGES[name]
@@ -47,7 +47,13 @@ def read(name: str) -> Any:
     spec = importlib.util.spec_from_file_location("run_config", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except TypeError as error:  # a field that TrainConfig does not have (any more)
+        match = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if match is None:
+            raise
+        raise unknown_setting(name, match[1], "rename it") from error
     config = getattr(module, "config", None)
     if not isinstance(config, TrainConfig):
         raise InputError("--config", f"{name} without a TrainConfig named `config`", "one", "see configs/sft_stage1.py")
