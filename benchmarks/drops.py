@@ -76,19 +76,20 @@ def bench(args: argparse.Namespace) -> None:
 
 def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
     """What is said in each second that is watched. frames uint8 [2 S, H, W, 3]: two a second."""
-    from svlm_jax.stream.results import require_reply
+    from svlm_jax.stream.runner import VIDEO, Runner
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
     from svlm_jax.touchline.judge import words_of
 
-    words, session, state = {}, None, None
+    words: dict[int, str] = {}
+    runner = None
     for second in sorted(set(range(len(frames) // 2)) - dropped):
         clip = vlm.processor.video(frames[2 * second : 2 * second + 2], fps=2, raw=True)
-        if session is None or state is None:
-            session = Session(vlm.model, vlm.tokenizer, vlm.stream, clip.grid, sampling=vlm.sampling)
-            state = session.join(session.start())
-        state, (result,) = session.step(state, [Chunk(float(second), second + 1.0, clip)])
-        words[second] = words_of(require_reply(result).raw)[1]
+        if runner is None:
+            runner = Runner(Session(vlm.model, vlm.tokenizer, vlm.stream, clip.grid, sampling=vlm.sampling))
+            runner.join(VIDEO)
+        caption = runner.caption(VIDEO, Chunk(float(second), second + 1.0, clip))
+        words[second] = words_of(caption.raw)[1]
     return words
 
 

@@ -208,7 +208,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     from svlm_jax.decode.sampling import Sampling
     from svlm_jax.inputs import Clip
     from svlm_jax.spans import temporal_step
-    from svlm_jax.stream.results import require_reply
+    from svlm_jax.stream.runner import VIDEO, Runner
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
 
@@ -217,8 +217,8 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     questions = asked(games.world(seed), seconds)
     clip = vlm.processor.video(np.zeros((variant.stream.chunk_frames, 448, 672, 3), np.uint8), fps=variant.stream.fps, raw=True)
     step = temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, variant.stream.fps)
-    session = Session(vlm.model, vlm.tokenizer, variant.stream, clip.grid, sampling=Sampling())
-    state = session.join(session.start())
+    runner = Runner(Session(vlm.model, vlm.tokenizer, variant.stream, clip.grid, sampling=Sampling()))
+    runner.join(VIDEO)
     progress = Progress(f"{variant.group}: {variant.name}, game {seed}", "seconds")
     with atomic_write(path) as draft, draft.open("w") as file:
         for second in range(seconds):
@@ -226,10 +226,9 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
             question = questions.get(second, "")
             chunk = Chunk(float(second), float(second + 1), Clip(shown, clip.grid, step, video=True), question)
             began = time.perf_counter()
-            state, (result,) = session.step(state, [chunk])
-            reply = require_reply(result)
+            caption = runner.caption(VIDEO, chunk)
             ms = 1000 * (time.perf_counter() - began)
-            line = {"second": second, "text": reply.raw, "question": question, "ms": round(ms, 2), "slots": reply.after}
+            line = {"second": second, "text": caption.raw, "question": question, "ms": round(ms, 2), "slots": caption.slots}
             file.write(json.dumps(line) + "\n")
             progress(second + 1, seconds)
 

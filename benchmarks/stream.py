@@ -44,6 +44,7 @@ class Run:
         from svlm_jax.families import family_of
         from svlm_jax.media.pixels import STREAM_FRAME
         from svlm_jax.media.processor import Processor, image_bounds, load_tokenizer
+        from svlm_jax.stream.runner import Runner
         from svlm_jax.stream.session import Session
 
         self.config, self.frames, self.rows = config, frames, rows
@@ -53,10 +54,10 @@ class Run:
         sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))
         first, _ = next(self.watch())
         grid = self.processor.video(first, fps=config.fps).grid
-        self.session = Session(model, tokenizer, config, grid, sampling=sampling, rows=rows)
-        self.state = self.session.start()
-        for row in range(rows):
-            self.state = self.session.join(self.state, row, query=QUERY, seed=row)
+        self.runner = Runner(Session(model, tokenizer, config, grid, sampling=sampling, rows=rows))
+        self.session, self.streams = self.runner.session, [str(number) for number in range(rows)]
+        for stream in self.streams:
+            self.runner.join(stream, query=QUERY, seed=int(stream))
 
     def watch(self) -> Iterator[tuple[np.ndarray, float]]:
         """(frames [F, H, W, 3], milliseconds to decode them) of chunk after chunk."""
@@ -71,7 +72,7 @@ class Run:
 
     def run(self, chunks: int, progress: Progress) -> np.ndarray:
         """FIELDS of every chunk, as a structured array [chunks]: milliseconds by stage, slots in use, memory and so on."""
-        from svlm_jax.stream.results import require_reply
+        from svlm_jax.stream.events import Caption
         from svlm_jax.stream.sequence import Chunk
 
         seconds, told = self.config.chunk_seconds, np.zeros(chunks, [(name, np.float64) for name in FIELDS])
@@ -81,13 +82,12 @@ class Run:
                 clip = self.processor.video(frames, fps=self.config.fps, raw=True)
                 patches = 1000 * (time.perf_counter() - started)
                 chunk = Chunk(number * seconds, (number + 1) * seconds, clip)
-                self.state, (result, *_) = self.session.step(self.state, [chunk] * self.rows)
-                reply, stream = require_reply(result), self.state.streams[0]
-                assert stream is not None
-                ms = [decoding, patches, *(reply.ms[stage] for stage in STAGES[2:])]
-                place, compiles = float(stream.positions.max()), compiled.count - before
+                caption = self.runner.tick(dict.fromkeys(self.streams, chunk))[0]
+                assert isinstance(caption, Caption)
+                ms = [decoding, patches, *(caption.ms[stage] for stage in STAGES[2:])]
+                position, compiles = float(self.runner.sequence(self.streams[0]).positions.max()), compiled.count - before
                 memory = resident(), on_device("bytes_in_use")
-                told[number] = (*ms, sum(ms), chunk.end, len(reply.tokens), reply.after, place, *memory, compiles)
+                told[number] = (*ms, sum(ms), chunk.end, len(caption.tokens), caption.slots, position, *memory, compiles)
                 progress(number + 1, chunks)
         return told
 
@@ -101,8 +101,8 @@ class Run:
             started = time.perf_counter()
             clip = self.processor.video(frames, fps=self.config.fps, raw=True)
             chunk = Chunk((after + number) * seconds, (after + number + 1) * seconds, clip)
-            heard = lambda row, token, came=came: came.append(time.perf_counter())  # noqa: E731
-            self.state, _ = self.session.step(self.state, [chunk] * self.rows, on_token=heard)
+            on_token = lambda delta, came=came: came.append(time.perf_counter())  # noqa: E731
+            self.runner.tick(dict.fromkeys(self.streams, chunk), on_token=on_token)
             taken.append(1000 * (came[0] - started))
         return float(np.median(taken[1:]))  # the first one compiles
 
@@ -177,7 +177,7 @@ def summary(name: str, run: Run, told: np.ndarray) -> dict[str, Any]:
         "decode (ms/token)": round(stages["decode"] / last["tokens"][-1], 2),
         "outside the model (%)": round(100 * outside / total, 1),
         "slots used": int(last["slots"][-1]),
-        "slots": run.state.cache.capacity,
+        "slots": run.runner.state.cache.capacity,
         "memory (MB)": round(last["memory"][-1] / 1e6),
         "device memory, peak (GB)": "-" if np.isnan(peak) else round(peak / 1e9, 2),
     }

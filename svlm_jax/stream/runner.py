@@ -17,6 +17,7 @@ Streams join and leave between ticks, each with its own query, seed and KV cache
 """
 
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -51,6 +52,7 @@ class Runner:
         self.session = session
         self.state: StreamState = session.start()
         self.batch_index: dict[str, int] = {}  # of each stream that has joined
+        self.prepare_ms = 0.0  # of the last `prepare`; part of the captions' "policy"
 
     @classmethod
     def compiled(
@@ -131,10 +133,25 @@ class Runner:
         prepared, events = self.prepare(chunks)
         return [*events, *self.step(prepared, on_token=on_token, forced=forced, record=record)]
 
-    def prepare(self, chunks: Mapping[str, Chunk]) -> tuple[dict[str, Prepared], list[Event]]:
+    def caption(self, stream: str, chunk: Chunk, *, forced: np.ndarray | None = None, record: bool = False) -> Caption:
+        """`tick` for one stream, where anything that is refused is an error.
+
+        Raises:
+            InputError: why the chunk, or its question, cannot be watched; the stream is as it was.
+        """
+        prepared, refused = self.prepare({stream: chunk})
+        for event in refused:
+            if event.error is not None:
+                raise event.error
+        (caption,) = self.step(prepared, forced=None if forced is None else {stream: forced}, record=record)
+        assert isinstance(caption, Caption)
+        return caption
+
+    def prepare(self, chunks: Mapping[str, Chunk]) -> tuple[dict[str, Prepared], list[Refused | Ended]]:
         """The first half of `tick`: chunks that `step` will not refuse, and events of what was refused."""
+        started = time.perf_counter()
         prepared: dict[str, Prepared] = {}
-        events: list[Event] = []
+        events: list[Refused | Ended] = []
         for stream, chunk in chunks.items():
             span = {"stream": stream, "start": chunk.start, "end": chunk.end}
             if chunk.question:
@@ -147,6 +164,7 @@ class Runner:
                 prepared[stream] = self._prepare(stream, chunk._replace(question=""))
             except InputError as error:
                 events.append(Ended(stream=stream, reason=str(error), error=error))
+        self.prepare_ms = 1000 * (time.perf_counter() - started)
         return prepared, events
 
     def _prepare(self, stream: str, chunk: Chunk) -> Prepared:
@@ -184,7 +202,8 @@ class Runner:
         for stream, item in prepared.items():
             reply = results[self.batch_index[stream]]
             assert isinstance(reply, Reply)  # `prepare` has checked its chunk
-            if on_token is not None and (text := detokenizers[stream].flush()):
+            # A callback that has raised was not called with the rest of the tokens either.
+            if on_token is not None and not reply.callback_error and (text := detokenizers[stream].flush()):
                 events.append(TokenDelta(stream=stream, start=reply.start, end=reply.end, token=None, text=text))
             events.append(self._caption(stream, item.chunk.question, reply))
         return events
@@ -198,7 +217,7 @@ class Runner:
             raw=reply.raw,
             question=question,
             tokens=reply.tokens,
-            ms=reply.ms,
+            ms={**reply.ms, "policy": reply.ms["policy"] + self.prepare_ms},
             cached=reply.before,
             slots=reply.after,
             capacity=self.state.cache.capacity,
