@@ -321,12 +321,13 @@ def watch(
             chunks before it.
     """
     ready: Mapping[str, Ready] = {}
+    dropped: Iterable[Event] = ()
     if source.live:  # it goes on while the programs are compiled; what then waits for too long is dropped
         playback.open(VIDEO, source)
         playback.wait()
-        ready, events = playback.poll()
+        ready, dropped = playback.poll()
         if not ready:  # it had no chunk, or `playback.stop` came first
-            yield from _raise_error(events)
+            yield from _raise_error(dropped)
             return
         runner = start(ready[VIDEO].clip)
     else:  # compiled before the clock of a paced file starts, so that it costs no second of the video
@@ -341,6 +342,7 @@ def watch(
     merge = runner.session.model_config.vision.spatial_merge_size
     tokens = math.prod(runner.session.grid) // merge**2
     yield Started(stream=VIDEO, grid=runner.session.grid, vision_tokens=tokens, capacity=runner.session.capacity)
+    yield from dropped
     yield from _raise_error(runner.run(playback, ready=ready, question=question, on_token=on_token))
 
 
