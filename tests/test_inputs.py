@@ -43,16 +43,16 @@ def numbered(grid, start=0):
     return patches
 
 
-def sample_of(*pieces, step=1.0):
+def sample_of(*parts, step=1.0):
     """Text lengths and grids -> a Sample; token n has id 100 + n, patches are numbered through."""
     spans, clips, start = [], [], 0
-    for piece in pieces:
-        if isinstance(piece, int):
-            spans.append(Span(Kind.USER_TEXT, piece))
+    for part in parts:
+        if isinstance(part, int):
+            spans.append(Span(Kind.USER_TEXT, part))
         else:
-            spans.append(vision_span(piece, step=step))
-            clips.append(Clip(numbered(piece, start), piece, step))
-            start += int(np.prod(piece))
+            spans.append(vision_span(part, step=step))
+            clips.append(Clip(numbered(part, start), part, step))
+            start += int(np.prod(part))
     count = sum(span.length for span in spans)
     return Sample(100 + np.arange(count, dtype=np.int32), tuple(spans), tuple(clips))
 
@@ -64,9 +64,9 @@ def sample_of(*pieces, step=1.0):
 @pytest.mark.parametrize("grid", AWKWARD)
 def test_window_order_is_that_of_a_loop_over_windows(grid, config):
     units, window = window_order(grid, config)
-    slow = windows_slowly(grid, config.window_size // 28)
-    np.testing.assert_array_equal(units, np.concatenate(slow))
-    np.testing.assert_array_equal(window, np.repeat(np.arange(len(slow)), [len(one) for one in slow]))
+    expected = windows_slowly(grid, config.window_size // 28)
+    np.testing.assert_array_equal(units, np.concatenate(expected))
+    np.testing.assert_array_equal(window, np.repeat(np.arange(len(expected)), [len(window) for window in expected]))
 
 
 @settings(max_examples=150, deadline=None)
@@ -86,8 +86,8 @@ def test_13_by_23_units_have_69776_pairs_of_patches_in_windows():
     for frames in (1, 3):
         _, window = window_order((frames, 26, 46), VISION)
         assert ((np.bincount(window) * VISION.merge_unit) ** 2).sum() == frames * 69_776
-        laid, _ = pack_vision([(numbered((frames, 26, 46)), (frames, 26, 46))], VISION, 4096)
-        assert (laid.window_range[:, 1] - laid.window_range[:, 0] + 1).sum() == frames * 69_776
+        packed, _ = pack_vision([(numbered((frames, 26, 46)), (frames, 26, 46))], VISION, 4096)
+        assert (packed.window_range[:, 1] - packed.window_range[:, 0] + 1).sum() == frames * 69_776
 
 
 def test_a_grid_that_divides_evenly_has_no_empty_window():
@@ -106,11 +106,11 @@ def test_every_patch_stands_where_its_row_and_its_ranges_say(grids, config):
     for grid in grids:
         clips.append((numbered(grid, start), grid))
         start += int(np.prod(grid))
-    laid, rows = pack_vision(clips, config, size)
-    held = laid.patches[:, 0].astype(int)
-    np.testing.assert_array_equal(np.sort(held[:start]), np.arange(start))
+    packed, rows = pack_vision(clips, config, size)
+    patch_numbers = packed.patches[:, 0].astype(int)
+    np.testing.assert_array_equal(np.sort(patch_numbers[:start]), np.arange(start))
     # merged unit m is patches 4m .. 4m+3 in patchify order, and stands at rows[m]
-    np.testing.assert_array_equal(held[:start].reshape(-1, 4)[rows], np.arange(start).reshape(-1, 4))
+    np.testing.assert_array_equal(patch_numbers[:start].reshape(-1, 4)[rows], np.arange(start).reshape(-1, 4))
     key_window, key_frame, places = [], [], []
     for number, (t, h, w) in enumerate(grids):
         side = config.window_size // 14
@@ -122,24 +122,24 @@ def test_every_patch_stands_where_its_row_and_its_ranges_say(grids, config):
                         places.append((r, c))
                         key_frame.append((number, frame))
                         key_window.append((number, frame, r // side, c // side))
-    np.testing.assert_array_equal(laid.positions[:start], np.array(places)[held[:start]])
-    for ranges, keys in ((laid.window_range, key_window), (laid.frame_range, key_frame)):
-        ordered = [keys[patch] for patch in held[:start]]
-        for here, (first, last) in enumerate(ranges[:start]):
-            assert first <= here <= last
-            assert set(ordered[first : last + 1]) == {ordered[here]}
-            assert (first == 0 or ordered[first - 1] != ordered[here]) and (
-                last + 1 == start or ordered[last + 1] != ordered[here]
+    np.testing.assert_array_equal(packed.positions[:start], np.array(places)[patch_numbers[:start]])
+    for ranges, keys in ((packed.window_range, key_window), (packed.frame_range, key_frame)):
+        ordered = [keys[patch] for patch in patch_numbers[:start]]
+        for index, (first, last) in enumerate(ranges[:start]):
+            assert first <= index <= last
+            assert set(ordered[first : last + 1]) == {ordered[index]}
+            assert (first == 0 or ordered[first - 1] != ordered[index]) and (
+                last + 1 == start or ordered[last + 1] != ordered[index]
             )
-    assert laid.frame_span >= max(h * w for _, h, w in grids)
+    assert packed.frame_span >= max(h * w for _, h, w in grids)
 
 
 def test_pads_see_nothing_and_are_seen_by_none():
-    laid, _ = pack_vision([(numbered((1, 4, 6)), (1, 4, 6))], VISION, 64)
-    for ranges in (laid.window_range, laid.frame_range):
+    packed, _ = pack_vision([(numbered((1, 4, 6)), (1, 4, 6))], VISION, 64)
+    for ranges in (packed.window_range, packed.frame_range):
         assert (ranges[24:, 0] > ranges[24:, 1]).all()
         assert ranges[:24].max() == 23
-    assert not laid.patches[24:].any()
+    assert not packed.patches[24:].any()
 
 
 def test_patches_that_do_not_fit_their_grid_or_their_bucket_are_refused():
@@ -176,11 +176,11 @@ def test_a_sample_is_the_same_wherever_the_padding_stands(side):
     assert [array.dtype for array in inputs[:4]] == [np.int32, np.int32, np.float32, np.int32]
     for b, sample in enumerate(BATCH):
         length = len(sample.ids)
-        here = slice(32 - length, 32) if side == "left" else slice(0, length)
-        pads = np.setdiff1d(np.arange(32), np.arange(32)[here])
-        np.testing.assert_array_equal(inputs.ids[b, here], sample.ids)
-        np.testing.assert_array_equal(inputs.index[b, here], np.arange(length))
-        np.testing.assert_array_equal(inputs.positions[b, :, here], positions(sample.spans))
+        index = slice(32 - length, 32) if side == "left" else slice(0, length)
+        pads = np.setdiff1d(np.arange(32), np.arange(32)[index])
+        np.testing.assert_array_equal(inputs.ids[b, index], sample.ids)
+        np.testing.assert_array_equal(inputs.index[b, index], np.arange(length))
+        np.testing.assert_array_equal(inputs.positions[b, :, index], positions(sample.spans))
         assert (inputs.ids[b, pads] == 7).all() and (inputs.index[b, pads] == -1).all()
         assert (inputs.vision_index[b, pads] == -1).all()
 

@@ -50,7 +50,7 @@ def build(annotation: Annotation, sink=0, text_window=0, tokenizer=TOKENIZER):
     return build_sample(annotation, [CLIP] * annotation.seconds, tokenizer, CONFIG, sink=sink, text_window=text_window)
 
 
-def shown(ids) -> str:
+def decoded(ids) -> str:
     return TOKENIZER.decode(list(ids), skip_special_tokens=False)
 
 
@@ -59,12 +59,12 @@ def shown(ids) -> str:
 
 def test_the_sample_is_the_recorded_one_token_for_token():
     recorded = dict(np.load(FIXTURES / "sft" / "sft_24s.npz"))
-    ours, labels = build(parse(RECORDING["annotation"]), RECORDING["text_sink"], RECORDING["text_sliding_window"])
-    assert shown(ours.ids) == RECORDING["text"]
-    np.testing.assert_array_equal(ours.ids, recorded["input_ids"])
+    built, labels = build(parse(RECORDING["annotation"]), RECORDING["text_sink"], RECORDING["text_sliding_window"])
+    assert decoded(built.ids) == RECORDING["text"]
+    np.testing.assert_array_equal(built.ids, recorded["input_ids"])
     np.testing.assert_array_equal(labels, recorded["labels"])
-    np.testing.assert_array_equal(positions(ours.spans), recorded["position_ids"])
-    assert ours.ids.dtype == labels.dtype == np.int32
+    np.testing.assert_array_equal(positions(built.spans), recorded["position_ids"])
+    assert built.ids.dtype == labels.dtype == np.int32
 
 
 def test_a_line_of_the_file_is_the_record():
@@ -92,8 +92,8 @@ def test_a_window_may_start_between_seconds_and_end_with_a_broken_one():
 
 
 def test_a_question_is_asked_after_the_time_text_and_answered_before_the_newline():
-    ours, labels = build(window([(0, 1, "goal")], [(0.5, "Who?", "Red."), (2, "Now?", "No.")]))
-    turns = shown(ours.ids).split("<|im_start|>")[3:]
+    built, labels = build(window([(0, 1, "goal")], [(0.5, "Who?", "Red."), (2, "Now?", "No.")]))
+    turns = decoded(built.ids).split("<|im_start|>")[3:]
     vision = f"<|vision_start|>{'<|video_pad|>' * 6}<|vision_end|><|im_end|>\n"
     assert turns == [
         f"user\nTime=0.0-1.0sWho?{vision}",
@@ -103,11 +103,11 @@ def test_a_question_is_asked_after_the_time_text_and_answered_before_the_newline
         f"user\nTime=2.0-3.0s {vision}",
         "assistant\n\n ...<|im_end|>\n",
     ]
-    assert shown(labels[labels != NO_LOSS]) == "Red.\n goal ...<|im_end|>No.\n ...<|im_end|>\n ...<|im_end|>"
+    assert decoded(labels[labels != NO_LOSS]) == "Red.\n goal ...<|im_end|>No.\n ...<|im_end|>\n ...<|im_end|>"
 
 
 @pytest.mark.parametrize(
-    ("times", "asked"),
+    ("times", "questions"),
     [
         ((1, 2), [0, 1]),  # the last instant of a second is in it
         ((0, 2), []),  # the first instant of the window is in no second, and keeps back the next
@@ -116,9 +116,9 @@ def test_a_question_is_asked_after_the_time_text_and_answered_before_the_newline
         ((3.5,), []),
     ],
 )
-def test_questions_wait_in_a_line_as_in_the_original(times, asked):
+def test_questions_wait_in_a_line_as_in_the_original(times, questions):
     turns = training_turns(window(questions=[(time, f"q{time}", "a") for time in times]))
-    assert [second for second, turn in enumerate(turns) if turn.reply.startswith("a")] == asked
+    assert [second for second, turn in enumerate(turns) if turn.reply.startswith("a")] == questions
 
 
 def test_a_viewer_s_question_stands_where_training_puts_it():
@@ -142,23 +142,25 @@ texts = st.text("ab .?'\n\ts", max_size=6)
 @example(words=[], questions=[(5, "", "")], previous="\n")
 def test_pieces_tokenise_as_the_whole_text_does(words, questions, previous):
     times = sorted(time / 10 for time, _ in words)
-    said = window([(time, time, text) for time, (_, text) in zip(times, words, strict=True)], (), previous, end=4)
-    said = Annotation(**{**vars(said), "questions": tuple(Question(time / 10, *pair) for time, *pair in questions)})
-    ours, labels = build(said)
+    example_window = window([(time, time, text) for time, (_, text) in zip(times, words, strict=True)], (), previous, end=4)
+    example_window = Annotation(
+        **{**vars(example_window), "questions": tuple(Question(time / 10, *pair) for time, *pair in questions)}
+    )
+    built, labels = build(example_window)
     text = f"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>previous text\n{previous}<|im_end|>\n"
-    for turn in training_turns(said):
+    for turn in training_turns(example_window):
         time = f"Time={turn.start:.1f}-{turn.end:.1f}s{turn.question}"
         text += f"<|im_start|>user\n{time}<|vision_start|>{'<|video_pad|>' * 6}<|vision_end|><|im_end|>\n"
         text += f"<|im_start|>assistant\n{turn.reply}<|im_end|>\n"
     want = np.array(TOKENIZER.encode(text, add_special_tokens=False))
-    np.testing.assert_array_equal(ours.ids, want)
-    begin, end = (np.flatnonzero(want == TOKENIZER.encode(mark, add_special_tokens=False)[0]) for mark in MARKS)
+    np.testing.assert_array_equal(built.ids, want)
+    starts, end = (np.flatnonzero(want == TOKENIZER.encode(mark, add_special_tokens=False)[0]) for mark in MARKS)
     learned = np.full(len(want), NO_LOSS)
-    for first, last in list(zip(begin, end, strict=True))[3::2]:
+    for first, last in list(zip(starts, end, strict=True))[3::2]:
         learned[first + 3 : last + 1] = want[first + 3 : last + 1]
     np.testing.assert_array_equal(labels, learned)
-    assert total(ours.spans) == len(want)
-    kinds = np.repeat([span.kind for span in ours.spans], [span.length for span in ours.spans])
+    assert total(built.spans) == len(want)
+    kinds = np.repeat([span.kind for span in built.spans], [span.length for span in built.spans])
     assert np.all(kinds[labels != NO_LOSS] == Kind.REPLY)
 
 
@@ -173,60 +175,67 @@ def test_a_tokenizer_with_a_token_for_two_newlines_uses_it_and_the_loss_begins_a
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     (tmp_path / "tokenizer_config.json").write_text((FIXTURES / "processor" / "tokenizer_config.json").read_text())
     merging = load_tokenizer(tmp_path)
-    said = window([(0, 1, "goal")], [(2, "Q", "a")], end=2)
-    ours, labels = build(said, tokenizer=merging)
-    assert np.count_nonzero(ours.ids == 500) == 1  # the reply without an answer
+    example_window = window([(0, 1, "goal")], [(2, "Q", "a")], end=2)
+    built, labels = build(example_window, tokenizer=merging)
+    assert np.count_nonzero(built.ids == 500) == 1  # the reply without an answer
     assert (
         merging.decode(labels[labels != NO_LOSS].tolist(), skip_special_tokens=False) == " goal ...<|im_end|>a\n ...<|im_end|>"
     )
 
 
 def previous_turn(annotation, sink, text_window) -> str:
-    return shown(build(annotation, sink, text_window)[0].ids).split("<|im_start|>")[2]
+    return decoded(build(annotation, sink, text_window)[0].ids).split("<|im_start|>")[2]
 
 
 def test_the_previous_text_is_cut_only_when_it_is_longer_than_both_windows():
-    said = window(previous=" the red team kick a goal")  # with its markup 4 + 6 + 2 tokens
-    whole = "previous text\n the red team kick a goal<|im_end|>\n"
-    assert previous_turn(said, 6, 6) == previous_turn(said, 0, 0) == previous_turn(said, 512, 512) == whole
-    assert previous_turn(said, 6, 5) == "previous text\n the red kick a goal<|im_end|>\n"
-    assert previous_turn(said, 4, 2) == "previous text\n<|im_end|>\n"
-    ours, labels = build(said, 5, 3)
-    assert total(ours.spans) == len(ours.ids) == len(labels)
+    example_window = window(previous=" the red team kick a goal")  # with its markup 4 + 6 + 2 tokens
+    full = "previous text\n the red team kick a goal<|im_end|>\n"
+    assert (
+        previous_turn(example_window, 6, 6)
+        == previous_turn(example_window, 0, 0)
+        == previous_turn(example_window, 512, 512)
+        == full
+    )
+    assert previous_turn(example_window, 6, 5) == "previous text\n the red kick a goal<|im_end|>\n"
+    assert previous_turn(example_window, 4, 2) == "previous text\n<|im_end|>\n"
+    built, labels = build(example_window, 5, 3)
+    assert total(built.spans) == len(built.ids) == len(labels)
 
 
 def test_the_previous_text_is_learned_where_that_is_asked_for():
-    said = window([(0, 1, "goal")], previous=" the red team kick a goal", end=1)
+    example_window = window([(0, 1, "goal")], previous=" the red team kick a goal", end=1)
     for sink, text_window, words in ((0, 0, " the red team kick a goal"), (6, 5, " the red kick a goal")):
-        _, labels = build_sample(said, [CLIP], TOKENIZER, CONFIG, sink=sink, text_window=text_window, learn_previous=99)
-        assert shown(labels[labels != NO_LOSS]) == f"{words}\n goal ...<|im_end|>"
-    _, labels = build_sample(said, [CLIP], TOKENIZER, CONFIG, sink=0, text_window=0, learn_previous=2)
-    assert shown(labels[labels != NO_LOSS]) == " a goal\n goal ...<|im_end|>"
+        _, labels = build_sample(
+            example_window, [CLIP], TOKENIZER, CONFIG, sink=sink, text_window=text_window, learn_previous=99
+        )
+        assert decoded(labels[labels != NO_LOSS]) == f"{words}\n goal ...<|im_end|>"
+    _, labels = build_sample(example_window, [CLIP], TOKENIZER, CONFIG, sink=0, text_window=0, learn_previous=2)
+    assert decoded(labels[labels != NO_LOSS]) == " a goal\n goal ...<|im_end|>"
 
 
 def test_what_is_told_and_not_shown_has_turns_without_frames():
-    said = replace(window([(0, 1, "goal")], previous=" the red team kick", end=2), video=None)
-    told = parse(to_record(said))
-    assert told == said
-    made, labels = build_sample(told, [], TOKENIZER, CONFIG, sink=0, text_window=0, as_streamed=True, learn_previous=99)
-    assert not made.clips and total(made.spans) == len(made.ids)
+    example_window = replace(window([(0, 1, "goal")], previous=" the red team kick", end=2), video=None)
+    parsed = parse(to_record(example_window))
+    assert parsed == example_window
+    built, labels = build_sample(parsed, [], TOKENIZER, CONFIG, sink=0, text_window=0, as_streamed=True, learn_previous=99)
+    assert not built.clips and total(built.spans) == len(built.ids)
     turns = "<|im_start|>user\nTime=0.0-1.0s<|im_end|>\n<|im_start|>assistant\n\n goal ...<|im_end|>\n"
-    assert turns in shown(made.ids)
-    assert shown(labels[labels != NO_LOSS]).startswith(" the red team kick")
+    assert turns in decoded(built.ids)
+    assert decoded(labels[labels != NO_LOSS]).startswith(" the red team kick")
     with pytest.raises(InputError, match="clips: got 2, expected none"):
-        build_sample(told, [CLIP] * 2, TOKENIZER, CONFIG, sink=0, text_window=0)
+        build_sample(parsed, [CLIP] * 2, TOKENIZER, CONFIG, sink=0, text_window=0)
 
 
 def test_a_window_whose_first_seconds_are_hidden_has_frames_in_the_others():
-    said = window([(0, 1, "goal"), (2, 3, "again")], previous=" kick", end=3)
-    part = parse(to_record(replace(said, hidden=2)))
-    assert part == replace(said, hidden=2) and part.visible_seconds == 1
-    made, labels = build_sample(part, [CLIP], TOKENIZER, CONFIG, sink=0, text_window=0, as_streamed=True)
-    assert [span.grid for span in made.spans if span.kind is Kind.VISION and span.grid] == [GRID]
+    example_window = window([(0, 1, "goal"), (2, 3, "again")], previous=" kick", end=3)
+    part = parse(to_record(replace(example_window, hidden=2)))
+    assert part == replace(example_window, hidden=2) and part.visible_seconds == 1
+    built, labels = build_sample(part, [CLIP], TOKENIZER, CONFIG, sink=0, text_window=0, as_streamed=True)
+    assert [span.grid for span in built.spans if span.kind is Kind.VISION and span.grid] == [GRID]
     vision = "<|vision_start|>" + "<|video_pad|>" * 6 + "<|vision_end|>"
     turns = ["Time=0.0-1.0s", "Time=1.0-2.0s", f"Time=2.0-3.0s{vision}"]
-    assert all(f"{turn}<|im_end|>" in shown(made.ids) for turn in turns)
-    learned = shown(labels[labels != NO_LOSS])
+    assert all(f"{turn}<|im_end|>" in decoded(built.ids) for turn in turns)
+    learned = decoded(labels[labels != NO_LOSS])
     assert learned == "\n goal ...<|im_end|>\n ...<|im_end|>\n again ...<|im_end|>"
     with pytest.raises(InputError, match=r"clips of a.mp4: got 3, expected one for each of the 1 seconds from 2 to 3"):
         build_sample(part, [CLIP] * 3, TOKENIZER, CONFIG, sink=0, text_window=0)
@@ -304,11 +313,11 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("record", "said"), BAD.values(), ids=BAD.keys())
-def test_a_bad_record_is_one_line_that_names_the_key(record, said):
+@pytest.mark.parametrize(("record", "reason"), BAD.values(), ids=BAD.keys())
+def test_a_bad_record_is_one_line_that_names_the_key(record, reason):
     with pytest.raises(InputError) as error:
         parse(record, "x")
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert reason in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("line", ["[", "", b"\xff\xfe", "[1,2] x"])
@@ -328,10 +337,10 @@ PLACES = ("[0]", "[1]", "[0].content", USER, f"{USER}.video_end", TEXT, SAID, f"
 
 
 @settings(deadline=None)
-@given(place=st.sampled_from((*PLACES, f"{SAID}.qa_stream", f"{SAID}.type")), value=junk)
-def test_whatever_stands_in_a_record_it_is_read_or_refused(place, value):
+@given(field=st.sampled_from((*PLACES, f"{SAID}.qa_stream", f"{SAID}.type")), value=junk)
+def test_whatever_stands_in_a_record_it_is_read_or_refused(field, value):
     try:
-        assert isinstance(parse(change(place, value)), Annotation)
+        assert isinstance(parse(change(field, value)), Annotation)
     except InputError as error:
         assert "\n" not in str(error)
 

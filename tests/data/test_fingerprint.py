@@ -13,10 +13,10 @@ from svlm_jax.data.records import Records, seeks_path, write
 
 def record(video: str, number: int) -> list:
     clip = {"type": "video", "video": video, "video_start": number, "video_end": number + 1}
-    said = {"type": "text_stream", "text_stream": [[number, number + 1, f"w{number % 10}"]]}
+    speech = {"type": "text_stream", "text_stream": [[number, number + 1, f"w{number % 10}"]]}
     return [
         {"role": "user", "content": [clip, {"type": "text", "text": "q", "previous": ""}]},
-        {"role": "assistant", "content": [said]},
+        {"role": "assistant", "content": [speech]},
     ]
 
 
@@ -30,7 +30,7 @@ def folder(tmp_path):
     return folder
 
 
-def known(folder, *names: str) -> dict:
+def fingerprint_of(folder, *names: str) -> dict:
     return JsonlWindows(Records([folder / name for name in names or ["train.jsonl"]]), 2, str(folder)).fingerprint()
 
 
@@ -38,8 +38,8 @@ def lines(folder) -> list[str]:
     return (folder / "train.jsonl").read_text().splitlines()
 
 
-def rewrite(folder, some: list[str]) -> None:
-    (folder / "train.jsonl").write_text("".join(f"{line}\n" for line in some))
+def rewrite(folder, texts: list[str]) -> None:
+    (folder / "train.jsonl").write_text("".join(f"{line}\n" for line in texts))
     os.utime(folder / "train.jsonl")
     seeks_path(folder / "train.jsonl").unlink(missing_ok=True)
 
@@ -56,38 +56,38 @@ CHANGES = {
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_seen(name, folder):
-    change, seen = CHANGES[name]
-    before = known(folder)
+    change, expected = CHANGES[name]
+    before = fingerprint_of(folder)
     change(folder)
-    after = known(folder)
-    assert {key for key in before if before[key] != after[key]} <= seen and before != after
+    after = fingerprint_of(folder)
+    assert {key for key in before if before[key] != after[key]} <= expected and before != after
     assert name != "cut" or after["samples"] == 5
 
 
 def test_files_in_another_order_and_a_file_more_are_seen(folder):
     write(folder / "more.jsonl", [record("a.mp4", number) for number in range(20, 30)])
-    one, other = known(folder, "train.jsonl", "more.jsonl"), known(folder, "more.jsonl", "train.jsonl")
-    assert one["samples"] == other["samples"] == 20 and one["records"] != other["records"]
-    assert known(folder) != one
+    first, second = fingerprint_of(folder, "train.jsonl", "more.jsonl"), fingerprint_of(folder, "more.jsonl", "train.jsonl")
+    assert first["samples"] == second["samples"] == 20 and first["records"] != second["records"]
+    assert fingerprint_of(folder) != first
 
 
 def test_data_that_moved_or_lost_its_seeks_is_the_same(folder, tmp_path):
-    before = known(folder)
+    before = fingerprint_of(folder)
     shutil.copytree(folder, tmp_path / "elsewhere")
-    assert known(tmp_path / "elsewhere") == before
+    assert fingerprint_of(tmp_path / "elsewhere") == before
     seeks_path(folder / "train.jsonl").unlink()
-    assert known(folder) == before
+    assert fingerprint_of(folder) == before
     with (folder / "train.jsonl").open("a") as file:
         file.write("\n")
-    assert known(folder) == before
+    assert fingerprint_of(folder) == before
 
 
 def test_of_a_large_set_a_part_is_compared(folder, monkeypatch):
     """Its order and length exactly: every line has another length here."""
     monkeypatch.setattr("svlm_jax.data.fingerprint.MAX_RECORDS", 3)
-    some = [json.dumps([*record("a.mp4", 0), "x" * number]) for number in range(50)]
-    rewrite(folder, some)
-    before = known(folder)
-    for one in np.random.default_rng(0).integers(1, 48, 5):
-        rewrite(folder, [*some[:one], some[one + 1], some[one], *some[one + 2 :]])
-        assert known(folder)["records"] != before["records"]
+    texts = [json.dumps([*record("a.mp4", 0), "x" * number]) for number in range(50)]
+    rewrite(folder, texts)
+    before = fingerprint_of(folder)
+    for first in np.random.default_rng(0).integers(1, 48, 5):
+        rewrite(folder, [*texts[:first], texts[first + 1], texts[first], *texts[first + 2 :]])
+        assert fingerprint_of(folder)["records"] != before["records"]

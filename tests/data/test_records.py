@@ -95,10 +95,10 @@ def test_records_travel_to_other_processes_without_open_files(tmp_path):
 
 
 def opened(path: Path) -> int:
-    return sum(os.path.samefile(f"/proc/self/fd/{fd}", path) for fd in os.listdir("/proc/self/fd") if _is_there(fd))
+    return sum(os.path.samefile(f"/proc/self/fd/{fd}", path) for fd in os.listdir("/proc/self/fd") if _exists(fd))
 
 
-def _is_there(fd: str) -> bool:
+def _exists(fd: str) -> bool:
     return os.path.exists(f"/proc/self/fd/{fd}")
 
 
@@ -145,12 +145,12 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize(("seeks", "said"), WRONG.values(), ids=WRONG.keys())
-def test_seeks_that_do_not_fit_are_refused_by_name(tmp_path, seeks, said):
+@pytest.mark.parametrize(("seeks", "reason"), WRONG.values(), ids=WRONG.keys())
+def test_seeks_that_do_not_fit_are_refused_by_name(tmp_path, seeks, reason):
     path = annotations(tmp_path, JOINED, seeks)
     with pytest.raises(InputError) as error:
         Records([path])
-    assert str(error.value).startswith(f"seeks {tmp_path}/a_seeks.jsonl: ") and said in str(error.value)
+    assert str(error.value).startswith(f"seeks {tmp_path}/a_seeks.jsonl: ") and reason in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -211,9 +211,9 @@ def test_the_records_get_their_name_last(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "a_seeks.jsonl").read_text()) == [0, 4]
 
 
-@pytest.mark.parametrize("there", ["a.jsonl", "a_seeks.jsonl"])
-def test_what_is_there_is_not_overwritten(tmp_path, there):
-    (tmp_path / there).write_text("mine")
-    with pytest.raises(InputError, match=rf"{there}: got something that exists already"):
+@pytest.mark.parametrize("existing", ["a.jsonl", "a_seeks.jsonl"])
+def test_what_is_there_is_not_overwritten(tmp_path, existing):
+    (tmp_path / existing).write_text("mine")
+    with pytest.raises(InputError, match=rf"{existing}: got something that exists already"):
         write(tmp_path / "a.jsonl", [[1]])
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]

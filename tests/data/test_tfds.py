@@ -61,8 +61,8 @@ def window(start: float = 1, end: float = 4, video: str = "clip.mp4") -> Annotat
 def test_a_second_has_the_frames_on_screen_in_it(videos, fps):
     seconds = window_frames(window(), fps, videos)
     assert [second.shape for second in seconds] == [(int(fps), HEIGHT, WIDTH, 3)] * 3
-    wanted, times, _ = read_video(videos / "clip.mp4", fps, start=1, duration=3)
-    np.testing.assert_array_equal(np.concatenate(seconds), wanted)
+    expected, times, _ = read_video(videos / "clip.mp4", fps, start=1, duration=3)
+    np.testing.assert_array_equal(np.concatenate(seconds), expected)
     np.testing.assert_array_equal(times, 1 + np.arange(3 * fps) / fps)
 
 
@@ -96,9 +96,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(("annotation", "said"), BAD.values(), ids=BAD.keys())
-def test_a_video_with_too_few_frames_is_refused_by_name(videos, annotation, said):
-    with pytest.raises(InputError, match=said):
+@pytest.mark.parametrize(("annotation", "reason"), BAD.values(), ids=BAD.keys())
+def test_a_video_with_too_few_frames_is_refused_by_name(videos, annotation, reason):
+    with pytest.raises(InputError, match=reason):
         window_frames(annotation, 2, videos)
 
 
@@ -114,12 +114,12 @@ def test_a_second_has_a_whole_number_of_frames(videos, fps):
 def lines(folder: Path, *records: object) -> Records:
     """Annotations are written as records, anything else as it is."""
     path = folder / "a.jsonl"
-    write(path, [to_record(one) if isinstance(one, Annotation) else one for one in records])
+    write(path, [to_record(item) if isinstance(item, Annotation) else item for item in records])
     return Records([path])
 
 
 @pytest.fixture(scope="module")
-def made(videos, tmp_path_factory) -> tuple[Path, Records]:
+def prepared_dataset(videos, tmp_path_factory) -> tuple[Path, Records]:
     pytest.importorskip("tensorflow_datasets")
     folder = tmp_path_factory.mktemp("made")
     records = lines(folder, window(0, 2), window(3, 6), window(0, 2.5, "half.mp4"))
@@ -127,8 +127,8 @@ def made(videos, tmp_path_factory) -> tuple[Path, Records]:
     return folder / "out", records
 
 
-def test_windows_come_back_by_number(made, videos):
-    directory, records = made
+def test_windows_come_back_by_number(prepared_dataset, videos):
+    directory, records = prepared_dataset
     prepared = TfdsDataset(directory)
     assert len(prepared) == 3 and prepared.fps == 2
     assert [name for name, _, _ in prepared] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
@@ -140,28 +140,28 @@ def test_windows_come_back_by_number(made, videos):
         prepared[3]
 
 
-def test_frames_of_a_second_lie_together_and_jpeg_costs_little(made, videos):
+def test_frames_of_a_second_lie_together_and_jpeg_costs_little(prepared_dataset, videos):
     loss = []
-    for _, annotation, frames in TfdsDataset(made[0]):
+    for _, annotation, frames in TfdsDataset(prepared_dataset[0]):
         read = window_frames(annotation, 2, videos)
-        kept = by_second(frames, 2)
-        assert [len(second) for second in kept] == [len(second) for second in read]
-        for ours, wanted in zip(kept, read, strict=True):
-            resized = np.stack([resize(frame, *ours.shape[1:3]) for frame in wanted])
-            loss.append(np.abs(ours.astype(int) - resized).mean())
+        stored = by_second(frames, 2)
+        assert [len(second) for second in stored] == [len(second) for second in read]
+        for stored_second, expected in zip(stored, read, strict=True):
+            resized = np.stack([resize(frame, *stored_second.shape[1:3]) for frame in expected])
+            loss.append(np.abs(stored_second.astype(int) - resized).mean())
     assert 0 < max(loss) < LOSS
 
 
-def test_frames_are_resized_already(made, videos):
-    for _, annotation, frames in TfdsDataset(made[0]):
+def test_frames_are_resized_already(prepared_dataset, videos):
+    for _, annotation, frames in TfdsDataset(prepared_dataset[0]):
         from_file = preprocess(window_frames(annotation, 2, videos)[0], STREAM_FRAME)
         patches, grid = preprocess(frames[:2], STREAM_FRAME)
         assert grid == from_file[1] and (14 * grid[1], 14 * grid[2]) == frames.shape[1:3]
         assert patches.shape == from_file[0].shape
 
 
-def test_a_directory_is_read_in_another_process_without_tensorflow_or_jax(made):
-    read = TfdsDataset(made[0])
+def test_a_directory_is_read_in_another_process_without_tensorflow_or_jax(prepared_dataset):
+    read = TfdsDataset(prepared_dataset[0])
     sent = pickle.dumps(read)
     assert len(sent) < 10_000 and pickle.loads(sent)[1][0] == read[1][0]
     show = "print(name, len(frames), *{'jax', 'tensorflow'} & set(sys.modules))"
@@ -173,16 +173,21 @@ def test_a_directory_is_read_in_another_process_without_tensorflow_or_jax(made):
 def test_bad_records_are_told_and_left_out(videos, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     records = lines(tmp_path, [1], window(0, 1), window(5, 9), window(0, 1, "no.mp4"), window(2, 3))
-    told: dict[str, str] = {}
-    seen: list[tuple[int, int]] = []
+    reasons: dict[str, str] = {}
+    progress: list[tuple[int, int]] = []
     counts = prepare(
-        records, tmp_path / "out", root=videos, max_bad=3, on_bad=told.__setitem__, progress=lambda *at: seen.append(at)
+        records,
+        tmp_path / "out",
+        root=videos,
+        max_bad=3,
+        on_bad=reasons.__setitem__,
+        progress=lambda *counts: progress.append(counts),
     )
     assert counts == (2, 4, 3)
-    assert seen == [(n, 5) for n in range(1, 6)]
+    assert progress == [(n, 5) for n in range(1, 6)]
     assert [name for name, _, _ in TfdsDataset(tmp_path / "out")] == ["a.jsonl:2", "a.jsonl:5"]
-    assert list(told) == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:4"]
-    assert [reason.split(",")[0] for reason in told.values()] == [
+    assert list(reasons) == ["a.jsonl:1", "a.jsonl:3", "a.jsonl:4"]
+    assert [reason.split(",")[0] for reason in reasons.values()] == [
         "record: got a list of 1",
         f"video {videos}/clip.mp4: got frames of 2 s from 5 s on",
         f"video {videos}/no.mp4: got no such file",
@@ -193,8 +198,8 @@ def test_more_windows_than_a_file_holds_stay_in_order(videos, tmp_path, monkeypa
     """One of the files has nothing but bad records."""
     pytest.importorskip("tensorflow_datasets")
     monkeypatch.setattr("svlm_jax.data.tfds.WINDOWS_A_FILE", 2)
-    gone = window(0, 1, "no.mp4")
-    records = lines(tmp_path, window(0, 1), window(1, 2), gone, gone, window(2, 3))
+    missing = window(0, 1, "no.mp4")
+    records = lines(tmp_path, window(0, 1), window(1, 2), missing, missing, window(2, 3))
     assert prepare(records, tmp_path / "out", root=videos, max_bad=2).windows == 3
     assert [annotation.start for _, annotation, _ in TfdsDataset(tmp_path / "out")] == [0, 1, 2]
     assert WINDOWS_A_FILE > 2 and len(list((tmp_path / "out").glob("*array_record*"))) == 3
@@ -261,8 +266,8 @@ def test_the_command_prepares_windows(videos, tmp_path, out):
     assert cuts == "1 records, 2 windows, 8 s, words in 25% of the seconds" + (" -> train.jsonl" if out else "")
     assert decoded == "2 windows, 8 frames, 0.00 GB -> frames"
     assert "Traceback" not in result.stderr
-    wanted = [parse(one) for one in cut(long, window=4, stride=2)]
-    assert [annotation for _, annotation, _ in TfdsDataset(tmp_path / "frames")] == wanted
+    expected = [parse(item) for item in cut(long, window=4, stride=2)]
+    assert [annotation for _, annotation, _ in TfdsDataset(tmp_path / "frames")] == expected
     assert [name for name, _, _ in TfdsDataset(tmp_path / "frames")] == [
         f"{'train' if out else 'frames'}.jsonl:{n}" for n in (1, 2)
     ]
@@ -273,9 +278,9 @@ def test_a_video_that_is_missing_ends_the_command_with_1_and_leaves_no_directory
     write(tmp_path / "long.jsonl", [to_record(window(0, 2)), to_record(window(0, 2, "no.mp4"))])
     result = command("long.jsonl", "--tfds", "frames", "--root", videos, cwd=tmp_path)
     assert result.returncode == 1
-    told = [line for line in result.stderr.splitlines() if not line.startswith("decode: ")]
-    assert told[0].startswith(f"left out frames.jsonl:2: video {videos}/no.mp4: got no such file")
-    assert told[1].startswith("error: ") and len(told) == 2
+    reasons = [line for line in result.stderr.splitlines() if not line.startswith("decode: ")]
+    assert reasons[0].startswith(f"left out frames.jsonl:2: video {videos}/no.mp4: got no such file")
+    assert reasons[1].startswith("error: ") and len(reasons) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["long.jsonl", "long_seeks.jsonl"]
 
 

@@ -34,14 +34,14 @@ def video(words=(), questions=(), previous="", start=0.0, end=60.0) -> Annotatio
 
 
 def windows(annotation: Annotation, **options) -> list[Annotation]:
-    return [parse(one) for one in cut(annotation, **options)]
+    return [parse(item) for item in cut(annotation, **options)]
 
 
 def spans(annotation: Annotation, **options) -> list[tuple[float, float]]:
     return [(window.start, window.end) for window in windows(annotation, **options)]
 
 
-def said(annotation: Annotation) -> str:
+def words_of(annotation: Annotation) -> str:
     """The words of all replies, as they are written."""
     return "".join(turn.reply.removeprefix("\n").removesuffix(" ...") for turn in training_turns(annotation))
 
@@ -70,7 +70,7 @@ def test_windows_are_of_whole_seconds():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "reason"),
     [
         ({"window": 0}, "window: got 0, expected a whole number of seconds"),
         ({"window": 24.0}, "window: got 24.0, expected a whole number"),
@@ -82,10 +82,10 @@ def test_windows_are_of_whole_seconds():
         ({"window": 3, "stride": 3, "min_seconds": 4}, "min_seconds: got 4, expected 1 to 3"),
     ],
 )
-def test_wrong_arguments_are_refused_at_once(options, said):
+def test_wrong_arguments_are_refused_at_once(options, reason):
     with pytest.raises(InputError) as error:
         cut(video(), **options)
-    assert said in str(error.value)
+    assert reason in str(error.value)
 
 
 def test_a_video_without_a_window_is_refused():
@@ -94,9 +94,9 @@ def test_a_video_without_a_window_is_refused():
 
 
 def test_only_the_last_seconds_of_windows_are_shown():
-    some = windows(video(end=34), visible_seconds=8)
-    assert [(one.start, one.end, one.hidden, one.visible_seconds) for one in some] == [(0, 24, 16, 8), (12, 34, 14, 8)]
-    assert [one.visible_seconds for one in windows(replace(video(end=34), video=None), visible_seconds=8)] == [0, 0]
+    parts = windows(video(end=34), visible_seconds=8)
+    assert [(item.start, item.end, item.hidden, item.visible_seconds) for item in parts] == [(0, 24, 16, 8), (12, 34, 14, 8)]
+    assert [item.visible_seconds for item in windows(replace(video(end=34), video=None), visible_seconds=8)] == [0, 0]
     with pytest.raises(InputError, match="annotation: got video_hidden 3, expected a video with all its frames"):
         cut(replace(video(), hidden=3))
 
@@ -121,20 +121,20 @@ def test_silent_windows_are_kept():
 def test_a_record_comes_back_from_its_annotation():
     annotation = parse(RECORDING)
     assert parse(to_record(annotation)) == annotation
-    asked = video([(1, 2, "a")], [(3, "who?", "me")])
-    assert parse(json.loads(json.dumps(to_record(asked)))) == asked
+    with_question = video([(1, 2, "a")], [(3, "who?", "me")])
+    assert parse(json.loads(json.dumps(to_record(with_question)))) == with_question
 
 
 def test_previous_text_is_that_of_a_stream_whose_replies_have_moved_there():
     """Token for token, but for the newlines that open replies."""
     tokenizer = load_tokenizer(FIXTURES / "processor")
     annotation = video([(0, 1, "goal"), (1.2, 1.5, "red"), (2, 3, "team")], end=26)
-    moved = [
+    reply_tokens = [
         tokenizer.encode(turn.reply.removeprefix("\n").removesuffix(" ..."), add_special_tokens=False)
         for turn in training_turns(annotation)
     ]
     start = opening("", tokenizer, CONFIG).ids
-    stream = np.concatenate([start[:-2], *moved, start[-2:]])
+    stream = np.concatenate([start[:-2], *reply_tokens, start[-2:]])
     last = windows(annotation, stride=24)[-1]
     np.testing.assert_array_equal(opening(last.previous, tokenizer, CONFIG).ids, stream)
 
@@ -145,15 +145,15 @@ def test_as_streamed_the_newlines_and_answers_are_there_too():
     annotation = video(
         [(0, 1, "Reds"), (1.2, 1.5, "pass."), (9, 10, "Wide!")], [(3.5, "Who scored first?", "Nobody yet.")], end=26
     )
-    moved = [
+    reply_tokens = [
         tokenizer.encode(turn.reply.removesuffix(" ..."), add_special_tokens=False)
         for turn in training_turns(annotation, as_streamed=True)
     ]
-    assert [len(one) for one in moved[:5]] == [2, 3, 1, 4, 1]
+    assert [len(item) for item in reply_tokens[:5]] == [2, 3, 1, 4, 1]
     start = opening("", tokenizer, CONFIG).ids
     last = windows(annotation, stride=24, as_streamed=True)[-1]
     np.testing.assert_array_equal(
-        opening(last.previous, tokenizer, CONFIG).ids, np.concatenate([start[:-2], *moved[:24], start[-2:]])
+        opening(last.previous, tokenizer, CONFIG).ids, np.concatenate([start[:-2], *reply_tokens[:24], start[-2:]])
     )
     odd = video([(99, 99.9, "v"), (101, 102, "w")], [(99.7, "who?", "me")], "p", start=99.5, end=126.5)
     first, other = windows(odd, stride=24, as_streamed=True)
@@ -167,7 +167,7 @@ spoken = st.lists(
 
 
 def in_order(entries) -> list[Word]:
-    begins, ends = sorted(begin for begin, _, _ in entries), sorted(begin + length for begin, length, _ in entries)
+    begins, ends = sorted(time for time, _, _ in entries), sorted(time + length for time, length, _ in entries)
     return [Word(*word) for word in zip(begins, ends, (text for _, _, text in entries), strict=True)]
 
 
@@ -176,20 +176,20 @@ def in_order(entries) -> list[Word]:
 @example(entries=[(0, 3.0, "a"), (1, 5.0, "b")], start=3, end=24)
 def test_without_overlap_every_word_is_said_exactly_once(entries, start, end):
     words = in_order(entries)
-    found = windows(video(words, previous="p", start=start, end=end), window=6, stride=6, min_seconds=1)
+    written = windows(video(words, previous="p", start=start, end=end), window=6, stride=6, min_seconds=1)
     first, last = math.ceil(start), math.floor(end)
-    assert found[0].previous == "p" + text(word for word in words if word.end <= first)
-    assert "".join(said(window) for window in found) == text(word for word in words if first < word.end <= last)
-    assert [window.end for window in found[:-1]] == [window.start for window in found[1:]] and found[-1].end == last
+    assert written[0].previous == "p" + text(word for word in words if word.end <= first)
+    assert "".join(words_of(window) for window in written) == text(word for word in words if first < word.end <= last)
+    assert [window.end for window in written[:-1]] == [window.start for window in written[1:]] and written[-1].end == last
 
 
 @settings(deadline=None)
 @given(entries=spoken, window=st.integers(2, 30), part=st.integers(1, 30), start=st.sampled_from([0, 0.1, 12.5]))
 def test_previous_text_and_own_words_are_all_that_was_said_up_to_the_end(entries, window, part, start):
     words = in_order(entries)
-    for one in windows(video(words, previous="p", start=start, end=40), window=window, stride=min(part, window)):
-        assert one.previous + said(one) == "p" + text(word for word in words if word.end <= one.end)
-        assert one.seconds == one.end - one.start <= window
+    for item in windows(video(words, previous="p", start=start, end=40), window=window, stride=min(part, window)):
+        assert item.previous + words_of(item) == "p" + text(word for word in words if word.end <= item.end)
+        assert item.seconds == item.end - item.start <= window
 
 
 # --- the command ---
@@ -218,12 +218,12 @@ def test_the_command_writes_windows_and_tells_what_it_left_out(long, tmp_path):
     result = command("long.jsonl", "--out", "train.jsonl", "--stride", 24, "--max-bad", 2, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout == "4 records, 4 windows, 84 s, words in 36% of the seconds -> train.jsonl\n"
-    told = result.stderr.splitlines()
-    assert len(told) == 2
-    assert told[0].startswith("left out long.jsonl:2: record: got broken JSON")
-    assert told[1].startswith("left out long.jsonl:3: record: got 0 to 1 s")
-    found = [parse(json.loads(record.line)) for record in Records([tmp_path / "train.jsonl"])]
-    assert [(one.start, one.end) for one in found] == [(0, 24), (24, 48), (48, 60), (0, 24)]
+    errors = result.stderr.splitlines()
+    assert len(errors) == 2
+    assert errors[0].startswith("left out long.jsonl:2: record: got broken JSON")
+    assert errors[1].startswith("left out long.jsonl:3: record: got 0 to 1 s")
+    written = [parse(json.loads(record.line)) for record in Records([tmp_path / "train.jsonl"])]
+    assert [(item.start, item.end) for item in written] == [(0, 24), (24, 48), (48, 60), (0, 24)]
     assert seeks_path(tmp_path / "train.jsonl").is_file()
 
 
@@ -231,8 +231,8 @@ def test_only_windows_in_whose_words_something_is_said(long, tmp_path):
     options = ("--out", "some.jsonl", "--stride", 8, "--window", 8, "--max-bad", 2, "--saying", "w1[67]")
     result = command("long.jsonl", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    found = [parse(json.loads(record.line)) for record in Records([tmp_path / "some.jsonl"])]
-    assert [(one.start, one.end) for one in found] == [(16, 24)] and found[0].previous.endswith(" w15")
+    written = [parse(json.loads(record.line)) for record in Records([tmp_path / "some.jsonl"])]
+    assert [(item.start, item.end) for item in written] == [(16, 24)] and written[0].previous.endswith(" w15")
 
 
 def test_only_windows_in_which_something_is_said_long_after_it_was_said_before(long, tmp_path):
@@ -240,18 +240,18 @@ def test_only_windows_in_which_something_is_said_long_after_it_was_said_before(l
     options = ("--window", 8, "--stride", 8, "--max-bad", 2, "--saying", "w[12]( |$)|w1[56]", "--apart", 13)
     result = command("long.jsonl", "--out", "far.jsonl", *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    found = [parse(json.loads(record.line)) for record in Records([tmp_path / "far.jsonl"])]
-    assert [(one.start, one.end) for one in found] == [(8, 16)]
+    written = [parse(json.loads(record.line)) for record in Records([tmp_path / "far.jsonl"])]
+    assert [(item.start, item.end) for item in written] == [(8, 16)]
 
 
 def test_only_each_nth_window_is_kept(long, tmp_path):
-    for name, every in (("all", 1), ("third", 3)):
+    for name, step in (("all", 1), ("third", 3)):
         result = command(
-            "long.jsonl", "--out", f"{name}.jsonl", "--window", 8, "--stride", 8, "--max-bad", 2, "--every", every, cwd=tmp_path
+            "long.jsonl", "--out", f"{name}.jsonl", "--window", 8, "--stride", 8, "--max-bad", 2, "--every", step, cwd=tmp_path
         )
         assert result.returncode == 0, result.stderr
-    whole, some = ([record.line for record in Records([tmp_path / f"{name}.jsonl"])] for name in ("all", "third"))
-    assert len(some) > 1 and some == whole[2::3]
+    all_lines, parts = ([record.line for record in Records([tmp_path / f"{name}.jsonl"])] for name in ("all", "third"))
+    assert len(parts) > 1 and parts == all_lines[2::3]
 
 
 def test_more_bad_records_than_allowed_are_all_told_and_nothing_is_written(long, tmp_path):
@@ -282,10 +282,10 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("args", "said"), REFUSED.values(), ids=REFUSED.keys())
-def test_bad_flags_are_one_line_before_any_work(long, tmp_path, args, said):
+@pytest.mark.parametrize(("args", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_bad_flags_are_one_line_before_any_work(long, tmp_path, args, reason):
     (tmp_path / "old_seeks.jsonl").write_text("[0]")
     result = command("long.jsonl", *args, cwd=tmp_path)
     assert result.returncode == 2 and result.stdout == ""
-    assert result.stderr.startswith(said) and len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith(reason) and len(result.stderr.splitlines()) == 1
     assert left(tmp_path) == ["long.jsonl", "old_seeks.jsonl"]

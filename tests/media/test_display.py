@@ -7,7 +7,7 @@ from PIL import Image
 from svlm_jax.media.image import load_image
 from svlm_jax.media.sources import open_source
 from svlm_jax.media.video import read_video
-from tests.support.films import BLUE, GREEN, RED, av, film, plain, seen, turned
+from tests.support.films import BLUE, GREEN, RED, av, colours, film, plain, turned
 
 CORNERS = plain(RED)
 CORNERS[:24, 32:], CORNERS[24:, :32], CORNERS[24:, 32:] = GREEN, BLUE, 255  # R G / B W
@@ -27,7 +27,7 @@ EIGHT = {
 
 def corners(frame):
     h, w = frame.shape[:2]
-    return seen(np.stack([frame[y * h // 4, x * w // 4][None, None] for y in (1, 3) for x in (1, 3)]))
+    return colours(np.stack([frame[y * h // 4, x * w // 4][None, None] for y in (1, 3) for x in (1, 3)]))
 
 
 @pytest.mark.parametrize("matrix", EIGHT)
@@ -85,7 +85,7 @@ def test_a_clear_colour_of_a_palette_lies_on_white(tmp_path):
     image = Image.new("P", (64, 48), 3)
     image.putpalette(range(48))
     image.save(tmp_path / "v.gif", save_all=True, append_images=[image] * 2, transparency=3, duration=500)
-    assert set(seen(read_video(tmp_path / "v.gif")[0])) == {"W"}
+    assert set(colours(read_video(tmp_path / "v.gif")[0])) == {"W"}
 
 
 def comb(frame):
@@ -99,8 +99,8 @@ def moving(count):
     frames = np.zeros((count, 48, 64, 3), np.uint8)
     for number in range(count):
         for field in (0, 1):
-            at = 4 * (2 * number + field) % 56
-            frames[number, field::2, at : at + 8] = 255
+            column = 4 * (2 * number + field) % 56
+            frames[number, field::2, column : column + 8] = 255
     return list(frames)
 
 
@@ -112,8 +112,8 @@ def test_interlaced_material_has_no_comb_and_progressive_is_left_alone(tmp_path,
     )
     frames, times, _ = read_video(film(tmp_path / name, moving(26), 25, codec, options=flags), fps=5)
     assert len(times) == 6 and max(map(comb, frames[1:])) < 1 < 50 < comb(moving(1)[0])
-    kept = {"qp": "4"} if codec == "libx264" else {"qmin": "1", "qmax": "1"}
-    frames, _, _ = read_video(film(tmp_path / name, moving(26), 25, codec, options=kept), fps=5)
+    quality = {"qp": "4"} if codec == "libx264" else {"qmin": "1", "qmax": "1"}
+    frames, _, _ = read_video(film(tmp_path / name, moving(26), 25, codec, options=quality), fps=5)
     assert min(map(comb, frames)) > 50
 
 
@@ -123,10 +123,10 @@ def test_a_size_that_changes_is_scaled_to_the_first_as_shown(tmp_path):
     tall = film(tmp_path / "b.ts", [plain(GREEN, (48, 64))] * 10, 10, form="mpegts", shift=1).read_bytes()
     (tmp_path / "v.ts").write_bytes(wide + tall)
     frames, _, _ = read_video(tmp_path / "v.ts")
-    assert frames.shape[1:3] == (48, 64) and seen(frames) == "RRGG"
+    assert frames.shape[1:3] == (48, 64) and colours(frames) == "RRGG"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 50), (63, 47)])
 def test_odd_sizes_come_as_they_are(tmp_path, size):
     frames, _, _ = read_video(film(tmp_path / "v.mkv", [plain(RED, size)] * 2, 2, "ffv1", "bgr0"))
-    assert frames.shape == (2, size[1], size[0], 3) and seen(frames) == "RR"
+    assert frames.shape == (2, size[1], size[0], 3) and colours(frames) == "RR"

@@ -14,15 +14,15 @@ from svlm_jax.media.sources import open_source
 from svlm_jax.media.video import read_video, write_video
 from tests.media.test_sources import serving
 from tests.media.test_video import grey, refused
-from tests.support.films import BLUE, GREEN, RED, av, camera, damage, film, plain, recording, seen
+from tests.support.films import BLUE, GREEN, RED, av, camera, colours, damage, film, plain, recording
 
 
-def looked(path, **clock):
+def watch(path, **clock):
     """(a letter a frame, the warnings) of a file."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         frames, _, _ = read_video(path, **clock)
-    return seen(frames), [str(one.message) for one in caught]
+    return colours(frames), [str(note.message) for note in caught]
 
 
 # --- clocks that begin anew, and jump ---
@@ -35,9 +35,9 @@ def test_recordings_one_behind_the_other_are_watched_one_after_the_other(tmp_pat
     parts = [(colour, 3, at) for colour, at in zip((RED, GREEN, BLUE), starts, strict=True)]
     codec, fps = ("libx264", 10) if form == "mpegts" else ("mpeg2video", 25)
     (tmp_path / "v").write_bytes(recording(tmp_path, *parts, form=form, codec=codec, fps=fps))
-    letters, told = looked(tmp_path / "v")
+    letters, notes = watch(tmp_path / "v")
     assert letters == "R" * 6 + "G" * 6 + "B" * 6
-    assert len(told) == 2 and all("what follows is joined" in one for one in told)
+    assert len(notes) == 2 and all("what follows is joined" in note for note in notes)
     assert declared_length(tmp_path / "v") == pytest.approx(9, abs=0.01)
     with open_source(tmp_path / "v") as source:
         chunks = list(source)
@@ -51,7 +51,7 @@ def test_recordings_one_behind_the_other_are_watched_one_after_the_other(tmp_pat
 def test_a_start_in_joined_recordings_is_a_second_of_the_joined_clock(tmp_path, start, letters):
     """A seek by time stamps lands in whichever recording holds that stamp."""
     (tmp_path / "v.ts").write_bytes(recording(tmp_path, (RED, 3, 0), (GREEN, 3, 86400), (BLUE, 3, 1)))
-    assert looked(tmp_path / "v.ts", start=start)[0] == letters
+    assert watch(tmp_path / "v.ts", start=start)[0] == letters
     with pytest.raises(InputError, match="less than 9 s"):
         read_video(tmp_path / "v.ts", start=9)
 
@@ -62,7 +62,7 @@ def test_a_start_in_a_plain_transport_stream_is_still_a_seek(tmp_path, monkeypat
 
     film(tmp_path / "v.ts", [plain(RED)] * 40 + [plain(GREEN)] * 40, 10, form="mpegts", options={"g": "5"})
     monkeypatch.setattr(Reader, "_near", lambda *_: pytest.fail("read up to the start"))
-    assert looked(tmp_path / "v.ts", start=6)[0] == "GGGG"
+    assert watch(tmp_path / "v.ts", start=6)[0] == "GGGG"
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
@@ -77,21 +77,21 @@ def test_a_slide_may_stand_for_long_in_a_file_that_says_so(tmp_path, suffix):
             frame.pts, frame.time_base = stamp, Fraction(1, 1000)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    assert looked(tmp_path / f"v.{suffix}", fps=0.2) == ("R" * 6 + "G" * 9 + "B", [])
+    assert watch(tmp_path / f"v.{suffix}", fps=0.2) == ("R" * 6 + "G" * 9 + "B", [])
 
 
 @pytest.mark.parametrize("suffix, form", [("mp4", None), ("mkv", None), ("ts", "mpegts")])
 def test_a_picture_a_minute_is_a_film(tmp_path, suffix, form):
     film(tmp_path / f"v.{suffix}", [plain(colour) for colour in (RED, GREEN, BLUE)], Fraction(1, 60), form=form)
-    assert looked(tmp_path / f"v.{suffix}", fps=0.1) == ("R" * 6 + "G" * 6 + "B" * 6, [])
-    assert looked(tmp_path / f"v.{suffix}", fps=0.1, start=100)[0] == "GG" + "B" * 6
+    assert watch(tmp_path / f"v.{suffix}", fps=0.1) == ("R" * 6 + "G" * 6 + "B" * 6, [])
+    assert watch(tmp_path / f"v.{suffix}", fps=0.1, start=100)[0] == "GG" + "B" * 6
 
 
 @pytest.mark.parametrize("shift", [40, 95_000, 2**33 / 90000 - 2], ids=["late", "a day", "wraps"])
 def test_a_clock_that_starts_anywhere_counts_from_the_first_picture(tmp_path, shift):
     film(tmp_path / "v.ts", [plain(RED)] * 40 + [plain(GREEN)] * 40, 10, form="mpegts", shift=shift, options={"g": "5"})
-    assert looked(tmp_path / "v.ts") == ("R" * 8 + "G" * 8, [])
-    assert looked(tmp_path / "v.ts", start=5)[0] == "G" * 6
+    assert watch(tmp_path / "v.ts") == ("R" * 8 + "G" * 8, [])
+    assert watch(tmp_path / "v.ts", start=5)[0] == "G" * 6
 
 
 # --- no presentation times ---
@@ -137,12 +137,12 @@ def with_sound(path, colours, at, sound=8.0, form=None):
 def test_seconds_are_those_a_player_shows_where_the_picture_comes_late(tmp_path, suffix, start):
     """Counted from the first picture, all captions would be 4 s early."""
     path = with_sound(tmp_path / f"v.{suffix}", [RED, RED, GREEN, GREEN], 4)
-    letters, told = looked(path, fps=4, start=start)
+    letters, notes = watch(path, fps=4, start=start)
     assert 6 <= start + letters.index("G") / 4 <= 6.25  # AAC may begin an eighth of a second before 0
     assert letters.strip("R").strip("G") == "" and 7.5 <= start + len(letters) / 4 <= 8.25
-    assert len(told) == (start == 0)
+    assert len(notes) == (start == 0)
     with open_source(path, start=start) as source:
-        assert next(chunk.start for chunk in source if "G" in seen(chunk.frames)) == 6
+        assert next(chunk.start for chunk in source if "G" in colours(chunk.frames)) == 6
 
 
 # --- damage ---
@@ -155,20 +155,20 @@ def test_a_damaged_packet_costs_its_picture_and_no_other(tmp_path, name, codec, 
     options = {"g": "5"} | ({"x265-params": "keyint=5:log-level=none"} if codec == "libx265" else {})
     pictures = [plain(colour) for colour in (RED, GREEN, BLUE) for _ in range(15)]
     pix = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-    letters, told = looked(damage(film(tmp_path / name, pictures, 5, codec, pix, options=options), *numbers))
+    letters, notes = watch(damage(film(tmp_path / name, pictures, 5, codec, pix, options=options), *numbers))
     assert letters[:17] == ("R" * 6 + "G" * 6 + "B" * 6)[:17]
-    assert 1 <= len(told) <= 2 and all("left out (InvalidDataError)" in one for one in told)
+    assert 1 <= len(notes) <= 2 and all("left out (InvalidDataError)" in note for note in notes)
     with open_source(tmp_path / name) as source, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        said = [chunk.note for chunk in source] + [str(one.message) for one in caught]
-    assert 1 <= sum("left out" in one for one in said) <= 2
+        all_notes = [chunk.note for chunk in source] + [str(note.message) for note in caught]
+    assert 1 <= sum("left out" in note for note in all_notes) <= 2
 
 
 def test_damage_all_along_is_told_once_a_minute_and_not_once_a_packet(tmp_path):
     path = film(tmp_path / "v.avi", [plain(RED)] * 150, 1, "mjpeg", "yuvj420p")
-    letters, told = looked(damage(path, *range(1, 150, 2)))
-    assert set(letters) == {"R"} and 2 <= len(told) <= 4
-    assert sum(int(one.split(" s: ")[1].split()[0]) if "damaged packets" in one else 1 for one in told) == 75
+    letters, notes = watch(damage(path, *range(1, 150, 2)))
+    assert set(letters) == {"R"} and 2 <= len(notes) <= 4
+    assert sum(int(note.split(" s: ")[1].split()[0]) if "damaged packets" in note else 1 for note in notes) == 75
 
 
 def test_decoding_threads_lose_nothing_behind_damage_near_the_end(tmp_path, monkeypatch):
@@ -178,9 +178,9 @@ def test_decoding_threads_lose_nothing_behind_damage_near_the_end(tmp_path, monk
     codec = Reader._codec
 
     def eight(self):
-        made = codec(self)
-        made.thread_count = 8
-        return made
+        codec_context = codec(self)
+        codec_context.thread_count = 8
+        return codec_context
 
     monkeypatch.setattr(Reader, "_codec", eight)
     path = damage(film(tmp_path / "v.mp4", list(grey(30)), 10, options={"g": "1", "qp": "8"}), 27)
@@ -207,8 +207,8 @@ def test_a_picture_that_ends_before_the_sound_is_not_cut_short(tmp_path):
     path = with_sound(tmp_path / "v.mkv", [RED] * 4, 0)
     data = path.read_bytes().replace(b"DURATION", b"DURABLE_")
     path.write_bytes(data)
-    letters, told = looked(path, fps=1)
-    assert letters in ("RRRR", "RRRRR") and not told  # AAC may begin before 0
+    letters, notes = watch(path, fps=1)
+    assert letters in ("RRRR", "RRRRR") and not notes  # AAC may begin before 0
 
 
 @pytest.mark.parametrize("form, options", [("webm", {"live": "1"}), ("mp4", {"movflags": "frag_keyframe+empty_moov"})])
@@ -223,8 +223,8 @@ def test_a_live_recording_without_a_length_is_watched_to_its_end(tmp_path, form,
         for colour in [RED] * 10 + [GREEN] * 10:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(plain(colour), format="rgb24")))
         container.mux(stream.encode())
-    assert looked(path) == ("RRRRGGGG", [])
-    assert looked(path, start=2.5)[0] == "GGG"
+    assert watch(path) == ("RRRRGGGG", [])
+    assert watch(path, start=2.5)[0] == "GGG"
     with open_source(path) as source:
         assert len(list(source)) == 4 and not source.endless
 
@@ -243,13 +243,13 @@ def several(path, *streams):
     from av.stream import Disposition
 
     with av.open(str(path), "w") as container:
-        made = []
+        encoders = []
         for colour, size, fps, marked in streams:
             stream = container.add_stream("libx264", rate=fps)
             stream.width, stream.height, stream.pix_fmt = *size, "yuv420p"
             stream.disposition = Disposition.default if marked else Disposition(0)
-            made.append((stream, plain(colour, size), 3 * fps))
-        for stream, picture, count in made:
+            encoders.append((stream, plain(colour, size), 3 * fps))
+        for stream, picture, count in encoders:
             for frame in (*[picture] * count, None):
                 frame = None if frame is None else av.VideoFrame.from_ndarray(frame, format="rgb24")
                 container.mux(stream.encode(frame))
@@ -260,15 +260,15 @@ def several(path, *streams):
 def test_the_film_is_the_stream_that_players_take(tmp_path, suffix, marked):
     """Marked as default, or else with the most pixels: the first is often a preview."""
     first, second = (RED, (32, 32), 1, False), (GREEN, (160, 120), 5, marked)
-    for number, order in enumerate(((first, second), (second, first))):
-        letters, told = looked(several(tmp_path / f"{number}.{suffix}", *order))
+    for number, pair in enumerate(((first, second), (second, first))):
+        letters, notes = watch(several(tmp_path / f"{number}.{suffix}", *pair))
         assert letters == "GGGGGG"
-        assert len(told) == 1 and "2 video streams: 160x120 px is watched, not 32x32" in told[0]
+        assert len(notes) == 1 and "2 video streams: 160x120 px is watched, not 32x32" in notes[0]
 
 
 def test_a_stream_marked_as_default_goes_before_a_larger_one(tmp_path):
     path = several(tmp_path / "v.mkv", (RED, (160, 120), 5, False), (GREEN, (32, 32), 5, True))
-    assert looked(path)[0] == "GGGGGG"
+    assert watch(path)[0] == "GGGGGG"
 
 
 def hls(folder, name, colour, size, count=4):
@@ -287,12 +287,12 @@ def test_of_hls_variants_the_largest_is_watched_and_the_others_are_told(tmp_path
         hls(tmp_path, "low", RED, (64, 48)) + hls(tmp_path, "high", GREEN, (160, 120)) + hls(tmp_path, "mid", BLUE, (96, 64))
     )
     (tmp_path / "master.m3u8").write_text("#EXTM3U\n" + master)
-    letters, told = looked(tmp_path / "master.m3u8", fps=1)
-    assert letters == "GGGG" and len(told) == 1 and "3 video streams: 160x120 px is watched" in told[0]
+    letters, notes = watch(tmp_path / "master.m3u8", fps=1)
+    assert letters == "GGGG" and len(notes) == 1 and "3 video streams: 160x120 px is watched" in notes[0]
     with serving(tmp_path) as url, open_source(f"{url}/master.m3u8", fps=1) as source:
         chunks = list(source)
         assert source.total == len(chunks) == 4 and not source.live
-        assert "".join(seen(chunk.frames) for chunk in chunks) == "GGGG" and "3 video streams" in chunks[0].note
+        assert "".join(colours(chunk.frames) for chunk in chunks) == "GGGG" and "3 video streams" in chunks[0].note
 
 
 def test_an_hls_playlist_with_a_discontinuity_is_one_film(tmp_path):
@@ -302,9 +302,9 @@ def test_an_hls_playlist_with_a_discontinuity_is_one_film(tmp_path):
     parts = [(tmp_path / f"{name}.m3u8").read_text().split("#EXT-X-ENDLIST")[0] for name in "ab"]
     second = parts[1][parts[1].index("#EXTINF") :]
     (tmp_path / "v.m3u8").write_text(f"{parts[0]}#EXT-X-DISCONTINUITY\n{second}#EXT-X-ENDLIST\n")
-    letters, told = looked(tmp_path / "v.m3u8")
-    assert letters == "R" * 6 + "G" * 6 and len(told) == 1 and "joined" in told[0]
-    assert looked(tmp_path / "v.m3u8", start=4)[0] == "GGGG"
+    letters, notes = watch(tmp_path / "v.m3u8")
+    assert letters == "R" * 6 + "G" * 6 and len(notes) == 1 and "joined" in notes[0]
+    assert watch(tmp_path / "v.m3u8", start=4)[0] == "GGGG"
 
 
 # --- films that stream ---

@@ -16,21 +16,21 @@ QWEN_IMAGE = PixelConfig(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "YCbCr", "RGBA", "LA", "RGB"])
-@pytest.mark.parametrize("way", ["object", "file"])
-def test_every_8_bit_mode_becomes_the_rgb_that_transformers_makes_of_it(tmp_path, mode, way):
+@pytest.mark.parametrize("kind", ["object", "file"])
+def test_every_8_bit_mode_becomes_the_rgb_that_transformers_makes_of_it(tmp_path, mode, kind):
     library = pytest.importorskip("transformers.image_transforms")
     source = np.random.default_rng(0).integers(0, 256, (20, 30, 4), dtype=np.uint8)
     image = Image.fromarray(source)
     image = image if mode == "RGBA" else image.convert("RGB").convert(mode)
     if mode == "LA":
         image.putalpha(Image.fromarray(source[..., 3]))
-    if way == "file":
+    if kind == "file":
         path = tmp_path / "image.tif"
         image.save(path)
         image = Image.open(path)
-    ours = load_image(path if way == "file" else image)
-    assert ours.dtype == np.uint8
-    np.testing.assert_array_equal(ours, library.convert_to_rgb(image, return_numpy=True))
+    pixels = load_image(path if kind == "file" else image)
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, library.convert_to_rgb(image, return_numpy=True))
 
 
 def test_transparent_pixels_become_white_also_in_a_palette_and_in_an_array(tmp_path):
@@ -88,10 +88,10 @@ def test_a_truncated_image_is_refused_and_never_leaks_another_error(tmp_path, su
     path = tmp_path / f"cut.{suffix}"
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
-    whole = path.read_bytes()
+    data = path.read_bytes()
     outcomes = []
     for part in np.linspace(0, 0.95, 20):
-        path.write_bytes(whole[: int(part * len(whole))])
+        path.write_bytes(data[: int(part * len(data))])
         try:
             load_image(path)
             outcomes.append(True)

@@ -10,28 +10,28 @@ import pytest
 from svlm_jax.errors import InputError
 from svlm_jax.media import sources
 from svlm_jax.media.sources import StreamSource, open_source
-from tests.support.films import BLUE, GREEN, RED, av, camera, film, plain, recording, seen
+from tests.support.films import BLUE, GREEN, RED, av, camera, colours, film, plain, recording
 
 DAY, WRAP = 86400.0, 2**33 / 90000
 
 
-def watched(data, *, fps=2, each=0.1, head=b"", scheme="tcp", most=200, **more):
+def watched(data, *, fps=2, each=0.1, head=b"", scheme="tcp", max_chunks=200, **more):
     """(chunks, source) of a live source; its packets come `each` seconds apart by our clock, at once by the wall's."""
     with camera(data, head) as port:
         source = open_source(f"{scheme}://127.0.0.1:{port}/live", fps=fps, **more)
         assert isinstance(source, StreamSource) and source.live
-        now = itertools.count()
-        source.clock = lambda: next(now) * each  # pyright: ignore[reportAttributeAccessIssue]
+        ticks = itertools.count()
+        source.clock = lambda: next(ticks) * each  # pyright: ignore[reportAttributeAccessIssue]
         with source:
-            return list(itertools.islice(source, most)), source
+            return list(itertools.islice(source, max_chunks)), source
 
 
-def told(chunks):
+def notes_of(chunks):
     return [chunk.note for chunk in chunks if chunk.note]
 
 
 @pytest.mark.parametrize(
-    "starts, way",
+    "starts, direction",
     [
         ((0, DAY), "forward by"),
         ((DAY, 0), "jump"),
@@ -41,14 +41,14 @@ def told(chunks):
     ],
     ids=["a day on", "a day back", "back 40 s", "76 minutes on", "83 minutes back"],
 )
-def test_a_live_clock_that_jumps_goes_on_from_the_last_picture(tmp_path, starts, way):
+def test_a_live_clock_that_jumps_goes_on_from_the_last_picture(tmp_path, starts, direction):
     """Else hours of a frozen picture are made up, or nothing is said until the clock comes by again."""
     data = recording(tmp_path, (RED, 4, starts[0]), (GREEN, 4, starts[1]))
     chunks, _ = watched(data)
     assert [chunk.start for chunk in chunks] == list(range(8))
-    assert seen(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 8 + "G" * 8
-    (note,) = told(chunks)
-    assert way in note and "what follows is joined" in note
+    assert colours(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 8 + "G" * 8
+    (note,) = notes_of(chunks)
+    assert direction in note and "what follows is joined" in note
     assert [chunk.number for chunk in chunks if chunk.note] == [4]
 
 
@@ -57,14 +57,14 @@ def test_a_live_clock_that_wraps_at_33_bits_is_no_jump(tmp_path):
     pictures = [plain(RED)] * 40 + [plain(GREEN)] * 40
     data = film(tmp_path / "v.ts", pictures, 10, form="mpegts", shift=WRAP - 4, options={"g": "5"}).read_bytes()
     chunks, _ = watched(data)
-    assert seen(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 8 + "G" * 8 and not told(chunks)
+    assert colours(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 8 + "G" * 8 and not notes_of(chunks)
 
 
 def test_a_camera_that_restarts_twenty_times_is_watched_for_all_it_showed(tmp_path):
     data = recording(tmp_path, *((colour, 2, 0) for colour in (RED, GREEN) * 10))
     chunks, _ = watched(data)
-    assert len(chunks) == 40 and len(told(chunks)) == 19
-    assert seen(np.concatenate([chunk.frames for chunk in chunks])) == ("RRRRGGGG") * 10
+    assert len(chunks) == 40 and len(notes_of(chunks)) == 19
+    assert colours(np.concatenate([chunk.frames for chunk in chunks])) == ("RRRRGGGG") * 10
 
 
 @pytest.mark.parametrize("gap, each", [(5, 0.1), (30, 30.0)], ids=["short", "confirmed by when it came"])
@@ -72,23 +72,23 @@ def test_a_camera_that_stalls_leaves_its_picture_standing(tmp_path, gap, each):
     """Time that passed is no jump: a chunk must not be named by an earlier second than the wall's."""
     data = recording(tmp_path, (RED, 2, 0), (GREEN, 2, 2 + gap))
     chunks, _ = watched(data, each=each)
-    assert len(chunks) == 4 + gap and not told(chunks)
-    assert seen(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 2 * (2 + gap) + "GGGG"
+    assert len(chunks) == 4 + gap and not notes_of(chunks)
+    assert colours(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 2 * (2 + gap) + "GGGG"
 
 
 def test_a_jump_that_when_it_came_does_not_confirm_is_no_time(tmp_path):
     data = recording(tmp_path, (RED, 2, 0), (GREEN, 2, 32))
     chunks, _ = watched(data, each=0.1)
-    assert len(chunks) == 4 and len(told(chunks)) == 1
+    assert len(chunks) == 4 and len(notes_of(chunks)) == 1
 
 
 def test_live_damage_is_left_out_and_told_once(tmp_path):
     """A camera over a bad radio link is watched on, and its viewers are not told of every packet."""
     data = bytearray(recording(tmp_path, (RED, 4, 0), (GREEN, 4, 4)))
-    for at in range(len(data) // 3, len(data) // 2, 188):
-        data[at + 4 : at + 188] = bytes(184)  # the payload alone
+    for offset in range(len(data) // 3, len(data) // 2, 188):
+        data[offset + 4 : offset + 188] = bytes(184)  # the payload alone
     chunks, source = watched(bytes(data))
-    assert 7 <= len(chunks) <= 8 and seen(chunks[-1].frames) == "GG"
+    assert 7 <= len(chunks) <= 8 and colours(chunks[-1].frames) == "GG"
     assert source.ending == "the source has ended"
 
 
@@ -96,8 +96,8 @@ def test_damage_alone_is_given_up_after_a_while(tmp_path):
     """Packets of which none can be decoded must not look like a quiet scene for ever."""
     with camera(recording(tmp_path, (RED, 30, 0))) as port, open_source(f"tcp://127.0.0.1:{port}/live") as source:
         assert isinstance(source, StreamSource)
-        now, reader = itertools.count(), source.reader
-        source.clock = lambda: next(now) / 10  # pyright: ignore[reportAttributeAccessIssue]
+        ticks, reader = itertools.count(), source.reader
+        source.clock = lambda: next(ticks) / 10  # pyright: ignore[reportAttributeAccessIssue]
 
         class Broken:
             def __init__(self, codec):
@@ -122,13 +122,13 @@ def test_an_http_source_that_simply_ends_has_ended_and_loses_no_picture(tmp_path
     head = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n\r\n"
     chunks, source = watched(data, fps=10, head=head, scheme="http")
     assert source.ending == "the source has ended"
-    assert len(chunks) == 3 and seen(chunks[-1].frames) == "R" * 8 + "GG" and not told(chunks)
+    assert len(chunks) == 3 and colours(chunks[-1].frames) == "R" * 8 + "GG" and not notes_of(chunks)
 
 
 def test_a_connection_that_is_cut_in_mid_packet_gives_the_pictures_before(tmp_path):
     data = recording(tmp_path, (RED, 3, 0))
     chunks, _ = watched(data[: len(data) - 188 - 90], fps=10)
-    assert sum(len(chunk.frames) for chunk in chunks) == 30 and set(seen(chunks[-1].frames)) == {"R"}
+    assert sum(len(chunk.frames) for chunk in chunks) == 30 and set(colours(chunks[-1].frames)) == {"R"}
 
 
 def test_a_camera_that_sends_pictures_without_time_stamps_goes_by_when_they_come(tmp_path):
@@ -137,7 +137,7 @@ def test_a_camera_that_sends_pictures_without_time_stamps_goes_by_when_they_come
         tmp_path / "v.mjpeg", [plain(RED)] * 15 + [plain(GREEN)] * 15, 25, "mjpeg", "yuvj420p", form="mjpeg"
     ).read_bytes()
     chunks, _ = watched(data, each=0.2)
-    assert len(chunks) == 6 and "".join(seen(chunk.frames) for chunk in chunks) == "R" * 6 + "G" * 6
+    assert len(chunks) == 6 and "".join(colours(chunk.frames) for chunk in chunks) == "R" * 6 + "G" * 6
 
 
 SECRETS = [
@@ -171,8 +171,8 @@ def test_neither_name_nor_ending_nor_notes_hold_the_password(tmp_path):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             chunks = list(source)
-        said = [source.name, source.ending, *told(chunks), *(str(one.message) for one in caught)]
-    assert len(chunks) == 4 and source.ending and not any("s3cret" in one for one in said)
+        texts = [source.name, source.ending, *notes_of(chunks), *(str(warning.message) for warning in caught)]
+    assert len(chunks) == 4 and source.ending and not any("s3cret" in warning for warning in texts)
     assert source.name == f"http://***@127.0.0.1:{port}/v?key=***"
 
 

@@ -45,9 +45,9 @@ def test_a_file_is_watched_whatever_its_name_could_mean(tmp_path, monkeypatch, n
     film(tmp_path / "film.mp4", [plain(RED)] * 5)
     (tmp_path / "film.mp4").rename(tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    for way in (name, f"./{name}", str(tmp_path / name)):
-        assert len(read_video(way)[0]) == 2
-        with open_source(way) as source:
+    for spelling in (name, f"./{name}", str(tmp_path / name)):
+        assert len(read_video(spelling)[0]) == 2
+        with open_source(spelling) as source:
             assert isinstance(source, FileSource) and len(list(source)) == 1
 
 
@@ -117,7 +117,7 @@ def test_what_would_wait_for_ever_is_refused_and_never_opened(tmp_path, kind):
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(10)
-    assert len(results) == 2 and all(kind.split(" with")[0] in one and "\n" not in one for one in results)
+    assert len(results) == 2 and all(kind.split(" with")[0] in result and "\n" not in result for result in results)
     if reader is not None:
         os.close(reader)
 
@@ -142,7 +142,7 @@ def test_a_folder_of_hidden_files_alone_has_no_images(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "address, shown",
+    "address, printed",
     [
         ("rtsp://10.0.0.2:554/h264", "rtsp://10.0.0.2:554/h264"),
         ("rtsp://u:p@10.0.0.2:554/h264", "rtsp://***@10.0.0.2:554/h264"),
@@ -152,14 +152,14 @@ def test_a_folder_of_hidden_files_alone_has_no_images(tmp_path):
         ("srt://host:9000?passphrase=abc", "srt://host:9000?passphrase=***"),
     ],
 )
-def test_what_is_no_secret_of_an_address_is_still_shown(address, shown):
-    assert masked(address) == shown
+def test_what_is_no_secret_of_an_address_is_still_shown(address, printed):
+    assert masked(address) == printed
 
 
 def test_a_command_that_is_given_an_address_too_many_does_not_print_its_password(capsys):
-    from svlm_jax.cli.stream import parser
+    from svlm_jax.cli.stream import make_parser
 
     with pytest.raises(SystemExit):
-        parser().parse_args(["film.mp4", "rtsp://viewer:s3cret@host/cam"])
-    said = capsys.readouterr().err
-    assert "rtsp://***@host/cam" in said and "s3cret" not in said
+        make_parser().parse_args(["film.mp4", "rtsp://viewer:s3cret@host/cam"])
+    stderr = capsys.readouterr().err
+    assert "rtsp://***@host/cam" in stderr and "s3cret" not in stderr

@@ -108,9 +108,9 @@ def test_fused_rescaling_of_the_torch_processors_differs_by_rounding_only():
     levels = np.repeat(np.arange(256, dtype=np.uint8)[None, None, :, None], 3, axis=3)
     mean, std = (torch.tensor(v) * (1.0 / QWEN_IMAGE.rescale) for v in (QWEN_IMAGE.mean, QWEN_IMAGE.std))
     fused = ((torch.from_numpy(levels).float() - mean) / std).numpy()
-    ours = normalise(levels, QWEN_IMAGE)
-    assert np.abs(ours - fused).max() < 1e-6
-    assert (ours != fused).any()
+    normalised = normalise(levels, QWEN_IMAGE)
+    assert np.abs(normalised - fused).max() < 1e-6
+    assert (normalised != fused).any()
 
 
 @pytest.mark.parametrize("height, width", [(140, 252), (360, 640)], ids=["down", "up"])
@@ -128,7 +128,7 @@ def taps(length: int, size: int) -> list[tuple[int, np.ndarray]]:
     """For each place of a resized line: where its antialiased bicubic window begins, and the weights in it, 22 bits."""
     scale = length / size
     support = 2 * max(scale, 1.0)
-    made = []
+    tables = []
     for number in range(size):
         centre = (number + 0.5) * scale
         low, high = max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), length)
@@ -136,8 +136,8 @@ def taps(length: int, size: int) -> list[tuple[int, np.ndarray]]:
         inner, outer = (1.5 * x - 2.5) * x * x + 1, ((-0.5 * x + 2.5) * x - 4) * x + 2
         weights = np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
         weights = weights / weights.cumsum()[-1]
-        made.append((low, np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int64)))
-    return made
+        tables.append((low, np.trunc(weights * 2**22 + np.copysign(0.5, weights)).astype(np.int64)))
+    return tables
 
 
 def two_passes(image: np.ndarray, height: int, width: int) -> np.ndarray:

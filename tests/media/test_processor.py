@@ -21,10 +21,10 @@ LARGE = 12_845_056  # pixels: what transformers writes into every video_preproce
 HD = np.zeros((2, 720, 1280, 3), np.uint8)
 
 
-def pixels(least: int, most: int, nested: bool = False) -> dict:
+def pixels(low: int, high: int, nested: bool = False) -> dict:
     shared = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
-    size = {"size": {"shortest_edge": least, "longest_edge": most}}
-    return shared | size | ({} if nested else {"min_pixels": least, "max_pixels": most})
+    size = {"size": {"shortest_edge": low, "longest_edge": high}}
+    return shared | size | ({} if nested else {"min_pixels": low, "max_pixels": high})
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_a_frame_of_a_stream_has_the_size_of_the_paper_whoever_saved_the_checkpo
 
 
 @pytest.mark.parametrize(
-    ("least", "most", "bounds"),
+    ("low", "high", "bounds"),
     [
         (18816, 18816, (18816, 18816)),  # below the least of a stream: the file's own
         (784, 50176, (784, 50176)),
@@ -78,8 +78,8 @@ def test_a_frame_of_a_stream_has_the_size_of_the_paper_whoever_saved_the_checkpo
         (256 * 784, LARGE, (100 * 784, 768 * 784)),
     ],
 )
-def test_a_file_may_ask_for_smaller_frames_but_not_for_larger(least, most, bounds):
-    got = frame_bounds(replace(STREAM_FRAME, min_pixels=least, max_pixels=most))
+def test_a_file_may_ask_for_smaller_frames_but_not_for_larger(low, high, bounds):
+    got = frame_bounds(replace(STREAM_FRAME, min_pixels=low, max_pixels=high))
     assert (got.min_pixels, got.max_pixels) == bounds
 
 

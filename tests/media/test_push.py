@@ -10,7 +10,7 @@ from svlm_jax.media.player import Player
 from svlm_jax.media.push import PushSource
 from svlm_jax.media.sources import Timing, open_source
 from tests.media.test_video import refused
-from tests.support.films import BLUE, GREEN, RED, plain, seen
+from tests.support.films import BLUE, GREEN, RED, colours, plain
 
 HANG = 60  # seconds after which a test has hung; none waits for them
 
@@ -27,10 +27,10 @@ def pushed(*stamped, timing=Timing(), arrivals=None, **options):  # noqa: B008
         warnings.simplefilter("always")
         chunks = list(source)
     notes = [chunk.note for chunk in chunks if chunk.note and "ends" not in chunk.note]
-    return seen(np.concatenate([chunk.frames for chunk in chunks])), notes + [str(warning.message) for warning in caught]
+    return colours(np.concatenate([chunk.frames for chunk in chunks])), notes + [str(warning.message) for warning in caught]
 
 
-def every(step, colour, start, end):
+def evenly(step, colour, start, end):
     return [(colour, start + step * number) for number in range(round((end - start) / step))]
 
 
@@ -38,13 +38,13 @@ def every(step, colour, start, end):
 @pytest.mark.parametrize("step", [0.5, 0.1, 1 / 30, 0.004])
 def test_samples_are_the_newest_frames_up_to_their_second(step, origin):
     """Else: a client's rate or the origin of its clock changes what the model sees."""
-    frames = every(step, RED, origin, origin + 2) + every(step, GREEN, origin + 2, origin + 4)
+    frames = evenly(step, RED, origin, origin + 2) + evenly(step, GREEN, origin + 2, origin + 4)
     assert pushed(*frames) == ("RRRRGGGG", [])
 
 
 def test_it_reads_as_a_live_source_does():
     source = PushSource("camera", Timing(start=60))
-    for colour, second in every(0.5, RED, 0, 2):
+    for colour, second in evenly(0.5, RED, 0, 2):
         source.push(plain(colour), second)
     source.finish("unplugged")
     assert source.live and source.endless and source.total is None
@@ -54,14 +54,14 @@ def test_it_reads_as_a_live_source_does():
 
 def test_a_stall_leaves_the_last_frame_standing():
     """Time that passed is no jump: a chunk must not be named by an earlier second than the wall's."""
-    frames = [*every(0.5, RED, 0, 2), *every(0.5, GREEN, 32, 34)]
+    frames = [*evenly(0.5, RED, 0, 2), *evenly(0.5, GREEN, 32, 34)]
     assert pushed(*frames) == ("R" * 64 + "GGGG", [])
 
 
 @pytest.mark.parametrize("origin, direction", [(90000, "forward by 89998.500 s"), (-90000, "back by 90001.500 s")])
 def test_stamps_that_jump_are_joined_to_what_went_before(origin, direction):
     """Else: hours of a frozen picture are made up, or all that follows is left out."""
-    frames = [*every(0.5, RED, 0, 2), *every(0.5, GREEN, origin, origin + 2)]
+    frames = [*evenly(0.5, RED, 0, 2), *evenly(0.5, GREEN, origin, origin + 2)]
     samples, notes = pushed(*frames, arrivals=[0.5 * number for number in range(8)])
     assert samples == "RRRRGGGG"
     assert notes == [f"its time stamps jump {direction}: what follows is joined to what went before"]
@@ -77,7 +77,7 @@ def test_disorder_is_no_jump_and_repeated_stamps_take_no_room():
 
 def test_stamps_that_come_too_fast_are_bounded_and_the_drops_are_noted():
     """Else: a client that sends faster than it is read takes all memory, or frames are missing without a word."""
-    samples, notes = pushed(*every(0.5, RED, 0, 4), *every(0.5, GREEN, 4, 8), max_frames=4)
+    samples, notes = pushed(*evenly(0.5, RED, 0, 4), *evenly(0.5, GREEN, 4, 8), max_frames=4)
     assert samples == "G" * 16  # what was dropped at the start has no earlier frame to stand for it
     assert notes == ["12 frames dropped before it: more than 4 waited to be read"]
 
@@ -86,11 +86,11 @@ def test_a_drop_after_the_start_leaves_the_frame_before_it_standing():
     source = PushSource("camera", max_frames=2)
     source.push(plain(RED), 0)
     frames = source.frames()
-    taken = [next(frames)]
-    for colour, second in [*every(0.5, BLUE, 0.5, 2), *every(0.5, GREEN, 2, 3)]:
+    first = [next(frames)]
+    for colour, second in [*evenly(0.5, BLUE, 0.5, 2), *evenly(0.5, GREEN, 2, 3)]:
         source.push(plain(colour), second)
     source.finish()
-    assert seen(np.stack(taken + list(frames))) == "RRRRGG" and source.notes[0][0] == 2.0
+    assert colours(np.stack(first + list(frames))) == "RRRRGG" and source.notes[0][0] == 2.0
 
 
 def test_a_sample_is_read_as_soon_as_a_frame_is_on_time_for_it():
@@ -98,9 +98,9 @@ def test_a_sample_is_read_as_soon_as_a_frame_is_on_time_for_it():
     source = PushSource("camera")
     source.push(plain(RED), 7.0)
     frames = source.frames()
-    assert seen(next(frames)[None]) == "R"
+    assert colours(next(frames)[None]) == "R"
     source.push(plain(GREEN), 7.5)
-    assert seen(next(frames)[None]) == "G"
+    assert colours(next(frames)[None]) == "G"
 
 
 def test_a_player_drops_what_comes_too_late_and_ends_with_the_source():
@@ -117,7 +117,7 @@ def test_a_player_drops_what_comes_too_late_and_ends_with_the_source():
 
 
 def test_a_duration_or_a_silence_ends_it():
-    assert pushed(*every(0.5, RED, 0, 9), timing=Timing(duration=2)) == ("RRRR", [])
+    assert pushed(*evenly(0.5, RED, 0, 9), timing=Timing(duration=2)) == ("RRRR", [])
     source = PushSource("camera", max_silence=0.05)
     source.push(plain(RED), 0.0)
     assert len(list(source)) == 1 and source.ending == "no frame came for 0.05 s"
@@ -125,13 +125,13 @@ def test_a_duration_or_a_silence_ends_it():
 
 
 def test_frames_without_stamps_go_by_the_time_of_the_call():
-    now = [100.0]
-    source = PushSource("camera", clock=lambda: now[0])
+    time = [100.0]
+    source = PushSource("camera", clock=lambda: time[0])
     for colour in (RED, RED, GREEN, GREEN):
         source.push(plain(colour))
-        now[0] += 0.5
+        time[0] += 0.5
     source.finish()
-    assert seen(np.concatenate([chunk.frames for chunk in source])) == "RRGG"
+    assert colours(np.concatenate([chunk.frames for chunk in source])) == "RRGG"
 
 
 def test_threads_may_push_while_another_reads():
@@ -153,7 +153,7 @@ def test_a_frame_is_copied():
     source.push(frame, 0.0)
     frame[:] = 0
     source.finish()
-    assert seen(next(iter(source)).frames) == "RR"
+    assert colours(next(iter(source)).frames) == "RR"
 
 
 def test_a_wrong_frame_is_one_line_to_who_pushes_it():

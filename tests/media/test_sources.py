@@ -13,7 +13,7 @@ from PIL import Image
 from svlm_jax.errors import InputError
 from svlm_jax.media.sources import SCHEMES, FileSource, FolderSource, StreamSource, Timing, open_source, scheme_of
 from svlm_jax.media.video import sample_video, write_video
-from tests.media.test_video import grey, refused, shown, write_stamped, write_tone
+from tests.media.test_video import frame_numbers, grey, refused, write_stamped, write_tone
 
 
 def chunks(source):
@@ -41,9 +41,9 @@ def test_chunks_of_a_file_are_its_samples(film):
 def test_a_start_and_a_duration_name_the_seconds_of_the_video(film):
     source = open_source(film, fps=4, start=1.5, duration=1)
     assert source.total == 1
-    (one,) = chunks(source)
-    assert (one.number, one.start, one.end) == (0, 1.5, 2.5) and len(one.frames) == 4
-    assert shown(one.frames) == [15, 17, 20, 22]
+    (chunk,) = chunks(source)
+    assert (chunk.number, chunk.start, chunk.end) == (0, 1.5, 2.5) and len(chunk.frames) == 4
+    assert frame_numbers(chunk.frames) == [15, 17, 20, 22]
 
 
 def test_long_chunks_hold_all_their_frames(film):
@@ -58,25 +58,25 @@ def test_a_video_that_ends_inside_a_chunk_is_filled_up_and_says_so(tmp_path):
     assert source.total == 2
     first, last = chunks(source)
     assert first.note == "" and last.note == "ends 0.5 s early: its last frame stands for the missing 2"
-    assert shown(last.frames) == [10, 12, 12, 12]
+    assert frame_numbers(last.frames) == [10, 12, 12, 12]
 
 
 def test_one_frame_is_one_chunk(tmp_path):
     write_video(tmp_path / "v.mp4", grey(1), 10)
-    (one,) = chunks(open_source(tmp_path / "v.mp4"))
-    assert shown(one.frames) == [0, 0] and "early" in one.note
+    (chunk,) = chunks(open_source(tmp_path / "v.mp4"))
+    assert frame_numbers(chunk.frames) == [0, 0] and "early" in chunk.note
 
 
 def test_frames_of_a_varying_rate_are_those_on_screen(tmp_path):
     write_stamped(tmp_path / "v.mkv", grey(5), [0, 100, 1400, 1500, 2900])
     got = chunks(open_source(tmp_path / "v.mkv", fps=2))
-    assert shown(np.concatenate([c.frames for c in got])[:6]) == [0, 1, 1, 3, 3, 3]
+    assert frame_numbers(np.concatenate([c.frames for c in got])[:6]) == [0, 1, 1, 3, 3, 3]
 
 
 def test_4k_and_odd_sizes_come_as_they_are(tmp_path):
     write_video(tmp_path / "v.mp4", np.zeros((2, 2160, 3840, 3), np.uint8), 2)
-    (one,) = chunks(open_source(tmp_path / "v.mp4"))
-    assert one.frames.shape == (2, 2160, 3840, 3)
+    (chunk,) = chunks(open_source(tmp_path / "v.mp4"))
+    assert chunk.frames.shape == (2, 2160, 3840, 3)
     for number in range(2):
         Image.new("RGB", (101, 53)).save(tmp_path / f"{number}.png")
     (odd,) = chunks(open_source(tmp_path))
@@ -85,8 +85,8 @@ def test_4k_and_odd_sizes_come_as_they_are(tmp_path):
 
 def test_a_file_that_breaks_off_is_watched_to_there(film, tmp_path):
     write_stamped(tmp_path / "v.ts", grey(30), [100 * k for k in range(30)], options={"g": "5", "tune": "zerolatency"})
-    whole = (tmp_path / "v.ts").read_bytes()
-    (tmp_path / "torn.ts").write_bytes(whole[: len(whole) // 2])
+    data = (tmp_path / "v.ts").read_bytes()
+    (tmp_path / "torn.ts").write_bytes(data[: len(data) // 2])
     got = chunks(open_source(tmp_path / "torn.ts"))
     assert 1 <= len(got) <= 2 and len(got[-1].frames) == 2
 
@@ -158,9 +158,9 @@ def folder(tmp_path):
 def test_frames_of_a_folder_come_in_natural_order(folder):
     source = open_source(folder, fps=2)
     assert isinstance(source, FolderSource) and source.total == 3
-    assert shown(np.concatenate([c.frames for c in chunks(source)])) == [0, 1, 2, 9, 10, 11]
-    (one,) = chunks(open_source(folder, fps=2, start=1, duration=1))
-    assert shown(one.frames) == [2, 9] and one.start == 1
+    assert frame_numbers(np.concatenate([c.frames for c in chunks(source)])) == [0, 1, 2, 9, 10, 11]
+    (chunk,) = chunks(open_source(folder, fps=2, start=1, duration=1))
+    assert frame_numbers(chunk.frames) == [2, 9] and chunk.start == 1
 
 
 def test_a_folder_that_is_not_all_of_one_kind_is_one_line(folder):
@@ -192,7 +192,7 @@ def test_a_file_over_http_is_watched_like_a_file(film, capfd):
         assert isinstance(source, StreamSource) and not source.live and source.total == 2
         got = chunks(source)
     assert [(c.start, c.end) for c in got] == [(1, 2), (2, 3)]
-    assert shown(np.concatenate([c.frames for c in got])) == [10, 15, 20, 25]
+    assert frame_numbers(np.concatenate([c.frames for c in got])) == [10, 15, 20, 25]
 
 
 def live(path, port: list[int], ready: threading.Event):
@@ -218,7 +218,7 @@ def test_a_live_source_ends_when_the_camera_goes_away_and_says_so(tmp_path):
     got = chunks(source)
     camera.join()
     assert [c.start for c in got] == [60, 61, 62] and got[-1].note.startswith("ends 0.25 s early")
-    assert shown(np.concatenate([c.frames for c in got])) == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 25]
+    assert frame_numbers(np.concatenate([c.frames for c in got])) == [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 25]
     assert source.ending
 
 

@@ -22,7 +22,7 @@ def grey(count, height=64, width=96):
     return np.broadcast_to(levels.astype(np.uint8)[:, None, None, None], (count, height, width, 3)).copy()
 
 
-def shown(frames):
+def frame_numbers(frames):
     """Which frame of `grey` each of these is."""
     middle = frames[:, frames.shape[1] // 2, frames.shape[2] // 2].astype(float).mean(axis=1)
     numbers = (middle - 8) / STEP
@@ -74,20 +74,20 @@ def test_two_frames_a_second_are_the_ones_on_screen_at_each_half_second(tmp_path
     frames, times, fps = read_video(tmp_path / "v.mp4")
     assert frames.shape == (6, 64, 96, 3) and frames.dtype == np.uint8 and fps == 2.0
     assert times.dtype == np.float64 and times.tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
-    assert shown(frames) == [0, 5, 10, 15, 20, 25]
+    assert frame_numbers(frames) == [0, 5, 10, 15, 20, 25]
 
 
 def test_a_sample_between_two_frames_shows_the_earlier_one(tmp_path):
     write_video(tmp_path / "v.mp4", grey(12), 4)
     frames, times, _ = read_video(tmp_path / "v.mp4", fps=3, start=0.2, duration=1)
     assert times.tolist() == [0.2, 0.2 + 1 / 3, 0.2 + 2 / 3]
-    assert shown(frames) == [0, 2, 3]
+    assert frame_numbers(frames) == [0, 2, 3]
 
 
 def test_a_rate_above_the_file_rate_repeats_frames(tmp_path):
     write_video(tmp_path / "v.mp4", grey(4), 2)
     frames, _, _ = read_video(tmp_path / "v.mp4", fps=4)
-    assert shown(frames) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert frame_numbers(frames) == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
@@ -96,13 +96,13 @@ def test_variable_frame_rate_goes_by_time_stamps(tmp_path, suffix):
     path = write_stamped(tmp_path / f"v.{suffix}", grey(9), stamps)
     frames, times, _ = read_video(path, fps=2, duration=3.4)
     want = [max(k for k, stamp in enumerate(stamps) if stamp <= 1000 * t) for t in times[:6]]
-    assert shown(frames)[:6] == want == [0, 2, 3, 3, 6, 6]
+    assert frame_numbers(frames)[:6] == want == [0, 2, 3, 3, 6, 6]
 
 
 def test_matroska_millisecond_stamps_do_not_shift_a_sample_by_a_frame(tmp_path):
     path = write_stamped(tmp_path / "v.mkv", grey(12), [round(1000 * k / 3) for k in range(12)], rate=3)
     frames, _, _ = read_video(path, fps=3)
-    assert shown(frames) == list(range(12))
+    assert frame_numbers(frames) == list(range(12))
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts", "avi", "h264"])
@@ -118,7 +118,7 @@ def test_seeking_gives_the_same_frames_as_decoding_from_the_start(tmp_path, suff
         container.mux(stream.encode())
     frames, times, _ = read_video(path, fps=10, start=start, duration=0.3)
     first = round(start * 10)
-    assert shown(frames) == [first, first + 1, first + 2]
+    assert frame_numbers(frames) == [first, first + 1, first + 2]
     np.testing.assert_allclose(times, start + np.arange(3) / 10)
 
 
@@ -137,7 +137,7 @@ def test_seeking_does_not_decode_from_zero(tmp_path, monkeypatch):
 
     monkeypatch.setattr(video, "_from_keyframe", counting)
     frames, _, _ = read_video(path, fps=2, start=2.2, duration=0.5)
-    assert shown(frames) == [22]
+    assert frame_numbers(frames) == [22]
     assert min(decoded) >= 1.5
 
 
@@ -148,21 +148,21 @@ def test_a_seek_that_lands_after_the_start_is_repeated_further_back(tmp_path, mo
     write_video(path, grey(30), 10)
     inner = video._from_keyframe
 
-    def late(path, target, tell):
+    def late(path, target, on_note):
         targets.append(target)
-        return (item for item in inner(path, 0.0, tell) if item[0] > target or target == 0)
+        return (item for item in inner(path, 0.0, on_note) if item[0] > target or target == 0)
 
     monkeypatch.setattr(video, "_from_keyframe", late)
     frames, _, _ = read_video(path, fps=2, start=2.0, duration=1)
-    assert shown(frames) == [20, 25] and targets == [2.0, 0.0]
+    assert frame_numbers(frames) == [20, 25] and targets == [2.0, 0.0]
 
 
 def test_time_counts_from_the_first_frame_when_the_stream_starts_late(tmp_path):
     path = write_stamped(tmp_path / "v.ts", grey(10), [3000 + 100 * k for k in range(10)], rate=10)
     frames, times, _ = read_video(path, fps=5)
-    assert shown(frames) == [0, 2, 4, 6, 8] and times[0] == 0
+    assert frame_numbers(frames) == [0, 2, 4, 6, 8] and times[0] == 0
     frames, _, _ = read_video(path, fps=5, start=0.5)
-    assert shown(frames)[0] == 5
+    assert frame_numbers(frames)[0] == 5
 
 
 @pytest.mark.parametrize("rotation, turns", [(90, 1), (-90, 3), (180, 2)])
@@ -252,7 +252,7 @@ def test_a_video_that_is_damaged_in_the_middle_is_watched_to_its_end_with_one_wa
     path = tmp_path / "v.mp4"
     frames = np.random.default_rng(0).integers(0, 256, (40, 64, 96, 3), dtype=np.uint8)
     write_video(path, frames, 10)
-    whole, whole_times, _ = read_video(path)
+    every_frame, whole_times, _ = read_video(path)
     data = bytearray(path.read_bytes())
     middle = len(data) // 2
     data[middle : middle + 4000] = bytes(4000)
@@ -265,7 +265,7 @@ def test_a_video_that_is_damaged_in_the_middle_is_watched_to_its_end_with_one_wa
     second = re.search(r"v\.mp4: at ([0-9.]+) s", message)
     assert second and 0.5 < float(second[1]) < 3
     np.testing.assert_array_equal(times, whole_times)
-    np.testing.assert_array_equal(got[0], whole[0])
+    np.testing.assert_array_equal(got[0], every_frame[0])
 
 
 def test_a_file_cut_short_of_its_header_gives_its_frames_and_one_warning(tmp_path):
@@ -296,7 +296,7 @@ def test_a_whole_video_gives_no_warning(tmp_path):
 def test_written_frames_are_read_back_and_no_partial_file_stays(tmp_path):
     write_video(tmp_path / "v.mp4", grey(8), 2.0)
     frames, _, _ = read_video(tmp_path / "v.mp4")
-    assert shown(frames) == list(range(8))
+    assert frame_numbers(frames) == list(range(8))
     assert [entry.name for entry in tmp_path.iterdir()] == ["v.mp4"]
 
 

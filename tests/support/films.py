@@ -54,7 +54,7 @@ def recording(
     return data
 
 
-def seen(frames: np.ndarray) -> str:
+def colours(frames: np.ndarray) -> str:
     """A letter for each frame: R, G, B, W or k (black)."""
     return "".join(NAMES.get((int(r > 100), int(g > 100), int(b > 100)), "?") for r, g, b in frames.mean((1, 2)))
 
@@ -65,8 +65,8 @@ def damage(path: Path, *numbers: int) -> Path:
         packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
     data = bytearray(path.read_bytes())
     for number in numbers:
-        at, size = packets[number]
-        data[at : at + size] = bytes(size)
+        offset, size = packets[number]
+        data[offset : offset + size] = bytes(size)
     path.write_bytes(data)
     return path
 
@@ -74,10 +74,10 @@ def damage(path: Path, *numbers: int) -> Path:
 def turned(path: Path, matrix: tuple[float, ...]) -> Path:
     """Write (a b c d) of a display matrix into an mp4's track header."""
     data = bytearray(path.read_bytes())
-    at = data.find(b"tkhd")
-    at += 8 + (20 if data[at + 4] == 0 else 32) + 16
+    offset = data.find(b"tkhd")
+    offset += 8 + (20 if data[offset + 4] == 0 else 32) + 16
     a, b, c, d = (round(value * 65536) for value in matrix)
-    data[at : at + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    data[offset : offset + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
     path.write_bytes(data)
     return path
 
