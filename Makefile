@@ -8,8 +8,11 @@ COMMA := ,
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+LATEST ?= $(shell for p in python3.13 python3.12 python3; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' 2>/dev/null && echo $$p && break; done)
+
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint slow train-tiny clean
+.PHONY: help demo serve test test-latest lint slow train-tiny clean
 .DELETE_ON_ERROR:
 
 help: ## list the targets
@@ -27,6 +30,9 @@ train-tiny: .venv/test.stamp ## a model of the game from nothing; two hours on t
 test: lint ## lint, then the fast tests
 	$(BIN)/pytest -n 2 --dist worksteal
 
+test-latest: .venv-latest/test.stamp ## the fast tests but parity, on the newest Python here (3.12 or newer) and the newest jax
+	.venv-latest/bin/pytest -n 2 --dist worksteal --ignore tests/parity
+
 lint: .venv/test.stamp ## ruff, ruff format, pyright
 	$(BIN)/pre-commit run --all-files
 
@@ -34,7 +40,7 @@ slow: .venv/test.stamp ## the slow tests only
 	$(BIN)/pytest -n 2 --dist worksteal -m slow
 
 clean: ## remove .venv, caches and build products
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-latest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -57,5 +63,14 @@ endef
 	@touch $@ .venv/base.stamp
 
 .venv/test.stamp: pyproject.toml | $(BIN)/python
-	$(call install,[train$(COMMA)test],gigabytes with torch: see the top of this file,some minutes)
+	$(call install,[train$(COMMA)test$(COMMA)parity$(COMMA)lint],gigabytes with torch: see the top of this file,some minutes)
 	@touch $@ .venv/base.stamp
+
+# Beside .venv, whose jax is the newest that its Python takes: 3.11 stays at 0.10.
+.venv-latest/test.stamp: pyproject.toml
+	@$(or $(LATEST),false) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null \
+		|| { echo 'LATEST: got "$(LATEST)", expected Python >= 3.12; run make LATEST=/path/to/python3.12 test-latest' >&2; exit 1; }
+	$(LATEST) -m venv .venv-latest
+	@echo 'installing svlm-jax[train,test] into .venv-latest: 1.3 GB on disk, one to three minutes' >&2
+	@.venv-latest/bin/python -m pip install --quiet --disable-pip-version-check --upgrade jax -e '.[train,test]'
+	@touch $@

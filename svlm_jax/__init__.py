@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from svlm_jax.pretrained import Pretrained, from_pretrained
 
 __all__ = ["Pretrained", "enable_compile_cache", "from_pretrained"]
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str):
