@@ -149,7 +149,7 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
 
     from svlm_jax.pretrained import local_directory
     from svlm_jax.train.loop import Preempted
-    from svlm_jax.train.run import trainer
+    from svlm_jax.train.run import build_trainer
 
     chief, preempted_marker = jax.process_index() == 0, Path(config.run_dir) / "preempted"
     if chief:
@@ -158,13 +158,15 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
     try:
         check_attention(config.attention)
         cache_directory = set_compile_cache(command_args)
-        runner = trainer(
+        trainer = build_trainer(
             config, local_directory(config.model), log=log, should_stop=multihost_utils.reached_preemption_sync_point
         )
-        log(f"{jax.device_count()} x {jax.devices()[0].device_kind}, {runner.total_steps} steps of {config.batch_size} samples")
+        log(
+            f"{jax.device_count()} x {jax.devices()[0].device_kind}, {trainer.total_steps} steps of {config.batch_size} samples"
+        )
         note = f" (kept in {cache_directory} for the next start)" if cache_directory else ""
         log(f"compiling; the first step comes after that{note} ...")
-        runner.run()
+        trainer.run()
     except Preempted as request:
         log(f"asked to stop: {request}; start again and the run resumes")
         if chief:

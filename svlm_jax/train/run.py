@@ -25,7 +25,7 @@ CONFIG = "config.json"
 FIXED = ("model", "trainable", "lora_rank", "lora_alpha", "ema_decay", "optimizer.name")
 
 
-def trainer(
+def build_trainer(
     config: TrainConfig,
     directory: Path,
     *,

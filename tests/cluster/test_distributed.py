@@ -72,14 +72,14 @@ time.sleep(1000)
 """
 
 
-def start(place: Path, text: str, processes: int, **environ: str) -> subprocess.Popen:
+def start(folder: Path, text: str, processes: int, **environ: str) -> subprocess.Popen:
     """A parent that spawns `text` that many times, on two virtual devices each."""
-    (place / "child.py").write_text(text)
+    (folder / "child.py").write_text(text)
     code = f"import sys; from svlm_jax.cluster.local import spawn; sys.exit(spawn({processes}, ['child'], devices_each=2))"
-    given = {"PYTHONPATH": f"{place}{os.pathsep}{ROOT}", "XLA_FLAGS": ""}
-    given |= {"JAX_PLATFORMS": "cpu", "SVLM_HEARTBEAT_SECONDS": "10", "SVLM_LEAVE_SECONDS": "10"}
-    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | given | environ, **piped)
+    variables = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "XLA_FLAGS": ""}
+    variables |= {"JAX_PLATFORMS": "cpu", "SVLM_HEARTBEAT_SECONDS": "10", "SVLM_LEAVE_SECONDS": "10"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([sys.executable, "-c", code], env=os.environ | variables | environ, **pipes)
 
 
 def read_until(process: subprocess.Popen, words: str, times: int) -> list[str]:
@@ -99,17 +99,17 @@ def finish(process: subprocess.Popen) -> tuple[int, str]:
     late = threading.Timer(240, process.kill)
     late.start()
     with process.stdout as lines:
-        told = lines.read()
+        output = lines.read()
     process.wait()
     late.cancel()
-    return process.returncode, told
+    return process.returncode, output
 
 
 def test_two_processes_of_two_devices_agree_on_a_sum(tmp_path):
-    code, told = finish(start(tmp_path, JOINED + SUM, 2))
-    assert code == 0, told
-    assert told.count("sum 52.0 of 2 x 2") == 2, told  # 0 + 1 + 2 + 3 + 10 + 11 + 12 + 13
-    assert "[1] sum 52.0 of 2 x 2" in told and "[0] " not in told
+    code, output = finish(start(tmp_path, JOINED + SUM, 2))
+    assert code == 0, output
+    assert output.count("sum 52.0 of 2 x 2") == 2, output  # 0 + 1 + 2 + 3 + 10 + 11 + 12 + 13
+    assert "[1] sum 52.0 of 2 x 2" in output and "[0] " not in output
 
 
 def test_a_process_that_raises_ends_all_with_its_code_and_one_line(tmp_path):
@@ -117,9 +117,9 @@ def test_a_process_that_raises_ends_all_with_its_code_and_one_line(tmp_path):
     before = "".join(read_until(process, "ready", 2))
     started = time.monotonic()
     code, after = finish(process)
-    told = before + after
-    assert code == 2 and "error: data: got a wrong file, expected a right one; mend it" in told, told
-    assert "Traceback" not in told and time.monotonic() - started < GONE
+    output = before + after
+    assert code == 2 and "error: data: got a wrong file, expected a right one; mend it" in output, output
+    assert "Traceback" not in output and time.monotonic() - started < GONE
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -127,9 +127,9 @@ def test_asked_to_stop_all_processes_stop_at_the_same_step_with_75(tmp_path, pro
     process = start(tmp_path, JOINED + STOPS, processes)
     read_until(process, "ready", processes)
     process.send_signal(signal.SIGTERM)
-    code, told = finish(process)
-    stopped = re.findall(r"stopped \d at (\d+)", told)
-    assert code == 75 and len(stopped) == processes and len(set(stopped)) == 1, told
+    code, output = finish(process)
+    stopped = re.findall(r"stopped \d at (\d+)", output)
+    assert code == 75 and len(stopped) == processes and len(set(stopped)) == 1, output
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
@@ -137,8 +137,8 @@ def test_a_signal_reaches_every_process(tmp_path, name):
     process = start(tmp_path, TOLD.replace("SIGTERM", name.name), 3)
     read_until(process, "ready", 3)
     process.send_signal(name)
-    code, told = finish(process)
-    assert code == 75 and all(f"told {rank}" in told for rank in range(3)), told
+    code, output = finish(process)
+    assert code == 75 and all(f"told {rank}" in output for rank in range(3)), output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG is Linux")

@@ -15,7 +15,7 @@ from svlm_jax.compile_cache import MAX_SIZE
 from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.media.video import write_video
 from svlm_jax.train.config import MeshConfig, OptimizerConfig, TrainConfig
-from svlm_jax.train.run import trainer
+from svlm_jax.train.run import build_trainer
 
 SECONDS, WINDOW, SAMPLES = 40, 4, 8
 BUCKETS = (Bucket(256, 64, 64, 16), Bucket(512, 64, 192, 16))
@@ -43,9 +43,9 @@ def film_record() -> list:
 def _record(video: str, start: int, end: int, previous: str) -> list:
     words = [[second + 0.2, second + 0.7, f"w{second}"] for second in range(start, end)]
     clip = {"type": "video", "video": video, "video_start": start, "video_end": end}
-    said = {"type": "text_stream", "text_stream": words}
-    asked = {"type": "text", "text": "Commentate", "previous": previous}
-    return [{"role": "user", "content": [clip, asked]}, {"role": "assistant", "content": [said]}]
+    text_stream = {"type": "text_stream", "text_stream": words}
+    query = {"type": "text", "text": "Commentate", "previous": previous}
+    return [{"role": "user", "content": [clip, query]}, {"role": "assistant", "content": [text_stream]}]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -109,10 +109,10 @@ def train(tiny_dir, tmp_path):
     """Run a config to its end: (its trainer, what it said)."""
 
     def run(config: TrainConfig, devices: int = 1, **options: Any):
-        said: list[str] = []
-        made = trainer(config, tiny_dir, devices=jax.devices()[:devices], log=said.append, **options)
-        made.run()
-        return made, said
+        log_lines: list[str] = []
+        trainer = build_trainer(config, tiny_dir, devices=jax.devices()[:devices], log=log_lines.append, **options)
+        trainer.run()
+        return trainer, log_lines
 
     return run
 

@@ -24,7 +24,7 @@ from svlm_jax.train.step import TrainStep
 def saved(config, tiny_dir):
     """Makes a run directory with a checkpoint, as training writes it, of parameters that were never trained; its step."""
 
-    def made(config, ema=0.0):
+    def save(config, ema=0.0):
         config = replace(config, ema_decay=ema)
         model, mesh = (
             setup.training_model_config(config, config_json.read(tiny_dir)),
@@ -43,7 +43,7 @@ def saved(config, tiny_dir):
         checkpoints.close()
         return model, state, frozen
 
-    return made
+    return save
 
 
 def written(directory) -> dict[str, np.ndarray]:
@@ -53,8 +53,8 @@ def written(directory) -> dict[str, np.ndarray]:
 
 def expected(model, state, frozen, dtype, ema=False) -> dict[str, np.ndarray]:
     """The whole of it on the device, as exports were made at first."""
-    whole = {path: jnp.copy(value) for path, value in {**(state.ema if ema else state.trainable), **frozen}.items()}
-    _, values = merge_lora(model, whole)
+    parameters = {path: jnp.copy(value) for path, value in {**(state.ema if ema else state.trainable), **frozen}.items()}
+    _, values = merge_lora(model, parameters)
     return {path: np.asarray(value.astype(dtype)) for path, value in values.items()}
 
 
@@ -73,20 +73,20 @@ def test_an_export_is_what_was_trained_bit_for_bit(kind, to, config, saved, tmp_
 def test_an_export_puts_nothing_on_a_device_and_reads_no_moments(config, saved, tmp_path, monkeypatch):
     """A 7B run has 84 GB of state, and an 80 GB GPU did not export it."""
     saved(config, 0.5)
-    asked, before = [], sum(array.nbytes for array in jax.live_arrays())
-    most, read = [0], Checkpoints._read
+    requests, before = [], sum(array.nbytes for array in jax.live_arrays())
+    peak_bytes, read = [0], Checkpoints._read
 
-    def watched(self, step, wanted):
-        asked.append(wanted)
-        out = read(self, step, wanted)
-        most[0] = max(most[0], sum(array.nbytes for array in jax.live_arrays()))
+    def watched(self, step, request):
+        requests.append(request)
+        out = read(self, step, request)
+        peak_bytes[0] = max(peak_bytes[0], sum(array.nbytes for array in jax.live_arrays()))
         return out
 
     monkeypatch.setattr(Checkpoints, "_read", watched)
     export.export(config.run_dir, tmp_path / "out")
-    states = [wanted["state"] for wanted in asked if "state" in wanted]
+    states = [request["state"] for request in requests if "state" in request]
     assert states and all(set(state) == {"trainable"} and len(state["trainable"]) == 1 for state in states)
-    assert most[0] <= before
+    assert peak_bytes[0] <= before
 
 
 def test_a_damaged_checkpoint_is_passed_over_in_an_export_too(config, saved, tmp_path):

@@ -36,15 +36,15 @@ def case(text):
 def test_gathered_labels_are_scored_as_where_they_stand(case, text, block):
     hidden, labels, at, chosen = case
 
-    def whole(hidden):
+    def at_every_token(hidden):
         mean, count = cross_entropy(text, hidden, labels, block)
         return mean * count, count
 
-    def some(hidden):
+    def at_labels(hidden):
         return cross_entropy_at(text, hidden, at, chosen, block)
 
-    (want, count), gradient = jax.value_and_grad(whole, has_aux=True)(hidden)
-    (got, same), other = jax.value_and_grad(some, has_aux=True)(hidden)
+    (want, count), gradient = jax.value_and_grad(at_every_token, has_aux=True)(hidden)
+    (got, same), other = jax.value_and_grad(at_labels, has_aux=True)(hidden)
     assert count == same == (labels[:, 1:] >= 0).sum()
     np.testing.assert_allclose(got, want, rtol=1e-6)
     np.testing.assert_allclose(other, gradient, atol=1e-6)

@@ -41,20 +41,20 @@ class Named:
 
 
 def ids(rows, start=0, steps=6, count=10, micro_batch_size=4, workers=0):
-    ours = HostShard(ShuffledIndex(count, 7), rows, micro_batch_size, start, steps)
-    return [[one.id for one in some] for some in micro_batches(Named(count), ours, workers=workers, threads=2)]
+    shard = HostShard(ShuffledIndex(count, 7), rows, micro_batch_size, start, steps)
+    return [[example.id for example in examples] for examples in micro_batches(Named(count), shard, workers=workers, threads=2)]
 
 
 def test_hosts_share_the_samples_of_one_host():
-    whole = ids(range(4))
+    single_host = ids(range(4))
     halves = [ids((0, 1)), ids((2, 3))]
-    assert whole == [left + right for left, right in zip(*halves, strict=True)]
-    assert whole == [list(chain(*parts)) for parts in zip(*(ids((row,)) for row in range(4)), strict=True)]
+    assert single_host == [left + right for left, right in zip(*halves, strict=True)]
+    assert single_host == [list(chain(*parts)) for parts in zip(*(ids((row,)) for row in range(4)), strict=True)]
 
 
 def test_every_sample_comes_once_an_epoch_in_a_new_order():
-    told = list(chain(*ids(range(4), steps=10)))
-    epochs = [told[at : at + 10] for at in range(0, 40, 10)]
+    all_ids = list(chain(*ids(range(4), steps=10)))
+    epochs = [all_ids[first : first + 10] for first in range(0, 40, 10)]
     assert all(sorted(epoch, key=int) == [str(n) for n in range(10)] for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
@@ -71,13 +71,13 @@ def test_worker_processes_change_no_order():
 
 def test_a_batch_holds_its_samples_and_where_they_are_learned(data, processor):
     all_ = load_examples(data.paths, data, processor)
-    some = [all_[0], all_[3]]
-    made = pad_batch(some, BUCKETS[0], processor.config)
-    assert made.inputs.ids.shape == (2, BUCKETS[0].tokens) and made.inputs.vision.frame_span == BUCKETS[0].frame_patches
-    for row, example in enumerate(some):
-        real = made.labels[row] != NO_LOSS
+    chosen = [all_[0], all_[3]]
+    padded = pad_batch(chosen, BUCKETS[0], processor.config)
+    assert padded.inputs.ids.shape == (2, BUCKETS[0].tokens) and padded.inputs.vision.frame_span == BUCKETS[0].frame_patches
+    for row, example in enumerate(chosen):
+        real = padded.labels[row] != NO_LOSS
         assert real.sum() == (example.labels[1:] >= 0).sum() > 2 * WINDOW
-        np.testing.assert_array_equal(made.inputs.ids[row, made.token_index[row][real] + 1], made.labels[row][real])
+        np.testing.assert_array_equal(padded.inputs.ids[row, padded.token_index[row][real] + 1], padded.labels[row][real])
     assert all_[0].seconds == WINDOW and len(all_) == SAMPLES
 
 
@@ -103,13 +103,13 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_bad_sample_is_told_and_masked(name, windows, tmp_path, processor):
+def test_a_bad_sample_is_reported_and_masked(name, windows, tmp_path, processor):
     change, word = BROKEN[name]
     data = broken(windows, tmp_path, change)
     bad = load_examples(data.paths, data, processor)[1]
     assert bad.sample is None and word in bad.error and bad.id == "train.jsonl:2"
-    made = pad_batch([bad, bad], BUCKETS[0], processor.config)
-    assert (made.labels == NO_LOSS).all() and made.inputs.vision.patches.shape == (2, BUCKETS[0].patches, 1176)
+    padded = pad_batch([bad, bad], BUCKETS[0], processor.config)
+    assert (padded.labels == NO_LOSS).all() and padded.inputs.vision.patches.shape == (2, BUCKETS[0].patches, 1176)
 
 
 def test_a_sample_beyond_the_largest_bucket_is_bad(data, processor):
@@ -119,13 +119,13 @@ def test_a_sample_beyond_the_largest_bucket_is_bad(data, processor):
 
 
 def test_too_many_bad_samples_stop_the_run():
-    said = []
-    bad = BadSampleCounter(0.1, said.append)
+    log_lines = []
+    bad = BadSampleCounter(0.1, log_lines.append)
     good, wrong = (Example(name, None, np.zeros(0, np.int32), 0.0, error) for name, error in (("a", ""), ("b", "gone")))
     bad.add([wrong])  # one is always borne
     bad.add([good] * 30 + [wrong])
-    assert said == ["bad sample b: gone"]
+    assert log_lines == ["bad sample b: gone"]
     with pytest.raises(InputError, match="got 5 of 35, the last b"):
         bad.add([wrong] * 3)
     with pytest.raises(InputError, match=r"at most 0\.00%"):
-        BadSampleCounter(0.0, said.append).add([good, wrong])
+        BadSampleCounter(0.0, log_lines.append).add([good, wrong])

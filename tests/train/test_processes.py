@@ -44,8 +44,8 @@ def start(argv: list[str], limit: int | None = None) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, seconds: float = 300.0) -> tuple[int, str]:
-    told, _ = process.communicate(timeout=seconds)
-    return process.returncode, told
+    output, _ = process.communicate(timeout=seconds)
+    return process.returncode, output
 
 
 def until(run_dir: str, step: int, process: subprocess.Popen) -> None:
@@ -63,12 +63,12 @@ def losses(run_dir: str) -> list[float]:
 
 
 def test_two_processes_make_the_steps_of_one(config):
-    one, two = Path(config.run_dir) / "one", Path(config.run_dir) / "two"
-    assert finish(start(command(config, **{"run-dir": one})))[0] == 0
-    code, told = finish(start(command(config, **{"run-dir": two, "nproc": 2, "mesh.fsdp": 2})))
-    assert code == 0 and "2 x cpu, 4 steps of 4 samples" in told
-    np.testing.assert_allclose(losses(str(two)), losses(str(one)), rtol=1e-5)
-    told_once(str(two))
+    single, double = Path(config.run_dir) / "one", Path(config.run_dir) / "two"
+    assert finish(start(command(config, **{"run-dir": single})))[0] == 0
+    code, output = finish(start(command(config, **{"run-dir": double, "nproc": 2, "mesh.fsdp": 2})))
+    assert code == 0 and "2 x cpu, 4 steps of 4 samples" in output
+    np.testing.assert_allclose(losses(str(double)), losses(str(single)), rtol=1e-5)
+    told_once(str(double))
 
 
 def told_once(run_dir: str) -> None:
@@ -83,13 +83,13 @@ def test_asked_to_stop_two_processes_save_and_go_on(config):
     process = start(command(config, **flags))
     until(config.run_dir, 3, process)
     process.send_signal(signal.SIGTERM)
-    code, told = finish(process)
-    assert code == 75 and "asked to stop: saved after step" in told, told
+    code, output = finish(process)
+    assert code == 75 and "asked to stop: saved after step" in output, output
     assert (Path(config.run_dir) / "preempted").exists()
     (saved,) = (int(path.name) for path in (Path(config.run_dir) / FOLDER).iterdir() if path.name.isdigit())
     told_once(config.run_dir)
-    code, told = finish(start(command(config, steps=saved + 2, **{"nproc": 2, "mesh.fsdp": 2})))
-    assert code == 0 and f"resumes after step {saved} of {saved + 2}" in told
+    code, output = finish(start(command(config, steps=saved + 2, **{"nproc": 2, "mesh.fsdp": 2})))
+    assert code == 0 and f"resumes after step {saved} of {saved + 2}" in output
     assert not (Path(config.run_dir) / "preempted").exists()
     assert [line["step"] for line in logs.read_metrics(config.run_dir)] == list(range(1, saved + 3))
 
@@ -105,16 +105,16 @@ def test_a_killed_run_goes_on_bit_by_bit(config):
         until(killed, lines, process)
         process.kill()
         finish(process)
-    code, told = finish(start(command(config, **{"run-dir": killed, "steps": 6, "save-every": 1})))
-    assert code == 0 and "resumes after step" in told
+    code, output = finish(start(command(config, **{"run-dir": killed, "steps": 6, "save-every": 1})))
+    assert code == 0 and "resumes after step" in output
     assert losses(killed) == losses(whole)
 
 
 def test_bad_data_ends_all_processes_at_once_with_one_line(config, tmp_path):
     (tmp_path / "gone.jsonl").write_text(json.dumps([{"role": "user"}]) + "\n")
-    code, told = finish(start(command(config, **{"nproc": 2, "mesh.fsdp": 2, "data.paths": tmp_path / "gone.jsonl"})))
-    assert code == 2 and "error: bad samples: got" in told and "bad sample gone.jsonl:1" in told, told
-    assert "Traceback" not in told
+    code, output = finish(start(command(config, **{"nproc": 2, "mesh.fsdp": 2, "data.paths": tmp_path / "gone.jsonl"})))
+    assert code == 2 and "error: bad samples: got" in output and "bad sample gone.jsonl:1" in output, output
+    assert "Traceback" not in output
 
 
 BAD = {
@@ -128,21 +128,21 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_settings_are_told_in_a_line(name, config):
+def test_bad_settings_are_refused_in_one_line(name, config):
     flags, words = BAD[name]
-    code, told = finish(start(command(config, **flags)))
-    assert code == 2 and words in told and "Traceback" not in told, told
+    code, output = finish(start(command(config, **flags)))
+    assert code == 2 and words in output and "Traceback" not in output, output
 
 
 @pytest.mark.slow  # a minute
 def test_a_full_disk_is_one_line_and_what_was_saved_stays(config):
-    code, told = finish(start(command(config, steps=1, **{"save-every": 1})))
-    assert code == 0, told
+    code, output = finish(start(command(config, steps=1, **{"save-every": 1})))
+    assert code == 0, output
     process = start(command(config, steps=3, **{"save-every": 1}), limit=20_000)  # the config fits, a checkpoint does not
-    code, told = finish(process)
-    assert code == 2 and "room on a writable disk" in told and "Traceback" not in told, told
-    code, told = finish(start(command(config, steps=2)))
-    assert code == 0 and "resumes after step 1 of 2" in told
+    code, output = finish(process)
+    assert code == 2 and "room on a writable disk" in output and "Traceback" not in output, output
+    code, output = finish(start(command(config, steps=2)))
+    assert code == 0 and "resumes after step 1 of 2" in output
 
 
 def test_a_run_that_hangs_shows_its_stacks_and_ends(tmp_path):

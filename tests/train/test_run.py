@@ -22,7 +22,7 @@ from svlm_jax.train.config import MeshConfig, OptimizerConfig
 from svlm_jax.train.export import export
 from svlm_jax.train.loop import Preempted
 from svlm_jax.train.prefetch import shard_batch
-from svlm_jax.train.run import trainer
+from svlm_jax.train.run import build_trainer
 from tests.train.conftest import WINDOW, elsewhere, film_record
 
 
@@ -34,19 +34,19 @@ def losses(config) -> list[float]:
 def stopped(config, tiny_dir, request):
     """A run of 4 steps of which 2 are made: asked to stop in the middle of the third."""
     config = replace(config, steps=4, micro_batch_size=2, optimizer=replace(config.optimizer, name=request.param))
-    made = trainer(config, tiny_dir, devices=jax.devices()[:1], should_stop=lambda micro_step: micro_step == 5)
+    trainer = build_trainer(config, tiny_dir, devices=jax.devices()[:1], should_stop=lambda micro_step: micro_step == 5)
     with pytest.raises(Preempted, match="saved after step 2"):
-        made.run()
+        trainer.run()
     return config
 
 
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(stopped, train):
-    whole, _ = train(elsewhere(stopped, "whole"))
-    again, said = train(stopped)
-    assert any("resumes after step 2 of 4, 8 samples" in line for line in said)
+def test_a_run_that_was_stopped_resumes_as_if_it_had_not_been(stopped, train):
+    uninterrupted, _ = train(elsewhere(stopped, "whole"))
+    resumed, log_lines = train(stopped)
+    assert any("resumes after step 2 of 4, 8 samples" in line for line in log_lines)
     assert losses(stopped) == losses(elsewhere(stopped, "whole")) and len(losses(stopped)) == 4
-    for path, value in whole.state.trainable.items():
-        np.testing.assert_array_equal(value, again.state.trainable[path])
+    for path, value in uninterrupted.state.trainable.items():
+        np.testing.assert_array_equal(value, resumed.state.trainable[path])
 
 
 def test_it_goes_on_with_another_mesh_and_micro_batch(stopped, train):
@@ -78,8 +78,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, words, config,
     newest = Path(config.run_dir) / FOLDER / "2"
     harm(newest)
     with pytest.warns(UserWarning, match=rf"{newest} does not load \({words}.*\): trying the one before"):
-        _, said = train(replace(config, steps=3))
-    assert any("resumes after step 1 of 3" in line for line in said)
+        _, log_lines = train(replace(config, steps=3))
+    assert any("resumes after step 1 of 3" in line for line in log_lines)
     assert [line["step"] for line in logs.read_metrics(config.run_dir)] == [1, 2, 3]
     gc.collect()
 
@@ -87,12 +87,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, words, config,
 def test_an_export_loads_in_transformers(config, train, tmp_path):
     transformers = pytest.importorskip("transformers")
     pytest.importorskip("torch")
-    made, _ = train(replace(config, steps=1))
+    trainer, _ = train(replace(config, steps=1))
     export(config.run_dir, tmp_path / "out")
-    model, told = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "out", output_loading_info=True)
-    assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    model, loading_info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(loading_info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     scale = model.model.language_model.norm.weight.detach().float().numpy()
-    np.testing.assert_array_equal(scale, made.state.trainable["text.norm.scale"])
+    np.testing.assert_array_equal(scale, trainer.state.trainable["text.norm.scale"])
 
 
 def test_old_checkpoints_make_room(config, train):
@@ -106,8 +108,8 @@ def test_what_contradicts_the_run_is_refused(config, train):
         train(replace(config, steps=2, lora_rank=2))
     with pytest.raises(InputError, match=r"optimizer.name: got 'muon', expected 'adamw', as .* started with"):
         train(replace(config, steps=2, optimizer=OptimizerConfig("muon")))
-    _, said = train(replace(config, steps=2))
-    assert "settings changed since this run started: steps" in said
+    _, log_lines = train(replace(config, steps=2))
+    assert "settings changed since this run started: steps" in log_lines
 
 
 def test_every_step_is_one_line_of_numbers(config, train):
@@ -126,90 +128,90 @@ def test_every_step_is_one_line_of_numbers(config, train):
     assert 0 < line["padding_fraction"] < 1 and line["mfu"] is None  # a CPU's peak is not known
 
 
-def test_data_that_changed_between_a_stop_and_a_start_is_told(config, train, tiny_dir, windows, tmp_path):
+def test_data_that_changed_between_a_stop_and_a_start_is_refused_or_logged(config, train, tiny_dir, windows, tmp_path):
     """Sample g of a run is another one then, and its losses are those of no run."""
-    mine = tmp_path / "mine.jsonl"
-    mine.write_text(windows.read_text())
-    config = replace(config, steps=1, data=replace(config.data, paths=(str(mine),)))
+    copy = tmp_path / "mine.jsonl"
+    copy.write_text(windows.read_text())
+    config = replace(config, steps=1, data=replace(config.data, paths=(str(copy),)))
     train(config)
-    lines = mine.read_text().splitlines()
-    mine.write_text("".join(f"{line}\n" for line in lines[:5]))
+    lines = copy.read_text().splitlines()
+    copy.write_text("".join(f"{line}\n" for line in lines[:5]))
     remedy = "restore them, start another run_dir, or resume with these: --data.allow-changed"
     with pytest.raises(InputError, match=rf"data\.paths: got .*changed.*5 samples, not 8.*; {remedy}"):
-        trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
-    mine.write_text("".join(f"{line}\n" for line in reversed(lines)))
+        build_trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
+    copy.write_text("".join(f"{line}\n" for line in reversed(lines)))
     with pytest.raises(InputError, match="other records, or another order"):
-        trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
-    _, said = train(replace(config, steps=2, data=replace(config.data, allow_changed=True)))
-    assert any("data changed since the checkpoint: other records" in line for line in said)
-    assert any("resumes after step 1 of 2" in line for line in said)
-    trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])  # what it went on with is now its data
+        build_trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
+    _, log_lines = train(replace(config, steps=2, data=replace(config.data, allow_changed=True)))
+    assert any("data changed since the checkpoint: other records" in line for line in log_lines)
+    assert any("resumes after step 1 of 2" in line for line in log_lines)
+    build_trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])  # what it went on with is now its data
 
 
 def test_an_evaluation_of_what_cannot_be_read_is_no_loss_of_zero(config, train, windows):
     lines = windows.read_text().splitlines()
-    gone = [line.replace("film.mp4", "gone.mp4") for line in lines]
+    missing = [line.replace("film.mp4", "gone.mp4") for line in lines]
     paths = {name: windows.with_name(f"{name}.jsonl") for name in ("gone", "half", "three")}
-    for name, some in (("gone", gone), ("half", [*lines[:2], gone[2]]), ("three", lines[:3])):
-        paths[name].write_text("".join(f"{line}\n" for line in some))
-    made, said = train(replace(config, steps=1))
-    data = {name: load_examples([str(path)], config.data, made.train_set.make.processor) for name, path in paths.items()}
+    for name, selected in (("gone", missing), ("half", [*lines[:2], missing[2]]), ("three", lines[:3])):
+        paths[name].write_text("".join(f"{line}\n" for line in selected))
+    trainer, log_lines = train(replace(config, steps=1))
+    data = {name: load_examples([str(path)], config.data, trainer.train_set.make.processor) for name, path in paths.items()}
 
     def evaluate(name: str, share: float) -> float:
-        made.eval_set, made.config = data[name], replace(config, data=replace(config.data, max_bad_fraction=share))
-        with jax.set_mesh(made.step.mesh):
-            return made.evaluate()
+        trainer.eval_set, trainer.config = data[name], replace(config, data=replace(config.data, max_bad_fraction=share))
+        with jax.set_mesh(trainer.step.mesh):
+            return trainer.evaluate()
 
     with pytest.raises(InputError, match="bad samples: got 4 of 4"):
         evaluate("gone", 0.5)
     with pytest.raises(InputError, match=r"data\.eval_paths: got no label in 8 samples, 8 of them bad"):
         evaluate("gone", 1.0)
-    assert [line for line in said if line.startswith("bad sample gone.jsonl:8: ")] != []
+    assert [line for line in log_lines if line.startswith("bad sample gone.jsonl:8: ")] != []
     # Rows that are left of the last micro-batch of 4 are nobody's: no sample counts twice, a bad one not at all.
-    single = {name: [one_loss(made, example) for example in data[name]] for name in ("three", "half")}
+    single = {name: [one_loss(trainer, example) for example in data[name]] for name in ("three", "half")}
     for name, share in (("three", 0.0), ("half", 0.5)):
         total, count = (sum(part) for part in zip(*single[name], strict=True))
         assert evaluate(name, share) == pytest.approx(total / count, rel=1e-6)
-    told = len(said)
+    num_lines = len(log_lines)
     evaluate("half", 0.5)
-    assert made.eval_bad_samples == 1 and len(said) == told  # told once
+    assert trainer.eval_bad_samples == 1 and len(log_lines) == num_lines  # told once
 
 
-def one_loss(made, example) -> tuple[float, int]:
+def one_loss(trainer, example) -> tuple[float, int]:
     """(sum of the losses, learned tokens) of one sample, in a batch of its own."""
-    padded = pad_batch([example] + [FILLER] * 3, made.config.data.buckets[-1], made.step.config)
-    with jax.set_mesh(made.step.mesh):
-        placed = shard_batch(padded, made.rows, 4, made.step.mesh)
-        return tuple(map(float, made.step.eval_loss(made.state.trainable, made.frozen, placed)))
+    padded = pad_batch([example] + [FILLER] * 3, trainer.config.data.buckets[-1], trainer.step.config)
+    with jax.set_mesh(trainer.step.mesh):
+        sharded = shard_batch(padded, trainer.rows, 4, trainer.step.mesh)
+        return tuple(map(float, trainer.step.eval_loss(trainer.state.trainable, trainer.frozen, sharded)))
 
 
 def test_an_evaluation_is_the_same_twice(config, train, windows):
     data = replace(config.data, eval_paths=config.data.paths)
-    made, _ = train(replace(config, data=data, eval_every=2, steps=3))
-    told = [line["eval_loss"] for line in logs.read_metrics(config.run_dir) if "eval_loss" in line]
-    with jax.set_mesh(made.step.mesh):
-        assert len(told) == 2 and made.evaluate() == told[-1] < told[0]
+    trainer, _ = train(replace(config, data=data, eval_every=2, steps=3))
+    losses = [line["eval_loss"] for line in logs.read_metrics(config.run_dir) if "eval_loss" in line]
+    with jax.set_mesh(trainer.step.mesh):
+        assert len(losses) == 2 and trainer.evaluate() == losses[-1] < losses[0]
 
 
 def test_adapters_alone_are_trained_and_merged(config, train, tiny_dir, tmp_path):
-    made, _ = train(replace(config, lora_rank=4, steps=2))
-    assert all(".lora_" in path for path in made.state.trainable)
-    assert float(np.abs(made.state.trainable["text.layers.attention.q.lora_b"]).max()) > 0
+    trainer, _ = train(replace(config, lora_rank=4, steps=2))
+    assert all(".lora_" in path for path in trainer.state.trainable)
+    assert float(np.abs(trainer.state.trainable["text.layers.attention.q.lora_b"]).max()) > 0
     written = export(config.run_dir, tmp_path / "out")
     assert written.lora_rank == 0
     before, after = (svlm_jax.from_pretrained(place, processor=config.processor) for place in (tiny_dir, tmp_path / "out"))
     name = "text.layers.0.attention.qkv.kernel"
-    moved = np.asarray(after.parameters[name]) - np.asarray(before.parameters[name])
-    assert np.abs(moved).max() > 0 and np.linalg.matrix_rank(moved[:, 0, 0], tol=1e-5) <= 4
+    update = np.asarray(after.parameters[name]) - np.asarray(before.parameters[name])
+    assert np.abs(update).max() > 0 and np.linalg.matrix_rank(update[:, 0, 0], tol=1e-5) <= 4
     np.testing.assert_array_equal(after.parameters["text.embedding"], before.parameters["text.embedding"])
 
 
 @pytest.mark.slow
 def test_the_average_can_be_exported(config, train, tmp_path):
-    made, _ = train(replace(config, ema_decay=0.5, steps=2))
+    trainer, _ = train(replace(config, ema_decay=0.5, steps=2))
     export(config.run_dir, tmp_path / "mean", ema=True)
     mean = svlm_jax.from_pretrained(tmp_path / "mean", processor=config.processor).parameters["text.norm.scale"]
-    np.testing.assert_array_equal(mean, made.state.ema["text.norm.scale"])
+    np.testing.assert_array_equal(mean, trainer.state.ema["text.norm.scale"])
     train(elsewhere(config, "none", steps=1))
     with pytest.raises(InputError, match="--ema: got a run without an average"):
         export(elsewhere(config, "none").run_dir, tmp_path / "other", ema=True)
@@ -218,8 +220,8 @@ def test_the_average_can_be_exported(config, train, tmp_path):
 @pytest.mark.slow  # a minute and a half
 def test_what_is_trained_is_said_in_a_stream(config, train, windows, tmp_path):
     """Annotated film -> overlapped windows -> training -> export -> stream: the words of the annotation, second by second."""
-    whole = annotation.parse(film_record(), "film")
-    records.write(tmp_path / "train.jsonl", cut(whole, window=WINDOW, stride=1))
+    film = annotation.parse(film_record(), "film")
+    records.write(tmp_path / "train.jsonl", cut(film, window=WINDOW, stride=1))
     data = replace(config.data, paths=(str(tmp_path / "train.jsonl"),), as_streamed=True)
     train(replace(config, data=data, steps=150, batch_size=8, micro_batch_size=8))
     assert losses(config)[-1] < 0.05
@@ -229,5 +231,5 @@ def test_what_is_trained_is_said_in_a_stream(config, train, windows, tmp_path):
     greedy, start, length = Sampling(repetition_penalty=1.0), 3, 2 * WINDOW
     clock = {"start": start, "duration": length, "previous": "".join(f" w{word}" for word in range(start))}
     replies = vlm.watch(windows.parent / "film.mp4", config=settings, sampling=greedy, **clock)
-    said = [word for reply in replies for word in reply.text.split()]
-    assert said == [f"w{word}" for word in range(start, start + length)]
+    words = [word for reply in replies for word in reply.text.split()]
+    assert words == [f"w{word}" for word in range(start, start + length)]

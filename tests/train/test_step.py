@@ -29,13 +29,13 @@ MESHES = {
 }
 
 
-def trained(made) -> dict[str, np.ndarray]:
-    return {path: np.asarray(value) for path, value in made.state.trainable.items()}
+def trained(trainer) -> dict[str, np.ndarray]:
+    return {path: np.asarray(value) for path, value in trainer.state.trainable.items()}
 
 
-def far(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> float:
-    assert one.keys() == other.keys()
-    return max(float(np.abs(one[path] - other[path]).max()) for path in one)
+def max_difference(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
+    assert first.keys() == second.keys()
+    return max(float(np.abs(first[path] - second[path]).max()) for path in first)
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_a_step_on_eight_devices_is_that_of_one(name, config, train, sgd):
     want = trained(train(config)[0])
     mesh = MESHES[name]
     many, _ = train(elsewhere(config, "many", mesh=mesh), 8)
-    assert far(want, trained(many)) < 1e-5
+    assert max_difference(want, trained(many)) < 1e-5
     leaf = many.state.trainable["text.layers.mlp.up.kernel"]
     assert leaf.addressable_shards[0].data.size * 8 == leaf.size
 
@@ -58,14 +58,14 @@ def test_a_step_on_eight_devices_is_that_of_one(name, config, train, sgd):
 @pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_moments_lie_where_their_parameters_do(name, config, train):
     named = OptimizerConfig(name=name)
-    made, _ = train(replace(config, steps=1, mesh=MeshConfig(fsdp=2, tensor=2), optimizer=named), 4)
+    trainer, _ = train(replace(config, steps=1, mesh=MeshConfig(fsdp=2, tensor=2), optimizer=named), 4)
     if name == "muon":
-        moments = next(part for part in jax.tree.leaves(made.state.opt_state, is_leaf=_is_muon) if _is_muon(part))
-        assert "text.layers.mlp.up.kernel" in (held := _held(moments.mu)) and "text.embedding" not in held
-        assert all(leaf.sharding == made.state.trainable[path].sharding for path, leaf in held.items())
+        moments = next(part for part in jax.tree.leaves(trainer.state.opt_state, is_leaf=_is_muon) if _is_muon(part))
+        assert "text.layers.mlp.up.kernel" in (arrays := _arrays(moments.mu)) and "text.embedding" not in arrays
+        assert all(leaf.sharding == trainer.state.trainable[path].sharding for path, leaf in arrays.items())
         return
-    moments = next(part for part in jax.tree.leaves(made.state.opt_state, is_leaf=_is_adam) if _is_adam(part))
-    for path, value in made.state.trainable.items():
+    moments = next(part for part in jax.tree.leaves(trainer.state.opt_state, is_leaf=_is_adam) if _is_adam(part))
+    for path, value in trainer.state.trainable.items():
         assert moments.mu[path].sharding == moments.nu[path].sharding == value.sharding
     assert not any(path.startswith("vision.") for path in moments.mu)
 
@@ -78,7 +78,7 @@ def _is_muon(part) -> bool:
     return isinstance(part, MuonState)
 
 
-def _held(moments) -> dict[str, jax.Array]:
+def _arrays(moments) -> dict[str, jax.Array]:
     return {path: leaf for path, leaf in moments.items() if isinstance(leaf, jax.Array)}
 
 
@@ -102,10 +102,10 @@ def test_muon_moves_matrices_by_all_their_directions_alike():
     gradients = {path: jnp.asarray(draw.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
     updates, _ = tx.update(gradients, tx.init(values), values)
     for path, (_, stack) in MATRICES.items():
-        moved = rearrange(np.asarray(updates[path]), stack)
-        sizes = np.linalg.svd(moved, compute_uv=False) / (rate * rms * max(moved.shape[1:]) ** 0.5)
+        update = rearrange(np.asarray(updates[path]), stack)
+        sizes = np.linalg.svd(update, compute_uv=False) / (rate * rms * max(update.shape[1:]) ** 0.5)
         assert 0.6 < sizes.min() <= sizes.max() < 1.3, path
-        assert np.sum(moved * rearrange(np.asarray(gradients[path]), stack)) < 0, path
+        assert np.sum(update * rearrange(np.asarray(gradients[path]), stack)) < 0, path
     for path in ("text.embedding", "text.norm.scale"):  # the first step of Adam: the rate, against the gradient
         assert np.sign(updates[path]) == pytest.approx(-np.sign(gradients[path]))
         assert np.abs(updates[path]) == pytest.approx(np.abs(updates[path]).max(), rel=1e-3), path
@@ -113,37 +113,37 @@ def test_muon_moves_matrices_by_all_their_directions_alike():
 
 def test_four_micro_steps_are_one_of_four_samples(config, train, sgd):
     want = trained(train(config)[0])
-    assert far(want, trained(train(elsewhere(config, "apart", micro_batch_size=1))[0])) < 1e-5
+    assert max_difference(want, trained(train(elsewhere(config, "apart", micro_batch_size=1))[0])) < 1e-5
 
 
-def test_the_loss_of_a_step_is_the_mean_over_all_learned_tokens(config, train):
+def test_the_loss_of_a_step_is_the_mean_over_all_labels(config, train):
     train(replace(config, steps=1))
     train(elsewhere(config, "apart", steps=1, micro_batch_size=1))
-    one, apart = (logs.read_metrics(run)[0] for run in (config.run_dir, elsewhere(config, "apart").run_dir))
-    assert one["loss"] == pytest.approx(apart["loss"], rel=1e-6)
-    assert one["labels"] == apart["labels"] > 0
+    together, apart = (logs.read_metrics(run)[0] for run in (config.run_dir, elsewhere(config, "apart").run_dir))
+    assert together["loss"] == pytest.approx(apart["loss"], rel=1e-6)
+    assert together["labels"] == apart["labels"] > 0
 
 
 def test_the_vision_tower_is_frozen_unless_it_is_named(config, train):
-    made, _ = train(config)
-    assert all(path.startswith("text.") for path in made.state.trainable)
+    trainer, _ = train(config)
+    assert all(path.startswith("text.") for path in trainer.state.trainable)
     every, _ = train(elsewhere(config, "all", trainable=".*", steps=1))
-    before = {path: np.asarray(value) for path, value in made.frozen.items()}
+    before = {path: np.asarray(value) for path, value in trainer.frozen.items()}
     after = trained(every)
-    assert far(before, {path: after[path] for path in before}) > 1e-5
+    assert max_difference(before, {path: after[path] for path in before}) > 1e-5
 
 
 def test_a_step_that_is_not_finite_changes_nothing(config, train):
-    made, _ = train(replace(config, steps=1))
-    state, step = made.state, made.step
-    before = trained(made)
-    sums = step.zero_grads()
-    sums = sums._replace(
-        gradients=sums.gradients | {"text.norm.scale": jnp.full_like(state.trainable["text.norm.scale"], jnp.nan)}
+    trainer, _ = train(replace(config, steps=1))
+    state, step = trainer.state, trainer.step
+    before = trained(trainer)
+    accumulator = step.zero_grads()
+    accumulator = accumulator._replace(
+        gradients=accumulator.gradients | {"text.norm.scale": jnp.full_like(state.trainable["text.norm.scale"], jnp.nan)}
     )
-    after, empty, told = step.apply_gradients(state, sums)
-    assert far(before, {path: np.asarray(value) for path, value in after.trainable.items()}) == 0
-    assert (int(told.finite), int(after.skipped), int(after.step)) == (0, 1, 2)
+    after, empty, metrics = step.apply_gradients(state, accumulator)
+    assert max_difference(before, {path: np.asarray(value) for path, value in after.trainable.items()}) == 0
+    assert (int(metrics.finite), int(after.skipped), int(after.step)) == (0, 1, 2)
     assert [int(leaf) for leaf in jax.tree.leaves(after.opt_state) if leaf.ndim == 0] == [1, 2]  # Adam's count, the schedule's
     assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(empty))
 
@@ -158,16 +158,16 @@ def test_a_run_of_bad_steps_stops_and_names_its_samples(config, train):
 
 
 def test_the_average_follows_the_parameters(config, train):
-    made, _ = train(replace(config, ema_decay=0.5, steps=2))
+    trainer, _ = train(replace(config, ema_decay=0.5, steps=2))
     path = "text.norm.scale"
-    assert far({path: np.asarray(made.state.ema[path])}, {path: trained(made)[path]}) > 0
+    assert max_difference({path: np.asarray(trainer.state.ema[path])}, {path: trained(trainer)[path]}) > 0
 
 
 def test_the_learning_rate_rises_and_falls():
     rate = learning_rate_schedule(OptimizerConfig(learning_rate=1.0, warmup_ratio=0.1), 100)
-    told = [float(rate(step)) for step in range(100)]
-    assert told[0] == pytest.approx(0.1) and told[9] == pytest.approx(1.0) == max(told)
-    assert told[99] < 0.01 and all(before >= after for before, after in pairwise(told[10:]))
+    rates = [float(rate(step)) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == pytest.approx(1.0) == max(rates)
+    assert rates[99] < 0.01 and all(before >= after for before, after in pairwise(rates[10:]))
     assert (
         float(learning_rate_schedule(OptimizerConfig(learning_rate=1.0, schedule="constant", warmup_ratio=0.0), 10)(9)) == 1.0
     )
@@ -182,12 +182,12 @@ def test_weight_decay_leaves_norms_and_biases_alone(tiny_dir, stacked):
     config = replace(config_json.read(tiny_dir), scan_layers=stacked, lora_rank=2)
     values = {path: jnp.ones((2,) * len(leaf.shape)) for path, leaf in shapes(config).items()}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, values), tx.init(values), values)
-    moved = {path for path, update in updates.items() if float(jnp.abs(update).max())}
-    assert moved == {path for path in values if path.split(".")[-1] in ("kernel", "embedding", "lora_a", "lora_b")}
-    kept = values.keys() - moved
-    assert {path.split(".")[-1] for path in kept} == {"scale", "bias"}
+    decayed = {path for path, update in updates.items() if float(jnp.abs(update).max())}
+    assert decayed == {path for path in values if path.split(".")[-1] in ("kernel", "embedding", "lora_a", "lora_b")}
+    unchanged = values.keys() - decayed
+    assert {path.split(".")[-1] for path in unchanged} == {"scale", "bias"}
     if stacked:
-        assert any(values[path].ndim == 3 for path in kept)  # q.bias [L, N, H]
+        assert any(values[path].ndim == 3 for path in unchanged)  # q.bias [L, N, H]
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
@@ -206,20 +206,20 @@ def test_a_skipped_step_counts_in_the_schedule(name):
     values = {"text.layers.mlp.up.kernel": jnp.ones((2, 4, 4)), "text.norm.scale": jnp.ones(4)}
     before = tx.init(values)
     _, after = tx.update(values, before, values)
-    kept = advance_schedule(after, before)
+    skipped = advance_schedule(after, before)
     is_count = lambda part: isinstance(part, optax.ScaleByScheduleState)  # noqa: E731
-    counts = [part for part in jax.tree.leaves(kept, is_leaf=is_count) if is_count(part)]
+    counts = [part for part in jax.tree.leaves(skipped, is_leaf=is_count) if is_count(part)]
     assert counts and all(int(part.count) == 1 for part in counts)
-    rest = jax.tree.map(lambda part: 0 if is_count(part) else part, kept, is_leaf=is_count)
+    moments = jax.tree.map(lambda part: 0 if is_count(part) else part, skipped, is_leaf=is_count)
     same = jax.tree.map(lambda part: 0 if is_count(part) else part, before, is_leaf=is_count)
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(rest), jax.tree.leaves(same), strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(moments), jax.tree.leaves(same), strict=True))
 
 
-def test_the_rates_that_are_told_are_those_of_the_schedule_and_wait_for_no_device():
+def test_the_rates_in_the_metrics_are_those_of_the_schedule_and_wait_for_no_device():
     for config in (OptimizerConfig(), OptimizerConfig(schedule="constant", warmup_ratio=0.0)):
-        told, rate = learning_rates(config, 40), learning_rate_schedule(config, 40)
-        assert isinstance(told, np.ndarray)
-        np.testing.assert_allclose(told, [float(rate(step)) for step in range(40)], rtol=1e-6)
+        rates, schedule = learning_rates(config, 40), learning_rate_schedule(config, 40)
+        assert isinstance(rates, np.ndarray)
+        np.testing.assert_allclose(rates, [float(schedule(step)) for step in range(40)], rtol=1e-6)
 
 
 def test_embeddings_are_cast_before_they_are_gathered_and_learn_in_float32():
@@ -232,9 +232,9 @@ def test_embeddings_are_cast_before_they_are_gathered_and_learn_in_float32():
         return jnp.sum(look(table).astype(jnp.float32) * weights)
 
     plain = lambda table: jnp.take(table, ids, axis=0).astype(jnp.bfloat16)  # noqa: E731
-    ours = lambda table: text._lookup(table, ids, "bfloat16")  # noqa: E731
-    (want, slope), (got, found) = (jax.value_and_grad(partial(loss, look))(table) for look in (plain, ours))
+    cast_first = lambda table: text._lookup(table, ids, "bfloat16")  # noqa: E731
+    (want, gradient), (got, cast_gradient) = (jax.value_and_grad(partial(loss, look))(table) for look in (plain, cast_first))
     assert want == got
-    np.testing.assert_array_equal(slope, found)
-    gathers = [eqn for eqn in jax.make_jaxpr(ours)(table).jaxpr.eqns if "bf16" in str(eqn.params.get("call_jaxpr", eqn))]
-    assert gathers and "f32[2,1503,4]" not in str(jax.make_jaxpr(ours)(table))
+    np.testing.assert_array_equal(gradient, cast_gradient)
+    gathers = [eqn for eqn in jax.make_jaxpr(cast_first)(table).jaxpr.eqns if "bf16" in str(eqn.params.get("call_jaxpr", eqn))]
+    assert gathers and "f32[2,1503,4]" not in str(jax.make_jaxpr(cast_first)(table))
