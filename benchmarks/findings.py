@@ -135,7 +135,8 @@ class Games:
 
 def bench(args: argparse.Namespace) -> None:
     """Stream what is not yet streamed, then write the table and the plots of all that is."""
-    from svlm_jax.pretrained import from_pretrained, local_directory, streaming
+    from svlm_jax.pretrained import from_pretrained, local_directory
+    from svlm_jax.settings import read_streaming_config
 
     if unknown := set(filter(None, args.only.split(","))) - set(GROUPS):
         raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
@@ -145,7 +146,7 @@ def bench(args: argparse.Namespace) -> None:
     if wrong := [one for one in args.others if not all(one.partition("="))]:
         raise InputError("--others", wrong[0], "NAME=DIR", "for example 'no SFT=touchline-base'")
     others = dict(one.split("=", 1) for one in args.others)
-    usual, _ = streaming(local_directory(args.model))
+    usual, _ = read_streaming_config(local_directory(args.model))
     chosen = [
         one for one in variants(usual, others) if not args.only or one.group in args.only.split(",") or one.name == "streaming"
     ]

@@ -36,7 +36,7 @@ from svlm_jax.media.sources import open_source
 from svlm_jax.model.parameters import Parameters, from_parameters, parameters
 from svlm_jax.model.transforms import fuse, quantize
 from svlm_jax.model.vlm import QwenVL
-from svlm_jax.settings import generation, streaming
+from svlm_jax.settings import read_generation_config, read_streaming_config
 from svlm_jax.stream.events import Caption, Dropped, Event, Note
 from svlm_jax.stream.playback import Playback
 from svlm_jax.stream.runner import VIDEO, OnToken, Runner, watch
@@ -50,8 +50,8 @@ HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 @dataclass(frozen=True)
 class Pretrained:
-    """What `from_pretrained` returns; `stream` and `sampling`: how it streams unless told otherwise; `generation`: how
-    `generate` and `caption` choose words unless told otherwise."""
+    """A model, its tokenizer and its processor. stream, sampling: how it streams by default. generation: how `generate` and
+    `caption` sample by default."""
 
     model: QwenVL
     tokenizer: Tokenizer
@@ -64,10 +64,10 @@ class Pretrained:
     def __repr__(self) -> str:
         config, size = self.model.config, sum(value.size for value in self.parameters.values())
         scale, unit = (1e9, "B") if size >= 1e9 else (1e6, "M")
-        held = ", decoder in 8 bits" if config.weights == "int8" else ""
+        weights = ", decoder in 8 bits" if config.weights == "int8" else ""
         kernels = dispatch.implementation_for(config.attention, config.dtype, config.text.head_dim)
         return (
-            f"Pretrained({type(self.model).__name__}, {size / scale:.1f} {unit} parameters, {config.dtype}{held}, "
+            f"Pretrained({type(self.model).__name__}, {size / scale:.1f} {unit} parameters, {config.dtype}{weights}, "
             f"attention {kernels}, {config.text.vocab_size} tokens)"
         )
 
@@ -80,7 +80,7 @@ class Pretrained:
         """Describe an image or a video (path, PIL image, array, or a list of frames taken at 2 a second).
 
         Args:
-            prompt: what to say with it; "Describe this image." or "... video." by default.
+            prompt: "Describe this image." or "Describe this video." by default.
             options: of `generate`.
         """
         return self.caption_clip(self.processor.open(source), prompt, **options)
@@ -133,9 +133,9 @@ class Pretrained:
         Raises:
             InputError: what is wrong with a setting, the query, or the source, in one line; at once, but for the source.
         """
-        config, sampling = changed(config or self.stream, settings), sampling or self.sampling
+        config, sampling = with_settings(config or self.stream, settings), sampling or self.sampling
         check_query(query, config, Language.of(self.tokenizer, self.model.config))
-        clock = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
+        timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
 
         def join(clip: Clip) -> Runner:
             options = {"sampling": sampling, "previous": previous, "tokens": on_token is not None}
@@ -145,15 +145,15 @@ class Pretrained:
 
         def play() -> Iterator[Event]:
             with Playback(self.processor) as playback:
-                yield from watch(playback, open_source(source, **clock), join, on_token=on_token)
+                yield from watch(playback, open_source(source, **timing), join, on_token=on_token)
 
         return play()
 
     def generate(
         self, samples: Sequence[Sample], *, max_new_tokens: int = 128, sampling: Sampling | None = None, seed: int = 0
     ) -> list[str]:
-        """Replies to a batch of prompts (`processor.prompt`), drawn as the model's generation_config.json says (greedy without
-        one) unless `sampling` says otherwise."""
+        """Replies to a batch of prompts (`processor.prompt`). sampling: that of the model's generation_config.json by default,
+        or greedy if it has none."""
         inputs = collate(samples, self.model.config.vision, side="left")
         options = {"max_new_tokens": max_new_tokens, "sampling": sampling or self.generation, "seed": seed}
         replies = generate(self.model, inputs, eos=self.eos_token_ids, **options)
@@ -180,7 +180,7 @@ def from_pretrained(
     """Load a checkpoint directory (Hugging Face or Orbax form), a hub id or a model of `SHIPPED`.
 
     Args:
-        processor: a directory with the tokenizer and processor files, if they are not beside the weights.
+        processor: a directory with the tokenizer and processor files, if they are not with the weights.
         dtype: of computation and parameters; that of config.json by default.
         attention: the kernels (`pallas_kernels.IMPLEMENTATIONS`); by default what suits the device.
         weights: "int8" holds the matrices of the decoder in 8 bits: faster replies, with an error (`model/prepare`).
@@ -193,9 +193,10 @@ def from_pretrained(
     directory = local_directory(name)
     config = config_json.read(directory, dtype)
     config = replace(config.compute(dtype or config.dtype), scan_layers=False, attention=attention)
-    stream, sampling = streaming(directory)
-    drawn, eos = generation(directory, config)
-    beside = Processor.from_directory(processor or directory, config)  # before the weights: a missing tokenizer shows at once
+    stream, sampling = read_streaming_config(directory)
+    generation, eos = read_generation_config(directory, config)
+    # Before the weights, which take long to load: a missing tokenizer shows at once.
+    loaded_processor = Processor.from_directory(processor or directory, config)
     stored = [kind for kind in convert.check(directory, config) if kind != config.param_dtype]
     if stored and dtype is None:
         cast = f"tensors of {', '.join(stored)} are cast to {config.param_dtype}, as its config.json says"
@@ -205,14 +206,14 @@ def from_pretrained(
     if weights == "int8":
         config, values = quantize(config, values)
     model = from_parameters(config, values)
-    return Pretrained(model, beside.tokenizer, beside, eos, stream, sampling, drawn)
+    return Pretrained(model, loaded_processor.tokenizer, loaded_processor, eos, stream, sampling, generation)
 
 
-def changed(config: StreamConfig, settings: Mapping[str, Any]) -> StreamConfig:
-    """A config in which some fields are otherwise.
+def with_settings(config: StreamConfig, settings: Mapping[str, Any]) -> StreamConfig:
+    """The config with some fields changed.
 
     Raises:
-        InputError: a field that there is none of, or a value that it does not take.
+        InputError: a name that is no field, or a value that the field does not take.
     """
     names = [field.name for field in fields(StreamConfig)]
     if unknown := settings.keys() - set(names):
@@ -221,39 +222,44 @@ def changed(config: StreamConfig, settings: Mapping[str, Any]) -> StreamConfig:
 
 
 def local_directory(name: str | Path) -> Path:
-    """`name` itself when it is a directory, that of a shipped model, or the hub snapshot of an id (downloaded if need be; its
-    settings first, so that a model that can not be used costs no download of weights).
+    """The directory of a model: `name` itself if it is a directory, that of a shipped model, or the hub snapshot of an id.
 
     Raises:
-        InputError: nothing of that name (one that can be no hub id is not looked for there), or not the directory of a model.
+        InputError: nothing of that name, or not the directory of a model. A name that can be no hub id is not looked for there.
     """
-    text, shipped = str(name), ", ".join(SHIPPED)
+    text = str(name)
     path = Path(os.path.expanduser(text))
     if text.strip() and os.path.isdir(path):  # unlike Path.is_dir, quiet about names that no file can have
         return path
     if text in SHIPPED:
         return SHIPPED[text]
-    near = difflib.get_close_matches(text.strip().lower(), SHIPPED, 1)
-    remedy = f"did you mean {near[0]}?" if near else "check the name"
     if text.strip() and os.path.exists(path):
-        raise InputError(
-            "model", f"{shortened(text, 80)}, a file", "a directory", f"name the one it lies in: {shortened(path.parent, 80)}"
-        )
+        remedy = f"name the one it lies in: {shortened(path.parent, 80)}"
+        raise InputError("model", f"{shortened(text, 80)}, a file", "a directory", remedy)
     if not HUB_ID.fullmatch(text):
+        similar = difflib.get_close_matches(text.strip().lower(), SHIPPED, 1)
         got = f"{shortened(text if text.isprintable() and text.strip() else repr(text), 80)} (no such directory)"
-        raise InputError("model", got, f"a directory, a hub id (OWNER/NAME) or a shipped model ({shipped})", remedy)
+        expected = f"a directory, a hub id (OWNER/NAME) or a shipped model ({', '.join(SHIPPED)})"
+        raise InputError("model", got, expected, f"did you mean {similar[0]}?" if similar else "check the name")
+    return _hub_snapshot(text)
+
+
+def _hub_snapshot(hub_id: str) -> Path:
+    """The snapshot of a hub repository, downloaded if need be. Its settings come first: a model that cannot be used costs no
+    download of weights."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        directory = Path(snapshot_download(str(name), allow_patterns=list(SETTINGS)))
+        directory = Path(snapshot_download(hub_id, allow_patterns=list(SETTINGS)))
         if (directory / "config.json").is_file() and not (directory / ADAPTER).is_file():
-            config_json.check_model_type(
-                read_json(directory / "config.json", "a Hugging Face config.json"), f"{name} config.json"
-            )
-            directory = Path(snapshot_download(str(name), allow_patterns=[*SETTINGS, "*.safetensors"]))
+            config = read_json(directory / "config.json", "a Hugging Face config.json")
+            config_json.check_model_type(config, f"{hub_id} config.json")
+            directory = Path(snapshot_download(hub_id, allow_patterns=[*SETTINGS, "*.safetensors"]))
         return directory
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = shortened((str(error).strip() or type(error).__name__).splitlines()[0], 80)
-        expected = f"a directory, a hub id that can be reached or a shipped model ({shipped})"
-        raise InputError("model", f"{shortened(text, 80)} ({reason})", expected, "check the name, or the connection") from None
+        expected = f"a directory, a hub id that can be reached or a shipped model ({', '.join(SHIPPED)})"
+        raise InputError(
+            "model", f"{shortened(hub_id, 80)} ({reason})", expected, "check the name, or the connection"
+        ) from None

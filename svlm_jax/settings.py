@@ -1,4 +1,7 @@
-"""What a model directory says about how it is used: streaming_config.json (ours), generation_config.json (transformers')."""
+"""The settings that a model directory comes with: streaming_config.json (ours), generation_config.json (transformers').
+
+Owns reading and checking both files. Does not know what they apply to.
+"""
 
 import warnings
 from dataclasses import fields, replace
@@ -12,8 +15,8 @@ from svlm_jax.errors import InputError
 from svlm_jax.files import read_json
 from svlm_jax.media.processor import STREAMING
 
-# What changes replies in transformers' generate and is not done here, with the values that change nothing.
-_NOT_DONE: dict[str, tuple[Any, ...]] = {
+# Settings that change replies in transformers' generate and are not supported here, with the values that change nothing.
+_UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "min_p": (0,),
     "typical_p": (1,),
@@ -25,53 +28,54 @@ _NOT_DONE: dict[str, tuple[Any, ...]] = {
     "min_length": (0,),
     "min_new_tokens": (0,),
 }
-_LARGEST = 1 << 31  # number or id
-_LARGEST_COUNT = 1 << 17  # chunks or tokens in streaming_config.json
-_USUAL: dict[str, StreamConfig | Sampling] = {"stream": StreamConfig(), "sampling": COMMENTARY}
+_MAX_NUMBER = 1 << 31  # also of token ids
+_MAX_COUNT = 1 << 17  # chunks or tokens in streaming_config.json
+_DEFAULTS: dict[str, StreamConfig | Sampling] = {"stream": StreamConfig(), "sampling": COMMENTARY}
 
 
-def streaming(directory: Path) -> tuple[StreamConfig, Sampling]:
-    """How a model streams unless told otherwise: its streaming_config.json, the paper's settings for what that leaves out.
+def read_streaming_config(directory: Path) -> tuple[StreamConfig, Sampling]:
+    """How a model streams by default: its streaming_config.json, and the paper's settings for what that leaves out.
 
     Raises:
         InputError: a file with other keys or values.
     """
     path = directory / STREAMING
-    given = read_json(path, "streaming settings") if path.exists() or path.is_symlink() else {}
-    if unknown := given.keys() - {*_USUAL, "frame"}:
+    settings = read_json(path, "streaming settings") if path.exists() or path.is_symlink() else {}
+    if unknown := settings.keys() - {*_DEFAULTS, "frame"}:
         raise InputError(str(path), f"the key {min(unknown)}", "stream, sampling and frame", "remove it")
-    stream, sampling = (_section(path, given, name, usual) for name, usual in _USUAL.items())
+    stream, sampling = (_read_section(path, settings, name, defaults) for name, defaults in _DEFAULTS.items())
     try:
         return replace(StreamConfig(), **stream), replace(COMMENTARY, **sampling)
     except InputError as error:
         raise error.within(path) from None
 
 
-def _section(path: Path, given: dict[str, Any], name: str, usual: StreamConfig | Sampling) -> dict[str, Any]:
+def _read_section(path: Path, settings: dict[str, Any], name: str, defaults: StreamConfig | Sampling) -> dict[str, Any]:
     """One section of streaming_config.json, every value of the type of its field."""
-    section = given.get(name, {})
+    section = settings.get(name, {})
     if not isinstance(section, dict):
         raise InputError(f"{path} {name}", f"a JSON {type(section).__name__}", "a JSON object", "mend the file")
     values: dict[str, Any] = {}
-    known = {f.name: getattr(usual, f.name) for f in fields(usual)}
+    known = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
     for key, value in section.items():
-        where = f"{name}.{key}"
+        full_key = f"{name}.{key}"
         if key not in known:
-            raise InputError(f"{path} {where}", "a key that is not known", f"one of {', '.join(known)}", "remove it")
+            raise InputError(f"{path} {full_key}", "a key that is not known", f"one of {', '.join(known)}", "remove it")
         if isinstance(known[key], tuple):
-            values[key] = _ids(path, where, value)
+            values[key] = _require_ids(path, full_key, value)
         elif isinstance(known[key], str) or (value is None and key in ("sink", "text_window")):
-            values[key] = value
+            values[key] = value  # StreamConfig checks its choices itself; None: all tokens
         elif isinstance(known[key], int):
-            values[key] = _whole(path, where, value, _LARGEST_COUNT)
+            values[key] = _require_int(path, full_key, value, _MAX_COUNT)
         else:
-            values[key] = _number(path, where, value)
+            values[key] = _require_number(path, full_key, value)
     return values
 
 
-def generation(directory: Path, config: ModelConfig) -> tuple[Sampling, tuple[int, ...]]:
-    """How `generate` chooses words unless told otherwise, and the ids that end a reply: the model's generation_config.json, as
-    transformers reads it; without one, greedy and the ids of config.json.
+def read_generation_config(directory: Path, config: ModelConfig) -> tuple[Sampling, tuple[int, ...]]:
+    """How `generate` samples by default, and the ids that end a reply.
+
+    From the model's generation_config.json, as transformers reads it; without one, greedy and the ids of config.json.
 
     Raises:
         InputError: a value of another type, or out of range, by key.
@@ -79,39 +83,42 @@ def generation(directory: Path, config: ModelConfig) -> tuple[Sampling, tuple[in
     path = directory / huggingface.GENERATION
     if not (path.exists() or path.is_symlink()):
         return Sampling(), config.eos_token_ids
-    given = {key: value for key, value in read_json(path, "a generation config").items() if value is not None}
-    drawn = given.get("do_sample", False)
-    if not isinstance(drawn, bool):
-        raise InputError(f"{path} do_sample", repr(drawn), "true or false", "mend the file")
-    if ignored := [key for key, idle in _NOT_DONE.items() if key in given and given[key] not in idle]:
-        warnings.warn(f"{path}: {', '.join(ignored)} is not done here; replies differ from transformers'", stacklevel=3)
-    numbers = {name: _number(path, name, given.get(name, 1.0)) for name in ("temperature", "top_p", "repetition_penalty")}
-    if not drawn:
+    settings = {key: value for key, value in read_json(path, "a generation config").items() if value is not None}
+    do_sample = settings.get("do_sample", False)
+    if not isinstance(do_sample, bool):
+        raise InputError(f"{path} do_sample", repr(do_sample), "true or false", "mend the file")
+    if ignored := [key for key, neutral in _UNSUPPORTED.items() if key in settings and settings[key] not in neutral]:
+        warnings.warn(f"{path}: {', '.join(ignored)} is not supported; replies differ from transformers'", stacklevel=3)
+    names = ("temperature", "top_p", "repetition_penalty")
+    numbers = {name: _require_number(path, name, settings.get(name, 1.0)) for name in names}
+    if not do_sample:
         numbers["temperature"] = 0.0
-    top_k = _whole(path, "top_k", given.get("top_k", 50), _LARGEST)
-    suppressed = _ids(path, "suppress_tokens", given.get("suppress_tokens", []))
+    top_k = _require_int(path, "top_k", settings.get("top_k", 50), _MAX_NUMBER)  # transformers' default is 50
+    suppressed = _require_ids(path, "suppress_tokens", settings.get("suppress_tokens", []))
     try:
         sampling = Sampling(top_k=top_k, suppressed=suppressed, **numbers)
     except InputError as error:
         raise error.within(path) from None
-    ids = _ids(path, "eos_token_id", given["eos_token_id"]) if "eos_token_id" in given else config.eos_token_ids
-    return sampling, ids
+    if "eos_token_id" not in settings:
+        return sampling, config.eos_token_ids
+    return sampling, _require_ids(path, "eos_token_id", settings["eos_token_id"])
 
 
-def _number(path: Path, name: str, value: Any) -> float | int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:  # nor NaN
+def _require_number(path: Path, name: str, value: Any) -> float | int:
+    # `not ... <=` is also true of NaN.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _MAX_NUMBER:
         raise InputError(f"{path} {name}", repr(value), "a number", "mend the file")
     return value
 
 
-def _whole(path: Path, name: str, value: Any, most: int) -> int:
-    if type(value) is not int or abs(value) > most:
-        raise InputError(f"{path} {name}", repr(value), f"a whole number of at most {most}", "mend the file")
+def _require_int(path: Path, name: str, value: Any, max_value: int) -> int:
+    if type(value) is not int or abs(value) > max_value:  # a bool is an int, too
+        raise InputError(f"{path} {name}", repr(value), f"a whole number of at most {max_value}", "mend the file")
     return value
 
 
-def _ids(path: Path, name: str, value: Any) -> tuple[int, ...]:
+def _require_ids(path: Path, name: str, value: Any) -> tuple[int, ...]:
     ids = tuple(value) if isinstance(value, list) else (value,)
-    if not all(type(one) is int and 0 <= one < _LARGEST for one in ids):
+    if not all(type(token) is int and 0 <= token < _MAX_NUMBER for token in ids):
         raise InputError(f"{path} {name}", repr(value), "a token id or a list of them", "mend the file")
     return ids

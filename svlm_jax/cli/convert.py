@@ -47,7 +47,7 @@ def main() -> None:
     from svlm_jax.families import config_json
     from svlm_jax.media.processor import PROCESSOR_FILES, TOKENIZER, Processor
     from svlm_jax.pretrained import local_directory
-    from svlm_jax.settings import generation, streaming
+    from svlm_jax.settings import read_generation_config, read_streaming_config
     from svlm_jax.train import export
 
     source = local_directory(args.source)
@@ -61,8 +61,8 @@ def main() -> None:
     paths_by_name = {name: [folder / name for folder in directories if (folder / name).is_file()] for name in PROCESSOR_FILES}
     side_files = [paths[0] for paths in paths_by_name.values() if paths]
     config = config_json.read(source, args.dtype)
-    streaming(source)
-    generation(source, config)
+    read_streaming_config(source)
+    read_generation_config(source, config)
     if any(path.name in TOKENIZER for path in side_files):
         Processor.from_directory(args.processor or source, config)  # what is copied is what a model can be used with
     else:

@@ -65,9 +65,10 @@ def stream_settings(args: argparse.Namespace) -> tuple[StreamConfig, Any]:
     Raises:
         InputError: flags that contradict each other, by their names.
     """
-    from svlm_jax.pretrained import local_directory, streaming
+    from svlm_jax.pretrained import local_directory
+    from svlm_jax.settings import read_streaming_config
 
-    config, sampling = streaming(local_directory(args.model))
+    config, sampling = read_streaming_config(local_directory(args.model))
     overrides = {name: getattr(args, name) for name in STREAM_FIELDS if name in args}
     _check_positions(overrides, config)
     try:

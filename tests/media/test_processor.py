@@ -15,7 +15,7 @@ from svlm_jax.families import config_json
 from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS
 from svlm_jax.media.pixels import CLIP_MEAN, CLIP_STD, STREAM_FRAME, PixelConfig
 from svlm_jax.media.processor import VIDEO_PIXELS, Processor, frame_bounds, frame_share
-from svlm_jax.settings import generation, streaming
+from svlm_jax.settings import read_generation_config, read_streaming_config
 
 LARGE = 12_845_056  # pixels: what transformers writes into every video_preprocessor_config.json
 HD = np.zeros((2, 720, 1280, 3), np.uint8)
@@ -87,12 +87,12 @@ def test_streaming_config_json_says_what_a_frame_is_and_leaves_the_rest(opened, 
     video = {"video_preprocessor_config": pixels(3136, LARGE)}
     own = opened(**video, streaming_config={"frame": {"max_pixels": LARGE}}).video_config
     assert (own.min_pixels, own.max_pixels, own.mean) == (100 * 28 * 28, LARGE, CLIP_MEAN)
-    assert streaming(directory) == (StreamConfig(), COMMENTARY)
+    assert read_streaming_config(directory) == (StreamConfig(), COMMENTARY)
     own = opened(
         streaming_config={"frame": {"min_pixels": 784, "max_pixels": 784}, "stream": {"sink": None, "text_window": None}}
     )
     assert own.video_config.max_pixels == 784 and own.video(HD).grid[1:] == (2, 2)
-    assert streaming(directory)[0].sink is None
+    assert read_streaming_config(directory)[0].sink is None
 
 
 # --- images ---
@@ -168,13 +168,13 @@ def test_a_minute_of_720p_fits_a_bucket():
 def test_generation_config_json_means_what_it_means_to_transformers(tmp_path, tiny_dir, content, sampling, eos):
     if content is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(content))
-    assert generation(tmp_path, config_json.read(tiny_dir)) == (sampling, eos)
+    assert read_generation_config(tmp_path, config_json.read(tiny_dir)) == (sampling, eos)
 
 
-def test_what_is_not_done_of_generation_config_json_is_told(tmp_path, tiny_dir):
+def test_settings_of_generation_config_json_that_are_not_supported_are_a_warning(tmp_path, tiny_dir):
     (tmp_path / "generation_config.json").write_text(json.dumps({"num_beams": 4, "min_length": 0, "min_p": None}))
-    with pytest.warns(UserWarning, match="num_beams is not done here"):
-        generation(tmp_path, config_json.read(tiny_dir))
+    with pytest.warns(UserWarning, match="num_beams is not supported"):
+        read_generation_config(tmp_path, config_json.read(tiny_dir))
 
 
 def test_generate_follows_the_file_unless_told_otherwise_and_a_stream_does_not(tiny_dir, processor_dir, tmp_path):

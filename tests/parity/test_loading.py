@@ -13,7 +13,7 @@ from svlm_jax.checkpoint.tensor_files import table_name
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.generate import generate
 from svlm_jax.families import config_json, family_of
-from svlm_jax.settings import generation
+from svlm_jax.settings import read_generation_config
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, transformers, video
 
@@ -177,7 +177,7 @@ def test_generation_config_json_gives_the_tokens_of_transformers(checkpoint, tmp
     model, config = ref.read_jax(tmp_path)
     samples = ref.make_samples([(7, image(6, 10), 5)], config)
     inputs = collate(samples, config.vision, side="left", token_buckets=(64, 128), patch_buckets=(128,))
-    sampling, eos = generation(tmp_path, config)
+    sampling, eos = read_generation_config(tmp_path, config)
     ours = generate(model, inputs, max_new_tokens=48, sampling=sampling, eos=eos)[0].tolist()
     theirs = ref.read_torch(tmp_path)
     theirs.generation_config = transformers.GenerationConfig.from_pretrained(tmp_path)
