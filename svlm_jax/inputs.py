@@ -101,6 +101,7 @@ def window_order(grid: Grid, config: VisionConfig) -> tuple[np.ndarray, np.ndarr
         window [U] int: number of the window that each of them belongs to; windows never cross frames. Windows at the right and
         lower edge are smaller; none is empty.
     """
+    # side: of a window, in merged units
     merge, side = config.spatial_merge_size, config.window_size // config.patch_size // config.spatial_merge_size
     t, h, w = grid[0], grid[1] // merge, grid[2] // merge
     frame, row, column = (axis.reshape(-1) for axis in np.indices((t, h, w)))
@@ -147,7 +148,7 @@ def patch_layout(grids: tuple[Grid, ...], config: VisionConfig, size: int) -> Pa
         window_range[part] = start + _run_ranges(np.repeat(window, unit))
         # windows never cross frames, so a frame is contiguous in window order too
         frame_range[part] = start + _run_ranges(np.repeat(np.arange(t), h * w))
-        inverse = np.empty_like(units)
+        inverse = np.empty_like(units)  # position in window order of each unit in patchify order
         inverse[units] = np.arange(len(units))
         vision_indices.append(start // unit + inverse)
         start += count

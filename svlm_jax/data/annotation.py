@@ -155,6 +155,7 @@ def training_turns(annotation: Annotation, *, as_streamed: bool = False) -> tupl
     for number in range(annotation.seconds):
         start, end = annotation.start + number, annotation.start + number + 1
         first_word = next_word
+        # in the first second this takes the words before the window, too
         while next_word < len(annotation.words) and annotation.words[next_word].end <= end:
             next_word += 1
         question, answer = "", ""
@@ -197,6 +198,7 @@ def build_sample(
     _check_clips(annotation, clips)
     parts = [_truncate_previous(opening(annotation.previous, tokenizer, config), sink, text_window)]
     has_label = [_previous_labels(parts[0], learn_previous)]
+    # hidden seconds come first, and have no clip
     for number, (turn, clip) in enumerate(zip(turns, [*[None] * (len(turns) - len(clips)), *clips], strict=True)):
         query = annotation.query if as_streamed and not number and not annotation.previous else ""
         options = {"question": turn.question, "query": query, "turn": number}
@@ -242,6 +244,7 @@ def _truncate_previous(start: Tokens, sink: int, text_window: int) -> Tokens:
     system, *turn = start.spans
     length = total(turn)
     indices = np.array([index for run in truncate(length, sink, text_window) for index in run])
+    # the header is within the sink and the footer within the text window, so only the words get shorter
     spans = [span._replace(length=span.length - (length - len(indices)) * (span.part is Part.BODY)) for span in turn]
     ids = np.concatenate([start.ids[: system.length], start.ids[system.length + indices]])
     return Tokens(ids, (system, *(span for span in spans if span.length)))

@@ -34,11 +34,13 @@ def collate(
         raise InputError("samples", "none", "at least one", "pass a prompt")
     size = bucket(max(len(sample.ids) for sample in samples), token_buckets, "tokens in a prompt")
     batch = len(samples)
+    # index -1 marks padding, vision_index -1 all that is no vision token
     ids = np.full((batch, size), pad_id, np.int32)
     index, vision_index = np.full((batch, size), -1, np.int32), np.full((batch, size), -1, np.int32)
     token_positions = np.zeros((batch, 3, size), np.float32)
     num_patches = max(sum(len(clip.patches) for clip in sample.clips) for sample in samples)
     patches = bucket(num_patches, patch_buckets, "patches in a prompt") if num_patches else 0
+    # a sample without clips takes the dtype of the others: they are stacked
     dtype = next((clip.patches.dtype for sample in samples for clip in sample.clips), np.float32)
     packed: list[VisionInput] = []
     for b, sample in enumerate(samples):
@@ -50,6 +52,7 @@ def collate(
         token_positions[b, :, tokens] = positions(sample.spans, vision.spatial_merge_size)
         sample_vision, merged = pack_vision([(clip.patches, clip.grid) for clip in sample.clips], vision, patches, dtype)
         packed.append(sample_vision)
+        # vision tokens are in the order of `merged`: both go by clip, then by patchify order
         is_vision = np.concatenate([np.full(span.length, span.grid is not None) for span in sample.spans])
         if is_vision.sum() != len(merged):
             raise ValueError(f"sample {b}: {is_vision.sum()} vision tokens for {len(merged)} merged patches")

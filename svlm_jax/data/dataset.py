@@ -87,6 +87,7 @@ class SampleBuilder:
     def __call__(self, window: Window) -> tuple[Sample, np.ndarray]:
         model, pixels = self.processor.config, self.processor.video_config
         step = temporal_step(model.vision.tokens_per_second, model.vision.temporal_patch_size, self.data.fps)
+        # raw: workers move a quarter of the bytes, and the vision tower normalises
         clips = [Clip(*preprocess(frames, pixels, raw=True), step, video=True) for frames in window.frames]
         options = {name: getattr(self.data, name) for name in ("sink", "text_window", "as_streamed", "learn_previous")}
         return annotation.build_sample(window.annotation, clips, self.processor.tokenizer, model, **options)

@@ -28,7 +28,7 @@ def fingerprint(count: int, parts: Iterable[bytes], media: Iterable[Path]) -> di
     the files make no difference, so that data may move."""
     records = hashlib.sha256()
     for part in parts:
-        records.update(len(part).to_bytes(8, "little") + part)
+        records.update(len(part).to_bytes(8, "little") + part)  # with its length, or parts could be split otherwise
     files = hashlib.sha256()
     for name, size in sorted((path.name, _size(path)) for path in set(media)):
         files.update(f"{name}\0{size}\n".encode())

@@ -31,7 +31,7 @@ def window_frames(annotation: Annotation, fps: float, root: str | Path | None = 
     count = check_fps(fps)
     if annotation.video is None:
         return []
-    path = Path(root or "", annotation.video)
+    path = Path(root or "", annotation.video)  # an absolute path stays as it is
     start, seconds = annotation.start + annotation.hidden, annotation.visible_seconds
     length = annotation.end - start
     frames = [frame for _, frame in sample_video(path, count, start, seconds)]

@@ -138,12 +138,13 @@ class HostShard:
     def __getitem__(self, item: int) -> int:
         if self.records is None:
             self.records = self.index.dataset()
+        # `item` counts the rows of this host alone, `number` the samples of the run
         step, row = divmod(item, len(self.rows))
         number = self.start + step * self.micro_batch_size + self.rows[row]
         return -1 if self.end is not None and number >= self.end else int(self.records[number])
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"records": None}
+        return self.__dict__ | {"records": None}  # worker processes open their own
 
 
 class _Fetch:
@@ -170,6 +171,7 @@ def micro_batches(examples: Examples, shard: HostShard, *, workers: int, threads
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=PREFETCH))
     iterator = iter(dataset)
     try:
+        # `zip` takes no example from the iterator beyond the last of a batch
         while batch := [example for _, example in zip(range(rows), iterator, strict=False)]:
             yield batch
     finally:
@@ -179,7 +181,7 @@ def micro_batches(examples: Examples, shard: HostShard, *, workers: int, threads
 
 def bucket_index(examples: Sequence[Example], buckets: Sequence[Bucket]) -> int:
     """Index of the smallest bucket that holds all examples (each fits the largest)."""
-    for index, bucket in enumerate(buckets[:-1]):
+    for index, bucket in enumerate(buckets[:-1]):  # what does not fit the largest is no sample, but an error
         try:
             for example in examples:
                 if example.sample is not None:
@@ -232,6 +234,7 @@ class BadSampleCounter:
             if example.id not in self.logged:
                 self.logged[example.id] = example.error
                 self.log(f"bad sample {example.id}: {example.error}")
+        # the second bound: one bad sample stops a run only if none is allowed
         if self.num_bad > max(self.max_fraction * self.num_samples, min(1, self.max_fraction * 1e9)):
             got, expected = f"{self.num_bad} of {self.num_samples}, the last {last}", f"at most {self.max_fraction:.2%}"
             raise InputError("bad samples", got, expected, "mend the data or raise data.max_bad_fraction")

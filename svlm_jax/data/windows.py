@@ -48,6 +48,7 @@ def cut(
     check_windows(window, stride, min_seconds, visible_seconds)
     if annotation.hidden:
         raise InputError(source, f"video_hidden {annotation.hidden}", "a video with all its frames", "cut the record before it")
+    # the whole seconds inside the video
     first, last = math.ceil(annotation.start - SLACK), math.floor(annotation.end + SLACK)
     bounds = [(start, start + window) for start in range(first, last - window + 1, stride)]
     if last - (bounds[-1][1] if bounds else first) >= min_seconds:
@@ -60,6 +61,7 @@ def cut(
     else:
         video = _slice(annotation, first, last)
         replies = [video.previous, *(turn.reply.removesuffix(REPLY_END) for turn in training_turns(video, as_streamed=True))]
+        # the first entry is the text before the video, so `start - first` replies precede a window
         windows = (_slice(annotation, start, end, "".join(replies[: start - first + 1])) for start, end in bounds)
     return (to_record(_hide_frames(window, visible_seconds)) for window in windows)
 
@@ -99,6 +101,7 @@ def _hide_frames(annotation: Annotation, visible_seconds: int) -> Annotation:
 
 def _slice(annotation: Annotation, start: int, end: int, previous: str | None = None) -> Annotation:
     ends = [word.end for word in annotation.words]
+    # right: a word that ends exactly at a bound belongs to the window before it
     first, last = bisect_right(ends, start), bisect_right(ends, end)
     if previous is None:
         previous = annotation.previous + "".join(f" {word.text.strip()}" for word in annotation.words[:first])

@@ -51,7 +51,7 @@ def existing_path(name: str | os.PathLike) -> Path | None:
         InputError: no permission to look at it.
     """
     text = os.fsdecode(name)
-    names = [text]
+    names = [text]  # in the order in which they are tried
     if prefix := _LOCAL.match(text):
         names += [text[prefix.end() :], unquote(text[prefix.end() :])]
     if text.startswith("~"):

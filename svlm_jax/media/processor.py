@@ -166,6 +166,7 @@ def frame_bounds(file: PixelConfig | None) -> PixelConfig:
 def frame_share(config: PixelConfig, num_frames: int) -> PixelConfig:
     """The bounds of each frame of a video of so many, which share `VIDEO_PIXELS`; a patch spans `temporal_patch_size` of
     them."""
+    # at least one vision token a frame remains, however long the video
     pairs = math.ceil(num_frames / config.temporal_patch_size)
     max_pixels = max(VIDEO_PIXELS // max(pairs, 1), config.factor**2)
     return replace(config, min_pixels=min(config.min_pixels, max_pixels), max_pixels=min(config.max_pixels, max_pixels))
