@@ -46,13 +46,16 @@ Question = Callable[[str, float | int, float | int], str]  # stream, start and e
 
 
 class Runner:
-    """Streams by name in the batch of a session. Everything but reading its fields belongs to one thread."""
+    """Streams by name in the batch of a session, and their state. Belongs to one thread.
+
+    batch_index: of each stream that has joined. state: of all of them; `tick` consumes it and puts the next one in its place.
+    """
 
     def __init__(self, session: Session) -> None:
         self.session = session
         self.state: StreamState = session.start()
-        self.batch_index: dict[str, int] = {}  # of each stream that has joined
-        self.prepare_ms = 0.0  # of the last `prepare`; part of the captions' "policy"
+        self.batch_index: dict[str, int] = {}
+        self.prepare_ms = 0.0  # of the last `prepare`: it is host work before the step, which so cannot time it
 
     @classmethod
     def compiled(
@@ -63,7 +66,7 @@ class Runner:
         clip: Clip,
         *,
         sampling: Sampling = COMMENTARY,
-        streams: int = 1,
+        num_streams: int = 1,
         previous: str = "",
         tokens: bool = False,
     ) -> "Runner":
@@ -71,18 +74,27 @@ class Runner:
 
         Args:
             sampling: of streams that join without their own.
-            streams: batch size.
+            num_streams: batch size.
             previous: the text before streams that join without their own.
             tokens: compile what `on_token` needs, too.
         """
-        runner = cls(Session(model, tokenizer, config, clip.grid, sampling=sampling, rows=streams, previous=previous))
+        runner = cls(Session(model, tokenizer, config, clip.grid, sampling=sampling, rows=num_streams, previous=previous))
         runner.state = runner.session.warm(runner.state, clip, tokens=tokens)
         return runner
 
     # streams come and go
 
-    def join(self, stream: str, **settings: Any) -> None:
-        """Begin a stream in a free row of the batch; `settings` are those of `Session.join` (query, previous, seed).
+    def join(
+        self,
+        stream: str,
+        *,
+        query: str = "",
+        previous: str | None = None,
+        seed: int = 0,
+        sampling: Sampling | None = None,
+        max_new_tokens: int | None = None,
+    ) -> None:
+        """Begin a stream in a free place of the batch. The settings are those of `Session.join`.
 
         Raises:
             InputError: a setting that the session refuses.
@@ -93,11 +105,12 @@ class Runner:
         free = [b for b, sequence in enumerate(self.state.streams) if sequence is None]
         if not free:
             raise ValueError(f"join: the batch is full, {len(self.batch_index)} streams")
-        self.state = self.session.join(self.state, free[0], **settings)
+        sampling_settings = {"seed": seed, "sampling": sampling, "max_new_tokens": max_new_tokens}
+        self.state = self.session.join(self.state, free[0], query=query, previous=previous, **sampling_settings)
         self.batch_index[stream] = free[0]
 
     def leave(self, stream: str) -> None:
-        """End a stream; its row of the batch is free for another. Nothing happens if it has not joined."""
+        """End a stream; its place in the batch is free for another. Nothing happens if it has not joined."""
         if stream in self.batch_index:
             self.state = self.session.leave(self.state, self.batch_index.pop(stream))
 
@@ -182,6 +195,7 @@ class Runner:
     ) -> list[Event]:
         """The second half of `tick`: watch what `prepare` has checked. Streams that have left since then are passed over."""
         prepared = {stream: item for stream, item in prepared.items() if stream in self.batch_index}
+        # The session counts streams by their place in the batch, callers by name.
         names = {self.batch_index[stream]: stream for stream in prepared}
         detokenizers = {stream: Detokenizer(self.session.language.tokenizer) for stream in prepared}
 
@@ -237,7 +251,7 @@ class Runner:
         on_token: OnToken | None = None,
     ) -> Iterator[Event]:
         """Watch every source of a playback until all have ended or it is stopped. Between two events the caller may open
-        sources and join their streams. A stream that has ended can still be saved; its row is free when the caller lets it
+        sources and join their streams. A stream that has ended can still be saved; its place is free when the caller lets it
         `leave`.
 
         Args:

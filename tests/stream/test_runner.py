@@ -58,7 +58,7 @@ def runner_for(vlm):
     def runner(streams: int = 1) -> Runner:
         if streams not in sessions:
             clip = vlm.processor.video(np.zeros((2, 56, 84, 3), np.uint8), fps=2, raw=True)
-            sessions[streams] = Runner.compiled(vlm.model, vlm.tokenizer, CONFIG, clip, streams=streams).session
+            sessions[streams] = Runner.compiled(vlm.model, vlm.tokenizer, CONFIG, clip, num_streams=streams).session
         return Runner(sessions[streams])
 
     return runner
