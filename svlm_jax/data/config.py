@@ -33,7 +33,8 @@ class DataConfig:
         eval_paths: the same, for the evaluation loss; empty: no evaluation.
         root: directory that video paths are relative to.
         fps: frames a second.
-        sink, text_window: tokens of the previous text that stay (the first, the last); 0 and 0: all.
+        sink: first tokens of the previous text that stay; with `text_window` 0 too: all of it.
+        text_window: last tokens of the previous text that stay.
         as_streamed: turns as a stream has them, to the token; by default as the original trains, which differs in two habits
             (docs/streaming.md). For a model trained from scratch.
         learn_previous: so many of the last tokens of the previous text have a loss too, not only replies. For a model trained

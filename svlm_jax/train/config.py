@@ -26,8 +26,13 @@ class OptimizerConfig:
         name: "muon" moves the matrices inside layers by their orthogonalised momentum, and all else as AdamW does (with
             Nesterov's momentum). For a model trained from scratch.
         learning_rate: at its peak; warm-up is linear, then `schedule`.
+        schedule: after the warm-up: "cosine" down to 0, or "constant".
         warmup_ratio: share of all steps that warm up.
-        b1, b2: decay of AdamW's moments; momentum: of Muon's.
+        b1: decay of AdamW's first moment.
+        b2: decay of AdamW's second moment.
+        eps: of AdamW and Muon.
+        weight_decay: of matrices; norms and biases have none.
+        momentum: decay of Muon's momentum.
         muon_rms: root mean square of Muon's update of a matrix, in learning rates; 0.2 is about what AdamW does.
         max_grad_norm: global norm that gradients are clipped to; 0: no clipping (what the original's DeepSpeed setting amounts
             to).
@@ -57,8 +62,14 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices by axis; one of them may be -1 and takes what is left. data: replicas; fsdp: parameters and batch sharded;
-    context: sequences sharded; tensor: heads and widths sharded."""
+    """Devices by axis; one of them may be -1 and takes what is left.
+
+    Attributes:
+        data: replicas of the parameters.
+        fsdp: shards of parameters, optimizer state and batch.
+        context: shards of sequences.
+        tensor: shards of heads and widths.
+    """
 
     data: int = 1
     fsdp: int = -1
@@ -77,18 +88,25 @@ class TrainConfig:
         trainable: regular expression that the paths of trainable parameters match; the vision tower is frozen by default.
         batch_size: samples of an optimizer step.
         micro_batch_size: samples of one forward and backward pass, over all devices.
-        epochs, steps: length of the run; `steps` 0: as many as `epochs` give.
+        epochs: length of the run, in passes over the data.
+        steps: length of the run in optimizer steps; 0: as many as `epochs` give.
+        seed: of the order of samples and of new adapters.
+        dtype: of the computation and of frozen parameters.
+        remat: which activations of a layer are saved for the backward pass; "full" saves none.
+        attention: kernels; "auto" takes those of the device.
         lora_rank: of adapters, which are then all that is trainable; 0: none.
         lora_alpha: an adapter counts for alpha / rank.
         ema_decay: of an averaged copy of the trainable parameters; 0: none.
         save_every: steps between checkpoints.
-        keep_last, keep_every: how many of the newest checkpoints stay; of every `keep_every` steps one stays for ever (0:
-            none).
-        eval_every: steps between evaluations; 0: only at the end. eval_batches: micro-batches of one.
+        keep_last: how many of the newest checkpoints stay.
+        keep_every: of every so many steps a checkpoint stays for ever; 0: none.
+        eval_every: steps between evaluations; 0: only at the end.
+        eval_batches: micro-batches of an evaluation.
         max_skipped_steps: steps in a row with non-finite gradients, at which the run stops.
         hang_seconds: without a finished micro-step for so long, the process prints its stacks and exits 70; 0: never.
         profile: (first step, number of steps) that the profiler traces; (0, 0): none.
-        wandb: project to log to; empty: none.
+        tensorboard: write metrics for TensorBoard too.
+        wandb: project of Weights & Biases to log to; empty: none.
     """
 
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct"
