@@ -87,7 +87,6 @@ def test_an_installed_wheel_runs_from_any_folder(wheel, tmp_path):
         [sys.executable, "-c", "import svlm_jax; print(svlm_jax.__file__)"], cwd=cwd, env=env, capture_output=True
     )
     assert str(site) in where.stdout.decode()
-    assert subprocess.run([sys.executable, "-c", "import launch"], cwd=cwd, env=env, capture_output=True).returncode == 1
     assert "scores right: " in svlm("demo", "--seconds", 20)
     assert "Welcome" in svlm("stream", "match:1000000", "--duration", 10)
     assert "fits" in svlm("train", "--config", ROOT / "configs" / "sft_smoke.py", "--dry-run")
