@@ -55,7 +55,7 @@ def bench(args: argparse.Namespace) -> None:
         ("3 s of load, lost", "dropped at once", set(range(SPIKE_AT, SPIKE_AT + SPIKE))),
     ]
     policies = [Policy(4), Policy(4, newest_only=True), Policy(2), Policy(2, newest_only=True)]
-    cases += [(f"a device at {SLOW} of real time", str(one), overload(one, SLOW, args.seconds)) for one in policies]
+    cases += [(f"a device at {SLOW} of real time", str(policy), overload(policy, SLOW, args.seconds)) for policy in policies]
     tallies, progress = [Tally() for _ in cases], Progress("drops", "streams")
     for game in range(args.games):
         seed = FIRST_SEED + game
@@ -70,12 +70,12 @@ def bench(args: argparse.Namespace) -> None:
         rows.append(row | {"scores right": f"{tally.right} of {tally.scores}"})
         print(json.dumps(rows[-1]), flush=True)
     games = f"Games {FIRST_SEED} to {FIRST_SEED + args.games - 1}, {args.seconds} s each"
-    what = f"{games}, watched by the shipped model without the seconds that a late device drops (computed, not timed)."
-    record(args.name, what, rows, args.out)
+    title = f"{games}, watched by the shipped model without the seconds that a late device drops (computed, not timed)."
+    record(args.name, title, rows, args.out)
 
 
 def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
-    """What is said in each second that is watched. frames uint8 [2 S, H, W, 3]: two a second."""
+    """The commentary of each second that is watched. frames uint8 [2 S, H, W, 3]: two a second."""
     from svlm_jax.stream.runner import VIDEO, Runner
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session

@@ -48,55 +48,54 @@ DRAWN = {  # what is drawn: the measure, and the top of its axis
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to stream: settings, or another model (`model`: a key of --others); `most`: seconds, where more would take too
-    long; `blind`: all frames grey."""
+    """One way to stream. model: a key of --others; max_seconds: where more would take too long; blind: all frames grey."""
 
     group: str
     name: str
     stream: StreamConfig
     model: str = ""
-    most: int = 1 << 30
+    max_seconds: int = 1 << 30
     blind: bool = False
 
-    def seconds(self, wanted: int) -> int:
-        return min(wanted, self.most)
+    def seconds(self, game_seconds: int) -> int:
+        return min(game_seconds, self.max_seconds)
 
     def file(self, weights: str, seed: int, seconds: int) -> str:
         """Its file; weights: `digest` of the model; seconds: of the game."""
-        name = "".join(one if one.isalnum() else "_" for one in f"{self.group} {self.name}")
-        depends = json.dumps([asdict(self.stream), self.blind, weights, self.seconds(seconds)], sort_keys=True)
-        return f"{name}_{seed}_{sha256(depends.encode()).hexdigest()[:8]}.jsonl"
+        name = "".join(char if char.isalnum() else "_" for char in f"{self.group} {self.name}")
+        settings = json.dumps([asdict(self.stream), self.blind, weights, self.seconds(seconds)], sort_keys=True)
+        return f"{name}_{seed}_{sha256(settings.encode()).hexdigest()[:8]}.jsonl"
 
 
-def variants(usual: StreamConfig, others: dict[str, str]) -> list[Variant]:
+def variants(base: StreamConfig, others: dict[str, str]) -> list[Variant]:
     """What is compared; the first is what all others differ from in one thing."""
 
-    def change(group: str, name: str, most: int = 1 << 30, **changes: Any) -> Variant:
-        return Variant(group, name, replace(usual, **changes), most=most)
+    def change(group: str, name: str, max_seconds: int = 1 << 30, **changes: Any) -> Variant:
+        return Variant(group, name, replace(base, **changes), max_seconds=max_seconds)
 
-    moved_reply_kv = "recompute" if usual.moved_reply_kv == "reuse" else "reuse"
-    made = [
-        Variant("mode", "streaming", usual),
+    moved_reply_kv = "recompute" if base.moved_reply_kv == "reuse" else "reuse"
+    differing = [
+        Variant("mode", "streaming", base),
         change("mode", "full attention", 600, mode="full"),
         change("mode", "windows of 100 s, no overlap", 1800, mode="window"),
         change("mode", "recomputed every second", 1800, mode="recompute"),
         change("positions", "native RoPE, moved replies kept", rope_positions="native", moved_reply_kv="reuse"),
         change("moved replies", moved_reply_kv, moved_reply_kv=moved_reply_kv),
-        Variant("vision window", "0 s (grey frames)", replace(usual, vision_window=1), blind=True),
-        *(change("vision window", f"{one} s", vision_window=one) for one in (1, 4, 8, 16, 32) if one != usual.vision_window),
+        Variant("vision window", "0 s (grey frames)", replace(base, vision_window=1), blind=True),
+        *(change("vision window", f"{n} s", vision_window=n) for n in (1, 4, 8, 16, 32) if n != base.vision_window),
     ]
     for sink, window in ((0, 1), (256, 1), (0, 256), (256, 256), (512, 512)):
-        if (sink, window) != (usual.sink, usual.text_window):
-            made.append(change("text", f"sink {sink}, window {window - (window == 1)}", sink=sink, text_window=window))
-    return made + [Variant("training", name, usual, model=name) for name in others]
+        if (sink, window) != (base.sink, base.text_window):
+            differing.append(change("text", f"sink {sink}, window {window - (window == 1)}", sink=sink, text_window=window))
+    return differing + [Variant("training", name, base, model=name) for name in others]
 
 
 def digest(model: Path) -> str:
     """Of all files of a model."""
-    found = sha256()
+    checksum = sha256()
     for path in sorted(path for path in model.rglob("*") if path.is_file()):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        checksum.update(path.read_bytes())
+    return checksum.hexdigest()
 
 
 class Games:
@@ -143,12 +142,14 @@ def bench(args: argparse.Namespace) -> None:
     for flag, got in (("--seconds", args.seconds), ("--seeds", args.seeds)):
         if got < 1:
             raise InputError(flag, got, "1 or more", "leave the flag out")
-    if wrong := [one for one in args.others if not all(one.partition("="))]:
+    if wrong := [name for name in args.others if not all(name.partition("="))]:
         raise InputError("--others", wrong[0], "NAME=DIR", "for example 'no SFT=touchline-base'")
-    others = dict(one.split("=", 1) for one in args.others)
-    usual, _ = read_streaming_config(local_directory(args.model))
+    others = dict(name.split("=", 1) for name in args.others)
+    base, _ = read_streaming_config(local_directory(args.model))
     chosen = [
-        one for one in variants(usual, others) if not args.only or one.group in args.only.split(",") or one.name == "streaming"
+        variant
+        for variant in variants(base, others)
+        if not args.only or variant.group in args.only.split(",") or variant.name == "streaming"
     ]
     scratch = args.scratch or (args.out.parent / "runs" if args.out == DOCS else args.out) / "findings"
     seeds = [HELD_OUT + number for number in range(args.seeds)]
@@ -172,23 +173,23 @@ def bench(args: argparse.Namespace) -> None:
             vlm = loaded[name]
             games = games or Games(scratch, args.seconds, vlm.processor)
             _stream(vlm, variant, games, seed, path)
-    rows, series, usually = [], {}, []
+    rows, series, base_lines = [], {}, []
     for variant, name in names.items():
         paths = {seed: scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds}
-        series[variant], scores, lines = _judged(paths, args.seconds)
-        usually = usually or lines
-        rows.append(_row(variant, series[variant], scores, lines) | {"same replies": f"{_same(lines, usually):.3f}"})
+        series[variant], scores, lines = _judge(paths, args.seconds)
+        base_lines = base_lines or lines
+        rows.append(_row(variant, series[variant], scores, lines) | {"same replies": f"{_share_equal(lines, base_lines):.3f}"})
         print(json.dumps(rows[-1]), flush=True)
     plot = "benchmarks/findings.svg"
     draw(series, args.out / plot)
-    what = (
+    title = (
         f"What a commentary is worth against stream time: held-out games ({len(seeds)}) of {args.seconds} s ({args.model}; "
         "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and last 10 minutes; scores "
         f"that were right when said; questions (one every {ASK_EVERY} s: the score, who scored first, which cup) answered "
         "rightly. New mistakes: scores that are not the one told before and what was scored since, of all, by the age of the "
         f"one before: under {AGES[0]} s, under {AGES[1]} s, older. Same replies: of those of the first row."
     )
-    record("findings", what, rows, args.out, plot)
+    record("findings", title, rows, args.out, plot)
 
 
 def _plan(files: dict[Variant, list[Path]], seconds: int, scratch: Path) -> str:
@@ -198,10 +199,10 @@ def _plan(files: dict[Variant, list[Path]], seconds: int, scratch: Path) -> str:
     drawn = len([game for game in games if not (scratch / f"frames_{game}_{seconds}.npy").exists()])
     spent = sum(variant.seconds(seconds) * MS.get(variant.stream.mode, MS["streaming"]) for variant in todo) / 1000
     spent += drawn * seconds * MS["drawing"] / 1000
-    there = sum(map(len, files.values())) - len(todo)
+    num_existing = sum(map(len, files.values())) - len(todo)
     return (
-        f"{len(todo)} streams of up to {span(seconds)} ({there} are there): about {span(spent)} on 2 CPU cores, nothing else "
-        f"running. They are kept in {scratch}, and the same command goes on after a stop; --only and --seconds take fewer"
+        f"{len(todo)} streams of up to {span(seconds)} ({num_existing} exist): about {span(spent)} on 2 CPU cores with nothing "
+        f"else running. They are kept in {scratch}, and the same command goes on after a stop; --only and --seconds take fewer"
     )
 
 
@@ -215,7 +216,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
 
     patches, config = games.patches(seed, variant.stream.chunk_frames), vlm.model.config
     seconds = variant.seconds(len(patches))
-    questions = asked(games.world(seed), seconds)
+    questions = questions_by_second(games.world(seed), seconds)
     clip = vlm.processor.video(np.zeros((variant.stream.chunk_frames, 448, 672, 3), np.uint8), fps=variant.stream.fps, raw=True)
     step = temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, variant.stream.fps)
     runner = Runner(Session(vlm.model, vlm.tokenizer, variant.stream, clip.grid, sampling=Sampling()))
@@ -223,83 +224,86 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     progress = Progress(f"{variant.group}: {variant.name}, game {seed}", "seconds")
     with atomic_write(path) as draft, draft.open("w") as file:
         for second in range(seconds):
-            shown = np.full_like(patches[second], 128) if variant.blind else np.array(patches[second])
+            frame_patches = np.full_like(patches[second], 128) if variant.blind else np.array(patches[second])
             question = questions.get(second, "")
-            chunk = Chunk(float(second), float(second + 1), Clip(shown, clip.grid, step, video=True), question)
-            began = time.perf_counter()
+            chunk = Chunk(float(second), float(second + 1), Clip(frame_patches, clip.grid, step, video=True), question)
+            started = time.perf_counter()
             caption = runner.caption(VIDEO, chunk)
-            ms = 1000 * (time.perf_counter() - began)
+            ms = 1000 * (time.perf_counter() - started)
             line = {"second": second, "text": caption.raw, "question": question, "ms": round(ms, 2), "slots": caption.slots}
             file.write(json.dumps(line) + "\n")
             progress(second + 1, seconds)
 
 
-def asked(world: World, seconds: int) -> dict[int, str]:
-    """Second -> what is asked in it: each in turn, a second or more later where the answer has not been said yet."""
-    found = {}
+def questions_by_second(world: World, seconds: int) -> dict[int, str]:
+    """Second -> its question: each in turn, and later where the commentary could not have given the answer yet."""
+    questions = {}
     for number, second in enumerate(range(ASK_EVERY - 1, seconds, ASK_EVERY)):
         while second < seconds - 1 and commentary.unsaid(world.events, second):
             second += 1
-        found[second] = commentary.REMEMBERED[number % len(commentary.REMEMBERED)]
-    return found
+        questions[second] = commentary.REMEMBERED[number % len(commentary.REMEMBERED)]
+    return questions
 
 
-def _judged(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[Counted], list[dict[str, Any]]]:
+def _judge(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[Counted], list[dict[str, Any]]]:
     """A tally a BIN of stream time, over all games (seed -> its stream); all scores; and all lines."""
     bins: list[list[Tally]] = []
     scores: list[Counted] = []
-    told: list[dict[str, Any]] = []
+    all_lines: list[dict[str, Any]] = []
     for seed, path in paths.items():
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         world, length = play(seed, seconds), len(lines)
-        said = {line["second"]: words_of(line["text"])[1] for line in lines}
+        commentary_by_second = {line["second"]: words_of(line["text"])[1] for line in lines}
         for number, start in enumerate(range(0, length, BIN)):
-            tally = judge(said, world.events, start, min(start + BIN, length))
+            tally = judge(commentary_by_second, world.events, start, min(start + BIN, length))
             for line in lines[start : start + BIN]:
                 if line["question"]:
-                    right = commentary.answer(line["question"], facts_at(world.events, line["second"]), "")
+                    answer = commentary.answer(line["question"], facts_at(world.events, line["second"]), "")
                     tally.asked += 1
-                    tally.answered += words_of(line["text"])[0] == right
+                    tally.answered += words_of(line["text"])[0] == answer
             bins += [[]] * (number + 1 - len(bins))
             bins[number] = [*bins[number], tally]
-        scores += counted(said, world.events, length)
-        told += [line | {"seed": seed} for line in lines]
-    return [reduce(add, some) for some in bins], scores, told
+        scores += counted(commentary_by_second, world.events, length)
+        all_lines += [line | {"seed": seed} for line in lines]
+    return [reduce(add, tallies) for tallies in bins], scores, all_lines
 
 
-def _row(variant: Variant, bins: list[Tally], scores: list[Counted], told: list[dict[str, Any]]) -> dict[str, Any]:
-    whole = reduce(add, bins)
+def _row(variant: Variant, bins: list[Tally], scores: list[Counted], lines: list[dict[str, Any]]) -> dict[str, Any]:
+    total = reduce(add, bins)
     numbers = {
-        "F1": whole.f1,
+        "F1": total.f1,
         "F1 first 10 min": bins[0].f1,
         "F1 last 10 min": bins[-1].f1,
-        "s late": whole.delay,
-        "scores right": whole.score_right,
-        "scores told": whole.score_told,
-        "answers right": whole.answers_right,
-        "silence precision": whole.silence_precision,
-        "silence recall": whole.silence_recall,
-        "repetition": whole.repetition,
+        "s late": total.delay,
+        "scores right": total.score_right,
+        "scores told": total.score_told,
+        "answers right": total.answers_right,
+        "silence precision": total.silence_precision,
+        "silence recall": total.silence_recall,
+        "repetition": total.repetition,
     }
-    row: dict[str, Any] = {"": variant.group, "variant": variant.name, "seconds": max(line["second"] for line in told) + 1}
+    row: dict[str, Any] = {"": variant.group, "variant": variant.name, "seconds": max(line["second"] for line in lines) + 1}
     row |= {name: "-" if np.isnan(value) else f"{value:.3f}" for name, value in numbers.items()}
     row["new mistakes"] = ", ".join(_mistaken(scores, low, high) for low, high in pairwise((0, *AGES, 1 << 30)))
-    return row | {"ms a chunk": f"{np.median([line['ms'] for line in told]):.0f}", "slots": max(line["slots"] for line in told)}
+    return row | {
+        "ms a chunk": f"{np.median([line['ms'] for line in lines]):.0f}",
+        "slots": max(line["slots"] for line in lines),
+    }
 
 
-def _same(lines: list[dict[str, Any]], usually: list[dict[str, Any]]) -> float:
-    """Share of the replies that are those of the usual stream."""
-    expected = {(line["seed"], line["second"]): line["text"] for line in usually}
+def _share_equal(lines: list[dict[str, Any]], base_lines: list[dict[str, Any]]) -> float:
+    """Share of the replies that are those of the first variant."""
+    expected = {(line["seed"], line["second"]): line["text"] for line in base_lines}
     return sum(line["text"] == expected[line["seed"], line["second"]] for line in lines) / len(lines)
 
 
 def _mistaken(scores: list[Counted], low: int, high: int) -> str:
-    these = [one.kept for one in scores if low <= one.age < high]
-    return f"{these.count(False)}/{len(these)}"
+    correct = [score.kept for score in scores if low <= score.age < high]
+    return f"{correct.count(False)}/{len(correct)}"
 
 
 def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
-    """The measures of DRAWN against stream time, a row each, a column a group; what is usual is in all of them."""
+    """The measures of DRAWN against stream time, a row each, a column a group; the first variant is in all of them."""
     try:
         import matplotlib
     except ImportError:
@@ -307,22 +311,24 @@ def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
     matplotlib.use("svg")
     from matplotlib import pyplot
 
-    usual = next(iter(series))
-    groups = [group for group in GROUPS if any(one.group == group and one != usual for one in series)] or [usual.group]
+    base = next(iter(series))
+    groups = [group for group in GROUPS if any(variant.group == group and variant != base for variant in series)] or [
+        base.group
+    ]
     size = (4 * len(groups), 2.6 * len(DRAWN))
     figure, axes = pyplot.subplots(len(DRAWN), len(groups), sharex=True, sharey="row", squeeze=False, figsize=size)
     for column, group in enumerate(groups):
-        shown = {variant: bins for variant, bins in series.items() if variant.group == group or variant == usual}
-        for (label, (measure, top)), one in zip(DRAWN.items(), axes[:, column], strict=True):
-            for variant, bins in shown.items():
+        compared = {variant: bins for variant, bins in series.items() if variant.group == group or variant == base}
+        for (label, (measure, top)), plot in zip(DRAWN.items(), axes[:, column], strict=True):
+            for variant, bins in compared.items():
                 minutes = [(number + 0.5) * BIN / 60 for number in range(len(bins))]
-                style = {"color": "black", "linewidth": 2.5} if variant == usual else {"marker": "o", "markersize": 3}
-                name = "as shipped" if variant == usual else variant.name
-                one.plot(minutes, [getattr(tally, measure) for tally in bins], label=name, **style)
-            one.set_ylim(-0.03 * top, 1.03 * top)
-            one.grid(alpha=0.3)
+                style = {"color": "black", "linewidth": 2.5} if variant == base else {"marker": "o", "markersize": 3}
+                name = "as shipped" if variant == base else variant.name
+                plot.plot(minutes, [getattr(tally, measure) for tally in bins], label=name, **style)
+            plot.set_ylim(-0.03 * top, 1.03 * top)
+            plot.grid(alpha=0.3)
             if not column:
-                one.set_ylabel(label)
+                plot.set_ylabel(label)
         axes[0, column].set_title(group)
         axes[0, column].legend(fontsize=7)
         axes[-1, column].set_xlabel("minutes of stream")
@@ -332,11 +338,11 @@ def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def flags(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
-    made.add_argument("--others", nargs="*", default=[], metavar="NAME=DIR", help="models trained otherwise, to compare")
-    made.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
-    made.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")
-    made.add_argument("--only", default="", help=f"some of {','.join(GROUPS)} (default: all)")
-    made.add_argument("--scratch", type=Path, help="where streams are kept (default: runs/findings of the checkout)")
-    made.set_defaults(run=bench)
+def flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
+    parser.add_argument("--others", nargs="*", default=[], metavar="NAME=DIR", help="models trained otherwise, to compare")
+    parser.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
+    parser.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")
+    parser.add_argument("--only", default="", help=f"some of {','.join(GROUPS)} (default: all)")
+    parser.add_argument("--scratch", type=Path, help="where streams are kept (default: runs/findings of the checkout)")
+    parser.set_defaults(run=bench)

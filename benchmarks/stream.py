@@ -75,7 +75,7 @@ class Run:
         from svlm_jax.stream.events import Caption
         from svlm_jax.stream.sequence import Chunk
 
-        seconds, told = self.config.chunk_seconds, np.zeros(chunks, [(name, np.float64) for name in FIELDS])
+        seconds, timings = self.config.chunk_seconds, np.zeros(chunks, [(name, np.float64) for name in FIELDS])
         with Compilations() as compiled:
             for number, (frames, decoding) in zip(range(chunks), self.watch(), strict=False):
                 started, before = time.perf_counter(), compiled.count
@@ -87,24 +87,24 @@ class Run:
                 ms = [decoding, patches, *(caption.ms[stage] for stage in STAGES[2:])]
                 position, compiles = float(self.runner.sequence(self.streams[0]).positions.max()), compiled.count - before
                 memory = resident(), on_device("bytes_in_use")
-                told[number] = (*ms, sum(ms), chunk.end, len(caption.tokens), caption.slots, position, *memory, compiles)
+                timings[number] = (*ms, sum(ms), chunk.end, len(caption.tokens), caption.slots, position, *memory, compiles)
                 progress(number + 1, chunks)
-        return told
+        return timings
 
     def first_word(self, after: int) -> float:
         """Milliseconds from the last frame of a chunk to the first token, as the median of a few chunks that follow."""
         from svlm_jax.stream.sequence import Chunk
 
-        seconds, taken = self.config.chunk_seconds, []
+        seconds, delays = self.config.chunk_seconds, []
         for number, (frames, _) in zip(range(FIRST_WORDS + 1), self.watch(), strict=False):
-            came: list[float] = []
+            token_times: list[float] = []
             started = time.perf_counter()
             clip = self.processor.video(frames, fps=self.config.fps, raw=True)
             chunk = Chunk((after + number) * seconds, (after + number + 1) * seconds, clip)
-            on_token = lambda delta, came=came: came.append(time.perf_counter())  # noqa: E731
+            on_token = lambda delta, times=token_times: times.append(time.perf_counter())  # noqa: E731
             self.runner.tick(dict.fromkeys(self.streams, chunk), on_token=on_token)
-            taken.append(1000 * (came[0] - started))
-        return float(np.median(taken[1:]))  # the first one compiles
+            delays.append(1000 * (token_times[0] - started))
+        return float(np.median(delays[1:]))  # the first one compiles
 
 
 def repeated(path: Path, times: int) -> Path:
@@ -132,19 +132,19 @@ class Compilations:
     def __init__(self) -> None:
         self.count = 0
 
-    def _heard(self, event: str, duration_secs: float, **_: Any) -> None:
+    def _on_event(self, event: str, duration_secs: float, **_: Any) -> None:
         self.count += event == "/jax/core/compile/backend_compile_duration"
 
     def __enter__(self) -> "Compilations":
         import jax
 
-        jax.monitoring.register_event_duration_secs_listener(self._heard)
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
         return self
 
     def __exit__(self, *_: object) -> None:
         import jax
 
-        jax.monitoring.unregister_event_duration_listener(self._heard)
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
 
 
 def resident() -> int:
@@ -159,10 +159,10 @@ def on_device(name: str) -> float:
     return float((jax.devices()[0].memory_stats() or {}).get(name, np.nan))
 
 
-def summary(name: str, run: Run, told: np.ndarray) -> dict[str, Any]:
+def summary(name: str, run: Run, timings: np.ndarray) -> dict[str, Any]:
     """One row: medians of the last fifth of the chunks, and what has changed since the beginning."""
     peak = on_device("peak_bytes_in_use")
-    last = told[-max(1, len(told) // 5) :]
+    last = timings[-max(1, len(timings) // 5) :]
     total = float(np.median(last["total"]))
     stages = {stage: float(np.median(last[stage])) for stage in STAGES}
     outside = sum(stages[stage] for stage in NOT_MODEL)
@@ -171,7 +171,7 @@ def summary(name: str, run: Run, told: np.ndarray) -> dict[str, Any]:
         "streams": run.rows,
         "ms a chunk": round(total, 1),
         "ms/token": round(total / last["tokens"][-1] / run.rows, 2),
-        "first word (ms)": round(run.first_word(len(told)), 1),
+        "first word (ms)": round(run.first_word(len(timings)), 1),
         "real time x streams": round(1000 * run.config.chunk_seconds * run.rows / total, 2),
         **{f"{stage} (ms)": round(ms, 1) for stage, ms in stages.items()},
         "decode (ms/token)": round(stages["decode"] / last["tokens"][-1], 2),
@@ -181,16 +181,16 @@ def summary(name: str, run: Run, told: np.ndarray) -> dict[str, Any]:
         "memory (MB)": round(last["memory"][-1] / 1e6),
         "device memory, peak (GB)": "-" if np.isnan(peak) else round(peak / 1e9, 2),
     }
-    if len(told) >= 400:
-        end = told[-100:]
-        row["last 100 / chunks 100-200"] = round(float(np.median(end["total"]) / np.median(told["total"][100:200])), 3)
-        row["memory, end / chunk 200"] = round(float(told["memory"][-1] / told["memory"][200]), 4)
+    if len(timings) >= 400:
+        end = timings[-100:]
+        row["last 100 / chunks 100-200"] = round(float(np.median(end["total"]) / np.median(timings["total"][100:200])), 3)
+        row["memory, end / chunk 200"] = round(float(timings["memory"][-1] / timings["memory"][200]), 4)
         if not np.isnan(peak):
-            row["device memory, end / chunk 200"] = round(float(told["device"][-1] / told["device"][200]), 4)
-        row["compiled after chunk 20"] = int(told["compiled"][20:].sum())
+            row["device memory, end / chunk 200"] = round(float(timings["device"][-1] / timings["device"][200]), 4)
+        row["compiled after chunk 20"] = int(timings["compiled"][20:].sum())
         row["largest position, last 100"] = float(end["position"].max())
         row["slots used, last 100"] = f"{end['slots'].min():.0f}-{end['slots'].max():.0f}"
-        row["last second"] = float(told["second"][-1])
+        row["last second"] = float(timings["second"][-1])
     return row
 
 
@@ -225,12 +225,12 @@ def bench(args: argparse.Namespace) -> None:
     plot = f"benchmarks/{args.name}.svg" if args.plot else None
     if plot is not None:
         draw(series, args.out / plot, f"{args.shape}, {args.height}x{args.width}, {model.config.dtype}")
-    what = (
+    title = (
         f"The streaming engine, {args.shape} shape (random weights, {model.config.dtype}), on {args.height}x{args.width} video "
         f"for {args.seconds} s, every reply of {StreamConfig().max_new_tokens} tokens. Milliseconds are medians over the last "
         "fifth; ms/token is a whole chunk over its tokens, as the paper counts."
     )
-    record(args.name, what, rows, args.out, plot)
+    record(args.name, title, rows, args.out, plot)
 
 
 def against(row: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
@@ -252,18 +252,18 @@ def draw(series: dict[str, np.ndarray], path: Path, title: str) -> None:
     from matplotlib import pyplot
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure, (above, below) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
-    for name, told in series.items():
-        second, ms = told["second"], told["total"] / told["tokens"]
+    figure, (latency_axes, slots_axes) = pyplot.subplots(2, 1, sharex=True, figsize=(8, 6), layout="constrained")
+    for name, timings in series.items():
+        second, ms = timings["second"], timings["total"] / timings["tokens"]
         width = max(1, len(ms) // 200)  # medians of neighbours, so that the noise of one chunk does not hide the trend
-        above.plot(
+        latency_axes.plot(
             second[width - 1 :: width], [np.median(ms[i : i + width]) for i in range(0, len(ms) - width + 1, width)], label=name
         )
-        below.plot(second, told["slots"], label=name)
-    above.set(ylabel="ms a token", title=title, yscale="log")
-    below.set(ylabel="slots in use", xlabel="stream time (s)")
-    above.legend(loc="upper center", ncols=2)
-    for axes in (above, below):
+        slots_axes.plot(second, timings["slots"], label=name)
+    latency_axes.set(ylabel="ms a token", title=title, yscale="log")
+    slots_axes.set(ylabel="slots in use", xlabel="stream time (s)")
+    latency_axes.legend(loc="upper center", ncols=2)
+    for axes in (latency_axes, slots_axes):
         axes.grid(alpha=0.3)
     figure.savefig(path, metadata={"Date": None})
     pyplot.close(figure)
@@ -271,6 +271,6 @@ def draw(series: dict[str, np.ndarray], path: Path, title: str) -> None:
 
 def _numbers(flag: str, text: str) -> list[float]:
     try:
-        return [float(one) for one in text.split(",")]
+        return [float(number) for number in text.split(",")]
     except ValueError:
         raise InputError(flag, text, "numbers", "separate them by commas") from None

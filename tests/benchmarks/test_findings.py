@@ -21,7 +21,7 @@ USUAL = StreamConfig(sink=256, text_window=256)
 def told(tmp_path):
     """The truth as a stream that was watched."""
     world = play(HELD_OUT, SECONDS)
-    events, questions = world.events, findings.asked(world, SECONDS)
+    events, questions = world.events, findings.questions_by_second(world, SECONDS)
     truth: dict[int, list[str]] = {}
     for word in commentary.words(events):
         truth.setdefault(int(word.start), []).append(word.text)
@@ -50,7 +50,7 @@ def test_variants_differ_from_the_usual_in_one_thing_and_have_files_of_their_own
 
 
 def test_the_truth_gets_full_marks(told):
-    bins, scores, lines = findings._judged(told, SECONDS)
+    bins, scores, lines = findings._judge(told, SECONDS)
     row = findings._row(findings.variants(USUAL, {})[0], bins, scores, lines)
     assert len(bins) == 2 and len(lines) == SECONDS
     for name in (
@@ -64,14 +64,14 @@ def test_the_truth_gets_full_marks(told):
     ):
         assert row[name] == "1.000", name
     other = [line | {"text": line["text"].replace("Reds", "Blues")} for line in lines]
-    assert findings._same(lines, lines) == 1 and 0.5 < findings._same(other[:600], lines) < 1
+    assert findings._share_equal(lines, lines) == 1 and 0.5 < findings._share_equal(other[:600], lines) < 1
     assert all(part.startswith("0/") for part in row["new mistakes"].split(", ")) and len(scores) > 20
     assert sum(tally.asked for tally in bins) == SECONDS // findings.ASK_EVERY
 
 
 def test_questions_wait_until_their_answer_has_been_said():
     world = play(HELD_OUT + 1, 7200)  # a game in which some must wait
-    questions = findings.asked(world, 7200)
+    questions = findings.questions_by_second(world, 7200)
     assert len(questions) == 7200 // findings.ASK_EVERY
     assert not any(commentary.unsaid(world.events, second) for second in questions)
     assert any(second % findings.ASK_EVERY != findings.ASK_EVERY - 1 for second in questions)
@@ -80,7 +80,7 @@ def test_questions_wait_until_their_answer_has_been_said():
 def test_what_is_found_is_drawn(told, tmp_path):
     pytest.importorskip("matplotlib")
     made = findings.variants(USUAL, {})
-    bins, _, _ = findings._judged(told, SECONDS)
+    bins, _, _ = findings._judge(told, SECONDS)
     findings.draw(dict.fromkeys(made[:6], bins), tmp_path / "findings.svg")
     assert (tmp_path / "findings.svg").read_text().count('<g id="axes_') == 3 * len(findings.DRAWN)
 
