@@ -91,7 +91,7 @@ _SAME = """
 import sys
 import numpy as np
 from svlm_jax.checkpoint import huggingface
-a, b = huggingface.Files(sys.argv[1]), huggingface.Files(sys.argv[2])
+a, b = huggingface.TensorFiles(sys.argv[1]), huggingface.TensorFiles(sys.argv[2])
 sys.exit(set(a.files) != set(b.files) or not all(np.array_equal(a.read(n).view("u1"), b.read(n).view("u1")) for n in a.files))
 """
 

@@ -1,8 +1,8 @@
-"""Compiled programs kept on disk, so that the next start does not compile them again.
+"""The compilation cache on disk, so that the next start does not compile the same programs again.
 
-Owns where they lie, how much room they may take, and when none are kept: a directory that cannot be written, that is another
-user's, or on a full disk never stops anybody. jax owns the format, the keys (program, versions, flags, device) and the lock
-between processes. Units: bytes.
+Owns its directory, its size, and when there is none: a directory that cannot be written, belongs to another user or is on a
+full disk is a warning, never an error, unless the user named it. jax owns the format, the keys (program, versions, flags,
+device) and the lock between processes. Units: bytes.
 """
 
 import hashlib
@@ -14,20 +14,20 @@ from pathlib import Path
 
 from svlm_jax.errors import InputError
 
-MAX_SIZE = 1 << 30  # the least recently used programs make room beyond that
-ROOM = 64 << 20  # on the disk, without which nothing is kept
+MAX_BYTES = 1 << 30  # beyond that the least recently used programs are removed
+MIN_FREE_BYTES = 64 << 20  # of the disk; with less there is no cache
 REMEDY = "name another directory, or none"
-_ENABLED, _PLACE = "jax_enable_compilation_cache", "jax_compilation_cache_dir"  # of jax.config
+_ENABLED, _DIRECTORY = "jax_enable_compilation_cache", "jax_compilation_cache_dir"  # of jax.config
 
 
 def enable_compile_cache(directory: str | os.PathLike | None = None) -> Path | None:
     """Keep compiled programs in `directory`, by default in the user's cache directory; call it before the first program runs.
 
-    What jax has been told already (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE) stands. Processes may share a
-    directory; one that is not given has a part for each kind of processor, since programs for a CPU run on its like alone.
+    Settings of jax itself (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE) take precedence. Processes may share a
+    directory; the default one has a part for each kind of processor, since programs for a CPU run only on the same kind.
 
     Returns:
-        Where programs are kept; None where they are not, with one warning that says why.
+        The directory of the cache; None without one, after one warning that says why.
 
     Raises:
         InputError: a directory was given and is not usable.
@@ -36,34 +36,32 @@ def enable_compile_cache(directory: str | os.PathLike | None = None) -> Path | N
 
     if not getattr(jax.config, _ENABLED):
         return None
-    if directory is None and (place := kept_in()):
-        return place
-    place = None
+    if directory is None and (path := cache_directory()):
+        return path
+    path = None
     try:
-        place = Path(directory) if directory is not None else default_directory()
-        _prepare(place)
+        path = Path(directory) if directory is not None else default_directory()
+        _prepare(path)
     except (OSError, RuntimeError, ValueError, ImportError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         if directory is not None:
             raise InputError("compile cache", f"{directory} ({reason.lower()})", "a directory of yours", REMEDY) from None
-        warnings.warn(
-            f"compiled programs are not kept for the next start: {place or 'no home'}: {reason.lower()}", stacklevel=2
-        )
+        warnings.warn(f"compiled programs are not kept for the next start: {path or 'no home'}: {reason.lower()}", stacklevel=2)
         return None
-    jax.config.update(_PLACE, str(place))
-    # Without a limit in the environment: programs that compile fast too, there are many; and an end to how many are kept.
-    for name, value in (("persistent_cache_min_compile_time_secs", 0.0), ("compilation_cache_max_size", MAX_SIZE)):
+    jax.config.update(_DIRECTORY, str(path))
+    # Unless the environment sets them: keep fast compilations too, for there are many; and limit the size of the cache.
+    for name, value in (("persistent_cache_min_compile_time_secs", 0.0), ("compilation_cache_max_size", MAX_BYTES)):
         if f"JAX_{name.upper()}" not in os.environ:
             jax.config.update(f"jax_{name}", value)
-    return place
+    return path
 
 
-def kept_in() -> Path | None:
-    """Where compiled programs are kept now; None where they are not."""
+def cache_directory() -> Path | None:
+    """The directory of the compilation cache; None without one."""
     import jax
 
-    place = getattr(jax.config, _PLACE) if getattr(jax.config, _ENABLED) else None
-    return Path(place) if place else None
+    path = getattr(jax.config, _DIRECTORY) if getattr(jax.config, _ENABLED) else None
+    return Path(path) if path else None
 
 
 def default_directory() -> Path:
@@ -72,31 +70,31 @@ def default_directory() -> Path:
     Raises:
         RuntimeError: there is no home.
     """
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(given) if os.path.isabs(given) else Path.home() / ".cache"  # a relative one is to be ignored, says XDG
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"  # XDG says that a relative path is to be ignored
     return base / "svlm_jax" / "compiled" / _processor()
 
 
 def forget(module: str) -> None:
-    """Remove what is kept of a program that jax could not read ("jit__prefill"): it would never be written again."""
-    if place := kept_in():
-        for path in place.glob(f"{module}-*"):
+    """Remove the entries of a program ("jit__prefill") that jax could not read: jax would never write them again."""
+    if directory := cache_directory():
+        for path in directory.glob(f"{module}-*"):
             path.unlink(missing_ok=True)
 
 
 def _processor() -> str:
-    """A name for what the CPU can do: a home that several machines share must not hand one's instructions to another."""
-    told = [platform.system(), platform.machine(), platform.processor()]
+    """A name for the instruction set of the CPU: machines that share a home must not run each other's programs."""
+    properties = [platform.system(), platform.machine(), platform.processor()]
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-        told += [line for line in lines if line.partition("\t")[0] in ("model name", "flags", "Features", "CPU part")]
+        properties += [line for line in lines if line.partition("\t")[0] in ("model name", "flags", "Features", "CPU part")]
     except (OSError, ValueError):
         pass
-    return f"{platform.machine() or 'cpu'}-{hashlib.sha256(' '.join(told).encode()).hexdigest()[:8]}"
+    return f"{platform.machine() or 'cpu'}-{hashlib.sha256(' '.join(properties).encode()).hexdigest()[:8]}"
 
 
-def _prepare(place: Path) -> None:
-    """Make the directory, try its lock, and remove what a process that was killed, or a full disk, left half written.
+def _prepare(directory: Path) -> None:
+    """Create the directory, try its lock, and remove what a killed process or a full disk left half written.
 
     Raises:
         OSError: it cannot be made, written or locked, is another's, or its disk is full.
@@ -104,18 +102,18 @@ def _prepare(place: Path) -> None:
     """
     import filelock
 
-    place.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = place.stat()
-    # Who can write a program here can have us run it; and files of root would lock a user out of his own.
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = directory.stat()
+    # Whoever can write a program here can have it run; and files of root would lock users out of their own cache.
     if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o002):
         raise PermissionError(13, "it is another user's, or everybody may write to it")
-    if shutil.disk_usage(place).free < ROOM:
+    if shutil.disk_usage(directory).free < MIN_FREE_BYTES:
         raise OSError(28, "no room on the disk")
     try:
-        with filelock.FileLock(place / ".lockfile", timeout=5):
-            for path in place.glob("*-cache"):
-                time_of_use = path.with_name(path.name.removesuffix("-cache") + "-atime")
-                if not time_of_use.exists():  # jax writes it last, and stops writing anything where one is missing
+        with filelock.FileLock(directory / ".lockfile", timeout=5):
+            for path in directory.glob("*-cache"):
+                access_time = path.with_name(path.name.removesuffix("-cache") + "-atime")
+                if not access_time.exists():  # jax writes it last, and writes nothing more while one is missing
                     path.unlink(missing_ok=True)
     except filelock.Timeout:
         raise RuntimeError("its lock is held by another process") from None

@@ -128,7 +128,7 @@ def test_what_jax_was_told_already_stands(tmp_path, monkeypatch):
     assert svlm_jax.enable_compile_cache() == tmp_path and jax.config.jax_compilation_cache_max_size == sizes
     chosen = svlm_jax.enable_compile_cache(tmp_path / "other")
     assert chosen == tmp_path / "other" and jax.config.jax_compilation_cache_dir == str(chosen)
-    assert jax.config.jax_compilation_cache_max_size == compile_cache.MAX_SIZE
+    assert jax.config.jax_compilation_cache_max_size == compile_cache.MAX_BYTES
 
 
 def test_a_relative_cache_home_is_ignored_and_processors_do_not_share(monkeypatch, tmp_path):
@@ -144,6 +144,6 @@ def test_none_turns_it_off():
     with warnings.catch_warnings(action="error"):
         try:
             model_flags.set_compile_cache(argparse.Namespace(compile_cache="none"))
-            assert compile_cache.kept_in() is None and svlm_jax.enable_compile_cache() is None
+            assert compile_cache.cache_directory() is None and svlm_jax.enable_compile_cache() is None
         finally:
             jax.config.update("jax_enable_compilation_cache", True)

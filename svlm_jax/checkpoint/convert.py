@@ -1,7 +1,7 @@
-"""Checkpoint directories from one form to the other, whole or not at all.
+"""Loading either form of a checkpoint directory, Hugging Face or Orbax, and converting one into the other.
 
-Everything is written into a sibling of the target and moved there when it is complete (and verified, if asked), so a failure
-leaves nothing under the final name.
+Owns the choice of the form and the comparison bit by bit. A conversion appears complete (and verified, if that was chosen) or
+not at all.
 """
 
 import shutil
@@ -27,10 +27,10 @@ def check(directory: str | Path, config: ModelConfig) -> list[str]:
     """Compare a directory of either form with its config before any tensor is read.
 
     Returns:
-        The types that its tensors are stored in; of the Orbax form none, for its config.json says it.
+        The types in which its tensors are stored; empty for the Orbax form, whose config.json says it.
 
     Raises:
-        InputError: as of `huggingface.Files` and `huggingface.check`.
+        InputError: as of `huggingface.TensorFiles` and `huggingface.check`.
     """
     if orbax.is_store(directory):
         return []
@@ -53,7 +53,7 @@ def convert(
     target: str | Path,
     *,
     to: Form,
-    beside: Sequence[Path] = (),
+    processor_files: Sequence[Path] = (),
     dtype: Dtype | None = None,
     max_shard_bytes: int = 4 * 10**9,
     verify: bool = False,
@@ -62,8 +62,8 @@ def convert(
     """Read a checkpoint directory of either form and write it as `to`.
 
     Args:
-        beside: tokenizer and processor files to put next to the weights.
-        dtype: of the parameters written; by default that of the source's config.json, which its tensors must then have.
+        processor_files: tokenizer and processor files, which are copied.
+        dtype: of the parameters written; by default the type in the source's config.json, which its tensors must then have.
         verify: read source and result again and compare every tensor bit by bit before the result gets its name.
 
     Returns:
@@ -77,10 +77,10 @@ def convert(
     if dtype is None and stored not in ([], [config.param_dtype]):
         expected = f"{config.param_dtype} alone, as its config.json says"
         raise InputError(str(source), f"tensors of {', '.join(stored)}", expected, "choose with --dtype")
-    stacked = to == "orbax" or orbax.is_store(source)  # an export reads layers out of the stacks it is given
+    stacked = to == "orbax" or orbax.is_store(source)  # an export to Hugging Face reads layers out of stacks
     config = replace(config.compute(dtype or config.param_dtype), scan_layers=stacked)
     with atomic_directory(target) as draft:
-        for path in beside:
+        for path in processor_files:
             shutil.copy(path, draft)
         values = load(source, config, progress=progress)
         if to == "orbax":
@@ -106,20 +106,20 @@ def _verify(source: str | Path, result: Path, config: ModelConfig) -> None:
 
 
 def _tensors(directory: str | Path, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Every parameter, one a layer, in the order of the table; what a stack holds is read once."""
+    """Every parameter, layer by layer, in the order of the table; each stack is read once."""
     table = huggingface.rows(config)
     if not orbax.is_store(directory):
         files = huggingface.open_files(directory, config)
         huggingface.check(files, table, config)
         yield from ((row.path, row.read(files.read(row.name))) for row in table)
         return
-    held: tuple[str, np.ndarray] | None = None
+    stack: tuple[str, np.ndarray] | None = None  # path and value of the stack that was read last
     for row in table:
         path, layer = stacked_path(row.path) or (row.path, None)
-        if held is None or held[0] != path:
-            held = None  # before the next is read
-            held = (path, np.asarray(orbax.load(directory, replace(config, scan_layers=True), only=path)[path]))
-        yield row.path, held[1] if layer is None else held[1][layer]
+        if stack is None or stack[0] != path:
+            stack = None  # frees the last stack before the next is read
+            stack = (path, np.asarray(orbax.load(directory, replace(config, scan_layers=True), only=path)[path]))
+        yield row.path, stack[1] if layer is None else stack[1][layer]
 
 
 def _bits(array: np.ndarray) -> np.ndarray:

@@ -1,9 +1,8 @@
-"""Hugging Face checkpoints: one table, read in both directions.
+"""Hugging Face checkpoints, read and written by the weight table of the model's family.
 
-Each row says which tensor of the file is which parameter, and how its axes regroup (an einops pattern, reversed on the way
-out). Reading goes tensor by tensor from the safetensors shards into the target shardings; the host holds a few tensors at a
-time, never the model. Both key layouts are read (`model.layers` / `visual.` and `model.language_model.layers` /
-`model.visual.`), the first is written, as transformers 5 does.
+Owns how tensors are regrouped, checked, placed and cut into shards. Reading goes tensor by tensor from the safetensors shards
+into the target shardings: the host holds a few tensors at a time, never the model. Knows no family: the table says which tensor
+is which parameter. Sizes in bytes where a name says so, else in elements.
 """
 
 import json
@@ -19,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from svlm_jax import sharding
 from svlm_jax.checkpoint.directory import INDEX, SINGLE
-from svlm_jax.checkpoint.tensor_files import Files
+from svlm_jax.checkpoint.tensor_files import TensorFiles
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json, family_of
@@ -30,11 +29,11 @@ Progress = Callable[[int, int], None]
 TILE = 128  # elements on a side; a tile of bfloat16 is 32 kB and stays in cache
 GENERATION = "generation_config.json"
 HEAD, EMBEDDING = "text.head.kernel", "text.embedding"  # parameters that are one where embeddings are tied
-# Buffers that old exports carry although they follow from the config.
+# Buffers of old exports, which follow from the config.
 _IGNORED = re.compile(r".*rotary(_pos)?_emb\.inv_freq")
-FLOATS = ("float32", "bfloat16", "float16", "float64")  # types that are cast to one of the first two when that is asked for
-# Names that give away another kind of checkpoint: PEFT; AWQ, GPTQ, bitsandbytes, compressed-tensors, fp8, HQQ, torchao, MLX;
-# FSDP.
+FLOATS = ("float32", "bfloat16", "float16", "float64")  # the last two are read if the user chooses one of the first two
+# Names by which another kind of checkpoint is recognised: PEFT; AWQ, GPTQ, bitsandbytes, compressed-tensors, fp8, HQQ,
+# torchao, MLX; FSDP.
 _ADAPTED = re.compile(r"(^|\.)(base_model\.model|base_layer|lora_\w+|modules_to_save|original_module)(\.|$)")
 _PACKED = re.compile(
     r"\.(qweight|qzeros|g_idx|scales?|biases|zeros?(_point)?|absmax|quant_(map|state)\S*|nested_\w+|SCB|W_q|meta|(weight|input|"
@@ -44,7 +43,8 @@ _FLATTENED = re.compile(r"(^|\.)(_flat_param|flat_param|_fsdp_wrapped_module)(\.
 
 
 class Row(NamedTuple):
-    """One tensor: its name and shape in the file, its path and shape here, the pattern between them and the pattern's sizes."""
+    """One tensor: its name and shape in the file, path and shape of the parameter, the einops pattern from the first shape to
+    the second, and the sizes of the pattern's axes."""
 
     name: str
     file_shape: tuple[int, ...]
@@ -54,18 +54,18 @@ class Row(NamedTuple):
     sizes: dict[str, int]
 
     def read(self, tensor: np.ndarray) -> np.ndarray:
-        """File axes -> ours, contiguous: `einops.rearrange(tensor, pattern, **sizes)` (which the tests compare with)."""
+        """The parameter, contiguous: `einops.rearrange(tensor, pattern, **sizes)`, with which the tests compare."""
         matrix = tensor.reshape(self.file_shape[0], -1)
-        return (_transpose(matrix) if self._turns else matrix).reshape(self.shape)
+        return (_transpose(matrix) if self._transposes else matrix).reshape(self.shape)
 
     def write(self, parameter: np.ndarray) -> np.ndarray:
-        """Our axes -> the file's."""
-        matrix = parameter.reshape(-1, self.file_shape[0]) if self._turns else parameter
-        return (_transpose(matrix) if self._turns else matrix).reshape(self.file_shape)
+        """The tensor of the file: the inverse of `read`."""
+        matrix = parameter.reshape(-1, self.file_shape[0]) if self._transposes else parameter
+        return (_transpose(matrix) if self._transposes else matrix).reshape(self.file_shape)
 
     @property
-    def _turns(self) -> bool:
-        """Whether axes change their order; where they do it is one transposition, the file's first axis against the rest."""
+    def _transposes(self) -> bool:
+        """Whether the order of axes changes; it is then one transposition, the file's first axis against the rest."""
         left, right = (re.findall(r"\w+", side) for side in self.pattern.split(" -> "))
         return left != right
 
@@ -105,30 +105,30 @@ def _shape(side: str, sizes: Mapping[str, int]) -> tuple[int, ...]:
     return tuple(int(np.prod([sizes[axis] for axis in (group or single).split()])) for group, single in groups)
 
 
-def check(files: Files, table: list[Row], config: ModelConfig) -> None:
+def check(files: TensorFiles, table: list[Row], config: ModelConfig) -> None:
     """Compare names, types and shapes of the files with the model, before any tensor is read.
 
     Raises:
         InputError: quantised weights, adapters that are not merged, what a sharded run leaves; or all other differences in one.
     """
-    wanted = {row.name: row.file_shape for row in table}
-    found = {name for name in files.files if not _IGNORED.fullmatch(name)}
-    _refuse_kind(files, found)
+    expected = {row.name: row.file_shape for row in table}
+    names = {name for name in files.files if not _IGNORED.fullmatch(name)}
+    _refuse_other_weights(files, names)
     if config.tie_word_embeddings:
-        found.discard(_file_name(config, HEAD))  # which may be there all the same (`_check_head`)
-    missing = [name for name in wanted if name not in found]
-    unmatched = sorted(found - set(wanted))
+        names.discard(_file_name(config, HEAD))  # a copy of the embedding may be there (`_check_head`)
+    missing = [name for name in expected if name not in names]
+    unmatched = sorted(names - set(expected))
     shapes = [
         f"{name} {list(files.shape(name))}, model: {list(shape)}"
-        for name, shape in wanted.items()
-        if name in found and files.shape(name) != shape
+        for name, shape in expected.items()
+        if name in names and files.shape(name) != shape
     ]
     kinds = (("missing", missing), ("unmatched", unmatched), ("of another shape", shapes))
-    if wrong := [f"{len(names)} {kind} ({names[0]}{', ...' if names[1:] else ''})" for kind, names in kinds if names]:
+    if parts := [f"{len(wrong)} {kind} ({wrong[0]}{', ...' if wrong[1:] else ''})" for kind, wrong in kinds if wrong]:
         count, remedy = len(missing) + len(unmatched) + len(shapes), OWN_CONFIG
         if missing == [_file_name(config, HEAD)]:
             remedy = "set tie_word_embeddings to true in config.json if its head is its embedding"
-        got = f"{count} wrong tensors: {', '.join(wrong)}"
+        got = f"{count} wrong tensors: {', '.join(parts)}"
         raise InputError(str(files.directory), got, "the tensors of config.json", remedy)
 
 
@@ -137,13 +137,13 @@ def _file_name(config: ModelConfig, path: str) -> str:
     return next(name for name, parameter, _ in family_of(config).weights.rows if parameter == path)
 
 
-def open_files(directory: str | Path, config: ModelConfig) -> Files:
+def open_files(directory: str | Path, config: ModelConfig) -> TensorFiles:
     """The safetensors files of a directory, with the names of the family's table."""
-    return Files(directory, family_of(config).weights.aliases)
+    return TensorFiles(directory, family_of(config).weights.aliases)
 
 
-def _check_head(files: Files, config: ModelConfig) -> None:
-    """Refuse a head of its own where the config says that the embeddings are the head."""
+def _check_head(files: TensorFiles, config: ModelConfig) -> None:
+    """Refuse a checkpoint with tied embeddings and another matrix as its head."""
     head, embedding = (_file_name(config, path) for path in (HEAD, EMBEDDING))
     if not config.tie_word_embeddings or head not in files.files:
         return
@@ -156,26 +156,28 @@ def _check_head(files: Files, config: ModelConfig) -> None:
         )
 
 
-def _refuse_kind(files: Files, names: set[str]) -> None:
-    """Refuse weights of another kind, by their names, types and shapes."""
-    where, source = str(files.directory), "use the checkpoint that it was made from"
+def _refuse_other_weights(files: TensorFiles, names: set[str]) -> None:
+    """Refuse adapters, quantised weights and parts of a sharded run, by their names, types and shapes."""
+    directory, source = str(files.directory), "use the checkpoint that it was made from"
     for name in sorted(names):
         dtype, shape = files.dtype(name), files.shape(name)
         if _ADAPTED.search(name):
             got, remedy = f"LoRA adapters that are not merged ({name})", "merge them first (merge_and_unload)"
-            raise InputError(where, got, "a whole model", remedy)
+            raise InputError(directory, got, "a complete model", remedy)
         if _PACKED.search(name) or dtype not in FLOATS:
-            raise InputError(where, f"quantised weights ({name}, {dtype})", f"tensors of {' or '.join(FLOATS[:2])}", source)
+            raise InputError(directory, f"quantised weights ({name}, {dtype})", f"tensors of {' or '.join(FLOATS[:2])}", source)
         if _FLATTENED.search(name) or 0 in shape:
-            got = f"what a sharded run leaves of its weights (ZeRO-3 or FSDP: {name} {list(shape)})"
-            raise InputError(where, got, "whole tensors", "gather them when saving, or join the pieces (zero_to_fp32.py)")
+            got = f"a shard of weights as ZeRO-3 or FSDP leaves it ({name} {list(shape)})"
+            raise InputError(
+                directory, got, "complete tensors", "gather them when saving, or join the pieces (zero_to_fp32.py)"
+            )
 
 
 def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, progress: Progress | None = None) -> Parameters:
-    """Parameters of a checkpoint in `param_dtype`, in the form (`scan_layers`) and on the mesh asked for.
+    """Parameters of a checkpoint in the config's `param_dtype`, stacked if it says `scan_layers`.
 
     Args:
-        mesh: where to put them (`sharding.PARAMETERS`); the default device without one.
+        mesh: devices to place them on (`sharding.PARAMETERS`); the default device without one.
         progress: called with (tensors done, tensors in all).
 
     Raises:
@@ -190,18 +192,18 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, p
         targets = sharding.shardings({row.path: row.shape for row in table}, mesh)
     result: Parameters = {}
     for done, row in enumerate(table, start=1):
-        array = _put(row.read(files.read(row.name)).astype(config.param_dtype, copy=False), targets.get(row.path))
+        array = _place(row.read(files.read(row.name)).astype(config.param_dtype, copy=False), targets.get(row.path))
         if config.scan_layers:
             write_to_stack(result, row.path, array, config.text.num_hidden_layers)
         else:
             result[row.path] = array
-        jax.block_until_ready(result)  # or the host copies of what is still under way pile up
+        jax.block_until_ready(result)  # transfers are asynchronous: without this the host copies pile up
         if progress:
             progress(done, len(table))
     return result
 
 
-def _put(array: np.ndarray, target: NamedSharding | None) -> jax.Array:
+def _place(array: np.ndarray, target: NamedSharding | None) -> jax.Array:
     if target is None:
         return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, target, lambda index: array[index])
@@ -218,12 +220,12 @@ def write(
     """Write config.json, generation_config.json and safetensors shards into an existing directory; the host holds one shard.
 
     Args:
-        values: parameters in either form, written in `config.param_dtype`; sharded ones are gathered one at a time, and with
-            many processes the first one writes.
+        values: parameters, stacked or not, written in `config.param_dtype`; sharded ones are gathered one at a time. Of many
+            processes the first one writes.
     """
     directory, table = Path(directory), rows(config)
     itemsize = jnp.dtype(config.param_dtype).itemsize
-    shards = _plan(table, itemsize, max_shard_bytes)
+    shards = _split(table, itemsize, max_shard_bytes)
     names = [SINGLE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     done = 0
     for name, shard in zip(names, shards, strict=True):
@@ -239,41 +241,41 @@ def write(
         if len(shards) > 1:
             total = sum(int(np.prod(row.shape)) for row in table) * itemsize
             files = {row.name: name for name, shard in zip(names, shards, strict=True) for row in shard}
-            _json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))})
+            _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))})
         text = config_json.dump(config)["text_config"]
-        _json(directory / "config.json", config_json.dump(config))
+        _write_json(directory / "config.json", config_json.dump(config))
         if not (directory / GENERATION).exists():
-            _json(
+            _write_json(
                 directory / GENERATION,
                 {key: text[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if text.get(key) is not None},
             )
 
 
-def _plan(table: list[Row], itemsize: int, limit: int) -> list[list[Row]]:
-    """Rows by layer, as published checkpoints have them, cut into shards of at most `limit` bytes (or one tensor)."""
+def _split(table: list[Row], itemsize: int, limit: int) -> list[list[Row]]:
+    """Rows in the order of layers, as in published checkpoints, cut into shards of at most `limit` bytes or of one tensor."""
     shards: list[list[Row]] = [[]]
     size = 0
     for row in sorted(
         table, key=lambda row: [(int(part), "") if part.isdigit() else (-1, part) for part in row.name.split(".")]
     ):
-        bytes_ = int(np.prod(row.shape)) * itemsize
-        if shards[-1] and size + bytes_ > limit:
+        row_bytes = int(np.prod(row.shape)) * itemsize
+        if shards[-1] and size + row_bytes > limit:
             shards.append([])
             size = 0
         shards[-1].append(row)
-        size += bytes_
+        size += row_bytes
     return shards
 
 
 def fetch(values: Mapping[str, jax.Array | np.ndarray], path: str) -> np.ndarray:
-    """One parameter, whole, on this host; from the stack when there is one."""
+    """One parameter gathered on this host; one layer of a stack where the decoder is stacked."""
     stacked = stacked_path(path)
     if stacked is not None and path not in values:
-        whole = values[stacked[0]]
-        value = whole[stacked[1]] if isinstance(whole, np.ndarray) else layer_of(whole, stacked[1])
+        stack, layer = values[stacked[0]], stacked[1]
+        value = stack[layer] if isinstance(stack, np.ndarray) else layer_of(stack, layer)
     else:
         value = values[path]
-    if isinstance(value, np.ndarray):  # no device has it, and none gets it
+    if isinstance(value, np.ndarray):  # in host memory, and it never goes to a device
         return value
     if not value.is_fully_addressable:
         from jax.experimental import multihost_utils
@@ -295,5 +297,5 @@ def _save(tensors: dict[str, np.ndarray], path: Path) -> None:
         ) from None
 
 
-def _json(path: Path, value: Mapping[str, Any]) -> None:
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,7 +1,7 @@
-"""The Orbax form of a model: what training saves and resumes from.
-
-A directory with `params/` (Orbax, decoder stacked), `config.json` and the tokenizer and processor files that came along, so
+"""The Orbax form of a model: a directory with `params/` (decoder stacked), `config.json`, and tokenizer and processor files, so
 that an export to Hugging Face needs nothing else.
+
+Owns the memory that Orbax takes and the translation of its errors into one line. Sizes in bytes.
 """
 
 import json
@@ -23,8 +23,8 @@ from svlm_jax.families import config_json
 from svlm_jax.model.parameters import Parameters, shapes, unstack
 
 PARAMS = "params"
-WHOLE = 1 << 32  # bytes up to which an array is written from where it lies; a larger one is cut in chunks, through copies
-IN_FLIGHT = 1 << 28  # bytes: on saving, what Orbax may hold besides the largest array; on loading, what counts as large
+UNCHUNKED_BYTES = 1 << 32  # up to this size an array is written without a copy; a larger one in chunks, which are copies
+IN_FLIGHT_BYTES = 1 << 28  # on saving: what Orbax may use besides the largest array; on loading: arrays above it are large
 
 
 def is_store(directory: str | Path) -> bool:
@@ -42,10 +42,10 @@ def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Ar
 
     directory = Path(directory).absolute()
     context = ocp.Context()
-    context.array.saving.ocdbt_target_data_file_size = WHOLE
+    context.array.saving.ocdbt_target_data_file_size = UNCHUNKED_BYTES
     context.array.saving.use_compression = False  # weights do not compress enough to pay for the time
     largest = max(value.nbytes for value in values.values())
-    context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = largest + IN_FLIGHT
+    context.memory.write_concurrent_bytes = context.memory.transfer_concurrent_bytes = largest + IN_FLIGHT_BYTES
     try:
         with context:
             ocp.save(str(directory / PARAMS), _nest(values))
@@ -57,13 +57,14 @@ def save(directory: str | Path, config: ModelConfig, values: Mapping[str, jax.Ar
 
 
 def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, only: str | None = None) -> Parameters:
-    """Read parameters into `param_dtype`, the form (`scan_layers`) and the mesh asked for.
+    """Parameters in the config's `param_dtype`, stacked if it says `scan_layers`.
 
     Args:
-        only: read this one parameter (a path of the stacked form) and nothing else.
+        mesh: devices to place them on; the default device without one.
+        only: path of the one parameter to read, in the stacked form; by default all.
 
     Raises:
-        InputError: a checkpoint that does not read or is of another model.
+        InputError: a damaged checkpoint, or the checkpoint of another model.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -74,19 +75,19 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
     else:
         sharding.check(config, mesh)
         targets = sharding.shardings({path: leaf.shape for path, leaf in stored.items()}, mesh)
-    wanted = {
+    structs = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=targets[path])
         for path, leaf in stored.items()
         if only in (None, path)
     }
-    _check(directory, wanted)
+    _check(directory, structs)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     values: Parameters = {}
     try:
-        for group in _groups(wanted):
+        for group in _groups(structs):
             with context:
-                values |= _flatten(ocp.load(str(directory / PARAMS), _nest({path: wanted[path] for path in group})))
+                values |= _flatten(ocp.load(str(directory / PARAMS), _nest({path: structs[path] for path in group})))
     except Exception as error:  # Orbax wraps every cause in an error of its own, in words of tensorstore
         got = f"parameters that do not load ({cause(error)})"
         raise InputError(str(directory), got, "those of its config.json", "copy it again, or use another") from error
@@ -94,12 +95,12 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
         return values
     result: Parameters = {}
     for path in list(values):
-        result |= unstack({path: values.pop(path)})  # one stack at a time is held twice
+        result |= unstack({path: values.pop(path)})  # one stack at a time is in memory twice
     return result
 
 
-def _check(directory: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-    """Compare what is stored with what is wanted before memory is taken for it.
+def _check(directory: Path, structs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+    """Compare the stored shapes with the model's before memory is allocated for them.
 
     Raises:
         InputError: files that are missing or damaged, or the parameters of another model.
@@ -108,7 +109,7 @@ def _check(directory: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
 
     absl = logging.getLogger("absl")
     level = absl.level
-    absl.setLevel(logging.CRITICAL)  # Orbax logs what tensorstore says; it is told here, in one line
+    absl.setLevel(logging.CRITICAL)  # Orbax logs pages of tensorstore's messages; the error here is one line
     try:
         tree: Any = ocp.metadata(str(directory / PARAMS)).metadata
     except Exception as error:
@@ -118,7 +119,7 @@ def _check(directory: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
     if not isinstance(tree, Mapping):
         raise _incomplete(directory)
     shapes = {path: tuple(getattr(leaf, "shape", ())) for path, leaf in _flatten(tree).items()}
-    for path, leaf in wanted.items():
+    for path, leaf in structs.items():
         if shapes.get(path) != leaf.shape:
             got = f"{path} {list(shapes[path])}" if path in shapes else f"no {path}"
             raise InputError(
@@ -128,46 +129,47 @@ def _check(directory: Path, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
 
 def _incomplete(directory: Path) -> InputError:
     got = "a copy that is incomplete or damaged"
-    return InputError(str(directory / PARAMS), got, "every file that Orbax wrote, whole", "copy the directory again")
+    return InputError(str(directory / PARAMS), got, "every file that Orbax wrote", "copy the directory again")
 
 
-def _groups(wanted: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
-    """What to read at once: the large arrays one by one, largest first, for tensorstore holds two copies of what it reads; then
-    all others together."""
-    size = {path: leaf.size * leaf.dtype.itemsize for path, leaf in wanted.items()}
-    large = sorted((path for path in size if size[path] > IN_FLIGHT), key=lambda path: -size[path])
-    small = [path for path in size if size[path] <= IN_FLIGHT]
+def _groups(structs: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
+    """Paths to read together: each large array alone, largest first, because tensorstore needs two copies of what it reads;
+    then all others."""
+    size = {path: leaf.size * leaf.dtype.itemsize for path, leaf in structs.items()}
+    large = sorted((path for path in size if size[path] > IN_FLIGHT_BYTES), key=lambda path: -size[path])
+    small = [path for path in size if size[path] <= IN_FLIGHT_BYTES]
     return [[path] for path in large] + ([small] if small else [])
 
 
 DAMAGED = "a file is damaged or cut short"
-# What Orbax, tensorstore and the system say, by what it means: they say it in pages, with paths and stacks of their own.
-_MEANS = (
+# Messages of Orbax, tensorstore and the system, which are pages long, and what they mean.
+_MEANINGS = (
     (r"no space left|disk quota|file too large|ENOSPC|EDQUOT|EFBIG", "no room on the disk"),
     (r"permission denied|read-only file system|EACCES|EROFS", "no right to write there"),
     (r"NOT_FOUND|no such file|does not exist|not found|is not a directory", "a file is missing: an incomplete copy?"),
     (r"DATA_LOSS|OUT_OF_RANGE|checksum|crc32|corrupt|zstd|error (decoding|reading)|invalid json|truncat", DAMAGED),
 )
-# What their readers of JSON stumble over.
-_STUMBLES = (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, AttributeError, TypeError)
-_SHOWN = 120  # letters of what is not known
+# Errors of their JSON readers on a damaged file.
+_JSON_ERRORS = (json.JSONDecodeError, UnicodeDecodeError, KeyError, IndexError, AttributeError, TypeError)
+_MAX_MESSAGE = 120  # characters of a message that no pattern knows
 
 
 def cause(error: BaseException) -> str:
     """Why Orbax failed, in a few words."""
-    said, one = [], error
-    while one is not None:
-        said.append(f"{type(one).__name__}: {one}")
-        one = one.__cause__ or one.__context__
-    for pattern, meaning in _MEANS:
-        if any(re.search(pattern, text, re.IGNORECASE) for text in said):
+    messages: list[str] = []
+    link: BaseException | None = error
+    while link is not None:
+        messages.append(f"{type(link).__name__}: {link}")
+        link = link.__cause__ or link.__context__
+    for pattern, meaning in _MEANINGS:
+        if any(re.search(pattern, text, re.IGNORECASE) for text in messages):
             return meaning
     first = error
     while first.__cause__ is not None:
         first = first.__cause__
-    if isinstance(first, _STUMBLES):
+    if isinstance(first, _JSON_ERRORS):
         return DAMAGED
-    return " ".join(str(first).split())[:_SHOWN] or type(first).__name__
+    return " ".join(str(first).split())[:_MAX_MESSAGE] or type(first).__name__
 
 
 def _nest(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -59,11 +59,11 @@ def main() -> None:
     to = args.to or ("hf" if orbax.is_store(source) else "orbax")
     directories = [args.processor, source] if args.processor else [source]  # of a file in both, the processor's
     paths_by_name = {name: [folder / name for folder in directories if (folder / name).is_file()] for name in PROCESSOR_FILES}
-    side_files = [paths[0] for paths in paths_by_name.values() if paths]
+    processor_files = [paths[0] for paths in paths_by_name.values() if paths]
     config = config_json.read(source, args.dtype)
     read_streaming_config(source)
     read_generation_config(source, config)
-    if any(path.name in TOKENIZER for path in side_files):
+    if any(path.name in TOKENIZER for path in processor_files):
         Processor.from_directory(args.processor or source, config)  # what is copied is what a model can be used with
     else:
         print(f"note: no tokenizer in {args.processor or source}; --processor DIR adds one")
@@ -72,7 +72,7 @@ def main() -> None:
         source,
         args.target,
         to=to,
-        beside=side_files,
+        processor_files=processor_files,
         dtype=args.dtype,
         max_shard_bytes=max_shard_bytes,
         verify=args.verify,

@@ -56,9 +56,9 @@ def _exit_on_sigint(read_fd: int) -> None:
 @contextmanager
 def compiling(description: str = "") -> Iterator[None]:
     """Say that programs are compiled, and where they are kept; inside, Ctrl-C ends the process at once."""
-    from svlm_jax.compile_cache import kept_in
+    from svlm_jax.compile_cache import cache_directory
 
-    note = f" (kept in {directory}: the next start is quicker)" if (directory := kept_in()) else ""
+    note = f" (kept in {directory}: the next start is quicker)" if (directory := cache_directory()) else ""
     print(f"compiling{' ' if description else ''}{description}{note} ...", file=sys.stderr, flush=True)
     with interruptible():
         yield

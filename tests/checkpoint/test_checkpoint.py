@@ -311,7 +311,7 @@ def test_a_store_in_another_precision_is_cast(config, values, saved):
 
 @pytest.mark.parametrize("model", ["tiny", "tiny_tied"])
 def test_every_row_regroups_axes_as_its_pattern_says(data_dir, model):
-    files = huggingface.Files(data_dir / "models" / model)
+    files = huggingface.TensorFiles(data_dir / "models" / model)
     for row in huggingface.rows(config_json.read(data_dir / "models" / model)):
         tensor = files.read(row.name)
         ours = einops.rearrange(tensor, row.pattern, **row.sizes)
@@ -324,5 +324,5 @@ def test_a_tensor_of_a_type_that_numpy_lacks_is_one_line(tmp_path):
     header = b'{"a": {"dtype": "F8_E8M0", "shape": [2], "data_offsets": [0, 2]}}'
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"ab")
     with pytest.raises(InputError, match="got F8_E8M0, expected float32 or bfloat16; use the unquantised") as error:
-        huggingface.Files(tmp_path).read("a")
+        huggingface.TensorFiles(tmp_path).read("a")
     assert "\n" not in str(error.value)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from svlm_jax.compile_cache import MAX_SIZE
+from svlm_jax.compile_cache import MAX_BYTES
 from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.media.video import write_video
 from svlm_jax.train.config import MeshConfig, OptimizerConfig, TrainConfig
@@ -53,7 +53,7 @@ def programs(tmp_path_factory):
     """Most runs here are the same two programs: compiled once, read from a folder by the others. Who shares the folder has the
     same limit on its size: with one jax writes times of use, without one none, and where they are missing it fails."""
     names = {"jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp().parent / "programs")}
-    names |= {"jax_persistent_cache_min_compile_time_secs": 0.2, "jax_compilation_cache_max_size": MAX_SIZE}
+    names |= {"jax_persistent_cache_min_compile_time_secs": 0.2, "jax_compilation_cache_max_size": MAX_BYTES}
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in names.items():
         jax.config.update(name, value)
