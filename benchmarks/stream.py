@@ -54,7 +54,7 @@ class Run:
         sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))
         first, _ = next(self.watch())
         grid = self.processor.video(first, fps=config.fps).grid
-        self.runner = Runner(Session(model, tokenizer, config, grid, sampling=sampling, rows=rows))
+        self.runner = Runner(Session(model, tokenizer, config, grid, sampling=sampling, num_streams=rows))
         self.session, self.streams = self.runner.session, [str(number) for number in range(rows)]
         for stream in self.streams:
             self.runner.join(stream, query=QUERY, seed=int(stream))
@@ -218,7 +218,7 @@ def bench(args: argparse.Namespace) -> None:
             rows.append(summary(name, run, series[name]))
             print(json.dumps(rows[-1]), flush=True)
             if args.torch and streams == 1 and mode == "streaming":
-                sizes = (model.config.dtype, run.session.grid, run.session.piece, run.session.capacity)
+                sizes = (model.config.dtype, run.session.grid, run.session.prefill_size, run.session.capacity)
                 rival = beside(args.shape, *sizes, StreamConfig().max_new_tokens)
                 rows[-1] |= against(rows[-1], rival)
                 print(json.dumps(rows[-1]), flush=True)

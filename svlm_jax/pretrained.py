@@ -40,7 +40,7 @@ from svlm_jax.settings import read_generation_config, read_streaming_config
 from svlm_jax.stream.events import Caption, Dropped, Event, Note
 from svlm_jax.stream.playback import Playback
 from svlm_jax.stream.runner import VIDEO, OnToken, Runner, watch
-from svlm_jax.stream.sequence import Language, check_query
+from svlm_jax.stream.sequence import TurnTokenizer, check_query
 
 # Models in the package, by name; the second is what the first was fine-tuned from.
 SHIPPED = {name: Path(__file__).parent / "touchline" / "weights" / name for name in ("touchline", "touchline-base")}
@@ -134,7 +134,7 @@ class Pretrained:
             InputError: what is wrong with a setting, the query, or the source, in one line; at once, but for the source.
         """
         config, sampling = with_settings(config or self.stream, settings), sampling or self.sampling
-        check_query(query, config, Language.of(self.tokenizer, self.model.config))
+        check_query(query, config, TurnTokenizer.of(self.tokenizer, self.model.config))
         timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
 
         def join(clip: Clip) -> Runner:

@@ -143,10 +143,12 @@ class StreamCommand:
         """The runner for frames of that size, compiled, with the stream joined or resumed."""
         from svlm_jax.stream import state_io
         from svlm_jax.stream.runner import VIDEO, Runner
-        from svlm_jax.stream.sequence import Language, check_query
+        from svlm_jax.stream.sequence import TurnTokenizer, check_query
 
         args, vlm, started = self.args, self.vlm, time.monotonic()
-        check_query(args.query, self.config, Language.of(vlm.tokenizer, vlm.model.config))  # before the compiler takes its time
+        check_query(
+            args.query, self.config, TurnTokenizer.of(vlm.tokenizer, vlm.model.config)
+        )  # before the compiler takes its time
         options = {"sampling": self.sampling, "previous": args.previous_text, "tokens": args.tokens}
         with compiling():
             self.runner = Runner.compiled(vlm.model, vlm.tokenizer, self.config, clip, **options)

@@ -32,7 +32,7 @@ from svlm_jax.replay.format import (
 )
 from svlm_jax.spans import temporal_step
 from svlm_jax.stream.results import Reply, require_reply
-from svlm_jax.stream.sequence import Chunk, Sequence
+from svlm_jax.stream.sequence import Chunk, StreamSequence
 from svlm_jax.stream.session import Session
 
 ROPE_POSITIONS: dict[str, RopePositions] = {"shrink": "contiguous", "append": "native"}  # by their name in recordings
@@ -56,7 +56,7 @@ class Round(NamedTuple):
     """recorded: a round as the file has it; seq: what the stream retains after the reply; clip: the frames of the round."""
 
     recorded: dict[str, Any]
-    seq: Sequence
+    seq: StreamSequence
     reply: Reply
     clip: Clip
 
@@ -195,7 +195,7 @@ def run(recording: StreamRecording, model: QwenVL, tokenizer: Tokenizer, pixels:
     frame_pairs = -(-config.chunk_frames // vision.temporal_patch_size)
     grid = (frame_pairs, height // pixels.patch_size, width // pixels.patch_size)
     session = Session(model, tokenizer, config, grid, sampling=recording.sampling, markup=True)
-    state = session.join(session.start(), query=settings["query"], previous=settings["previous_text"])
+    state = session.join(session.init_state(), query=settings["query"], previous=settings["previous_text"])
     for recorded in recording.rounds:
         frames = noise_frames(settings["seed"], recorded["frames"], height, width)
         clip = Clip(*patchify(normalise(frames, pixels), pixels), step, video=True)
@@ -217,13 +217,13 @@ def _check_model(recording: StreamRecording, model: QwenVL, pixels: PixelConfig)
         raise InputError(recording.name, f"the id {max_id}", expected, "give the model it was recorded on")
 
 
-def _grids(seq: Sequence, config: StreamConfig) -> list[list[int]]:
+def _grids(seq: StreamSequence, config: StreamConfig) -> list[list[int]]:
     """Grids of the frames that the vision tower encoded in the last round."""
     grids = [list(span.grid) for span in seq.spans if span.grid is not None]
     return grids if config.mode == "recompute" else grids[-1:]
 
 
-def _same_grids(recorded: dict[str, Any], seq: Sequence, config: StreamConfig) -> bool:
+def _same_grids(recorded: dict[str, Any], seq: StreamSequence, config: StreamConfig) -> bool:
     return recorded.get("grid_thw") in (None, _grids(seq, config))
 
 

@@ -34,6 +34,7 @@ from svlm_jax.stream.playback import Playback, Ready
 from svlm_jax.stream.runner import Runner
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session, StreamState
+from svlm_jax.stream.warmup import compile_batch_size, warm
 
 IDLE_WAIT = 1.0  # seconds; wakes the thread without chunks, for its heartbeat
 SPEED_STEPS = 16  # steps over which the real-time factor is averaged
@@ -69,10 +70,10 @@ def session_for(vlm: Pretrained, config: StreamConfig, box: Box, num_streams: in
     black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
     clip = vlm.processor.video(black, fps=config.fps, raw=True)
     grid = (clip.grid[0], 2, max_frame_patches(vlm.processor.video_config, box) // 2)
-    session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, rows=num_streams)
+    session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, num_streams=num_streams)
     if session.mesh is None:
-        session.sizes = session.sizes[:1]
-    session.warm(session.start(), clip)
+        session.batch_sizes = session.batch_sizes[:1]
+    warm(session, session.init_state(), clip)
     return session, clip
 
 
@@ -95,7 +96,7 @@ class Engine:
         """
         self.session, self.clip, self.publish, self.limits = session, clip, publish, limits
         self.metrics = metrics or Metrics()
-        self.num_streams, self.chunk_seconds = session.batch, session.config.chunk_seconds
+        self.num_streams, self.chunk_seconds = session.num_streams, session.config.chunk_seconds
         self.runner = Runner(session)
         self.playback = Playback(processor)
         # Guards `running` and the questions in it. It is the condition of the playback, so that adding a stream and opening its
@@ -186,10 +187,10 @@ class Engine:
         session = self.session
         try:
             for size in batch_sizes(self.num_streams) if session.mesh is None else ():
-                if not self.playback.stopped and size not in session.sizes:
-                    session.compile(size, state, self.clip)
+                if not self.playback.stopped and size not in session.batch_sizes:
+                    compile_batch_size(session, size, state, self.clip)
                     # a new tuple in one assignment: the engine's thread reads it without a lock
-                    session.sizes = tuple(sorted({*session.sizes, size}))
+                    session.batch_sizes = tuple(sorted({*session.batch_sizes, size}))
         except Exception as error:  # the programs for one stream are enough to go on
             traceback.print_exception(error)
 

@@ -18,7 +18,7 @@ from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import Parameters, from_parameters
 from svlm_jax.model.vision import Features
 from svlm_jax.sharding import constrain
-from svlm_jax.stream.batch import Piece
+from svlm_jax.stream.batch import PrefillBatch
 
 
 @partial(jax.jit, static_argnames="config")
@@ -30,20 +30,20 @@ def encode_vision(params: Parameters, frames: VisionInput, *, config: ModelConfi
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def prefill(
     params: Parameters,
-    piece: Piece,
+    batch: PrefillBatch,
     features: Features,
     hidden: Float[Array, "B D"],
     cache: KVCache,
     *,
     config: ModelConfig,
 ) -> tuple[Float[Array, "B D"], KVCache]:
-    """One piece of new tokens: (hidden state [B, D] of the newest token of each row so far, cache)."""
+    """One batch of new tokens: (hidden state [B, D] of the newest token of each stream so far, cache)."""
     with jax.named_scope("prefill"):
         model = from_parameters(config, params)
-        states, cache = model.extend(piece.inputs, jnp.asarray(piece.slots), cache, features)
-        newest = jnp.take_along_axis(states, jnp.maximum(piece.newest, 0)[:, None, None], axis=1)[:, 0]
-        # A row whose last token is in another piece keeps the hidden state that it came with.
-        return constrain(jnp.where((piece.newest >= 0)[:, None], newest, hidden), "batch", None), cache
+        states, cache = model.extend(batch.inputs, jnp.asarray(batch.slots), cache, features)
+        newest = jnp.take_along_axis(states, jnp.maximum(batch.newest, 0)[:, None, None], axis=1)[:, 0]
+        # A stream whose last token is in another batch keeps the hidden state that it came with.
+        return constrain(jnp.where((batch.newest >= 0)[:, None], newest, hidden), "batch", None), cache
 
 
 @partial(jax.jit, static_argnames=("config", "max_top_k", "record"), donate_argnames="cache")

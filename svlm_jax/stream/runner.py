@@ -37,8 +37,9 @@ from svlm_jax.stream import state_io
 from svlm_jax.stream.events import Caption, Ended, Event, Note, Refused, Started, TokenDelta
 from svlm_jax.stream.playback import Playback, Ready
 from svlm_jax.stream.results import Reply
-from svlm_jax.stream.sequence import Chunk, Sequence
+from svlm_jax.stream.sequence import Chunk, StreamSequence
 from svlm_jax.stream.session import Prepared, Session, StreamState
+from svlm_jax.stream.warmup import warm
 
 VIDEO = "video"  # the stream of `watch`, which has one
 OnToken = Callable[[TokenDelta], None]
@@ -53,7 +54,7 @@ class Runner:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.state: StreamState = session.start()
+        self.state: StreamState = session.init_state()
         self.batch_index: dict[str, int] = {}
         self.prepare_ms = 0.0  # of the last `prepare`: it is host work before the step, which so cannot time it
 
@@ -78,8 +79,10 @@ class Runner:
             previous: the text before streams that join without their own.
             tokens: compile what `on_token` needs, too.
         """
-        runner = cls(Session(model, tokenizer, config, clip.grid, sampling=sampling, rows=num_streams, previous=previous))
-        runner.state = runner.session.warm(runner.state, clip, tokens=tokens)
+        runner = cls(
+            Session(model, tokenizer, config, clip.grid, sampling=sampling, num_streams=num_streams, previous=previous)
+        )
+        runner.state = warm(runner.session, runner.state, clip, tokens=tokens)
         return runner
 
     # streams come and go
@@ -114,7 +117,7 @@ class Runner:
         if stream in self.batch_index:
             self.state = self.session.leave(self.state, self.batch_index.pop(stream))
 
-    def sequence(self, stream: str) -> Sequence:
+    def sequence(self, stream: str) -> StreamSequence:
         """What a stream retains, as the host knows it."""
         sequence = self.state.streams[self.batch_index[stream]]
         assert sequence is not None
@@ -197,14 +200,14 @@ class Runner:
         prepared = {stream: item for stream, item in prepared.items() if stream in self.batch_index}
         # The session counts streams by their place in the batch, callers by name.
         names = {self.batch_index[stream]: stream for stream in prepared}
-        detokenizers = {stream: Detokenizer(self.session.language.tokenizer) for stream in prepared}
+        detokenizers = {stream: Detokenizer(self.session.turn_tokenizer.tokenizer) for stream in prepared}
 
         def emit(b: int, token: int) -> None:
             chunk, text = prepared[names[b]].chunk, detokenizers[names[b]].add(token)
             assert on_token is not None
             on_token(TokenDelta(stream=names[b], start=chunk.start, end=chunk.end, token=token, text=text))
 
-        batch = range(self.session.batch)
+        batch = range(self.session.num_streams)
         self.state, results = self.session.step(
             self.state,
             [prepared[names[b]] if b in names else None for b in batch],
@@ -296,7 +299,7 @@ class Runner:
             first: done before the file takes its name.
         """
         names = {b: stream for stream, b in self.batch_index.items()}
-        streams = [names.get(b) for b in range(self.session.batch)]
+        streams = [names.get(b) for b in range(self.session.num_streams)]
         writer.save(self.state, {**extra, "streams": streams}, first)
 
     def resume(self, path: str | Path) -> None:

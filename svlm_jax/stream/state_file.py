@@ -1,7 +1,7 @@
-"""A file of tensors and JSON under one checksum: written whole or not at all, read whole or refused.
+"""A file of tensors and JSON under one checksum: written completely or not at all, read completely or refused.
 
-Owns the bytes. The file is a safetensors file; its metadata begin with the sha256 of all its bytes, those 64 digits taken as
-zeros, so no bit of header, JSON or tensors can change unseen. Written here and not by the library, whose write holds the
+Owns the bytes. The file is a safetensors file; its metadata begin with the sha256 of all its bytes, those 64 digits counted as
+zeros, so no bit of header, JSON or tensors can change unnoticed. Written here and not by the library, whose write holds the
 interpreter for as long as the disk takes. No jax.
 """
 
@@ -24,10 +24,10 @@ from svlm_jax.files import atomic_write, draft_path, report_write_errors
 VERSION = 3
 OPENING = b'{"__metadata__":{"sha256":"'
 DIGITS = 64
-SEAL = slice(8 + len(OPENING), 8 + len(OPENING) + DIGITS)  # where the checksum stands, after the length of the header
-PIECE = HEAD = 1 << 24  # bytes that are hashed and written at a time; that are looked at to tell what a file is
-# What reading may meet in a file that was made to be hostile, or by a release with a fault.
-BROKEN = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError, MemoryError)
+SEAL = slice(8 + len(OPENING), 8 + len(OPENING) + DIGITS)  # bytes of the checksum; the first 8 are the length of the header
+BLOCK_BYTES = HEAD_BYTES = 1 << 24  # hashed and written at a time; read to tell what a file is
+# What reading may raise for a file that was made to be hostile, or by a release with a fault.
+MALFORMED_ERRORS = (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError, OverflowError, MemoryError)
 _NAMES = {
     "float32": "F32",
     "float16": "F16",
@@ -46,54 +46,56 @@ class Stopped(Exception):
 
 
 def check(path: str | os.PathLike) -> None:
-    """Find out, before there is anything to lose, whether `write` can write there.
+    """Find out, before there is anything to lose, whether `write` can write to `path`.
 
     Raises:
         InputError: no folder, one that is read-only or full, something else than a state under that name.
     """
-    place = Path(path)
+    target = Path(path)
     with report_write_errors(path):
-        place = Path(os.path.realpath(place))
-        if not place.parent.is_dir():
-            raise InputError(shortened(path), f"no folder {shortened(place.parent)}", "an existing folder", "make it first")
-        if os.path.lexists(place):
-            if not stat.S_ISREG(place.stat().st_mode):
-                kind = "a folder" if place.is_dir() else "no regular file"
-                raise InputError(shortened(path), kind, "a file", "name one in it" if place.is_dir() else "choose another name")
-            with place.open("rb+") as file:
-                start = file.read(HEAD)
-            if start.strip(b"\0") and b'"svlm_state"' not in start:  # one that a loss of power left as zeros is no loss
+        target = Path(os.path.realpath(target))
+        if not target.parent.is_dir():
+            raise InputError(shortened(path), f"no folder {shortened(target.parent)}", "an existing folder", "make it first")
+        if os.path.lexists(target):
+            if not stat.S_ISREG(target.stat().st_mode):
+                is_folder = target.is_dir()
+                got, remedy = ("a folder", "name one in it") if is_folder else ("no regular file", "choose another name")
+                raise InputError(shortened(path), got, "a file", remedy)
+            with target.open("rb+") as file:
+                head = file.read(HEAD_BYTES)
+            if head.strip(b"\0") and b'"svlm_state"' not in head:  # a loss of power may leave zeros: nothing to lose there
                 raise InputError(
                     shortened(path), "a file of another kind", "a saved state or a new name", "choose another name"
                 )
-        partial = draft_path(place)
+        partial = draft_path(target)
         partial.write_bytes(bytes(SEAL.stop))
         partial.unlink()
 
 
 def write(
     path: str | os.PathLike,
-    notes: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     tensors: Mapping[str, np.ndarray],
-    go_on: Callable[[], bool] = lambda: True,
+    should_continue: Callable[[], bool] = lambda: True,
 ) -> None:
     """Write the file and wait until the disk has it: after a loss of power there is the new one or the one of before.
 
     Args:
-        notes: JSON.
-        go_on: asked now and then; writing stops, and leaves the file of before, when it is False.
+        metadata: JSON.
+        should_continue: called between blocks; writing stops, and leaves the file of before, when it is False.
 
     Raises:
         InputError: the file cannot be written.
-        Stopped: as `go_on` said.
+        Stopped: as `should_continue` said.
     """
     with report_write_errors(path), atomic_write(path, sync=True) as draft, draft.open("wb") as file:
         digest = sha256()
-        for piece in _pieces(notes, tensors):
-            if not go_on():
+        for block in _blocks(metadata, tensors):
+            if not should_continue():
                 raise Stopped
-            digest.update(piece)
-            file.write(piece)
+            digest.update(block)
+            file.write(block)
+        # The digits were zeros while their own checksum was computed.
         file.seek(SEAL.start)
         file.write(digest.hexdigest().encode())
 
@@ -106,7 +108,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]
     """
     field = shortened(path)
     try:
-        raw = _bytes(Path(path), field)
+        raw = _read_state(Path(path), field)
     except (OSError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise InputError(field, f"an unreadable file ({reason})", "a saved state", "check the path") from None
@@ -116,61 +118,62 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]
     try:
         length = int.from_bytes(raw[:8], "little")
         header = json.loads(raw[8 : 8 + length])
-        told = header.pop("__metadata__")
-        if told["svlm_state"] != str(VERSION):
-            _another_version(told["svlm_state"], field)
+        metadata = header.pop("__metadata__")
+        if metadata["svlm_state"] != str(VERSION):
+            _refuse_version(metadata["svlm_state"], field)
         data = memoryview(raw)[8 + length :]
-        return json.loads(told["state"]), {name: _tensor(data, one) for name, one in header.items()}
+        return json.loads(metadata["state"]), {name: _tensor(data, entry) for name, entry in header.items()}
     except InputError:
         raise
-    except BROKEN as error:
-        raise absurd(field, error) from None
+    except MALFORMED_ERRORS as error:
+        raise malformed(field, error) from None
 
 
-def _bytes(path: Path, field: str) -> bytes:
+def _read_state(path: Path, field: str) -> bytes:
     """All of a file that begins as a state."""
     if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
         raise InputError(field, "an unreadable file (no regular file)", "a saved state", "check the path")
     with path.open("rb") as file:
-        start = file.read(HEAD)
-        if start[8 : SEAL.start] != OPENING:  # a film of 50 GB is not read whole to be refused
-            _refuse(start, field)
+        head = file.read(HEAD_BYTES)
+        if head[8 : SEAL.start] != OPENING:  # a film of 50 GB is refused after its first block
+            _refuse(head, field)
         file.seek(0)
         return file.read()
 
 
-def absurd(field: str, error: Exception) -> InputError:
-    """What is said of a file whose checksum is right and whose content is not."""
+def malformed(field: str, error: Exception) -> InputError:
+    """The error for a file whose checksum is right and whose content is not."""
     got = f"a content that no release writes ({type(error).__name__}: {error!s:.60})"
     return InputError(field, got, "a saved state", "begin anew, and report it")
 
 
-def _pieces(notes: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Iterator[memoryview]:
-    """The file, its checksum as zeros, in pieces."""
-    header: dict[str, Any] = {"__metadata__": {"sha256": "0" * DIGITS, "svlm_state": str(VERSION), "state": json.dumps(notes)}}
-    arrays, place = [], 0
+def _blocks(metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> Iterator[memoryview]:
+    """The bytes of the file, its checksum as zeros."""
+    file_metadata = {"sha256": "0" * DIGITS, "svlm_state": str(VERSION), "state": json.dumps(metadata)}
+    header: dict[str, Any] = {"__metadata__": file_metadata}
+    arrays, offset = [], 0
     for name, tensor in tensors.items():
         arrays.append(np.ascontiguousarray(tensor).reshape(-1).view(np.uint8))
-        end = place + arrays[-1].nbytes
-        header[name] = {"dtype": _NAMES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [place, end]}
-        place = end
+        end = offset + arrays[-1].nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype.name], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
     yield memoryview(len(text).to_bytes(8, "little") + text)
     for array in arrays:
-        for start in range(0, len(array), PIECE):
-            yield memoryview(array[start : start + PIECE])
+        for start in range(0, len(array), BLOCK_BYTES):
+            yield memoryview(array[start : start + BLOCK_BYTES])
 
 
-def _tensor(data: memoryview, told: dict[str, Any]) -> np.ndarray:
-    dtype, shape, (start, end) = _TYPES[told["dtype"]], tuple(told["shape"]), told["data_offsets"]
+def _tensor(data: memoryview, entry: dict[str, Any]) -> np.ndarray:
+    dtype, shape, (start, end) = _TYPES[entry["dtype"]], tuple(entry["shape"]), entry["data_offsets"]
     if not (0 <= start <= end <= len(data) and math.prod(shape) * dtype.itemsize == end - start):
         raise ValueError(f"a tensor {shape} in {end - start} bytes")
     return np.frombuffer(data[start:end], dtype).reshape(shape)
 
 
 def _digest(raw: bytes) -> bytes:
-    """Of all bytes, the checksum's own taken as zeros."""
+    """Checksum of all bytes, its own digits counted as zeros."""
     digest, view = sha256(raw[: SEAL.start] + b"0" * DIGITS), memoryview(raw)
     digest.update(view[SEAL.stop :])
     return digest.hexdigest().encode()
@@ -184,15 +187,15 @@ def _refuse(raw: bytes, field: str) -> NoReturn:
     if raw.startswith(b"version https://git-lfs"):
         raise InputError(field, "a Git LFS pointer", "the file it stands for", "run git lfs pull")
     version = None
-    with suppress(*BROKEN):  # states of version 1 were plain safetensors
+    with suppress(*MALFORMED_ERRORS):  # states of version 1 were plain safetensors
         version = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])["__metadata__"]["svlm_state"]
     if version is not None:
-        _another_version(version, field)
+        _refuse_version(version, field)
     expected = f"a state of version {VERSION}"
     raise InputError(field, "another kind of file, or a state whose beginning is damaged", expected, "check the path")
 
 
-def _another_version(version: object, field: str) -> NoReturn:
+def _refuse_version(version: object, field: str) -> NoReturn:
     newer = str(version).isdigit() and int(str(version)[:9]) > VERSION
     missing = {"2": "streams had settings of their own"}.get(str(version), "states had checksums")
     saved_by = "a newer svlm-jax" if newer else f"svlm-jax 0.1.0 as it was before {missing}"

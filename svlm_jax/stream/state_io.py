@@ -1,8 +1,8 @@
 """A stream's state in a file: saved between two chunks, resumed with the very same words.
 
-One sealed file (`sealed`): the keys and values of the retained tokens in the order of the sequence, their ids, slots and
-positions, and JSON for the rest. Slots are restored as they were, so that sums run in the same order. Neither a save nor a load
-compiles anything: the one copies the cache on the device and cuts it on the host, the other lays it out on the host.
+One file (`state_file`): the keys and values of the cached tokens in the order of the sequence, their ids, slots and positions,
+and JSON for the rest. Slots are restored as they were, so that sums run in the same order. Neither a save nor a load compiles
+anything: one copies the cache on the device and cuts it on the host, the other lays it out on the host.
 
 Axes: B streams, K kv heads, S slots, H head dim.
 """
@@ -29,21 +29,21 @@ from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import Parameters
 from svlm_jax.spans import Kind, Part, Span, grid_index, merged_tokens, total
 from svlm_jax.stream import state_file
-from svlm_jax.stream.sequence import Sequence
+from svlm_jax.stream.sequence import StreamSequence
 from svlm_jax.stream.session import Session, StreamState
-from svlm_jax.stream.state_file import BROKEN, VERSION, absurd, check
+from svlm_jax.stream.state_file import MALFORMED_ERRORS, VERSION, check, malformed
 
 __all__ = ["VERSION", "Snapshot", "Writer", "check", "load", "peek", "save", "snapshot", "write"]
-LARGEST = 64  # times what the session has and the streams hold: the slots that a state may claim
-_known: WeakKeyDictionary[Session, dict[str, Any]] = WeakKeyDictionary()
+MAX_GROWTH = 64  # slots that a state may claim, in multiples of what the session has and the streams retain
+_settings_cache: WeakKeyDictionary[Session, dict[str, Any]] = WeakKeyDictionary()
 
 
 class Snapshot(NamedTuple):
-    """A state as it was, whatever becomes of the stream: JSON, arrays of the streams, and a copy of the keys and values, one
-    [B, K, S, H] a layer, that the device may still be making."""
+    """A state as it was, whatever becomes of the stream: JSON, the sequences, and a copy of the keys and values, one [B, K, S,
+    H] a layer, that the device may still be making."""
 
-    told: dict[str, Any]
-    streams: tuple[Sequence | None, ...]
+    metadata: dict[str, Any]
+    streams: tuple[StreamSequence | None, ...]
     keys: tuple[jax.Array, ...]
     values: tuple[jax.Array, ...]
 
@@ -54,38 +54,42 @@ def snapshot(session: Session, state: StreamState, extra: dict[str, Any] | None 
     Args:
         extra: JSON of the caller's own (where the video stands).
     """
-    streams = [None if stream is None else _described(stream) for stream in state.streams]
-    told = {"settings": settings(session), "capacity": state.cache.capacity, "streams": streams, "extra": extra or {}}
-    told["held"] = state.cache.keys[0].dtype.name
+    metadata = {
+        "settings": settings(session),
+        "capacity": state.cache.capacity,
+        "kv_dtype": state.cache.keys[0].dtype.name,
+        "streams": [None if seq is None else _sequence_metadata(seq) for seq in state.streams],
+        "extra": extra or {},
+    }
     # A transfer, not a program: there is nothing to compile. The stream's own arrays are donated by its next step.
     keys, values = jax.device_put((state.cache.keys, state.cache.values), may_alias=False)
-    for one in (*keys, *values):
-        one.copy_to_host_async()
-    return Snapshot(told, state.streams, keys, values)
+    for layer in (*keys, *values):
+        layer.copy_to_host_async()
+    return Snapshot(metadata, state.streams, keys, values)
 
 
-def write(path: str | Path, taken: Snapshot, go_on: Callable[[], bool] = lambda: True) -> None:
-    """Write a snapshot, whole or not at all, and wait until it is on the disk; in any thread.
+def write(path: str | Path, state: Snapshot, should_continue: Callable[[], bool] = lambda: True) -> None:
+    """Write a snapshot, completely or not at all, and wait until it is on the disk; in any thread.
 
     Raises:
         InputError: the file cannot be written.
-        Stopped: `go_on` was False.
+        Stopped: `should_continue` was False.
     """
     tensors: dict[str, np.ndarray] = {}
-    for b, stream in enumerate(taken.streams):
-        if stream is not None:
-            tensors |= {f"{b}.{name}": array for name, array in _tensors(stream).items()}
-    for name, layers in (("keys", taken.keys), ("values", taken.values)):
-        for layer, held in enumerate(layers):
-            whole = np.asarray(held)
-            for b, stream in enumerate(taken.streams):
-                if stream is not None:
-                    tensors[f"{b}.{name}.{layer}"] = whole[b][:, stream.slots[: stream.cached]]
-    state_file.write(path, taken.told, tensors, go_on)
+    for b, seq in enumerate(state.streams):
+        if seq is not None:
+            tensors |= {f"{b}.{name}": array for name, array in _sequence_tensors(seq).items()}
+    for name, layers in (("keys", state.keys), ("values", state.values)):
+        for number, layer in enumerate(layers):
+            array = np.asarray(layer)
+            for b, seq in enumerate(state.streams):
+                if seq is not None:
+                    tensors[f"{b}.{name}.{number}"] = array[b][:, seq.slots[: seq.cached]]
+    state_file.write(path, state.metadata, tensors, should_continue)
 
 
 def save(path: str | Path, session: Session, state: StreamState, extra: dict[str, Any] | None = None) -> None:
-    """Write a state, whole or not at all, and wait until it is on the disk.
+    """Write a state, completely or not at all, and wait until it is on the disk.
 
     Args:
         extra: JSON of the caller's own (where the video stands).
@@ -100,11 +104,11 @@ class Writer(AbstractContextManager["Writer"]):
     """Saves the states of a session to one file, in a thread, so that the stream goes on; one at a time."""
 
     def __init__(self, path: str | Path, session: Session) -> None:
-        """Looks at every weight, once: this takes as long as that takes."""
+        """Computes the checksum of the weights, once a session: this takes its time."""
         self.path, self.session = path, session
         self.thread: Thread | None = None
         self.error: Exception | None = None
-        self.left = False
+        self.cancelled = False
         settings(session)
 
     @property
@@ -124,7 +128,7 @@ class Writer(AbstractContextManager["Writer"]):
         self.thread.start()
 
     def failure(self) -> Exception | None:
-        """Why the last save has failed, told once; None while it is being written, and when it has not."""
+        """Why the last save has failed, returned once; None while it is being written, and when it has not failed."""
         if self.busy:
             return None
         error, self.error = self.error, None
@@ -136,17 +140,17 @@ class Writer(AbstractContextManager["Writer"]):
             self.thread.join()
 
     def __exit__(self, error: type | None, *_: object) -> None:
-        """Waits for the last save; when the block was left by an interrupt, calls it off."""
-        self.left = error is not None and not issubclass(error, Exception)
+        """Waits for the last save; cancels it when the block was left by an interrupt."""
+        self.cancelled = error is not None and not issubclass(error, Exception)
         self.wait()
 
-    def _write(self, taken: Snapshot, first: Callable[[], object]) -> None:
+    def _write(self, state: Snapshot, first: Callable[[], object]) -> None:
         try:
             first()
-            write(self.path, taken, lambda: not self.left)
+            write(self.path, state, lambda: not self.cancelled)
         except state_file.Stopped:
             pass
-        except Exception as error:  # told by who asks: a stream does not end because a disk is full
+        except Exception as error:  # for `failure`: a stream does not end because a disk is full
             self.error = error
 
 
@@ -158,7 +162,7 @@ def peek(path: str | Path) -> dict[str, Any]:
     """
     extra = state_file.read(path)[0].get("extra")
     if not isinstance(extra, dict):
-        raise absurd(shortened(path), TypeError("no extra"))
+        raise malformed(shortened(path), TypeError("no extra"))
     return extra
 
 
@@ -169,81 +173,87 @@ def load(path: str | Path, session: Session) -> StreamState:
         InputError: as `peek`; or a state of another model or of other settings.
     """
     field = shortened(path)
-    told, tensors = state_file.read(path)
+    metadata, tensors = state_file.read(path)
     try:
-        _compare(told["settings"], settings(session), field)
-        streams = tuple(None if one is None else _sequence(one, _of(b, tensors)) for b, one in enumerate(told["streams"]))
-        _check(streams, told["capacity"], session)
-        cache = session.start(told["capacity"]).cache
-        if told["held"] != (now := cache.keys[0].dtype.name):
+        _compare(metadata["settings"], settings(session), field)
+        streams = tuple(
+            None if sequence is None else _sequence(sequence, _with_prefix(f"{b}.", tensors))
+            for b, sequence in enumerate(metadata["streams"])
+        )
+        _check(streams, metadata["capacity"], session)
+        cache = session.init_state(metadata["capacity"]).cache
+        if metadata["kv_dtype"] != (kv_dtype := cache.keys[0].dtype.name):
+            got, expected = f"{metadata['kv_dtype']:.20}", f"{kv_dtype}, as this device holds them"
             remedy = "resume on a device of the kind that it was saved on"
-            raise InputError(f"{field} keys and values", f"{told['held']:.20}", f"{now}, as this device holds them", remedy)
-        return StreamState(_laid_out(streams, cache, tensors, session), streams)
+            raise InputError(f"{field} keys and values", got, expected, remedy)
+        return StreamState(_filled(cache, streams, tensors, session), streams)
     except InputError:
         raise
     except jax.errors.JaxRuntimeError as error:
-        got = f"a state of {told['capacity']} slots that the device has no room for ({error!s:.60})"
+        got = f"a state of {metadata['capacity']} slots that the device has no room for ({error!s:.60})"
         raise InputError(field, got, "memory for it", "end what else runs there, or use a larger device") from None
-    except BROKEN as error:
-        raise absurd(field, error) from None
+    except MALFORMED_ERRORS as error:
+        raise malformed(field, error) from None
 
 
 def settings(session: Session) -> dict[str, Any]:
-    """All that must be the same for the same words. Found out once a session: it is a look at every weight."""
-    if session not in _known:
-        whole = {
+    """All that must be the same for the same words. Computed once a session: it reads every weight."""
+    if session not in _settings_cache:
+        all_settings = {
             "model": repr(session.model_config),
-            "weights": int(_checksum(session.values)),
-            "rows": session.batch,
+            "weights": int(_checksum(session.params)),
+            "num_streams": session.num_streams,
             "grid": session.grid,
             **asdict(session.config),
             **asdict(session.sampling),
             "max_top_k": session.max_top_k,
             "suppressed_ids": np.flatnonzero(session.suppressed).tolist(),
         }
-        _known[session] = json.loads(json.dumps(whole))
-    return _known[session]
+        _settings_cache[session] = json.loads(json.dumps(all_settings))
+    return _settings_cache[session]
 
 
-def _compare(saved: dict[str, Any], ours: dict[str, Any], source: str) -> None:
-    for name in {**saved, **ours}:
-        if saved.get(name) != ours.get(name):
-            then, now = (f"{one.get(name)!r:.60}" for one in (saved, ours))
-            raise InputError(
-                f"{source} {name:.40}", then, f"{now}, as the session has it", "resume with the settings it was saved with"
-            )
+def _compare(saved: dict[str, Any], current: dict[str, Any], source: str) -> None:
+    for name in {**saved, **current}:
+        if saved.get(name) != current.get(name):
+            got, expected = f"{saved.get(name)!r:.60}", f"{current.get(name)!r:.60}, as the session has it"
+            raise InputError(f"{source} {name:.40}", got, expected, "resume with the settings it was saved with")
 
 
-def _check(streams: tuple[Sequence | None, ...], capacity: int, session: Session) -> None:
-    """Refuse, before memory is taken for it, what a stream could not go on from.
+def _check(streams: tuple[StreamSequence | None, ...], capacity: int, session: Session) -> None:
+    """Refuse, before memory is allocated for it, what a stream could not go on from.
 
     Raises:
-        ValueError: what it is.
+        ValueError: the first thing that is wrong.
     """
+    _require(len(streams) == session.num_streams, f"{len(streams)} streams in a batch of {session.num_streams}")
+    max_capacity = MAX_GROWTH * (session.capacity + max((len(seq.ids) for seq in streams if seq), default=0))
+    _require(type(capacity) is int and session.capacity <= capacity <= max_capacity, f"{capacity} slots")
+    for seq in filter(None, streams):
+        _check_sequence(seq, capacity, session)
 
-    def need(right: object, what: str) -> None:
-        if not right:
-            raise ValueError(what)
 
-    need(len(streams) == session.batch, f"{len(streams)} streams in {session.batch} rows")
-    most = LARGEST * (session.capacity + max((len(stream.ids) for stream in streams if stream), default=0))
-    need(type(capacity) is int and session.capacity <= capacity <= most, f"{capacity} slots")
+def _check_sequence(seq: StreamSequence, capacity: int, session: Session) -> None:
+    _require(type(seq.max_new_tokens) is int, "a reply of no integer number of tokens")
+    session.check_sampling(seq.sampling, seq.max_new_tokens)
+    length, cached, slots = len(seq.ids), seq.cached, seq.slots
+    dtypes = (seq.ids.dtype, slots.dtype, seq.positions.dtype) == (np.int32, np.int32, np.float32)
+    _require(dtypes and slots.shape == (length,) and seq.positions.shape == (3, length), "arrays of other shapes")
+    for ids in (seq.ids, seq.opening.ids):
+        _require(((ids >= 0) & (ids < len(session.suppressed))).all(), "ids outside the vocabulary")
+    _require((slots[:cached] >= 0).all() and len(set(slots[:cached].tolist())) == cached, "slots that are used twice")
+    _require(slots.max(initial=-1) < capacity, "slots outside the cache")
     merge = session.model_config.vision.spatial_merge_size
-    for stream in filter(None, streams):
-        need(type(stream.max_new_tokens) is int, "a reply of no whole number of tokens")
-        session.check_sampling(stream.sampling, stream.max_new_tokens)
-        length, cached, slots = len(stream.ids), stream.cached, stream.slots
-        whole = (stream.ids.dtype, slots.dtype, stream.positions.dtype) == (np.int32, np.int32, np.float32)
-        need(whole and slots.shape == (length,) and stream.positions.shape == (3, length), "arrays of other shapes")
-        for ids in (stream.ids, stream.opening.ids):
-            need(((ids >= 0) & (ids < len(session.suppressed))).all(), "ids outside the vocabulary")
-        need((slots[:cached] >= 0).all() and len(set(slots[:cached].tolist())) == cached, "slots that are taken twice")
-        need(slots.max(initial=-1) < capacity, "slots outside the cache")
-        for spans, tokens in ((stream.spans, length), (stream.opening.spans, len(stream.opening.ids))):
-            need(total(spans) == tokens and all(span.length > 0 for span in spans), "spans that are not its tokens")
-            need(all(_fits_grid(span, merge) for span in spans), "vision tokens that are not of their grid")
-        need(np.isfinite(stream.positions).all() and 0 <= stream.since <= stream.chunk, "no place in time")
-        need(all(math.prod(clip.grid) == len(clip.patches) for _, clip in stream.clips), "frames of another size")
+    for spans, tokens in ((seq.spans, length), (seq.opening.spans, len(seq.opening.ids))):
+        _require(total(spans) == tokens and all(span.length > 0 for span in spans), "spans that are not its tokens")
+        _require(all(_fits_grid(span, merge) for span in spans), "vision tokens that are not of their grid")
+    _require(np.isfinite(seq.positions).all() and 0 <= seq.window_start <= seq.chunk, "impossible positions or chunks")
+    _require(all(math.prod(clip.grid) == len(clip.patches) for _, clip in seq.clips), "frames of another size")
+
+
+def _require(condition: object, error: str) -> None:
+    if not condition:
+        raise ValueError(error)
 
 
 def _fits_grid(span: Span, merge: int) -> bool:
@@ -253,90 +263,90 @@ def _fits_grid(span: Span, merge: int) -> bool:
     return len(index) == span.length and int(index.max()) < merged and (span.keep is not None or span.length == merged)
 
 
-def _laid_out(
-    streams: tuple[Sequence | None, ...], cache: KVCache, tensors: dict[str, np.ndarray], session: Session
+def _filled(
+    cache: KVCache, streams: tuple[StreamSequence | None, ...], tensors: dict[str, np.ndarray], session: Session
 ) -> KVCache:
-    """An empty cache with all that was held, layer by layer."""
-    held: dict[str, list[jax.Array]] = {"keys": list(cache.keys), "values": list(cache.values)}
-    cache = cache._replace(keys=(), values=())  # each layer goes as its successor comes
-    for name, layers in held.items():
-        for layer, empty in enumerate(layers):
-            whole = np.zeros(empty.shape, empty.dtype)
-            for b, stream in enumerate(streams):
-                if stream is not None:
-                    one = tensors[f"{b}.{name}.{layer}"]
-                    if (one.shape, one.dtype) != ((empty.shape[1], stream.cached, empty.shape[3]), whole.dtype):
-                        raise ValueError(f"{name} {one.dtype} {one.shape}")
-                    whole[b][:, stream.slots[: stream.cached]] = one
-            # As `KVCache.empty` places it, or the programs of the session would be compiled anew.
-            layers[layer] = jax.device_put(whole, None if session.mesh is None else empty.sharding)
-    return cache._replace(keys=tuple(held["keys"]), values=tuple(held["values"]))
+    """An empty cache with the saved keys and values, layer by layer."""
+    all_layers: dict[str, list[jax.Array]] = {"keys": list(cache.keys), "values": list(cache.values)}
+    cache = cache._replace(keys=(), values=())  # frees each empty layer when its successor comes
+    for name, layers in all_layers.items():
+        for number, empty in enumerate(layers):
+            array = np.zeros(empty.shape, empty.dtype)
+            for b, seq in enumerate(streams):
+                if seq is not None:
+                    saved = tensors[f"{b}.{name}.{number}"]
+                    if (saved.shape, saved.dtype) != ((empty.shape[1], seq.cached, empty.shape[3]), array.dtype):
+                        raise ValueError(f"{name} {saved.dtype} {saved.shape}")
+                    array[b][:, seq.slots[: seq.cached]] = saved
+            # Sharded as `KVCache.empty` does it, or the programs of the session would be compiled anew.
+            layers[number] = jax.device_put(array, None if session.mesh is None else empty.sharding)
+    return cache._replace(keys=tuple(all_layers["keys"]), values=tuple(all_layers["values"]))
 
 
-def _of(row: int, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {name.removeprefix(f"{row}."): array for name, array in tensors.items() if name.startswith(f"{row}.")}
+def _with_prefix(prefix: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in tensors.items() if name.startswith(prefix)}
 
 
-def _described(stream: Sequence) -> dict[str, Any]:
+def _sequence_metadata(seq: StreamSequence) -> dict[str, Any]:
     return {
-        "query": stream.query,
-        "seed": stream.seed,
-        "sampling": asdict(stream.sampling),
-        "max_new_tokens": stream.max_new_tokens,
-        "chunk": stream.chunk,
-        "since": stream.since,
-        "spans": _listed(stream.spans),
-        "opening": _listed(stream.opening.spans),
-        "clips": [(turn, clip.grid, clip.step) for turn, clip in stream.clips],
+        "query": seq.query,
+        "seed": seq.seed,
+        "sampling": asdict(seq.sampling),
+        "max_new_tokens": seq.max_new_tokens,
+        "chunk": seq.chunk,
+        "window_start": seq.window_start,
+        "spans": _span_lists(seq.spans),
+        "opening": _span_lists(seq.opening.spans),
+        "clips": [(turn, clip.grid, clip.step) for turn, clip in seq.clips],
     }
 
 
-def _tensors(stream: Sequence) -> dict[str, np.ndarray]:
-    arrays = {"ids": stream.ids, "slots": stream.slots, "positions": stream.positions, "opening": stream.opening.ids}
-    return arrays | {f"clip.{number}": clip.patches for number, (_, clip) in enumerate(stream.clips)}
+def _sequence_tensors(seq: StreamSequence) -> dict[str, np.ndarray]:
+    arrays = {"ids": seq.ids, "slots": seq.slots, "positions": seq.positions, "opening": seq.opening.ids}
+    return arrays | {f"clip.{number}": clip.patches for number, (_, clip) in enumerate(seq.clips)}
 
 
-def _sequence(described: dict[str, Any], tensors: dict[str, np.ndarray]) -> Sequence:
+def _sequence(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> StreamSequence:
     clips = tuple(
         (turn, Clip(tensors[f"clip.{number}"], tuple(grid), step, video=True))
-        for number, (turn, grid, step) in enumerate(described["clips"])
+        for number, (turn, grid, step) in enumerate(metadata["clips"])
     )
-    return Sequence(
-        opening=Tokens(tensors["opening"], _spans(described["opening"])),
-        query=described["query"],
-        seed=described["seed"],
-        sampling=_sampling(described["sampling"]),
-        max_new_tokens=described["max_new_tokens"],
-        chunk=described["chunk"],
-        since=described["since"],
+    return StreamSequence(
+        opening=Tokens(tensors["opening"], _spans(metadata["opening"])),
+        query=metadata["query"],
+        seed=metadata["seed"],
+        sampling=_sampling(metadata["sampling"]),
+        max_new_tokens=metadata["max_new_tokens"],
+        chunk=metadata["chunk"],
+        window_start=metadata["window_start"],
         ids=tensors["ids"],
         slots=tensors["slots"],
         positions=tensors["positions"],
-        spans=_spans(described["spans"]),
+        spans=_spans(metadata["spans"]),
         clips=clips,
     )
 
 
-def _sampling(described: dict[str, Any]) -> Sampling:
+def _sampling(metadata: dict[str, Any]) -> Sampling:
     """The sampling settings of a stream.
 
     Raises:
         ValueError, KeyError, TypeError: no release writes such settings.
     """
-    settings: dict[str, Any] = described | {"suppressed": tuple(described["suppressed"])}
-    sampling = Sampling(**settings)
+    fields: dict[str, Any] = metadata | {"suppressed": tuple(metadata["suppressed"])}
+    sampling = Sampling(**fields)
     numbers = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
     if not (np.isfinite(numbers).all() and all(type(number) is int for number in (sampling.top_k, *sampling.suppressed))):
         raise ValueError("sampling settings of another type")
     return sampling
 
 
-def _listed(spans: tuple[Span, ...]) -> list[list[Any]]:
+def _span_lists(spans: tuple[Span, ...]) -> list[list[Any]]:
     """Spans as JSON."""
     return [[*span[:-1], None if span.keep is None else span.keep.hex()] for span in spans]
 
 
-def _spans(listed: list[list[Any]]) -> tuple[Span, ...]:
+def _spans(lists: list[list[Any]]) -> tuple[Span, ...]:
     return tuple(
         Span(
             kind=Kind(kind),
@@ -347,16 +357,16 @@ def _spans(listed: list[list[Any]]) -> tuple[Span, ...]:
             part=Part(part),
             keep=None if keep is None else bytes.fromhex(keep),
         )
-        for kind, length, turn, grid, step, part, keep in listed
+        for kind, length, turn, grid, step, part, keep in lists
     )
 
 
 @jax.jit
-def _checksum(values: Parameters) -> jax.Array:
+def _checksum(params: Parameters) -> jax.Array:
     """Of every bit of the weights: another number when one of them changes."""
     total = jnp.uint32(0)
-    for path in sorted(values):
-        value = values[path]
+    for path in sorted(params):
+        value = params[path]
         bits = jax.lax.bitcast_convert_type(value, jnp.dtype(f"uint{value.dtype.itemsize * 8}")).astype(jnp.uint32)
         weights = jax.lax.iota(jnp.uint32, bits.shape[-1]) * jnp.uint32(2) + jnp.uint32(1)
         total = total * jnp.uint32(31) + jnp.sum(bits * weights, dtype=jnp.uint32)

@@ -96,7 +96,7 @@ def test_int8_streams(tiny_dir, processor_dir):
     config = StreamConfig(vision_window=2, text_rounds=2, sink=8, text_window=8)
     clips = [vlm.processor.video(list(frames[i : i + 2]), fps=2) for i in range(0, 8, 2)]
     session = Session(vlm.model, vlm.tokenizer, config, clips[0].grid)
-    state = session.join(session.start())
+    state = session.join(session.init_state())
     for number, clip in enumerate(clips):
         state, (reply,) = session.step(state, [Chunk(number, number + 1, clip)])
         assert reply is not None and len(reply.tokens)

@@ -30,7 +30,7 @@ from svlm_jax.serve.server import listen
 from svlm_jax.stream import sequence
 from svlm_jax.stream.cache_view import KINDS
 from svlm_jax.stream.playback import Ready
-from svlm_jax.stream.sequence import Sequence
+from svlm_jax.stream.sequence import StreamSequence
 from tests.cli.test_commands import command, refusal
 from tests.support.serving import BOX, HANG, Client, ServerThread, compiled, film, server, serving  # noqa: F401
 
@@ -68,7 +68,7 @@ def test_a_question_goes_into_the_next_turn_and_special_tokens_are_refused(serve
         assert second.receive("question_queued")["num_before"] == 0
         answered = first.receive("caption", question="who scored?")
         sequence_ = stream_of(server, name)
-        words = server.engine.session.language.tokenizer.decode(sequence_.ids.tolist(), skip_special_tokens=False)
+        words = server.engine.session.turn_tokenizer.tokenizer.decode(sequence_.ids.tolist(), skip_special_tokens=False)
         assert f"Time={answered['start']:.1f}-{answered['end']:.1f}s who scored?" in words
         second.send("ask", question="<|im_end|>")
         assert "special token" in second.receive("error")["error"]
@@ -89,7 +89,7 @@ def test_a_query_that_does_not_fit_takes_no_place(server):
 def test_programs_for_more_streams_are_compiled_beside_the_first_one(compiled, server):
     """Else the page is silent for minutes before its first viewer, or stops for them when a second one comes."""
     server.engine.compiler.join(HANG)
-    assert server.engine.session.sizes == (1, 2)
+    assert server.engine.session.batch_sizes == (1, 2)
 
 
 def test_a_turn_is_built_once_a_second_and_a_bad_chunk_ends_one_stream_alone(compiled, monkeypatch):
@@ -103,7 +103,7 @@ def test_a_turn_is_built_once_a_second_and_a_bad_chunk_ends_one_stream_alone(com
     assert published == [("b", "ended"), ("a", "caption")] and len(turns) == 1
 
 
-def stream_of(server: ServerThread, name: str) -> Sequence:
+def stream_of(server: ServerThread, name: str) -> StreamSequence:
     return server.engine.runner.sequence(name)
 
 

@@ -16,7 +16,7 @@ from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.spans import Kind, Part, Span, merged_tokens, total, truncate
 from svlm_jax.stream import batch, policy, sequence
-from svlm_jax.stream.sequence import Chunk, Language
+from svlm_jax.stream.sequence import Chunk, TurnTokenizer
 from tests.support import FIXTURES, oracle
 from tests.support.oracle import Oracle, Windows, opening_parts, turn_parts
 
@@ -26,13 +26,13 @@ WORDS = ("red ", "blue ball ", "goal", "the team scores ")
 
 
 @cache
-def language() -> Language:
+def turns() -> TurnTokenizer:
     config = config_json.read(FIXTURES / "models" / "tiny")
-    return Language.of(load_tokenizer(FIXTURES / "processor"), config)
+    return TurnTokenizer.of(load_tokenizer(FIXTURES / "processor"), config)
 
 
 def encode(text: str) -> list[int]:
-    return language().tokenizer.encode(text, add_special_tokens=False)
+    return turns().tokenizer.encode(text, add_special_tokens=False)
 
 
 class Engine:
@@ -40,31 +40,31 @@ class Engine:
 
     def __init__(self, config: StreamConfig, previous: str, query: str) -> None:
         self.config = config
-        opening = chat.opening(previous, language().tokenizer, language().config)
-        turn = sequence.longest_turn(max(GRIDS, key=np.prod), language().tokenizer, language().config)
+        opening = chat.opening(previous, turns().tokenizer, turns().config)
+        turn = sequence.longest_turn(max(GRIDS, key=np.prod), turns().tokenizer, turns().config)
         self.capacity = policy.capacity(config, opening.spans, turn, chunks=200)
-        self.held = sequence.start(opening, query, seed=0, sampling=Sampling(), max_new_tokens=LONGEST)
+        self.held = sequence.new_stream(opening, query, seed=0, sampling=Sampling(), max_new_tokens=LONGEST)
         self.slots = np.full(self.capacity, -1)  # serial number of what each slot holds
 
     def turn(self, chunk: Chunk, serials: list[int], size: int) -> list[list[tuple[int, tuple]]]:
         """Take a chunk; the new tokens have these serial numbers. What each of them sees, as the oracle tells it."""
-        turn, _ = sequence.next_turn(self.held, chunk, self.config, language())
+        turn, _ = sequence.next_turn(self.held, chunk, self.config, turns())
         self.check(turn)
         kept = turn.slots[turn.slots >= 0]
         assert len(set(kept.tolist())) == len(kept)
-        self.row = batch.Row(turn, *policy.allocate(turn.slots, LONGEST, self.capacity))
-        every = np.concatenate([self.row.slots, self.row.ahead])
+        self.scheduled = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, self.capacity))
+        every = np.concatenate([self.scheduled.slots, self.scheduled.reply_slots])
         assert len(set(every.tolist())) == len(every) and every.max() < self.capacity
-        np.testing.assert_array_equal(self.row.slots[: turn.cached], turn.slots[: turn.cached])  # nothing cached moves
-        self.index, self.positions = (array[0] for array in batch.describe([self.row], self.capacity))
+        np.testing.assert_array_equal(self.scheduled.slots[: turn.cached], turn.slots[: turn.cached])  # nothing cached moves
+        self.index, self.positions = (array[0] for array in batch.slot_metadata([self.scheduled], self.capacity))
         seen, left, self.vision_index = [], iter(serials), []
-        vision = language().config.vision
-        _, where = batch.vision([self.row], language().config, 64 * 8, 64)
+        vision = turns().config.vision
+        _, where = batch.vision_input([self.scheduled], turns().config, 64 * 8, 64)
         sizes = [merged_tokens(clip.grid) for _, clip in turn.clips]
         tower_rows = np.split(where[0], np.cumsum(sizes)[:-1])
         self.tower_rows = {number: rows for (number, _), rows in zip(turn.clips, tower_rows, strict=True)}
         newest = []
-        for piece in batch.pieces([self.row], where, size, self.capacity, vision.spatial_merge_size):
+        for piece in batch.prefill_batches([self.scheduled], where, size, self.capacity, vision.spatial_merge_size):
             real = np.flatnonzero(piece.inputs.index[0] >= 0)
             for column in real:
                 self.slots[piece.slots[0, column]] = next(left)
@@ -81,16 +81,16 @@ class Engine:
         return seen
 
     def reply(self, tokens: list[int], serials: list[int]) -> list[list[tuple[int, tuple]]]:
-        inputs = batch.decode_inputs([self.row], [None], LONGEST, np.zeros(448, bool), language().end)
-        assert set(np.flatnonzero(inputs.generated[0])) == set(self.row.turn.ids.tolist())
+        inputs = batch.decode_inputs([self.scheduled], [None], LONGEST, np.zeros(448, bool), turns().end_of_turn)
+        assert set(np.flatnonzero(inputs.generated[0])) == set(self.scheduled.seq.ids.tolist())
         seen = []
         for count, serial in enumerate(serials):
             slot, place = inputs.slots[0, count], inputs.index[0] + count
             assert self.index[slot] == place and (self.positions[:, slot] == inputs.position[0] + count).all()
             self.slots[slot] = serial
             seen.append(self.visible(place))
-        held = self.row.turn._replace(slots=self.row.slots)
-        self.held = sequence.with_reply(held, np.array(tokens, np.int32), self.row.ahead, self.config, language())
+        held = self.scheduled.seq._replace(slots=self.scheduled.slots)
+        self.held = sequence.with_reply(held, np.array(tokens, np.int32), self.scheduled.reply_slots, self.config, turns())
         self.check(self.held)
         return seen
 
@@ -101,7 +101,7 @@ class Engine:
         return [(int(self.slots[slot]), tuple(self.positions[:, slot].tolist())) for slot in slots]
 
     @staticmethod
-    def check(held: sequence.Sequence) -> None:
+    def check(held: sequence.StreamSequence) -> None:
         assert total(held.spans) == len(held.ids) == len(held.slots) == held.positions.shape[1]
         assert (held.slots[: held.cached] >= 0).all() and (held.slots[held.cached :] < 0).all()
 
@@ -129,7 +129,7 @@ def compare(config: StreamConfig, previous: str, query: str, draw, chunks: int, 
         mode=config.mode,
         window_chunks=config.window_chunks,
     )
-    theirs = Oracle(windows, language().end, int(language().newline[0]))
+    theirs = Oracle(windows, turns().end_of_turn, int(turns().newline[0]))
     theirs.begin(opening_parts(encode, previous))
     most = 0
     for number in range(chunks):
@@ -142,13 +142,13 @@ def compare(config: StreamConfig, previous: str, query: str, draw, chunks: int, 
             parts = question_parts(parts, chunk, asked if first else f" {asked}")
         turn = theirs.turn(parts)
         seen = ours.turn(chunk, [one.serial for one in turn.computed], size)
-        assert ours.row.turn.ids.tolist() == theirs.ids
-        assert ours.row.turn.cached == turn.cached_before
-        np.testing.assert_array_equal(ours.row.turn.positions, theirs.positions)
+        assert ours.scheduled.seq.ids.tolist() == theirs.ids
+        assert ours.scheduled.seq.cached == turn.cached_before
+        np.testing.assert_array_equal(ours.scheduled.seq.positions, theirs.positions)
         assert seen == [told(one.seen) for one in turn.computed]
         rows = [ours.tower_rows[one.turn][one.pad.index] if one.pad else -1 for one in turn.computed]
         assert ours.vision_index == rows
-        tokens = [*words, language().end] if ends else [*words, 7][:LONGEST]
+        tokens = [*words, turns().end_of_turn] if ends else [*words, 7][:LONGEST]
         reply = theirs.reply(tokens)
         seen = ours.reply(tokens, [one.serial for one in reply.computed])
         assert seen == [told(one.seen) for one in reply.computed]
@@ -275,41 +275,41 @@ def test_the_capacity_holds_the_longest_replies_and_all_questions_that_are_let_i
         chunk = Chunk(9_999_000 + number, 9_999_001 + number, clip, "who scored the last goal of this match? " * 3)
         before = engine.held
         try:
-            turn, _ = sequence.next_turn(before, chunk, config, language())
+            turn, _ = sequence.next_turn(before, chunk, config, turns())
         except InputError as error:
             assert str(error).startswith("question: got ") and "\n" not in str(error)
             assert engine.held is before
             refused += 1
-            turn, _ = sequence.next_turn(before, chunk._replace(question=""), config, language())
-        row = batch.Row(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))  # never refuses
+            turn, _ = sequence.next_turn(before, chunk._replace(question=""), config, turns())
+        row = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))  # never refuses
         held = turn._replace(slots=row.slots)
-        engine.held = sequence.with_reply(held, np.arange(LONGEST, dtype=np.int32), row.ahead, config, language())
+        engine.held = sequence.with_reply(held, np.arange(LONGEST, dtype=np.int32), row.reply_slots, config, turns())
     assert refused or config.mode != "full"
 
 
 def test_rows_of_a_batch_are_described_apart():
     config = StreamConfig(vision_window=2, text_rounds=2, sink=4, text_window=4, max_new_tokens=LONGEST)
-    rows: list[batch.Row | None] = []
+    rows: list[batch.ScheduledSequence | None] = []
     for number, words in enumerate(["red ", "", "blue ball goal "]):
         engine = Engine(config, words, "")
         clip = Clip(np.ones((24, 1176), np.float32), GRIDS[3], 1.0, video=True)
         engine.turn(Chunk(0, 1, clip), _serials(engine, clip), 64)
-        rows.append(None if number == 1 else engine.row)
+        rows.append(None if number == 1 else engine.scheduled)
     capacity = 400
-    index, positions = batch.describe(rows, capacity)
-    frames, where = batch.vision(rows, language().config, 24, 24)
+    index, positions = batch.slot_metadata(rows, capacity)
+    frames, where = batch.vision_input(rows, turns().config, 24, 24)
     assert (index[1] == -1).all() and not frames.patches[1].any() and len(where[1]) == 0
     for b in (0, 2):
-        alone = batch.describe([rows[b]], capacity)
+        alone = batch.slot_metadata([rows[b]], capacity)
         assert (index[b] == alone[0][0]).all() and (positions[b] == alone[1][0]).all()
-    (piece,) = batch.pieces(rows, where, 128, capacity, language().config.vision.spatial_merge_size)
+    (piece,) = batch.prefill_batches(rows, where, 128, capacity, turns().config.vision.spatial_merge_size)
     assert (piece.slots[1] == capacity).all() and piece.newest[1] == -1 and (piece.inputs.vision_index[1] == -1).all()
-    inputs = batch.decode_inputs(rows, [None] * 3, LONGEST, np.zeros(448, bool), language().end)
+    inputs = batch.decode_inputs(rows, [None] * 3, LONGEST, np.zeros(448, bool), turns().end_of_turn)
     assert inputs.done.tolist() == [False, True, False] and not inputs.generated[1].any()
 
 
 def _serials(engine: Engine, clip: Clip) -> list[int]:
-    turn, _ = sequence.next_turn(engine.held, Chunk(0, 1, clip), engine.config, language())
+    turn, _ = sequence.next_turn(engine.held, Chunk(0, 1, clip), engine.config, turns())
     return list(range(len(turn.ids) - turn.cached))
 
 
@@ -329,13 +329,13 @@ def test_sink_and_slide_never_cross(length, first, last, kept):
 
 
 def test_nothing_is_evicted_in_full_mode():
-    spans = chat.opening("red ", language().tokenizer, language().config).spans
+    spans = chat.opening("red ", turns().tokenizer, turns().config).spans
     kept, order, evicted = policy.evict(spans, 1000, StreamConfig(mode="full"))
     assert kept == spans and order.tolist() == list(range(total(spans))) and evicted == ()
 
 
 def test_words_of_the_oldest_reply_end_the_previous_text():
-    opening = chat.opening("red ", language().tokenizer, language().config).spans
+    opening = chat.opening("red ", turns().tokenizer, turns().config).spans
     spans = (*opening, Span(Kind.USER_TEXT, 3, 0, part=Part.HEAD), Span(Kind.REPLY, 3, 0, part=Part.HEAD))
     spans += (Span(Kind.REPLY, 4, 0), Span(Kind.REPLY, 2, 0, part=Part.TAIL))
     kept, order, evicted = policy.evict(spans, 1, StreamConfig(vision_window=1, text_rounds=1, sink=None, text_window=None))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.stream import batch, groups, programs
+from svlm_jax.stream.warmup import compile_batch_size, warm
 from tests.support.sessions import DRAWN, Compiled, chunk, make, model, tokenizer, watch  # noqa: F401
 
 # --- what is compiled ---
@@ -38,15 +39,15 @@ def large_moves(hlo: str, elements: int) -> Counter:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
-    session = make(rows=rows, vision_window=16, text_rounds=16, sink=512, text_window=512)
-    state = session.start()
+    session = make(num_streams=rows, vision_window=16, text_rounds=16, sink=512, text_window=512)
+    state = session.init_state()
     for row in range(rows):
         state = session.join(state, row)
-    prepared = [session.prepare(state, row, chunk(0)).row for row in range(rows)]
-    inputs = batch.decode_inputs(prepared, [None] * rows, 20, session.suppressed, session.language.end)
+    prepared = [session.prepare(state, row, chunk(0)).scheduled for row in range(rows)]
+    inputs = batch.decode_inputs(prepared, [None] * rows, 20, session.suppressed, session.turn_tokenizer.end_of_turn)
     hidden = jnp.zeros((rows, session.model_config.text.hidden_size))
-    static = {**session._static, "record": False}
-    hlo = programs.decode.lower(session.values, inputs, hidden, state.cache, 20, **static).compile().as_text()
+    static = {**session.static_args, "record": False}
+    hlo = programs.decode.lower(session.params, inputs, hidden, state.cache, 20, **static).compile().as_text()
     parts, keys = computations(hlo), state.cache.keys[0]
     shape = f"f32[{','.join(map(str, keys.shape))}]"
     inside = [instructions(parts, name) for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if shape in parts[name]]
@@ -70,8 +71,8 @@ def test_the_search_for_copies_finds_them():
 
 @pytest.mark.parametrize("changes", [{}, {"mode": "window", "window_chunks": 4}, {"moved_reply_kv": "recompute"}])
 def test_nothing_compiles_after_warming_up(make, changes):
-    session = make(rows=2, sampling=DRAWN, **changes)
-    state = session.join(session.warm(session.start(), chunk(0).clip), 0, query="Commentate")
+    session = make(num_streams=2, sampling=DRAWN, **changes)
+    state = session.join(warm(session, session.init_state(), chunk(0).clip), 0, query="Commentate")
     state, _ = session.step(state, [chunk(0), None])
     lengths = set()
     with Compiled() as compiled:
@@ -82,16 +83,16 @@ def test_nothing_compiles_after_warming_up(make, changes):
                 state = session.leave(state, 0)
             first = chunk(number, question="who scored?" if number == 5 else "") if number < 9 else None
             second = chunk(number, grid=(1, 6, 4)) if number >= 3 and number != 6 else None
-            short = np.array([5, 6, session.language.end])[-1 - number % 3 :]
+            short = np.array([5, 6, session.turn_tokenizer.end_of_turn])[-1 - number % 3 :]
             state, replies = session.step(state, [first, second], forced=[short if number % 2 else None, None])
             lengths |= {len(reply.tokens) for reply in replies if reply is not None}
     assert compiled.count == 0 and len(lengths) > 2
 
 
 def test_warming_up_compiles_all_there_is(make):
-    session = make(rows=1, max_new_tokens=7)  # a length of its own: nothing is compiled for it yet
+    session = make(num_streams=1, max_new_tokens=7)  # a length of its own: nothing is compiled for it yet
     with Compiled() as warming:
-        state = session.warm(session.start(), chunk(0).clip, tokens=True)
+        state = warm(session, session.init_state(), chunk(0).clip, tokens=True)
     assert warming.count > 0 and state.streams == (None,)
     state = session.join(state, query="Commentate")
     with Compiled() as compiled:
@@ -102,13 +103,13 @@ def test_warming_up_compiles_all_there_is(make):
 
 def test_what_is_compiled_beside_steps_is_all_they_run(make):
     """Else the live page stops for seconds when a second viewer starts a stream."""
-    session = make(rows=3, max_new_tokens=6)  # a length of its own: nothing is compiled for it yet
-    session.sizes, sizes = (1,), session.sizes
-    state = session.join(session.warm(session.start(), chunk(0).clip), 1)
+    session = make(num_streams=3, max_new_tokens=6)  # a length of its own: nothing is compiled for it yet
+    session.batch_sizes, sizes = (1,), session.batch_sizes
+    state = session.join(warm(session, session.init_state(), chunk(0).clip), 1)
     assert sizes == (1, 2, 3)
     for size in sizes[1:]:
-        session.compile(size, state, chunk(0).clip)
-    session.sizes = sizes
+        compile_batch_size(session, size, state, chunk(0).clip)
+    session.batch_sizes = sizes
     state = session.join(session.join(state, 0), 2)
     with Compiled() as compiled:
         for number, taken in enumerate(([1], [0, 2], [0, 1, 2], [1, 2], [2])):
@@ -118,8 +119,8 @@ def test_what_is_compiled_beside_steps_is_all_they_run(make):
 
 def test_rows_are_taken_out_of_the_cache_and_put_back_in_place(make):
     """Else a step of one stream moves the memory of all."""
-    session = make(rows=4)
-    cache, rows = session.start().cache, np.array([1, 3], np.int32)
+    session = make(num_streams=4)
+    cache, rows = session.init_state().cache, np.array([1, 3], np.int32)
     part = groups.gather(cache, rows)
     size = sum(one.nbytes for one in jax.tree.leaves(cache))
     out, back = (program.compile() for program in (groups.gather.lower(cache, rows), groups.scatter.lower(cache, part, rows)))
@@ -132,11 +133,11 @@ def test_rows_are_taken_out_of_the_cache_and_put_back_in_place(make):
 def test_keys_are_not_rotated_again_for_each_token_that_is_told(make):
     """Else words that come one by one take four times as long as a whole reply."""
     session = make(vision_window=16, text_rounds=16, sink=512, text_window=512)
-    state = session.join(session.start())
-    inputs = session._inputs([session.prepare(state, 0, chunk(0)).row], None, session.capacity)[-1]
+    state = session.join(session.init_state())
+    inputs = session.program_inputs([session.prepare(state, 0, chunk(0)).scheduled], None, session.capacity)[-1]
     hidden = jnp.zeros((1, session.model_config.text.hidden_size))
-    decoded = programs.decode(session.values, inputs, hidden, state.cache, 1, **session._static, record=False)
-    program = programs.resume_decode.lower(session.values, inputs, decoded, 2, **session._static).compile()
+    decoded = programs.decode(session.params, inputs, hidden, state.cache, 1, **session.static_args, record=False)
+    program = programs.resume_decode.lower(session.params, inputs, decoded, 2, **session.static_args).compile()
     size = sum(one.nbytes for one in jax.tree.leaves(decoded.cache))
     assert not large_moves(program.as_text(), decoded.cache.keys[0].size)
     assert program.memory_analysis().alias_size_in_bytes >= size and program.memory_analysis().temp_size_in_bytes < 0.1 * size

@@ -16,6 +16,7 @@ from svlm_jax.spans import Kind, total
 from svlm_jax.stream import programs, sequence, session
 from svlm_jax.stream.results import Refusal, Reply, require_reply
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.warmup import warm
 from tests.support.sessions import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, make, model, said, tokenizer, watch  # noqa: F401
 
 TURN_KINDS = (Kind.USER_TEXT, Kind.VISION, Kind.REPLY)
@@ -23,7 +24,7 @@ TURN_KINDS = (Kind.USER_TEXT, Kind.VISION, Kind.REPLY)
 
 def test_the_state_that_goes_in_is_used_up(make):
     made = make()
-    state = made.join(made.start())
+    state = made.join(made.init_state())
     after, _ = made.step(state, [chunk(0)])
     assert state.cache.keys[0].is_deleted() and not after.cache.keys[0].is_deleted()
 
@@ -39,8 +40,8 @@ def test_streams_of_a_batch_say_what_they_say_alone(make, sampling):
     joins = [{"query": "Commentate", "seed": 1}, {"previous": "red blue ball ", "seed": 2}, {"seed": 3}]
     takes = {(row, n) for row in range(3) for n in range(begin[row], end[row])} - waits
 
-    together = make(rows=3, sampling=sampling)
-    state, heard = together.start(), {row: [] for row in range(3)}
+    together = make(num_streams=3, sampling=sampling)
+    state, heard = together.init_state(), {row: [] for row in range(3)}
     for number in range(8):
         for row in range(3):
             state = together.join(state, row, **joins[row]) if begin[row] == number else state
@@ -53,7 +54,7 @@ def test_streams_of_a_batch_say_what_they_say_alone(make, sampling):
 
     alone = make(sampling=sampling)
     for row in range(3):
-        state = alone.join(alone.start(), **joins[row])
+        state = alone.join(alone.init_state(), **joins[row])
         for reply, number in zip(heard[row], sorted(n for r, n in takes if r == row), strict=True):
             state, (one,) = alone.step(state, [chunk(number, row, grids[row])], record=True)
             assert one.tokens.tolist() == reply.tokens.tolist() and one.text == reply.text
@@ -63,15 +64,15 @@ def test_streams_of_a_batch_say_what_they_say_alone(make, sampling):
 
 def test_only_streams_with_a_chunk_are_computed(make, monkeypatch):
     """Else a page with one viewer is as slow as with all its rows taken. A step that is larger than any size is cut."""
-    made, batches, see = make(rows=3), [], programs.encode_vision
-    assert made.sizes == (1, 2, 3)
+    made, batches, see = make(num_streams=3), [], programs.encode_vision
+    assert made.batch_sizes == (1, 2, 3)
 
     def counted(values, frames, **rest):
         batches.append(len(frames.patches))
         return see(values, frames, **rest)
 
     monkeypatch.setattr(programs, "encode_vision", counted)
-    state = made.start()
+    state = made.init_state()
     for row in range(3):
         state = made.join(state, row, seed=row)
     for sizes, taken, expected in (
@@ -82,7 +83,7 @@ def test_only_streams_with_a_chunk_are_computed(make, monkeypatch):
         ((2,), [0, 1, 2], [2, 2]),
     ):
         batches.clear()
-        made.sizes = sizes
+        made.batch_sizes = sizes
         state, replies = made.step(state, [chunk(len(batches), row) if row in taken else None for row in range(3)])
         assert [row for row, reply in enumerate(replies) if reply] == taken
         assert batches == expected
@@ -90,8 +91,8 @@ def test_only_streams_with_a_chunk_are_computed(make, monkeypatch):
 
 def test_a_chunk_that_one_stream_is_refused_is_no_matter_of_the_others(make):
     """Else a viewer whose picture is too large ends the captions of everybody."""
-    made = make(rows=2)
-    state = made.join(made.join(made.start(), 0, seed=1), 1, seed=2)
+    made = make(num_streams=2)
+    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
     good = made.prepare(state, 0, chunk(0))
     with pytest.raises(InputError, match=r"^frames of a chunk: "):
         made.prepare(state, 1, chunk(0, grid=(1, 6, 6)))
@@ -103,8 +104,8 @@ def test_a_chunk_that_one_stream_is_refused_is_no_matter_of_the_others(make):
 
 def test_a_step_refuses_one_stream_and_the_others_go_on(make):
     """Else whoever drives a batch must ask for every stream first, or lose the second of all of them."""
-    made, alone = make(rows=2, sampling=DRAWN), make(sampling=DRAWN)
-    state = made.join(made.join(made.start(), 0, seed=0), 1, seed=1)
+    made, alone = make(num_streams=2, sampling=DRAWN), make(sampling=DRAWN)
+    state = made.join(made.join(made.init_state(), 0, seed=0), 1, seed=1)
     replies: dict[int, list] = {0: [], 1: []}
     bad = {0: chunk(0, 0, grid=(1, 6, 6)), 1: chunk(1, 1, question="<|im_end|>")}
     for number in range(5):
@@ -121,7 +122,7 @@ def test_a_step_refuses_one_stream_and_the_others_go_on(make):
                 replies[row].append(require_reply(result))
     for row in range(2):
         numbers = [number for number in range(5) if not (row == number and number in bad)]
-        single = alone.join(alone.start(), seed=row)
+        single = alone.join(alone.init_state(), seed=row)
         for number, reply in zip(numbers, replies[row], strict=True):
             single, (expected,) = alone.step(single, [chunk(number, row)])
             assert reply.tokens.tolist() == require_reply(expected).tokens.tolist()
@@ -129,7 +130,7 @@ def test_a_step_refuses_one_stream_and_the_others_go_on(make):
 
 def test_a_step_that_refuses_every_stream_leaves_the_state(make):
     made = make()
-    state = made.join(made.start())
+    state = made.join(made.init_state())
     after, (result,) = made.step(state, [chunk(0, grid=(1, 6, 6))])
     assert isinstance(result, Refusal) and after is state and not state.cache.keys[0].is_deleted()
 
@@ -137,7 +138,7 @@ def test_a_step_that_refuses_every_stream_leaves_the_state(make):
 def test_what_was_prepared_is_not_decided_again(make, monkeypatch):
     """Else the host's part of every second is paid twice."""
     made, calls, next_turn = make(), [], sequence.next_turn
-    state = made.join(made.start())
+    state = made.join(made.init_state())
     monkeypatch.setattr(sequence, "next_turn", lambda *args: calls.append(1) or next_turn(*args))
     made.step(state, [made.prepare(state, 0, chunk(0))])
     assert len(calls) == 1
@@ -146,7 +147,7 @@ def test_what_was_prepared_is_not_decided_again(make, monkeypatch):
 def test_a_reply_names_what_was_evicted_for_it(make):
     """Else a viewer's picture of the cache must decide every turn a second time."""
     made = make()
-    state = made.join(made.start())
+    state = made.join(made.init_state())
     for number in range(8):
         before = state.streams[0]
         state, (reply,) = made.step(state, [chunk(number)])
@@ -159,7 +160,7 @@ def test_a_reply_names_what_was_evicted_for_it(make):
 
 
 def test_a_row_is_free_for_another_stream_at_once(make):
-    made = make(rows=1)
+    made = make(num_streams=1)
     _, state = watch(made, 5, seed=1)
     again, _ = watch(made, 3, state=made.join(made.leave(state), seed=2), first=0)
     fresh, _ = watch(made, 3, seed=2)
@@ -169,12 +170,12 @@ def test_a_row_is_free_for_another_stream_at_once(make):
 def test_a_chunk_for_a_row_without_a_stream_is_a_mistake(make):
     made = make()
     with pytest.raises(ValueError, match="join first"):
-        made.step(made.start(), [chunk(0)])
+        made.step(made.init_state(), [chunk(0)])
 
 
 def test_nothing_happens_when_every_stream_waits(make):
     made = make()
-    state = made.join(made.start())
+    state = made.join(made.init_state())
     assert made.step(state, [None]) == (state, [None])
 
 
@@ -197,18 +198,18 @@ def test_no_reply_holds_markup_or_ids_without_text(make, tokenizer):
 
 
 def test_tokens_come_one_by_one_and_are_the_reply(make):
-    made = make(rows=2, sampling=DRAWN)
-    state = made.join(made.join(made.start(), 0, seed=1), 1, seed=2)
+    made = make(num_streams=2, sampling=DRAWN)
+    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
     came: dict[int, list[int]] = {0: [], 1: []}
     state, replies = made.step(state, [chunk(0), chunk(0)], on_token=lambda row, token: came[row].append(token))
-    whole = made.step(made.join(made.join(made.start(), 0, seed=1), 1, seed=2), [chunk(0), chunk(0)])[1]
+    whole = made.step(made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2), [chunk(0), chunk(0)])[1]
     assert [came[0], came[1]] == said(replies) == said(whole)
 
 
 def test_a_callback_that_fails_for_one_stream_hurts_nobody_else(make):
     """A pipe that is closed or a bug of a user's own must not end a stream of hours, nor cost another one its words."""
-    made = make(rows=2, sampling=DRAWN)
-    join = lambda: made.join(made.join(made.start(), 0, seed=1), 1, seed=2)  # noqa: E731
+    made = make(num_streams=2, sampling=DRAWN)
+    join = lambda: made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)  # noqa: E731
     silent, streamed = join(), join()
     tokens: dict[int, list[int]] = {0: [], 1: []}
 
@@ -236,7 +237,7 @@ def test_a_callback_that_fails_for_one_stream_hurts_nobody_else(make):
 @pytest.mark.parametrize("when", [1, 4])
 def test_an_interrupt_in_a_callback_loses_no_stream(make, rows, when):
     """Ctrl-C while words appear must leave a state that can be saved."""
-    made = make(rows=rows)
+    made = make(num_streams=rows)
     expected, _ = watch(make(), 5)
     came: list[int] = []
 
@@ -245,7 +246,7 @@ def test_an_interrupt_in_a_callback_loses_no_stream(make, rows, when):
         if len(came) == when:
             raise KeyboardInterrupt
 
-    state = made.join(made.start())
+    state = made.join(made.init_state())
     waits = [None] * (rows - 1)
     replies = []
     for number in range(5):
@@ -262,12 +263,12 @@ def test_an_interrupt_in_a_callback_loses_no_stream(make, rows, when):
 def test_the_text_of_a_reply_is_what_a_reader_wants(make, tokenizer):
     made = make()
     ids = tokenizer.encode("\n the ball ...<|im_end|>", add_special_tokens=False)
-    _, (reply,) = made.step(made.join(made.start()), [chunk(0)], forced=[np.array(ids, np.int32)])
+    _, (reply,) = made.step(made.join(made.init_state()), [chunk(0)], forced=[np.array(ids, np.int32)])
     assert (reply.tokens.tolist(), reply.text, reply.raw) == (ids, "the ball", "\n the ball")
     ids = tokenizer.encode("\n" + " Goal" * 20 + " 🏆", add_special_tokens=False)
     cut = made.config.max_new_tokens  # in the middle of the picture
     ids = np.array(ids[: 1 + len(ids) - cut - 1][:1] + ids[-cut:-1], np.int32)
-    _, (reply,) = made.step(made.join(made.start()), [chunk(0)], forced=[ids])
+    _, (reply,) = made.step(made.join(made.init_state()), [chunk(0)], forced=[ids])
     assert len(ids) == cut and reply.text and "\ufffd" not in reply.text and reply.raw.startswith("\n")
 
 
@@ -296,13 +297,15 @@ def test_a_moved_reply_that_is_computed_anew_is_held_as_the_text_that_it_is(make
 
     def held(**changes):  # values of the last layer of the replies in the previous text
         made = make(sink=100, text_window=100, **changes)
-        state = made.join(made.start(), previous="red ball ")
-        said = [np.array([30 + number, 7, 90 - number, made.language.end], np.int32) for number in range(7)]
+        state = made.join(made.init_state(), previous="red ball ")
+        said = [np.array([30 + number, 7, 90 - number, made.turn_tokenizer.end_of_turn], np.int32) for number in range(7)]
         for number, reply in enumerate(said):
             state, _ = made.step(state, [chunk(number)], forced=[reply])
         (stream,) = state.streams
         where = np.concatenate([np.full(span.length, span.kind == Kind.PREVIOUS) for span in stream.spans])
-        slots = stream.slots[where & np.isin(stream.ids, np.concatenate(said)) & (stream.ids != made.language.end)]
+        slots = stream.slots[
+            where & np.isin(stream.ids, np.concatenate(said)) & (stream.ids != made.turn_tokenizer.end_of_turn)
+        ]
         return np.asarray(state.cache.values[-1])[0][:, slots]
 
     ours, theirs = held(moved_reply_kv=moved_reply_kv), held(mode="recompute")
@@ -314,7 +317,7 @@ def test_a_moved_reply_that_is_computed_anew_is_held_as_the_text_that_it_is(make
 def test_a_window_begins_afresh(make):
     made = make(mode="window", window_chunks=3)
     replies, _ = watch(made, 6, query="Commentate", record=True)
-    state = made.join(made.start(), query="Commentate")
+    state = made.join(made.init_state(), query="Commentate")
     for number in range(3, 6):
         state, (reply,) = made.step(state, [chunk(number)], record=True)
         np.testing.assert_allclose(reply.logits, replies[number].logits, rtol=0, atol=1e-5)
@@ -325,7 +328,7 @@ def test_native_positions_that_are_no_longer_exact_begin_afresh(make, monkeypatc
     """Else a stream of days rounds the positions of its frames and words, and says nothing of it."""
     made = make(rope_positions="native")
     first, state = watch(made, 2)
-    monkeypatch.setattr(sequence, "EXACT", state.streams[0].positions.max() - 1.0)
+    monkeypatch.setattr(sequence, "MAX_POSITION", state.streams[0].positions.max() - 1.0)
     with pytest.warns(UserWarning, match="begins afresh"):
         again, state = watch(made, 1, state=state)
     assert again[0].before == 0 and said(again) == said(first[:1]) and state.streams[0].chunk == 3
@@ -333,7 +336,7 @@ def test_native_positions_that_are_no_longer_exact_begin_afresh(make, monkeypatc
 
 def test_full_attention_grows_and_goes_on(make, monkeypatch):
     roomy, _ = watch(make(mode="full"), 6)
-    monkeypatch.setattr(session, "GROWTH", 1)
+    monkeypatch.setattr(session, "GROWTH_CHUNKS", 1)
     tight = make(mode="full", question_tokens=1)
     grown, state = watch(tight, 6)
     assert said(grown) == said(roomy)
@@ -372,7 +375,7 @@ def test_a_chunk_that_is_refused_loses_nothing(make, wrong, line):
 def test_a_previous_text_for_which_there_is_no_room_is_refused(make):
     made = make(mode="window", window_chunks=2)
     with pytest.raises(InputError, match=r"^previous text: got \d+ tokens, with which the stream needs \d+ slots, expected"):
-        made.join(made.start(), previous="red blue ball " * 400)
+        made.join(made.init_state(), previous="red blue ball " * 400)
 
 
 @pytest.mark.parametrize(
@@ -389,7 +392,7 @@ def test_a_query_that_does_not_fit_is_refused_before_anything_is_taken(make, que
     with pytest.raises(InputError, match=line):
         made.check_query(query)
     with pytest.raises(InputError, match=line):
-        made.join(made.start(), query=query)
+        made.join(made.init_state(), query=query)
 
 
 def test_the_longest_query_is_taken_and_streams(make, tokenizer):
@@ -403,7 +406,7 @@ def test_the_longest_query_is_taken_and_streams(make, tokenizer):
 def test_a_stream_that_forgets_nothing_may_be_asked_without_end(make):
     """Its cache grows: a limit on all questions together would end the asking after a while."""
     made = make(mode="full", question_tokens=8)
-    state = made.join(made.start(), query="who scored? " * 10)
+    state = made.join(made.init_state(), query="who scored? " * 10)
     for number in range(3):
         state, (reply,) = made.step(state, [chunk(number, question="who has the ball? ")])
         assert reply is not None
@@ -413,7 +416,7 @@ def test_a_stream_that_forgets_nothing_may_be_asked_without_end(make):
 def test_a_seed_that_is_no_32_bits_is_refused(make, seed):
     made = make()
     with pytest.raises(InputError, match=r"^seed: got "):
-        made.join(made.start(), seed=seed)
+        made.join(made.init_state(), seed=seed)
 
 
 # --- devices ---
@@ -424,10 +427,10 @@ def test_a_cache_over_devices_says_the_same(model, make, tokenizer, tiny_dir, wa
     config = config_json.read(tiny_dir)
     mesh = make_mesh(**ways)
     cut = from_parameters(config, huggingface.load(tiny_dir, config, mesh))
-    over = Session(cut, tokenizer, StreamConfig(**WINDOWS), GRID, sampling=GREEDY, rows=2)
-    one = make(rows=2)
-    assert over.sizes == ((2,) if "data" in ways else (1, 2))
-    warm = [made.warm(made.start(), chunk(0).clip) for made in (one, over)]
+    over = Session(cut, tokenizer, StreamConfig(**WINDOWS), GRID, sampling=GREEDY, num_streams=2)
+    one = make(num_streams=2)
+    assert over.batch_sizes == ((2,) if "data" in ways else (1, 2))
+    warm = [warm(made, made.init_state(), chunk(0).clip) for made in (one, over)]
     states = [
         made.join(made.join(state, 0, seed=1), 1, previous="red ", seed=2)
         for made, state in zip((one, over), warm, strict=True)

@@ -36,8 +36,10 @@ def model(tiny_dir):
 
 @pytest.fixture(scope="module")
 def make(model, tokenizer):
-    def made(*, sampling: Sampling = DRAWN, rows: int = 1, **config) -> Session:
-        return Session(model, tokenizer, StreamConfig(**{**WINDOWS, **config}), GRID, sampling=sampling, rows=rows)
+    def made(*, sampling: Sampling = DRAWN, num_streams: int = 1, **config) -> Session:
+        return Session(
+            model, tokenizer, StreamConfig(**{**WINDOWS, **config}), GRID, sampling=sampling, num_streams=num_streams
+        )
 
     return made
 
@@ -46,7 +48,7 @@ def make(model, tokenizer):
 def state_file(make, tmp_path):
     """A stream of five chunks, saved."""
     made = make()
-    state = made.join(made.start(), query="Commentate", seed=3)
+    state = made.join(made.init_state(), query="Commentate", seed=3)
     for number in range(5):
         state, _ = made.step(state, [chunk(number)])
     state_io.save(tmp_path / "a.state", made, state, {"next": 5.0})
@@ -65,15 +67,15 @@ def state_file(make, tmp_path):
     ids=["streaming", "two rows, appended", "two rows, moved anew", "recomputed", "grown"],
 )
 def test_what_is_loaded_goes_on_bit_by_bit(make, tmp_path, monkeypatch, settings, rows):
-    monkeypatch.setattr("svlm_jax.stream.session.GROWTH", 2)
-    made = make(rows=rows, **settings)
-    state = made.start()
+    monkeypatch.setattr("svlm_jax.stream.session.GROWTH_CHUNKS", 2)
+    made = make(num_streams=rows, **settings)
+    state = made.init_state()
     for row in range(rows):
         state = made.join(state, row, query="Commentate", previous="red blue ", seed=row)
     for number in range(5):
         state, _ = made.step(state, [chunk(number, row) for row in range(rows)])
     state_io.save(tmp_path / "a.state", made, state, {"next": 5.0})
-    loaded = state_io.load(tmp_path / "a.state", make(rows=rows, **settings))
+    loaded = state_io.load(tmp_path / "a.state", make(num_streams=rows, **settings))
     assert state_io.peek(tmp_path / "a.state") == {"next": 5.0}
     assert loaded.cache.capacity == state.cache.capacity
     for number in range(5, 9):
@@ -89,8 +91,8 @@ def test_what_is_loaded_goes_on_bit_by_bit(make, tmp_path, monkeypatch, settings
 
 
 def test_a_free_row_stays_free(make, tmp_path):
-    made = make(rows=2)
-    state = made.join(made.start(), 1)
+    made = make(num_streams=2)
+    state = made.join(made.init_state(), 1)
     state, _ = made.step(state, [None, chunk(0)])
     state_io.save(tmp_path / "a.state", made, state)
     loaded = state_io.load(tmp_path / "a.state", made)
@@ -103,7 +105,7 @@ def test_a_free_row_stays_free(make, tmp_path):
         ({"sampling": GREEDY}, r"temperature: got 1\.5, expected 0\.0"),
         ({"vision_window": 4}, r"vision_window: got 3, expected 4"),
         ({"mode": "recompute"}, r"mode: got 'streaming', expected 'recompute'"),
-        ({"rows": 2}, r"rows: got 1, expected 2"),
+        ({"num_streams": 2}, r"num_streams: got 1, expected 2"),
         ({"fps": 4}, r"fps: got 2\.0, expected 4"),
     ],
 )
@@ -176,26 +178,26 @@ ABSURD = {
     "a mask": lambda notes, tensors: set_mask(notes, "ff"),
     "a long mask": lambda notes, tensors: set_mask(notes, "00" * 9 + "fc"),
     "a kind": lambda notes, tensors: notes["streams"][0]["spans"][0].__setitem__(0, 99),
-    "time": lambda notes, tensors: notes["streams"][0].update(since=99),
+    "time": lambda notes, tensors: notes["streams"][0].update(window_start=99),
 }
 
 
 @pytest.mark.parametrize("change", ABSURD.values(), ids=ABSURD.keys())
 def test_an_absurd_state_takes_no_memory_and_is_one_line(make, state_file, change, monkeypatch):
-    made, start = make(), Session.start
+    made, start = make(), Session.init_state
 
     def small(self, capacity=None):
         assert capacity is None or capacity < 2000
         return start(self, capacity)
 
-    monkeypatch.setattr(Session, "start", small)
+    monkeypatch.setattr(Session, "init_state", small)
     resealed(state_file, change)
     line = refused(state_io.load, state_file, made)
     assert "a content that no release writes" in line or "as the session has it" in line
 
 
 def test_a_device_that_holds_keys_in_another_type_is_told(make, state_file):
-    resealed(state_file, lambda notes, tensors: notes.update(held="bfloat16"))
+    resealed(state_file, lambda notes, tensors: notes.update(kv_dtype="bfloat16"))
     assert "keys and values: got bfloat16, expected float32, as this device holds them" in refused(
         state_io.load, state_file, make()
     )
@@ -204,7 +206,7 @@ def test_a_device_that_holds_keys_in_another_type_is_told(make, state_file):
 def test_saving_and_loading_compile_nothing(make, tmp_path):
     """Else a stream stalls at every save, and memory creeps, for as long as it lives."""
     made = make()
-    state = made.join(made.start(), query="Commentate", seed=3)
+    state = made.join(made.init_state(), query="Commentate", seed=3)
     state, _ = made.step(state, [chunk(0)])
     writer = state_io.Writer(tmp_path / "b.state", made)
     with Compiled() as compiled:
@@ -223,7 +225,7 @@ def test_the_weights_are_looked_at_once_a_session(make, tmp_path, monkeypatch):
     made, looked = make(), []
     monkeypatch.setattr(state_io, "_checksum", lambda values: looked.append(1) or np.uint32(7))
     for _ in range(3):
-        state_io.save(tmp_path / "a.state", made, made.join(made.start()))
+        state_io.save(tmp_path / "a.state", made, made.join(made.init_state()))
     state_io.load(tmp_path / "a.state", made)
     assert len(looked) == 1
 
@@ -231,7 +233,7 @@ def test_the_weights_are_looked_at_once_a_session(make, tmp_path, monkeypatch):
 def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch):
     """What is written is the stream as it was when the save began, whatever it has said since."""
     made, going, let, write = make(), threading.Event(), threading.Event(), sealed.write
-    state = made.join(made.start(), seed=3)
+    state = made.join(made.init_state(), seed=3)
     state, _ = made.step(state, [chunk(0)])
     state_io.save(tmp_path / "then.state", made, state, {"next": 1.0})
     writer, order = state_io.Writer(tmp_path / "a.state", made), []
@@ -254,29 +256,29 @@ def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch
 def test_a_save_that_fails_in_its_thread_is_told_once_and_the_next_succeeds(make, tmp_path):
     made = make()
     writer = state_io.Writer(tmp_path / "gone" / "a.state", made)
-    writer.save(made.join(made.start()), {})
+    writer.save(made.join(made.init_state()), {})
     writer.wait()
     assert "gone/a.state: got a file that cannot be written" in str(writer.failure()) and writer.failure() is None
     (tmp_path / "gone").mkdir()
-    writer.save(made.join(made.start()), {})
+    writer.save(made.join(made.init_state()), {})
     writer.wait()
     assert writer.failure() is None and state_io.peek(tmp_path / "gone" / "a.state") == {}
 
 
 def test_an_interrupt_calls_a_save_off_and_leaves_the_file_of_before(make, state_file, monkeypatch):
     made, before, begun = make(), state_file.read_bytes(), threading.Event()
-    pieces = sealed._pieces
+    pieces = sealed._blocks
 
     def slow(*args):
         for number, piece in enumerate(pieces(*args)):
             begun.set()
-            while number == 1 and not writer.left:
+            while number == 1 and not writer.cancelled:
                 pass
             yield piece
 
-    monkeypatch.setattr(sealed, "_pieces", slow)
+    monkeypatch.setattr(sealed, "_blocks", slow)
     with pytest.raises(KeyboardInterrupt), state_io.Writer(state_file, made) as writer:
-        writer.save(made.join(made.start()), {})
+        writer.save(made.join(made.init_state()), {})
         assert begun.wait(60)
         raise KeyboardInterrupt
     assert state_file.read_bytes() == before and os.listdir(state_file.parent) == ["a.state"]
@@ -293,13 +295,13 @@ def test_a_loss_of_power_leaves_the_new_file_or_the_one_of_before(make, state_fi
 
     monkeypatch.setattr("os.fsync", synced)
     monkeypatch.setattr("os.replace", lambda *names: (told.append("name"), rename(*names)))
-    state_io.save(state_file, made, made.join(made.start()))
+    state_io.save(state_file, made, made.join(made.init_state()))
     assert told == ["file", "name", "folder"]
 
 
 def test_a_failed_write_leaves_the_file_of_before(make, state_file, monkeypatch):
     made, before = make(), state_file.read_bytes()
-    state = made.join(made.start())
+    state = made.join(made.init_state())
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -20,11 +20,11 @@ SETTINGS = (
 @pytest.fixture(scope="module")
 def session(make):
     """Three streams at a time, of any top_k."""
-    return make(rows=3, sampling=GREEDY, max_top_k=0)
+    return make(num_streams=3, sampling=GREEDY, max_top_k=0)
 
 
 def joined(session, settings=SETTINGS):
-    state = session.start()
+    state = session.init_state()
     for row, join in enumerate(settings):
         state = session.join(state, row, query="Commentate", **join)
     return state
@@ -50,7 +50,7 @@ def test_streams_of_different_settings_say_what_each_says_in_a_session_of_its_ow
     """Else what one viewer chooses changes what another one hears."""
     join = SETTINGS[row]
     alone = make(sampling=join["sampling"])
-    state = alone.join(alone.start(), query="Commentate", seed=join["seed"], max_new_tokens=join.get("max_new_tokens"))
+    state = alone.join(alone.init_state(), query="Commentate", seed=join["seed"], max_new_tokens=join.get("max_new_tokens"))
     replies = []
     for number in range(CHUNKS):
         state, (reply,) = alone.step(state, [chunk(number, row)])
@@ -119,36 +119,36 @@ def test_settings_that_no_program_is_compiled_for_are_refused_at_once(make, sett
     """Else they stop every stream of the batch in the middle of a step."""
     session = make(sampling=Sampling(0.9))
     with pytest.raises(InputError, match=line) as error:
-        session.join(session.start(), **settings)
+        session.join(session.init_state(), **settings)
     assert "\n" not in str(error.value)
 
 
 def test_a_greedy_stream_may_leave_its_top_k_as_it_is(make):
     session = make(sampling=Sampling(0.9, top_k=20))
-    session.join(session.start(), sampling=Sampling())
+    session.join(session.init_state(), sampling=Sampling())
 
 
 def test_rows_of_a_decode_loop_may_go_up_to_different_limits(session, together):
     """What accepts several drafted tokens at once needs it: rows of a batch then have different numbers of tokens."""
     state = joined(session)
-    rows = [session.prepare(state, row, chunk(0, row)).row for row in range(3)]
-    frames, pieces, slots, inputs = session._inputs(rows, None, session.capacity)
-    features = programs.encode_vision(session.values, frames, config=session.model_config)
+    rows = [session.prepare(state, row, chunk(0, row)).scheduled for row in range(3)]
+    frames, pieces, slots, inputs = session.program_inputs(rows, None, session.capacity)
+    features = programs.encode_vision(session.params, frames, config=session.model_config)
     hidden, cache = np.zeros((3, session.model_config.text.hidden_size), np.float32), state.cache
     for piece in pieces:
         cache = cache._replace(**slots)
-        hidden, cache = programs.prefill(session.values, piece, features, hidden, cache, config=session.model_config)
-    decoded = programs.decode(session.values, inputs, hidden, cache, np.array([2, 3, 1]), **session._static, record=False)
+        hidden, cache = programs.prefill(session.params, piece, features, hidden, cache, config=session.model_config)
+    decoded = programs.decode(session.params, inputs, hidden, cache, np.array([2, 3, 1]), **session.static_args, record=False)
     counts = []
     for limit in ([2, 9, 1], [5, 9, 4], [20, 20, 20]):
         counts.append(np.asarray(decoded.count).tolist())
-        decoded = programs.resume_decode(session.values, inputs, decoded, np.array(limit), **session._static)
+        decoded = programs.resume_decode(session.params, inputs, decoded, np.array(limit), **session.static_args)
     assert counts == [[2, 3, 1], [2, 4, 1], [5, 4, 4]] and np.asarray(decoded.done).all()
     tokens = [row[:count].tolist() for row, count in zip(np.asarray(decoded.tokens), np.asarray(decoded.count), strict=True)]
     assert tokens == [row[0] for row in together]
 
 
 def test_a_row_without_a_stream_does_not_make_a_greedy_batch_draw(session):
-    rows = [session.prepare(joined(session, [{}, {}, {}]), 0, chunk(0)).row, None, None]
-    inputs = batch.decode_inputs(rows, [None] * 3, 20, session.suppressed, session.language.end)
+    rows = [session.prepare(joined(session, [{}, {}, {}]), 0, chunk(0)).scheduled, None, None]
+    inputs = batch.decode_inputs(rows, [None] * 3, 20, session.suppressed, session.turn_tokenizer.end_of_turn)
     assert not inputs.sampling.temperature.any()

@@ -25,7 +25,7 @@ def masked(number: int, grid: tuple[int, int, int] = GRID):
 
 def test_keeping_all_says_what_a_stream_without_masks_says(make):
     made = make(sampling=DRAWN)
-    masks, plain = (made.join(made.start(), seed=1) for _ in range(2))
+    masks, plain = (made.join(made.init_state(), seed=1) for _ in range(2))
     for number in range(6):
         keep = np.ones(GRID[0] * GRID[1] * GRID[2] // 4, bool)
         masks, ours = made.step(masks, [chunk(number)._replace(keep=keep)], record=True)
@@ -40,10 +40,10 @@ def test_logits_are_those_of_what_is_kept(make, model, tokenizer, tiny_dir, rope
     made = make(vision_window=2, text_rounds=3, rope_positions=rope_positions)
     encode = partial(tokenizer.encode, add_special_tokens=False)
     windows = Windows(2, 3, WINDOWS["sink"], WINDOWS["text_window"], rope_positions=rope_positions)
-    oracle = Oracle(windows, made.language.end, int(made.language.newline[0]))
+    oracle = Oracle(windows, made.turn_tokenizer.end_of_turn, int(made.turn_tokenizer.newline[0]))
     oracle.begin(opening_parts(encode, ""))
     decoder, tower = NumpyDecoder(tiny_dir), jax.jit(lambda frames: model.vision(frames).rows)
-    state, features, differences = made.join(made.start(), query="Commentate"), {}, []
+    state, features, differences = made.join(made.init_state(), query="Commentate"), {}, []
     for number in range(8):
         this = masked(number)
         frames, rows = pack_vision([(this.clip.patches, GRID)], made.model_config.vision, made.patches)
@@ -70,7 +70,7 @@ def test_logits_are_those_of_what_is_kept(make, model, tokenizer, tiny_dir, rope
 @pytest.mark.parametrize("mode", ["streaming", "recompute"])
 def test_a_saved_state_knows_which_tokens_are_there(make, tmp_path, mode):
     made = make(sampling=DRAWN, mode=mode)
-    state = made.join(made.start(), seed=1)
+    state = made.join(made.init_state(), seed=1)
     for number in range(4):
         state, _ = made.step(state, [masked(number)])
     state_io.save(tmp_path / "a.state", made, state)
@@ -86,7 +86,7 @@ def test_a_saved_state_knows_which_tokens_are_there(make, tmp_path, mode):
 @pytest.mark.parametrize("keep", [np.ones(5, bool), np.ones(6, np.int32), np.ones((1, 6), bool)])
 def test_a_mask_of_another_shape_is_refused(make, keep):
     made = make()
-    state = made.join(made.start())
+    state = made.join(made.init_state())
     _, (result,) = made.step(state, [chunk(0)._replace(keep=keep)])
     assert isinstance(result, Refusal)
     assert str(result.error).startswith("keep of a chunk: got ") and "expected bool of shape (6,)" in str(result.error)
@@ -94,7 +94,7 @@ def test_a_mask_of_another_shape_is_refused(make, keep):
 
 def test_a_chunk_may_lose_all_its_vision_tokens(make):
     made = make()
-    state = made.join(made.start())
+    state = made.join(made.init_state())
     for number in range(5):
         state, (reply,) = made.step(state, [chunk(number)._replace(keep=np.zeros(6, bool))])
         assert reply.tokens.size

@@ -34,10 +34,12 @@ def tokenizer(processor_dir):
 @pytest.fixture(scope="module")
 def make(model, tokenizer):
     def made(
-        *, rows: int = 1, sampling: Sampling = GREEDY, markup: bool = False, max_top_k: int | None = None, **config
+        *, num_streams: int = 1, sampling: Sampling = GREEDY, markup: bool = False, max_top_k: int | None = None, **config
     ) -> Session:
         settings = StreamConfig(**{**WINDOWS, **config})
-        return Session(model, tokenizer, settings, GRID, sampling=sampling, rows=rows, markup=markup, max_top_k=max_top_k)
+        return Session(
+            model, tokenizer, settings, GRID, sampling=sampling, num_streams=num_streams, markup=markup, max_top_k=max_top_k
+        )
 
     return made
 
@@ -50,7 +52,7 @@ def chunk(number: int, seed: int = 0, grid: tuple[int, int, int] = GRID, questio
 
 def watch(made: Session, chunks: int, *, state=None, first: int = 0, record: bool = False, **join):
     """Replies of one stream, and the state after it."""
-    state = made.join(made.start(), **join) if state is None else state
+    state = made.join(made.init_state(), **join) if state is None else state
     replies = []
     for number in range(first, first + chunks):
         state, (reply,) = made.step(state, [chunk(number)], record=record)
