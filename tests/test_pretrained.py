@@ -1,6 +1,8 @@
 """Claims about svlm_jax.from_pretrained: a directory captions images and clips; whatever is missing is said in one line."""
 
 import shutil
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -15,7 +17,8 @@ from svlm_jax.families import config_json
 from svlm_jax.media.video import write_video
 from svlm_jax.model.parameters import parameters, stack
 from svlm_jax.sharding import make_mesh
-from svlm_jax.stream.session import Session
+from svlm_jax.stream.events import Caption, Ended, Started
+from svlm_jax.stream.runner import Runner
 
 LENGTH = {"max_new_tokens": 16}
 
@@ -206,33 +209,55 @@ def film(tmp_path_factory):
     return path
 
 
-def test_settings_of_a_stream_are_said_by_name(vlm, film):
+SMALL = {"vision_window": 2, "text_rounds": 2, "sink": 4, "text_window": 4, "max_new_tokens": 5}
+
+
+def test_settings_of_a_stream_are_given_by_name(vlm, film):
     """Else four frames a second need a whole config."""
-    small = {"vision_window": 2, "text_rounds": 2, "sink": 4, "text_window": 4, "max_new_tokens": 5}
-    replies = list(vlm.watch(film, fps=4, **small))
-    whole = list(vlm.watch(film, config=StreamConfig(fps=4, **small)))
-    assert [one.tokens.tolist() for one in replies] == [one.tokens.tolist() for one in whole] and len(whole) == 3
+    captions = list(vlm.watch(film, fps=4, **SMALL))
+    expected = list(vlm.watch(film, config=StreamConfig(fps=4, **SMALL)))
+    assert [caption.tokens.tolist() for caption in captions] == [caption.tokens.tolist() for caption in expected]
+    assert len(expected) == 3
+
+
+def test_events_hold_the_captions_and_tokens_come_before_them(vlm, film):
+    """Else a program that shows words as they come shows others than one that waits."""
+    deltas = []
+    events = list(vlm.events(film, fps=4, on_token=deltas.append, **SMALL))
+    captions = [event for event in events if isinstance(event, Caption)]
+    assert isinstance(events[0], Started) and isinstance(events[-1], Ended)
+    assert [caption.text for caption in captions] == [caption.text for caption in vlm.watch(film, fps=4, **SMALL)]
+    assert [delta.token for delta in deltas] == [token for caption in captions for token in caption.tokens.tolist()]
+
+
+def test_public_names_are_there_and_cost_no_jax_until_they_need_it():
+    """Else `import svlm_jax` takes seconds, or a name of the documentation is not in the package."""
+    assert svlm_jax.__all__ == sorted(svlm_jax.__all__, key=lambda name: (name[0].islower(), name))
+    assert all(getattr(svlm_jax, name) is not None for name in svlm_jax.__all__)
+    code = "import sys, svlm_jax; svlm_jax.Caption, svlm_jax.StreamConfig, svlm_jax.open_source; print('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_nothing_compiles_in_the_first_second_of_a_stream(vlm, film, monkeypatch):
     """Else its milliseconds are those of the compiler."""
-    heard: list[str] = []
+    events: list[str] = []
+    compiled = Runner.compiled
+
+    def compile_and_forget(*args, **options):
+        runner = compiled(*args, **options)
+        events.clear()
+        return runner
 
     def listen(event, duration_secs, **_):
-        heard.append(event)
+        events.append(event)
 
-    def warm(*args, warm=Session.warm, **options):
-        made = warm(*args, **options)
-        heard.clear()
-        return made
-
-    monkeypatch.setattr(Session, "warm", warm)
+    monkeypatch.setattr(Runner, "compiled", compile_and_forget)
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         next(vlm.watch(film, fps=4, vision_window=2, max_new_tokens=6))
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert "/jax/core/compile/backend_compile_duration" not in heard
+    assert "/jax/core/compile/backend_compile_duration" not in events
 
 
 @pytest.mark.parametrize(
