@@ -192,7 +192,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, p
         targets = sharding.shardings({row.path: row.shape for row in table}, mesh)
     result: Parameters = {}
     for done, row in enumerate(table, start=1):
-        array = _place(row.read(files.read(row.name)).astype(config.param_dtype, copy=False), targets.get(row.path))
+        array = _device_array(row.read(files.read(row.name)).astype(config.param_dtype, copy=False), targets.get(row.path))
         if config.scan_layers:
             write_to_stack(result, row.path, array, config.text.num_hidden_layers)
         else:
@@ -203,7 +203,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, p
     return result
 
 
-def _place(array: np.ndarray, target: NamedSharding | None) -> jax.Array:
+def _device_array(array: np.ndarray, target: NamedSharding | None) -> jax.Array:
     if target is None:
         return jax.device_put(array)
     return jax.make_array_from_callback(array.shape, target, lambda index: array[index])

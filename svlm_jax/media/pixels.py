@@ -1,4 +1,4 @@
-"""From uint8 frames to the patches a Qwen2.5-VL vision tower reads: size rule, resize, normalise, patchify.
+"""From uint8 frames to the patches that a vision tower reads: size rule, resize, normalise, patchify.
 
 Owns every number that decides which pixels the model sees. Does not know files, time, tokens or devices (numpy and PIL
 only). Units: raw pixels (0..255) before `normalise`, standard deviations after; sizes in pixels, height before width.

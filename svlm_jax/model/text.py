@@ -1,4 +1,4 @@
-"""The text decoder of Qwen2.5-VL: grouped-query attention with biases on q, k, v, SwiGLU, chunked M-RoPE.
+"""The text decoder: grouped-query attention with biases on q, k, v, SwiGLU, chunked M-RoPE.
 
 Parameters come in two forms. Inference has one array a layer and unrolls the layers (no weight is copied out of a stack in
 the decode loop); training stacks them on a leading axis and scans (`scan_layers`). `checkpoint/huggingface` reads and writes
