@@ -13,15 +13,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jaxtyping import Array, Bool, Float, Float32, Int, Int32
+from jaxtyping import Array, Float, Float32, Int, Int32
 
+from svlm_jax.config import ModelConfig
 from svlm_jax.decode.loop import DecodeInputs, decode
-from svlm_jax.decode.sampling import Sampling, SamplingParams, largest_top_k, mark_generated
+from svlm_jax.decode.sampling import Sampling, SamplingParams, largest_top_k
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs, bucket
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
-from svlm_jax.model.parameters import parameters
+from svlm_jax.model.parameters import Parameters, from_parameters, parameters
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import mesh_of, on_mesh
 
@@ -60,16 +60,61 @@ def generate(
     if min(lengths) < 1:
         raise InputError("max_new_tokens", min(lengths), "at least 1", "ask for a token or more")
     reply_size = bucket(max(lengths), REPLY_BUCKETS, "max_new_tokens", "ask for fewer")
-    suppressed = np.zeros((batch, model.config.text.vocab_size), bool)
-    for row, prompt_settings in zip(suppressed, settings, strict=True):
-        row[list(prompt_settings.suppressed)] = True
-    graph, state = nnx.split(model)
-    values = parameters(model)
-    static = {"reply_size": reply_size, "max_top_k": largest_top_k(settings), "dtype": kv_cache_dtype(model.config, values)}
-    params, eos_ids = SamplingParams.stack(settings, lengths), np.array(eos or (-1,), np.int32)
-    with on_mesh(mesh_of(values)):
-        tokens, count = _generate(graph, state, inputs, seed, eos_ids, params, suppressed, **static)
+    layout = reply_layout(inputs, reply_size)
+    decode_inputs = _decode_inputs(inputs, layout, settings, lengths, eos, seed, model.config.text.vocab_size)
+    params = parameters(model)
+    static = {"config": model.config, "max_top_k": largest_top_k(settings), "dtype": kv_cache_dtype(model.config, params)}
+    with on_mesh(mesh_of(params)):
+        tokens, count = _generate(params, inputs, decode_inputs, **static)
     return [row[:length] for row, length in zip(np.asarray(tokens), np.asarray(count), strict=True)]
+
+
+def _decode_inputs(
+    inputs: Inputs,
+    layout: "ReplyLayout",
+    settings: Sequence[Sampling],
+    lengths: Sequence[int],
+    eos: tuple[int, ...],
+    seed: int,
+    vocabulary: int,
+) -> DecodeInputs:
+    """Replies of at most lengths[b] tokens to every prompt, none of them forced."""
+    batch, reply_size = layout.slots.shape
+    generated, suppressed = np.zeros((batch, vocabulary), bool), np.zeros((batch, vocabulary), bool)
+    for b in range(batch):
+        generated[b, np.asarray(inputs.ids[b])[np.asarray(inputs.index[b]) >= 0]] = True
+        suppressed[b, list(settings[b].suppressed)] = True
+    return DecodeInputs(
+        index=layout.index,
+        position=layout.position,
+        slots=layout.slots,
+        eos_ids=np.array(eos or (-1,), np.int32),
+        # The row stands for the number of the reply: two equal prompts of a batch get different replies.
+        rng_seeds=np.array([(seed % 2**32, b) for b in range(batch)], np.uint32),
+        generated=generated,
+        suppressed=suppressed,
+        forced_ids=np.full((batch, reply_size), -1, np.int32),
+        done=np.zeros(batch, bool),
+        sampling=SamplingParams.stack(settings, lengths),
+    )
+
+
+class ReplyLayout(NamedTuple):
+    """Where the tokens that follow padded prompts go: index and position of the first of each, slots of all of them."""
+
+    index: Int32[Array | np.ndarray, " B"]
+    position: Float32[Array | np.ndarray, " B"]
+    slots: Int32[Array | np.ndarray, "B R"]
+
+
+def reply_layout(inputs: Inputs, reply_size: int) -> ReplyLayout:
+    """Replies of `reply_size` tokens, in the slots behind those of the prompts [B, T]."""
+    batch, length = inputs.ids.shape
+    index, positions = np.asarray(inputs.index), np.asarray(inputs.positions)
+    # Positions of padding do not count; a reply continues on all three axes from the largest of its prompt.
+    position = np.where(index[:, None] >= 0, positions, 0).max(axis=(1, 2)) + 1
+    slots = np.tile(np.arange(length, length + reply_size, dtype=np.int32), (batch, 1))
+    return ReplyLayout(index.max(axis=1) + 1, position.astype(np.float32), slots)
 
 
 def prefill(
@@ -82,65 +127,30 @@ def prefill(
     return jnp.take_along_axis(hidden, newest[:, None, None], axis=1)[:, 0], cache
 
 
-class PrefilledPrompts(NamedTuple):
-    """Prompts in a cache with room for what follows them: the hidden state of the newest token of each; index and position of
-    the next token; its slot and those after it."""
-
-    hidden: Float[Array, "B D"]
-    cache: KVCache
-    index: Int32[Array, " B"]
-    position: Float32[Array, " B"]
-    slots: Int32[Array, "B R"]
-
-
-def prefill_prompts(model: QwenVL, inputs: Inputs, reply_size: int, dtype: str) -> PrefilledPrompts:
-    """Run padded prompts [B, T] into a new cache of T + reply_size slots, all of which have their metadata."""
+def prefill_prompts(model: QwenVL, inputs: Inputs, layout: ReplyLayout, dtype: str) -> tuple[Float[Array, "B D"], KVCache]:
+    """Run padded prompts [B, T] into slots [0, T) of a new cache of T + R slots, which has the metadata of all of them; the
+    hidden state [B, D] of the newest token of each."""
     batch, length = inputs.ids.shape
-    index, positions = jnp.asarray(inputs.index), jnp.asarray(inputs.positions)
-    next_index = jnp.max(index, axis=1) + 1
-    # Positions of padding do not count; a reply continues on all three axes from the largest of its prompt.
-    next_position = jnp.max(jnp.where(index[:, None] >= 0, positions, 0), axis=(1, 2)) + 1
-    slots = jnp.broadcast_to(jnp.arange(length + reply_size), (batch, length + reply_size))
+    reply_size = layout.slots.shape[1]
     offset = jnp.arange(reply_size)
-    reply_positions = jnp.broadcast_to(next_position[:, None, None] + offset, (batch, 3, reply_size))
+    reply_index = jnp.asarray(layout.index)[:, None] + offset
+    reply_positions = jnp.broadcast_to(jnp.asarray(layout.position)[:, None, None] + offset, (batch, 3, reply_size))
     cache = KVCache.empty(model.config.text, batch, length + reply_size, dtype).constrain()
     cache = cache.with_slots(
-        jnp.concatenate([index, next_index[:, None] + offset], axis=1),
-        jnp.concatenate([positions, reply_positions], axis=2),
+        jnp.concatenate([jnp.asarray(inputs.index), reply_index], axis=1),
+        jnp.concatenate([jnp.asarray(inputs.positions), reply_positions], axis=2),
     )
-    hidden, cache = prefill(model, inputs, slots[:, :length], cache)
-    return PrefilledPrompts(hidden, cache, next_index, next_position, slots[:, length:])
+    return prefill(model, inputs, jnp.broadcast_to(jnp.arange(length), (batch, length)), cache)
 
 
-@partial(jax.jit, static_argnames=("graph", "reply_size", "max_top_k", "dtype"))
+@partial(jax.jit, static_argnames=("config", "max_top_k", "dtype"))
 def _generate(
-    graph,
-    state,
-    inputs: Inputs,
-    seed: Int[Array, ""],
-    eos_ids: Int[Array, " E"],
-    params: SamplingParams,
-    suppressed: Bool[Array, "B V"],
-    *,
-    reply_size: int,
-    max_top_k: int,
-    dtype: str,
-) -> tuple[Int[Array, "B R"], Int[Array, " B"]]:
+    params: Parameters, inputs: Inputs, decode_inputs: DecodeInputs, *, config: ModelConfig, max_top_k: int, dtype: str
+) -> tuple[Int32[Array, "B R"], Int32[Array, " B"]]:
     """(tokens [B, R], their number [B])."""
-    model = nnx.merge(graph, state)
-    prompts = prefill_prompts(model, inputs, reply_size, dtype)
-    batch = len(inputs.ids)
-    decode_inputs = DecodeInputs(
-        index=prompts.index,
-        position=prompts.position,
-        slots=prompts.slots,
-        eos_ids=eos_ids,
-        rng_seeds=jnp.stack([jnp.full(batch, seed), jnp.arange(batch)], axis=1),
-        generated=mark_generated(jnp.zeros_like(suppressed), jnp.asarray(inputs.ids), jnp.asarray(inputs.index) >= 0),
-        suppressed=suppressed,
-        forced_ids=jnp.full((batch, reply_size), -1),
-        done=jnp.zeros(batch, bool),
-        sampling=params,
-    )
-    replies = decode(model, prompts.hidden, prompts.cache, decode_inputs, jnp.max(params.max_new_tokens), max_top_k=max_top_k)
+    model = from_parameters(config, params)
+    layout = ReplyLayout(decode_inputs.index, decode_inputs.position, decode_inputs.slots)
+    hidden, cache = prefill_prompts(model, inputs, layout, dtype)
+    limit = jnp.max(decode_inputs.sampling.max_new_tokens)
+    replies = decode(model, hidden, cache, decode_inputs, limit, max_top_k=max_top_k)
     return replies.tokens, replies.count

@@ -13,14 +13,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array, Float32, Int32
 
-from svlm_jax.decode.generate import REPLY_BUCKETS, prefill_prompts
+from svlm_jax.config import ModelConfig
+from svlm_jax.decode.generate import REPLY_BUCKETS, ReplyLayout, prefill_prompts, reply_layout
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs, bucket
 from svlm_jax.model.cache import kv_cache_dtype
-from svlm_jax.model.parameters import parameters
+from svlm_jax.model.parameters import Parameters, from_parameters, parameters
 from svlm_jax.model.text import target_log_probs
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import mesh_of, on_mesh
@@ -63,31 +63,39 @@ def score(
         outside = [token for token in row[: len(ids)].tolist() if not 0 <= token < vocabulary]
         if outside:
             raise InputError("ids of a continuation", outside[0], f"0 to {vocabulary - 1}", "use the model's tokenizer")
-    graph, state = nnx.split(model)
-    values = parameters(model)
-    with on_mesh(mesh_of(values)):
-        token_log_probs = _score(graph, state, inputs, targets, dtype=kv_cache_dtype(model.config, values))
+    params = parameters(model)
+    static = {"config": model.config, "dtype": kv_cache_dtype(model.config, params)}
+    with on_mesh(mesh_of(params)):
+        token_log_probs = _score(params, inputs, reply_layout(inputs, size), targets, **static)
     by_token = [row[:length] for row, length in zip(np.asarray(token_log_probs), lengths, strict=True)]
     reduce = np.mean if length_normalized else np.sum
     return Scores(np.array([reduce(row) for row in by_token], np.float32), by_token)
 
 
-@partial(jax.jit, static_argnames=("graph", "dtype"))
-def _score(graph, state, inputs: Inputs, targets: Int32[Array, "N C"], *, dtype: str) -> Float32[Array, "N C"]:
+@partial(jax.jit, static_argnames=("config", "dtype"))
+def _score(
+    params: Parameters,
+    inputs: Inputs,
+    layout: ReplyLayout,
+    targets: Int32[Array | np.ndarray, "N C"],
+    *,
+    config: ModelConfig,
+    dtype: str,
+) -> Float32[Array, "N C"]:
     """Log-probability of each target id after the prompt and the targets before it, 0 where a target is negative (padding)."""
-    model = nnx.merge(graph, state)
+    model, targets = from_parameters(config, params), jnp.asarray(targets)
     count, size = targets.shape
-    prompts = prefill_prompts(model, inputs, size, dtype)
-    if len(prompts.hidden) != count:  # a shared prompt: its vision and its tokens have been computed once
-        prompts = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), prompts)
+    prompt_hidden, cache = prefill_prompts(model, inputs, layout, dtype)
+    if len(prompt_hidden) != count:  # a shared prompt: its vision and its tokens have been computed once
+        layout, prompt_hidden, cache = jax.tree.map(lambda x: jnp.repeat(x, count, axis=0), (layout, prompt_hidden, cache))
     offset, valid = jnp.arange(size), targets >= 0
-    index = jnp.where(valid, prompts.index[:, None] + offset, -1)
-    positions = jnp.broadcast_to((prompts.position[:, None] + offset)[:, None], (count, 3, size))
-    slots = jnp.where(valid, prompts.slots, prompts.cache.capacity)  # padding is dropped
+    index = jnp.where(valid, layout.index[:, None] + offset, -1)
+    positions = jnp.broadcast_to((layout.position[:, None] + offset)[:, None], (count, 3, size))
+    slots = jnp.where(valid, layout.slots, cache.capacity)  # padding is dropped
     embeddings = model.text.embed(jnp.maximum(targets, 0))
-    hidden, _ = model.text.extend(embeddings, index, positions, slots, prompts.cache)
+    hidden, _ = model.text.extend(embeddings, index, positions, slots, cache)
     # The hidden state of a token predicts the next one: the newest of the prompt predicts the first target.
-    hidden = jnp.concatenate([prompts.hidden[:, None], hidden[:, :-1]], axis=1)
+    hidden = jnp.concatenate([prompt_hidden[:, None], hidden[:, :-1]], axis=1)
 
     def block_log_probs(block: tuple[jax.Array, jax.Array]) -> jax.Array:
         return target_log_probs(model.text.logits(block[0]), block[1])
