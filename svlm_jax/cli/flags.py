@@ -28,8 +28,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         if len(args) + ("prog" in options) == 0:  # a command's own; those of its subcommands are named by argparse
             spec = getattr(sys.modules["__main__"], "__spec__", None)
-            is_module = spec is not None and not sys.argv[0].startswith("svlm ")
-            options["prog"] = f"python -m {spec.name.removesuffix('.__main__')}" if is_module else sys.argv[0]
+            if spec is None or sys.argv[0].startswith("svlm "):
+                options["prog"] = sys.argv[0]
+            else:
+                options["prog"] = f"python -m {spec.name.removesuffix('.__main__')}"
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **options)
 

@@ -1,6 +1,7 @@
 """A small real film with its annotated windows, and runs of the tiny model on them."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -48,11 +49,13 @@ def _record(video: str, start: int, end: int, previous: str) -> list:
     return [{"role": "user", "content": [clip, query]}, {"role": "assistant", "content": [text_stream]}]
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def programs(tmp_path_factory):
-    """Most runs here are the same two programs: compiled once, read from a folder by the others. Who shares the folder has the
-    same limit on its size: with one jax writes times of use, without one none, and where they are missing it fails."""
-    names = {"jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp().parent / "programs")}
+    """Most runs here are the same two programs: compiled once, read from a folder by the others. All processes of a test session
+    share it, and have the same limit on its size: jax keeps times of use only with a limit, and fails where they are missing."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    names = {"jax_compilation_cache_dir": str(folder / "programs")}
     names |= {"jax_persistent_cache_min_compile_time_secs": 0.2, "jax_compilation_cache_max_size": MAX_BYTES}
     before = {name: getattr(jax.config, name) for name in names}
     for name, value in names.items():
