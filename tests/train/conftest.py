@@ -51,8 +51,8 @@ def _record(video: str, start: int, end: int, previous: str) -> list:
 
 @pytest.fixture(scope="package", autouse=True)
 def programs(tmp_path_factory):
-    """Most runs here are the same two programs: compiled once, read from a folder by the others. All processes of a test session
-    share it, and have the same limit on its size: jax keeps times of use only with a limit, and fails where they are missing."""
+    """Most runs here are the same two programs: compiled once, read from a folder by the others. All processes of a session
+    share it, with the same limit on its size: jax keeps times of use only with a limit, and fails where they are missing."""
     folder = tmp_path_factory.getbasetemp()
     folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
     names = {"jax_compilation_cache_dir": str(folder / "programs")}
