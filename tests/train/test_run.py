@@ -155,7 +155,7 @@ def test_an_evaluation_of_what_cannot_be_read_is_no_loss_of_zero(config, train, 
     for name, selected in (("gone", missing), ("half", [*lines[:2], missing[2]]), ("three", lines[:3])):
         paths[name].write_text("".join(f"{line}\n" for line in selected))
     trainer, log_lines = train(replace(config, steps=1))
-    data = {name: load_examples([str(path)], config.data, trainer.train_set.make.processor) for name, path in paths.items()}
+    data = {name: load_examples([str(path)], config.data, trainer.train_set.build.processor) for name, path in paths.items()}
 
     def evaluate(name: str, share: float) -> float:
         trainer.eval_set, trainer.config = data[name], replace(config, data=replace(config.data, max_bad_fraction=share))
