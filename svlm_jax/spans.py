@@ -80,6 +80,16 @@ def grid_index(span: Span) -> Int[np.ndarray, " n"]:
     return np.flatnonzero(np.unpackbits(np.frombuffer(span.keep, np.uint8)))
 
 
+def grid_indices(spans: Iterable[Span], merge: int = 2) -> Int[np.ndarray, " n"]:
+    """For each vision token of a sequence, its index among the merged tokens of all its grids, one grid after the other."""
+    indices, offset = [np.zeros(0, np.int64)], 0
+    for span in spans:
+        if span.grid is not None:
+            indices.append(offset + grid_index(span))
+            offset += merged_tokens(span.grid, merge)
+    return np.concatenate(indices)
+
+
 def positions(spans: Iterable[Span], merge: int = 2, start: float = 0.0) -> Float32[np.ndarray, "3 n"]:
     """Contiguous (t, h, w) positions of a sequence.
 

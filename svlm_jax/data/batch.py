@@ -8,7 +8,7 @@ import numpy as np
 from svlm_jax.config import VisionConfig
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, Inputs, Sample, VisionInput, bucket, pack_vision, stack_vision
-from svlm_jax.spans import positions, total
+from svlm_jax.spans import grid_indices, merged_tokens, positions, total
 
 
 def collate(
@@ -54,10 +54,12 @@ def collate(
         packed.append(sample_vision)
         # vision tokens are in the order of `merged`: both go by clip, then by patchify order
         is_vision = np.concatenate([np.full(span.length, span.grid is not None) for span in sample.spans])
-        if is_vision.sum() != len(merged):
+        indices = grid_indices(sample.spans, vision.spatial_merge_size)
+        num_merged = sum(merged_tokens(span.grid, vision.spatial_merge_size) for span in sample.spans if span.grid)
+        if num_merged != len(merged) or is_vision.sum() != len(indices):
             raise ValueError(f"sample {b}: {is_vision.sum()} vision tokens for {len(merged)} merged patches")
         span_grids, clip_grids = [span.grid for span in sample.spans if span.grid], [clip.grid for clip in sample.clips]
         if span_grids != clip_grids:
             raise ValueError(f"sample {b}: spans of grids {span_grids}, clips of {clip_grids}")
-        vision_index[b, tokens][is_vision] = merged
+        vision_index[b, tokens][is_vision] = merged[indices]
     return Inputs(ids, index, token_positions, vision_index, stack_vision(packed) if patches else None)

@@ -1,8 +1,8 @@
 """Live captions, one cue a chunk: WebVTT (.vtt), SubRip (.srt) or JSON lines (.jsonl), by the name of the file.
 
 Owns the formats and what is on the disk at any moment. The file has its final name from the start, because it is read while it
-grows (tail -f, a browser); so it holds whole cues only: a cue is one unbuffered write, and what a full disk took of it is cut
-off again. Does not know the model or the clock. No jax. Units: seconds of the video, rounded to milliseconds.
+grows (tail -f, a browser); so it holds complete cues only: a cue is one unbuffered write, and what a full disk took of it is
+cut off again. Does not know the model or the clock. No jax. Units: seconds of the video, rounded to milliseconds.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from svlm_jax.errors import InputError, shortened
 OPENINGS = {".vtt": b"WEBVTT\n\n", ".srt": b"1\n", ".jsonl": b'{"start": '}  # how each file written here begins
 CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {ord("\t"): " "}  # for str.translate: dropped, but for the tab
 BLANK = dict.fromkeys([*CONTROL, 0x2028, 0x2029], " ")
-ASKED = "Q: "  # before the question in the cue of the reply to it
+QUESTION_PREFIX = "Q: "  # before the question in the cue of the reply to it
 
 
 def _stamp(seconds: float | int, point: str) -> str:
@@ -31,7 +31,7 @@ def _stamp(seconds: float | int, point: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text, or a piece of it, without line breaks and control characters, which become blanks. All else, joiners, marks and
+    """Text, or a part of it, without line breaks and control characters, which become blanks. All else, joiners, marks and
     other kinds of blanks, stays as it is: what makes one character of several must not be taken apart."""
     return text.translate(BLANK).encode("utf-8", "replace").decode()
 
@@ -42,12 +42,12 @@ def cue(kind: str, number: int, start: float | int, end: float | int, text: str,
     if kind == ".jsonl":
         line = {"start": round(start, 3), "end": round(end, 3), "text": text, **extra}
         return json.dumps(line, allow_nan=False, default=lambda array: array.tolist()) + "\n"
-    asked = one_line(str(extra.get("question") or "")).strip()
-    lines = [ASKED + asked if asked else "", *text.splitlines()]
-    said = "\n".join(filter(None, (line.translate(CONTROL).strip() for line in lines)))
+    question = one_line(str(extra.get("question") or "")).strip()
+    lines = [QUESTION_PREFIX + question if question else "", *text.splitlines()]
+    body = "\n".join(filter(None, (line.translate(CONTROL).strip() for line in lines)))
     if kind == ".srt":
-        return said and f"{number}\n{_stamp(start, ',')} --> {_stamp(end, ',')}\n{said.replace('-->', '→')}\n\n"
-    return said and f"{_stamp(start, '.')} --> {_stamp(end, '.')}\n{html.escape(said, quote=False)}\n\n"  # no "-->" is left
+        return body and f"{number}\n{_stamp(start, ',')} --> {_stamp(end, ',')}\n{body.replace('-->', '→')}\n\n"
+    return body and f"{_stamp(start, '.')} --> {_stamp(end, '.')}\n{html.escape(body, quote=False)}\n\n"  # no "-->" is left
 
 
 class Subtitles(AbstractContextManager["Subtitles"]):
@@ -60,7 +60,7 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         that leaves it as it was.
 
         Args:
-            append: go on after the last whole cue of a file written here, if there is one (SubRip goes on counting); what a
+            append: go on after the last complete cue of a file written here, if there is one (SubRip goes on counting); what a
                 crash left unfinished behind it is cut off with a warning. Without it a file that exists is refused.
             keep: bytes to go on after (a `mark` of before); what follows them will be written again.
             digest: what those bytes had then.
@@ -79,28 +79,28 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         if os.path.lexists(self.path) and not append:
             raise InputError(self.field, "a file that exists", "a new name", "rename or remove it, or append to it")
         self.new = not os.path.lexists(self.path)
-        with self._told():
-            data = self._there(keep, digest) if self.path.is_file() else b""
+        with self._write_errors():
+            data = self._read_existing(keep, digest) if self.path.is_file() else b""
             self.file = FileIO(path, "a", opener=lambda name, mode: os.open(name, mode | (0 if append else os.O_EXCL), 0o666))
-        again = data if keep is None else data[:keep]  # without what will be written again
-        kept = again[: again.rfind(self.ending) + len(self.ending)] if self.ending in again else b""
-        self.cut, self.torn = len(kept) < len(data), len(again) - len(kept)
-        self.size, self.number, self.cues = len(kept), kept.count(self.ending) + 1, 0
-        self.hash = hashlib.sha256(kept)
+        saved = data if keep is None else data[:keep]  # what follows will be written again
+        cues = saved[: saved.rfind(self.ending) + len(self.ending)] if self.ending in saved else b""
+        self.must_truncate, self.unfinished_bytes = len(cues) < len(data), len(saved) - len(cues)
+        self.size, self.number, self.cues = len(cues), cues.count(self.ending) + 1, 0
+        self.hash = hashlib.sha256(cues)
         if not data:
             try:
-                self._begin()
+                self._prepare_file()
             except InputError:
                 self.file.close()
                 raise
 
     @property
     def mark(self) -> dict[str, Any]:
-        """Where the file stands: what `keep` and `digest` are to be to come back here."""
+        """The present end of the file: `keep` and `digest` with which it is opened again to go on from this cue."""
         return {"size": self.size, "sha256": self.hash.hexdigest()}
 
     def sync(self) -> None:
-        """Have the disk keep what is written; a pipe, or a disk that cannot, is let be."""
+        """Wait until the disk has what is written; nothing happens for a pipe, or a disk that cannot."""
         with suppress(OSError, ValueError):  # ValueError: closed, which a thread that saves may come too late to know
             os.fsync(self.file.fileno())
 
@@ -115,16 +115,16 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         """
         if not (0 <= start < end < float("inf") and round(1000 * start) < round(1000 * end)):
             raise ValueError(f"cue: got {start} to {end} s, expected 0 <= start < end, a millisecond or more")
-        if whole := cue(self.kind, self.number, start, end, text, extra):
-            self._begin()
-            self._put(whole.encode("utf-8", "replace"))  # half a surrogate pair becomes "?"
+        if lines := cue(self.kind, self.number, start, end, text, extra):
+            self._prepare_file()
+            self._append(lines.encode("utf-8", "replace"))  # half a surrogate pair becomes "?"
             self.number, self.cues = self.number + 1, self.cues + 1
 
     def close(self) -> None:
-        with self._told():
+        with self._write_errors():
             try:
                 if not self.file.closed:
-                    self._begin()
+                    self._prepare_file()
             finally:
                 self.file.close()
 
@@ -132,24 +132,24 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         if error is None or self.cues:
             self.close()
             return
-        with self._told():
+        with self._write_errors():
             self.file.close()
         if self.new:
             self.path.unlink(missing_ok=True)  # the name is free for the next try
 
-    def _begin(self) -> None:
-        """Cut off what is behind the whole cues, and open a file that has nothing in it."""
-        if self.cut:
-            with self._told():
+    def _prepare_file(self) -> None:
+        """Cut off what follows the last complete cue, and write the opening of an empty file."""
+        if self.must_truncate:
+            with self._write_errors():
                 os.truncate(self.path, self.size)
-            self.cut = False
-            if self.torn:
-                warnings.warn(f"{self.field}: cut off {self.torn} bytes of an unfinished cue", stacklevel=3)
+            self.must_truncate = False
+            if self.unfinished_bytes:
+                warnings.warn(f"{self.field}: cut off {self.unfinished_bytes} bytes of an unfinished cue", stacklevel=3)
         if self.kind == ".vtt" and not self.size:
-            self._put(OPENINGS[".vtt"])
+            self._append(OPENINGS[".vtt"])
 
-    def _put(self, data: bytes) -> None:
-        with self._told():
+    def _append(self, data: bytes) -> None:
+        with self._write_errors():
             try:
                 if self.file.write(data) != len(data):
                     raise OSError(ENOSPC, os.strerror(ENOSPC))
@@ -160,8 +160,12 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         self.size += len(data)
         self.hash.update(data)
 
-    def _there(self, keep: int | None, digest: str | None) -> bytes:
-        """What the file holds."""
+    def _read_existing(self, keep: int | None, digest: str | None) -> bytes:
+        """The bytes of the file.
+
+        Raises:
+            InputError: a file of another kind, or one that has changed.
+        """
         data, opening = self.path.read_bytes(), OPENINGS[self.kind]
         if data[: len(opening)] != opening[: len(data)]:
             raise InputError(self.field, "a file of another kind", "one written here", "choose another name")
@@ -171,9 +175,9 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         return data
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _write_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            got, remedy = f"a failed write ({error.strerror})", "free some, then append: what is written is whole"
+            got, remedy = f"a failed write ({error.strerror})", "free some, then append: what is written is complete"
             raise InputError(self.field, got, "room on a writable disk", remedy) from error

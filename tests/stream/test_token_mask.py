@@ -6,8 +6,9 @@ import jax
 import numpy as np
 import pytest
 
-from svlm_jax.inputs import pack_vision, stack_vision
-from svlm_jax.spans import grid_index
+from svlm_jax.data.batch import collate
+from svlm_jax.inputs import Sample, pack_vision, stack_vision
+from svlm_jax.spans import Kind, Span, grid_index, total, vision_span
 from svlm_jax.stream import state_io
 from svlm_jax.stream.results import Refusal
 from tests.support.oracle import Oracle, Windows, opening_parts, turn_parts
@@ -81,6 +82,20 @@ def test_a_saved_state_knows_which_tokens_are_there(make, tmp_path, mode):
         state, ours = made.step(state, [masked(number)], record=True)
         loaded, theirs = made.step(loaded, [masked(number)], record=True)
         np.testing.assert_array_equal(ours[0].logits, theirs[0].logits)
+
+
+def test_a_training_sample_with_a_mask_finds_the_rows_of_the_tokens_that_are_there(model):
+    """Else what is trained with dropped tokens is not what is streamed with them."""
+    keep = np.array([True, False, False, True, True, False])
+    clips = (chunk(0).clip, chunk(1).clip)
+
+    def collated(mask):
+        spans = (Span(Kind.USER_TEXT, 2), vision_span(GRID, keep=mask), vision_span(GRID))
+        return collate([Sample(np.zeros(total(spans), np.int32), spans, clips)], model.config.vision).vision_index[0]
+
+    every, some = collated(None), collated(keep)
+    tokens = np.concatenate([[0, 1], 2 + np.flatnonzero(keep), np.arange(8, 14)])
+    np.testing.assert_array_equal(some[: len(tokens)], every[tokens])
 
 
 @pytest.mark.parametrize("keep", [np.ones(5, bool), np.ones(6, np.int32), np.ones((1, 6), bool)])
