@@ -59,7 +59,7 @@ def bench(args: argparse.Namespace) -> None:
     tallies, progress = [Tally() for _ in cases], Progress("drops", "streams")
     for game in range(args.games):
         seed = FIRST_SEED + game
-        frames = np.stack(list(islice(Film(seed).pictures(2), 2 * args.seconds)))
+        frames = np.stack(list(islice(Film(seed).frames(2), 2 * args.seconds)))
         events = play(seed, args.seconds).events
         for number, (_, _, dropped) in enumerate(cases):
             tallies[number] += judge(watch(vlm, frames, dropped), events, 0, args.seconds)
@@ -67,7 +67,7 @@ def bench(args: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for (load, policy, dropped), tally in zip(cases, tallies, strict=True):
         row = {"load": load, "policy": policy, "seconds lost a game": len(dropped), "F1 of events": f"{tally.f1:.2f}"}
-        rows.append(row | {"scores right": f"{tally.right} of {tally.scores}"})
+        rows.append(row | {"scores right": f"{tally.correct_scores} of {tally.scores}"})
         print(json.dumps(rows[-1]), flush=True)
     games = f"Games {FIRST_SEED} to {FIRST_SEED + args.games - 1}, {args.seconds} s each"
     title = f"{games}, watched by the shipped model without the seconds that a late device drops (computed, not timed)."
@@ -79,7 +79,7 @@ def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
     from svlm_jax.stream.runner import VIDEO, Runner
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
-    from svlm_jax.touchline.judge import words_of
+    from svlm_jax.touchline.judge import split_reply
 
     words: dict[int, str] = {}
     runner = None
@@ -89,7 +89,7 @@ def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
             runner = Runner(Session(vlm.model, vlm.tokenizer, vlm.stream, clip.grid, sampling=vlm.sampling))
             runner.join(VIDEO)
         caption = runner.caption(VIDEO, Chunk(float(second), second + 1.0, clip))
-        words[second] = words_of(caption.raw)[1]
+        words[second] = split_reply(caption.raw)[1]
     return words
 
 

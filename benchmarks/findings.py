@@ -28,7 +28,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.files import atomic_write
 from svlm_jax.touchline import commentary
 from svlm_jax.touchline.film import HELD_OUT, Film, play
-from svlm_jax.touchline.judge import Counted, Tally, counted, facts_at, judge, words_of
+from svlm_jax.touchline.judge import ScoreMention, Tally, facts_at, judge, score_mentions, split_reply
 from svlm_jax.touchline.match import World
 
 ASK_EVERY = 150  # seconds between questions about what no picture shows
@@ -39,10 +39,10 @@ BIN = 600  # seconds of a point in the plots, and of what counts as the first an
 GROUPS = ("mode", "positions", "moved replies", "vision window", "text", "training")
 DRAWN = {  # what is drawn: the measure, and the top of its axis
     "F1 of events": ("f1", 1.0),
-    "scores right when said": ("score_right", 1.0),
-    "seconds late": ("delay", 2.0),
+    "scores right when said": ("score_accuracy", 1.0),
+    "seconds late": ("mean_delay", 2.0),
     "silence precision": ("silence_precision", 1.0),
-    "repetition": ("repetition", 1.0),
+    "repetition": ("repetition_rate", 1.0),
 }
 
 
@@ -112,7 +112,7 @@ class Games:
         return np.load(path, mmap_mode="r")
 
     def _draw(self, path: Path, seed: int, fps: int) -> None:
-        pictures, progress = Film(seed).pictures(fps), Progress(f"draw game {seed}", "seconds")
+        pictures, progress = Film(seed).frames(fps), Progress(f"draw game {seed}", "seconds")
         first = self._second(pictures, fps)
         with atomic_write(path) as draft:
             patches = np.lib.format.open_memmap(draft, "w+", np.uint8, (self.seconds, *first.shape))
@@ -239,48 +239,48 @@ def questions_by_second(world: World, seconds: int) -> dict[int, str]:
     """Second -> its question: each in turn, and later where the commentary could not have given the answer yet."""
     questions = {}
     for number, second in enumerate(range(ASK_EVERY - 1, seconds, ASK_EVERY)):
-        while second < seconds - 1 and commentary.unsaid(world.events, second):
+        while second < seconds - 1 and commentary.is_unannounced(world.events, second):
             second += 1
-        questions[second] = commentary.REMEMBERED[number % len(commentary.REMEMBERED)]
+        questions[second] = commentary.MEMORY_QUESTIONS[number % len(commentary.MEMORY_QUESTIONS)]
     return questions
 
 
-def _judge(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[Counted], list[dict[str, Any]]]:
+def _judge(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[ScoreMention], list[dict[str, Any]]]:
     """A tally a BIN of stream time, over all games (seed -> its stream); all scores; and all lines."""
     bins: list[list[Tally]] = []
-    scores: list[Counted] = []
+    scores: list[ScoreMention] = []
     all_lines: list[dict[str, Any]] = []
     for seed, path in paths.items():
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         world, length = play(seed, seconds), len(lines)
-        commentary_by_second = {line["second"]: words_of(line["text"])[1] for line in lines}
+        commentary_by_second = {line["second"]: split_reply(line["text"])[1] for line in lines}
         for number, start in enumerate(range(0, length, BIN)):
             tally = judge(commentary_by_second, world.events, start, min(start + BIN, length))
             for line in lines[start : start + BIN]:
                 if line["question"]:
                     answer = commentary.answer(line["question"], facts_at(world.events, line["second"]), "")
-                    tally.asked += 1
-                    tally.answered += words_of(line["text"])[0] == answer
+                    tally.questions += 1
+                    tally.correct_answers += split_reply(line["text"])[0] == answer
             bins += [[]] * (number + 1 - len(bins))
             bins[number] = [*bins[number], tally]
-        scores += counted(commentary_by_second, world.events, length)
+        scores += score_mentions(commentary_by_second, world.events, length)
         all_lines += [line | {"seed": seed} for line in lines]
     return [reduce(add, tallies) for tallies in bins], scores, all_lines
 
 
-def _row(variant: Variant, bins: list[Tally], scores: list[Counted], lines: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(variant: Variant, bins: list[Tally], scores: list[ScoreMention], lines: list[dict[str, Any]]) -> dict[str, Any]:
     total = reduce(add, bins)
     numbers = {
         "F1": total.f1,
         "F1 first 10 min": bins[0].f1,
         "F1 last 10 min": bins[-1].f1,
-        "s late": total.delay,
-        "scores right": total.score_right,
-        "scores told": total.score_told,
-        "answers right": total.answers_right,
+        "s late": total.mean_delay,
+        "scores right": total.score_accuracy,
+        "scores told": total.score_recall,
+        "answers right": total.answer_accuracy,
         "silence precision": total.silence_precision,
         "silence recall": total.silence_recall,
-        "repetition": total.repetition,
+        "repetition": total.repetition_rate,
     }
     row: dict[str, Any] = {"": variant.group, "variant": variant.name, "seconds": max(line["second"] for line in lines) + 1}
     row |= {name: "-" if np.isnan(value) else f"{value:.3f}" for name, value in numbers.items()}
@@ -297,8 +297,8 @@ def _share_equal(lines: list[dict[str, Any]], base_lines: list[dict[str, Any]]) 
     return sum(line["text"] == expected[line["seed"], line["second"]] for line in lines) / len(lines)
 
 
-def _mistaken(scores: list[Counted], low: int, high: int) -> str:
-    correct = [score.kept for score in scores if low <= score.age < high]
+def _mistaken(scores: list[ScoreMention], low: int, high: int) -> str:
+    correct = [score.is_consistent for score in scores if low <= score.age < high]
     return f"{correct.count(False)}/{len(correct)}"
 
 

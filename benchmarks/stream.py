@@ -208,7 +208,7 @@ def bench(args: argparse.Namespace) -> None:
     series: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as directory:
         path, rate = Path(directory) / "clip.mp4", math.ceil(max(FPS, *rates))
-        film = Film(0, size=(args.width, args.height)).pictures(rate)
+        film = Film(0, size=(args.width, args.height)).frames(rate)
         write_video(path, itertools.islice(film, CLIP_SECONDS * rate), rate)
         path = repeated(path, -(-args.seconds // CLIP_SECONDS))
         for mode, fps, streams in itertools.product(modes, rates, counts):

@@ -1,7 +1,7 @@
-"""Replay a recording of the original code through the real engine, and say what is equal; exit code 0 only when all is.
+"""Replay a recording of the original code through the streaming engine and compare; exit code 0 only if all is equal.
 
 svlm replay TRACE.json --model DIR [--processor DIR]      # a recorded stream, or a recorded training sample
-svlm replay TRACE.json --model DIR --record NEW.json      # write what we make of the same stream as a new recording
+svlm replay TRACE.json --model DIR --record NEW.json      # record this code on the same stream
 
 Prints one JSON line. A recording is NAME.json with NAME.npz beside it.
 """
@@ -50,7 +50,7 @@ def main() -> None:
         if args.record is not None and (
             args.record.suffix != ".json" or args.record.exists() or not args.record.parent.is_dir()
         ):
-            raise InputError("--record", args.record, "a new NAME.json in a folder that is there", "choose another name")
+            raise InputError("--record", args.record, "a new NAME.json in a folder that exists", "choose another name")
         vlm = load(args, dtype="float32")
         if args.record is not None:
             stream.record(recorded, args.record, vlm.model, vlm.tokenizer, vlm.processor.video_config, Path(args.model).name)

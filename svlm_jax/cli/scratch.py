@@ -1,4 +1,4 @@
-"""Make a model of random weights, to be trained from nothing: the shape of the shipped one, a tokenizer of what is said.
+"""Write a model of random weights to train from scratch: the shape of the shipped one, a tokenizer of the commentary's words.
 
     svlm scratch films/matches.jsonl --out tiny-0
 
@@ -14,8 +14,10 @@ from svlm_jax.data.records import Records
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("sources", nargs="+", type=Path, metavar="MATCHES.jsonl", help="annotations whose words it will know")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to make")
+    parser.add_argument(
+        "sources", nargs="+", type=Path, metavar="MATCHES.jsonl", help="annotations that the tokenizer is trained on"
+    )
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new directory")
     parser.add_argument("--seed", type=integer(0, MAX_SEED), default=0, help="of the weights (default 0)")
     args = parser.parse_args()
     from svlm_jax.touchline.scratch import scratch

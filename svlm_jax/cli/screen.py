@@ -1,6 +1,6 @@
-"""What a person sees of a stream, and what reaches it from one: words, status line, questions, signals.
+"""The terminal of a stream: words, status line, typed questions, signals.
 
-Owns the terminal. Nothing here raises because of what it shows or to whom: a terminal that has gone takes no stream with it.
+Owns stdout, stderr and stdin. Output never raises: a terminal that is closed does not end a stream, whose state must be saved.
 """
 
 import io
@@ -27,90 +27,96 @@ STAGES = ("vision", "prefill", "decode")
 WIPE = "\r\033[K"  # to the beginning of the line, and clear it
 
 
-class Nowhere(io.TextIOBase):
-    """Where words go when nobody reads them any more."""
+class NullOutput(io.TextIOBase):
+    """Replaces stdout or stderr after it was closed."""
 
     def write(self, text: str, /) -> int:
         return len(text)
 
 
 class Screen:
-    """Words on stdout; on stderr a status line that stays in its place on a terminal and comes now and then elsewhere. Where
-    someone types, the line below it is theirs."""
+    """Words on stdout. On stderr a status line: on a terminal it is rewritten in place, elsewhere printed every STATUS_EVERY.
+    With typed input it stands one line above the one in which the user types.
+
+    Attributes:
+        line_open: the last words did not end their line.
+        status_above: the status line is one line above the cursor.
+        closed: stdout can no longer be written to.
+    """
 
     def __init__(self, typed: bool = False) -> None:
         """Args:
-        typed: someone types at the terminal.
+        typed: the user types questions at the terminal.
         """
-        self.live, self.typed, self.spoken, self.open = live(), typed, 0.0, False
-        self.above = False  # the status line is above the cursor, which waits for a question
-        self.recent: deque[float] = deque(maxlen=16)
+        self.live, self.typed, self.last_status, self.line_open = live(), typed, 0.0, False
+        self.status_above = False
+        self.step_seconds: deque[float] = deque(maxlen=16)  # of the last chunks
         self.closed = False
-        with suppress(AttributeError, ValueError, OSError):  # words that stdout has no letters for are no reason to end
+        with suppress(AttributeError, ValueError, OSError):  # a character that stdout's encoding lacks must not end the stream
             sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
 
     def say(self, line: str) -> None:
-        """Something that happened, on stderr."""
-        self._err(self._free() + line + "\n")
+        """A line on stderr."""
+        self._write_err(self._clear_codes() + line + "\n")
 
     def interrupt(self, line: str) -> None:
-        """The same from a signal handler, where a print may be under way; print is not reentrant."""
+        """As `say`, for signal handlers: they may interrupt a print, which is not reentrant."""
         with suppress(OSError):
-            os.write(2, (self._free() + line + "\n").encode())
+            os.write(2, (self._clear_codes() + line + "\n").encode())
 
     def words(self, text: str, end: str = "\n") -> None:
-        """What was said, or a piece of it, on stdout. `closed` from the first that could not be shown."""
+        """Words of a reply on stdout; sets `closed` if that fails."""
         if self.closed:
             return
-        if self.live and not self.open and sys.stdout.isatty():
-            self._err(self._free())
+        if self.live and not self.line_open and sys.stdout.isatty():
+            self._write_err(self._clear_codes())
         try:
             print(one_line(text), end=end, flush=True)
-            self.open = end != "\n"
+            self.line_open = end != "\n"
         except (OSError, ValueError) as error:
-            self.closed, self.open = True, False
-            sys.stdout = Nowhere()  # else the interpreter complains about stdout at exit
+            self.closed, self.line_open = True, False
+            sys.stdout = NullOutput()  # otherwise the interpreter reports an error of stdout at exit
             if not isinstance(error, BrokenPipeError):
-                self.say(f"stdout: {getattr(error, 'strerror', None) or error}; words are shown no more")
+                self.say(f"stdout: {getattr(error, 'strerror', None) or error}; no more words are shown")
 
     def status(self, caption: Caption, progress: str) -> None:
-        """progress: which chunk it is of how many."""
-        self.recent.append(sum(caption.ms.values()) / 1000)
+        """Show the status line after a caption. progress: " NUMBER/TOTAL" of its chunk."""
+        self.step_seconds.append(sum(caption.ms.values()) / 1000)
         now = time.monotonic()
-        if self.open or not (self.live or now - self.spoken > STATUS_EVERY):
+        if self.line_open or not (self.live or now - self.last_status > STATUS_EVERY):
             return
-        self.spoken = now
-        speed = (caption.end - caption.start) / (sum(self.recent) / len(self.recent))
+        self.last_status = now
+        speed = (caption.end - caption.start) / (sum(self.step_seconds) / len(self.step_seconds))
         stages = ", ".join(f"{stage} {caption.ms[stage]:.0f}" for stage in STAGES)
         slots = f"{caption.slots}/{caption.capacity} slots"
         line = f"{clock(caption.end)}{progress}  {speed:.1f}x real time  {slots}  ms: {stages}"
         if not self.live:
-            self._err(line + "\n")
+            self._write_err(line + "\n")
             return
         line = line[: shutil.get_terminal_size().columns - 1]  # a line that is wrapped could not be cleared
         if not self.typed:
-            self._err(WIPE + line)
-        elif self.above:  # what has been typed so far stays where it is, and the cursor behind it
-            self._err(f"\0337\033[1A{WIPE}{line}\0338")
+            self._write_err(WIPE + line)
+        elif self.status_above:  # save the cursor, rewrite the line above, restore the cursor: typed text stays
+            self._write_err(f"\0337\033[1A{WIPE}{line}\0338")
         else:
-            self._err(f"{WIPE}{line}\n")
-            self.above = True
+            self._write_err(f"{WIPE}{line}\n")
+            self.status_above = True
 
     def entered(self) -> None:
-        """Someone has ended a line: the cursor has gone down, and what was typed stays to be read."""
-        self.above = False
+        """The user has entered a line: the cursor is one line lower, and the typed line stays."""
+        self.status_above = False
 
-    def _free(self) -> str:
-        """What frees a line of a terminal for something new."""
-        above, self.above = self.above, False
+    def _clear_codes(self) -> str:
+        """Control codes that clear the status line."""
+        above, self.status_above = self.status_above, False
         return (WIPE + "\033[1A\033[K" if above else WIPE) if self.live else ""
 
-    def _err(self, text: str) -> None:
+    def _write_err(self, text: str) -> None:
         try:
             sys.stderr.write(text)
             sys.stderr.flush()
-        except (OSError, ValueError):  # nobody is left to be told
-            sys.stderr = Nowhere()
+        except (OSError, ValueError):  # closed
+            sys.stderr = NullOutput()
 
 
 def clock(second: float) -> str:
@@ -120,59 +126,71 @@ def clock(second: float) -> str:
 
 
 class Stopping:
-    """SIGINT, SIGTERM and a terminal that goes away end the stream after the chunk that is being watched; a second one ends it
-    at once."""
+    """Signals: SIGINT, SIGTERM and SIGHUP (a closed terminal) end the stream after the current chunk; a second one raises
+    KeyboardInterrupt at once.
+
+    Attributes:
+        requested: a first signal came.
+        wake: called with it, from the signal handler.
+    """
 
     def __init__(self, screen: Screen) -> None:
-        self.screen, self.asked = screen, False
+        self.screen, self.requested = screen, False
         self.wake: Callable[[], None] = lambda: None
-        self.heard = [signal.SIGINT, signal.SIGTERM]
+        self.signals = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # nohup ignores it
-            self.heard.append(signal.SIGHUP)
+            self.signals.append(signal.SIGHUP)
 
     def __enter__(self) -> "Stopping":
-        self.before = {number: signal.signal(number, self._heard) for number in self.heard}
+        self.previous_handlers = {number: signal.signal(number, self._on_signal) for number in self.signals}
         return self
 
-    def _heard(self, number: int, _: Any) -> None:
-        if self.asked:
+    def _on_signal(self, number: int, _: Any) -> None:
+        if self.requested:
             raise KeyboardInterrupt
-        self.asked = True
+        self.requested = True
         self.screen.interrupt(f"{signal.Signals(number).name}: stopping after this chunk")
         self.wake()
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous_handlers.items():
             signal.signal(number, handler)
 
 
 class Questions:
-    """What viewers ask: lines typed on stdin, at once; those of --ask in the chunk that holds their second; one a chunk."""
+    """Questions of the user, at most one a chunk: lines of stdin for the next chunk, those of --ask for that of their second.
 
-    def __init__(self, asked: list[str], typed: bool, entered: Callable[[], None] = lambda: None) -> None:
+    Attributes:
+        timed: (second, question) of --ask that are still to come, in order.
+        done: those that were asked.
+        lines: typed questions that wait.
+    """
+
+    def __init__(self, timed: list[str], typed: bool, entered: Callable[[], None] = lambda: None) -> None:
         """Args:
-        typed: listen to stdin.
-        entered: called when a line has come.
+        timed: values of --ask, SECOND:QUESTION.
+        typed: read stdin.
+        entered: called after each line of stdin.
         """
         self.timed: list[tuple[float, str]] = []
-        for one in asked:
-            second, _, question = one.partition(":")
+        for argument in timed:
+            text, _, question = argument.partition(":")
             try:
-                at = float(second)
+                second = float(text)
             except ValueError:
-                at = math.nan
-            self.timed.append((at, one_line(question).strip()))
-            if math.isnan(at):
-                raise InputError("--ask", repr(one), "SECOND:QUESTION", 'write "75:who scored?"')
+                second = math.nan  # "nan" itself is refused too
+            if math.isnan(second):
+                raise InputError("--ask", repr(argument), "SECOND:QUESTION", 'write "75:who scored?"')
+            self.timed.append((second, one_line(question).strip()))
         self.timed.sort()
-        self.asked: list[tuple[float, str]] = []  # of those
+        self.done: list[tuple[float, str]] = []
         self.lines: deque[str] = deque()
         self.entered = entered
         if typed:
             Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
-        with suppress(AttributeError, ValueError, OSError):  # bytes that are no letters are no reason to stop listening
+        with suppress(AttributeError, ValueError, OSError):  # invalid bytes must not end the reading
             sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
         for line in sys.stdin:
             self.entered()
@@ -180,27 +198,27 @@ class Questions:
                 self.lines.append(one_line(line.strip()))
 
     def before(self, end: float) -> str:
-        """The question of the chunk that ends there, or "" (chunks that were dropped leave theirs to the next)."""
+        """The question of the chunk that ends at `end`, or ""; the question of a dropped chunk comes in the next one."""
         if self.timed and self.timed[0][0] < end:
-            self.asked.append(self.timed.pop(0))
-            return self.asked[-1][1]
+            self.done.append(self.timed.pop(0))
+            return self.done[-1][1]
         return self.lines.popleft() if self.lines else ""
 
     def state(self) -> dict[str, Any]:
-        """JSON for `resume`: what has been asked, and what was typed and waits."""
-        return {"asked": list(self.asked), "typed": list(self.lines.copy())}
+        """JSON for `resume`: the questions of --ask that were asked, and typed ones that wait."""
+        return {"asked": list(self.done), "typed": list(self.lines.copy())}
 
-    def resume(self, told: dict[str, Any]) -> None:
-        """Go on where a stream with the same --ask stood: nothing is asked twice, nothing that waited is forgotten."""
-        for second, question in told.get("asked", []):
+    def resume(self, state: dict[str, Any]) -> None:
+        """Continue a stream with the same --ask: no question is asked twice, and none that waits is lost."""
+        for second, question in state.get("asked", []):
             if (second, question) in self.timed:
                 self.timed.remove((second, question))
-            self.asked.append((second, question))
-        self.lines.extendleft(reversed(told.get("typed", [])))
+            self.done.append((second, question))
+        self.lines.extendleft(reversed(state.get("typed", [])))
 
 
-def someone_types() -> bool:
-    """Whether stdin is a terminal that is ours to read, or a pipe."""
+def stdin_has_input() -> bool:
+    """Whether stdin is a pipe, or a terminal of which this process is in the foreground."""
     try:
         if sys.stdin.isatty():
             return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()

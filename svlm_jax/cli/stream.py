@@ -21,7 +21,7 @@ from svlm_jax.cli.flags import MAX_SEED, Parser, integer, number
 from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load, model_flags
 from svlm_jax.cli.outputs import check_outputs, open_captions
 from svlm_jax.cli.progress import Progress, compiling
-from svlm_jax.cli.screen import Questions, Screen, Stopping, clock, someone_types
+from svlm_jax.cli.screen import Questions, Screen, Stopping, clock, stdin_has_input
 from svlm_jax.cli.stream_flags import frame_flags, retention_flags, sampling_flags, settings_line, stream_settings
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
@@ -85,7 +85,7 @@ class StreamCommand:
         from svlm_jax.touchline.source import SCHEMES
 
         self.args, self.config, self.sampling, self.stack = args, config, sampling, stack
-        listens = someone_types()
+        listens = stdin_has_input()
         self.screen = Screen(listens and sys.stdin.isatty())
         self.questions = Questions(args.ask, listens, self.screen.entered)
         self.stopping = stack.enter_context(Stopping(self.screen))
@@ -121,7 +121,7 @@ class StreamCommand:
             for event in watch(playback, source, self._start, question=self._question, on_token=on_token):
                 self._handle(event)
                 unseen = screen.closed and not self.captions and not args.save_state
-                if isinstance(event, Caption) and (self.stopping.asked or unseen):
+                if isinstance(event, Caption) and (self.stopping.requested or unseen):
                     break
         except Exception:
             if error := self._save_last():  # what was watched before the source broke is not lost with it
@@ -200,10 +200,10 @@ class StreamCommand:
 
     def _show_token(self, event: TokenDelta) -> None:
         if event.text:  # a line begins with its first word: most seconds of a commentary have none
-            self.screen.words(event.text if self.screen.open else f"[{clock(event.start)}] {event.text}", end="")
+            self.screen.words(event.text if self.screen.line_open else f"[{clock(event.start)}] {event.text}", end="")
 
     def _show_caption(self, event: Caption) -> None:
-        if self.screen.open:  # the line of its tokens
+        if self.screen.line_open:  # the line of its tokens
             self.screen.words("")
         if event.question:
             self.screen.say(f"{clock(event.start)} asked: {event.question}")

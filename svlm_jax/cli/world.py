@@ -1,4 +1,4 @@
-"""Make films of the generated ball game, with their annotations.
+"""Write films of the generated ball game, with their annotations.
 
     svlm world --out films --seeds 0:8 --seconds 7200     # films/match_0.mp4 .. match_7.mp4, films/matches.jsonl
     svlm world --out one --seeds 1000000 --seconds 60 --fps 25 --size 960x640 --test
@@ -27,24 +27,25 @@ from svlm_jax.data.windows import to_record
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 from svlm_jax.touchline.commentary import QUESTIONS
-from svlm_jax.touchline.film import HELD_OUT, annotate, play, write
+from svlm_jax.touchline.film import HELD_OUT, annotate, play, write_film
 from svlm_jax.touchline.match import LEAD, Kind, Moment, Rules, World
 from svlm_jax.touchline.render import Renderer
 
-# Measured on one core: milliseconds of a picture, the first alone and the second for each pixel; of a second that is played
-# without pictures; bytes of a pixel in a film.
-FILMED, PLAYED, STORED = (7.0, 7e-5), 1.0, 0.07
+# Measured on one core.
+FRAME_MS, PIXEL_MS = 7.0, 7e-5  # milliseconds to draw and encode a frame: constant, and for each pixel
+PLAY_MS = 1.0  # milliseconds to play a second of a game without drawing
+PIXEL_BYTES = 0.07  # of a film
 
 
 def main() -> None:
     parser = Parser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write into; made if need be")
-    parser.add_argument("--seeds", default="0:8", metavar="A[:B]", help="a seed, or all from A to below B (default 0:8)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for films and index; created if missing")
+    parser.add_argument("--seeds", default="0:8", metavar="A[:B]", help="seeds A .. B - 1, or A alone (default 0:8)")
     parser.add_argument("--seconds", type=integer(1), default=600, metavar="S", help="length of a film (default 600)")
-    parser.add_argument("--fps", type=number(0.01, 1000), default=2.0, help="frames a second (default 2, what a model sees)")
+    parser.add_argument("--fps", type=number(0.01, 1000), default=2.0, help="frames a second (default 2, as models watch)")
     parser.add_argument("--size", default="336x224", metavar="WxH", help="pixels (default 336x224)")
-    parser.add_argument("--questions", type=number(0, 1), default=0.0, metavar="SHARE", help="of seconds that have a question")
-    parser.add_argument("--ask", nargs="+", choices=QUESTIONS, default=[*QUESTIONS], help="which questions (default: all)")
+    parser.add_argument("--questions", type=number(0, 1), default=0.0, metavar="SHARE", help="share of seconds with a question")
+    parser.add_argument("--ask", nargs="+", choices=QUESTIONS, default=[*QUESTIONS], help="kinds of questions (default: all)")
     parser.add_argument(
         "--rules",
         choices=[*Rules],
@@ -52,13 +53,13 @@ def main() -> None:
         default=Rules.MATCH,
         help="practice: more goals; drill: goals only, one after another",
     )
-    parser.add_argument("--words-only", action="store_true", help="an index alone: of films that are there, or for words alone")
-    parser.add_argument("--keep", action="store_true", help="films that are there stay: go on after a stop")
-    parser.add_argument("--test", action="store_true", help="films of held-out seeds")
+    parser.add_argument("--words-only", action="store_true", help="write the index only, no films")
+    parser.add_argument("--keep", action="store_true", help="keep films that exist: continue after a stop")
+    parser.add_argument("--test", action="store_true", help="allow held-out seeds (and only those)")
     parser.add_argument("--unseen", action="store_true", help="pitches and shades that training films do not have")
-    parser.add_argument("--jobs", type=integer(1, 1024), default=os.cpu_count() or 1, help="films at a time (default: CPUs)")
+    parser.add_argument("--jobs", type=integer(1, 1024), default=os.cpu_count() or 1, help="processes (default: CPUs)")
     parser.add_argument("--index", default="matches.jsonl", metavar="NAME.jsonl", help="annotations (default matches.jsonl)")
-    parser.add_argument("--sheet", action="store_true", help="one picture instead: OUT/world.png, a scene of each kind")
+    parser.add_argument("--sheet", action="store_true", help="write one picture instead: OUT/world.png, a scene of each kind")
     args = parser.parse_args()
     local_path(args.out, "--out")
     if args.sheet:
@@ -66,40 +67,40 @@ def main() -> None:
         return
     seeds = _seeds(args.seeds, args.test)
     index = args.out / args.index
-    films = [] if args.words_only or args.keep else [_name(args, seed) for seed in seeds]
+    films = [] if args.words_only or args.keep else [_path(args, seed) for seed in seeds]
     for path in (index, records.seeks_path(index), *films):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
-    make_film = partial(_film, args=args, size=_size(args.size))
+    make_film = partial(_make_film, args=args, size=_size(args.size))
     args.out.mkdir(parents=True, exist_ok=True)
     print(_plan(args, seeds), file=sys.stderr, flush=True)
     annotations = _run_pool(make_film, seeds, args)
     records.write(index, (to_record(annotation) for annotation in annotations))
-    size = sum(path.stat().st_size for path in map(partial(_name, args), seeds) if path.exists())
+    size = sum(path.stat().st_size for path in map(partial(_path, args), seeds) if path.exists())
     words = sum(len(annotation.words) for annotation in annotations)
     print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")
 
 
 def _plan(args: argparse.Namespace, seeds: range) -> str:
-    """What is about to be done, in one line; times are those of one CPU core of 2 for each film at a time."""
-    todo = [seed for seed in seeds if not (args.words_only or (args.keep and _name(args, seed).exists()))]
+    """One line about the work ahead; times were measured on one of 2 CPU cores for each process."""
+    todo = [seed for seed in seeds if not (args.words_only or (args.keep and _path(args, seed).exists()))]
     width, height = _size(args.size)
-    pictures = len(todo) * args.seconds * args.fps
-    milliseconds = FILMED[0] + FILMED[1] * width * height
+    num_frames = len(todo) * args.seconds * args.fps
+    frame_ms = FRAME_MS + PIXEL_MS * width * height
     parallel = min(args.jobs, len(seeds), os.cpu_count() or 1)
-    seconds = (pictures * milliseconds + len(seeds) * args.seconds * PLAYED) / 1000 / parallel
+    seconds = (num_frames * frame_ms + len(seeds) * args.seconds * PLAY_MS) / 1000 / parallel
     films = f"{len(todo)} films of {span(args.seconds)}" if todo else f"{len(seeds)} games of {span(args.seconds)}, words alone"
-    existing = f" ({len(seeds) - len(todo)} are there)" if todo and len(todo) < len(seeds) else ""
-    disk = f", {pictures * width * height * STORED / 1e6:.0f} MB" if todo else ""
+    existing = f" ({len(seeds) - len(todo)} exist)" if todo and len(todo) < len(seeds) else ""
+    disk = f", {num_frames * width * height * PIXEL_BYTES / 1e6:.0f} MB" if todo else ""
     return f"{films}{existing}, {args.jobs} at a time: about {span(seconds)}{disk} in {args.out}"
 
 
 def _run_pool(make_film: Callable[[int], Annotation], seeds: range, args: argparse.Namespace) -> list[Annotation]:
-    """The films, several at a time; says how far all of them are, while the first is drawn too."""
+    """Write the films in parallel, with one progress line for all of them."""
     context, annotations = multiprocessing.get_context("spawn"), []
     seconds_done, total = context.Value("q", 0), len(seeds) * args.seconds
     progress = Progress("write" if args.words_only else "draw", "seconds of film")
-    previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the children
+    previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the children inherit it: Ctrl-C ends the parent alone
     try:
         pool = context.Pool(min(args.jobs, len(seeds)), _share_counter, (seconds_done,))
     finally:
@@ -113,32 +114,32 @@ def _run_pool(make_film: Callable[[int], Annotation], seeds: range, args: argpar
     return annotations
 
 
-_seconds_done: Any = None  # in a child: seconds that all of them have drawn
+_seconds_done: Any = None  # in a child: the shared counter of seconds that all children have drawn
 
 
 def _share_counter(counter: Any) -> None:
-    global _drawn
+    global _seconds_done
     _seconds_done = counter
 
 
-def _count(seconds: int) -> None:
+def _add_seconds(seconds: int) -> None:
     if _seconds_done is not None and seconds:
         with _seconds_done.get_lock():
             _seconds_done.value += seconds
 
 
 def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
-    """Draw a scene of each kind, five in a row, and one more with a look that is held out."""
+    """Draw a scene of each kind, five in a row, and one more with an unseen look."""
     from PIL import Image
 
-    draw, unseen = (Renderer(seed, *size, look) for look in (False, True))
+    renderer, unseen_renderer = (Renderer(seed, *size, unseen) for unseen in (False, True))
     first: dict[Kind, Moment] = {}
     for moment in World(seed).moments():
         if moment.time - moment.since >= LEAD:
             first.setdefault(moment.scene, moment)
-        if len(first) == len(Kind) - 1:  # a ball that is won is no scene
+        if len(first) == len(Kind) - 1:  # Kind.WIN has no scene
             break
-    pictures = [*(draw(first[kind]) for kind in Kind if kind in first), unseen(first[Kind.PLAY])]
+    pictures = [*(renderer(first[kind]) for kind in Kind if kind in first), unseen_renderer(first[Kind.PLAY])]
     pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % 5)
     bands = [np.concatenate(pictures[start : start + 5], axis=1) for start in range(0, len(pictures), 5)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,26 +147,26 @@ def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
     print(f"{len(pictures)} scenes -> {path}")
 
 
-def _film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Annotation:
-    path = _name(args, seed)
+def _make_film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Annotation:
+    path = _path(args, seed)
     if args.words_only or (args.keep and path.exists()):
         world = play(seed, args.seconds, args.rules)
-        _count(args.seconds)
+        _add_seconds(args.seconds)
     else:
-        counted = 0
+        seconds_before = 0
 
-        def progress(pictures: int) -> None:
-            nonlocal counted
-            seconds = int(pictures / args.fps)
-            _count(seconds - counted)
-            counted = seconds
+        def progress(num_frames: int) -> None:
+            nonlocal seconds_before
+            seconds = int(num_frames / args.fps)
+            _add_seconds(seconds - seconds_before)
+            seconds_before = seconds
 
         looks = {"size": size, "unseen": args.unseen, "rules": args.rules}
-        world = write(path, seed, seconds=args.seconds, fps=args.fps, progress=progress, **looks)
+        world = write_film(path, seed, seconds=args.seconds, fps=args.fps, progress=progress, **looks)
     return annotate(world, path.name, args.seconds, args.questions, args.ask)
 
 
-def _name(args: argparse.Namespace, seed: int) -> Path:
+def _path(args: argparse.Namespace, seed: int) -> Path:
     return args.out / f"{args.rules}_{seed}.mp4"
 
 

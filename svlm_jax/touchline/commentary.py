@@ -1,9 +1,9 @@
-"""What a commentator says of a game, word by word, and what he answers; and the way back, from words to what they claim.
+"""The commentary on a game, word by word, with questions and answers; and the inverse: from words to the events they claim.
 
-Owns the phrases and when they are said. Does not know pictures. numpy for the draws of questions only. Units: seconds.
+Owns the phrases and their times. Does not know frames. numpy only for random questions. Units: seconds.
 
-An event is spoken of in the second in which it is first seen (`match.second_of`), in words that end before the second does;
-what takes longer goes on in the next seconds. All other seconds are silent.
+An event is mentioned in the second that first shows it (`match.second_of`), in words that end within that second; its second
+phrase, if any, comes in the next one. All other seconds are silent.
 """
 
 import re
@@ -16,9 +16,9 @@ import numpy as np
 from svlm_jax.data.annotation import Question, Word
 from svlm_jax.touchline.match import CUPS, TEAMS, Event, Facts, Kind, World, second_of
 
-FIRST_WORD, LAST_WORD = 0.2, 0.95  # of a second: when its first word begins, its last ends at the latest
-LONGEST_WORD = 0.25
-# What viewers ask, and how often. No picture answers the first three.
+FIRST_WORD, LAST_WORD = 0.2, 0.95  # within a second: start of its first word, latest end of its last
+MAX_WORD_SECONDS = 0.25
+# Questions of viewers, and their weights. No frame answers the first three.
 QUESTIONS = {
     "score": ("What is the score?", 0.4),
     "first": ("Who scored first?", 0.15),
@@ -26,7 +26,7 @@ QUESTIONS = {
     "playing": ("Who is playing?", 0.05),
     "ball": ("Who has the ball?", 0.2),
 }
-REMEMBERED = tuple(QUESTIONS[name][0] for name in ("score", "first", "cup"))
+MEMORY_QUESTIONS = tuple(QUESTIONS[name][0] for name in ("score", "first", "cup"))
 
 
 def score(facts: Facts) -> str:
@@ -34,25 +34,25 @@ def score(facts: Facts) -> str:
 
 
 def phrases(event: Event) -> list[str]:
-    """What is said of an event: a phrase a second. The score comes in the breath of what it is about."""
+    """The phrases for an event, one a second. A score follows its event in the same phrase."""
     team, facts = event.team, event.facts
-    now = score(facts)
-    said = {
+    current_score = score(facts)
+    by_kind = {
         Kind.OPENING: [f"Welcome to the {facts.cup} Cup."],
         Kind.HOME: [f"Home: {team}."],
         Kind.AWAY: [f"Away: {team}."],
-        Kind.KICK_OFF: [f"Kick-off, {team}." + (f" {now}" if facts.goals == (0, 0) else "")],
+        Kind.KICK_OFF: [f"Kick-off, {team}." + (f" {current_score}" if facts.goals == (0, 0) else "")],
         Kind.PASS: [f"{team} pass."],
         Kind.WIN: [f"{team} win it."],
         Kind.SHOT: [f"{team} shoot!"],
-        Kind.GOAL: [f"GOAL for {team}! {now}"],
+        Kind.GOAL: [f"GOAL for {team}! {current_score}"],
         Kind.SAVE: [f"Saved by {team}!"],
         Kind.WIDE: ["Wide!"],
-        Kind.CORNER: [f"Corner, {team}. {now}"],
+        Kind.CORNER: [f"Corner, {team}. {current_score}"],
         Kind.FOUL: [f"Foul by {team}."],
-        Kind.FULL_TIME: [f"Full time! {now}", f"{facts.first or 'Nobody'} scored first."],
+        Kind.FULL_TIME: [f"Full time! {current_score}", f"{facts.first or 'Nobody'} scored first."],
     }
-    return said[event.kind]
+    return by_kind[event.kind]
 
 
 def words(events: Iterable[Event]) -> Iterator[Word]:
@@ -60,14 +60,14 @@ def words(events: Iterable[Event]) -> Iterator[Word]:
     for event in events:
         for number, phrase in enumerate(phrases(event)):
             second, parts = second_of(event.time) + number, phrase.split()
-            each = min(LONGEST_WORD, (LAST_WORD - FIRST_WORD) / len(parts))
-            for place, part in enumerate(parts):
-                start = second + FIRST_WORD + place * each
+            each = min(MAX_WORD_SECONDS, (LAST_WORD - FIRST_WORD) / len(parts))
+            for index, part in enumerate(parts):
+                start = second + FIRST_WORD + index * each
                 yield Word(round(start, 3), round(start + each, 3), part)
 
 
 def answer(question: str, facts: Facts, holder: str) -> str:
-    """What is right to say; `holder`: the team that has the ball, or ""."""
+    """The correct answer. holder: the team that has the ball, or ""."""
     return {
         "What is the score?": score(facts),
         "Who scored first?": f"{facts.first} did." if facts.first else "Nobody yet.",
@@ -77,45 +77,46 @@ def answer(question: str, facts: Facts, holder: str) -> str:
     }[question]
 
 
-def questions(world: World, seconds: int, rate: float, ask: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Question]:
-    """Questions that viewers might ask in the first `seconds` of a game that has gone so far, `rate` of all seconds, with their
-    answers; what no picture answers, not before it has been said.
+def questions(world: World, seconds: int, rate: float, kinds: Sequence[str] = tuple(QUESTIONS)) -> Iterator[Question]:
+    """Random questions in the first `seconds` of a game that was played at least so far, with their answers. A question that no
+    frame answers comes only after the commentary has given its answer.
 
     Args:
-        ask: names of QUESTIONS.
+        rate: share of seconds with a question.
+        kinds: names of QUESTIONS.
     """
     random = np.random.default_rng([world.seed, 1])
-    texts, weights = zip(*(QUESTIONS[name] for name in ask), strict=True)
+    texts, weights = zip(*(QUESTIONS[name] for name in kinds), strict=True)
     odds = np.array(weights) / sum(weights)
     for second in range(seconds):
         if random.random() >= rate:
             continue
         text = texts[random.choice(len(texts), p=odds)]
-        if text != QUESTIONS["ball"][0] and unsaid(world.events, second):
+        if text != QUESTIONS["ball"][0] and is_unannounced(world.events, second):
             continue
-        yield Question(second + 0.5, text, answer(text, newest(world.events, second).facts, world.holders[second]))
+        yield Question(second + 0.5, text, answer(text, latest_event(world.events, second).facts, world.holders[second]))
 
 
-def newest(events: Sequence[Event], second: int) -> Event:
-    """What happened last, as far as it is seen in a second; the first of all before that."""
+def latest_event(events: Sequence[Event], second: int) -> Event:
+    """The last event that frames up to this second show; before any, the first one."""
     return events[max(bisect_right(events, second, key=lambda event: second_of(event.time)) - 1, 0)]
 
 
-def unsaid(events: Sequence[Event], second: int) -> bool:
-    """Whether what has happened, or who is playing, is only told in this second or later."""
-    event = newest(events, second)
+def is_unannounced(events: Sequence[Event], second: int) -> bool:
+    """Whether the commentary mentions the newest goal, or the teams, only in this second or later."""
+    event = latest_event(events, second)
     return event.kind in (Kind.OPENING, Kind.HOME) or (event.kind in (Kind.AWAY, Kind.GOAL) and second == second_of(event.time))
 
 
 class Claim(NamedTuple):
-    """What words say happened: an event's kind and team ("" where the phrase names none)."""
+    """An event that words claim: its kind and team ("" where the phrase names none)."""
 
     kind: Kind
     team: str
 
 
 class Score(NamedTuple):
-    """What words say the score is."""
+    """A score that words claim."""
 
     teams: tuple[str, str]
     goals: tuple[int, int]
@@ -143,16 +144,16 @@ _CLAIM = {kind: re.compile(pattern) for kind, pattern in _CLAIMS.items()}
 
 
 def claims(text: str) -> list[Claim]:
-    """The events that a reply tells of."""
-    found = [(match.start(), Claim(kind, match[1])) for kind, one in _CLAIM.items() for match in one.finditer(text)]
-    return [claim for _, claim in sorted(found)]
+    """The events that a reply claims, in order of its words."""
+    located = [(match.start(), Claim(kind, match[1])) for kind, pattern in _CLAIM.items() for match in pattern.finditer(text)]
+    return [claim for _, claim in sorted(located)]
 
 
 def scores(text: str) -> list[Score]:
-    """The scores that a reply tells."""
+    """The scores that a reply claims."""
     return [Score((m[1], m[4]), (int(m[2]), int(m[3]))) for m in _SCORE.finditer(text)]
 
 
 def first_scorers(text: str) -> list[str]:
-    """Who a reply says scored first; "" for nobody."""
+    """The teams that scored first according to a reply; "" for nobody."""
     return [m[1].replace("Nobody", "") for m in _FIRST.finditer(text)]

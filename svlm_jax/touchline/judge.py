@@ -1,4 +1,4 @@
-"""How right a commentary is: what was said, second by second, against what happened.
+"""Compares a commentary with the events of its game: the measures of how right it is.
 
 Owns the measures. Does not know models. Host side, never jax. Units: seconds.
 """
@@ -7,180 +7,188 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-from svlm_jax.touchline.commentary import claims, first_scorers, newest, phrases, scores
+from svlm_jax.touchline.commentary import Claim, claims, first_scorers, latest_event, phrases, scores
 from svlm_jax.touchline.match import Event, Facts, second_of
 
-TOLERANCE = 2  # seconds between an event and words about it that still count
-AGAIN = 3  # seconds within which the same words are a repetition
+TOLERANCE = 2  # max seconds between an event and a claim that match
+REPETITION_WINDOW = 3  # seconds within which the same words are a repetition
 
 
 @dataclass
 class Tally:
-    """Counts of a part of a stream; add two with +.
+    """Counts over a part of a stream; + adds two of them.
 
     Attributes:
-        events, claimed, matched: that happened; that were told; pairs of both of one kind and team within TOLERANCE.
-        late: seconds between the two of a pair, summed over pairs (absolute).
-        scores, right: told, and those that were the score then; due: that should have been told.
-        firsts, first_right: told who scored first, and right.
-        quiet, quiet_told, quiet_both: seconds in which nothing was to say; nothing was said; both.
-        spoken, repeated: seconds with words; with words of one of the AGAIN seconds before.
-        asked, answered: questions, and those answered rightly.
+        events, claims, matches: of the game; of the commentary; pairs of one kind and team within TOLERANCE.
+        total_delay: seconds between the two of a pair (absolute), summed over pairs.
+        scores, correct_scores, expected_scores: claimed; claimed and equal to the score at that time; of the true commentary.
+        first_scorers, correct_first_scorers: claims of who scored first, and the correct ones.
+        true_silences, silences, matched_silences: seconds without words in the true commentary; in this one; in both.
+        spoken, repetitions: seconds with words; with the same words as one of the REPETITION_WINDOW seconds before.
+        questions, correct_answers: answered by the model, and correctly.
     """
 
     events: int = 0
-    claimed: int = 0
-    matched: int = 0
-    late: float = 0.0
+    claims: int = 0
+    matches: int = 0
+    total_delay: float = 0.0
     scores: int = 0
-    right: int = 0
-    due: int = 0
-    firsts: int = 0
-    first_right: int = 0
-    quiet: int = 0
-    quiet_told: int = 0
-    quiet_both: int = 0
+    correct_scores: int = 0
+    expected_scores: int = 0
+    first_scorers: int = 0
+    correct_first_scorers: int = 0
+    true_silences: int = 0
+    silences: int = 0
+    matched_silences: int = 0
     spoken: int = 0
-    repeated: int = 0
-    asked: int = 0
-    answered: int = 0
+    repetitions: int = 0
+    questions: int = 0
+    correct_answers: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(getattr(self, field.name) + getattr(other, field.name) for field in fields(self)))
 
     @property
     def precision(self) -> float:
-        return _share(self.matched, self.claimed)
+        return _ratio(self.matches, self.claims)
 
     @property
     def recall(self) -> float:
-        return _share(self.matched, self.events)
+        return _ratio(self.matches, self.events)
 
     @property
     def f1(self) -> float:
         """Of events."""
-        return _share(2 * self.matched, self.events + self.claimed)
+        return _ratio(2 * self.matches, self.events + self.claims)
 
     @property
-    def delay(self) -> float:
-        """Mean seconds between an event and words about it."""
-        return _share(self.late, self.matched)
+    def mean_delay(self) -> float:
+        """Mean seconds between an event and the claim that matches it."""
+        return _ratio(self.total_delay, self.matches)
 
     @property
-    def score_right(self) -> float:
-        """Of the scores that were told."""
-        return _share(self.right, self.scores)
+    def score_accuracy(self) -> float:
+        """Correct scores, of those that were claimed."""
+        return _ratio(self.correct_scores, self.scores)
 
     @property
-    def score_told(self) -> float:
-        """Right scores of those that should have been told; more than 1 where it is told more often."""
-        return _share(self.right, self.due)
+    def score_recall(self) -> float:
+        """Correct scores, of those in the true commentary; above 1 for a commentary that mentions the score more often."""
+        return _ratio(self.correct_scores, self.expected_scores)
 
     @property
     def silence_precision(self) -> float:
-        """Of the seconds without words, those in which nothing was to say."""
-        return _share(self.quiet_both, self.quiet_told)
+        """Of the seconds without words, those that are silent in the true commentary."""
+        return _ratio(self.matched_silences, self.silences)
 
     @property
     def silence_recall(self) -> float:
-        """Of the seconds in which nothing was to say, those without words."""
-        return _share(self.quiet_both, self.quiet)
+        """Of the seconds that are silent in the true commentary, those without words."""
+        return _ratio(self.matched_silences, self.true_silences)
 
     @property
-    def repetition(self) -> float:
-        return _share(self.repeated, self.spoken)
+    def repetition_rate(self) -> float:
+        return _ratio(self.repetitions, self.spoken)
 
     @property
-    def answers_right(self) -> float:
-        return _share(self.answered, self.asked)
+    def answer_accuracy(self) -> float:
+        return _ratio(self.correct_answers, self.questions)
 
     @property
-    def firsts_right(self) -> float:
-        return _share(self.first_right, self.firsts)
+    def first_scorer_accuracy(self) -> float:
+        return _ratio(self.correct_first_scorers, self.first_scorers)
 
 
 def judge(replies: Mapping[int, str], events: Sequence[Event], start: int, end: int) -> Tally:
-    """The measures of the seconds start .. end - 1.
+    """The counts over the seconds start .. end - 1.
 
     Args:
-        replies: second -> words (answers to questions left out); seconds without an entry were dropped, and count as silent.
-        events: all that happened up to `end` at least, in order.
+        replies: second -> words, without answers to questions; a second without an entry (a dropped one) counts as silent.
+        events: of the game, in order, at least up to `end`.
     """
     tally = Tally()
-    inside = [event for event in events if start <= second_of(event.time) < end]
-    told = [(second, claim) for second in range(start, end) for claim in claims(replies.get(second, ""))]
-    tally.events, tally.claimed = len(inside), len(told)
-    for event in inside:
-        second = second_of(event.time)
-        pairs = [(abs(at - second), place) for place, (at, claim) in enumerate(told) if _fits(event, second, at, claim)]
-        if pairs:
-            late, place = min(pairs)
-            told.pop(place)
-            tally.matched += 1
-            tally.late += late
-    busy = {second_of(event.time) + number for event in events for number in range(len(phrases(event)))}
+    tally.events, tally.claims, tally.matches, tally.total_delay = _match_events(replies, events, start, end)
+    # Per second, the phrases of the true commentary; a long event has phrases in the seconds after it too.
+    truth = {second_of(event.time) + number: phrase for event in events for number, phrase in enumerate(phrases(event))}
     for second in range(start, end):
-        words, now = replies.get(second, "").strip(), facts_at(events, second)
-        tally.quiet += second not in busy
-        tally.quiet_told += not words
-        tally.quiet_both += second not in busy and not words
+        words, facts = replies.get(second, "").strip(), facts_at(events, second)
+        tally.true_silences += second not in truth
+        tally.silences += not words
+        tally.matched_silences += second not in truth and not words
         tally.spoken += bool(words)
-        tally.repeated += bool(words) and any(words == replies.get(second - back, "").strip() for back in range(1, AGAIN + 1))
-        for one in scores(words):
+        earlier = (replies.get(second - back, "").strip() for back in range(1, REPETITION_WINDOW + 1))
+        tally.repetitions += bool(words) and words in earlier
+        for score in scores(words):
             tally.scores += 1
-            tally.right += (one.teams, one.goals) == (now.teams, now.goals)
+            tally.correct_scores += (score.teams, score.goals) == (facts.teams, facts.goals)
         for team in first_scorers(words):
-            tally.firsts += 1
-            tally.first_right += team == now.first
-    tally.due = sum(
-        len(scores(phrase))
-        for event in events
-        for number, phrase in enumerate(phrases(event))
-        if start <= second_of(event.time) + number < end
-    )
+            tally.first_scorers += 1
+            tally.correct_first_scorers += team == facts.first
+        tally.expected_scores += len(scores(truth.get(second, "")))
     return tally
 
 
-class Counted(NamedTuple):
-    """A score that was told. age: seconds since the one told before it; kept: its goals are that one's and those scored since,
-    or, in the first score of a match, those of that match (teams are not looked at)."""
+def _match_events(replies: Mapping[int, str], events: Sequence[Event], start: int, end: int) -> tuple[int, int, int, float]:
+    """(events, claims, matches, total delay in seconds): each event takes the nearest claim that fits it and is still free."""
+    in_range = [event for event in events if start <= second_of(event.time) < end]
+    unmatched = [(second, claim) for second in range(start, end) for claim in claims(replies.get(second, ""))]
+    num_claims, matches, total_delay = len(unmatched), 0, 0.0
+    for event in in_range:
+        second = second_of(event.time)
+        candidates = [
+            (abs(claim_second - second), index)
+            for index, (claim_second, claim) in enumerate(unmatched)
+            if abs(claim_second - second) <= TOLERANCE and _fits(event, claim)
+        ]
+        if candidates:
+            delay, index = min(candidates)
+            unmatched.pop(index)
+            matches += 1
+            total_delay += delay
+    return len(in_range), num_claims, matches, total_delay
+
+
+class ScoreMention(NamedTuple):
+    """A score that the commentary claims. age: seconds since the claim before it; is_consistent: its goals are those of the
+    claim before plus the goals since, or, for the first claim of a match, the goals of that match (teams are ignored)."""
 
     age: int
-    kept: bool
+    is_consistent: bool
 
 
-def counted(replies: Mapping[int, str], events: Sequence[Event], end: int) -> list[Counted]:
-    """The scores told in the seconds 0 .. end - 1, in order; a mistake counts where it is made, and not in the scores after it.
+def score_mentions(replies: Mapping[int, str], events: Sequence[Event], end: int) -> list[ScoreMention]:
+    """The claims of a score in the seconds 0 .. end - 1, in order. A mistake counts once: later claims are compared with it.
 
     Args: as for `judge`.
     """
-    found, told, then, last = [], (0, 0), None, 0
+    mentions, claimed_goals, prev_facts, prev_second = [], (0, 0), None, 0
     for second in range(end):
-        for one in scores(replies.get(second, "")):
-            now = facts_at(events, second)
-            if then is None or then.number != now.number:
-                told, then = (0, 0), now._replace(goals=(0, 0))
-            grown = tuple(before + new - old for before, new, old in zip(told, now.goals, then.goals, strict=True))
-            found.append(Counted(second - last, one.goals == grown))
-            told, then, last = one.goals, now, second
-    return found
+        for score in scores(replies.get(second, "")):
+            facts = facts_at(events, second)
+            if prev_facts is None or prev_facts.number != facts.number:  # the first claim of a match
+                claimed_goals, prev_facts = (0, 0), facts._replace(goals=(0, 0))
+            goals = zip(claimed_goals, facts.goals, prev_facts.goals, strict=True)
+            expected = tuple(claimed + now - before for claimed, now, before in goals)
+            mentions.append(ScoreMention(second - prev_second, score.goals == expected))
+            claimed_goals, prev_facts, prev_second = score.goals, facts, second
+    return mentions
 
 
-def words_of(reply: str) -> tuple[str, str]:
-    """(answer to a question or "", words of the commentary) of a reply."""
+def split_reply(reply: str) -> tuple[str, str]:
+    """(answer to a question or "", commentary) of a reply."""
     answer, _, words = reply.partition("\n")
     return answer.strip(), words.strip()
 
 
 def facts_at(events: Sequence[Event], second: int) -> Facts:
-    """What is true, and can have been seen, in a second."""
-    return newest(events, second).facts
+    """The state of the match that frames up to this second show."""
+    return latest_event(events, second).facts
 
 
-def _fits(event: Event, second: int, at: int, claim) -> bool:
+def _fits(event: Event, claim: Claim) -> bool:
     # The phrases of some events name no team; the event itself may have one.
-    return claim.kind is event.kind and claim.team in ("", event.team) and abs(at - second) <= TOLERANCE
+    return claim.kind is event.kind and claim.team in ("", event.team)
 
 
-def _share(part: float, whole: float) -> float:
-    return part / whole if whole else float("nan")
+def _ratio(part: float, total: float) -> float:
+    return part / total if total else float("nan")

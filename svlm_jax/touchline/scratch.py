@@ -1,6 +1,6 @@
-"""A model to be trained from nothing: a tokenizer made from what annotations say, random weights, the Hugging Face layout.
+"""A model to train from scratch: a tokenizer of the words in annotations, random weights, the Hugging Face layout.
 
-Owns the shape of the shipped model and how first weights are drawn. Units: pixels of a frame.
+Owns the config of the shipped model and the initialisation of its weights. Units: pixels of a frame.
 """
 
 import json
@@ -22,32 +22,32 @@ from svlm_jax.model.parameters import Parameters, shapes
 
 TEXT = TextConfig(0, 192, 512, 4, 3, 3, rms_norm_eps=1e-6, mrope_section=(8, 12, 12), rope_theta=10_000.0)
 VISION = VisionConfig(3, 128, 320, 4, 192, fullatt_block_indexes=(2,), tokens_per_second=2)
-PIXELS = (168 * 112, 168 * 112)  # of a frame, least and most: 6 x 4 tokens a second of 3:2 video
-# How it streams unless told otherwise: the previous text it was trained with, as text alone; greedy. A third of the seconds of
-# frames it was trained with: what was said is nearer then (docs/world.md).
+PIXELS = (168 * 112, 168 * 112)  # min and max of a frame: 6 x 4 vision tokens a second of 3:2 video
+# Default streaming settings: the previous text of its training samples; greedy. The vision window is a third of that in
+# training, which keeps the previous replies nearer (docs/touchline.md).
 STREAMING = {
     "stream": {"vision_window": 8, "sink": 64, "text_window": 576, "moved_reply_kv": "recompute"},
     "sampling": {"temperature": 0.0, "repetition_penalty": 1.0},
 }
-VOCABULARY = 640  # tokens at most, markup among them
+VOCAB_SIZE = 640  # max tokens, markup included
 MARKUP = (
     *("<|endoftext|>", *FAMILY.chat.marks),
     *("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"),
 )
 _PADS = ("bos_token_id", "pad_token_id")
-# As Qwen's, but the time text of a turn is in few tokens, and the two digits of a score are tokens of two kinds, " 2" and "-1":
-# which is whose need not be learned.
-_PIECES = (
+# Qwen's pattern, except that the time text of a turn is few tokens, and the two numbers of a score are different tokens, " 2"
+# and "-1": the model need not learn from their order which team's goals they count.
+_SPLIT_PATTERN = (
     r"Time=|\.0-|\.0s|(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|-\p{N}| ?\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
 def scratch(target: str | Path, annotations: Iterable[Annotation], *, seed: int = 0) -> ModelConfig:
-    """Write a model of random weights, with a tokenizer of the words in `annotations`; the directory appears whole or not.
+    """Write a model of random weights, with a tokenizer of the words in `annotations`; the directory is complete or absent.
 
     Raises:
-        InputError: a target that exists; nothing is said.
+        InputError: a target that exists; annotations without words.
     """
     with atomic_directory(target) as draft:
         ids, size = _tokenizer(draft, texts(annotations))
@@ -68,13 +68,13 @@ def scratch(target: str | Path, annotations: Iterable[Annotation], *, seed: int 
         )
         _processor(draft)
         (draft / "streaming_config.json").write_text(json.dumps(STREAMING, indent=1))
-        huggingface.write(draft, config, drawn(config, seed))
+        huggingface.write(draft, config, random_parameters(config, seed))
     return config
 
 
 def texts(annotations: Iterable[Annotation]) -> Iterator[str]:
-    """All that is said and asked, and the words of the chat format, over and over as a stream does."""
-    frame = (
+    """The tokenizer's corpus: commentary, questions and answers, and the chat format's words, as often as in samples."""
+    chat_words = (
         "system",
         FAMILY.chat.system_prompt,
         "previous text",
@@ -89,56 +89,58 @@ def texts(annotations: Iterable[Annotation]) -> Iterator[str]:
         yield "".join(f" {word.text}" for word in annotation.words)
         for question in annotation.questions:
             yield from (question.text, f" {question.text}", question.answer)
-        yield from frame
+        yield from chat_words
 
 
-def drawn(config: ModelConfig, seed: int) -> Parameters:
-    """Random parameters: matrices keep the size of what goes through them, what is added to the residual counts for less the
-    more layers there are; norms are 1, biases 0."""
+def random_parameters(config: ModelConfig, seed: int) -> Parameters:
+    """Random parameters: normal with variance 1 / fan-in, and 1 / (2 depth) of that for projections into the residual stream;
+    norms are 1, biases 0."""
     values: Parameters = {}
-    for number, (path, leaf) in enumerate(sorted(shapes(config).items())):
-        key = jax.random.fold_in(jax.random.key(seed), number)
+    for index, (path, leaf) in enumerate(sorted(shapes(config).items())):
+        key = jax.random.fold_in(jax.random.key(seed), index)
         depth = config.vision.depth if path.startswith("vision.") else config.text.num_hidden_layers
         if path.endswith("scale"):
             values[path] = jnp.ones(leaf.shape, leaf.dtype)
         elif path.endswith("bias"):
             values[path] = jnp.zeros(leaf.shape, leaf.dtype)
         else:
-            ins = leaf.shape[1] if path == "text.embedding" else np.prod(leaf.shape[: 2 if ".out." in path else 1])
-            scale = float(ins) ** -0.5 * ((2 * depth) ** -0.5 if ".out." in path or "s.mlp.down" in path else 1.0)
+            fan_in = leaf.shape[1] if path == "text.embedding" else np.prod(leaf.shape[: 2 if ".out." in path else 1])
+            scale = float(fan_in) ** -0.5 * ((2 * depth) ** -0.5 if ".out." in path or "s.mlp.down" in path else 1.0)
             values[path] = (scale * jax.random.normal(key, leaf.shape, jnp.float32)).astype(leaf.dtype)
     return values
 
 
-def _tokenizer(directory: Path, said: Iterator[str]) -> tuple[dict[str, int], int]:
-    """Byte-level BPE with Qwen's names for markup; the ids of the markup, and how many tokens there are."""
+def _tokenizer(directory: Path, corpus: Iterator[str]) -> tuple[dict[str, int], int]:
+    """Train a byte-level BPE with Qwen's names for markup; returns the ids of the markup, and the number of tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.BPE())
-    pieces = pre_tokenizers.Split(Regex(_PIECES), "isolated")
-    made.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    made.decoder = decoders.ByteLevel()
+    tokenizer = Tokenizer(models.BPE())
+    splitter = pre_tokenizers.Split(Regex(_SPLIT_PATTERN), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [splitter, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(MARKUP), initial_alphabet=alphabet, show_progress=False)
-    made.train_from_iterator(said, trainer)
-    if made.get_vocab_size() <= len(alphabet):
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB_SIZE - len(MARKUP), initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
+    if tokenizer.get_vocab_size() <= len(alphabet):
         raise InputError("annotations", "no words", "at least one", "check the file")
-    made.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in MARKUP])
-    whole = PreTrainedTokenizerFast(
-        tokenizer_object=made,
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in MARKUP])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(MARKUP[1:]),
         clean_up_tokenization_spaces=False,
     )
-    whole.save_pretrained(directory)
-    vocabulary = whole.get_vocab()
+    wrapped.save_pretrained(directory)
+    vocabulary = wrapped.get_vocab()
     return {name: vocabulary[name] for name in MARKUP}, len(vocabulary)
 
 
 def _processor(directory: Path) -> None:
-    least, most = PIXELS
+    min_pixels, max_pixels = PIXELS
     pixels = {
         "do_convert_rgb": True,
         "do_normalize": True,
@@ -147,9 +149,9 @@ def _processor(directory: Path) -> None:
         "image_mean": VISION.image_mean,
         "image_std": VISION.image_std,
         "image_processor_type": FAMILY.processor_classes["image_processor"],
-        "min_pixels": least,
-        "max_pixels": most,
-        "size": {"shortest_edge": least, "longest_edge": most},
+        "min_pixels": min_pixels,
+        "max_pixels": max_pixels,
+        "size": {"shortest_edge": min_pixels, "longest_edge": max_pixels},
         "merge_size": VISION.spatial_merge_size,
         "patch_size": VISION.patch_size,
         "temporal_patch_size": VISION.temporal_patch_size,

@@ -1,6 +1,6 @@
-"""The game as a source of video, for everything that streams: match:SEED.
+"""The game as a source of video: match:SEED.
 
-Owns the names of games and how far into a game a stream may start. Host side: numpy, never jax. Units: seconds.
+Owns the names of games, and the latest start of a stream in a game. Host side: numpy, never jax. Units: seconds.
 """
 
 import math
@@ -18,14 +18,14 @@ from svlm_jax.media.sources import Opener, Source, Timing
 from svlm_jax.media.video import SLACK
 from svlm_jax.touchline.film import HELD_OUT, Film, moments
 
-MAX_START = 1e6  # seconds; a game is played from its beginning, without pictures, up to where the stream starts
-SLOW_START = 600.0  # seconds from which on a warning says how long that takes
+MAX_START = 1e6  # seconds; a game is played without drawing from 0 s up to the start of the stream
+SLOW_START = 600.0  # seconds; a later start gets a warning with the time that this takes
 NAME = re.compile(r"match:(\d+)(:unseen)?")
 
 
 class MatchSource(Source):
-    """match:SEED, a game that never ends, drawn as it is watched. With :unseen after it: pitches and shades that no training
-    film has."""
+    """match:SEED, an endless game, drawn while it is watched. With :unseen after it: pitches and shades that no training film
+    has."""
 
     endless = True
 
@@ -38,7 +38,7 @@ class MatchSource(Source):
             raise InputError("source", repr(self.name), "match:SEED or match:SEED:unseen", "for example match:1000000")
         if self.start > MAX_START:
             got, expected = f"{self.start:g} s of {self.name}", f"at most {MAX_START:g} s"
-            raise InputError("start", got, expected, "the game is played up to there first: start earlier")
+            raise InputError("start", got, expected, "the game is played up to its start first: start earlier")
         if self.start > SLOW_START:
             warnings.warn(f"{self.name} is played up to {self.start:g} s first: some 10 s for each hour of it", stacklevel=3)
         self.film = Film(int(match[1]), unseen=bool(match[2]))
@@ -50,7 +50,7 @@ class MatchSource(Source):
     def lazy_frames(self) -> Iterator[Callable[[], np.ndarray]]:
         count = None if self.duration is None else math.ceil(self.duration * self.fps - SLACK)
         for moment in islice(moments(self.film.world, self.fps, self.start), count):
-            self.film.world.forget()
+            self.film.world.drop_history()
             yield lambda moment=moment: self.film.draw(moment)
 
 

@@ -114,7 +114,7 @@ def test_which_seconds_a_slow_device_drops_follows_from_its_speed():
     """Else the table of what drops cost tells of other seconds than those that are dropped."""
     assert drops.overload(drops.Policy(4), speed=1.0, seconds=90) == set()
     lost = {policy: drops.overload(policy, 0.7, 90) for policy in (drops.Policy(4), drops.Policy(4, newest_only=True))}
-    oldest, newest = lost.values()
-    assert len(oldest) == len(newest) == 24  # 0.7 of 90 s can be watched, and four wait at the end
+    oldest, latest_event = lost.values()
+    assert len(oldest) == len(latest_event) == 24  # 0.7 of 90 s can be watched, and four wait at the end
     assert max(oldest) < 90 - 1 and not any({second, second + 1} <= oldest for second in oldest)  # one by one, and not the last
-    assert any({second, second + 1, second + 2} <= newest for second in newest)  # in a row
+    assert any({second, second + 1, second + 2} <= latest_event for second in latest_event)  # in a row

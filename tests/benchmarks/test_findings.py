@@ -66,14 +66,14 @@ def test_the_truth_gets_full_marks(told):
     other = [line | {"text": line["text"].replace("Reds", "Blues")} for line in lines]
     assert findings._share_equal(lines, lines) == 1 and 0.5 < findings._share_equal(other[:600], lines) < 1
     assert all(part.startswith("0/") for part in row["new mistakes"].split(", ")) and len(scores) > 20
-    assert sum(tally.asked for tally in bins) == SECONDS // findings.ASK_EVERY
+    assert sum(tally.questions for tally in bins) == SECONDS // findings.ASK_EVERY
 
 
 def test_questions_wait_until_their_answer_has_been_said():
     world = play(HELD_OUT + 1, 7200)  # a game in which some must wait
     questions = findings.questions_by_second(world, 7200)
     assert len(questions) == 7200 // findings.ASK_EVERY
-    assert not any(commentary.unsaid(world.events, second) for second in questions)
+    assert not any(commentary.is_unannounced(world.events, second) for second in questions)
     assert any(second % findings.ASK_EVERY != findings.ASK_EVERY - 1 for second in questions)
 
 

@@ -193,7 +193,7 @@ def test_commands_that_take_minutes_say_what_they_do_and_how_long(tmp_path, caps
     variants = findings.variants(findings.StreamConfig(), {})
     files = {one: [tmp_path / one.file("weights", 1000000, 7200)] for one in variants}
     told = findings._plan(files, 7200, tmp_path)
-    assert told.startswith(f"{len(variants)} streams of up to 2.0 h (0 are there): about 85 min")
+    assert told.startswith(f"{len(variants)} streams of up to 2.0 h (0 exist): about 85 min")
     assert f"kept in {tmp_path}" in told
     for paths in files.values():
         paths[0].touch()

@@ -18,14 +18,14 @@ def test_a_signal_in_the_middle_of_a_print_harms_nothing(monkeypatch, capfd):
             return True
 
         def write(self, data):
-            if not stopping.asked:
+            if not stopping.requested:
                 signal.raise_signal(signal.SIGTERM)
             return len(data)
 
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Interrupted())))
     with Stopping(Screen()) as stopping:
         stopping.screen.say("00:00:01.0")
-    assert stopping.asked and capfd.readouterr().err == "SIGTERM: stopping after this chunk\n"
+    assert stopping.requested and capfd.readouterr().err == "SIGTERM: stopping after this chunk\n"
 
 
 def test_no_question_is_asked_twice_or_forgotten_by_a_stream_that_is_resumed():

@@ -38,7 +38,7 @@ def programs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def film(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("film") / "film.mp4"
-    write_video(path, islice(Film(1, size=(168, 112)).pictures(10), 90), 10)
+    write_video(path, islice(Film(1, size=(168, 112)).frames(10), 90), 10)
     return path
 
 

@@ -58,7 +58,7 @@ def compiled_parts(tiny_dir, processor_dir) -> tuple[Processor, Session, Clip]:
 @pytest.fixture(scope="module")
 def film(tmp_path_factory):
     path = tmp_path_factory.mktemp("film") / "film.mp4"
-    write_video(path, islice(Film(1, size=(168, 112)).pictures(10), 30), 10)
+    write_video(path, islice(Film(1, size=(168, 112)).frames(10), 30), 10)
     return path
 
 

@@ -8,7 +8,7 @@ import pytest
 import svlm_jax
 from svlm_jax.pretrained import SHIPPED
 from svlm_jax.touchline.film import HELD_OUT, play
-from svlm_jax.touchline.judge import judge, words_of
+from svlm_jax.touchline.judge import judge, split_reply
 from svlm_jax.touchline.scratch import STREAMING
 from svlm_jax.touchline.source import open_match
 
@@ -38,11 +38,11 @@ def test_it_brings_its_streaming_settings(vlm):
 
 
 def test_it_tells_what_happens_in_a_held_out_game_and_counts_its_first_goals(vlm):
-    said = {int(reply.start): words_of(reply.raw)[1] for reply in vlm.watch(open_match(HELD_OUT, duration=SECONDS))}
+    said = {int(reply.start): split_reply(reply.raw)[1] for reply in vlm.watch(open_match(HELD_OUT, duration=SECONDS))}
     tally = judge(said, play(HELD_OUT, SECONDS).events, 0, SECONDS)
     assert len(said) == SECONDS and tally.events > 20
     assert tally.f1 > 0.95 and tally.silence_precision > 0.95
-    assert tally.right == tally.scores == tally.due > 5
+    assert tally.correct_scores == tally.scores == tally.expected_scores > 5
 
 
 def test_it_loads_in_transformers_and_gives_the_same_logits(vlm):

@@ -15,9 +15,9 @@ from svlm_jax.errors import InputError
 from svlm_jax.media.sources import Timing, open_source
 from svlm_jax.media.video import sample_video
 from svlm_jax.touchline import commentary, film
-from svlm_jax.touchline.judge import counted, facts_at, judge
-from svlm_jax.touchline.match import LEAD, MOST_GOALS, TEAMS, Kind, Rules, World, second_of
-from svlm_jax.touchline.render import HELD_OUT_PITCHES, PITCHES, Renderer, look
+from svlm_jax.touchline.judge import facts_at, judge, score_mentions
+from svlm_jax.touchline.match import LEAD, MAX_GOALS, TEAMS, Kind, Rules, World, second_of
+from svlm_jax.touchline.render import PITCHES, UNSEEN_PITCHES, Renderer, match_look
 from svlm_jax.touchline.source import SCHEMES, MatchSource, open_match
 
 played = film.play
@@ -42,14 +42,14 @@ def test_a_seed_is_a_game(world):
 
 def test_pictures_are_the_same_at_any_frame_rate():
     slow, fast = film.Film(3, size=(84, 56)), film.Film(3, size=(84, 56))
-    every_tenth = islice(fast.pictures(20), 0, 200, 10)
-    for one, other in zip(islice(slow.pictures(2), 20), every_tenth, strict=True):
+    every_tenth = islice(fast.frames(20), 0, 200, 10)
+    for one, other in zip(islice(slow.frames(2), 20), every_tenth, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_pictures_begin_where_they_are_asked_to():
-    whole = list(islice(film.Film(3, size=(84, 56)).pictures(2), 30))
-    np.testing.assert_array_equal(next(film.Film(3, size=(84, 56)).pictures(2, start=12)), whole[24])
+    whole = list(islice(film.Film(3, size=(84, 56)).frames(2), 30))
+    np.testing.assert_array_equal(next(film.Film(3, size=(84, 56)).frames(2, start=12)), whole[24])
 
 
 @pytest.mark.parametrize("rules", Rules)
@@ -59,7 +59,7 @@ def test_rules(rules):
     for before, event in pairwise(world.events):
         same = before.facts.number == event.facts.number
         if event.kind is Kind.GOAL:
-            assert same and sum(event.facts.goals) == sum(before.facts.goals) + 1 and max(event.facts.goals) <= MOST_GOALS
+            assert same and sum(event.facts.goals) == sum(before.facts.goals) + 1 and max(event.facts.goals) <= MAX_GOALS
         elif same:
             assert event.facts == before.facts
         else:
@@ -122,8 +122,14 @@ def test_what_nobody_has_said_is_not_asked(world):
 
 def test_the_judge_gives_the_truth_full_marks(world):
     tally = judge(said(world, 1200), world.events, 0, 1200)
-    assert tally.f1 == tally.score_right == tally.score_told == tally.silence_precision == tally.silence_recall == 1
-    assert tally.delay == 0 and tally.events > 300 and tally.scores > 20 and tally.firsts > 2 and tally.firsts_right == 1
+    assert tally.f1 == tally.score_accuracy == tally.score_recall == tally.silence_precision == tally.silence_recall == 1
+    assert (
+        tally.mean_delay == 0
+        and tally.events > 300
+        and tally.scores > 20
+        and tally.first_scorers > 2
+        and tally.first_scorer_accuracy == 1
+    )
 
 
 def test_the_judge_counts_what_is_wrong(world):
@@ -133,37 +139,37 @@ def test_the_judge_counts_what_is_wrong(world):
     stale = {second: words.replace("1", "7") for second, words in truth.items()}
     again = {second: "Reds pass." for second in truth}
     events = world.events
-    assert judge(late, events, 0, 600).delay == pytest.approx(1, abs=0.05) and judge(late, events, 0, 600).f1 > 0.97
+    assert judge(late, events, 0, 600).mean_delay == pytest.approx(1, abs=0.05) and judge(late, events, 0, 600).f1 > 0.97
     assert judge(far, events, 0, 600).f1 < 0.6
-    assert 0 < judge(stale, events, 0, 600).score_right < 1 and judge(stale, events, 0, 600).f1 == 1
+    assert 0 < judge(stale, events, 0, 600).score_accuracy < 1 and judge(stale, events, 0, 600).f1 == 1
     assert judge({}, events, 0, 600).recall == 0 and judge({}, events, 0, 600).silence_recall == 1
-    assert judge(again, events, 0, 600).repetition > 0.99
+    assert judge(again, events, 0, 600).repetition_rate > 0.99
     halves = judge(truth, events, 0, 300) + judge(truth, events, 300, 600)
     assert halves.events == judge(truth, events, 0, 600).events
 
 
 def test_a_mistake_is_new_once(world):
     truth = said(world, 1200)
-    right = counted(truth, world.events, 1200)
-    assert len(right) > 20 and all(one.kept and one.age >= 0 for one in right)
+    right = score_mentions(truth, world.events, 1200)
+    assert len(right) > 20 and all(one.is_consistent and one.age >= 0 for one in right)
     number = world.events[-1].facts.number // 2  # of a match in which the home team gets a goal too many, from the first on
     for second, words in truth.items():
         facts = facts_at(world.events, second)
         if facts.number == number and facts.goals != (0, 0):
             truth[second] = re.sub(r"(\d+)-", lambda home: f"{int(home[1]) + 1}-", words)
-    wrong = counted(truth, world.events, 1200)
-    assert [one.kept for one in wrong].count(False) == 1 and [one.age for one in wrong] == [one.age for one in right]
-    assert judge(truth, world.events, 0, 1200).right < len(right) - 1
+    wrong = score_mentions(truth, world.events, 1200)
+    assert [one.is_consistent for one in wrong].count(False) == 1 and [one.age for one in wrong] == [one.age for one in right]
+    assert judge(truth, world.events, 0, 1200).correct_scores < len(right) - 1
 
 
 def test_unseen_looks_are_unseen():
-    assert {look(1, number, held_out=True).stripes for number in range(20)} == set(HELD_OUT_PITCHES)
-    seen = {look(1, number).stripes[0] for number in range(200)}
+    assert {match_look(1, number, unseen=True).stripes for number in range(20)} == set(UNSEEN_PITCHES)
+    seen = {match_look(1, number).stripes[0] for number in range(200)}
     assert seen > {pitch for pitch, _ in PITCHES} and len(seen) > 80
-    for unseen, _ in HELD_OUT_PITCHES:
+    for unseen, _ in UNSEEN_PITCHES:
         assert min(abs(hue(unseen) - hue(pitch)) for pitch in seen) > 0.04
     moment = next(film.moments(World(5), 2))
-    seen, unseen = (Renderer(5, 84, 56, held_out)(moment) for held_out in (False, True))
+    seen, unseen = (Renderer(5, 84, 56, unseen)(moment) for unseen in (False, True))
     assert seen.shape == unseen.shape == (56, 84, 3) and np.abs(seen.astype(int) - unseen).mean() > 5
 
 
@@ -174,7 +180,7 @@ def hue(colour) -> float:
 def test_a_film_is_what_is_drawn_and_its_annotation_what_is_said(tmp_path):
     command = [sys.executable, "-m", "launch.world", "--out", tmp_path / "films", "--seeds", "3:5", "--seconds", "20"]
     subprocess.run([*command, "--jobs", "1", "--size", "168x112"], check=True, capture_output=True)
-    drawn = islice(film.Film(3, size=(168, 112)).pictures(2), 40)
+    drawn = islice(film.Film(3, size=(168, 112)).frames(2), 40)
     decoded = [frame for _, frame in sample_video(tmp_path / "films" / "match_3.mp4", 2, 0, 20)]
     assert all(np.abs(a.astype(int) - b).mean() < 8 for a, b in zip(drawn, decoded, strict=True))
     records = Records([tmp_path / "films" / "matches.jsonl"])
