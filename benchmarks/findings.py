@@ -230,7 +230,13 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
             started = time.perf_counter()
             caption = runner.caption(VIDEO, chunk)
             ms = 1000 * (time.perf_counter() - started)
-            line = {"second": second, "text": caption.raw, "question": question, "ms": round(ms, 2), "slots": caption.slots}
+            line = {
+                "second": second,
+                "text": caption.raw,
+                "question": question,
+                "ms": round(ms, 2),
+                "slots": caption.used_slots,
+            }
             file.write(json.dumps(line) + "\n")
             progress(second + 1, seconds)
 

@@ -87,7 +87,16 @@ class Run:
                 ms = [decoding, patches, *(caption.ms[stage] for stage in STAGES[2:])]
                 position, compiles = float(self.runner.sequence(self.streams[0]).positions.max()), compiled.count - before
                 memory = resident(), on_device("bytes_in_use")
-                timings[number] = (*ms, sum(ms), chunk.end, len(caption.tokens), caption.slots, position, *memory, compiles)
+                timings[number] = (
+                    *ms,
+                    sum(ms),
+                    chunk.end,
+                    len(caption.tokens),
+                    caption.used_slots,
+                    position,
+                    *memory,
+                    compiles,
+                )
                 progress(number + 1, chunks)
         return timings
 

@@ -88,7 +88,7 @@ class Screen:
         self.last_status = now
         speed = (caption.end - caption.start) / (sum(self.step_seconds) / len(self.step_seconds))
         stages = ", ".join(f"{stage} {caption.ms[stage]:.0f}" for stage in STAGES)
-        slots = f"{caption.slots}/{caption.capacity} slots"
+        slots = f"{caption.used_slots}/{caption.capacity} slots"
         line = f"{clock(caption.end)}{progress}  {speed:.1f}x real time  {slots}  ms: {stages}"
         if not self.live:
             self._write_err(line + "\n")

@@ -211,7 +211,11 @@ class StreamCommand:
             self.screen.words(f"[{clock(event.start)}] {event.text}")
 
     def _write_caption(self, event: Caption) -> None:
-        extra = {"tokens": event.tokens, "ms": {stage: round(ms, 2) for stage, ms in event.ms.items()}, "slots": event.slots}
+        extra = {
+            "tokens": event.tokens,
+            "ms": {stage: round(ms, 2) for stage, ms in event.ms.items()},
+            "slots": event.used_slots,
+        }
         if event.question:
             extra["question"] = event.question
         for captions in self.captions.values():

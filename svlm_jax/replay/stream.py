@@ -31,7 +31,8 @@ from svlm_jax.replay.format import (
     require_int,
 )
 from svlm_jax.spans import temporal_step
-from svlm_jax.stream.results import Reply, require_reply
+from svlm_jax.stream.events import Caption
+from svlm_jax.stream.runner import VIDEO, Runner
 from svlm_jax.stream.sequence import Chunk, StreamSequence
 from svlm_jax.stream.session import Session
 
@@ -57,7 +58,7 @@ class Round(NamedTuple):
 
     recorded: dict[str, Any]
     seq: StreamSequence
-    reply: Reply
+    caption: Caption
     clip: Clip
 
 
@@ -148,8 +149,8 @@ def replay(
     for number, result in enumerate(run(recording, model, tokenizer, pixels)):
         _compare_round(number, result, recording, tokenizer, equal)
         recorded_logits, recorded_pixels = (recording.arrays.get(f"{name}_{number}") for name in ("logits", "pixels"))
-        if recorded_logits is not None and result.reply.logits is not None:
-            logits.append(abs_difference(result.reply.logits, recorded_logits).ravel())
+        if recorded_logits is not None and result.caption.logits is not None:
+            logits.append(abs_difference(result.caption.logits, recorded_logits).ravel())
         if recorded_pixels is not None:
             pixels_max.append(abs_difference(result.clip.patches, recorded_pixels).max())
     all_equal = {name: all(rounds) if rounds else None for name, rounds in equal.items()}
@@ -169,16 +170,16 @@ def _compare_round(
     number: int, result: Round, recording: StreamRecording, tokenizer: Tokenizer, equal: dict[str, list[bool]]
 ) -> None:
     """Append to each list of `equal` whether that part of a round is as recorded."""
-    recorded, seq, reply, _ = result
+    recorded, seq, caption, _ = result
     length = len(recorded["input_ids"])
     same_ids = seq.ids[:length].tolist() == recorded["input_ids"]
     equal["ids_equal"].append(same_ids and _same_grids(recorded, seq, recording.config))
     cached = (recorded["cached_before"], recorded["cached_after"])
-    equal["cache_lengths_equal"].append((reply.before, reply.after) == cached)
-    equal["tokens_equal"].append(reply.tokens.tolist() == recorded["generated"])
-    text = tokenizer.decode(reply.tokens.tolist(), skip_special_tokens=True)
+    equal["cache_lengths_equal"].append((caption.cached_before, caption.used_slots) == cached)
+    equal["tokens_equal"].append(caption.tokens.tolist() == recorded["generated"])
+    text = tokenizer.decode(caption.tokens.tolist(), skip_special_tokens=True)
     equal["text_equal"].append(text[:-TEXT_TAIL] == recorded["text"])
-    for name, end in (("pos_prefill", length), ("pos_last", reply.after)):
+    for name, end in (("pos_prefill", length), ("pos_last", caption.used_slots)):
         if (positions := recording.arrays.get(f"{name}_{number}")) is not None:
             # Recorded are the last ones up to `end`: all, or those that were computed in this round.
             first = end - positions.shape[-1]
@@ -194,17 +195,15 @@ def run(recording: StreamRecording, model: QwenVL, tokenizer: Tokenizer, pixels:
     step = temporal_step(vision.tokens_per_second, vision.temporal_patch_size, config.fps)
     frame_pairs = -(-config.chunk_frames // vision.temporal_patch_size)
     grid = (frame_pairs, height // pixels.patch_size, width // pixels.patch_size)
-    session = Session(model, tokenizer, config, grid, sampling=recording.sampling, markup=True)
-    state = session.join(session.init_state(), query=settings["query"], previous=settings["previous_text"])
+    runner = Runner(Session(model, tokenizer, config, grid, sampling=recording.sampling, markup=True))
+    runner.join(VIDEO, query=settings["query"], previous=settings["previous_text"])
     for recorded in recording.rounds:
         frames = noise_frames(settings["seed"], recorded["frames"], height, width)
         clip = Clip(*patchify(normalise(frames, pixels), pixels), step, video=True)
-        forced = None if settings["mode"] == "greedy" else [np.array(recorded["generated"], np.int32)]
+        forced = None if settings["mode"] == "greedy" else np.array(recorded["generated"], np.int32)
         chunk = Chunk(recorded["start"], recorded["end"], clip)
-        state, (result,) = session.step(state, [chunk], forced=forced, record=True)
-        seq = state.streams[0]
-        assert seq is not None
-        yield Round(recorded, seq, require_reply(result), clip)
+        caption = runner.caption(VIDEO, chunk, forced=forced, record=True)
+        yield Round(recorded, runner.sequence(VIDEO), caption, clip)
 
 
 def _check_model(recording: StreamRecording, model: QwenVL, pixels: PixelConfig) -> None:
@@ -240,14 +239,14 @@ def record(
     rounds = []
     config = recording.config
     for number, result in enumerate(run(recording, model, tokenizer, pixels)):
-        _, seq, reply, clip = result
+        _, seq, caption, clip = result
         rounds.append(_round_json(result, config, tokenizer))
-        length, after = len(rounds[-1]["input_ids"]), reply.after
+        length, after = len(rounds[-1]["input_ids"]), caption.used_slots
         # Where positions change in every round all are recorded, else those that the round computed.
-        first = 0 if config.rope_positions == "contiguous" or config.mode == "recompute" else reply.before
+        first = 0 if config.rope_positions == "contiguous" or config.mode == "recompute" else caption.cached_before
         arrays[f"pos_prefill_{number}"] = seq.positions[:, first:length]
         arrays[f"pos_last_{number}"] = seq.positions[:, first if first == 0 else after - 1 : after]
-        arrays[f"logits_{number}"] = reply.logits if reply.logits is not None else np.zeros(0)
+        arrays[f"logits_{number}"] = caption.logits if caption.logits is not None else np.zeros(0)
         if number < 2:
             arrays[f"pixels_{number}"] = clip.patches
     text = json.dumps({"name": path.stem, "model": checkpoint, "config": recording.settings, "rounds": rounds})
@@ -263,17 +262,17 @@ def _write_pair(path: Path, text: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _round_json(result: Round, config: StreamConfig, tokenizer: Tokenizer) -> dict[str, Any]:
-    recorded, seq, reply, _ = result
+    recorded, seq, caption, _ = result
     # The last token of a reply is chosen and not computed: the prompt ended len(tokens) - 1 slots before the cache does.
-    length = reply.after - len(reply.tokens) + 1
+    length = caption.used_slots - len(caption.tokens) + 1
     return {
         "input_ids": seq.ids[:length].tolist(),
-        "cached_before": reply.before,
-        "cached_after": reply.after,
-        "generated": reply.tokens.tolist(),
+        "cached_before": caption.cached_before,
+        "cached_after": caption.used_slots,
+        "generated": caption.tokens.tolist(),
         "grid_thw": _grids(seq, config),
         "frames": recorded["frames"],
-        "text": tokenizer.decode(reply.tokens.tolist(), skip_special_tokens=True)[:-TEXT_TAIL],
+        "text": tokenizer.decode(caption.tokens.tolist(), skip_special_tokens=True)[:-TEXT_TAIL],
         "start": recorded["start"],
         "end": recorded["end"],
     }

@@ -287,7 +287,7 @@ class Engine:
             "realtime_factor": round(self.chunk_seconds * len(steps) / sum(steps), 2),
             "stage_ms": {stage: round(ms, 1) for stage, ms in event.ms.items()},
             "dropped_total": stream.dropped_chunks,
-            "used_slots": event.slots,
+            "used_slots": event.used_slots,
             "capacity": event.capacity,
             "cache": cache_message(sequence.spans, event.evicted, stream.turn_starts, self.session.config),
         }

@@ -74,10 +74,11 @@ class TokenDelta:
 class Caption:
     """The reply to one chunk; its text is "" where the stream chose silence.
 
-    raw: the text with the newlines that tell an answer from commentary. tokens [n] int32: as generated. question: what was
-    asked with this chunk. ms: duration of each stage of the step, which the streams of a batch share. cached: tokens that were
-    in the KV cache when the chunk came; slots: tokens that are retained now, of `capacity`. logits [n, V] float32 if recorded.
-    evicted: spans of the tokens that left the stream for this chunk. callback_error: what `on_token` raised for this reply.
+    raw: the text with the newlines that tell an answer from commentary. question: what was asked with this chunk. tokens [n]
+    int32: as generated. ms: duration of each stage of the step, which the streams of a batch share. cached_before: tokens in
+    the KV cache when the chunk came, after eviction; used_slots: those at the end of the reply, of `capacity`. logits [n, V]
+    float32 if recorded. evicted: spans of the tokens that left the stream for this chunk. callback_error: what `on_token`
+    raised for this reply.
     """
 
     stream: str
@@ -88,8 +89,8 @@ class Caption:
     question: str = ""
     tokens: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     ms: Mapping[str, float] = field(default_factory=dict)
-    cached: int = 0
-    slots: int = 0
+    cached_before: int = 0
+    used_slots: int = 0
     capacity: int = 0
     logits: np.ndarray | None = None
     evicted: tuple[Span, ...] = ()

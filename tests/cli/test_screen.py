@@ -56,7 +56,7 @@ class Deaf(io.TextIOBase):
 def test_a_screen_never_raises(monkeypatch, error):
     """What it raises in the middle of a reply would cost the stream its state."""
     ms = dict.fromkeys(("vision", "prefill", "decode"), 1.0)
-    caption = Caption(stream="video", start=0, end=1, text="", ms=ms, slots=5, capacity=640)
+    caption = Caption(stream="video", start=0, end=1, text="", ms=ms, used_slots=5, capacity=640)
     for name in ("stdout", "stderr"):
         monkeypatch.setattr(sys, name, Deaf(error))
     screen = Screen(typed=True)
@@ -129,7 +129,7 @@ def test_a_question_is_typed_on_a_line_of_its_own(monkeypatch):
 
     def status(second: int) -> None:
         ms = dict.fromkeys(("vision", "prefill", "decode"), 41.0)
-        caption = Caption(stream="video", start=second - 1, end=second, text="", ms=ms, slots=5, capacity=640)
+        caption = Caption(stream="video", start=second - 1, end=second, text="", ms=ms, used_slots=5, capacity=640)
         screen.status(caption, "")
 
     status(1)

@@ -94,7 +94,7 @@ def test_events_of_a_film_come_in_order(vlm, runner_for):
     assert kinds(events) == [Started, Caption, Caption, Note, Caption, Ended]
     assert [(event.start, event.end) for event in events if isinstance(event, Caption)] == [(0, 1), (1, 2), (2, 3)]
     assert "ends 0.5 s early" in events[3].text and events[-1].error is None
-    assert events[0].capacity == events[1].capacity >= events[1].slots > 0
+    assert events[0].capacity == events[1].capacity >= events[1].used_slots > 0
     assert film.closed.wait(HANG)
 
 
