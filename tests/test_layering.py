@@ -63,6 +63,7 @@ HOST_SIDE = (
     "svlm_jax.data",
     *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge", "source")),
     "svlm_jax.stream.captions",
+    "svlm_jax.stream.events",
     "svlm_jax.stream.state_file",
 )
 LATE = {"av", "transformers", "grain", "orbax", "huggingface_hub", "tensorflow_datasets", "torch", "starlette", "uvicorn"}
