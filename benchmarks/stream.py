@@ -170,7 +170,7 @@ def on_device(name: str) -> float:
 
 def summary(name: str, run: Run, timings: np.ndarray) -> dict[str, Any]:
     """One row: medians of the last fifth of the chunks, and what has changed since the beginning."""
-    peak = on_device("peak_bytes_in_use")
+    peak_bytes = on_device("peak_bytes_in_use")
     last = timings[-max(1, len(timings) // 5) :]
     total = float(np.median(last["total"]))
     stages = {stage: float(np.median(last[stage])) for stage in STAGES}
@@ -188,13 +188,13 @@ def summary(name: str, run: Run, timings: np.ndarray) -> dict[str, Any]:
         "slots used": int(last["slots"][-1]),
         "slots": run.runner.state.cache.capacity,
         "memory (MB)": round(last["memory"][-1] / 1e6),
-        "device memory, peak (GB)": "-" if np.isnan(peak) else round(peak / 1e9, 2),
+        "device memory, peak (GB)": "-" if np.isnan(peak_bytes) else round(peak_bytes / 1e9, 2),
     }
     if len(timings) >= 400:
         end = timings[-100:]
         row["last 100 / chunks 100-200"] = round(float(np.median(end["total"]) / np.median(timings["total"][100:200])), 3)
         row["memory, end / chunk 200"] = round(float(timings["memory"][-1] / timings["memory"][200]), 4)
-        if not np.isnan(peak):
+        if not np.isnan(peak_bytes):
             row["device memory, end / chunk 200"] = round(float(timings["device"][-1] / timings["device"][200]), 4)
         row["compiled after chunk 20"] = int(timings["compiled"][20:].sum())
         row["largest position, last 100"] = float(end["position"].max())
