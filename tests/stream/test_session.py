@@ -430,10 +430,10 @@ def test_a_cache_over_devices_says_the_same(model, make, tokenizer, tiny_dir, wa
     over = Session(cut, tokenizer, StreamConfig(**WINDOWS), GRID, sampling=GREEDY, num_streams=2)
     one = make(num_streams=2)
     assert over.batch_sizes == ((2,) if "data" in ways else (1, 2))
-    warm = [warm(made, made.init_state(), chunk(0).clip) for made in (one, over)]
+    warmed = [warm(made, made.init_state(), chunk(0).clip) for made in (one, over)]
     states = [
         made.join(made.join(state, 0, seed=1), 1, previous="red ", seed=2)
-        for made, state in zip((one, over), warm, strict=True)
+        for made, state in zip((one, over), warmed, strict=True)
     ]
     rows, heads = 2 // ways.get("data", 1), config.text.num_key_value_heads // 2
     for number in range(5):

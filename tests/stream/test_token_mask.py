@@ -47,7 +47,7 @@ def test_logits_are_those_of_what_is_kept(make, model, tokenizer, tiny_dir, rope
     state, features, differences = made.join(made.init_state(), query="Commentate"), {}, []
     for number in range(8):
         this = masked(number)
-        frames, rows = pack_vision([(this.clip.patches, GRID)], made.model_config.vision, made.patches)
+        frames, rows = pack_vision([(this.clip.patches, GRID)], made.model_config.vision, made.max_patches)
         features[number] = np.asarray(tower(stack_vision([frames])))[0, rows]
         query = "" if number else "Commentate"
         parts = turn_parts(
