@@ -49,7 +49,7 @@ def test_a_prompt_and_a_decode_step_have_the_documented_shapes(case):
             ids=abstract_of(jnp.int32, 1, length),
             index=abstract_of(jnp.int32, 1, length),
             positions=abstract_of(jnp.float32, 1, 3, length),
-            rows=abstract_of(jnp.int32, 1, length),
+            vision_index=abstract_of(jnp.int32, 1, length),
             vision=seen,
         )
         slots = abstract_of(jnp.int32, 1, length)
