@@ -1,5 +1,5 @@
-"""Measure, and keep the numbers: every figure in docs/ comes from here; `python -m benchmarks --help` lists the benchmarks.
+"""Benchmarks: every number in docs/ comes from here; `python -m benchmarks --help` lists them.
 
-A benchmark is a file of its own with a `bench(args)` that hands its rows to `report.record`; `__main__` names its flags. What
-is compared is measured in the same run on the same machine, and stated as a ratio.
+A benchmark is a module with `add_flags(parser)` and `bench(args)`, which gives its rows to `report.record`; `__main__` lists
+them. Comparisons are measured in the same run on the same machine, and stated as ratios.
 """

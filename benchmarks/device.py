@@ -1,7 +1,7 @@
-"""All that only a GPU can tell, in one run of at most ten minutes: the parts below in order, each a process of its own.
+"""Everything that needs a GPU, in one run of at most ten minutes: the parts below in order, each in its own process.
 
-A part that fails or runs out of time is told and the next one begins; each writes its JSON when it ends. What there was no time
-for is named at the end, to be run with --only.
+Each part writes its JSON when it ends. A part that fails or runs out of time does not stop the next one. Parts that were not
+measured are listed at the end, to be run with --only.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+from svlm_jax.cli.flags import number
 from svlm_jax.errors import InputError
 
 FAILED = 1  # exit code
@@ -20,7 +21,7 @@ PARTS: dict[str, tuple[str, ...]] = {  # name of the entry in docs/benchmarks ->
     "stream_7b_int8": (*_7B, "--seconds", "40", "--weights", "int8"),
     "stream_7b_xla": (*_7B, "--seconds", "40", "--attention", "xla"),
     "train_3b": ("train", "--shape", "3b"),
-    "stream_7b_16_streams": (*_7B, "--seconds", "40", "--rows", "16"),
+    "stream_7b_16_streams": (*_7B, "--seconds", "40", "--num-streams", "16"),
     "stream_7b_16_fps": (*_7B, "--seconds", "40", "--fps", "16"),
     "stream_7b_48_fps": ("stream", "--shape", "7b", "--height", "280", "--width", "476", "--seconds", "40", "--fps", "48"),
     "kernels_tilings": ("kernels", "--tilings", "--implementations", "mosaic_gpu"),
@@ -32,24 +33,31 @@ def bench(args: argparse.Namespace) -> None:
     names = list(PARTS) if args.only is None else args.only.split(",")
     if unknown := sorted(set(names) - set(PARTS)):
         raise InputError("--only", ", ".join(unknown), f"some of: {', '.join(PARTS)}", "separate them by commas")
-    started, left_out = time.monotonic(), []
-    # No pool that takes most of the memory at once: torch is measured beside us. Programs are compiled once for all parts.
+    started, unmeasured = time.monotonic(), []
+    # Without preallocation, because torch needs memory of the same device. The parts share one compilation cache.
     cache = str(args.out.resolve().parent / ".jax_cache")
     env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_COMPILATION_CACHE_DIR": cache} | os.environ
     for name in names:
-        left = args.budget - (time.monotonic() - started)
-        if left < args.least:
-            left_out.append(f"{name} (no time)")
+        remaining = args.budget - (time.monotonic() - started)
+        if remaining < args.min_seconds:
+            unmeasured.append(f"{name} (no time)")
             continue
         command = [sys.executable, "-m", "benchmarks", "--out", str(args.out), *PARTS[name], "--name", name]
-        print(f"{name}: {' '.join(command[1:])}, at most {left:.0f} s", file=sys.stderr, flush=True)
+        print(f"{name}: {' '.join(command[1:])}, at most {remaining:.0f} s", file=sys.stderr, flush=True)
         try:
-            code = subprocess.run(command, env=env, timeout=left).returncode
+            code = subprocess.run(command, env=env, timeout=remaining).returncode
         except subprocess.TimeoutExpired:
             code = None
         if code != 0:
-            left_out.append(f"{name} ({'out of time' if code is None else f'exit code {code}'})")
-    print(f"measured in {time.monotonic() - started:.0f} s: {len(names) - len(left_out)} of {len(names)}", file=sys.stderr)
-    if left_out:
-        print(f"not measured: {', '.join(left_out)}", file=sys.stderr)
+            unmeasured.append(f"{name} ({'out of time' if code is None else f'exit code {code}'})")
+    print(f"measured in {time.monotonic() - started:.0f} s: {len(names) - len(unmeasured)} of {len(names)}", file=sys.stderr)
+    if unmeasured:
+        print(f"not measured: {', '.join(unmeasured)}", file=sys.stderr)
         sys.exit(FAILED)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--only", help=f"some of {','.join(PARTS)} (default: all, in this order)")
+    parser.add_argument("--budget", type=number(1), default=570, metavar="S", help="seconds in all (default 570)")
+    start_help = "start no part with fewer seconds left (default 30)"
+    parser.add_argument("--min-seconds", type=number(1), default=30, metavar="S", help=start_help)

@@ -1,8 +1,8 @@
-"""The findings of the paper on the generated game: what is retained, how it is placed and how the model was trained, each
-against stream time, judged by what happened in the game.
+"""The findings of the paper on the generated game: streaming modes, RoPE positions, retained tokens and training, each against
+stream time, compared with the events of the game.
 
-Every stream is one line a second in a file of its own, named by what it depends on: a run that stops goes on where it was,
-another model or setting begins anew. Held-out seeds only.
+Every stream is a file with one line a second, named by a hash of its model and settings. A stopped run continues with the
+missing files; another model or setting has other files. Held-out seeds only.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from hashlib import sha256
 from itertools import pairwise
 from operator import add
@@ -31,24 +31,24 @@ from svlm_jax.touchline.film import HELD_OUT, Film, play
 from svlm_jax.touchline.judge import ScoreMention, Tally, facts_at, judge, score_mentions, split_reply
 from svlm_jax.touchline.match import World
 
-ASK_EVERY = 150  # seconds between questions about what no picture shows
-AGES = (16, 48)  # seconds between two scores: within the turns of the shipped model; in the previous text; further back
-# Milliseconds of a second of stream, measured on 2 CPU cores, by mode; of a second of a game that is drawn.
+ASK_EVERY = 150  # seconds between questions that no frame answers
+AGES = (16, 48)  # seconds; a claim this old is among the retained turns of the shipped model, in its previous text, or evicted
+# Milliseconds to stream a second, by mode, and to draw a second of a game; measured on 2 CPU cores.
 MS = {"streaming": 40, "full": 1000, "window": 190, "recompute": 220, "drawing": 40}
-BIN = 600  # seconds of a point in the plots, and of what counts as the first and the last of a stream
-GROUPS = ("mode", "positions", "moved replies", "vision window", "text", "training")
-DRAWN = {  # what is drawn: the measure, and the top of its axis
+BIN = 600  # seconds of a point in the plots, and of the first and last part of a stream in the table
+GROUPS = ("mode", "RoPE positions", "moved reply KV", "vision window", "text window", "training")
+PLOTTED = {  # label -> property of `Tally`, top of its axis
     "F1 of events": ("f1", 1.0),
-    "scores right when said": ("score_accuracy", 1.0),
-    "seconds late": ("mean_delay", 2.0),
+    "score accuracy": ("score_accuracy", 1.0),
+    "mean delay (s)": ("mean_delay", 2.0),
     "silence precision": ("silence_precision", 1.0),
-    "repetition": ("repetition_rate", 1.0),
+    "repetition rate": ("repetition_rate", 1.0),
 }
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to stream. model: a key of --others; max_seconds: where more would take too long; blind: all frames grey."""
+    """Settings of a stream to compare. model: a name of --compare; max_seconds: limit of slow modes; blind: all frames grey."""
 
     group: str
     name: str
@@ -61,14 +61,18 @@ class Variant:
         return min(game_seconds, self.max_seconds)
 
     def file(self, weights: str, seed: int, seconds: int) -> str:
-        """Its file; weights: `digest` of the model; seconds: of the game."""
+        """Name of the file of its stream. weights: `digest` of the model; seconds: of the game."""
         name = "".join(char if char.isalnum() else "_" for char in f"{self.group} {self.name}")
         settings = json.dumps([asdict(self.stream), self.blind, weights, self.seconds(seconds)], sort_keys=True)
         return f"{name}_{seed}_{sha256(settings.encode()).hexdigest()[:8]}.jsonl"
 
 
-def variants(base: StreamConfig, others: dict[str, str]) -> list[Variant]:
-    """What is compared; the first is what all others differ from in one thing."""
+def variants(base: StreamConfig, models: dict[str, str]) -> list[Variant]:
+    """All variants; each differs from the first in one setting, or in its model.
+
+    Args:
+        models: name -> directory.
+    """
 
     def change(group: str, name: str, max_seconds: int = 1 << 30, **changes: Any) -> Variant:
         return Variant(group, name, replace(base, **changes), max_seconds=max_seconds)
@@ -79,19 +83,21 @@ def variants(base: StreamConfig, others: dict[str, str]) -> list[Variant]:
         change("mode", "full attention", 600, mode="full"),
         change("mode", "windows of 100 s, no overlap", 1800, mode="window"),
         change("mode", "recomputed every second", 1800, mode="recompute"),
-        change("positions", "native RoPE, moved replies kept", rope_positions="native", moved_reply_kv="reuse"),
-        change("moved replies", moved_reply_kv, moved_reply_kv=moved_reply_kv),
+        change("RoPE positions", "native, moved reply KV reused", rope_positions="native", moved_reply_kv="reuse"),
+        change("moved reply KV", moved_reply_kv, moved_reply_kv=moved_reply_kv),
         Variant("vision window", "0 s (grey frames)", replace(base, vision_window=1), blind=True),
         *(change("vision window", f"{n} s", vision_window=n) for n in (1, 4, 8, 16, 32) if n != base.vision_window),
     ]
     for sink, window in ((0, 1), (256, 1), (0, 256), (256, 256), (512, 512)):
         if (sink, window) != (base.sink, base.text_window):
-            differing.append(change("text", f"sink {sink}, window {window - (window == 1)}", sink=sink, text_window=window))
-    return differing + [Variant("training", name, base, model=name) for name in others]
+            differing.append(
+                change("text window", f"sink {sink}, window {window - (window == 1)}", sink=sink, text_window=window)
+            )
+    return differing + [Variant("training", name, base, model=name) for name in models]
 
 
 def digest(model: Path) -> str:
-    """Of all files of a model."""
+    """Checksum of all files of a model."""
     checksum = sha256()
     for path in sorted(path for path in model.rglob("*") if path.is_file()):
         checksum.update(path.read_bytes())
@@ -99,7 +105,7 @@ def digest(model: Path) -> str:
 
 
 class Games:
-    """Patches of held-out games, drawn once and kept in a file: uint8 [seconds, P, C]."""
+    """Patches of held-out games, uint8 [seconds, P, C]; each game is drawn once and saved to a file."""
 
     def __init__(self, scratch: Path, seconds: int, processor: Any) -> None:
         self.scratch, self.seconds, self.processor = scratch, seconds, processor
@@ -112,19 +118,19 @@ class Games:
         return np.load(path, mmap_mode="r")
 
     def _draw(self, path: Path, seed: int, fps: int) -> None:
-        pictures, progress = Film(seed).frames(fps), Progress(f"draw game {seed}", "seconds")
-        first = self._second(pictures, fps)
+        frames, progress = Film(seed).frames(fps), Progress(f"draw game {seed}", "seconds")
+        first = self._second(frames, fps)
         with atomic_write(path) as draft:
             patches = np.lib.format.open_memmap(draft, "w+", np.uint8, (self.seconds, *first.shape))
             patches[0] = first
             for second in range(1, self.seconds):
-                patches[second] = self._second(pictures, fps)
+                patches[second] = self._second(frames, fps)
                 progress(second + 1, self.seconds)
             patches.flush()
 
-    def _second(self, pictures: Iterator[np.ndarray], fps: int) -> np.ndarray:
-        frames = np.stack([next(pictures) for _ in range(fps)])
-        return self.processor.video(frames, fps=fps, raw=True).patches
+    def _second(self, frames: Iterator[np.ndarray], fps: int) -> np.ndarray:
+        """The patches of the next second."""
+        return self.processor.video(np.stack([next(frames) for _ in range(fps)]), fps=fps, raw=True).patches
 
     def world(self, seed: int) -> World:
         if seed not in self.worlds:
@@ -133,76 +139,81 @@ class Games:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Stream what is not yet streamed, then write the table and the plots of all that is."""
+    """Stream what has no file yet, then write the table and the plots of all files."""
     from svlm_jax.pretrained import from_pretrained, local_directory
     from svlm_jax.settings import read_streaming_config
 
-    if unknown := set(filter(None, args.only.split(","))) - set(GROUPS):
-        raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
-    for flag, got in (("--seconds", args.seconds), ("--seeds", args.seeds)):
-        if got < 1:
-            raise InputError(flag, got, "1 or more", "leave the flag out")
-    if wrong := [name for name in args.others if not all(name.partition("="))]:
-        raise InputError("--others", wrong[0], "NAME=DIR", "for example 'no SFT=touchline-base'")
-    others = dict(name.split("=", 1) for name in args.others)
+    compared_models = check_flags(args)
     base, _ = read_streaming_config(local_directory(args.model))
-    chosen = [
+    selected = [
         variant
-        for variant in variants(base, others)
+        for variant in variants(base, compared_models)
         if not args.only or variant.group in args.only.split(",") or variant.name == "streaming"
     ]
     scratch = args.scratch or (args.out.parent / "runs" if args.out == DOCS else args.out) / "findings"
-    seeds = [HELD_OUT + number for number in range(args.seeds)]
-    names = {variant: others[variant.model] if variant.model else args.model for variant in chosen}
-    weights = {name: digest(local_directory(name)) for name in set(names.values())}
-    files = {
-        variant: [scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds]
-        for variant, name in names.items()
+    models = {variant: compared_models[variant.model] if variant.model else args.model for variant in selected}
+    weights = {model: digest(local_directory(model)) for model in set(models.values())}
+    files = {  # variant -> seed -> the file of its stream
+        variant: {
+            seed: scratch / variant.file(weights[model], seed, args.seconds) for seed in range(HELD_OUT, HELD_OUT + args.seeds)
+        }
+        for variant, model in models.items()
     }
     print(_plan(files, args.seconds, scratch), file=sys.stderr, flush=True)
     scratch.mkdir(parents=True, exist_ok=True)
-    loaded: dict[str, Any] = {}
-    games = None
-    for variant, name in names.items():
-        for seed in seeds:
-            path = scratch / variant.file(weights[name], seed, args.seconds)
-            if path.exists():
-                continue
-            if name not in loaded:
-                loaded[name] = from_pretrained(name)
-            vlm = loaded[name]
-            games = games or Games(scratch, args.seconds, vlm.processor)
-            _stream(vlm, variant, games, seed, path)
+    load_model, games = cache(from_pretrained), None
+    for variant, paths in files.items():
+        for seed, path in paths.items():
+            if not path.exists():
+                vlm = load_model(models[variant])
+                games = games or Games(scratch, args.seconds, vlm.processor)
+                _stream(vlm, variant, games, seed, path)
+    _write_results(files, args)
+
+
+def check_flags(args: argparse.Namespace) -> dict[str, str]:
+    """Name -> directory of the models of --compare; InputError for a bad flag."""
+    if unknown := set(filter(None, args.only.split(","))) - set(GROUPS):
+        raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
+    for flag, value in (("--seconds", args.seconds), ("--seeds", args.seeds)):
+        if value < 1:
+            raise InputError(flag, value, "1 or more", "leave the flag out")
+    if invalid := [name for name in args.compare if not all(name.partition("="))]:
+        raise InputError("--compare", invalid[0], "NAME=DIR", "for example 'no SFT=touchline-base'")
+    return dict(name.split("=", 1) for name in args.compare)
+
+
+def _write_results(files: dict[Variant, dict[int, Path]], args: argparse.Namespace) -> None:
     rows, series, base_lines = [], {}, []
-    for variant, name in names.items():
-        paths = {seed: scratch / variant.file(weights[name], seed, args.seconds) for seed in seeds}
+    for variant, paths in files.items():
         series[variant], scores, lines = _judge(paths, args.seconds)
         base_lines = base_lines or lines
         rows.append(_row(variant, series[variant], scores, lines) | {"same replies": f"{_share_equal(lines, base_lines):.3f}"})
         print(json.dumps(rows[-1]), flush=True)
     plot = "benchmarks/findings.svg"
     draw(series, args.out / plot)
-    title = (
-        f"What a commentary is worth against stream time: held-out games ({len(seeds)}) of {args.seconds} s ({args.model}; "
-        "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and last 10 minutes; scores "
-        f"that were right when said; questions (one every {ASK_EVERY} s: the score, who scored first, which cup) answered "
-        "rightly. New mistakes: scores that are not the one told before and what was scored since, of all, by the age of the "
-        f"one before: under {AGES[0]} s, under {AGES[1]} s, older. Same replies: of those of the first row."
+    description = (
+        f"Quality of a commentary against stream time: held-out games ({args.seeds}) of {args.seconds} s ({args.model}; "
+        "greedy). F1 of events (right kind and team within 2 s), of the whole stream, its first and last 10 minutes; score "
+        "accuracy: right ones of the scores in the commentary; score recall: right scores over those in the true commentary; "
+        f"answer accuracy: of questions (one every {ASK_EVERY} s: the score, who scored first, which cup). New mistakes: "
+        "scores that are not the one claimed before plus the goals since, of all, by the age of the one before: "
+        f"under {AGES[0]} s, under {AGES[1]} s, older. Same replies: share of replies equal to those of the first row."
     )
-    record("findings", title, rows, args.out, plot)
+    record("findings", description, rows, args.out, plot)
 
 
-def _plan(files: dict[Variant, list[Path]], seconds: int, scratch: Path) -> str:
-    """What is about to be done, in one line; files: of the streams of each variant."""
-    todo = [variant for variant, paths in files.items() for path in paths if not path.exists()]
-    games = {path.name.split("_")[-2] for variant, paths in files.items() for path in paths if not path.exists()}
-    drawn = len([game for game in games if not (scratch / f"frames_{game}_{seconds}.npy").exists()])
-    spent = sum(variant.seconds(seconds) * MS.get(variant.stream.mode, MS["streaming"]) for variant in todo) / 1000
-    spent += drawn * seconds * MS["drawing"] / 1000
+def _plan(files: dict[Variant, dict[int, Path]], seconds: int, scratch: Path) -> str:
+    """One line about the work ahead. files: of each variant and seed."""
+    todo = [(variant, seed) for variant, paths in files.items() for seed, path in paths.items() if not path.exists()]
+    seeds = {seed for _, seed in todo if not (scratch / f"frames_{seed}_{seconds}.npy").exists()}  # games to draw
+    total_ms = sum(variant.seconds(seconds) * MS.get(variant.stream.mode, MS["streaming"]) for variant, _ in todo)
+    total_ms += len(seeds) * seconds * MS["drawing"]
     num_existing = sum(map(len, files.values())) - len(todo)
     return (
-        f"{len(todo)} streams of up to {span(seconds)} ({num_existing} exist): about {span(spent)} on 2 CPU cores with nothing "
-        f"else running. They are kept in {scratch}, and the same command goes on after a stop; --only and --seconds take fewer"
+        f"{len(todo)} streams of up to {span(seconds)} ({num_existing} exist): about {span(total_ms / 1000)} on 2 CPU cores "
+        f"with nothing else running. They are kept in {scratch}; the same command continues after a stop; --only and --seconds "
+        "reduce it"
     )
 
 
@@ -242,7 +253,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
 
 
 def questions_by_second(world: World, seconds: int) -> dict[int, str]:
-    """Second -> its question: each in turn, and later where the commentary could not have given the answer yet."""
+    """Second -> question, each of MEMORY_QUESTIONS in turn; a question waits until the commentary has given its answer."""
     questions = {}
     for number, second in enumerate(range(ASK_EVERY - 1, seconds, ASK_EVERY)):
         while second < seconds - 1 and commentary.is_unannounced(world.events, second):
@@ -252,7 +263,7 @@ def questions_by_second(world: World, seconds: int) -> dict[int, str]:
 
 
 def _judge(paths: dict[int, Path], seconds: int) -> tuple[list[Tally], list[ScoreMention], list[dict[str, Any]]]:
-    """A tally a BIN of stream time, over all games (seed -> its stream); all scores; and all lines."""
+    """(a tally for each BIN of stream time over all games, all claims of a score, all lines). paths: seed -> file."""
     bins: list[list[Tally]] = []
     scores: list[ScoreMention] = []
     all_lines: list[dict[str, Any]] = []
@@ -280,36 +291,41 @@ def _row(variant: Variant, bins: list[Tally], scores: list[ScoreMention], lines:
         "F1": total.f1,
         "F1 first 10 min": bins[0].f1,
         "F1 last 10 min": bins[-1].f1,
-        "s late": total.mean_delay,
-        "scores right": total.score_accuracy,
-        "scores told": total.score_recall,
-        "answers right": total.answer_accuracy,
+        "mean delay (s)": total.mean_delay,
+        "score accuracy": total.score_accuracy,
+        "score recall": total.score_recall,
+        "answer accuracy": total.answer_accuracy,
         "silence precision": total.silence_precision,
         "silence recall": total.silence_recall,
-        "repetition": total.repetition_rate,
+        "repetition rate": total.repetition_rate,
     }
-    row: dict[str, Any] = {"": variant.group, "variant": variant.name, "seconds": max(line["second"] for line in lines) + 1}
+    row: dict[str, Any] = {
+        "group": variant.group,
+        "variant": variant.name,
+        "seconds": max(line["second"] for line in lines) + 1,
+    }
     row |= {name: "-" if np.isnan(value) else f"{value:.3f}" for name, value in numbers.items()}
-    row["new mistakes"] = ", ".join(_mistaken(scores, low, high) for low, high in pairwise((0, *AGES, 1 << 30)))
+    row["new mistakes"] = ", ".join(_mistakes(scores, low, high) for low, high in pairwise((0, *AGES, 1 << 30)))
     return row | {
-        "ms a chunk": f"{np.median([line['ms'] for line in lines]):.0f}",
+        "ms/chunk": f"{np.median([line['ms'] for line in lines]):.0f}",
         "slots": max(line["slots"] for line in lines),
     }
 
 
 def _share_equal(lines: list[dict[str, Any]], base_lines: list[dict[str, Any]]) -> float:
-    """Share of the replies that are those of the first variant."""
+    """Share of replies that are equal to those of the first variant."""
     expected = {(line["seed"], line["second"]): line["text"] for line in base_lines}
     return sum(line["text"] == expected[line["seed"], line["second"]] for line in lines) / len(lines)
 
 
-def _mistaken(scores: list[ScoreMention], low: int, high: int) -> str:
+def _mistakes(scores: list[ScoreMention], low: int, high: int) -> str:
+    """ "mistakes/claims" of those with an age of low .. high - 1 seconds."""
     correct = [score.is_consistent for score in scores if low <= score.age < high]
     return f"{correct.count(False)}/{len(correct)}"
 
 
 def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
-    """The measures of DRAWN against stream time, a row each, a column a group; the first variant is in all of them."""
+    """Plot PLOTTED against stream time: a row for each measure, a column for each group with the first variant in it."""
     try:
         import matplotlib
     except ImportError:
@@ -321,11 +337,11 @@ def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
     groups = [group for group in GROUPS if any(variant.group == group and variant != base for variant in series)] or [
         base.group
     ]
-    size = (4 * len(groups), 2.6 * len(DRAWN))
-    figure, axes = pyplot.subplots(len(DRAWN), len(groups), sharex=True, sharey="row", squeeze=False, figsize=size)
+    size = (4 * len(groups), 2.6 * len(PLOTTED))
+    figure, axes = pyplot.subplots(len(PLOTTED), len(groups), sharex=True, sharey="row", squeeze=False, figsize=size)
     for column, group in enumerate(groups):
         compared = {variant: bins for variant, bins in series.items() if variant.group == group or variant == base}
-        for (label, (measure, top)), plot in zip(DRAWN.items(), axes[:, column], strict=True):
+        for (label, (measure, top)), plot in zip(PLOTTED.items(), axes[:, column], strict=True):
             for variant, bins in compared.items():
                 minutes = [(number + 0.5) * BIN / 60 for number in range(len(bins))]
                 style = {"color": "black", "linewidth": 2.5} if variant == base else {"marker": "o", "markersize": 3}
@@ -344,11 +360,10 @@ def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
     pyplot.close(figure)
 
 
-def flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
-    parser.add_argument("--others", nargs="*", default=[], metavar="NAME=DIR", help="models trained otherwise, to compare")
+    parser.add_argument("--compare", nargs="*", default=[], metavar="NAME=DIR", help="models with other training")
     parser.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
     parser.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")
     parser.add_argument("--only", default="", help=f"some of {','.join(GROUPS)} (default: all)")
-    parser.add_argument("--scratch", type=Path, help="where streams are kept (default: runs/findings of the checkout)")
-    parser.set_defaults(run=bench)
+    parser.add_argument("--scratch", type=Path, help="folder of the streams (default: runs/findings of the checkout)")

@@ -1,4 +1,4 @@
-"""What decoder weights in 8 bits cost in exactness: logits against those of full weights, on the same random text."""
+"""Error of int8 decoder weights: their logits against those of full weights, on the same random tokens."""
 
 import argparse
 import json
@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from benchmarks.model_configs import model_config
 from benchmarks.report import record
-from benchmarks.shapes import shape
 
 LENGTH, SEQUENCES = 256, 4
 
@@ -26,7 +26,7 @@ def bench(args: argparse.Namespace) -> None:
     from svlm_jax.pretrained import local_directory
 
     if args.model is None:
-        config, name = shape(args.shape, args.dtype), f"{args.shape}, random weights"
+        config, name = model_config(args.shape, args.dtype), f"{args.shape}, random weights"
         values = parameters(QwenVL(config, nnx.Rngs(0)))
     else:
         directory = local_directory(args.model)
@@ -34,27 +34,33 @@ def bench(args: argparse.Namespace) -> None:
         config, values = fuse(config, convert.load(directory, config, None))
         name = directory.name
     ids = np.random.default_rng(0).integers(0, min(400, config.text.vocab_size), (SEQUENCES, LENGTH)).astype(np.int32)
-    place = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape)
-    positions = np.broadcast_to(place[:, None].astype(np.float32), (SEQUENCES, 3, LENGTH))
-    inputs = Inputs(ids, place, positions, np.full_like(ids, -1))
+    index = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), ids.shape)
+    positions = np.broadcast_to(index[:, None].astype(np.float32), (SEQUENCES, 3, LENGTH))
+    inputs = Inputs(ids, index, positions, np.full_like(ids, -1))
 
     def logits(config, values):
         return jax.jit(lambda values: from_parameters(config, values)(inputs))(values)
 
     full, size = logits(config, values), sum(x.nbytes for x in values.values())
-    small, values = quantize(config, values)
-    eighth = logits(small, values)
-    p, q = jax.nn.log_softmax(full), jax.nn.log_softmax(eighth)
+    int8_config, values = quantize(config, values)
+    quantized = logits(int8_config, values)
+    p, q = jax.nn.log_softmax(full), jax.nn.log_softmax(quantized)
     row = {
         "model": name,
         "bytes (GB)": f"{size / 1e9:.2f} -> {sum(x.nbytes for x in values.values()) / 1e9:.2f}",
-        "error of logits, rms over rms (%)": round(100 * float(jnp.sqrt(jnp.mean((eighth - full) ** 2) / jnp.var(full))), 2),
+        "relative RMS error of logits (%)": round(100 * float(jnp.sqrt(jnp.mean((quantized - full) ** 2) / jnp.var(full))), 2),
         "KL divergence (nats)": float(f"{float(jnp.mean(jnp.sum(jnp.exp(p) * (p - q), -1))):.2g}"),
-        "same greedy token (%)": round(100 * float(jnp.mean(full.argmax(-1) == eighth.argmax(-1))), 1),
+        "same greedy token (%)": round(100 * float(jnp.mean(full.argmax(-1) == quantized.argmax(-1))), 1),
     }
     print(json.dumps(row))
-    what = (
-        f"Decoder matrices in 8 bits (a scale an output channel) against {config.dtype}, {SEQUENCES} x {LENGTH} random ids. "
-        "Random weights have neither the outliers nor the confident choices of trained ones: measure your own (--model)."
+    description = (
+        f"Decoder matrices in int8 (a scale per output channel) against {config.dtype}, {SEQUENCES} x {LENGTH} random tokens. "
+        "Random weights have neither the outliers nor the confident predictions of trained ones: measure your own (--model)."
     )
-    record("int8", what, [row], args.out)
+    record("int8", description, [row], args.out)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", default="mid", help="of random weights: tiny, mid, 3b, 7b, 32b or 72b (default mid)")
+    parser.add_argument("--model", help="a checkpoint directory or hub id instead of random weights")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, otherwise bfloat16")

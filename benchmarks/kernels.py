@@ -1,7 +1,7 @@
-"""Attention kernels at real shapes: time, share of what the device can do, and error against the float32 reference.
+"""Attention kernels at the shapes of models: time, share of the roofline, and error against the float32 reference.
 
 On a device each implementation runs over several sets of keys and values in turn, more than its caches hold, in one program.
-With --target h100 nothing runs: each is compiled ahead of time, and what the assembler says of it is recorded.
+With --target h100 nothing runs: each is compiled ahead of time, and the assembler's report (ptxas) is recorded.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.aot import h100
+from benchmarks.aot import h100_sharding
 from benchmarks.report import record
 from svlm_jax.errors import InputError
 
-IN_TURN = 512 << 20  # bytes of keys and values that are looked at in turn
+WORKING_SET = 512 << 20  # bytes of all sets of keys and values: more than the L2 cache
 ROUNDS, REPEATS = 5, 7
-ASSEMBLER = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers", re.S)
+PTXAS_REPORT = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers", re.S)
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -31,27 +31,24 @@ def bench(args: argparse.Namespace) -> None:
     names = list(WORKLOADS) if args.only is None else args.only.split(",")
     if unknown := sorted(set(names) - set(WORKLOADS)):
         raise InputError("--only", ", ".join(unknown), f"some of: {', '.join(WORKLOADS)}", "separate them by commas")
-    rows = []
     if args.target == "h100":
-        rows = [_print(assembled(name, WORKLOADS[name])) for name in names]
-        what = (
-            "Attention kernels compiled ahead of time for an H100 that is not there: what the assembler says; nothing was run."
-        )
-        record("kernels_h100", what, rows, args.out)
+        rows = [_print(assembler_report(name, WORKLOADS[name])) for name in names]
+        description = "Attention kernels compiled ahead of time for an H100 (report of the assembler, ptxas); nothing was run."
+        record("kernels_h100", description, rows, args.out)
         return
-    ceiling = ceilings()
+    rows, ceilings = [], measure_ceilings()
     for name in names:
         work = WORKLOADS[name]
         for implementation in args.implementations.split(","):
-            tried = tilings(work) if args.tilings and implementation == "mosaic_gpu" else [None]
-            rows += [_print({"kernel": name} | timed(work, implementation, ceiling, tiling)) for tiling in tried]
-    copy, product = ceiling
-    what = (
+            candidates = tilings(work) if args.tilings and implementation == "mosaic_gpu" else [None]
+            rows += [_print({"kernel": name} | timed(work, implementation, ceilings, tiling)) for tiling in candidates]
+    copy, product = ceilings
+    description = (
         f"Attention kernels in bfloat16. Ceilings measured in the same run: copy {copy / 1e9:.0f} GB/s, matrix product "
-        f"{product / 1e12:.1f} TFLOP/s; the floor is the longer of the bytes over the one and the operations over the other. "
+        f"{product / 1e12:.1f} TFLOP/s; the roofline time is the longer of bytes / copy and FLOPs / product. "
         "Error: largest difference from the float32 reference."
     )
-    record(args.name, what, rows, args.out)
+    record(args.name, description, rows, args.out)
 
 
 def _print(row: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +57,7 @@ def _print(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def tilings(work) -> list[Any]:
-    """The default way to cut the work for Hopper (None), and others worth a try."""
+    """The default tiling for Hopper (None), and other candidates."""
     from pallas_kernels.mosaic_gpu import Tiling
 
     if work.operation == "decode":
@@ -70,47 +67,51 @@ def tilings(work) -> list[Any]:
     return [None, Tiling(64, 4, 1), Tiling(64, 2, 2), Tiling(64, 4, 2), Tiling(128, 2, 1)]
 
 
-def timed(work, implementation: str, ceiling: tuple[float, float], tiling: Any = None) -> dict[str, Any]:
-    """One row: an implementation that does not take the shape says so."""
+def timed(work, implementation: str, ceilings: tuple[float, float], tiling: Any = None) -> dict[str, Any]:
+    """Columns of one implementation; where it does not support the shape, "error" says why.
+
+    Args:
+        ceilings: as measured by `measure_ceilings`.
+    """
     import jax
     import jax.numpy as jnp
 
     from pallas_kernels import reference
 
-    held = 4 * work.batch * work.slots * work.kv_heads * work.head_dim
-    sets = [work.arguments(seed) for seed in range(max(1, min(16, IN_TURN // held)))]
-    cut = "default" if tiling is None else ", ".join(f"{value} {name}" for name, value in tiling._asdict().items())
-    row: dict[str, Any] = {"implementation": implementation, "tiling": cut if implementation == "mosaic_gpu" else "-"}
-    copy, product = ceiling
-    empty = dict.fromkeys(("us", "GB/s", "TFLOP/s", "of the floor (%)", "error"), "-")
+    kv_bytes = 4 * work.batch * work.slots * work.kv_heads * work.head_dim  # keys and values in bfloat16
+    sets = [work.arguments(seed) for seed in range(max(1, min(16, WORKING_SET // kv_bytes)))]
+    tiling_name = "default" if tiling is None else ", ".join(f"{value} {name}" for name, value in tiling._asdict().items())
+    row: dict[str, Any] = {"implementation": implementation, "tiling": tiling_name if implementation == "mosaic_gpu" else "-"}
+    copy, product = ceilings
+    empty = dict.fromkeys(("us", "GB/s", "TFLOP/s", "of the roofline (%)", "error"), "-")
     try:
         run = jax.jit(partial(work.run, implementation=implementation, tiling=tiling))
         out = run(sets[0])
     except (NotImplementedError, ValueError, RuntimeError) as error:  # JaxRuntimeError is a RuntimeError
         return row | empty | {"error": str(error).splitlines()[0][:100]}
-    want = reference.attention(**({"first": None} | sets[0])) if work.tokens * work.slots * work.heads < 1 << 30 else None
+    expected = reference.attention(**({"first": None} | sets[0])) if work.tokens * work.slots * work.heads < 1 << 30 else None
 
     @jax.jit
     def rounds(sets, count):
-        def once(_, q):
-            for given in sets:
-                q = work.run(given | {"q": q}, implementation, tiling)
+        def one_round(_, q):
+            for arguments in sets:  # each output is the next queries, so that XLA can neither drop nor reorder a run
+                q = work.run(arguments | {"q": q}, implementation, tiling)
             return q
 
-        return jax.lax.fori_loop(0, count, once, sets[0]["q"])
+        return jax.lax.fori_loop(0, count, one_round, sets[0]["q"])
 
     seconds = _median(lambda: rounds(sets, ROUNDS)) / (ROUNDS * len(sets))
-    floor = max(work.bytes / copy, work.flops / product)
+    roofline = max(work.bytes / copy, work.flops / product)
     return row | {
         "us": round(1e6 * seconds, 1),
         "GB/s": round(work.bytes / seconds / 1e9),
         "TFLOP/s": round(work.flops / seconds / 1e12, 2),
-        "of the floor (%)": round(100 * floor / seconds, 1),
-        "error": "-" if want is None else float(jnp.abs(out.astype(jnp.float32) - want).max()),
+        "of the roofline (%)": round(100 * roofline / seconds, 1),
+        "error": "-" if expected is None else float(jnp.abs(out.astype(jnp.float32) - expected).max()),
     }
 
 
-def ceilings() -> tuple[float, float]:
+def measure_ceilings() -> tuple[float, float]:
     """(bytes a second of a large copy, read and written; operations a second of a large bfloat16 product)."""
     import jax
     import jax.numpy as jnp
@@ -127,29 +128,29 @@ def _median(call) -> float:
     import jax
 
     jax.block_until_ready(call())
-    taken = []
+    durations = []
     for _ in range(REPEATS):
         started = time.perf_counter()
         jax.block_until_ready(call())
-        taken.append(time.perf_counter() - started)
-    return float(np.median(taken))
+        durations.append(time.perf_counter() - started)
+    return float(np.median(durations))
 
 
-def assembled(name: str, work) -> dict[str, Any]:
+def assembler_report(name: str, work) -> dict[str, Any]:
     """Registers, spills and temporaries of the Hopper kernel."""
     import jax
 
-    place = h100()
-    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), work.shapes())
+    sharding = h100_sharding()
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), work.shapes())
     with tempfile.TemporaryDirectory() as directory:
         os.environ |= {"MOSAIC_GPU_DUMP_TO": directory, "MOSAIC_GPU_DUMP_PTXAS": "1"}
         started = time.monotonic()
-        compiled = jax.jit(partial(work.run, implementation="mosaic_gpu")).trace(given).lower().compile()
+        compiled = jax.jit(partial(work.run, implementation="mosaic_gpu")).trace(arguments).lower().compile()
         seconds = time.monotonic() - started
-        said = "".join(path.read_text() for path in sorted(Path(directory).glob("*.ptxas")))
-    if not (found := ASSEMBLER.findall(said)):
-        raise InputError("--target h100", "no word from ptxas", "ptxas on PATH, of CUDA 12.8 or later", "install cuda-nvcc")
-    stack, spills, registers = found[-1]
+        output = "".join(path.read_text() for path in sorted(Path(directory).glob("*.ptxas")))
+    if not (reports := PTXAS_REPORT.findall(output)):
+        raise InputError("--target h100", "no output of ptxas", "ptxas on PATH, of CUDA 12.8 or later", "install cuda-nvcc")
+    stack, spills, registers = reports[-1]
     memory = compiled.memory_analysis()
     return {
         "kernel": name,
@@ -159,3 +160,11 @@ def assembled(name: str, work) -> dict[str, Any]:
         "temporary (MB)": None if memory is None else round(memory.temp_size_in_bytes / 1e6, 2),
         "compile (s)": round(seconds, 1),
     }
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--implementations", default="xla,cudnn,mosaic_gpu", help="default: xla,cudnn,mosaic_gpu")
+    parser.add_argument("--name", default="kernels", help="of the entry in docs/benchmarks (default kernels)")
+    parser.add_argument("--only", help="names of workloads, separated by commas (default: all)")
+    parser.add_argument("--tilings", action="store_true", help="also measure other tilings (mosaic_gpu)")
+    parser.add_argument("--target", choices=("local", "h100"), default="local", help="h100: compile only, without a GPU")

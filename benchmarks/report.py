@@ -1,4 +1,4 @@
-"""What every benchmark shares: one JSON file for each, and docs/benchmarks.md from all of them. Knows no benchmark."""
+"""Results: one JSON file for each benchmark, and docs/benchmarks.md from all of them. Knows no benchmark."""
 
 import importlib.metadata
 import json
@@ -11,25 +11,25 @@ from pathlib import Path
 from typing import Any
 
 _ROOT = Path(__file__).parents[1]
-DOCS = _ROOT / "docs" if (_ROOT / "pyproject.toml").is_file() else None  # of a checkout; a wheel has none
+DOCS = _ROOT / "docs" if (_ROOT / "pyproject.toml").is_file() else None  # None outside a checkout
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "safetensors")
 
 
-def record(name: str, what: str, rows: list[dict[str, Any]], out: Path, plot: str | None = None) -> None:
-    """Write one benchmark's rows with all that is needed to run it again, and the table.
+def record(name: str, description: str, rows: list[dict[str, Any]], out: Path, plot: str | None = None) -> None:
+    """Write the result of a benchmark with its command, device and versions, then the table of all results.
 
     Args:
         name: of the JSON file.
-        what: one line above the rows.
-        rows: the first one names the columns of all.
+        description: a paragraph above the rows.
+        rows: column -> value; all have the columns of the first.
         out: the directory that holds benchmarks/ and benchmarks.md.
-        plot: an image to show under the rows, from `out` on: "benchmarks/NAME.png" or ".svg".
+        plot: path of an image below the rows, relative to `out`: "benchmarks/NAME.png" or ".svg".
     """
     import jax
 
     device = jax.devices()[0]
     entry = {
-        "what": what.strip(),
+        "description": description.strip(),
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "device": f"{device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
@@ -53,7 +53,7 @@ def table(out: Path) -> None:
         lines += [
             f"## {path.stem}",
             "",
-            entry["what"],
+            entry["description"],
             "",
             f"`{entry['command']}`",
             "",

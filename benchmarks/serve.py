@@ -1,5 +1,5 @@
 """The live page under load: a server process, many viewers, and three bad clients: one sends invalid messages, one sends a
-message that is too large, one never reads. With --attack one viewer, and everything that `attack` knows.
+message that is too large, one never reads. With --attack one viewer, and all attacks of `serve_attack`.
 
 Every viewer must receive every caption of its stream, memory must stay flat, and the three must be disconnected without anybody
 else noticing. Latency is counted from the last frame of a chunk, by the server; the spread of a caption is the time between its
@@ -21,9 +21,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import attack
+from benchmarks import serve_attack
 from benchmarks.report import record
-from benchmarks.watchers import Watcher, resident_bytes, start_streams
+from benchmarks.serve_clients import Watcher, resident_bytes, start_streams
+from svlm_jax.cli.flags import integer
+from svlm_jax.cli.model_flags import DEFAULT_MODEL
 from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
 
@@ -129,14 +131,14 @@ def summary(results: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]
         "streams": args.num_streams,
         "seconds": args.seconds,
         "captions each": f"{min(counts)}-{max(counts)}",
-        "clients that missed one": sum(not watcher.is_complete for watcher in watchers),
+        "clients that missed a caption": sum(not watcher.is_complete for watcher in watchers),
         "chunks dropped": max(watcher.dropped_chunks for watcher in watchers),
-        "pictures a second": round(float(np.median([watcher.num_frames for watcher in watchers])) / args.seconds, 1),
+        "frames/s": round(float(np.median([watcher.num_frames for watcher in watchers])) / args.seconds, 1),
         "latency p50/p90/p99 (ms)": "/".join(f"{value:.0f}" for value in np.percentile(latencies, (50, 90, 99))),
         "first to last viewer p99 (ms)": round(1000 * float(np.percentile(spread, 99)), 1),
         "MB/s sent": round(sum(watcher.num_bytes for watcher in watchers) / args.seconds / 1e6, 1),
         "server memory start/middle/end (MB)": "/".join(f"{megabytes[n]:.0f}" for n in (min(5, middle), middle, -1)),
-        **dict(zip(("garbage", "2 MB message", "never reads"), results["outcomes"], strict=True)),
+        **dict(zip(("invalid messages", "2 MB message", "never reads"), results["outcomes"], strict=True)),
     }
 
 
@@ -146,7 +148,7 @@ def bench(args: argparse.Namespace) -> None:
         got = f"{args.clients} clients, {args.seconds} s"
         raise InputError("--clients, --seconds", got, "a client for each stream, 10 s or more", "raise them")
     if args.attack:
-        attack.check(args.attack)
+        serve_attack.check(args.attack)
     flags = ["--model", args.model, "--port", 0, "--num-streams", args.num_streams]
     flags += ["--max-viewers-per-stream", args.clients + 8]
     flags += [] if args.attack else ["--max-viewers-per-address", args.clients + args.num_streams + 8]
@@ -160,7 +162,7 @@ def bench(args: argparse.Namespace) -> None:
         reader = threading.Thread(target=lambda: stderr_lines.extend(process.stderr or ()), daemon=True)
         reader.start()
         try:
-            run = attack.load if args.attack else load
+            run = serve_attack.load if args.attack else load
             results = asyncio.run(run(url.replace("http", "ws") + "ws", process.pid, args))
             with urllib.request.urlopen(url + "health", timeout=10) as response:
                 health = json.load(response)
@@ -168,7 +170,7 @@ def bench(args: argparse.Namespace) -> None:
             process.send_signal(signal.SIGTERM)
             code = process.wait(timeout=60)
             reader.join(timeout=10)
-    row = (attack.summary if args.attack else summary)(results, args)
+    row = (serve_attack.summary if args.attack else summary)(results, args)
     row |= {"exit code": code, "healthy": health["ok"], "lines on stderr": len(stderr_lines)}
     print(json.dumps(row))
     name = Path(args.model).name
@@ -179,5 +181,15 @@ def bench(args: argparse.Namespace) -> None:
     if args.attack:
         description = f"The live page attacked: {name}, a match at 672x448, attackers and server on one machine."
     record(f"{args.name}_attack" if args.attack else args.name, description, [row], args.out)
-    if row.get("clients that missed one") or row.get("missed"):
+    if row.get("clients that missed a caption") or row.get("missed a caption"):
         sys.exit(1)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--clients", type=integer(1), default=50, help="viewers, spread over the streams (default 50)")
+    parser.add_argument("--num-streams", type=integer(1), default=4, help="streams (default 4)")
+    parser.add_argument("--seconds", type=integer(1), default=120, help="default 120")
+    attack_help = f"one viewer among attackers instead: all, or some of {','.join(serve_attack.ATTACKS)}"
+    parser.add_argument("--attack", nargs="?", const="all", metavar="NAMES", help=attack_help)
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
+    parser.add_argument("--name", default="serve", help="of the entry in docs/benchmarks (default serve)")

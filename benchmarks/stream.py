@@ -1,7 +1,7 @@
-"""The streaming engine against stream time: latency by stage, slots and memory, for each mode, fps and number of streams.
+"""Streaming against stream time: latency by stage, cache slots and memory, for each mode, fps and number of streams.
 
-The video is one encoded file, decoded like any other: a clip again and again. Replies are of full length (the id that
-ends one is suppressed), so every chunk costs what the dearest one does.
+The video is one encoded file, a clip that repeats, decoded like any other. All replies have the maximum length (their end token
+is suppressed), so every chunk takes as long as the slowest one.
 """
 
 import argparse
@@ -13,23 +13,24 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from benchmarks.model_configs import model_config
 from benchmarks.report import record
-from benchmarks.shapes import shape
-from benchmarks.torch_rival import beside
+from benchmarks.torch_baseline import measure_in_subprocess
+from svlm_jax.cli.flags import integer
 from svlm_jax.cli.progress import Progress
-from svlm_jax.config import StreamConfig
+from svlm_jax.config import Attention, StreamConfig, Weights
 from svlm_jax.errors import InputError
 from svlm_jax.touchline.film import Film
 
-DATA = Path(__file__).parents[1] / "tests" / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 QUERY = "Commentate on this match"
-FPS = 10  # of the clip, at least
+MIN_FPS = 10  # of the clip
 CLIP_SECONDS = 10
-FIRST_WORDS = 5  # chunks over which the first word is timed
+TTFT_CHUNKS = 5  # chunks whose time to first token is measured
 STAGES = ("video", "patches", "policy", "vision", "prefill", "decode", "text")
 FIELDS = (*STAGES, "total", "second", "tokens", "slots", "position", "memory", "device", "compiled")
 NOT_MODEL = ("video", "patches", "policy", "text")
@@ -37,9 +38,9 @@ MODES = ("full", "window", "recompute", "streaming")
 
 
 class Run:
-    """One model and one setting of the engine, watching a video."""
+    """A session of `num_streams` streams that all watch the same video."""
 
-    def __init__(self, model: Any, config: StreamConfig, frames: Path, rows: int) -> None:
+    def __init__(self, model: Any, config: StreamConfig, video: Path, num_streams: int) -> None:
         from svlm_jax.decode.sampling import Sampling
         from svlm_jax.families import family_of
         from svlm_jax.media.pixels import STREAM_FRAME
@@ -47,24 +48,24 @@ class Run:
         from svlm_jax.stream.runner import Runner
         from svlm_jax.stream.session import Session
 
-        self.config, self.frames, self.rows = config, frames, rows
-        tokenizer = load_tokenizer(DATA / "processor")
+        self.config, self.video, self.num_streams = config, video, num_streams
+        tokenizer = load_tokenizer(FIXTURES / "processor")
         self.processor = Processor(model.config, tokenizer, image_bounds(model.config), STREAM_FRAME)
         (end,) = tokenizer.encode(family_of(model.config).chat.turn_end, add_special_tokens=False)
         sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))
         first, _ = next(self.watch())
         grid = self.processor.video(first, fps=config.fps).grid
-        self.runner = Runner(Session(model, tokenizer, config, grid, sampling=sampling, num_streams=rows))
-        self.session, self.streams = self.runner.session, [str(number) for number in range(rows)]
+        self.runner = Runner(Session(model, tokenizer, config, grid, sampling=sampling, num_streams=num_streams))
+        self.session, self.streams = self.runner.session, [str(number) for number in range(num_streams)]
         for stream in self.streams:
             self.runner.join(stream, query=QUERY, seed=int(stream))
 
     def watch(self) -> Iterator[tuple[np.ndarray, float]]:
-        """(frames [F, H, W, 3], milliseconds to decode them) of chunk after chunk."""
+        """(frames [F, H, W, 3], milliseconds to decode them) of each chunk."""
         from svlm_jax.media.video import sample_video
 
         frames, started = [], time.perf_counter()
-        for _, frame in sample_video(self.frames, self.config.fps):
+        for _, frame in sample_video(self.video, self.config.fps):
             frames.append(frame)
             if len(frames) == self.config.chunk_frames:
                 yield np.stack(frames), 1000 * (time.perf_counter() - started)
@@ -86,7 +87,7 @@ class Run:
                 assert isinstance(caption, Caption)
                 ms = [decoding, patches, *(caption.ms[stage] for stage in STAGES[2:])]
                 position, compiles = float(self.runner.sequence(self.streams[0]).positions.max()), compiled.count - before
-                memory = resident(), on_device("bytes_in_use")
+                memory = resident_bytes(), device_memory("bytes_in_use")
                 timings[number] = (
                     *ms,
                     sum(ms),
@@ -100,12 +101,12 @@ class Run:
                 progress(number + 1, chunks)
         return timings
 
-    def first_word(self, after: int) -> float:
+    def time_to_first_token(self, after: int) -> float:
         """Milliseconds from the last frame of a chunk to the first token, as the median of a few chunks that follow."""
         from svlm_jax.stream.sequence import Chunk
 
         seconds, delays = self.config.chunk_seconds, []
-        for number, (frames, _) in zip(range(FIRST_WORDS + 1), self.watch(), strict=False):
+        for number, (frames, _) in zip(range(TTFT_CHUNKS + 1), self.watch(), strict=False):
             token_times: list[float] = []
             started = time.perf_counter()
             clip = self.processor.video(frames, fps=self.config.fps, raw=True)
@@ -117,20 +118,20 @@ class Run:
 
 
 def repeated(path: Path, times: int) -> Path:
-    """A video of a clip that many times, packet by packet: two hours of it are one file, made in a moment."""
+    """Write a video that repeats a clip, by copying packets: encoding two hours would take as long as watching them."""
     import av
 
     target = path.with_name("long.mp4")
     with av.open(str(target), "w") as out:
-        to = None
+        out_stream = None
         for number in range(times):
-            with av.open(str(path)) as clip_:
-                stream = clip_.streams.video[0]
-                to = to or out.add_stream_from_template(stream)
+            with av.open(str(path)) as clip:
+                stream = clip.streams.video[0]
+                out_stream = out_stream or out.add_stream_from_template(stream)
                 offset = round(number * CLIP_SECONDS / (stream.time_base or 1))
-                for packet in clip_.demux(stream):
+                for packet in clip.demux(stream):
                     if packet.dts is not None and packet.pts is not None:
-                        packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, to
+                        packet.pts, packet.dts, packet.stream = packet.pts + offset, packet.dts + offset, out_stream
                         out.mux(packet)
     return target
 
@@ -156,32 +157,32 @@ class Compilations:
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
 
-def resident() -> int:
-    """Bytes of this process in memory (Linux)."""
+def resident_bytes() -> int:
+    """Resident memory of this process (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def on_device(name: str) -> float:
-    """A number of the device's memory statistics (bytes); nan where it keeps none, as a CPU."""
+def device_memory(name: str) -> float:
+    """A value of the device's memory statistics (bytes); nan on a CPU, which has none."""
     import jax
 
     return float((jax.devices()[0].memory_stats() or {}).get(name, np.nan))
 
 
 def summary(name: str, run: Run, timings: np.ndarray) -> dict[str, Any]:
-    """One row: medians of the last fifth of the chunks, and what has changed since the beginning."""
-    peak_bytes = on_device("peak_bytes_in_use")
+    """One row: medians over the last fifth of the chunks, and ratios of the end to the beginning."""
+    peak_bytes = device_memory("peak_bytes_in_use")
     last = timings[-max(1, len(timings) // 5) :]
     total = float(np.median(last["total"]))
     stages = {stage: float(np.median(last[stage])) for stage in STAGES}
     outside = sum(stages[stage] for stage in NOT_MODEL)
     row = {
         "run": name,
-        "streams": run.rows,
-        "ms a chunk": round(total, 1),
-        "ms/token": round(total / last["tokens"][-1] / run.rows, 2),
-        "first word (ms)": round(run.first_word(len(timings)), 1),
-        "real time x streams": round(1000 * run.config.chunk_seconds * run.rows / total, 2),
+        "streams": run.num_streams,
+        "ms/chunk": round(total, 1),
+        "ms/token": round(total / last["tokens"][-1] / run.num_streams, 2),
+        "time to first token (ms)": round(run.time_to_first_token(len(timings)), 1),
+        "real time x streams": round(1000 * run.config.chunk_seconds * run.num_streams / total, 2),
         **{f"{stage} (ms)": round(ms, 1) for stage, ms in stages.items()},
         "decode (ms/token)": round(stages["decode"] / last["tokens"][-1], 2),
         "outside the model (%)": round(100 * outside / total, 1),
@@ -209,14 +210,14 @@ def bench(args: argparse.Namespace) -> None:
     from svlm_jax.media.video import write_video
     from svlm_jax.model.vlm import QwenVL
 
-    modes, counts, rates = args.modes.split(","), _numbers("--rows", args.rows), _numbers("--fps", args.fps)
+    modes, counts, rates = args.modes.split(","), _numbers("--num-streams", args.num_streams), _numbers("--fps", args.fps)
     if unknown := sorted(set(modes) - set(MODES)):
         raise InputError("--modes", ", ".join(unknown), f"some of {', '.join(MODES)}", "separate them by commas")
-    model = QwenVL(shape(args.shape, args.dtype, weights=args.weights, attention=args.attention), nnx.Rngs(0))
+    model = QwenVL(model_config(args.shape, args.dtype, weights=args.weights, attention=args.attention), nnx.Rngs(0))
     rows: list[dict[str, Any]] = []
     series: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as directory:
-        path, rate = Path(directory) / "clip.mp4", math.ceil(max(FPS, *rates))
+        path, rate = Path(directory) / "clip.mp4", math.ceil(max(MIN_FPS, *rates))
         film = Film(0, size=(args.width, args.height)).frames(rate)
         write_video(path, itertools.islice(film, CLIP_SECONDS * rate), rate)
         path = repeated(path, -(-args.seconds // CLIP_SECONDS))
@@ -228,31 +229,31 @@ def bench(args: argparse.Namespace) -> None:
             print(json.dumps(rows[-1]), flush=True)
             if args.torch and streams == 1 and mode == "streaming":
                 sizes = (model.config.dtype, run.session.grid, run.session.prefill_size, run.session.capacity)
-                rival = beside(args.shape, *sizes, StreamConfig().max_new_tokens)
-                rows[-1] |= against(rows[-1], rival)
+                baseline = measure_in_subprocess(args.shape, *sizes, StreamConfig().max_new_tokens)
+                rows[-1] |= baseline_columns(rows[-1], baseline)
                 print(json.dumps(rows[-1]), flush=True)
     plot = f"benchmarks/{args.name}.svg" if args.plot else None
     if plot is not None:
         draw(series, args.out / plot, f"{args.shape}, {args.height}x{args.width}, {model.config.dtype}")
-    title = (
-        f"The streaming engine, {args.shape} shape (random weights, {model.config.dtype}), on {args.height}x{args.width} video "
+    description = (
+        f"Streaming, {args.shape} shape (random weights, {model.config.dtype}), on {args.height}x{args.width} video "
         f"for {args.seconds} s, every reply of {StreamConfig().max_new_tokens} tokens. Milliseconds are medians over the last "
-        "fifth; ms/token is a whole chunk over its tokens, as the paper counts."
+        "fifth; ms/token is ms/chunk over the tokens of all streams, as in the paper."
     )
-    record(args.name, title, rows, args.out, plot)
+    record(args.name, description, rows, args.out, plot)
 
 
-def against(row: dict[str, Any], rival: dict[str, Any]) -> dict[str, Any]:
-    """What plain torch took for the same stages, and how many times as long that is."""
-    graph, eager = rival["one token, CUDA graph (ms)"], rival["one token (ms)"]
-    took = {"vision (ms)": rival["vision (ms)"], "prefill (ms)": rival["prefill (ms)"], "ms a chunk": rival["ms a chunk"]}
-    took["decode (ms/token)"] = eager if graph is None else min(graph, eager)
-    times = {f"torch: {name}": f"{ms} ({ms / row[name]:.2f}x)" for name, ms in took.items()}
-    return times | {"torch": f"{rival['torch']}, transformers {rival['transformers']}, {rival['device']}"}
+def baseline_columns(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """Milliseconds of plain torch in the same stages, with their ratio to those in `row`."""
+    graph, eager = baseline["one token, CUDA graph (ms)"], baseline["one token (ms)"]
+    stages = {name: baseline[name] for name in ("vision (ms)", "prefill (ms)", "ms/chunk")}
+    stages["decode (ms/token)"] = eager if graph is None else min(graph, eager)
+    ratios = {f"torch: {name}": f"{ms} ({ms / row[name]:.2f}x)" for name, ms in stages.items()}
+    return ratios | {"torch": f"{baseline['torch']}, transformers {baseline['transformers']}, {baseline['device']}"}
 
 
 def draw(series: dict[str, np.ndarray], path: Path, title: str) -> None:
-    """Latency a token (whole chunk over its tokens) and slots in use against stream time."""
+    """Plot milliseconds a token (of a whole chunk) and slots in use against stream time."""
     try:
         import matplotlib
     except ImportError:
@@ -283,3 +284,19 @@ def _numbers(flag: str, text: str) -> list[float]:
         return [float(number) for number in text.split(",")]
     except ValueError:
         raise InputError(flag, text, "numbers", "separate them by commas") from None
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--shape", default="mid", help="tiny, mid, 3b, 7b, 32b or 72b (default mid: 42 M parameters)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, otherwise bfloat16")
+    parser.add_argument("--weights", choices=get_args(Weights), default="full")
+    parser.add_argument("--attention", choices=get_args(Attention), default="auto")
+    parser.add_argument("--torch", action="store_true", help="also plain torch on the same device, as ratios")
+    parser.add_argument("--modes", default="streaming", help="some of full,window,recompute,streaming (default streaming)")
+    parser.add_argument("--fps", default="2", help="frames a second; several separated by commas (default 2)")
+    parser.add_argument("--num-streams", default="1", help="streams of a batch; several separated by commas (default 1)")
+    parser.add_argument("--seconds", type=integer(1), default=60, help="of video (default 60)")
+    parser.add_argument("--height", type=integer(1), default=252, help="of frames (default 252)")
+    parser.add_argument("--width", type=integer(1), default=448, help="of frames (default 448)")
+    parser.add_argument("--name", default="stream", help="of the entry in docs/benchmarks (default stream)")
+    parser.add_argument("--plot", action="store_true", help="draw latency and slots against stream time")

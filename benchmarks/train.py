@@ -1,123 +1,153 @@
-"""A training step of a published shape: time, tokens a second and MFU on the devices at hand, or (--topology) the memory that
-it takes on devices that are not there, beside what it would take without rematerialisation."""
+"""A training step of a published shape: time, tokens a second and MFU on the devices of this machine; or, with --topology, its
+memory on devices that need not exist, with and without rematerialisation."""
 
 import argparse
 import json
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
+from benchmarks.model_configs import model_config
 from benchmarks.report import record
+from svlm_jax.cli.flags import integer
+from svlm_jax.config import Attention, ModelConfig, Remat
 from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.train.config import MeshConfig, TrainConfig
 
-WARM, REPEATS = 2, 5
+WARM_UP, REPEATS = 2, 5  # steps
+TURNS = 24  # of a synthetic sample, each with one frame pair
 MODELS = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct", "72b": "Qwen/Qwen2.5-VL-72B-Instruct"}
 
 
 def bench(args: argparse.Namespace) -> None:
-    bucket = Bucket(args.tokens, args.patches, args.labels)
+    data = DataConfig(buckets=(Bucket(args.tokens, args.patches, args.labels),))
     config = TrainConfig(
-        data=DataConfig(buckets=(bucket,)), micro_batch_size=args.rows, batch_size=args.rows, attention=args.attention
+        data=data, micro_batch_size=args.batch_size, batch_size=args.batch_size, attention=args.attention, remat=args.remat
     )
-    config = replace(config, remat=args.remat)
-    if args.topology is None:
-        rows = [timed(args.shape, config)]
-        what = (
-            f"A step of full fine-tuning, {args.shape} shape, random weights, vision tower frozen, synthetic batch. {_FORMULA}"
+    if args.topology is not None:
+        description = (
+            f"Memory of one device of {args.topology} in a micro-step of full fine-tuning, {args.batch_size} sequences of "
+            f"{args.tokens} tokens ({args.labels} labels, {args.patches} patches) over all devices, compiled ahead of time, "
+            "nothing run. All logits of a sequence and their gradient, which this code never materialises, would be "
+            f"{2 * 4 * args.tokens * 152064 / 1e9:.1f} GB more (calculated)."
         )
-        record(args.name or f"train_{args.shape}", what + _FORMULA, rows, args.out)
+        rows = memory_rows(args.shape.split(","), config, args.topology, args.tensor)
+        record(args.name or f"train_memory_{args.topology}", description, rows, args.out)
         return
+    description = (
+        f"A step of full fine-tuning, {args.shape} shape, random weights, vision tower frozen, synthetic batch. MFU: model "
+        "FLOPs (train/flops.py: no padding, no rematerialisation) over seconds, devices and the data sheet's peak."
+    )
+    record(args.name or f"train_{args.shape}", description, [measure_step(args.shape, config)], args.out)
+
+
+def memory_rows(shapes: list[str], config: TrainConfig, topology: str, tensor: int) -> list[dict[str, Any]]:
+    """A row for each shape with and without rematerialisation."""
     from svlm_jax.train.dry_run import measure
 
     rows = []
-    for shape in args.shape.split(","):
+    for shape in shapes:
         for remat in ("full", "none"):
-            chosen = replace(config, model=MODELS[shape], remat=remat, mesh=MeshConfig(fsdp=-1, tensor=args.tensor))
-            for row in measure(chosen, args.topology):
+            variant = replace(config, model=MODELS[shape], remat=remat, mesh=MeshConfig(fsdp=-1, tensor=tensor))
+            for row in measure(variant, topology):
                 if row["function"] == "micro-step":
-                    rows.append({"shape": shape, "remat": remat, "tensor": args.tensor} | row)
+                    rows.append({"shape": shape, "remat": remat, "tensor": tensor} | row)
                     print(json.dumps(rows[-1]), flush=True)
-    logits = 2 * 4 * args.tokens * 152064 / 1e9
-    what = (
-        f"Memory of one device of {args.topology} in a micro-step of full fine-tuning, {args.rows} sequences of {args.tokens} "
-        f"tokens ({args.labels} learned, {args.patches} patches) over all devices, compiled ahead of time, nothing run. All "
-        f"logits of a sequence and their gradient, which are never held, would be {logits:.1f} GB more (calculated)."
-    )
-    record(args.name or f"train_memory_{args.topology}", what, rows, args.out)
+    return rows
 
 
-_FORMULA = (
-    "MFU: model FLOPs (train/flops.py: no padding, no rematerialisation) over seconds, devices and the data sheet's peak."
-)
-
-
-def timed(shape: str, config: TrainConfig) -> dict[str, Any]:
-    """One optimiser step of one micro-step, on all devices."""
+def measure_step(shape: str, config: TrainConfig) -> dict[str, Any]:
+    """One row: optimizer steps of one micro-step each, on all devices."""
     import jax
     from flax import nnx
 
-    from benchmarks.shapes import shape as named
-    from svlm_jax.data.pipeline import Example, pad_batch
-    from svlm_jax.inputs import Clip, Sample
     from svlm_jax.model.parameters import parameters
     from svlm_jax.model.vlm import QwenVL
-    from svlm_jax.spans import Kind, Span, vision_span
-    from svlm_jax.train import flops
     from svlm_jax.train.optimizer import build_optimizer
-    from svlm_jax.train.prefetch import host_rows, shard_batch
     from svlm_jax.train.setup import build_mesh
     from svlm_jax.train.step import TrainStep, split_parameters
 
-    size, rows = config.data.buckets[0], config.micro_batch_size
-    model = replace(named(shape, None), fused=False).compute(config.dtype, "float32")
+    bucket, num_sequences = config.data.buckets[0], config.micro_batch_size
+    model = replace(model_config(shape, None), fused=False).compute(config.dtype, "float32")
     model = replace(model, scan_layers=True, remat=config.remat, attention=config.attention)
     mesh = build_mesh(MeshConfig())
     with jax.set_mesh(mesh):
         trainable, frozen = split_parameters(parameters(QwenVL(model, nnx.Rngs(0))), config.trainable)
         frozen = {path: value.astype(model.dtype) for path, value in frozen.items()}
         step = TrainStep(model, build_optimizer(config.optimizer, 100), mesh, trainable)
-        indices = host_rows(mesh, rows)
-        turns, grid = 24, _grid(size.patches // 24)
-        patches = np.zeros((grid[1] * grid[2], model.vision.patch_dim), np.uint8)
-        spans: list[Span] = []
-        for turn in range(turns):
-            spans += [vision_span(grid, model.vision.spatial_merge_size, turn, 1.0), Span(Kind.REPLY, 1, turn)]
-        used = sum(span.length for span in spans)
-        spans.append(Span(Kind.REPLY, size.tokens - used, turns))
-        labels = np.full(size.tokens, -100, np.int32)
-        labels[-size.labels :] = 1
-        clips = tuple(Clip(patches, grid, 1.0, video=True) for _ in range(turns))
-        example = Example("synthetic", Sample(np.ones(size.tokens, np.int32), tuple(spans), clips), labels, float(turns))
-        synthetic = shard_batch(pad_batch([example] * len(indices), size, model), indices, rows, mesh)
+        batch = synthetic_batch(model, bucket, num_sequences, mesh)
         state, accumulator, durations = step.init_state(trainable), step.zero_grads(), []
-        for _ in range(WARM + REPEATS):
+        for _ in range(WARM_UP + REPEATS):
             started = time.perf_counter()
-            accumulator, _ = step.accumulate(state.trainable, accumulator, frozen, synthetic)
+            accumulator, _ = step.accumulate(state.trainable, accumulator, frozen, batch)
             state, accumulator, metrics = step.apply_gradients(state, accumulator)
             jax.block_until_ready(metrics)
             durations.append(time.perf_counter() - started)
-    seconds, frame = float(np.median(durations[WARM:])), grid[1] * grid[2]
-    needs = rows * flops.sample_flops(model, size.tokens, size.labels, turns * frame, frame, vision_trained=False)
-    devices, best = jax.device_count(), flops.peak_flops(jax.devices()[0].device_kind)
-    peak = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-    row = {
-        "shape": shape,
-        "sequences": rows,
-        "tokens": size.tokens,
-        "step (s)": round(seconds, 3),
-        "tokens/s": round(rows * size.tokens / seconds, 1),
-        "TFLOP/s a device": round(needs / seconds / devices / 1e12, 2),
-        "MFU (%)": "-" if best is None else round(100 * needs / seconds / devices / best, 1),
-        "device memory, peak (GB)": "-" if peak is None else round(peak / 1e9, 2),
-    }
+    row = {"shape": shape} | step_columns(model, bucket, num_sequences, float(np.median(durations[WARM_UP:])))
     print(json.dumps(row), flush=True)
     return row
 
 
-def _grid(patches: int) -> tuple[int, int, int]:
-    """The frame pair nearest to a square with at most that many patches, sides a multiple of two."""
-    side = int(patches**0.5) // 2 * 2
-    return 1, side, patches // side // 2 * 2
+def synthetic_batch(model: ModelConfig, bucket: Bucket, num_sequences: int, mesh: Any) -> Any:
+    """A batch on the devices that fills its bucket: TURNS frame pairs, and text up to the bucket's tokens."""
+    from svlm_jax.data.pipeline import Example, pad_batch
+    from svlm_jax.inputs import Clip, Sample
+    from svlm_jax.spans import Kind, Span, vision_span
+    from svlm_jax.train.prefetch import host_rows, shard_batch
+
+    indices, grid = host_rows(mesh, num_sequences), frame_grid(bucket.patches // TURNS)
+    patches = np.zeros((grid[1] * grid[2], model.vision.patch_dim), np.uint8)
+    spans: list[Span] = []
+    for turn in range(TURNS):
+        spans += [vision_span(grid, model.vision.spatial_merge_size, turn, 1.0), Span(Kind.REPLY, 1, turn)]
+    spans.append(Span(Kind.REPLY, bucket.tokens - sum(span.length for span in spans), TURNS))
+    labels = np.full(bucket.tokens, -100, np.int32)
+    labels[-bucket.labels :] = 1
+    clips = tuple(Clip(patches, grid, 1.0, video=True) for _ in range(TURNS))
+    example = Example("synthetic", Sample(np.ones(bucket.tokens, np.int32), tuple(spans), clips), labels, float(TURNS))
+    return shard_batch(pad_batch([example] * len(indices), bucket, model), indices, num_sequences, mesh)
+
+
+def step_columns(model: ModelConfig, bucket: Bucket, num_sequences: int, seconds: float) -> dict[str, Any]:
+    import jax
+
+    from svlm_jax.train import flops
+
+    _, height, width = frame_grid(bucket.patches // TURNS)
+    frame = height * width  # patches
+    sample_flops = flops.sample_flops(model, bucket.tokens, bucket.labels, TURNS * frame, frame, vision_trained=False)
+    device_flops = num_sequences * sample_flops / seconds / jax.device_count()
+    peak_flops = flops.peak_flops(jax.devices()[0].device_kind)
+    peak_bytes = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {
+        "sequences": num_sequences,
+        "tokens": bucket.tokens,
+        "step (s)": round(seconds, 3),
+        "tokens/s": round(num_sequences * bucket.tokens / seconds, 1),
+        "TFLOP/s per device": round(device_flops / 1e12, 2),
+        "MFU (%)": "-" if peak_flops is None else round(100 * device_flops / peak_flops, 1),
+        "device memory, peak (GB)": "-" if peak_bytes is None else round(peak_bytes / 1e9, 2),
+    }
+
+
+def frame_grid(max_patches: int) -> tuple[int, int, int]:
+    """(t, h, w) of the frame pair nearest to a square, with even sides."""
+    side = int(max_patches**0.5) // 2 * 2
+    return 1, side, max_patches // side // 2 * 2
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shape", default="3b", help="tiny, mid, 3b, 7b or 72b; with --topology several with commas (default 3b)"
+    )
+    parser.add_argument("--topology", help="memory on these devices instead, which need not exist: h100x8, v5p-64 ...")
+    parser.add_argument("--tokens", type=integer(1), default=20480, help="of a sequence (default 20480)")
+    parser.add_argument("--patches", type=integer(1), default=69120, help="of a sequence (default 69120: 24 s of 720p)")
+    parser.add_argument("--labels", type=integer(1), default=1024, help="tokens with loss of a sequence (default 1024)")
+    parser.add_argument("--batch-size", type=integer(1), default=1, help="sequences of a step, over all devices (default 1)")
+    parser.add_argument("--tensor", type=integer(1), default=1, help="size of the mesh axis tensor (with --topology)")
+    parser.add_argument("--remat", choices=get_args(Remat), default="full")
+    parser.add_argument("--attention", choices=get_args(Attention), default="auto")
+    parser.add_argument("--name", help="of the entry in docs/benchmarks")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks import device, drops, kernels, replies
+from benchmarks import device, drops, kernels, teacher_forcing
 from benchmarks.__main__ import parser
-from benchmarks.shapes import shape
-from benchmarks.torch_rival import measure
+from benchmarks.model_configs import model_config
+from benchmarks.torch_baseline import measure
 from pallas_kernels.workloads import WORKLOADS, Workload
 from svlm_jax.errors import InputError
 from tests.support import ROOT
@@ -37,7 +37,7 @@ def test_parts_that_fail_or_have_no_time_are_named(tmp_path, monkeypatch, capsys
 def arguments(out: Path):
     import argparse
 
-    return argparse.Namespace(only=None, out=out, budget=60, least=30)
+    return argparse.Namespace(only=None, out=out, budget=60, min_seconds=30)
 
 
 def test_every_part_is_a_command_that_the_benchmarks_take():
@@ -54,10 +54,10 @@ def test_an_unknown_part_is_one_line(tmp_path):
 
 def test_plain_torch_measures_the_same_chunk():
     pytest.importorskip("torch")
-    told = measure(shape("tiny", "float32"), (1, 8, 12), tokens=40, slots=256, reply=20)
+    told = measure(model_config("tiny", "float32"), (1, 8, 12), tokens=40, slots=256, reply=20)
     stages = [told["vision (ms)"], told["prefill (ms)"], told["one token (ms)"]]
     assert min(stages) > 0 and told["one token, CUDA graph (ms)"] is None
-    assert told["ms a chunk"] == pytest.approx(stages[0] + stages[1] + 20 * stages[2], rel=0.1, abs=0.3)
+    assert told["ms/chunk"] == pytest.approx(stages[0] + stages[1] + 20 * stages[2], rel=0.1, abs=0.3)
 
 
 def test_a_kernel_that_does_not_run_here_has_a_row_that_says_why():
@@ -78,7 +78,7 @@ def test_int8_states_its_error(tmp_path, tiny_dir):
     done = bench("--out", tmp_path, "int8", "--model", tiny_dir)
     assert done.returncode == 0, done.stderr
     row = json.loads((tmp_path / "benchmarks" / "int8.json").read_text())["rows"][0]
-    assert 0.1 < row["error of logits, rms over rms (%)"] < 10 and row["same greedy token (%)"] > 80
+    assert 0.1 < row["relative RMS error of logits (%)"] < 10 and row["same greedy token (%)"] > 80
 
 
 def test_replies_are_right_when_all_of_their_tokens_are():
@@ -92,7 +92,7 @@ def test_replies_are_right_when_all_of_their_tokens_are():
 
     def counts(guessed: np.ndarray) -> dict[str, list[int]]:
         found: dict[str, list[int]] = {}
-        for column, right in replies.said(labels, guessed, tokenizer):
+        for column, right in teacher_forcing.judged_parts(labels, guessed, tokenizer):
             found.setdefault(column, []).append(int(right))
         return found
 
@@ -112,8 +112,8 @@ def test_replies_are_right_when_all_of_their_tokens_are():
 
 def test_which_seconds_a_slow_device_drops_follows_from_its_speed():
     """Else the table of what drops cost tells of other seconds than those that are dropped."""
-    assert drops.overload(drops.Policy(4), speed=1.0, seconds=90) == set()
-    lost = {policy: drops.overload(policy, 0.7, 90) for policy in (drops.Policy(4), drops.Policy(4, newest_only=True))}
+    assert drops.dropped_seconds(drops.Policy(4), speed=1.0, seconds=90) == set()
+    lost = {policy: drops.dropped_seconds(policy, 0.7, 90) for policy in (drops.Policy(4), drops.Policy(4, newest_only=True))}
     oldest, latest_event = lost.values()
     assert len(oldest) == len(latest_event) == 24  # 0.7 of 90 s can be watched, and four wait at the end
     assert max(oldest) < 90 - 1 and not any({second, second + 1} <= oldest for second in oldest)  # one by one, and not the last

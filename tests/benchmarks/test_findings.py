@@ -57,9 +57,9 @@ def test_the_truth_gets_full_marks(told):
         "F1",
         "F1 first 10 min",
         "F1 last 10 min",
-        "scores right",
-        "scores told",
-        "answers right",
+        "score accuracy",
+        "score recall",
+        "answer accuracy",
         "silence precision",
     ):
         assert row[name] == "1.000", name
@@ -82,15 +82,15 @@ def test_what_is_found_is_drawn(told, tmp_path):
     made = findings.variants(USUAL, {})
     bins, _, _ = findings._judge(told, SECONDS)
     findings.draw(dict.fromkeys(made[:6], bins), tmp_path / "findings.svg")
-    assert (tmp_path / "findings.svg").read_text().count('<g id="axes_') == 3 * len(findings.DRAWN)
+    assert (tmp_path / "findings.svg").read_text().count('<g id="axes_') == 3 * len(findings.PLOTTED)
 
 
 @pytest.mark.parametrize(
-    "flags", (["--seconds", "0"], ["--seeds", "0"], ["--others", "bad"], ["--others", "=DIR"], ["--only", "x"])
+    "flags", (["--seconds", "0"], ["--seeds", "0"], ["--compare", "bad"], ["--compare", "=DIR"], ["--only", "x"])
 )
 def test_bad_flags_are_one_line_before_anything_is_loaded(flags, tmp_path):
     made = argparse.ArgumentParser()
-    findings.flags(made)
+    findings.add_flags(made)
     with pytest.raises(InputError, match=f"^{flags[0]}: got "):
         findings.bench(made.parse_args(["--scratch", str(tmp_path / "scratch"), *flags]))
     assert not (tmp_path / "scratch").exists()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import svlm_jax
-from benchmarks import plans
+from benchmarks import estimates
 from benchmarks.__main__ import parser as bench_parser
 from svlm_jax import cli
 from svlm_jax.cli import flags, model_flags, progress
@@ -182,7 +182,7 @@ def test_without_the_packages_a_command_says_which_environment(tmp_path):
 def test_commands_that_take_minutes_say_what_they_do_and_how_long(tmp_path, capsys, monkeypatch):
     parsed = bench_parser().parse_args
     for typed in (["convert"], ["aot"], ["stream"], ["kernels"], ["serve"], ["device"], ["train", "--topology", "h100x8"]):
-        assert " min" in plans.plan(parsed(typed)) or " s on " in plans.plan(parsed(typed)), typed
+        assert " min" in estimates.estimate(parsed(typed)) or " s on " in estimates.estimate(parsed(typed)), typed
     from benchmarks import findings
     from svlm_jax.cli import world
     from svlm_jax.touchline import recipe
@@ -191,12 +191,12 @@ def test_commands_that_take_minutes_say_what_they_do_and_how_long(tmp_path, caps
     made = world._plan(world_flags(tmp_path), range(4))
     assert made.startswith("4 films of 2.0 h, 2 at a time: about ") and " MB in " in made
     variants = findings.variants(findings.StreamConfig(), {})
-    files = {one: [tmp_path / one.file("weights", 1000000, 7200)] for one in variants}
+    files = {variant: {1000000: tmp_path / variant.file("weights", 1000000, 7200)} for variant in variants}
     told = findings._plan(files, 7200, tmp_path)
     assert told.startswith(f"{len(variants)} streams of up to 2.0 h (0 exist): about 85 min")
     assert f"kept in {tmp_path}" in told
     for paths in files.values():
-        paths[0].touch()
+        paths[1000000].touch()
     assert findings._plan(files, 7200, tmp_path).startswith("0 streams")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.attack import PING, TEXT, frame, scan_bomb
+from benchmarks.serve_attack import PING, TEXT, frame, scan_bomb
 from svlm_jax.errors import InputError
 from svlm_jax.serve import client_image, connections
 from svlm_jax.serve.client_image import Box, decode_image

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.watchers import Watcher, resident_bytes, start_streams
+from benchmarks.serve_clients import Watcher, resident_bytes, start_streams
 from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
 
@@ -276,15 +276,15 @@ def summary(results: dict[str, Any], args: Namespace) -> dict[str, Any]:
     first, last = megabytes(warm_time), megabytes(args.seconds - 3)
     return {
         "seconds": args.seconds,
-        "half-open connections made": attack.counts["half_open"],
-        "longest-lived (s)": round(max(attack.lifetimes, default=0.0), 1),
-        "/health, slowest answer (s)": round(max(results["health"]), 2),
+        "half-open connections": attack.counts["half_open"],
+        "longest-lived half-open (s)": round(max(attack.lifetimes, default=0.0), 1),
+        "slowest /health (s)": round(max(results["health"]), 2),
         "bomb refused (ms)": round(refusal_ms(), 2),
-        "captions of the viewer": len(watcher.numbers),
-        "missed": int(not watcher.is_complete),
+        "captions received": len(watcher.numbers),
+        "missed a caption": int(not watcher.is_complete),
         "chunks dropped": watcher.dropped_chunks,
         "latency p50 quiet/attacked (ms)": both(50),
         "latency p90 quiet/attacked (ms)": both(90),
         f"memory at {warm_time:.0f} s/end (MB)": f"{first:.0f}/{last:.0f} ({100 * (last / first - 1):+.1f} %)",
-        "attacks begun": dict(attack.counts),
+        "attacks started": dict(attack.counts),
     }

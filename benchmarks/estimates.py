@@ -1,0 +1,90 @@
+"""One line about the work ahead of a benchmark and its duration, printed before it starts.
+
+Durations are those of the runs in docs/benchmarks (2 CPU cores, nothing else running): orders of magnitude elsewhere.
+"""
+
+import argparse
+import math
+
+from svlm_jax.cli.progress import span
+
+MACHINE = "2 CPU cores"
+CHECKPOINT_BYTES = {"tiny": 1e7, "mid": 1e8, "3b": 7.5e9, "7b": 16.6e9, "32b": 67e9, "72b": 147e9}  # in bfloat16
+CHUNK_SECONDS = {
+    "tiny": 0.03,
+    "mid": 0.75,
+    "3b": 60.0,
+    "7b": 130.0,
+    "32b": 500.0,
+    "72b": 1200.0,
+}  # of a streaming step on a CPU
+COMPILE_SECONDS = {"tiny": 10, "mid": 30, "3b": 60, "7b": 60, "32b": 120, "72b": 150}  # of a streaming or training step
+
+
+def estimate(args: argparse.Namespace) -> str:
+    """The line for parsed flags of `benchmarks`; "" for commands that take seconds or print their own."""
+    describe = _ESTIMATES.get(args.command)
+    return describe(args) if describe is not None else ""
+
+
+def _convert(args: argparse.Namespace) -> str:
+    size = CHECKPOINT_BYTES.get(args.shape, 0.0)
+    disk = f"{3 * size / 1e9:.0f} GB in {args.scratch or 'the temporary directory of the system'}"
+    return f"a {args.shape} checkpoint of random weights, converted both ways: {disk}, {_about(size / 30e6)}"
+
+
+def _aot(args: argparse.Namespace) -> str:
+    return f"two programs of {args.shape} compiled for {args.target}, none run: {_about(2 * _compile_seconds(args.shape))}"
+
+
+def _stream(args: argparse.Namespace) -> str:
+    batch_sizes = args.num_streams.split(",")
+    runs = len(args.modes.split(",")) * len(args.fps.split(","))
+    streams = sum(int(size) for size in batch_sizes if size.isdigit()) * runs
+    seconds = streams * args.seconds * CHUNK_SECONDS.get(args.shape, 1.0) * (2 if args.torch else 1)
+    seconds += runs * len(batch_sizes) * _compile_seconds(args.shape)
+    line = f"{runs * len(batch_sizes)} runs of {args.seconds} s of video through {args.shape}: {_about(seconds)}"
+    return f"{line}; minutes on a GPU" if args.shape[-1] == "b" else line
+
+
+def _kernels(args: argparse.Namespace) -> str:
+    if args.target == "h100":
+        return f"attention kernels compiled for an H100, none run: {_about(240)}"
+    return f"attention kernels at the shapes of 7B: minutes on a GPU, {_about(1800)}"
+
+
+def _train(args: argparse.Namespace) -> str:
+    if args.topology:
+        seconds = sum(2 * _compile_seconds(shape) for shape in args.shape.split(","))
+        return f"a step of {args.shape} compiled for {args.topology}, none run: {_about(seconds)}"
+    return f"training steps of {args.shape} on the devices of this machine: minutes on a GPU, hours and much memory on a CPU"
+
+
+def _serve(args: argparse.Namespace) -> str:
+    return f"{args.clients} viewers of {args.num_streams} streams: {_about(args.seconds + 60)}"
+
+
+def _device(args: argparse.Namespace) -> str:
+    return f"all benchmarks that need a GPU, at most {span(args.budget)}; on a CPU most of them run out of time"
+
+
+def _compile_seconds(shape: str) -> float:
+    return COMPILE_SECONDS.get(shape, 60)
+
+
+def _about(seconds: float) -> str:
+    return f"about {span(10 * math.ceil(seconds / 10))} on {MACHINE}"
+
+
+_ESTIMATES = {
+    "convert": _convert,
+    "aot": _aot,
+    "stream": _stream,
+    "kernels": _kernels,
+    "train": _train,
+    "int8": lambda args: f"int8 decoder weights against full ones: {_about(60)}",
+    "serve": _serve,
+    "device": _device,
+    "drops": lambda args: f"{args.games} games of {args.seconds} s, 6 times each: {_about(0.4 * args.games * args.seconds)}",
+    "torch": lambda args: f"one chunk of {args.shape} in plain torch: {_about(30 + 10 * CHUNK_SECONDS.get(args.shape, 1.0))}",
+}
