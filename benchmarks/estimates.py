@@ -23,8 +23,8 @@ COMPILE_SECONDS = {"tiny": 10, "mid": 30, "3b": 60, "7b": 60, "32b": 120, "72b":
 
 def estimate(args: argparse.Namespace) -> str:
     """The line for parsed flags of `benchmarks`; "" for commands that take seconds or print their own."""
-    describe = _ESTIMATES.get(args.command)
-    return describe(args) if describe is not None else ""
+    write_line = _ESTIMATES.get(args.command)
+    return write_line(args) if write_line is not None else ""
 
 
 def _convert(args: argparse.Namespace) -> str:

@@ -235,6 +235,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     progress = Progress(f"{variant.group}: {variant.name}, game {seed}", "seconds")
     with atomic_write(path) as draft, draft.open("w") as file:
         for second in range(seconds):
+            # A blind stream has grey frames: uint8 128 is about 0 once normalised.
             frame_patches = np.full_like(patches[second], 128) if variant.blind else np.array(patches[second])
             question = questions.get(second, "")
             chunk = Chunk(float(second), float(second + 1), Clip(frame_patches, clip.grid, step, video=True), question)
@@ -255,7 +256,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
 def questions_by_second(world: World, seconds: int) -> dict[int, str]:
     """Second -> question, each of MEMORY_QUESTIONS in turn; a question waits until the commentary has given its answer."""
     questions = {}
-    for number, second in enumerate(range(ASK_EVERY - 1, seconds, ASK_EVERY)):
+    for number, second in enumerate(range(ASK_EVERY - 1, seconds, ASK_EVERY)):  # the last second of each period
         while second < seconds - 1 and commentary.is_unannounced(world.events, second):
             second += 1
         questions[second] = commentary.MEMORY_QUESTIONS[number % len(commentary.MEMORY_QUESTIONS)]

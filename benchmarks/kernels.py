@@ -117,17 +117,17 @@ def measure_ceilings() -> tuple[float, float]:
     import jax.numpy as jnp
 
     small = jax.default_backend() == "cpu"
-    size, side = (1 << 26, 1024) if small else (1 << 30, 8192)
+    size, side = (1 << 26, 1024) if small else (1 << 30, 8192)  # bytes; rows of a square matrix
     block = jax.random.normal(jax.random.key(0), (size // 2,), jnp.bfloat16)
-    left, right = jax.random.normal(jax.random.key(1), (2, side, side), jnp.bfloat16)
+    lhs, rhs = jax.random.normal(jax.random.key(1), (2, side, side), jnp.bfloat16)
     move, multiply = jax.jit(lambda x: x + 1), jax.jit(jnp.matmul)
-    return 2 * size / _median(lambda: move(block)), 2 * side**3 / _median(lambda: multiply(left, right))
+    return 2 * size / _median(lambda: move(block)), 2 * side**3 / _median(lambda: multiply(lhs, rhs))
 
 
 def _median(call) -> float:
     import jax
 
-    jax.block_until_ready(call())
+    jax.block_until_ready(call())  # compiles
     durations = []
     for _ in range(REPEATS):
         started = time.perf_counter()

@@ -21,7 +21,7 @@ def record(name: str, description: str, rows: list[dict[str, Any]], out: Path, p
     Args:
         name: of the JSON file.
         description: a paragraph above the rows.
-        rows: column -> value; all have the columns of the first.
+        rows: column -> value; a row may lack columns of others.
         out: the directory that holds benchmarks/ and benchmarks.md.
         plot: path of an image below the rows, relative to `out`: "benchmarks/NAME.png" or ".svg".
     """
@@ -48,7 +48,7 @@ def table(out: Path) -> None:
     lines = ["# Benchmarks", "", "Written by `python -m benchmarks table` from `benchmarks/*.json`.", ""]
     for path in sorted((out / "benchmarks").glob("*.json")):
         entry = json.loads(path.read_text())
-        columns = list(entry["rows"][0])
+        columns = dict.fromkeys(column for row in entry["rows"] for column in row)  # in order, each once
         versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
         lines += [
             f"## {path.stem}",
@@ -61,7 +61,7 @@ def table(out: Path) -> None:
             "",
         ]
         lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-        lines += ["| " + " | ".join(str(row[column]) for column in columns) + " |" for row in entry["rows"]] + [""]
+        lines += ["| " + " | ".join(str(row.get(column, "-")) for column in columns) + " |" for row in entry["rows"]] + [""]
         if "plot" in entry:
             lines += [f"![{path.stem}]({entry['plot']})", ""]
     (out / "benchmarks.md").write_text("\n".join(lines))

@@ -52,7 +52,7 @@ class Run:
         tokenizer = load_tokenizer(FIXTURES / "processor")
         self.processor = Processor(model.config, tokenizer, image_bounds(model.config), STREAM_FRAME)
         (end,) = tokenizer.encode(family_of(model.config).chat.turn_end, add_special_tokens=False)
-        sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))
+        sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))  # as the original samples
         first, _ = next(self.watch())
         grid = self.processor.video(first, fps=config.fps).grid
         self.runner = Runner(Session(model, tokenizer, config, grid, sampling=sampling, num_streams=num_streams))
@@ -77,7 +77,7 @@ class Run:
         from svlm_jax.stream.sequence import Chunk
 
         seconds, timings = self.config.chunk_seconds, np.zeros(chunks, [(name, np.float64) for name in FIELDS])
-        with Compilations() as compiled:
+        with Compilations() as compiled:  # a chunk of a new shape would compile: none may after the first ones
             for number, (frames, decoding) in zip(range(chunks), self.watch(), strict=False):
                 started, before = time.perf_counter(), compiled.count
                 clip = self.processor.video(frames, fps=self.config.fps, raw=True)
@@ -191,7 +191,7 @@ def summary(name: str, run: Run, timings: np.ndarray) -> dict[str, Any]:
         "memory (MB)": round(last["memory"][-1] / 1e6),
         "device memory, peak (GB)": "-" if np.isnan(peak_bytes) else round(peak_bytes / 1e9, 2),
     }
-    if len(timings) >= 400:
+    if len(timings) >= 400:  # a long stream: does anything grow?
         end = timings[-100:]
         row["last 100 / chunks 100-200"] = round(float(np.median(end["total"]) / np.median(timings["total"][100:200])), 3)
         row["memory, end / chunk 200"] = round(float(timings["memory"][-1] / timings["memory"][200]), 4)

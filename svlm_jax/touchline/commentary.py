@@ -122,6 +122,7 @@ class Score(NamedTuple):
     goals: tuple[int, int]
 
 
+# The inverse of `phrases`: group 1 of a pattern is the team, empty where the phrase names none.
 _TEAM = "|".join(TEAMS)
 _SCORE = re.compile(rf"({_TEAM}) (\d+)-(\d+) ({_TEAM})\.")
 _FIRST = re.compile(rf"({_TEAM}|Nobody) scored first\.")

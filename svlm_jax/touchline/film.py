@@ -31,6 +31,7 @@ def moments(world: World, fps: float | int, start: float | int = 0.0) -> Iterato
 
 
 def _between(current: Moment, following: Moment, fraction: float) -> Moment:
+    # No interpolation across the start of a scene: the ball may jump there.
     if fraction < 1e-6 or current.scene is not following.scene:
         return current
     players = current.players + (following.players - current.players) * fraction

@@ -140,7 +140,7 @@ def _match_events(replies: Mapping[int, str], events: Sequence[Event], start: in
             for index, (claim_second, claim) in enumerate(unmatched)
             if abs(claim_second - second) <= TOLERANCE and _fits(event, claim)
         ]
-        if candidates:
+        if candidates:  # the nearest; of two as near, the earlier
             delay, index = min(candidates)
             unmatched.pop(index)
             matches += 1

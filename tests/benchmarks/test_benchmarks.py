@@ -30,8 +30,8 @@ def test_parts_that_fail_or_have_no_time_are_named(tmp_path, monkeypatch, capsys
     monkeypatch.setitem(device.PARTS, "table", ("table", "--unknown"))
     with pytest.raises(SystemExit, match="1"):
         device.bench(arguments(tmp_path))
-    told = capsys.readouterr().err
-    assert "not measured: table (exit code 2), wrong (exit code 2), late (no time)" in told and "0 of 3" in told
+    stderr = capsys.readouterr().err
+    assert "not measured: table (exit code 2), wrong (exit code 2), late (no time)" in stderr and "0 of 3" in stderr
 
 
 def arguments(out: Path):
@@ -54,10 +54,10 @@ def test_an_unknown_part_is_one_line(tmp_path):
 
 def test_plain_torch_measures_the_same_chunk():
     pytest.importorskip("torch")
-    told = measure(model_config("tiny", "float32"), (1, 8, 12), tokens=40, slots=256, reply=20)
-    stages = [told["vision (ms)"], told["prefill (ms)"], told["one token (ms)"]]
-    assert min(stages) > 0 and told["one token, CUDA graph (ms)"] is None
-    assert told["ms/chunk"] == pytest.approx(stages[0] + stages[1] + 20 * stages[2], rel=0.1, abs=0.3)
+    row = measure(model_config("tiny", "float32"), (1, 8, 12), tokens=40, slots=256, reply=20)
+    stages = [row["vision (ms)"], row["prefill (ms)"], row["one token (ms)"]]
+    assert min(stages) > 0 and row["one token, CUDA graph (ms)"] is None
+    assert row["ms/chunk"] == pytest.approx(stages[0] + stages[1] + 20 * stages[2], rel=0.1, abs=0.3)
 
 
 def test_a_kernel_that_does_not_run_here_has_a_row_that_says_why():
@@ -75,8 +75,8 @@ def test_work_is_counted_as_far_as_a_token_sees():
 
 
 def test_int8_states_its_error(tmp_path, tiny_dir):
-    done = bench("--out", tmp_path, "int8", "--model", tiny_dir)
-    assert done.returncode == 0, done.stderr
+    result = bench("--out", tmp_path, "int8", "--model", tiny_dir)
+    assert result.returncode == 0, result.stderr
     row = json.loads((tmp_path / "benchmarks" / "int8.json").read_text())["rows"][0]
     assert 0.1 < row["relative RMS error of logits (%)"] < 10 and row["same greedy token (%)"] > 80
 
@@ -86,23 +86,23 @@ def test_replies_are_right_when_all_of_their_tokens_are():
     parts = [("<|im_start|>", False), ("Corner, Reds. Reds 2-1 Blues.", True), ("<|im_end|>\n", False)]
     for text in (" ...<|im_end|>", "Reds 2-1 Blues.\nGOAL for Reds! Reds 3-1 Blues. ...<|im_end|>"):
         parts += [("<|im_start|>assistant\n", False), (text, True), ("\n", False)]
-    tokens = [(one, learned) for text, learned in parts for one in tokenizer.encode(text, add_special_tokens=False)]
-    ids = np.array([one for one, _ in tokens])
+    tokens = [(token, learned) for text, learned in parts for token in tokenizer.encode(text, add_special_tokens=False)]
+    ids = np.array([token for token, _ in tokens])
     labels = np.where([learned for _, learned in tokens], ids, -100)
 
-    def counts(guessed: np.ndarray) -> dict[str, list[int]]:
-        found: dict[str, list[int]] = {}
-        for column, right in teacher_forcing.judged_parts(labels, guessed, tokenizer):
-            found.setdefault(column, []).append(int(right))
-        return found
+    def counts(predicted: np.ndarray) -> dict[str, list[int]]:
+        by_column: dict[str, list[int]] = {}
+        for column, right in teacher_forcing.judged_parts(labels, predicted, tokenizer):
+            by_column.setdefault(column, []).append(int(right))
+        return by_column
 
-    guessed = np.append(ids[1:], [0, 0, 0])  # the next token of each; batches are padded
+    predicted = np.append(ids[1:], [0, 0, 0])  # the next token of each; batches are padded
     text, silent = {"scores in text before": [1]}, {"silent": [1]}
     rest = {"replies": [1, 1], "with words": [1], "answers": [1], "scores in replies": [1, 1]}
-    assert counts(guessed) == text | silent | rest
-    (three,) = (place for place, one in enumerate(ids) if tokenizer.decode([one]).strip() == "3")
-    guessed[three - 1] = ids[0]
-    assert counts(guessed) == text | silent | {
+    assert counts(predicted) == text | silent | rest
+    (three,) = (index for index, token in enumerate(ids) if tokenizer.decode([token]).strip() == "3")
+    predicted[three - 1] = ids[0]
+    assert counts(predicted) == text | silent | {
         "replies": [1, 0],
         "with words": [0],
         "answers": [0],

@@ -14,18 +14,18 @@ from svlm_jax.touchline.film import HELD_OUT, play
 from svlm_jax.touchline.judge import facts_at
 
 SECONDS = 900
-USUAL = StreamConfig(sink=256, text_window=256)
+BASE = StreamConfig(sink=256, text_window=256)
 
 
 @pytest.fixture
-def told(tmp_path):
-    """The truth as a stream that was watched."""
+def true_stream(tmp_path):
+    """The true commentary as the file of a stream: seed -> path."""
     world = play(HELD_OUT, SECONDS)
     events, questions = world.events, findings.questions_by_second(world, SECONDS)
     truth: dict[int, list[str]] = {}
     for word in commentary.words(events):
         truth.setdefault(int(word.start), []).append(word.text)
-    path = tmp_path / findings.variants(USUAL, {})[0].file("weights", HELD_OUT, SECONDS)
+    path = tmp_path / findings.variants(BASE, {})[0].file("weights", HELD_OUT, SECONDS)
     with path.open("w") as file:
         for second in range(SECONDS):
             question = questions.get(second, "")
@@ -35,23 +35,25 @@ def told(tmp_path):
     return {HELD_OUT: path}
 
 
-def test_variants_differ_from_the_usual_in_one_thing_and_have_files_of_their_own():
-    made = findings.variants(USUAL, {"no overlap": "DIR"})
-    assert len({one.file("", 0, 700) for one in made}) == len(made) and {one.group for one in made} == set(findings.GROUPS)
-    for one in made[1:]:
-        changed = [name for name in vars(USUAL) if getattr(one.stream, name) != getattr(USUAL, name)]
-        assert set(changed) <= {"sink", "text_window"} or len(changed) == 1 or one.model
-    assert made[0].file("", 0, 700) != made[0].file("other weights", 0, 700)
-    assert made[0].file("", 0, 700) != findings.variants(replace(USUAL, text_window=9), {})[0].file("", 0, 700)
-    full = next(one for one in made if one.name == "full attention")
-    assert made[0].file("", 0, 600) != made[0].file("", 0, 700) and full.file("", 0, 600) == full.file("", 0, 700)
-    windows = {one.stream.vision_window for one in made if one.group == "vision window"}
-    assert windows == {1, 4, 8, 32} and USUAL.vision_window == 16
+def test_variants_differ_from_the_base_in_one_setting_and_have_files_of_their_own():
+    variants = findings.variants(BASE, {"no overlap": "DIR"})
+    assert len({variant.file("", 0, 700) for variant in variants}) == len(variants) and {
+        variant.group for variant in variants
+    } == set(findings.GROUPS)
+    for variant in variants[1:]:
+        changed = [name for name in vars(BASE) if getattr(variant.stream, name) != getattr(BASE, name)]
+        assert set(changed) <= {"sink", "text_window"} or len(changed) == 1 or variant.model
+    assert variants[0].file("", 0, 700) != variants[0].file("other weights", 0, 700)
+    assert variants[0].file("", 0, 700) != findings.variants(replace(BASE, text_window=9), {})[0].file("", 0, 700)
+    full = next(variant for variant in variants if variant.name == "full attention")
+    assert variants[0].file("", 0, 600) != variants[0].file("", 0, 700) and full.file("", 0, 600) == full.file("", 0, 700)
+    windows = {variant.stream.vision_window for variant in variants if variant.group == "vision window"}
+    assert windows == {1, 4, 8, 32} and BASE.vision_window == 16
 
 
-def test_the_truth_gets_full_marks(told):
-    bins, scores, lines = findings._judge(told, SECONDS)
-    row = findings._row(findings.variants(USUAL, {})[0], bins, scores, lines)
+def test_the_truth_gets_full_marks(true_stream):
+    bins, scores, lines = findings._judge(true_stream, SECONDS)
+    row = findings._row(findings.variants(BASE, {})[0], bins, scores, lines)
     assert len(bins) == 2 and len(lines) == SECONDS
     for name in (
         "F1",
@@ -77,11 +79,11 @@ def test_questions_wait_until_their_answer_has_been_said():
     assert any(second % findings.ASK_EVERY != findings.ASK_EVERY - 1 for second in questions)
 
 
-def test_what_is_found_is_drawn(told, tmp_path):
+def test_measures_are_plotted(true_stream, tmp_path):
     pytest.importorskip("matplotlib")
-    made = findings.variants(USUAL, {})
-    bins, _, _ = findings._judge(told, SECONDS)
-    findings.draw(dict.fromkeys(made[:6], bins), tmp_path / "findings.svg")
+    variants = findings.variants(BASE, {})
+    bins, _, _ = findings._judge(true_stream, SECONDS)
+    findings.draw(dict.fromkeys(variants[:6], bins), tmp_path / "findings.svg")
     assert (tmp_path / "findings.svg").read_text().count('<g id="axes_') == 3 * len(findings.PLOTTED)
 
 
@@ -89,8 +91,8 @@ def test_what_is_found_is_drawn(told, tmp_path):
     "flags", (["--seconds", "0"], ["--seeds", "0"], ["--compare", "bad"], ["--compare", "=DIR"], ["--only", "x"])
 )
 def test_bad_flags_are_one_line_before_anything_is_loaded(flags, tmp_path):
-    made = argparse.ArgumentParser()
-    findings.add_flags(made)
+    parser = argparse.ArgumentParser()
+    findings.add_flags(parser)
     with pytest.raises(InputError, match=f"^{flags[0]}: got "):
-        findings.bench(made.parse_args(["--scratch", str(tmp_path / "scratch"), *flags]))
+        findings.bench(parser.parse_args(["--scratch", str(tmp_path / "scratch"), *flags]))
     assert not (tmp_path / "scratch").exists()

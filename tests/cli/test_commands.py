@@ -171,9 +171,10 @@ def test_bad_input_to_caption_is_one_line(tmp_path, converted, tiny_dir):
 
 def test_the_benchmark_table_is_made_of_the_recorded_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bench", "aot", "--shape", "none"])
-    bench.record("aot_none", "What it is.", [{"step": "prefill", "TFLOP": 1.5}], tmp_path, plot="benchmarks/aot_none.svg")
+    rows = [{"step": "prefill", "TFLOP": 1.5}, {"step": "decode", "compile (s)": 2}]
+    bench.record("aot_none", "What it is.", rows, tmp_path, plot="benchmarks/aot_none.svg")
     text = (tmp_path / "benchmarks.md").read_text()
-    assert "| prefill | 1.5 |" in text and "![aot_none](benchmarks/aot_none.svg)" in text
+    assert "| prefill | 1.5 | - |" in text and "| decode | - | 2 |" in text and "![aot_none](benchmarks/aot_none.svg)" in text
     assert "python -m benchmarks aot --shape none" in text
     assert "jax 0." in text
 

@@ -32,5 +32,5 @@ def test_from_nothing_to_a_stream(tmp_path):
     assert command("tiny", "--out", out, "--quick").returncode == 0
     again = command("tiny", "--out", out, "--quick")
     assert again.stdout.count("there: ") == len(steps(6, Amount()))
-    told = command("stream", "match:1000000", "--model", out / "6", "--duration", "3")
-    assert told.returncode == 0, told.stderr
+    result = command("stream", "match:1000000", "--model", out / "6", "--duration", "3")
+    assert result.returncode == 0, result.stderr

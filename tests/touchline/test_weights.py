@@ -12,7 +12,7 @@ from svlm_jax.touchline.judge import judge, split_reply
 from svlm_jax.touchline.scratch import STREAMING
 from svlm_jax.touchline.source import open_match
 
-PLACE = SHIPPED["touchline"]
+DIRECTORY = SHIPPED["touchline"]
 SECONDS = 120
 
 
@@ -25,9 +25,9 @@ def test_what_ships_is_small():
     assert sum(path.stat().st_size for place in SHIPPED.values() for path in place.iterdir()) < 15e6
 
 
-def test_it_brings_its_streaming_settings(vlm):
-    told = json.loads((PLACE / "streaming_config.json").read_text())
-    assert told == STREAMING
+def test_it_ships_its_streaming_settings(vlm):
+    settings = json.loads((DIRECTORY / "streaming_config.json").read_text())
+    assert settings == STREAMING
     assert (vlm.stream.vision_window, vlm.stream.sink, vlm.stream.text_window, vlm.stream.moved_reply_kv) == (
         8,
         64,
@@ -37,10 +37,10 @@ def test_it_brings_its_streaming_settings(vlm):
     assert vlm.sampling.temperature == 0
 
 
-def test_it_tells_what_happens_in_a_held_out_game_and_counts_its_first_goals(vlm):
-    said = {int(reply.start): split_reply(reply.raw)[1] for reply in vlm.watch(open_match(HELD_OUT, duration=SECONDS))}
-    tally = judge(said, play(HELD_OUT, SECONDS).events, 0, SECONDS)
-    assert len(said) == SECONDS and tally.events > 20
+def test_it_mentions_the_events_of_a_held_out_game_and_counts_its_first_goals(vlm):
+    replies = {int(reply.start): split_reply(reply.raw)[1] for reply in vlm.watch(open_match(HELD_OUT, duration=SECONDS))}
+    tally = judge(replies, play(HELD_OUT, SECONDS).events, 0, SECONDS)
+    assert len(replies) == SECONDS and tally.events > 20
     assert tally.f1 > 0.95 and tally.silence_precision > 0.95
     assert tally.correct_scores == tally.scores == tally.expected_scores > 5
 
@@ -50,24 +50,24 @@ def test_it_loads_in_transformers_and_gives_the_same_logits(vlm):
     torch = pytest.importorskip("torch")
     from svlm_jax.data.batch import collate
 
-    theirs, told = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        PLACE, output_loading_info=True, dtype=torch.float32, attn_implementation="eager"
+    hf_model, loading_info = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        DIRECTORY, output_loading_info=True, dtype=torch.float32, attn_implementation="eager"
     )
-    assert not any(told[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    ours = svlm_jax.from_pretrained("touchline", dtype="float32")
+    assert not any(loading_info[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    vlm_f32 = svlm_jax.from_pretrained("touchline", dtype="float32")
     with open_match(HELD_OUT, duration=1) as source:
-        clip = ours.processor.video(next(iter(source)).frames, fps=2)
-    sample = ours.processor.prompt("Who has the ball?", clip)
-    inputs = collate([sample], ours.model.config.vision)
+        clip = vlm_f32.processor.video(next(iter(source)).frames, fps=2)
+    sample = vlm_f32.processor.prompt("Who has the ball?", clip)
+    inputs = collate([sample], vlm_f32.model.config.vision)
     length = len(sample.ids)
-    logits = np.asarray(ours.model(inputs))[0, :length]
+    logits = np.asarray(vlm_f32.model(inputs))[0, :length]
     with torch.no_grad():
-        expected = theirs(
+        expected = hf_model(
             input_ids=torch.tensor(sample.ids[None].astype(np.int64)),
             attention_mask=torch.ones(1, length, dtype=torch.int64),
             pixel_values_videos=torch.tensor(clip.patches),
             video_grid_thw=torch.tensor([clip.grid]),
             second_per_grid_ts=torch.tensor([1.0]),
-            mm_token_type_ids=torch.tensor(np.where(sample.ids == ours.model.config.video_token_id, 2, 0)[None]),
+            mm_token_type_ids=torch.tensor(np.where(sample.ids == vlm_f32.model.config.video_token_id, 2, 0)[None]),
         ).logits[0]
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)

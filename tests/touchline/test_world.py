@@ -15,21 +15,20 @@ from svlm_jax.errors import InputError
 from svlm_jax.media.sources import Timing, open_source
 from svlm_jax.media.video import sample_video
 from svlm_jax.touchline import commentary, film
+from svlm_jax.touchline.film import play
 from svlm_jax.touchline.judge import facts_at, judge, score_mentions
 from svlm_jax.touchline.match import LEAD, MAX_GOALS, TEAMS, Kind, Rules, World, second_of
 from svlm_jax.touchline.render import PITCHES, UNSEEN_PITCHES, Renderer, match_look
 from svlm_jax.touchline.source import SCHEMES, MatchSource, open_match
 
-played = film.play
-
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    return played(7, 1200)
+    return play(7, 1200)
 
 
-def said(world: World, seconds: int) -> dict[int, str]:
-    return {number: turn.reply.removesuffix(" ...").strip() for number, turn in enumerate(turns(world, seconds))}
+def true_commentary(world: World, seconds: int) -> dict[int, str]:
+    return {second: turn.reply.removesuffix(" ...").strip() for second, turn in enumerate(turns(world, seconds))}
 
 
 def turns(world: World, seconds: int):
@@ -37,56 +36,56 @@ def turns(world: World, seconds: int):
 
 
 def test_a_seed_is_a_game(world):
-    assert played(7, 1200).events == world.events and played(8, 1200).events != world.events
+    assert play(7, 1200).events == world.events and play(8, 1200).events != world.events
 
 
-def test_pictures_are_the_same_at_any_frame_rate():
+def test_frames_are_the_same_at_any_frame_rate():
     slow, fast = film.Film(3, size=(84, 56)), film.Film(3, size=(84, 56))
     every_tenth = islice(fast.frames(20), 0, 200, 10)
-    for one, other in zip(islice(slow.frames(2), 20), every_tenth, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for slow_frame, fast_frame in zip(islice(slow.frames(2), 20), every_tenth, strict=True):
+        np.testing.assert_array_equal(slow_frame, fast_frame)
 
 
-def test_pictures_begin_where_they_are_asked_to():
-    whole = list(islice(film.Film(3, size=(84, 56)).frames(2), 30))
-    np.testing.assert_array_equal(next(film.Film(3, size=(84, 56)).frames(2, start=12)), whole[24])
+def test_frames_start_at_the_requested_second():
+    frames = list(islice(film.Film(3, size=(84, 56)).frames(2), 30))
+    np.testing.assert_array_equal(next(film.Film(3, size=(84, 56)).frames(2, start=12)), frames[24])
 
 
 @pytest.mark.parametrize("rules", Rules)
 def test_rules(rules):
     """Goals are counted, matches end, and who has scored first stays who it was."""
-    world = played(7, 1200, rules)
+    world = play(7, 1200, rules)
     for before, event in pairwise(world.events):
-        same = before.facts.number == event.facts.number
+        same_match = before.facts.number == event.facts.number
         if event.kind is Kind.GOAL:
-            assert same and sum(event.facts.goals) == sum(before.facts.goals) + 1 and max(event.facts.goals) <= MAX_GOALS
-        elif same:
+            assert same_match and sum(event.facts.goals) == sum(before.facts.goals) + 1 and max(event.facts.goals) <= MAX_GOALS
+        elif same_match:
             assert event.facts == before.facts
         else:
             assert before.kind is Kind.FULL_TIME and event.facts.goals == (0, 0) and not event.facts.first
-        if same and before.facts.first:
+        if same_match and before.facts.first:
             assert event.facts.first == before.facts.first
     kinds = {event.kind for event in world.events}
-    drilled = {Kind.OPENING, Kind.HOME, Kind.AWAY, Kind.KICK_OFF, Kind.GOAL, Kind.FULL_TIME}
-    played_ = set(Kind) - {Kind.PLAY}
-    assert kinds == {Rules.MATCH: played_, Rules.PRACTICE: played_ - {Kind.FOUL}, Rules.DRILL: drilled}[rules]
+    drill_kinds = {Kind.OPENING, Kind.HOME, Kind.AWAY, Kind.KICK_OFF, Kind.GOAL, Kind.FULL_TIME}
+    match_kinds = set(Kind) - {Kind.PLAY}
+    assert kinds == {Rules.MATCH: match_kinds, Rules.PRACTICE: match_kinds - {Kind.FOUL}, Rules.DRILL: drill_kinds}[rules]
 
 
 def test_practice_has_more_to_count_and_a_drill_most():
-    goals = [sum(event.kind is Kind.GOAL for event in played(9, 1200, rules).events) for rules in Rules]
+    goals = [sum(event.kind is Kind.GOAL for event in play(9, 1200, rules).events) for rules in Rules]
     assert goals[2] > 3 * goals[1] and goals[1] > 1.5 * goals[0] > 0
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_an_event_is_seen_and_told_in_its_second_and_alone_there(seed):
-    events = played(seed, 900).events
+def test_each_event_is_shown_and_mentioned_in_a_second_of_its_own(seed):
+    events = play(seed, 900).events
     for before, event in pairwise(events):
         assert second_of(event.time) >= second_of(before.time) + len(commentary.phrases(before))
         assert 0 <= second_of(event.time) + 0.5 - event.time <= 0.5 + LEAD + 1e-6  # seen at s, or at s + 0.5 at the latest
 
 
 def test_some_seconds_are_silent_and_no_phrase_is_too_long_for_a_reply(world):
-    spoken = [bool(words) for words in said(world, 1200).values()]
+    spoken = [bool(words) for words in true_commentary(world, 1200).values()]
     assert 0.3 < sum(spoken) / len(spoken) < 0.6
     assert all(len(phrase.split()) <= 6 for event in world.events for phrase in commentary.phrases(event))
 
@@ -96,32 +95,32 @@ def test_words_say_what_happened(world):
         text = " ".join(commentary.phrases(event))
         team = "" if event.kind in (Kind.OPENING, Kind.WIDE, Kind.FULL_TIME) else event.team
         assert commentary.claims(text) == [(event.kind, team)]
-        for one in commentary.scores(text):
-            assert (one.teams, one.goals) == (event.facts.teams, event.facts.goals)
+        for score in commentary.scores(text):
+            assert (score.teams, score.goals) == (event.facts.teams, event.facts.goals)
 
 
 def test_questions_have_the_answers_of_their_time(world):
-    asked = list(commentary.questions(world, 1200, 0.1))
-    assert 80 < len(asked) < 160 and {question.text for question in asked} == {
+    questions = list(commentary.questions(world, 1200, 0.1))
+    assert 80 < len(questions) < 160 and {question.text for question in questions} == {
         text for text, _ in commentary.QUESTIONS.values()
     }
-    for question in asked:
+    for question in questions:
         facts = [event.facts for event in world.events if event.time <= question.time][-1]
         assert question.answer == commentary.answer(question.text, facts, world.holders[int(question.time)])
-    seen = list(commentary.questions(world, 1200, 1.0, ["ball"]))
-    assert len(seen) == 1200 and {question.answer for question in seen} > {"Nobody."}
+    ball_questions = list(commentary.questions(world, 1200, 1.0, ["ball"]))
+    assert len(ball_questions) == 1200 and {question.answer for question in ball_questions} > {"Nobody."}
 
 
-def test_what_nobody_has_said_is_not_asked(world):
-    asked = commentary.questions(world, 1200, 1.0, ["score", "playing", "cup", "first"])
-    seconds = {int(question.time) for question in asked}
+def test_a_question_waits_for_the_commentary_to_give_its_answer(world):
+    questions = commentary.questions(world, 1200, 1.0, ["score", "playing", "cup", "first"])
+    seconds = {int(question.time) for question in questions}
     assert seconds.isdisjoint(
         second_of(event.time) for event in world.events if event.kind in (Kind.HOME, Kind.AWAY, Kind.GOAL)
     )
 
 
 def test_the_judge_gives_the_truth_full_marks(world):
-    tally = judge(said(world, 1200), world.events, 0, 1200)
+    tally = judge(true_commentary(world, 1200), world.events, 0, 1200)
     assert tally.f1 == tally.score_accuracy == tally.score_recall == tally.silence_precision == tally.silence_recall == 1
     assert (
         tally.mean_delay == 0
@@ -133,7 +132,7 @@ def test_the_judge_gives_the_truth_full_marks(world):
 
 
 def test_the_judge_counts_what_is_wrong(world):
-    truth = said(world, 600)
+    truth = true_commentary(world, 600)
     late = {second + 1: words for second, words in truth.items()}
     far = {second + 5: words for second, words in truth.items()}
     stale = {second: words.replace("1", "7") for second, words in truth.items()}
@@ -149,28 +148,30 @@ def test_the_judge_counts_what_is_wrong(world):
 
 
 def test_a_mistake_is_new_once(world):
-    truth = said(world, 1200)
+    truth = true_commentary(world, 1200)
     right = score_mentions(truth, world.events, 1200)
-    assert len(right) > 20 and all(one.is_consistent and one.age >= 0 for one in right)
+    assert len(right) > 20 and all(mention.is_consistent and mention.age >= 0 for mention in right)
     number = world.events[-1].facts.number // 2  # of a match in which the home team gets a goal too many, from the first on
     for second, words in truth.items():
         facts = facts_at(world.events, second)
         if facts.number == number and facts.goals != (0, 0):
             truth[second] = re.sub(r"(\d+)-", lambda home: f"{int(home[1]) + 1}-", words)
     wrong = score_mentions(truth, world.events, 1200)
-    assert [one.is_consistent for one in wrong].count(False) == 1 and [one.age for one in wrong] == [one.age for one in right]
+    assert [mention.is_consistent for mention in wrong].count(False) == 1 and [mention.age for mention in wrong] == [
+        mention.age for mention in right
+    ]
     assert judge(truth, world.events, 0, 1200).correct_scores < len(right) - 1
 
 
 def test_unseen_looks_are_unseen():
     assert {match_look(1, number, unseen=True).stripes for number in range(20)} == set(UNSEEN_PITCHES)
-    seen = {match_look(1, number).stripes[0] for number in range(200)}
-    assert seen > {pitch for pitch, _ in PITCHES} and len(seen) > 80
+    training_pitches = {match_look(1, number).stripes[0] for number in range(200)}
+    assert training_pitches > {pitch for pitch, _ in PITCHES} and len(training_pitches) > 80
     for unseen, _ in UNSEEN_PITCHES:
-        assert min(abs(hue(unseen) - hue(pitch)) for pitch in seen) > 0.04
+        assert min(abs(hue(unseen) - hue(pitch)) for pitch in training_pitches) > 0.04
     moment = next(film.moments(World(5), 2))
-    seen, unseen = (Renderer(5, 84, 56, unseen)(moment) for unseen in (False, True))
-    assert seen.shape == unseen.shape == (56, 84, 3) and np.abs(seen.astype(int) - unseen).mean() > 5
+    training, unseen = (Renderer(5, 84, 56, unseen)(moment) for unseen in (False, True))
+    assert training.shape == unseen.shape == (56, 84, 3) and np.abs(training.astype(int) - unseen).mean() > 5
 
 
 def hue(colour) -> float:
@@ -185,20 +186,20 @@ def test_a_film_is_what_is_drawn_and_its_annotation_what_is_said(tmp_path):
     assert all(np.abs(a.astype(int) - b).mean() < 8 for a, b in zip(drawn, decoded, strict=True))
     records = Records([tmp_path / "films" / "matches.jsonl"])
     annotation = parse_line(records[0].line, "record")
-    assert annotation.words == film.annotate(played(3, 20), "match_3.mp4", 20).words and len(records) == 2
+    assert annotation.words == film.annotate(play(3, 20), "match_3.mp4", 20).words and len(records) == 2
 
 
-def test_films_are_gone_on_with_after_a_stop(tmp_path):
+def test_films_continue_after_a_stop(tmp_path):
     command = [sys.executable, "-m", "launch.world", "--out", tmp_path, "--seconds", "4", "--jobs", "1", "--size", "84x56"]
     assert subprocess.run([*command, "--seeds", "3:5"], capture_output=True).returncode == 0
-    index, kept = tmp_path / "matches.jsonl", (tmp_path / "match_3.mp4").stat().st_mtime_ns
-    told = index.read_text()
-    for gone in ("matches.jsonl", "matches_seeks.jsonl", "match_4.mp4"):
-        (tmp_path / gone).unlink()
+    index, mtime_ns = tmp_path / "matches.jsonl", (tmp_path / "match_3.mp4").stat().st_mtime_ns
+    index_text = index.read_text()
+    for name in ("matches.jsonl", "matches_seeks.jsonl", "match_4.mp4"):
+        (tmp_path / name).unlink()
     refused = subprocess.run([*command, "--seeds", "3:5"], capture_output=True, text=True)
     assert refused.returncode == 2 and "match_3.mp4: got something that exists already" in refused.stderr
     assert subprocess.run([*command, "--seeds", "3:5", "--keep"], capture_output=True).returncode == 0
-    assert index.read_text() == told and (tmp_path / "match_3.mp4").stat().st_mtime_ns == kept
+    assert index.read_text() == index_text and (tmp_path / "match_3.mp4").stat().st_mtime_ns == mtime_ns
 
 
 def test_a_match_is_a_source():
@@ -220,12 +221,12 @@ def test_a_match_is_a_source():
 )
 def test_bad_flags_are_one_line(tmp_path, flags, words):
     command = [sys.executable, "-m", "launch.world", "--out", tmp_path / "films", *flags]
-    made = subprocess.run(command, capture_output=True, text=True)
-    assert made.returncode == 2 and words in made.stderr and made.stderr.count("\n") == 1
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 2 and words in result.stderr and result.stderr.count("\n") == 1
     assert not (tmp_path / "films").exists()
 
 
-def test_a_bad_name_of_a_match_is_told():
+def test_a_bad_name_of_a_match_is_one_line():
     with pytest.raises(InputError, match="match:SEED"):
         open_source("match:first", schemes=SCHEMES)
 
@@ -244,7 +245,7 @@ def test_a_start_that_no_game_has_is_one_line():
     assert len(list(open_match(5, duration=0.5))) == 1
 
 
-def test_only_pictures_that_are_called_are_drawn(monkeypatch):
+def test_only_frames_that_are_called_are_drawn(monkeypatch):
     """Else: a server draws 8 pictures a second of each game that nobody watches."""
     source, drawn = open_match(5, duration=2), []
     monkeypatch.setattr(source.film, "draw", drawn.append)
