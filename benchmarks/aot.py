@@ -142,7 +142,7 @@ def count_large_copies(hlo: str, min_elements: int) -> int:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", default="7b", help="3b, 7b, 32b or 72b (default 7b)")
     parser.add_argument("--target", choices=("cpu", "h100"), default="cpu", help="h100 needs no GPU (default cpu)")
-    parser.add_argument("--weights", choices=get_args(Weights), default="full")
+    parser.add_argument("--weights", choices=get_args(Weights), default="full", help="of the decoder (default full)")
     parser.add_argument("--attention", choices=get_args(Attention), default="auto", help="default: by the target")
     parser.add_argument("--tokens", type=integer(1), default=1024, help="prompt bucket (default 1024)")
     parser.add_argument("--patches", type=integer(1), default=4096, help="vision bucket (default 4096)")

@@ -57,7 +57,7 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", help=f"some of {','.join(PARTS)} (default: all, in this order)")
+    parser.add_argument("--only", help=f"some, separated by commas, of {', '.join(PARTS)} (default: all, in this order)")
     parser.add_argument("--budget", type=number(1), default=570, metavar="S", help="seconds in all (default 570)")
     start_help = "start no part with fewer seconds left (default 30)"
     parser.add_argument("--min-seconds", type=number(1), default=30, metavar="S", help=start_help)

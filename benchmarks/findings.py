@@ -366,5 +366,5 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", nargs="*", default=[], metavar="NAME=DIR", help="models with other training")
     parser.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
     parser.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")
-    parser.add_argument("--only", default="", help=f"some of {','.join(GROUPS)} (default: all)")
+    parser.add_argument("--only", default="", help=f"some, separated by commas, of {', '.join(GROUPS)} (default: all)")
     parser.add_argument("--scratch", type=Path, help="folder of the streams (default: runs/findings of the checkout)")

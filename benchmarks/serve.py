@@ -188,8 +188,8 @@ def bench(args: argparse.Namespace) -> None:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=integer(1), default=50, help="viewers, spread over the streams (default 50)")
     parser.add_argument("--num-streams", type=integer(1), default=4, help="streams (default 4)")
-    parser.add_argument("--seconds", type=integer(1), default=120, help="default 120")
-    attack_help = f"one viewer among attackers instead: all, or some of {','.join(serve_attack.ATTACKS)}"
+    parser.add_argument("--seconds", type=integer(1), default=120, help="duration (default 120)")
+    attack_help = f"one viewer among attackers instead: all, or some of {', '.join(serve_attack.ATTACKS)}"
     parser.add_argument("--attack", nargs="?", const="all", metavar="NAMES", help=attack_help)
     parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
     parser.add_argument("--name", default="serve", help="of the entry in docs/benchmarks (default serve)")

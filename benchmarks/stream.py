@@ -289,8 +289,8 @@ def _numbers(flag: str, text: str) -> list[float]:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shape", default="mid", help="tiny, mid, 3b, 7b, 32b or 72b (default mid: 42 M parameters)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, otherwise bfloat16")
-    parser.add_argument("--weights", choices=get_args(Weights), default="full")
-    parser.add_argument("--attention", choices=get_args(Attention), default="auto")
+    parser.add_argument("--weights", choices=get_args(Weights), default="full", help="of the decoder (default full)")
+    parser.add_argument("--attention", choices=get_args(Attention), default="auto", help="kernels (default auto)")
     parser.add_argument("--torch", action="store_true", help="also plain torch on the same device, as ratios")
     parser.add_argument("--modes", default="streaming", help="some of full,window,recompute,streaming (default streaming)")
     parser.add_argument("--fps", default="2", help="frames a second; several separated by commas (default 2)")

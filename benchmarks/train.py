@@ -148,6 +148,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=integer(1), default=1024, help="tokens with loss of a sequence (default 1024)")
     parser.add_argument("--batch-size", type=integer(1), default=1, help="sequences of a step, over all devices (default 1)")
     parser.add_argument("--tensor", type=integer(1), default=1, help="size of the mesh axis tensor (with --topology)")
-    parser.add_argument("--remat", choices=get_args(Remat), default="full")
-    parser.add_argument("--attention", choices=get_args(Attention), default="auto")
+    parser.add_argument("--remat", choices=get_args(Remat), default="full", help="rematerialisation (default full)")
+    parser.add_argument("--attention", choices=get_args(Attention), default="auto", help="kernels (default auto)")
     parser.add_argument("--name", help="of the entry in docs/benchmarks")
