@@ -66,8 +66,8 @@ class Row(NamedTuple):
     @property
     def _transposes(self) -> bool:
         """Whether the order of axes changes; it is then one transposition, the file's first axis against the rest."""
-        left, right = (re.findall(r"\w+", side) for side in self.pattern.split(" -> "))
-        return left != right
+        source_axes, target_axes = (re.findall(r"\w+", side) for side in self.pattern.split(" -> "))
+        return source_axes != target_axes
 
 
 def _transpose(matrix: np.ndarray) -> np.ndarray:

@@ -15,8 +15,8 @@ from svlm_jax.errors import InputError
 STREAM_FIELDS = tuple(field.name for field in fields(StreamConfig))
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty")
 # What every stream is shown with; the others only where they differ from the defaults.
-SHOWN = ("mode", "vision_window", "text_rounds", "sink", "text_window", "rope_positions", "moved_reply_kv")
-SHOWN += ("fps", "chunk_seconds")
+DISPLAYED_FIELDS = ("mode", "vision_window", "text_rounds", "sink", "text_window", "rope_positions", "moved_reply_kv")
+DISPLAYED_FIELDS += ("fps", "chunk_seconds")
 
 
 def frame_flags(parser: Any) -> None:
@@ -105,7 +105,7 @@ def _under_flag_names(error: InputError) -> InputError:
 
 def settings_line(config: StreamConfig, sampling: Any) -> str:
     """The settings of a stream in one line, under the names of their flags."""
-    names = list(SHOWN)
+    names = list(DISPLAYED_FIELDS)
     names += ["mrope_axes"] if config.mrope_axes != 3 else []
     names += ["window_chunks"] if config.mode == "window" else []
     values = {name: getattr(config, name) for name in names}

@@ -19,7 +19,7 @@ def _stages() -> tuple[TrainConfig, ...]:
     """The six stages; each starts from the weights of the one before, with what it says changed."""
     # Stage 1, to see and to read: windows of 2 s, a question in every second that the picture or the words just before answer.
     # Batches are small: copying from text is learned in steps, not in samples.
-    see = TrainConfig(
+    see_and_read = TrainConfig(
         model="runs/tiny/0",
         run_dir="runs/tiny/stage1",
         data=DataConfig(
@@ -42,11 +42,11 @@ def _stages() -> tuple[TrainConfig, ...]:
     )
     # Stage 2, to count: windows of 4 s with a minute of previous text, which is learned too: many scores a step.
     count = replace(
-        see,
+        see_and_read,
         model="runs/tiny/1",
         run_dir="runs/tiny/stage2",
         data=replace(
-            see.data,
+            see_and_read.data,
             paths=("runs/tiny/count.jsonl",),
             text_window=176,
             learn_previous=192,
@@ -59,11 +59,11 @@ def _stages() -> tuple[TrainConfig, ...]:
     # Stage 3, to follow: windows of 8 s in which a score is said. What stands far back in long text is found by a model that
     # has found it in short text first.
     follow = replace(
-        see,
+        see_and_read,
         model="runs/tiny/2",
         run_dir="runs/tiny/stage3",
         data=replace(
-            see.data,
+            see_and_read.data,
             paths=("runs/tiny/follow.jsonl",),
             sink=64,
             text_window=320,
@@ -71,7 +71,7 @@ def _stages() -> tuple[TrainConfig, ...]:
         ),
         batch_size=2,
         micro_batch_size=2,
-        optimizer=replace(see.optimizer, learning_rate=6e-4),
+        optimizer=replace(see_and_read.optimizer, learning_rate=6e-4),
         steps=1200,
     )
     # Stage 4, to stream: the paper's windows of 24 s every 12 s.
@@ -124,7 +124,7 @@ def _stages() -> tuple[TrainConfig, ...]:
         ),
         steps=1200,
     )
-    return see, count, follow, stream, remember, as_streamed
+    return see_and_read, count, follow, stream, remember, as_streamed
 
 
 STAGES = _stages()
