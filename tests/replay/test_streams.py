@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -51,7 +52,9 @@ def test_a_recorded_stream_replays(replay, name):
     result = replay(STREAMS / f"{name}.json")
     assert result.pop("ok") is True
     assert all(result[field] is True for field in EQUAL)
-    assert result["logits_max"] < 2e-4 and result["logits_median"] < 2e-5  # ten times better than promised
+    # Ten times better than promised, with the jax that it was measured on; 0.11 adds up in another order (2.2e-4 at most).
+    limit = 2e-4 if jax.__version_info__ < (0, 11) else 3e-4
+    assert result["logits_max"] < limit and result["logits_median"] < 2e-5
 
 
 @pytest.fixture
