@@ -183,7 +183,7 @@ def from_pretrained(
         processor: a directory with the tokenizer and processor files, if they are not with the weights.
         dtype: of computation and parameters; that of config.json by default.
         attention: the kernels (`pallas_kernels.IMPLEMENTATIONS`); by default what suits the device.
-        weights: "int8" holds the matrices of the decoder in 8 bits: faster replies, with an error (`model/prepare`).
+        weights: "int8" holds the matrices of the decoder in 8 bits: faster replies, with an error (`model.transforms`).
         mesh: devices to shard over (`svlm_jax.sharding.make_mesh`).
         progress: called with (tensors done, tensors in all).
 

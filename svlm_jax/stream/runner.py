@@ -70,6 +70,7 @@ class Runner:
         num_streams: int = 1,
         previous: str = "",
         tokens: bool = False,
+        max_top_k: int | None = None,
     ) -> "Runner":
         """A runner whose programs are compiled, for chunks like `clip`. Takes as long as the compiler does.
 
@@ -78,10 +79,10 @@ class Runner:
             num_streams: batch size.
             previous: the text before streams that join without their own.
             tokens: compile what `on_token` needs, too.
+            max_top_k: the largest top_k of a stream, as of `Session`.
         """
-        runner = cls(
-            Session(model, tokenizer, config, clip.grid, sampling=sampling, num_streams=num_streams, previous=previous)
-        )
+        options = {"sampling": sampling, "num_streams": num_streams, "previous": previous, "max_top_k": max_top_k}
+        runner = cls(Session(model, tokenizer, config, clip.grid, **options))
         runner.state = warm(runner.session, runner.state, clip, tokens=tokens)
         return runner
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svlm_jax.errors import InputError
-from svlm_jax.stream import captions as subtitles
+from svlm_jax.stream import captions as captions_module
 from svlm_jax.stream.captions import Subtitles
 from tests.support import ROOT
 
@@ -162,7 +162,7 @@ def test_a_file_that_exists_is_left_alone(path):
 
 def test_of_two_that_start_at_once_one_is_refused(path, monkeypatch):
     before = written(path, "old")
-    monkeypatch.setattr(subtitles.os.path, "lexists", lambda path: False)
+    monkeypatch.setattr(captions_module.os.path, "lexists", lambda path: False)
     monkeypatch.setattr(Path, "is_file", lambda path: False)
     with pytest.raises(InputError, match="File exists"):
         Subtitles(path)

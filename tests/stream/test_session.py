@@ -1,7 +1,5 @@
 """The per-second loop on a tiny model: what a batch shares, what it refuses, what it carries on."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -14,7 +12,6 @@ from svlm_jax.model.parameters import from_parameters
 from svlm_jax.sharding import make_mesh
 from svlm_jax.spans import Kind, total
 from svlm_jax.stream import programs, sequence, session
-from svlm_jax.stream.results import Refusal, Reply, require_reply
 from svlm_jax.stream.session import Session
 from svlm_jax.stream.warmup import warm
 from tests.support.sessions import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, make, model, said, tokenizer, watch  # noqa: F401
@@ -89,61 +86,6 @@ def test_only_streams_with_a_chunk_are_computed(make, monkeypatch):
         assert batches == expected
 
 
-def test_a_chunk_that_one_stream_is_refused_is_no_matter_of_the_others(make):
-    """Else a viewer whose picture is too large ends the captions of everybody."""
-    made = make(num_streams=2)
-    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
-    good = made.prepare(state, 0, chunk(0))
-    with pytest.raises(InputError, match=r"^frames of a chunk: "):
-        made.prepare(state, 1, chunk(0, grid=(1, 6, 6)))
-    after, (reply, none) = made.step(state, [good, None])
-    assert isinstance(reply, Reply) and none is None
-    with pytest.raises(ValueError, match="another second of it"):
-        made.step(after, [good, None])
-
-
-def test_a_step_refuses_one_stream_and_the_others_go_on(make):
-    """Else whoever drives a batch must ask for every stream first, or lose the second of all of them."""
-    made, alone = make(num_streams=2, sampling=DRAWN), make(sampling=DRAWN)
-    state = made.join(made.join(made.init_state(), 0, seed=0), 1, seed=1)
-    replies: dict[int, list] = {0: [], 1: []}
-    bad = {0: chunk(0, 0, grid=(1, 6, 6)), 1: chunk(1, 1, question="<|im_end|>")}
-    for number in range(5):
-        chunks = [chunk(number, row) for row in range(2)]
-        if number in bad:
-            chunks[number] = bad[number]
-        before = state.streams
-        state, results = made.step(state, chunks)
-        for row, result in enumerate(results):
-            if row == number and number in bad:
-                assert isinstance(result, Refusal) and isinstance(result.error, InputError)
-                assert state.streams[row] is before[row]
-            else:
-                replies[row].append(require_reply(result))
-    for row in range(2):
-        numbers = [number for number in range(5) if not (row == number and number in bad)]
-        single = alone.join(alone.init_state(), seed=row)
-        for number, reply in zip(numbers, replies[row], strict=True):
-            single, (expected,) = alone.step(single, [chunk(number, row)])
-            assert reply.tokens.tolist() == require_reply(expected).tokens.tolist()
-
-
-def test_a_step_that_refuses_every_stream_leaves_the_state(make):
-    made = make()
-    state = made.join(made.init_state())
-    after, (result,) = made.step(state, [chunk(0, grid=(1, 6, 6))])
-    assert isinstance(result, Refusal) and after is state and not state.cache.keys[0].is_deleted()
-
-
-def test_what_was_prepared_is_not_decided_again(make, monkeypatch):
-    """Else the host's part of every second is paid twice."""
-    made, calls, next_turn = make(), [], sequence.next_turn
-    state = made.join(made.init_state())
-    monkeypatch.setattr(sequence, "next_turn", lambda *args: calls.append(1) or next_turn(*args))
-    made.step(state, [made.prepare(state, 0, chunk(0))])
-    assert len(calls) == 1
-
-
 def test_a_reply_names_what_was_evicted_for_it(make):
     """Else a viewer's picture of the cache must decide every turn a second time."""
     made = make()
@@ -195,69 +137,6 @@ def test_no_reply_holds_markup_or_ids_without_text(make, tokenizer):
     assert held & markup <= {tokenizer.encode("<|im_end|>", add_special_tokens=False)[0]}
     free, _ = watch(make(sampling=DRAWN, markup=True), 12)
     assert {token for reply in free for token in reply.tokens.tolist()} & markup  # the test can fail
-
-
-def test_tokens_come_one_by_one_and_are_the_reply(make):
-    made = make(num_streams=2, sampling=DRAWN)
-    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
-    came: dict[int, list[int]] = {0: [], 1: []}
-    state, replies = made.step(state, [chunk(0), chunk(0)], on_token=lambda row, token: came[row].append(token))
-    whole = made.step(made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2), [chunk(0), chunk(0)])[1]
-    assert [came[0], came[1]] == said(replies) == said(whole)
-
-
-def test_a_callback_that_fails_for_one_stream_hurts_nobody_else(make):
-    """A pipe that is closed or a bug of a user's own must not end a stream of hours, nor cost another one its words."""
-    made = make(num_streams=2, sampling=DRAWN)
-    join = lambda: made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)  # noqa: E731
-    silent, streamed = join(), join()
-    tokens: dict[int, list[int]] = {0: [], 1: []}
-
-    def on_token(row, token):
-        tokens[row].append(token)
-        if row == 0 and len(tokens[0]) == 2:
-            raise BrokenPipeError
-
-    failed = 0
-    for number in range(5):
-        silent, expected = made.step(silent, [chunk(number), chunk(number, 1)])
-        tokens[0].clear(), tokens[1].clear()
-        streamed, replies = made.step(streamed, [chunk(number), chunk(number, 1)], on_token=on_token)
-        assert said(replies) == said(expected) and tokens[1] == replies[1].tokens.tolist()
-        assert replies[1].callback_error is None
-        if len(replies[0].tokens) > 1:
-            failed += 1
-            assert isinstance(replies[0].callback_error, BrokenPipeError) and len(tokens[0]) == 2
-            with pytest.raises(BrokenPipeError):
-                require_reply(replies[0])
-    assert failed
-
-
-@pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("when", [1, 4])
-def test_an_interrupt_in_a_callback_loses_no_stream(make, rows, when):
-    """Ctrl-C while words appear must leave a state that can be saved."""
-    made = make(num_streams=rows)
-    expected, _ = watch(make(), 5)
-    came: list[int] = []
-
-    def heard(row, token):
-        came.append(token)
-        if len(came) == when:
-            raise KeyboardInterrupt
-
-    state = made.join(made.init_state())
-    waits = [None] * (rows - 1)
-    replies = []
-    for number in range(5):
-        if number in (0, 3, 4):  # nothing is evicted, then a slot is used again
-            came.clear()
-            with pytest.raises(KeyboardInterrupt):
-                made.step(state, [chunk(number), *waits], on_token=heard)
-            assert came == expected[number].tokens[:when].tolist()
-        state, (reply, *_) = made.step(state, [chunk(number), *waits])
-        replies.append(reply)
-    assert said(replies) == said(expected)
 
 
 def test_the_text_of_a_reply_is_what_a_reader_wants(make, tokenizer):
@@ -352,24 +231,6 @@ def test_positions_and_slots_stay_bounded(make):
 
 
 # --- what is refused ---
-
-
-@pytest.mark.parametrize(
-    ("wrong", "line"),
-    [
-        (chunk(2, grid=(1, 6, 6)), r"^frames of a chunk: got 1 x 6x6 patches, expected at most 24, 24 in a frame; "),
-        (chunk(2, question="who scored? " * 60), r"^question: got \d+ tokens of questions retained, expected at most 256 "),
-        (chunk(2, question="<|im_end|>"), r"^question: got special token "),
-    ],
-)
-def test_a_chunk_that_is_refused_loses_nothing(make, wrong, line):
-    made = make()
-    expected, _ = watch(made, 4)
-    replies, state = watch(made, 2)
-    state, (result,) = made.step(state, [wrong])
-    assert isinstance(result, Refusal) and re.search(line, str(result.error))
-    more, _ = watch(made, 2, state=state, first=2)
-    assert said(replies + more) == said(expected)
 
 
 def test_a_previous_text_for_which_there_is_no_room_is_refused(make):

@@ -16,7 +16,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.model.parameters import from_parameters, parameters
-from svlm_jax.stream import state_file as sealed
+from svlm_jax.stream import state_file as state_format
 from svlm_jax.stream import state_io
 from svlm_jax.stream.session import Session
 from tests.stream.test_state_file import refused
@@ -143,12 +143,12 @@ def test_a_file_that_is_no_state_is_one_line(make, state_file, tmp_path):
             assert "\n" not in str(error.value)
 
 
-def resealed(path, change) -> None:
+def rewritten(path, change) -> None:
     """Write a state anew with a checksum that is right and a content that is not."""
-    notes, tensors = sealed.read(path)
+    notes, tensors = state_format.read(path)
     tensors = {name: array.copy() for name, array in tensors.items()}
     change(notes, tensors)
-    sealed.write(path, notes, tensors)
+    state_format.write(path, notes, tensors)
 
 
 def set_slot(notes, tensors):
@@ -191,13 +191,13 @@ def test_an_absurd_state_takes_no_memory_and_is_one_line(make, state_file, chang
         return start(self, capacity)
 
     monkeypatch.setattr(Session, "init_state", small)
-    resealed(state_file, change)
+    rewritten(state_file, change)
     line = refused(state_io.load, state_file, made)
     assert "a content that no release writes" in line or "as the session has it" in line
 
 
 def test_a_device_that_holds_keys_in_another_type_is_told(make, state_file):
-    resealed(state_file, lambda notes, tensors: notes.update(kv_dtype="bfloat16"))
+    rewritten(state_file, lambda notes, tensors: notes.update(kv_dtype="bfloat16"))
     assert "keys and values: got bfloat16, expected float32, as this device holds them" in refused(
         state_io.load, state_file, make()
     )
@@ -232,7 +232,7 @@ def test_the_weights_are_looked_at_once_a_session(make, tmp_path, monkeypatch):
 
 def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch):
     """What is written is the stream as it was when the save began, whatever it has said since."""
-    made, going, let, write = make(), threading.Event(), threading.Event(), sealed.write
+    made, going, let, write = make(), threading.Event(), threading.Event(), state_format.write
     state = made.join(made.init_state(), seed=3)
     state, _ = made.step(state, [chunk(0)])
     state_io.save(tmp_path / "then.state", made, state, {"next": 1.0})
@@ -243,7 +243,7 @@ def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch
         assert let.wait(60)
         write(*args)
 
-    monkeypatch.setattr(sealed, "write", held)
+    monkeypatch.setattr(state_format, "write", held)
     with writer:
         writer.save(state, {"next": 1.0}, first=lambda: order.append("first"))
         assert going.wait(60) and writer.busy and writer.failure() is None and order == ["first"]
@@ -267,7 +267,7 @@ def test_a_save_that_fails_in_its_thread_is_told_once_and_the_next_succeeds(make
 
 def test_an_interrupt_calls_a_save_off_and_leaves_the_file_of_before(make, state_file, monkeypatch):
     made, before, begun = make(), state_file.read_bytes(), threading.Event()
-    pieces = sealed._blocks
+    pieces = state_format._blocks
 
     def slow(*args):
         for number, piece in enumerate(pieces(*args)):
@@ -276,7 +276,7 @@ def test_an_interrupt_calls_a_save_off_and_leaves_the_file_of_before(make, state
                 pass
             yield piece
 
-    monkeypatch.setattr(sealed, "_blocks", slow)
+    monkeypatch.setattr(state_format, "_blocks", slow)
     with pytest.raises(KeyboardInterrupt), state_io.Writer(state_file, made) as writer:
         writer.save(made.join(made.init_state()), {})
         assert begun.wait(60)
