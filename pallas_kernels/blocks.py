@@ -56,8 +56,9 @@ def tile_bounds(first, last, index, q_tile: int, kv_tile: int):
     row_last = last.reshape(last.shape[0], -1, q_tile).max(-1)
     needed = min_index[:, None] <= row_last[..., None]
     if first is not None:
-        # A row that attends to nothing (last < first) must not widen the range.
-        row_first = jnp.where(first <= last, first, EMPTY_SLOT_INDEX).reshape(first.shape[0], -1, q_tile).min(-1)
+        # A row that attends to nothing must not widen the range: last < first, or -1 for both in the padding of `fold`.
+        attends = (first <= last) & (last >= 0)
+        row_first = jnp.where(attends, first, EMPTY_SLOT_INDEX).reshape(first.shape[0], -1, q_tile).min(-1)
         needed &= max_index[:, None] >= row_first[..., None]
     number = jnp.arange(tiles.shape[1])
     low = jnp.where(needed, number, tiles.shape[1]).min(-1)
