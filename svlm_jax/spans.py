@@ -7,10 +7,11 @@ Axes: M merged tokens of a grid, n tokens.
 
 from collections.abc import Iterable
 from enum import IntEnum
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Bool, Float32, Float64, Int
 
 TokenMask = bytes  # one bit for each merged token of a grid, in (t, h, w) order, as np.packbits lays them out
 
@@ -97,22 +98,37 @@ def positions(spans: Iterable[Span], merge: int = 2, start: float = 0.0) -> Floa
     grid. The next span starts at the largest position on any axis + 1 (Qwen2-VL's M-RoPE, arXiv 2409.12191 section 2.1, and
     StreamingVLM's contiguous RoPE; transformers 5 goes on from max(rows, columns) instead: see tests/parity).
     """
-    blocks: list[np.ndarray] = []
-    next_pos = start
+    spans = [span for span in spans if span.length]
+    starts, vision, next_pos, index = [], [], float(start), 0
     for span in spans:
-        if not span.length:
-            continue
+        starts.append(next_pos)
         if span.grid is None:
-            block = np.broadcast_to(next_pos + np.arange(span.length), (3, span.length))
-            next_pos = float(block[0, -1]) + 1
+            last = next_pos + (span.length - 1)
         else:
-            t, h, w = span.grid[0], span.grid[1] // merge, span.grid[2] // merge
-            grid = next_pos + np.indices((t, h, w)).reshape(3, -1) * np.array([[span.step], [1.0], [1.0]])
+            offsets, largest = _grid_offsets(span.grid, span.step, merge)
+            last = next_pos + largest
             # A token that is not kept leaves its place empty: no other token moves for it.
-            block = grid[:, grid_index(span)]
-            next_pos = float(grid.max()) + 1
-        blocks.append(block)
-    return np.concatenate(blocks, axis=1).astype(np.float32) if blocks else np.zeros((3, 0), np.float32)
+            kept = offsets if span.keep is None else offsets[:, grid_index(span)]
+            vision.append((index, next_pos + kept))
+        next_pos = last + 1
+        index += span.length
+    # All text at once, as if there were nothing else: a sequence has many short spans. Then the few blocks of vision.
+    lengths = np.array([span.length for span in spans], np.int64)
+    rank = np.arange(index) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    result = np.empty((3, index), np.float32)
+    result[:] = np.repeat(starts, lengths) + rank
+    for first, block in vision:
+        result[:, first : first + block.shape[1]] = block
+    return result
+
+
+@lru_cache(maxsize=64)
+def _grid_offsets(grid: tuple[int, int, int], step: float, merge: int) -> tuple[Float64[np.ndarray, "3 M"], float]:
+    """Positions of the merged tokens of a grid whose block begins at 0, and the largest of them."""
+    t, h, w = grid[0], grid[1] // merge, grid[2] // merge
+    offsets = np.indices((t, h, w)).reshape(3, -1) * np.array([[step], [1.0], [1.0]])
+    offsets.flags.writeable = False  # it is cached
+    return offsets, float(offsets.max())
 
 
 def total(spans: Iterable[Span]) -> int:

@@ -66,6 +66,13 @@ def test_positions_are_those_of_a_loop_over_tokens(spans, start):
     np.testing.assert_array_equal(got, slowly(spans, start))
 
 
+@settings(max_examples=50, deadline=None)
+@given(spans=st.lists(st.one_of(TEXT, VISION.map(lambda span: span._replace(step=4 / 3))), max_size=12))
+def test_a_step_that_no_float_holds_is_added_up_in_the_same_order(spans):
+    """3 frames a second: positions of spans far back must not depend on how a sequence is divided."""
+    np.testing.assert_array_equal(positions(spans, start=0.1), slowly(spans, 0.1).astype(np.float32))
+
+
 @settings(max_examples=100, deadline=None)
 @given(spans=st.lists(st.one_of(TEXT, VISION), min_size=1, max_size=12))
 def test_positions_have_no_gap_of_more_than_one_and_never_run_back_over_a_span(spans):
