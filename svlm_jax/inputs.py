@@ -24,6 +24,7 @@ from svlm_jax.spans import Span
 TOKEN_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 PATCH_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288)
 REMEDY = "use fewer or smaller frames, or a shorter prompt"
+VISION_TABLES = ("positions", "window_range", "frame_range")  # of a VisionInput, beside its patches
 EMPTY_RANGE = (1, 0)  # first > last: a query that attends to no key
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches
@@ -161,42 +162,42 @@ def patch_layout(grids: tuple[Grid, ...], config: VisionConfig, size: int) -> Pa
 
 
 def pack_vision(
-    clips: Sequence[tuple[np.ndarray, Grid]], config: VisionConfig, size: int, dtype: Any = np.float32
-) -> tuple[VisionInput, np.ndarray]:
-    """Images and clips of one sample one after the other, in window order, padded to `size` patches.
+    samples: Sequence[Sequence[tuple[np.ndarray, Grid]]], config: VisionConfig, size: int, dtype: Any = np.float32
+) -> tuple[VisionInput, list[np.ndarray]]:
+    """The images and clips of each sample of a batch one after the other, in window order, padded to `size` patches.
 
     Args:
-        clips: (patches [P, C] in patchify order, grid (t, h, w) in patches) of each image or clip.
+        samples: for each sample (patches [P, C] in patchify order, grid (t, h, w) in patches) of its images and clips.
         size: patches in the bucket.
-        dtype: of the patches where there are no clips (as the rest of the batch has them).
+        dtype: of the patches where no sample has any.
 
     Returns:
-        A VisionInput without batch axis, and `PatchLayout.vision_index`.
+        The batch, and `PatchLayout.vision_index` of each sample.
     """
+    clips = [clip for sample in samples for clip in sample]
     for patches, (t, h, w) in clips:
         if patches.shape != (t * h * w, config.patch_dim):
             expected = f"({t * h * w}, {config.patch_dim})"
             raise ValueError(f"patches of grid {(t, h, w)}: got shape {patches.shape}, expected {expected}")
-    layout = patch_layout(tuple(grid for _, grid in clips), config, size)
-    dtype = clips[0][0].dtype if clips else np.dtype(dtype)
-    if any(patches.dtype != dtype for patches, _ in clips):
-        raise ValueError(f"patches: got {sorted({str(patches.dtype) for patches, _ in clips})}, expected one dtype")
-    packed = np.zeros((size, config.patch_dim), dtype)
-    if clips:
-        patches = clips[0][0] if len(clips) == 1 else np.concatenate([patches for patches, _ in clips])
-        np.take(patches, layout.patch_index, axis=0, out=packed[: len(layout.patch_index)])
-    vision = VisionInput(packed, layout.positions, layout.window_range, layout.frame_range, layout.frame_span)
-    return vision, layout.vision_index
+    dtypes = {str(patches.dtype) for patches, _ in clips}
+    if len(dtypes) > 1:
+        raise ValueError(f"patches: got {sorted(dtypes)} in a batch, expected one dtype")
+    packed = np.zeros((len(samples), size, config.patch_dim), clips[0][0].dtype if clips else dtype)
+    layouts = [patch_layout(tuple(grid for _, grid in sample), config, size) for sample in samples]
+    for rows, sample, layout in zip(packed, samples, layouts, strict=True):
+        start = 0
+        for patches, _ in sample:
+            part = slice(start, start + len(patches))
+            # Straight into the batch: the one copy of the patches. (With mode="raise", take would write to a buffer first.)
+            np.take(patches, layout.patch_index[part] - start, axis=0, out=rows[part], mode="clip")
+            start += len(patches)
+    return vision_tables(layouts, packed), [layout.vision_index for layout in layouts]
 
 
-def stack_vision(samples: Sequence[VisionInput]) -> VisionInput:
-    """A batch of what `pack_vision` returned for each sample."""
-    if len({sample.patches.dtype for sample in samples}) > 1:
-        dtypes = sorted({str(sample.patches.dtype) for sample in samples})
-        raise ValueError(f"patches: got {dtypes} in a batch, expected one dtype")
-    names = ("patches", "positions", "window_range", "frame_range")
-    arrays = {name: np.stack([getattr(sample, name) for sample in samples]) for name in names}
-    return VisionInput(**arrays, frame_span=max(sample.frame_span for sample in samples))
+def vision_tables(layouts: Sequence[PatchLayout], patches: Any) -> VisionInput:
+    """A batch of patches that lie as `layouts` say."""
+    tables = {name: np.stack([getattr(layout, name) for layout in layouts]) for name in VISION_TABLES}
+    return VisionInput(patches, **tables, frame_span=max(layout.frame_span for layout in layouts))
 
 
 def _grid_positions(grid: Grid, merge: int) -> np.ndarray:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from svlm_jax.data.batch import collate
 from svlm_jax.errors import InputError
 from svlm_jax.families import preset
-from svlm_jax.inputs import Clip, Sample, bucket, pack_vision, window_order
+from svlm_jax.inputs import VISION_TABLES, Clip, Sample, bucket, pack_vision, window_order
 from svlm_jax.spans import Kind, Span, positions, vision_span
 
 VISION = preset("qwen2.5-vl-7b").vision
@@ -86,8 +86,8 @@ def test_13_by_23_units_have_69776_pairs_of_patches_in_windows():
     for frames in (1, 3):
         _, window = window_order((frames, 26, 46), VISION)
         assert ((np.bincount(window) * VISION.merge_unit) ** 2).sum() == frames * 69_776
-        packed, _ = pack_vision([(numbered((frames, 26, 46)), (frames, 26, 46))], VISION, 4096)
-        assert (packed.window_range[:, 1] - packed.window_range[:, 0] + 1).sum() == frames * 69_776
+        packed, _ = pack_vision([[(numbered((frames, 26, 46)), (frames, 26, 46))]], VISION, 4096)
+        assert (packed.window_range[0, :, 1] - packed.window_range[0, :, 0] + 1).sum() == frames * 69_776
 
 
 def test_a_grid_that_divides_evenly_has_no_empty_window():
@@ -98,6 +98,11 @@ def test_a_grid_that_divides_evenly_has_no_empty_window():
 # --- layout of one sample ---
 
 
+def alone(packed):
+    """The one sample of a batch, without the batch axis."""
+    return replace(packed, **{name: getattr(packed, name)[0] for name in ("patches", *VISION_TABLES)})
+
+
 @settings(max_examples=40, deadline=None)
 @given(grids=st.lists(GRIDS, min_size=1, max_size=3), config=st.sampled_from([VISION, SMALL]))
 def test_every_patch_stands_where_its_row_and_its_ranges_say(grids, config):
@@ -106,7 +111,8 @@ def test_every_patch_stands_where_its_row_and_its_ranges_say(grids, config):
     for grid in grids:
         clips.append((numbered(grid, start), grid))
         start += int(np.prod(grid))
-    packed, rows = pack_vision(clips, config, size)
+    packed, (rows,) = pack_vision([clips], config, size)
+    packed = alone(packed)
     patch_numbers = packed.patches[:, 0].astype(int)
     np.testing.assert_array_equal(np.sort(patch_numbers[:start]), np.arange(start))
     # merged unit m is patches 4m .. 4m+3 in patchify order, and stands at rows[m]
@@ -135,7 +141,7 @@ def test_every_patch_stands_where_its_row_and_its_ranges_say(grids, config):
 
 
 def test_pads_see_nothing_and_are_seen_by_none():
-    packed, _ = pack_vision([(numbered((1, 4, 6)), (1, 4, 6))], VISION, 64)
+    packed = alone(pack_vision([[(numbered((1, 4, 6)), (1, 4, 6))]], VISION, 64)[0])
     for ranges in (packed.window_range, packed.frame_range):
         assert (ranges[24:, 0] > ranges[24:, 1]).all()
         assert ranges[:24].max() == 23
@@ -144,9 +150,9 @@ def test_pads_see_nothing_and_are_seen_by_none():
 
 def test_patches_that_do_not_fit_their_grid_or_their_bucket_are_refused():
     with pytest.raises(ValueError, match=r"grid \(1, 4, 4\): got shape \(24, 1176\), expected \(16, 1176\)"):
-        pack_vision([(numbered((1, 4, 6)), (1, 4, 4))], VISION, 64)
+        pack_vision([[(numbered((1, 4, 6)), (1, 4, 4))]], VISION, 64)
     with pytest.raises(ValueError, match="bucket of 16 patches: got 24"):
-        pack_vision([(numbered((1, 4, 6)), (1, 4, 6))], VISION, 16)
+        pack_vision([[(numbered((1, 4, 6)), (1, 4, 6))]], VISION, 16)
 
 
 @pytest.mark.parametrize(("size", "want"), [(0, 4), (4, 4), (5, 8), (8, 8)])

@@ -7,7 +7,7 @@ import numpy as np
 
 from svlm_jax.config import VisionConfig
 from svlm_jax.errors import InputError
-from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, Inputs, Sample, VisionInput, bucket, pack_vision, stack_vision
+from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, Inputs, Sample, bucket, pack_vision
 from svlm_jax.spans import grid_indices, merged_tokens, positions, total
 
 
@@ -40,18 +40,15 @@ def collate(
     token_positions = np.zeros((batch, 3, size), np.float32)
     num_patches = max(sum(len(clip.patches) for clip in sample.clips) for sample in samples)
     patches = bucket(num_patches, patch_buckets, "patches in a prompt") if num_patches else 0
-    # a sample without clips takes the dtype of the others: they are stacked
-    dtype = next((clip.patches.dtype for sample in samples for clip in sample.clips), np.float32)
-    packed: list[VisionInput] = []
-    for b, sample in enumerate(samples):
+    clips = [[(clip.patches, clip.grid) for clip in sample.clips] for sample in samples]
+    packed, tower_rows = pack_vision(clips, vision, patches)
+    for b, (sample, merged) in enumerate(zip(samples, tower_rows, strict=True)):
         length = len(sample.ids)
         if total(sample.spans) != length:
             raise ValueError(f"sample {b}: spans add up to {total(sample.spans)}, ids to {length}")
         tokens = slice(size - length, size) if side == "left" else slice(0, length)
         ids[b, tokens], index[b, tokens] = sample.ids, np.arange(length)
         token_positions[b, :, tokens] = positions(sample.spans, vision.spatial_merge_size)
-        sample_vision, merged = pack_vision([(clip.patches, clip.grid) for clip in sample.clips], vision, patches, dtype)
-        packed.append(sample_vision)
         # vision tokens are in the order of `merged`: both go by clip, then by patchify order
         is_vision = np.concatenate([np.full(span.length, span.grid is not None) for span in sample.spans])
         indices = grid_indices(sample.spans, vision.spatial_merge_size)
@@ -62,4 +59,4 @@ def collate(
         if span_grids != clip_grids:
             raise ValueError(f"sample {b}: spans of grids {span_grids}, clips of {clip_grids}")
         vision_index[b, tokens][is_vision] = merged[indices]
-    return Inputs(ids, index, token_positions, vision_index, stack_vision(packed) if patches else None)
+    return Inputs(ids, index, token_positions, vision_index, packed if patches else None)

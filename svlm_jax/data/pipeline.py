@@ -18,7 +18,7 @@ from svlm_jax.data.annotation import NO_LOSS
 from svlm_jax.data.batch import collate
 from svlm_jax.data.config import Bucket
 from svlm_jax.errors import InputError
-from svlm_jax.inputs import Inputs, Sample, pack_vision, stack_vision
+from svlm_jax.inputs import Inputs, Sample, pack_vision
 from svlm_jax.spans import Kind, Span
 
 PREFETCH = 2  # micro-batches that are prepared ahead, in threads or in each worker process
@@ -197,7 +197,7 @@ def pad_batch(examples: Sequence[Example], bucket: Bucket, config: ModelConfig) 
     filler = Sample(np.zeros(1, np.int32), (Span(Kind.SYSTEM, 1),), ())
     samples = [example.sample or filler for example in examples]
     inputs = collate(samples, config.vision, token_buckets=(bucket.tokens,), patch_buckets=(bucket.patches,))
-    vision = inputs.vision or stack_vision([pack_vision([], config.vision, bucket.patches, np.uint8)[0] for _ in samples])
+    vision = inputs.vision or pack_vision([[]] * len(samples), config.vision, bucket.patches, np.uint8)[0]
     # The same span for every batch: one compiled program, whatever the size of the frames.
     inputs = inputs._replace(vision=replace(vision, frame_span=bucket.frame_patches))
     token_index, labels = (np.full((len(samples), bucket.labels), fill, np.int32) for fill in (0, NO_LOSS))

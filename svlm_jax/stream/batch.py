@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float32, Int32, Integer
 from svlm_jax.config import ModelConfig
 from svlm_jax.decode.loop import DecodeInputs
 from svlm_jax.decode.sampling import Sampling, SamplingParams
-from svlm_jax.inputs import PATCH_BUCKETS, Inputs, VisionInput, bucket, pack_vision, stack_vision
+from svlm_jax.inputs import PATCH_BUCKETS, Inputs, VisionInput, bucket, pack_vision
 from svlm_jax.spans import grid_index, merged_tokens
 from svlm_jax.stream.sequence import StreamSequence
 
@@ -39,11 +39,8 @@ def vision_input(
     """Frames for the vision tower, padded to [B, max_patches, C], and for each merged token of a stream's frames its row in the
     tower's output. max_frame_patches is static, so that frames of every shape run the same program."""
     clips = [[(clip.patches, clip.grid) for _, clip in item.seq.clips] if item else [] for item in scheduled]
-    dtype = next((patches.dtype for stream in clips for patches, _ in stream), np.float32)
-    packed = [pack_vision(stream, config.vision, max_patches, dtype) for stream in clips]
-    frame_span = bucket(max_frame_patches, PATCH_BUCKETS, "patches in a frame")
-    frames = replace(stack_vision([stream for stream, _ in packed]), frame_span=frame_span)
-    return frames, [rows for _, rows in packed]
+    packed, tower_rows = pack_vision(clips, config.vision, max_patches)
+    return replace(packed, frame_span=bucket(max_frame_patches, PATCH_BUCKETS, "patches in a frame")), tower_rows
 
 
 def slot_metadata(scheduled: Batch, capacity: int) -> tuple[Int32[np.ndarray, "B S"], Float32[np.ndarray, "B 3 S"]]:

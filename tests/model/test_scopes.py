@@ -10,7 +10,7 @@ import pytest
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.families import config_json
-from svlm_jax.inputs import Inputs, pack_vision, stack_vision
+from svlm_jax.inputs import Inputs, pack_vision
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import from_parameters, shapes
 
@@ -27,9 +27,9 @@ def inputs(config, *, vision: bool = True) -> Inputs:
     index = np.arange(LENGTH, dtype=np.int32)[None]
     vision_index = np.where((index >= 2) & (index < 8), index - 2, -1)
     patches = np.random.default_rng(0).normal(size=(24, 1176)).astype(np.float32)
-    laid, _ = pack_vision([(patches, (1, 4, 6))], config.vision, 64)
+    packed, _ = pack_vision([[(patches, (1, 4, 6))]], config.vision, 64)
     positions = np.broadcast_to(index[:, None], (1, 3, LENGTH)).astype(np.float32)
-    return Inputs(index + 1, index, positions, vision_index, stack_vision([laid]) if vision else None)
+    return Inputs(index + 1, index, positions, vision_index, packed if vision else None)
 
 
 def named(function, *arguments) -> str:

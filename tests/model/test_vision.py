@@ -11,7 +11,7 @@ from flax import nnx
 from pallas_kernels import xla as attention_module
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.families import config_json, preset
-from svlm_jax.inputs import pack_vision, stack_vision
+from svlm_jax.inputs import pack_vision
 from svlm_jax.media.pixels import STREAM_FRAME, preprocess
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.vision import normalised
@@ -33,16 +33,10 @@ def noise(grid, seed=0):
     return np.random.default_rng(seed).normal(size=(int(np.prod(grid)), 1176)).astype(np.float32), grid
 
 
-def batched(laid):
-    return replace(
-        laid, **{name: getattr(laid, name)[None] for name in ("patches", "positions", "window_range", "frame_range")}
-    )
-
-
 def features(tower, clips, size=256):
     """Rows of merged units in patchify order [M, D], and all rows of the bucket."""
-    laid, rows = pack_vision(clips, tower.config, size)
-    every = np.asarray(tower(batched(laid)))[0]
+    packed, (rows,) = pack_vision([clips], tower.config, size)
+    every = np.asarray(tower(packed))[0]
     return every[rows], every
 
 
@@ -61,19 +55,19 @@ def test_a_large_bucket_takes_the_local_path_in_every_layer(tower, monkeypatch):
     spans = []
     local = attention_module._local
     monkeypatch.setattr(attention_module, "_local", lambda *a: spans.append(a[-1]) or local(*a))
-    laid, _ = pack_vision([noise((1, 6, 10))], tower.config, 768)  # a size that nothing else compiles
-    jax.eval_shape(tower, batched(laid))
+    packed, _ = pack_vision([[noise((1, 6, 10))]], tower.config, 768)  # a size that nothing else compiles
+    jax.eval_shape(tower, packed)
     full = len(tower.config.fullatt_block_indexes)
     assert sorted(spans) == sorted([64] * full + [tower.config.window_patches] * (tower.config.depth - full))
 
 
 def test_what_stands_in_pad_patches_does_not_matter(tower):
-    laid, rows = pack_vision([noise((2, 6, 10))], tower.config, 256)
-    clean = np.asarray(tower(batched(laid)))[0]
-    dirty = replace(laid, patches=laid.patches.copy(), positions=laid.positions.copy())
-    dirty.patches[120:] = np.random.default_rng(3).normal(size=(136, 1176)) * 1e4
-    dirty.positions[120:] = 999
-    soiled = np.asarray(tower(batched(dirty)))[0]
+    packed, (rows,) = pack_vision([[noise((2, 6, 10))]], tower.config, 256)
+    clean = np.asarray(tower(packed))[0]
+    dirty = replace(packed, patches=packed.patches.copy(), positions=packed.positions.copy())
+    dirty.patches[0, 120:] = np.random.default_rng(3).normal(size=(136, 1176)) * 1e4
+    dirty.positions[0, 120:] = 999
+    soiled = np.asarray(tower(dirty))[0]
     assert np.isfinite(soiled).all()
     np.testing.assert_array_equal(soiled[rows], clean[rows])
     assert not np.array_equal(soiled[30:], clean[30:])  # the pads themselves did change
@@ -88,21 +82,16 @@ def test_two_images_in_one_row_are_each_as_if_alone(tower):
 
 def test_rows_of_a_batch_are_each_as_if_alone(tower):
     clips = [noise((1, 6, 10), 1), noise((1, 4, 14), 2), noise((2, 4, 12), 3)]
-    laid = [pack_vision([clip], tower.config, 256)[0] for clip in clips]
-    arrays = {
-        name: np.stack([getattr(one, name) for one in laid]) for name in ("patches", "positions", "window_range", "frame_range")
-    }
-    together = tower(replace(laid[0], **arrays, frame_span=max(one.frame_span for one in laid)))
-    for row, one in zip(together, laid, strict=True):
-        count = int((one.frame_range[:, 0] <= one.frame_range[:, 1]).sum()) // 4
-        np.testing.assert_allclose(row[:count], tower(batched(one))[0, :count], rtol=0, atol=CLOSE)
+    packed, merged = pack_vision([[clip] for clip in clips], tower.config, 256)
+    for together, rows, clip in zip(tower(packed), merged, clips, strict=True):
+        np.testing.assert_allclose(together[rows], features(tower, [clip])[0], rtol=0, atol=CLOSE)
 
 
 def test_the_size_of_the_frame_bucket_does_not_matter(tower):
-    laid, rows = pack_vision([noise((3, 6, 10))], tower.config, 256)
-    want = np.asarray(tower(batched(laid)))[0, rows]
-    assert laid.frame_span == 64
-    got = np.asarray(tower(batched(replace(laid, frame_span=128))))[0, rows]
+    packed, (rows,) = pack_vision([[noise((3, 6, 10))]], tower.config, 256)
+    want = np.asarray(tower(packed))[0, rows]
+    assert packed.frame_span == 64
+    got = np.asarray(tower(replace(packed, frame_span=128)))[0, rows]
     np.testing.assert_allclose(got, want, rtol=0, atol=CLOSE)
 
 
@@ -136,12 +125,12 @@ def test_a_full_layer_looks_across_windows_of_its_frame(tower):
 def test_rows_depend_on_the_place_of_their_patches(tower):
     """The same picture moved by one window keeps its windows but not its angles."""
     patches, grid = noise((1, 8, 8))
-    laid, rows = pack_vision([(patches, grid)], tower.config, 256)
-    here = np.asarray(tower(batched(laid)))[0, rows]
-    moved = replace(laid, positions=laid.positions + np.int32([0, 40]))
-    np.testing.assert_allclose(np.asarray(tower(batched(moved)))[0, rows], here, rtol=0, atol=CLOSE)  # angles are relative
-    turned = replace(laid, positions=laid.positions[:, ::-1].copy())
-    assert np.abs(np.asarray(tower(batched(turned)))[0, rows] - here).max() > 1e-3
+    packed, (rows,) = pack_vision([[(patches, grid)]], tower.config, 256)
+    here = np.asarray(tower(packed))[0, rows]
+    moved = replace(packed, positions=packed.positions + np.int32([0, 40]))
+    np.testing.assert_allclose(np.asarray(tower(moved))[0, rows], here, rtol=0, atol=CLOSE)  # angles are relative
+    turned = replace(packed, positions=packed.positions[..., ::-1].copy())
+    assert np.abs(np.asarray(tower(turned))[0, rows] - here).max() > 1e-3
 
 
 def test_the_tower_normalises_levels_as_the_preprocessor_does():
@@ -160,7 +149,7 @@ def test_the_tower_normalises_levels_as_the_preprocessor_does():
 def test_levels_and_normalised_patches_are_not_mixed(tiny_dir):
     vision = config_json.read(tiny_dir).vision
     one, other = (np.zeros((4, 1176), dtype) for dtype in (np.uint8, np.float32))
-    with pytest.raises(ValueError, match="expected one dtype"):
-        pack_vision([(one, (1, 2, 2)), (other, (1, 2, 2))], vision, 64)
-    with pytest.raises(ValueError, match="in a batch, expected one dtype"):
-        stack_vision([pack_vision([(one, (1, 2, 2))], vision, 64)[0], pack_vision([], vision, 64)[0]])
+    for samples in ([[(one, (1, 2, 2)), (other, (1, 2, 2))]], [[(one, (1, 2, 2))], [(other, (1, 2, 2))]]):
+        with pytest.raises(ValueError, match="in a batch, expected one dtype"):
+            pack_vision(samples, vision, 64)
+    assert pack_vision([[], [(one, (1, 2, 2))]], vision, 64)[0].patches.dtype == np.uint8

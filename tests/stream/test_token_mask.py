@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.data.batch import collate
-from svlm_jax.inputs import Sample, pack_vision, stack_vision
+from svlm_jax.inputs import Sample, pack_vision
 from svlm_jax.spans import Kind, Span, grid_index, total, vision_span
 from svlm_jax.stream import state_io
 from svlm_jax.stream.results import Refusal
@@ -47,8 +47,8 @@ def test_logits_are_those_of_what_is_kept(make, model, tokenizer, tiny_dir, rope
     state, features, differences = made.join(made.init_state(), query="Commentate"), {}, []
     for number in range(8):
         this = masked(number)
-        frames, rows = pack_vision([(this.clip.patches, GRID)], made.model_config.vision, made.max_patches)
-        features[number] = np.asarray(tower(stack_vision([frames])))[0, rows]
+        frames, (rows,) = pack_vision([[(this.clip.patches, GRID)]], made.model_config.vision, made.max_patches)
+        features[number] = np.asarray(tower(frames))[0, rows]
         query = "" if number else "Commentate"
         parts = turn_parts(
             encode,
