@@ -1,15 +1,21 @@
-"""Prefill and decode compiled ahead of time, for the CPU or for an H100 (which need not exist): XLA's FLOPs, bytes, copies."""
+"""Prefill and decode compiled ahead of time, for the CPU or for an H100 (which need not exist): FLOPs, bytes, copies, and what
+a GPU would launch.
+"""
 
 import argparse
 import json
+import os
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
+from benchmarks.launches import decode_columns, mosaic_kernels, program_columns, thunks
 from benchmarks.model_configs import published_config
 from benchmarks.report import record
 from svlm_jax.cli.flags import integer
@@ -24,71 +30,89 @@ Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its abstr
 def bench(args: argparse.Namespace) -> None:
     attention = "mosaic_gpu" if args.target == "h100" and args.attention == "auto" else args.attention
     config = replace(published_config(args.shape), weights=args.weights, attention=attention, fused=True)
+    if args.layers is not None:
+        text = replace(config.text, num_hidden_layers=args.layers)
+        vision = replace(config.vision, depth=args.layers, fullatt_block_indexes=(args.layers - 1,))
+        config = replace(config, text=text, vision=vision)
     rows = []
-    for name, program in programs(config, args.tokens, args.patches, args.slots).items():
-        # A layer's keys [1, slots, K, H]: a copy of that size a layer would cost more than attention itself.
-        layer_size = args.slots * config.text.num_key_value_heads * config.text.head_dim
-        rows.append({"step": name} | compile_stats(program, args.target, layer_size))
+    for name, program in programs(config, args).items():
+        # A layer's keys [B, slots, K, H]: a copy of that size a layer would cost more than attention itself.
+        layer_size = args.num_streams * args.slots * config.text.num_key_value_heads * config.text.head_dim
+        rows.append({"step": name} | compile_stats(program, args.target, layer_size, config.text.num_hidden_layers))
         print(json.dumps(rows[-1]))
     weights = "with int8 decoder weights " if args.weights == "int8" else ""
+    layers = "" if args.layers is None else f", cut to {args.layers} layers"
     description = (
-        f"The {args.shape} shape in bfloat16 {weights}compiled ahead of time for {args.target} (attention: {attention}), "
-        "nothing run: XLA's own counts. "
+        f"The {args.shape} shape in bfloat16 {weights}compiled ahead of time for {args.target} (attention: {attention}, "
+        f"streams: {args.num_streams}{layers}), nothing run: XLA's own counts. "
     )
     if args.target == "cpu":
         description += (
             "A CPU has no bfloat16 units, so XLA widens the weights to float32, which shows in bytes and temporaries."
         )
-    record(f"aot_{args.shape}_{args.target}" + ("_int8" if weights else ""), description, rows, args.out)
+    name = f"aot_{args.shape}_{args.target}" + ("_int8" if weights else "")
+    record(args.name or name, description, rows, args.out)
 
 
-def programs(config: ModelConfig, tokens: int, patches: int, slots: int) -> dict[str, Program]:
-    """Prefill and decode of one stream; the last argument of each is the donated cache or state."""
+def programs(config: ModelConfig, args: argparse.Namespace) -> dict[str, Program]:
+    """Prefill and decode; the last argument of each is the donated cache."""
     import jax
     from flax import nnx
 
     from svlm_jax.decode.generate import prefill
-    from svlm_jax.decode.loop import DecodeInputs, DecodeState, decode_until
-    from svlm_jax.decode.sampling import Sampling, SamplingParams
+    from svlm_jax.decode.loop import decode
     from svlm_jax.inputs import Inputs, VisionInput
     from svlm_jax.model.cache import KVCache
     from svlm_jax.model.parameters import abstract
 
     graph, state = abstract(config)
-    array = abstract_array
-    pair = array(1, patches, 2)
-    vision = VisionInput(array(1, patches, 1176, dtype="uint8"), pair, pair, pair, patches)
-    inputs = Inputs(array(1, tokens), array(1, tokens), array(1, 3, tokens, dtype="float32"), array(1, tokens), vision)
-    cache = jax.eval_shape(lambda: KVCache.empty(config.text, 1, slots, config.dtype))
-    done, ids = array(1, dtype="bool"), array(1, config.text.vocab_size, dtype="bool")
-    sampling = jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), SamplingParams.stack([Sampling()], [REPLY_TOKENS]))
-    decode_inputs = DecodeInputs(
-        index=array(1),
-        position=array(1, dtype="float32"),
-        slots=array(1, REPLY_TOKENS),
-        eos_ids=array(1),
-        rng_seeds=array(1, 2, dtype="uint32"),
-        generated=ids,
-        suppressed=ids,
-        forced_ids=array(1, REPLY_TOKENS),
-        done=done,
-        sampling=sampling,
-    )
-    decode_state = DecodeState(array(1, REPLY_TOKENS), array(1), done, ids, cache, None)
+    array, batch, tokens, patches = abstract_array, args.num_streams, args.tokens, args.patches
+    pair = array(batch, patches, 2)
+    vision = VisionInput(array(batch, patches, 1176, dtype="uint8"), pair, pair, pair, patches)
+    ids = array(batch, tokens)
+    inputs = Inputs(ids, ids, array(batch, 3, tokens, dtype="float32"), ids, vision)
+    cache = jax.eval_shape(lambda: KVCache.empty(config.text, batch, args.slots, config.dtype))
+    hidden = array(batch, config.text.hidden_size, dtype=config.dtype)
     # cost_analysis counts the body of a loop once.
     decode_name = (
-        f"decode, a loop of {REPLY_TOKENS} tokens over {slots} slots (FLOPs and bytes: outside the loop, plus one token)"
+        f"decode, a loop of {REPLY_TOKENS} tokens over {args.slots} slots (FLOPs and bytes: outside the loop, plus one token)"
     )
     return {
         f"prefill, {tokens} tokens and {patches} patches": (
             lambda state, inputs, slots, cache: prefill(nnx.merge(graph, state), inputs, slots, cache),
-            (state, inputs, array(1, tokens), cache),
+            (state, inputs, ids, cache),
         ),
         decode_name: (
-            lambda state, inputs, decoded: decode_until(nnx.merge(graph, state), decoded, inputs, REPLY_TOKENS, max_top_k=50),
-            (state, decode_inputs, decode_state),
+            lambda state, inputs, hidden, cache: decode(
+                nnx.merge(graph, state), hidden, cache, inputs, REPLY_TOKENS, max_top_k=50
+            ),
+            (state, decode_inputs(batch, config.text.vocab_size), hidden, cache),
         ),
     }
+
+
+def decode_inputs(batch: int, vocabulary: int) -> Any:
+    """Abstract `DecodeInputs` of replies of REPLY_TOKENS tokens."""
+    import jax
+
+    from svlm_jax.decode.loop import DecodeInputs
+    from svlm_jax.decode.sampling import Sampling, SamplingParams
+
+    array = abstract_array
+    ids = array(batch, vocabulary, dtype="bool")
+    sampling = SamplingParams.stack([Sampling()] * batch, [REPLY_TOKENS] * batch)
+    return DecodeInputs(
+        index=array(batch),
+        position=array(batch, dtype="float32"),
+        slots=array(batch, REPLY_TOKENS),
+        eos_ids=array(1),
+        rng_seeds=array(batch, 2, dtype="uint32"),
+        generated=ids,
+        suppressed=ids,
+        forced_ids=array(batch, REPLY_TOKENS),
+        done=array(batch, dtype="bool"),
+        sampling=jax.tree.map(lambda x: array(*x.shape, dtype=x.dtype), sampling),
+    )
 
 
 def abstract_array(*shape: int, dtype: Any = "int32") -> Any:
@@ -97,7 +121,7 @@ def abstract_array(*shape: int, dtype: Any = "int32") -> Any:
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-def compile_stats(program: Program, target: str, layer_size: int) -> dict[str, Any]:
+def compile_stats(program: Program, target: str, layer_size: int, layers: int) -> dict[str, Any]:
     """Columns of a compiled program. layer_size: elements of the smallest copy that counts as large."""
     import jax
 
@@ -105,20 +129,36 @@ def compile_stats(program: Program, target: str, layer_size: int) -> dict[str, A
     if target == "h100":
         sharding = h100_sharding()
         arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
-    started = time.monotonic()
-    compiled = jax.jit(function, donate_argnums=len(arguments) - 1).trace(*arguments).lower().compile()
-    stats: dict[str, Any] = {"compile (s)": round(time.monotonic() - started, 1)}
-    if cost := compiled.cost_analysis():  # None for a device that does not exist
-        stats |= {"TFLOP": round(cost["flops"] / 1e12, 3), "bytes accessed (GB)": round(cost["bytes accessed"] / 1e9, 2)}
-    if memory := compiled.memory_analysis():
-        stats |= {
-            "arguments (GB)": round(memory.argument_size_in_bytes / 1e9, 2),
-            "of them donated (GB)": round(memory.alias_size_in_bytes / 1e9, 2),
-            "temporary (GB)": round(memory.temp_size_in_bytes / 1e9, 2),
-        }
-    if target == "h100":
-        stats["copies or transposes as large as a layer's keys"] = count_large_copies(compiled.as_text() or "", layer_size)
-    return stats
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ |= {"MOSAIC_GPU_DUMP_TO": directory, "MOSAIC_GPU_DUMP_PTXAS": "1"}
+        dump = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True} if target == "h100" else {}
+        started = time.monotonic()
+        lowered = jax.jit(function, donate_argnums=len(arguments) - 1).trace(*arguments).lower()
+        traced = time.monotonic()
+        compiled = lowered.compile(compiler_options=dump)
+        stats: dict[str, Any] = {"trace (s)": round(traced - started, 1), "compile (s)": round(time.monotonic() - traced, 1)}
+        if cost := compiled.cost_analysis():  # None for a device that does not exist
+            stats |= {"TFLOP": round(cost["flops"] / 1e12, 3), "bytes accessed (GB)": round(cost["bytes accessed"] / 1e9, 2)}
+        if memory := compiled.memory_analysis():
+            stats |= {
+                "arguments (GB)": round(memory.argument_size_in_bytes / 1e9, 2),
+                "of them donated (GB)": round(memory.alias_size_in_bytes / 1e9, 2),
+                "temporary (GB)": round(memory.temp_size_in_bytes / 1e9, 2),
+            }
+        return stats | (h100_columns(compiled, Path(directory), layer_size, layers) if target == "h100" else {})
+
+
+def h100_columns(compiled: Any, directory: Path, layer_size: int, layers: int) -> dict[str, Any]:
+    """What a GPU would launch. directory: what the compilers of XLA and of Mosaic dumped."""
+    hlo = compiled.as_text() or ""
+    found = thunks(directory, hlo)
+    has_loop = any(thunk.kind == "kWhile" for thunk in found)
+    return {
+        "program (MB)": round(len(compiled.runtime_executable().serialize()) / 1e6, 2),
+        **(decode_columns(found, layers) if has_loop else program_columns(found)),
+        "copies or transposes as large as a layer's keys": count_large_copies(hlo, layer_size),
+        "Mosaic kernels": "; ".join(f"{name}: {report}" for name, report in mosaic_kernels(directory).items()),
+    }
 
 
 def h100_sharding() -> Any:
@@ -130,11 +170,14 @@ def h100_sharding() -> Any:
 
 
 def count_large_copies(hlo: str, min_elements: int) -> int:
-    """Copies and transposes (or fusions of them) with at least `min_elements` elements in a compiled program."""
-    count = 0
+    """Copies and transposes (or fusions of them) with at least `min_elements` elements that a compiled program launches. Those
+    inside a fusion are an order of reading, and move nothing."""
+    count, in_fusion = 0, False
     for line in hlo.splitlines():
+        if computation := re.match(r"(?:ENTRY )?%([\w.\-]+) \(", line):
+            in_fusion = re.search("fused|fusion|wrapped", computation[1]) is not None
         match = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = \w+\[([\d,]+)\]\S* (copy|transpose|fusion)\(", line)
-        if match and (match[3] != "fusion" or re.search("transpose|copy", match[1])):
+        if match and not in_fusion and (match[3] != "fusion" or re.search("transpose|copy", match[1])):
             count += int(np.prod([int(size) for size in match[2].split(",")])) >= min_elements
     return count
 
@@ -147,3 +190,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tokens", type=integer(1), default=1024, help="prompt bucket (default 1024)")
     parser.add_argument("--patches", type=integer(1), default=4096, help="vision bucket (default 4096)")
     parser.add_argument("--slots", type=integer(1), default=16384, help="cache capacity (default 16384)")
+    parser.add_argument("--num-streams", type=integer(1), default=1, help="batch size (default 1)")
+    parser.add_argument("--layers", type=integer(1), help="of decoder and tower: fewer tell the structure (default: all)")
+    parser.add_argument("--name", help="of the entry in docs/benchmarks (default: by shape and target)")
