@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import cudnn, xla
 from pallas_kernels.dispatch import choose
+from pallas_kernels.grid import kv_splits
 from pallas_kernels.rotary import Rotary, rotate
 
 DECODE_TOKENS = 8  # new tokens of a decode step, at most
@@ -66,7 +67,7 @@ def prefill_attention(
     _check("prefill_attention", q, k, v, last, index)
     if causal and k.shape[2] != q.shape[1]:
         raise ValueError(f"prefill_attention: causal needs as many slots as tokens, got {k.shape[2]} and {q.shape[1]}")
-    gpu = {"slots": 128, "stages": 2, "warpgroups": 2, "splits": 1}
+    gpu = {"slots": 128, "stages": 2, "warpgroups": 2, "splits": kv_splits(_query_tiles(q, k, 128), -(-k.shape[2] // 128))}
     call = _Call("prefill_attention", implementation, tiling, gpu, {"q_rows": 256, "slots": 512}, causal=causal)
     return _attention(call, q, k, v, _Visibility(None, last, index), rotary)
 
@@ -84,11 +85,18 @@ def vision_attention(q, k, v, *, first, last, index, span: int, implementation: 
     if first.shape != last.shape or k.shape[2] != q.shape[1]:
         got = f"first {first.shape}, last {last.shape}, {q.shape[1]} patches, {k.shape[2]} keys"
         raise ValueError(f"vision_attention: got {got}; expected one range a patch and as many keys")
-    # Tiles as large as a window: of a window of 64 patches, larger tiles would be masked for the most part.
-    gpu = {"slots": 64 if span <= 64 else 128, "stages": 2, "warpgroups": 1 if span <= 64 else 2, "splits": 1}
+    # Tiles of slots as large as a window: of a window of 64 patches, larger tiles would be masked for the most part.
+    slots = 64 if span <= 64 else 128
+    splits = kv_splits(_query_tiles(q, k, 128), -(-min(span, q.shape[1]) // slots))
+    gpu = {"slots": slots, "stages": 2, "warpgroups": 2, "splits": splits}
     tpu = {"q_rows": 128, "slots": 128 if span <= 128 else 512}
     call = _Call("vision_attention", implementation, tiling, gpu, tpu, span=span)
     return _attention(call, q, k, v, _Visibility(first, last, index))
+
+
+def _query_tiles(q, k, rows: int) -> int:
+    """Tiles of `rows` query rows, of all kv heads and streams."""
+    return q.shape[0] * k.shape[1] * -(-q.shape[1] * (q.shape[2] // k.shape[1]) // rows)
 
 
 def _check(op: str, q, k, v, last, index) -> None:
