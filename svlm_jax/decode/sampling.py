@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Int32, Key
 
+from svlm_jax.decode.top_k import top_k, without_sort
 from svlm_jax.errors import InputError
 
 
@@ -103,7 +104,7 @@ def top_k_top_p(
     temperature, row_top_k, top_p = (jnp.asarray(x)[:, None] for x in (params.temperature, params.top_k, params.top_p))
     # Greedy rows are divided by 1: their result is not used, but must not be NaN.
     scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
-    top, ids = jax.lax.top_k(scaled, min(max_top_k or vocabulary, vocabulary))
+    top, ids = top_k(scaled, min(max_top_k or vocabulary, vocabulary))
     rank = jnp.arange(top.shape[-1])
     top = jnp.where((row_top_k == 0) | (rank < row_top_k), top, -jnp.inf)
     share = jax.nn.softmax(top, axis=-1)
@@ -135,8 +136,14 @@ def sample(
         token = jnp.take_along_axis(ids, choice[:, None], axis=1)[:, 0].astype(jnp.int32)
         return jnp.where(drawn, token, greedy)
 
-    # A batch of greedy rows pays neither for the sort nor for the noise.
-    return jax.lax.cond(jnp.any(drawn), draw, lambda: greedy)
+    def draw_if_needed() -> Int32[Array, " B"]:
+        # A batch of greedy rows pays neither for the sort nor for the noise.
+        return jax.lax.cond(jnp.any(drawn), draw, lambda: greedy)
+
+    if not without_sort(logits.shape[-1], max_top_k or logits.shape[-1]):
+        return draw_if_needed()
+    # Without a sort a draw is a few small kernels: less than a branch costs a GPU, and the host where it has to read which.
+    return jax.lax.platform_dependent(cuda=draw, default=draw_if_needed)
 
 
 def largest_top_k(settings: Sequence[Sampling]) -> int:
