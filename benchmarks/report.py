@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -33,6 +34,7 @@ def record(name: str, description: str, rows: list[dict[str, Any]], out: Path, p
         "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "date": date.today().isoformat(),
         "device": f"{device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
+        "commit": commit(),
         "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
         "rows": rows,
     }
@@ -43,6 +45,19 @@ def record(name: str, description: str, rows: list[dict[str, Any]], out: Path, p
     table(out)
 
 
+def commit() -> str | None:
+    """The commit of the checkout, with a plus sign if files of it have changed; None outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(_ROOT), *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/benchmarks*")
+        return git("rev-parse", "--short=7", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
 def table(out: Path) -> None:
     """docs/benchmarks.md from the JSON files."""
     lines = ["# Benchmarks", "", "Written by `python -m benchmarks table` from `benchmarks/*.json`.", ""]
@@ -50,6 +65,8 @@ def table(out: Path) -> None:
         entry = json.loads(path.read_text())
         columns = dict.fromkeys(column for row in entry["rows"] for column in row)  # in order, each once
         versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+        if entry.get("commit"):
+            versions += f"; commit {entry['commit']}"
         lines += [
             f"## {path.stem}",
             "",

@@ -1,0 +1,79 @@
+"""Claims about a profile: what the device did is found, under the names of the model's parts, and no time is counted twice."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import trace
+from benchmarks.hlo_scopes import scope_of
+from benchmarks.trace import Kernel, Operation, Profile, covered, kernel_name, rows, with_own_time
+
+STEPS = 7
+
+
+@pytest.fixture(scope="module")
+def profile() -> Profile:
+    @jax.jit
+    def decode(x):
+        def step(_, x):
+            for layer in range(2):
+                with jax.named_scope(f"layer_{layer}"), jax.named_scope("mlp"):
+                    x = jnp.tanh(x @ x)
+            return x
+
+        with jax.named_scope("decode"):
+            return jax.lax.fori_loop(0, STEPS, step, x)
+
+    x = jnp.ones((64, 64))
+    jax.block_until_ready(decode(x))
+    return trace.profile(lambda: jax.block_until_ready(decode(x)))
+
+
+def test_a_trace_names_the_parts_of_a_model_and_counts_what_ran(profile):
+    """Else: a table of fusions that nobody can place, or of a model's first layer only."""
+    in_layers = [kernel for kernel in profile.kernels if kernel.scope == "decode/layer/mlp"]
+    assert sum(kernel.count for kernel in in_layers) >= 2 * STEPS  # of both layers, and of every step of the loop
+    assert {kernel.scope.split("/")[0] for kernel in profile.kernels} == {"decode"}
+
+
+def test_no_time_is_counted_twice(profile):
+    """Else: a loop counts with its body, and the shares add up to more than the device worked."""
+    assert 0 < sum(kernel.ms for kernel in profile.kernels) <= profile.busy_ms * 1.001 <= profile.span_ms * 1.002
+
+
+def test_a_table_adds_up(profile):
+    table = rows(profile, runs=1)
+    whole, scopes = table[0], [row for row in table[1:] if row["kernel"] == "all"]
+    assert whole["scope"] == "all" and whole["n"] == sum(row["n"] for row in scopes)
+    assert whole["ms"] == pytest.approx(sum(row["ms"] for row in scopes), abs=0.01)
+    assert rows(Profile([Kernel("a", "k", 4, 2.0)], 1.0, 2.0), runs=2)[-1] == {
+        "scope": "a", "kernel": "k", "n": 2.0, "us each": 500.0, "ms": 1.0, "share (%)": 100.0
+    }  # fmt: skip
+
+
+def test_time_of_the_device_is_the_union_of_its_streams():
+    assert covered([(0, 4), (1, 3), (2, 6), (8, 9)]) == 7
+
+
+def test_a_loop_is_charged_without_its_body():
+    outer, inner, last = (Operation("", "", "", *span) for span in ((0, 10, 10), (2, 5, 3), (11, 12, 1)))
+    assert [operation.own for operation in with_own_time([outer, inner, last])] == [7, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("loop_add_fusion_12.3", "loop_add_fusion"),
+        ("fusion.7", "fusion"),
+        ("nvjet_tst_128x64_64x7_1x2_h_bz_coopB_TNT", "nvjet_tst_128x64_64x7_1x2_h_bz_coopB_TNT"),
+        ("MemcpyH2D", "MemcpyH2D"),
+    ],
+)
+def test_kernels_of_other_layers_are_one_and_tilings_are_not(name, shown):
+    assert kernel_name(name) == shown
+
+
+def test_scopes_are_those_of_the_source():
+    assert scope_of("jit(decode)/decode/while/body/closed_call/layer_31/attention/dot_general") == "decode/layer/attention"
+    assert scope_of("jit(f)/vision/block_0/mlp/add;jit(f)/vision/block_0/mlp/mul") == "vision/block/mlp"
+    assert scope_of("jit(f)/add") == scope_of("") == ""
