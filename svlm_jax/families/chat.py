@@ -137,8 +137,7 @@ def user_turn(
     chat = family_of(config).chat
     text = f"{chat.header('user')}{chat.time_text(start, end)}{question}"
     time = tokenizer.encode(text, add_special_tokens=False)
-    tail = tokenizer.encode(f"{query}{chat.footer}", add_special_tokens=False)
-    head = tokenizer.encode(chat.header("assistant"), add_special_tokens=False)
+    rest = tokenizer.encode(f"{query}{chat.footer}{chat.header('assistant')}", add_special_tokens=False)
     vision = []
     if grid is not None:
         pads = vision_span(grid, config.vision.spatial_merge_size, turn, step, keep)
@@ -151,8 +150,8 @@ def user_turn(
         _run(Kind.USER_TEXT, time[:TURN_HEAD], turn, Part.HEAD),
         _run(Kind.USER_TEXT, time[TURN_HEAD:], turn, Part.BODY),
         *vision,
-        _run(Kind.USER_TEXT, tail, turn, Part.TAIL),
-        _run(Kind.REPLY, head, turn, Part.HEAD),
+        _run(Kind.USER_TEXT, rest[:-TURN_HEAD], turn, Part.TAIL),
+        _run(Kind.REPLY, rest[-TURN_HEAD:], turn, Part.HEAD),
     )
 
 

@@ -50,10 +50,12 @@ def slot_metadata(scheduled: Batch, capacity: int) -> tuple[Int32[np.ndarray, "B
     index, positions = np.full((batch, capacity), -1, np.int32), np.zeros((batch, 3, capacity), np.float32)
     for b, item in enumerate(scheduled):
         if item is not None:
-            length, reply = len(item.slots), np.arange(len(item.reply_slots))
-            index[b, item.slots], index[b, item.reply_slots] = np.arange(length), length + reply
-            positions[b][:, item.slots] = item.seq.positions
-            positions[b][:, item.reply_slots] = item.seq.positions[0, -1] + 1 + reply
+            # One scatter an axis, by indices of numpy's own type: half the time of all axes at once, by any other.
+            length, slots = len(item.slots), np.concatenate([item.slots, item.reply_slots]).astype(np.intp)
+            index[b][slots] = np.arange(len(slots), dtype=np.int32)
+            for axis, values in zip(positions[b], item.seq.positions, strict=True):
+                axis[slots[:length]] = values
+            positions[b][:, slots[length:]] = item.seq.positions[0, -1] + 1 + np.arange(len(item.reply_slots))
     return index, positions
 
 

@@ -58,7 +58,7 @@ def evict(spans: Sequence[Span], chunk: int, config: StreamConfig) -> Eviction:
             runs = _drop_oldest(runs, _is_user)
         if chunk > 0 and config.sink is not None and config.text_window is not None:
             runs = _truncate_previous(runs, config.sink, config.text_window)
-    survivors = np.concatenate([np.arange(run.index, run.index + run.span.length, dtype=np.int32) for run in runs])
+    survivors = _indices(runs)
     return Eviction(_merged(run.span for run in runs), survivors, _evicted(spans, survivors))
 
 
@@ -107,7 +107,7 @@ def _move_oldest_reply(runs: list[Run]) -> list[Run]:
 def _truncate_previous(runs: list[Run], sink: int, text_window: int) -> list[Run]:
     """Keep the head and first `sink` tokens of the previous text, and its last `text_window` + 1 (its tail is two of them)."""
     previous = [run for run in runs if run.span.kind == Kind.PREVIOUS]
-    first = runs.index(previous[0])
+    first = next(n for n, run in enumerate(runs) if run.span.kind == Kind.PREVIOUS)
     head = total(run.span for run in previous if run.span.part == Part.HEAD)
     survivors = truncate(total(run.span for run in previous), head + sink, text_window + 1)
     cut = [run for indices in survivors for run in _slice(previous, indices)]
@@ -129,18 +129,36 @@ def _merged(spans: Iterable[Span]) -> tuple[Span, ...]:
     """Neighbours of one kind, turn and part as one span: the previous text does not grow by a span a chunk."""
     result: list[Span] = []
     for span in spans:
-        if result and span.grid is None and result[-1]._replace(length=span.length) == span:
+        if result and span.grid is None and _equal_but_length(result[-1], span):
             result[-1] = span._replace(length=result[-1].length + span.length)
         else:
             result.append(span)
     return tuple(result)
 
 
+def _equal_but_length(a: Span, b: Span) -> bool:
+    return (a.kind, a.turn, a.part) == (b.kind, b.turn, b.part) and a._replace(length=b.length) == b
+
+
+def _indices(runs: Sequence[Run]) -> Int32[np.ndarray, " n"]:
+    """The index of every token of some runs: one range for those that follow each other, of which there are hundreds."""
+    ranges: list[list[int]] = []
+    for span, index in runs:
+        if ranges and ranges[-1][1] == index:
+            ranges[-1][1] += span.length
+        else:
+            ranges.append([index, index + span.length])
+    return np.concatenate([np.arange(first, last, dtype=np.int32) for first, last in ranges])
+
+
 def _evicted(spans: Sequence[Span], survivors: np.ndarray) -> tuple[Span, ...]:
     """Spans of the tokens whose index is not among the survivors."""
-    dropped = np.ones(total(spans), bool)
-    dropped[survivors] = False
-    counts = [int(np.count_nonzero(dropped[run.index : run.index + run.span.length])) for run in _runs(spans)]
+    dropped = np.ones(total(spans) + 1, np.int32)
+    dropped[survivors] = 0
+    lengths = np.array([span.length for span in spans])
+    first = np.cumsum(lengths) - lengths
+    before = np.cumsum(dropped) - dropped  # tokens dropped before each index
+    counts = (before[first + lengths] - before[first]).tolist()
     return tuple(span._replace(length=count) for span, count in zip(spans, counts, strict=True) if count)
 
 
