@@ -25,6 +25,7 @@ TOKEN_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536,
 PATCH_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288)
 REMEDY = "use fewer or smaller frames, or a shorter prompt"
 VISION_TABLES = ("positions", "window_range", "frame_range")  # of a VisionInput, beside its patches
+FRACTION_BITS = 22  # of the weights of a resize: 32 bits, less 8 of a pixel, less 2 for sums above 1 and below 0
 EMPTY_RANGE = (1, 0)  # first > last: a query that attends to no key
 
 Grid = tuple[int, int, int]  # (t, h, w) in patches
@@ -41,6 +42,32 @@ class Clip(NamedTuple):
     grid: Grid
     step: float = 1.0
     video: bool = False
+
+
+class ResizeWeights(NamedTuple):
+    """One pass of a resize, along one side: resized pixel i is the sum over k of weight[i, k] * source pixel start[i] + k.
+
+    start [n] int32. weight [n, K] int32 with FRACTION_BITS; 0 beyond the source.
+    """
+
+    start: Any
+    weight: Any
+
+
+class RawFrames(NamedTuple):
+    """Frames as their source gave them, and how the device makes patches of them (`model/pixels`): all of it data, so that one
+    program serves every size that fits.
+
+    frames: B arrays uint8 [F, H, W * 3], one for each stream, or one array [B, F, H, W * 3]. A minor axis of 3 would be padded
+    on a TPU, so pixels and channels are one axis. What lies beyond a smaller picture has no weight. columns, rows: weights
+    [B, Q, K] and [B, O, K] of the two passes. patch_index [B, P] int32: for each patch in window order its number, counted
+    by pair of frames, row and column in resized frames of O x Q pixels; -1 on padding.
+    """
+
+    frames: Any
+    columns: ResizeWeights
+    rows: ResizeWeights
+    patch_index: Any
 
 
 class Sample(NamedTuple):

@@ -26,7 +26,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.config", "svlm_jax.compile_cache", "svlm_jax.cluster", "svlm_jax.topology"),
     ("svlm_jax.checkpoint.directory",),
     ("svlm_jax.spans svlm_jax.inputs",),
-    ("svlm_jax.sharding svlm_jax.model.attention svlm_jax.model.layers svlm_jax.model.rope svlm_jax.model.cache",),
+    (
+        "svlm_jax.sharding svlm_jax.model.attention svlm_jax.model.layers svlm_jax.model.rope svlm_jax.model.cache "
+        "svlm_jax.model.pixels",
+    ),
     ("svlm_jax.model.vision svlm_jax.model.text",),
     ("svlm_jax.families",),
     ("svlm_jax.model.vlm svlm_jax.model",),
