@@ -13,13 +13,12 @@ import jax.numpy as jnp
 
 from pallas_kernels import cudnn, xla
 from pallas_kernels.dispatch import choose
-from pallas_kernels.grid import kv_splits
+from pallas_kernels.grid import decode_splits, kv_splits
 from pallas_kernels.rotary import Rotary, rotate
 
 DECODE_TOKENS = 8  # new tokens of a decode step, at most
 DECODE_ROWS = 64  # query heads of a kv head times tokens, at most: the query rows of one warpgroup
-MIN_SPLIT_SLOTS = 512  # slots that a thread block of a decode step reads, at least
-MAX_SPLITS = 32
+DECODE_TILE = 64  # slots that a thread block of a decode step takes at a time
 
 
 def decode_attention(q, k, v, *, last, index, rotary: Rotary | None = None, implementation: str = "auto", tiling=None):
@@ -47,8 +46,8 @@ def decode_attention(q, k, v, *, last, index, rotary: Rotary | None = None, impl
             f"decode_attention: got {q.shape[1]} tokens, {rows} rows a kv head; takes 8, 64: use prefill_attention"
         )
     # A decode step has one tile of queries a kv head, too few blocks to fill a GPU: the slots are split over more.
-    splits = max(1, min(MAX_SPLITS, k.shape[2] // MIN_SPLIT_SLOTS))
-    gpu = {"slots": 64, "stages": 3, "warpgroups": 1, "splits": splits}
+    splits = decode_splits(k.shape[0] * k.shape[1], -(-k.shape[2] // DECODE_TILE))
+    gpu = {"slots": DECODE_TILE, "stages": 3, "warpgroups": 1, "splits": splits}
     call = _Call("decode_attention", implementation, tiling, gpu, {"slots": 512})
     return _attention(call, q, k, v, _Visibility(None, last, index), rotary)
 

@@ -11,6 +11,8 @@ MAX_SPLITS = 32
 # In steps of the loop over tiles of slots (128 rows, 128 slots, about 2 us on an H200): what a block does around the loop;
 # what the merge does for a tile of rows and each partial result that it reads or writes; what starting it takes.
 BLOCK_STEPS, MERGE_STEPS, LAUNCH_STEPS = 1.0, 0.0035, 2.0
+MIN_DECODE_TILES = 4  # that a block of a decode step goes through, at least: it keeps three in flight
+MAX_DECODE_SPLITS = 31  # XLA merges 32 partial results or more in five kernels, fewer in three
 
 
 def sm_count() -> int:
@@ -35,3 +37,15 @@ def kv_splits(blocks: int, kv_tiles: int) -> int:
         return waves * (-(-kv_tiles // splits) + BLOCK_STEPS) + merge
 
     return min(range(1, max(1, min(kv_tiles, MAX_SPLITS)) + 1), key=steps)
+
+
+def decode_splits(blocks: int, kv_tiles: int) -> int:
+    """Into how many parts a decode step cuts the slots, so that its blocks are one wave that fills the GPU.
+
+    Args:
+        blocks: kv heads times streams, each a thread block if nothing is split.
+        kv_tiles: tiles of slots of the cache.
+    """
+    splits = max(1, min(sm_count() // blocks, kv_tiles // MIN_DECODE_TILES, MAX_DECODE_SPLITS))
+    # Parts have as many tiles each: of 31 parts of 8 tiles the last three would have none of 224.
+    return -(-kv_tiles // -(-kv_tiles // splits))

@@ -39,3 +39,20 @@ def test_splits_fill_the_multiprocessors(name, blocks, kv_tiles, splits):
 def test_splits_follow_the_number_of_multiprocessors(monkeypatch):
     monkeypatch.setattr(grid, "sm_count", lambda: 172)
     assert grid.kv_splits(172, 112) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "kv_tiles", "splits"),
+    [
+        ("7B over 14,336 slots: 112 blocks of 8 tiles", 4, 224, 28),
+        ("2 streams of it: 128 blocks of 14 tiles", 8, 224, 16),
+        ("16 streams of it: 128 blocks of 112 tiles", 64, 224, 2),
+        ("more blocks than multiprocessors", 160, 224, 1),
+        ("a small cache: 4 tiles a block", 2, 18, 4),
+        ("less than a tile", 2, 1, 1),
+    ],
+)
+def test_a_decode_step_is_one_wave_whose_blocks_have_work(name, blocks, kv_tiles, splits):
+    """Else a fifth of the GPU waits while the others read the cache."""
+    assert grid.decode_splits(blocks, kv_tiles) == splits, name
+    assert (splits - 1) * -(-kv_tiles // splits) < kv_tiles  # the last part has tiles too
