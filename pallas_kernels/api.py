@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from pallas_kernels import cudnn, xla
 from pallas_kernels.dispatch import choose
-from pallas_kernels.grid import decode_splits, kv_splits
+from pallas_kernels.grid import decode_splits, kv_splits, sm_count
 from pallas_kernels.rotary import Rotary, rotate
 
 DECODE_TOKENS = 8  # new tokens of a decode step, at most
@@ -30,7 +30,7 @@ def decode_attention(q, k, v, *, last, index, rotary: Rotary | None = None, impl
         last: [B, T] int32: a token attends to the slots whose index is in 0..last; -1 for one that attends to nothing.
         index: [B, S] int32: index of a slot's token in its sequence, -1 for an empty slot.
         rotary: (cos, sin) [B, S, H/2] float32, by which the keys are rotated on read; None when they are rotated already.
-        tiling: how a kernel cuts the work (`mosaic_gpu.Tiling`, `tpu.Tiling`); None for the default.
+        tiling: how a kernel cuts the work, a `Tiling` of `mosaic_gpu`, `mosaic_gpu_pingpong` or `tpu`; None for the default.
 
     Returns:
         [B, T, N, H] in the dtype of q; zeros for a token that attends to nothing.
@@ -67,7 +67,8 @@ def prefill_attention(
     if causal and k.shape[2] != q.shape[1]:
         raise ValueError(f"prefill_attention: causal needs as many slots as tokens, got {k.shape[2]} and {q.shape[1]}")
     gpu = {"slots": 128, "stages": 2, "warpgroups": 2, "splits": kv_splits(_query_tiles(q, k, 128), -(-k.shape[2] // 128))}
-    call = _Call("prefill_attention", implementation, tiling, gpu, {"q_rows": 256, "slots": 512}, causal=causal)
+    tilings: dict[str, Any] = {"gpu": gpu, "pingpong": {"blocks": sm_count()}, "tpu": {"q_rows": 256, "slots": 512}}
+    call = _Call("prefill_attention", implementation, tiling, **tilings, causal=causal)
     return _attention(call, q, k, v, _Visibility(None, last, index), rotary)
 
 
@@ -88,8 +89,11 @@ def vision_attention(q, k, v, *, first, last, index, span: int, implementation: 
     slots = 64 if span <= 64 else 128
     splits = kv_splits(_query_tiles(q, k, 128), -(-min(span, q.shape[1]) // slots))
     gpu = {"slots": slots, "stages": 2, "warpgroups": 2, "splits": splits}
-    tpu = {"q_rows": 128, "slots": 128 if span <= 128 else 512}
-    call = _Call("vision_attention", implementation, tiling, gpu, tpu, span=span)
+    pingpong: dict[str, Any] = {"blocks": sm_count()}
+    if span <= 64:  # a tile or two a block, which mostly waits: two blocks to a multiprocessor
+        pingpong = {"slots": 64, "warpgroups": 1, "overlap": False, "registers": 128}
+    tilings = {"gpu": gpu, "pingpong": pingpong, "tpu": {"q_rows": 128, "slots": 128 if span <= 128 else 512}}
+    call = _Call("vision_attention", implementation, tiling, **tilings, span=span)
     return _attention(call, q, k, v, _Visibility(first, last, index))
 
 
@@ -115,13 +119,14 @@ class _Visibility(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """What is static about a call. gpu, tpu: fields of the default tilings."""
+    """What is static about a call. gpu, tpu, pingpong: fields of the default tilings; None: as gpu."""
 
     operation: str
     implementation: str
     tiling: Any
     gpu: dict[str, int]
     tpu: dict[str, int]
+    pingpong: dict[str, Any] | None = None
     span: int | None = None
     causal: bool = False
 
@@ -139,6 +144,10 @@ def _attention(call: _Call, q, k, v, visibility: _Visibility, rotary: Rotary | N
         from pallas_kernels import tpu as kernel
 
         tiling = call.tiling or kernel.Tiling(**call.tpu)
+    elif implementation.endswith("pingpong") and call.pingpong is not None:
+        from pallas_kernels import mosaic_gpu_pingpong as kernel
+
+        tiling = call.tiling or kernel.Tiling(**call.pingpong)
     else:
         from pallas_kernels import mosaic_gpu as kernel
 

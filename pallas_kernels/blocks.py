@@ -66,6 +66,21 @@ def tile_bounds(first, last, index, q_tile: int, kv_tile: int):
     return jnp.stack([jnp.minimum(low, high), high], -1).astype(jnp.int32)
 
 
+def whole_tiles(first, last, index, q_tile: int, kv_tile: int):
+    """Which tiles of slots every row of a query tile sees whole, so that they need no mask: [B, R / q_tile, S / kv_tile + 1]
+    int32, 1 or 0; the last is 0, for a loop that reads one ahead.
+
+    Args: as of `tile_bounds`.
+    """
+    tiles = index.reshape(index.shape[0], -1, kv_tile)
+    min_index, max_index = tiles.min(-1), tiles.max(-1)  # an empty slot makes the latter EMPTY_SLOT_INDEX
+    row_last = last.reshape(last.shape[0], -1, q_tile).min(-1)
+    whole = max_index[:, None] <= row_last[..., None]
+    if first is not None:
+        whole &= min_index[:, None] >= first.reshape(first.shape[0], -1, q_tile).max(-1)[..., None]
+    return jnp.pad(whole.astype(jnp.int32), ((0, 0), (0, 0), (0, 1)))
+
+
 def merge_splits(out, lse):
     """Attention over all slots [B, K, R, H] from normalised results over parts of them [J, B, K, R, H], and the base-2
     log-sum-exp of the scores of each part [J, B, K, R]."""

@@ -14,7 +14,6 @@ array code; copies, barriers, the pipeline, the grid and the masking are the rea
 Axes: B batch, T tokens, N query heads, K kv heads, G = N/K, R query rows = T * G, S slots, H head dim, J splits.
 """
 
-import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,13 +34,7 @@ from pallas_kernels.blocks import (
     tile_bounds,
     unfold,
 )
-
-ROWS = 64  # query rows of a compute warpgroup: the M of a wgmma
-ACC = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
-LOG2E = math.log2(math.e)
-BEFORE_JAX_0_11 = jax.__version_info__ < (0, 11)
-MATRIX = plgpu.Layout.WGMMA
-ROW, COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)  # one value for each row, for each column of such a matrix
+from pallas_kernels.mosaic_ops import COLUMN, LOG2E, MATRIX, ROW, ROWS, Ops, swizzle_transforms
 
 
 class Tiling(NamedTuple):
@@ -52,38 +45,6 @@ class Tiling(NamedTuple):
     stages: int = 2
     warpgroups: int = 2
     splits: int = 1
-
-
-class Ops:
-    """What GPU interpret mode lacks: on a GPU the register layouts and wgmma, on a CPU plain array code."""
-
-    def __init__(self, interpret: bool) -> None:
-        self.interpret = interpret
-
-    def cast(self, x, layout):
-        return x if self.interpret else plgpu.layout_cast(x, layout)
-
-    def load(self, ref, layout):
-        if self.interpret:
-            return ref[...]
-        return plgpu.load(ref, (), layout=layout) if BEFORE_JAX_0_11 else plgpu.load(ref, layout=layout)  # pyright: ignore[reportCallIssue]
-
-    def scores(self, q, k):
-        """q [m, H] @ k [n, H]^T, both in shared memory, in float32."""
-        if self.interpret:
-            return lax.dot_general(q[...], k[...], (((1,), (1,)), ((), ())), "highest", jnp.float32)
-
-        def product(acc):
-            plgpu.wgmma(acc, q, plgpu.transpose_ref(k, (1, 0)) if BEFORE_JAX_0_11 else k.transpose((1, 0)))
-            return acc[...]
-
-        return pl.run_scoped(product, ACC((q.shape[0], k.shape[0]), jnp.float32))
-
-    def accumulate(self, acc, weights, v):
-        """acc + weights [m, n] @ v [n, H]; weights in registers, v in shared memory."""
-        if self.interpret:
-            return acc + lax.dot_general(weights, v[...], (((1,), (0,)), ((), ())), "highest", jnp.float32)
-        return pl.run_state(lambda ref: plgpu.wgmma(ref, weights, v))(ACC.init(acc))
 
 
 def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: bool | InterpretGPUParams = False):
@@ -136,7 +97,7 @@ class _Kernel:
         self.rotated_on_read, self.has_first = "cos" in names, "first" in names
         self.limits = ["last", "first"] if self.has_first else ["last"]
         # Keys that are rotated are read by halves, so a swizzle must not span both.
-        self.key_transforms = _transforms(self.width // 2 if self.rotated_on_read else self.width, dtype)
+        self.key_transforms = swizzle_transforms(self.width // 2 if self.rotated_on_read else self.width, dtype)
         # A decode step has few rows: only those that are real (in eights, the rows of a tile) are written, not all 64.
         self.written_rows = min(ROWS, round_up(real_rows, 8)) if shape[2] == ROWS else ROWS
 
@@ -178,12 +139,12 @@ class _Kernel:
         def tiles(width, transforms):
             return plgpu.BlockSpec((self.tiling.slots, width), lambda n: (start + n, 0), transforms=transforms)
 
-        specs = [tiles(self.width, self.key_transforms), tiles(self.width, _transforms(self.width, self.dtype))]
+        specs = [tiles(self.width, self.key_transforms), tiles(self.width, swizzle_transforms(self.width, self.dtype))]
         specs.append(plgpu.BlockSpec((self.tiling.slots,), lambda n: (start + n,)))
         streamed = [operands["k"].at[b, h], operands["v"].at[b, h], operands["index"].at[b]]
         if self.rotated_on_read:
             half = self.width // 2
-            specs += [tiles(half, _transforms(half, operands["cos"].dtype))] * 2
+            specs += [tiles(half, swizzle_transforms(half, operands["cos"].dtype))] * 2
             streamed += [operands["cos"].at[b], operands["sin"].at[b]]
         plgpu.emit_pipeline_warp_specialized(
             partial(self._attend_tile, smem),  # pyright: ignore[reportArgumentType]
@@ -259,12 +220,3 @@ def _rotate(ops: Ops, keys, angles, target) -> None:
     target[:, halves[0]] = (k1 * cos - k2 * sin).astype(target.dtype)
     target[:, halves[1]] = (k2 * cos + k1 * sin).astype(target.dtype)
     plgpu.commit_smem()
-
-
-def _transforms(width: int, dtype) -> tuple:
-    """Tiles and swizzle of rows of that many elements: the widest swizzle (in bytes) that they fill."""
-    size = jnp.dtype(dtype).itemsize
-    for swizzle in (128, 64, 32):
-        if width * size % swizzle == 0:
-            return plgpu.TilingTransform((8, swizzle // size)), plgpu.SwizzleTransform(swizzle)
-    return ()

@@ -14,7 +14,9 @@ from svlm_jax.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
 Remat = Literal["none", "full", "save_attention", "save_projections"]
-Attention = Literal["auto", "xla", "cudnn", "mosaic_gpu", "tpu", "interpret", "interpret_tpu"]  # pallas_kernels.IMPLEMENTATIONS
+Attention = Literal[  # pallas_kernels.IMPLEMENTATIONS
+    "auto", "xla", "cudnn", "mosaic_gpu", "mosaic_gpu_pingpong", "tpu", "interpret", "interpret_pingpong", "interpret_tpu"
+]
 Weights = Literal["full", "int8"]
 Mode = Literal["streaming", "full", "window", "recompute"]
 RopePositions = Literal["contiguous", "native"]

@@ -79,7 +79,7 @@ def check_source(name: str, start: float | None = None, duration: float | None =
 
 def check_attention(name: str, flag: str = "--attention") -> None:
     """Raises InputError where the kernels of that name do not run on the devices of this machine."""
-    platform = {"cudnn": "gpu", "mosaic_gpu": "gpu", "tpu": "tpu"}.get(name)
+    platform = {"cudnn": "gpu", "mosaic_gpu": "gpu", "mosaic_gpu_pingpong": "gpu", "tpu": "tpu"}.get(name)
     if platform is None:
         return
     import jax
@@ -88,7 +88,7 @@ def check_attention(name: str, flag: str = "--attention") -> None:
     if device != platform:
         raise InputError(flag, f"{name} on a {device.upper()}", f"a {platform.upper()} for it", remedy)
     capability = str(getattr(jax.devices()[0], "compute_capability", ""))
-    if name == "mosaic_gpu" and not capability.startswith("9."):
+    if name.startswith("mosaic_gpu") and not capability.startswith("9."):
         raise InputError(flag, f"{name} on a GPU of compute capability {capability}", "9.x (Hopper)", remedy)
 
 

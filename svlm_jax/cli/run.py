@@ -17,7 +17,7 @@ INTERRUPTED, CLOSED = 130, 141  # exit codes of a shell for SIGINT and for SIGPI
 # What is wrong with a path or a disk and can be mended by the user. A broken disk (EIO) keeps its traceback.
 _PATH_ERRORS = "ENOENT ENOTDIR EISDIR EACCES EPERM EEXIST EROFS ENOSPC EDQUOT ENAMETOOLONG ELOOP"
 _USER_ERRNOS = {getattr(errno, name) for name in _PATH_ERRORS.split() if hasattr(errno, name)}
-_KERNEL = re.compile(r"(cudnn|mosaic_gpu|tpu): ")  # how the message of a kernel begins that does not take a model
+_KERNEL = re.compile(r"(cudnn|mosaic_gpu\w*|tpu): ")  # how the message of a kernel begins that does not take a model
 
 
 def run(main: Callable[[], None]) -> None:

@@ -126,7 +126,7 @@ def test_what_caption_cannot_read_is_told_before_the_weights_are_loaded(
         assert name in told and "safetensors" not in told
 
 
-@pytest.mark.parametrize("kernel", ["mosaic_gpu", "cudnn", "tpu"])
+@pytest.mark.parametrize("kernel", ["mosaic_gpu", "mosaic_gpu_pingpong", "cudnn", "tpu"])
 def test_kernels_of_another_device_are_refused_in_one_line(refused, kernel):
     assert f"--attention: got {kernel} on a CPU" in refused("stream", "match:5", "--attention", kernel)
 

@@ -31,7 +31,10 @@ from pallas_kernels.workloads import OPERATIONS, WORKLOADS
 from svlm_jax.config import Attention
 
 pytestmark = pytest.mark.usefixtures("interpreted")
-KERNELS = ("interpret", "interpret_tpu", pytest.param("mosaic_gpu", marks=pytest.mark.gpu))
+GPU = ("mosaic_gpu", "mosaic_gpu_pingpong")
+ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in GPU]
+KERNELS = ("interpret", "interpret_tpu", ON_GPU[0])  # of a decode step
+CHUNK_KERNELS = ("interpret", "interpret_pingpong", "interpret_tpu", *ON_GPU)  # of a prefill chunk and of patches
 HEADS = [(7, 1, 128), (8, 1, 64), (4, 2, 16)]  # query heads, kv heads, head dim: GQA as in 7B, as in 72B, as in the tests
 
 
@@ -43,7 +46,7 @@ def random_qkv(batch, length, slots, heads, kv_heads, width, dtype=jnp.bfloat16,
 
 def float_dtype(implementation):
     """float32, in which differences are rounding, except on a GPU, whose tensor cores take bfloat16 only."""
-    return jnp.bfloat16 if implementation == "mosaic_gpu" else jnp.float32
+    return jnp.bfloat16 if implementation.startswith("mosaic_gpu") else jnp.float32
 
 
 def ring(slots, counts, length, seed=0):
@@ -104,7 +107,7 @@ def test_a_decode_step_takes_at_most_eight_tokens(implementation):
         decode_attention(*random_qkv(1, 9, 128, 7, 1, 16), **ring(128, (77,), 9))
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", CHUNK_KERNELS)
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), HEADS)
 @pytest.mark.parametrize(("length", "slots"), [(19, 256), (37, 200)], ids=["a tile", "odd"])
 def test_a_chunk_over_a_ring(implementation, heads, kv_heads, width, length, slots):
@@ -112,13 +115,13 @@ def test_a_chunk_over_a_ring(implementation, heads, kv_heads, width, length, slo
     check(prefill_attention, implementation, arrays, ring(slots, (slots - 9,), length))
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", CHUNK_KERNELS)
 def test_a_chunk_whose_cached_keys_are_unrotated(implementation):
     arrays = random_qkv(2, 20, 128, 4, 2, 16, float_dtype(implementation))
     check(prefill_attention, implementation, arrays, ring(128, (128, 11), 20), rotary=angles(2, 128, 16))
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", CHUNK_KERNELS)
 def test_a_complete_causal_sequence_with_padding(implementation):
     index = np.where(np.arange(150) < 140, np.arange(150), -1)[None].astype(np.int32)
     arrays = random_qkv(1, 150, 150, 2, 1, 16, float_dtype(implementation))
@@ -136,7 +139,7 @@ def segments(lengths, total):
     return {"first": first, "last": last, "index": index}
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", CHUNK_KERNELS)
 @pytest.mark.parametrize(
     ("lengths", "span", "width"), [((64, 48, 16, 64, 4), 64, 80), ((130, 60), 130, 80), ((3, 9, 9), 9, 16)]
 )
@@ -146,7 +149,7 @@ def test_windows_and_frames_of_patches(implementation, lengths, span, width):
     assert (out[:, -12:] == 0).all()
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", CHUNK_KERNELS)
 def test_gradients_are_those_of_the_reference(implementation):
     dtype = float_dtype(implementation)
     visibility, patches = ring(128, (128,), 12), segments((20, 12), 40)
@@ -181,7 +184,7 @@ def test_no_thread_block_races_with_another(warpgroups):
         assert not gpu_callbacks.get_races().races_found
 
 
-@pytest.mark.parametrize(("implementation", "platform"), [("mosaic_gpu", "cuda"), ("tpu", "tpu")])
+@pytest.mark.parametrize(("implementation", "platform"), [(name, "cuda") for name in GPU] + [("tpu", "tpu")])
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_real_shapes_are_lowered_for_the_device(name, implementation, platform):
     work = WORKLOADS[name]
@@ -190,16 +193,16 @@ def test_real_shapes_are_lowered_for_the_device(name, implementation, platform):
     assert {"cuda": "mosaic_gpu", "tpu": "tpu_custom_call"}[platform] in lowered.as_text()
 
 
-@pytest.mark.gpu
+@pytest.mark.parametrize("implementation", ON_GPU)
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_real_shapes_on_the_device(name):
+def test_real_shapes_on_the_device(name, implementation):
     work = WORKLOADS[name]
     arguments = work.arguments()
     arrays = tuple(arguments.pop(x) for x in "qkv")
     options = {} if work.span is None else {"span": work.span}
     if work.rotated:
         options["rotary"] = arguments.pop("rotary")
-    check(OPERATIONS[work.operation], "mosaic_gpu", arrays, arguments, **options)
+    check(OPERATIONS[work.operation], implementation, arrays, arguments, **options)
 
 
 @pytest.mark.gpu
