@@ -94,8 +94,8 @@ def main() -> None:
     vlm = load(args, progress=Progress("load"))
     print(settings_line(config, sampling), file=sys.stderr)
     start = time.monotonic()
-    with compiling():
-        session, clip = session_for(vlm, config, box, args.num_streams, sampling)
+    with compiling() as progress:
+        session, clip = session_for(vlm, config, box, args.num_streams, sampling, progress)
     hub.engine = Engine(vlm.processor, session, clip, publish=hub.publish, limits=hub.limits, metrics=hub.metrics)
     hub.engine.start()
     site = Site(hub, Access(token=args.token, loopback=is_local, origins=args.origin))
