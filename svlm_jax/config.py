@@ -18,6 +18,7 @@ Attention = Literal[  # pallas_kernels.IMPLEMENTATIONS
     "auto", "xla", "cudnn", "mosaic_gpu", "mosaic_gpu_pingpong", "tpu", "interpret", "interpret_pingpong", "interpret_tpu"
 ]
 Weights = Literal["full", "int8"]
+ResizeOn = Literal["auto", "host", "device"]  # where frames of video are resized and cut into patches
 Mode = Literal["streaming", "full", "window", "recompute"]
 RopePositions = Literal["contiguous", "native"]
 MovedReplyKV = Literal["reuse", "recompute"]

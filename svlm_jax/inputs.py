@@ -31,17 +31,30 @@ EMPTY_RANGE = (1, 0)  # first > last: a query that attends to no key
 Grid = tuple[int, int, int]  # (t, h, w) in patches
 
 
+class Frames(NamedTuple):
+    """Frames of a chunk as their source gave them, for a device that makes the patches.
+
+    pixels: uint8 [F, H, W, 3] on the host; on the device [F, H', W' * 3] of a session's `FrameBox`, with the picture in its
+    upper left corner. height, width: H and W.
+    """
+
+    pixels: Any
+    height: int
+    width: int
+
+
 class Clip(NamedTuple):
     """An image or a clip as the vision tower reads it.
 
-    patches [P, C] in patchify order: float32, normalised, or raw uint8 pixels. grid (t, h, w) in patches. step: temporal
-    positions from one t to the next. video: whether its pad tokens are those of a video.
+    patches [P, C] in patchify order: float32, normalised, or raw uint8 pixels; [0, C] where `frames` are given instead. grid
+    (t, h, w) in patches. step: temporal positions from one t to the next. video: whether its pad tokens are those of a video.
     """
 
     patches: np.ndarray
     grid: Grid
     step: float = 1.0
     video: bool = False
+    frames: Frames | None = None
 
 
 class ResizeWeights(NamedTuple):
@@ -55,8 +68,8 @@ class ResizeWeights(NamedTuple):
 
 
 class RawFrames(NamedTuple):
-    """Frames as their source gave them, and how the device makes patches of them (`model/pixels`): all of it data, so that one
-    program serves every size that fits.
+    """`Frames` of a batch, and how the device makes patches of them (`model/pixels`): all of it data, so that one program
+    serves every size that fits.
 
     frames: B arrays uint8 [F, H, W * 3], one for each stream, or one array [B, F, H, W * 3]. A minor axis of 3 would be padded
     on a TPU, so pixels and channels are one axis. What lies beyond a smaller picture has no weight. columns, rows: weights
@@ -82,7 +95,8 @@ class Sample(NamedTuple):
 class VisionInput:
     """Patches of the images and clips of each sample, in window order, padded to a bucket.
 
-    patches [B, P, C]: float32, normalised, or raw uint8 pixels, which the tower normalises. positions [B, P, 2] int32: row and
+    patches [B, P, C]: float32, normalised, or raw uint8 pixels, which the tower normalises; or `RawFrames`, of which the device
+    makes such pixels before the tower. positions [B, P, 2] int32: row and
     column of the patch in its frame. window_range, frame_range [B, P, 2] int32: first and last patch that this one attends to
     in window layers and in full layers (which see one frame); padding has EMPTY_RANGE and is in the range of none. frame_span:
     static bucket that holds the patches of any one frame.

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from pallas_kernels import dispatch
 from svlm_jax.checkpoint import convert
 from svlm_jax.checkpoint.directory import ADAPTER, INDEX
-from svlm_jax.config import Attention, Dtype, StreamConfig, Weights
+from svlm_jax.config import Attention, Dtype, ResizeOn, StreamConfig, Weights
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.generate import generate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
@@ -38,6 +38,7 @@ from svlm_jax.model.transforms import fuse, quantize
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.settings import read_generation_config, read_streaming_config
 from svlm_jax.stream.events import Caption, Dropped, Event, Note
+from svlm_jax.stream.frames import resizes_on_device
 from svlm_jax.stream.playback import Playback
 from svlm_jax.stream.runner import VIDEO, OnToken, Runner, watch
 from svlm_jax.stream.sequence import TurnTokenizer, check_query
@@ -117,6 +118,7 @@ class Pretrained:
         sampling: Sampling | None = None,
         seed: int = 0,
         on_token: OnToken | None = None,
+        resize_on: ResizeOn = "auto",
         **settings: Any,
     ) -> Iterator[Event]:
         """Watch a video: a file, a folder of frames, a URL, the number of a webcam, or an open `media.sources.Source`. A file
@@ -128,6 +130,8 @@ class Pretrained:
             start, duration: seconds.
             config: windows, mode, frames a second; the model's own by default, as is `sampling`.
             on_token: called with each `TokenDelta` as it is decoded, at the cost of a round trip to the device a token.
+            resize_on: where frames are resized: on the "host" or the "device", to the same pixels. "auto": on a GPU or TPU if
+                there is one.
             settings: fields of `StreamConfig` to change (fps=4, mode="full", vision_window=8).
 
         Raises:
@@ -135,6 +139,7 @@ class Pretrained:
         """
         config, sampling = with_settings(config or self.stream, settings), sampling or self.sampling
         check_query(query, config, TurnTokenizer.of(self.tokenizer, self.model.config))
+        on_device = resizes_on_device(resize_on, self.processor.video_config, config)
         timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
 
         def join(clip: Clip) -> Runner:
@@ -144,7 +149,7 @@ class Pretrained:
             return runner
 
         def play() -> Iterator[Event]:
-            with Playback(self.processor) as playback:
+            with Playback(self.processor, on_device=on_device) as playback:
                 yield from watch(playback, open_source(source, **timing), join, on_token=on_token)
 
         return play()

@@ -14,7 +14,7 @@ from pathlib import Path
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.cli.model_flags import DEFAULT_MODEL, compile_cache_flag, set_compile_cache
 from svlm_jax.cli.progress import compiling, interruptible
-from svlm_jax.cli.stream_flags import retention_flags, settings_line, stream_settings
+from svlm_jax.cli.stream_flags import resize_flag, retention_flags, settings_line, stream_settings
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Clip
 from svlm_jax.stream.events import Caption
@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--unseen", action="store_true", help="a pitch and shades that no training film has")
     parser.add_argument("--picture", type=Path, metavar="FILE.png", help="also draw frames and commentary")
     compile_cache_flag(parser)
+    resize_flag(parser)
     retention_flags(parser)
     args = parser.parse_args()
     if args.picture and (args.picture.suffix != ".png" or not args.picture.absolute().parent.is_dir()):
@@ -47,14 +48,14 @@ def main() -> None:
     print(f"{args.model}, {size / 1e6:.1f} M parameters, watches game {args.seed}: {args.seconds} s, as fast as it can\n")
 
     def start(clip: Clip) -> Runner:
-        with compiling() as progress:
-            runner = Runner.compiled(vlm.model, vlm.tokenizer, config, clip, sampling=sampling, progress=progress)
+        with compiling():
+            runner = Runner.compiled(vlm.model, vlm.tokenizer, config, clip, sampling=sampling)
         runner.join(VIDEO)
         return runner
 
     comparison = Comparison(game := Game(args.seed, args.seconds, args.unseen))
     print(f"{'s':>4}  {'true commentary':40}  {'model':40}")
-    for caption in captions(vlm.processor, game, config, start):
+    for caption in captions(vlm.processor, game, config, start, args.resize_on):
         show(comparison, caption)
     summarize(comparison, time.monotonic() - started)
     if args.picture:

@@ -21,7 +21,7 @@ from typing import Any
 from svlm_jax.cli.flags import Parser, integer, number
 from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load, model_flags
 from svlm_jax.cli.progress import Progress, compiling
-from svlm_jax.cli.stream_flags import frame_flags, retention_flags, sampling_flags, settings_line, stream_settings
+from svlm_jax.cli.stream_flags import frame_flags, resize_flag, retention_flags, sampling_flags, settings_line, stream_settings
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.media.paths import masked
@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     )
     sources.add_argument("--size", default=SIZE, metavar="WxH", help=f"largest frame in pixels (default {SIZE})")
     frame_flags(sources)
+    resize_flag(sources)
     sampling_flags(parser.add_argument_group("words"))
     retention_flags(parser)
     _access_flags(parser.add_argument_group("who may watch"), defaults)
@@ -94,8 +95,8 @@ def main() -> None:
     vlm = load(args, progress=Progress("load"))
     print(settings_line(config, sampling), file=sys.stderr)
     start = time.monotonic()
-    with compiling() as progress:
-        session, clip = session_for(vlm, config, box, args.num_streams, sampling, progress)
+    with compiling():
+        session, clip = session_for(vlm, config, box, args.num_streams, sampling, args.resize_on)
     hub.engine = Engine(vlm.processor, session, clip, publish=hub.publish, limits=hub.limits, metrics=hub.metrics)
     hub.engine.start()
     site = Site(hub, Access(token=args.token, loopback=is_local, origins=args.origin))

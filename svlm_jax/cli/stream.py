@@ -22,7 +22,7 @@ from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load, mo
 from svlm_jax.cli.outputs import check_outputs, open_captions
 from svlm_jax.cli.progress import Progress, compiling
 from svlm_jax.cli.screen import Questions, Screen, Stopping, clock, stdin_has_input
-from svlm_jax.cli.stream_flags import frame_flags, retention_flags, sampling_flags, settings_line, stream_settings
+from svlm_jax.cli.stream_flags import frame_flags, resize_flag, retention_flags, sampling_flags, settings_line, stream_settings
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.media.player import MAX_DELAY
@@ -36,6 +36,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tensor", type=integer(1), default=1, help="devices that share the model (default 1)")
     video = parser.add_argument_group("video")
     frame_flags(video)
+    resize_flag(video)
     video.add_argument("--start", type=number(0), metavar="S", help="second to start at (default 0, or where --resume stands)")
     video.add_argument("--duration", type=number(0), metavar="S", help="seconds to watch (default: to the end)")
     video.add_argument("--pace", action="store_true", help="play a file at its own speed")
@@ -108,11 +109,14 @@ class StreamCommand:
         self.watched = self.dropped = self.saved = 0  # chunks
 
     def run(self) -> None:
+        from svlm_jax.stream.frames import resizes_on_device
         from svlm_jax.stream.playback import Playback
         from svlm_jax.stream.runner import watch
 
-        args, source, screen = self.args, self.source, self.screen
-        playback = self.stack.enter_context(Playback(self.vlm.processor, pace=args.pace, max_delay=args.max_delay))
+        args, source, screen, processor = self.args, self.source, self.screen, self.vlm.processor
+        on_device = resizes_on_device(args.resize_on, processor.video_config, self.config)
+        options = {"pace": args.pace, "max_delay": args.max_delay, "on_device": on_device}
+        playback = self.stack.enter_context(Playback(processor, **options))
         self.stopping.wake = playback.stop
         if source.live:
             screen.say(self._source_line())
@@ -150,8 +154,8 @@ class StreamCommand:
             args.query, self.config, TurnTokenizer.of(vlm.tokenizer, vlm.model.config)
         )  # before the compiler takes its time
         options = {"sampling": self.sampling, "previous": args.previous_text, "tokens": args.tokens}
-        with compiling() as progress:
-            self.runner = Runner.compiled(vlm.model, vlm.tokenizer, self.config, clip, progress=progress, **options)
+        with compiling():
+            self.runner = Runner.compiled(vlm.model, vlm.tokenizer, self.config, clip, **options)
         if args.resume:
             self.runner.resume(args.resume)
         else:

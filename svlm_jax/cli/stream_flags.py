@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any, get_args
 
 from svlm_jax.cli.flags import integer, integer_or_none, number
-from svlm_jax.config import Mode, MovedReplyKV, RopePositions, StreamConfig
+from svlm_jax.config import Mode, MovedReplyKV, ResizeOn, RopePositions, StreamConfig
 from svlm_jax.errors import InputError
 
 STREAM_FIELDS = tuple(field.name for field in fields(StreamConfig))
@@ -23,6 +23,12 @@ def frame_flags(parser: Any) -> None:
     """--fps and --chunk-seconds: how a video is cut into chunks."""
     parser.add_argument("--fps", type=number(0, 1000), default=SUPPRESS, help="frames a second that the model sees (usually 2)")
     parser.add_argument("--chunk-seconds", type=number(0, 3600), default=SUPPRESS, help="video seconds of a reply (usually 1)")
+
+
+def resize_flag(parser: Any) -> None:
+    """--resize-on: what `stream.frames.resizes_on_device` reads."""
+    description = "where frames are resized and cut into patches, to the same pixels (default: a GPU or TPU if there is one)"
+    parser.add_argument("--resize-on", choices=get_args(ResizeOn), default="auto", help=description)
 
 
 def sampling_flags(parser: Any) -> None:

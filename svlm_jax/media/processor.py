@@ -8,14 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import family_of
 from svlm_jax.families.chat import Tokenizer, Turn, encode
 from svlm_jax.files import read_json, refuse_other_kinds_of_file
-from svlm_jax.inputs import Clip, Sample
+from svlm_jax.inputs import Clip, Frames, Sample
 from svlm_jax.media.image import as_frames, load_image
-from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, preprocess
+from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, preprocess, smart_resize
 from svlm_jax.media.video import read_video
 from svlm_jax.spans import temporal_step
 
@@ -90,6 +92,18 @@ class Processor:
         patches, grid = preprocess(frames, frame_share(self.video_config, len(frames)), raw=raw)
         vision = self.config.vision
         return Clip(patches, grid, temporal_step(vision.tokens_per_second, vision.temporal_patch_size, fps), video=True)
+
+    def frames(self, source: Any, *, fps: float | int = 2.0) -> Clip:
+        """`video` of frames that were sampled before, without its patches: they are made on the device, pixel for pixel."""
+        pixels, vision = as_frames(source), self.config.vision
+        height, width = pixels.shape[1:3]
+        rows, columns = smart_resize(height, width, frame_share(self.video_config, len(pixels)))
+        if missing := -len(pixels) % vision.temporal_patch_size:  # as `patchify` does
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+        grid = (len(pixels) // vision.temporal_patch_size, rows // vision.patch_size, columns // vision.patch_size)
+        step = temporal_step(vision.tokens_per_second, vision.temporal_patch_size, fps)
+        none = np.zeros((0, vision.patch_dim), np.uint8)
+        return Clip(none, grid, step, video=True, frames=Frames(pixels, height, width))
 
     def open(self, source: Any, **video: Any) -> Clip:
         """An image or a video, whichever `source` is: a sequence is a video, a file goes by the type that mimetypes has for its

@@ -64,7 +64,7 @@ class FrameBox(NamedTuple):
         )
 
     def holds(self, num_frames: int, height: int, width: int, rows: int, columns: int) -> bool:
-        """Whether frames of this size, resized to rows x columns, fit."""
+        """Whether so many frames of height x width, resized to rows x columns, fit."""
         fits = num_frames <= self.num_frames and height <= self.height and width <= self.width
         kernels = (resize_weights(size, out).weight.shape[1] for size, out in ((height, rows), (width, columns)))
         sizes = (rows, columns, *kernels)

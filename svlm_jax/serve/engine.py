@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from svlm_jax.config import StreamConfig
+from svlm_jax.config import ResizeOn, StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.families.chat import plain
 from svlm_jax.inputs import Clip
 from svlm_jax.media.pixels import PixelConfig, smart_resize
 from svlm_jax.media.processor import Processor
+from svlm_jax.media.resize_weights import FrameBox
 from svlm_jax.pretrained import Pretrained
 from svlm_jax.serve.cache_message import cache_message
 from svlm_jax.serve.client_image import MAX_ASPECT_RATIO, Box
@@ -29,12 +30,13 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.stream.captions import one_line
 from svlm_jax.stream.events import Caption, Dropped, Ended, Event, Refused
+from svlm_jax.stream.frames import resizes_on_device
 from svlm_jax.stream.groups import batch_sizes
 from svlm_jax.stream.playback import Playback, Ready
 from svlm_jax.stream.runner import Runner
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session, StreamState
-from svlm_jax.stream.warmup import OnProgress, compile_programs, warm
+from svlm_jax.stream.warmup import compile_batch_size, warm
 
 IDLE_WAIT = 1.0  # seconds; wakes the thread without chunks, for its heartbeat
 SPEED_STEPS = 16  # steps over which the real-time factor is averaged
@@ -62,12 +64,7 @@ class RunningStream:
 
 
 def session_for(
-    vlm: Pretrained,
-    config: StreamConfig,
-    box: Box,
-    num_streams: int,
-    sampling: Sampling,
-    progress: OnProgress | None = None,
+    vlm: Pretrained, config: StreamConfig, box: Box, num_streams: int, sampling: Sampling, resize_on: ResizeOn = "auto"
 ) -> tuple[Session, Clip]:
     """A compiled session for frames that fit into the box, and a black clip of that size.
 
@@ -75,12 +72,19 @@ def session_for(
     in a thread of its own. Over a mesh all are compiled here.
     """
     black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
-    clip = vlm.processor.video(black, fps=config.fps, raw=True)
-    grid = (clip.grid[0], 2, max_frame_patches(vlm.processor.video_config, box) // 2)
-    session = Session(vlm.model, vlm.tokenizer, config, grid, sampling=sampling, num_streams=num_streams)
+    pixels, frame_box = vlm.processor.video_config, None
+    if resizes_on_device(resize_on, pixels, config):
+        clip = vlm.processor.frames(black, fps=config.fps)
+        # Sides are rounded when a picture is fitted into the box: a small one may be a little longer than it was.
+        frame_box = FrameBox.largest(len(black), box.height, box.width, pixels, max_aspect_ratio=1.5 * MAX_ASPECT_RATIO)
+    else:
+        clip = vlm.processor.video(black, fps=config.fps, raw=True)
+    grid = (clip.grid[0], 2, max_frame_patches(pixels, box) // 2)
+    options = {"sampling": sampling, "num_streams": num_streams, "frame_box": frame_box}
+    session = Session(vlm.model, vlm.tokenizer, config, grid, **options)
     if session.mesh is None:
         session.batch_sizes = session.batch_sizes[:1]
-    warm(session, session.init_state(), clip, progress=progress)
+    warm(session, session.init_state(), clip)
     return session, clip
 
 
@@ -105,7 +109,7 @@ class Engine:
         self.metrics = metrics or Metrics()
         self.num_streams, self.chunk_seconds = session.num_streams, session.config.chunk_seconds
         self.runner = Runner(session)
-        self.playback = Playback(processor)
+        self.playback = Playback(processor, on_device=session.frame_box is not None, upload=session.upload)
         # Guards `running` and the questions in it. It is the condition of the playback, so that adding a stream and opening its
         # source are one step for the thread that waits for chunks.
         self.lock = self.playback.changed
@@ -195,7 +199,7 @@ class Engine:
         try:
             for size in batch_sizes(self.num_streams) if session.mesh is None else ():
                 if not self.playback.stopped and size not in session.batch_sizes:
-                    compile_programs(session, (size,), state, self.clip)
+                    compile_batch_size(session, size, state, self.clip)
                     # a new tuple in one assignment: the engine's thread reads it without a lock
                     session.batch_sizes = tuple(sorted({*session.batch_sizes, size}))
         except Exception as error:  # the programs for one stream are enough to go on

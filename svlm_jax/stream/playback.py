@@ -22,7 +22,7 @@ PATIENCE = 0.1  # of a chunk: how long a batch waits for the streams that have n
 
 
 class Ready(NamedTuple):
-    """A chunk that can be watched now: its frames as patches, and when (`time.monotonic`) the last of them was there."""
+    """A chunk that can be watched now: its frames, and when (`time.monotonic`) the last of them was there."""
 
     start: float | int
     end: float | int
@@ -34,12 +34,23 @@ class Ready(NamedTuple):
 class Playback(AbstractContextManager["Playback"]):
     """Sources by the names of their streams. `wait` and `poll` belong to one thread, the rest may be called from any."""
 
-    def __init__(self, processor: Processor, *, pace: bool = False, max_delay: float | int = MAX_DELAY) -> None:
+    def __init__(
+        self,
+        processor: Processor,
+        *,
+        pace: bool = False,
+        max_delay: float | int = MAX_DELAY,
+        on_device: bool = False,
+        upload: Callable[[Clip], Clip] | None = None,
+    ) -> None:
         """Args:
         pace: play files at their own speed; otherwise as fast as their chunks are taken.
         max_delay: seconds of live or paced video that may wait before the oldest chunks are dropped.
+        on_device: leave frames as they are, for a device that resizes them (`frames.resizes_on_device`).
+        upload: of the session (`Session.upload`), called in the reading threads; may be set later.
         """
         self.processor, self.pace, self.max_delay = processor, pace, max_delay
+        self.on_device, self.upload = on_device, upload
         self.players: dict[str, Player] = {}
         self.changed = threading.Condition()  # reentrant, so `stop` may be called from a signal handler
         self.stopped = False
@@ -49,7 +60,9 @@ class Playback(AbstractContextManager["Playback"]):
         return stream in self.players
 
     def clip(self, chunk: sources.Chunk, fps: float | int) -> Clip:
-        """The frames of a chunk as patches."""
+        """The frames of a chunk as the session takes them: as patches, or as they are."""
+        if self.on_device:
+            return self.processor.frames(chunk.frames, fps=fps)
         return self.processor.video(chunk.frames, fps=fps, raw=True)
 
     def open(self, stream: str, source: Source, chunks: Iterable[sources.Chunk] | None = None) -> None:
@@ -133,8 +146,9 @@ class Playback(AbstractContextManager["Playback"]):
     # in the reading threads
 
     def _prepare(self, chunk: sources.Chunk, fps: float | int) -> tuple[Clip, float]:
-        arrival = time.monotonic()
-        return self.clip(chunk, fps), arrival
+        arrival, clip = time.monotonic(), self.clip(chunk, fps)
+        # Sent from here, frames travel while the device works on the chunk before.
+        return clip if self.upload is None else self.upload(clip), arrival
 
     # in the thread that polls
 

@@ -1,9 +1,10 @@
 """The programs that a session runs on the device, compiled once for each batch size and each static size of the session.
 
-First come the parameters of the part of the model that a program uses (`parameters.part_of`). Caches and decode states are
-donated: they are updated in place, and the arrays that were passed are deleted. Axes: B streams, D width.
+Parameters come first. Caches and decode states are donated: they are updated in place, and the arrays that were passed are
+deleted. Axes: B streams, D width.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,25 +14,26 @@ from jaxtyping import Array, Float
 from svlm_jax.config import ModelConfig
 from svlm_jax.decode import loop
 from svlm_jax.decode.loop import DecodeInputs, DecodeState, Limit
-from svlm_jax.inputs import VisionInput
+from svlm_jax.inputs import RawFrames, VisionInput
 from svlm_jax.model.cache import KVCache
-from svlm_jax.model.parameters import from_part
+from svlm_jax.model.parameters import Parameters, from_parameters
+from svlm_jax.model.pixels import patches_of
 from svlm_jax.model.vision import Features
 from svlm_jax.sharding import constrain
 from svlm_jax.stream.batch import PrefillBatch
 
-Arrays = tuple[jax.Array, ...]
-
 
 @partial(jax.jit, static_argnames="config")
-def encode_vision(params: Arrays, frames: VisionInput, *, config: ModelConfig) -> Features:
+def encode_vision(params: Parameters, frames: VisionInput, *, config: ModelConfig) -> Features:
     """Vision features of the frames of each stream."""
-    return from_part(config, "vision", params).vision(frames)
+    if isinstance(frames.patches, RawFrames):
+        frames = replace(frames, patches=patches_of(frames.patches, config.vision))
+    return from_parameters(config, params).vision(frames)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def prefill(
-    params: Arrays,
+    params: Parameters,
     batch: PrefillBatch,
     features: Features,
     hidden: Float[Array, "B D"],
@@ -41,7 +43,7 @@ def prefill(
 ) -> tuple[Float[Array, "B D"], KVCache]:
     """One batch of new tokens: (hidden state [B, D] of the newest token of each stream so far, cache)."""
     with jax.named_scope("prefill"):
-        model = from_part(config, "text", params)
+        model = from_parameters(config, params)
         states, cache = model.extend(batch.inputs, jnp.asarray(batch.slots), cache, features)
         newest = jnp.take_along_axis(states, jnp.maximum(batch.newest, 0)[:, None, None], axis=1)[:, 0]
         # A stream whose last token is in another batch keeps the hidden state that it came with.
@@ -50,7 +52,7 @@ def prefill(
 
 @partial(jax.jit, static_argnames=("config", "max_top_k", "record"), donate_argnames="cache")
 def decode(
-    params: Arrays,
+    params: Parameters,
     inputs: DecodeInputs,
     hidden: Float[Array, "B D"],
     cache: KVCache,
@@ -62,17 +64,17 @@ def decode(
 ) -> DecodeState:
     """Replies of at most `limit` tokens; `resume_decode` continues them."""
     with jax.named_scope("decode"):
-        model = from_part(config, "text", params)
+        model = from_parameters(config, params)
         return loop.decode(model, hidden, cache, inputs, limit, max_top_k=max_top_k, record=record)
 
 
 @partial(jax.jit, static_argnames=("config", "max_top_k"), donate_argnames="state")
 def resume_decode(
-    params: Arrays, inputs: DecodeInputs, state: DecodeState, limit: Limit, *, config: ModelConfig, max_top_k: int
+    params: Parameters, inputs: DecodeInputs, state: DecodeState, limit: Limit, *, config: ModelConfig, max_top_k: int
 ) -> DecodeState:
     """The same replies, up to another limit."""
     with jax.named_scope("decode"):
-        return loop.decode_until(from_part(config, "text", params), state, inputs, limit, max_top_k=max_top_k)
+        return loop.decode_until(from_parameters(config, params), state, inputs, limit, max_top_k=max_top_k)
 
 
 @partial(jax.jit, static_argnames="capacity")

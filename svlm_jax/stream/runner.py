@@ -35,11 +35,12 @@ from svlm_jax.media.sources import Source
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.stream import state_io
 from svlm_jax.stream.events import Caption, Ended, Event, Note, Refused, Started, TokenDelta
+from svlm_jax.stream.frames import frame_box
 from svlm_jax.stream.playback import Playback, Ready
 from svlm_jax.stream.results import Reply
 from svlm_jax.stream.sequence import Chunk, StreamSequence
 from svlm_jax.stream.session import Prepared, Session, StreamState
-from svlm_jax.stream.warmup import OnProgress, warm
+from svlm_jax.stream.warmup import warm
 
 VIDEO = "video"  # the stream of `watch`, which has one
 OnToken = Callable[[TokenDelta], None]
@@ -71,7 +72,6 @@ class Runner:
         previous: str = "",
         tokens: bool = False,
         max_top_k: int | None = None,
-        progress: OnProgress | None = None,
     ) -> "Runner":
         """A runner whose programs are compiled, for chunks like `clip`. Takes as long as the compiler does.
 
@@ -81,11 +81,11 @@ class Runner:
             previous: the text before streams that join without their own.
             tokens: compile what `on_token` needs, too.
             max_top_k: the largest top_k of a stream, as of `Session`.
-            progress: called with (programs compiled so far, all of them).
         """
         options = {"sampling": sampling, "num_streams": num_streams, "previous": previous, "max_top_k": max_top_k}
+        options["frame_box"] = frame_box(clip, model.config.vision)
         runner = cls(Session(model, tokenizer, config, clip.grid, **options))
-        runner.state = warm(runner.session, runner.state, clip, tokens=tokens, progress=progress)
+        runner.state = warm(runner.session, runner.state, clip, tokens=tokens)
         return runner
 
     # streams come and go
@@ -350,11 +350,13 @@ def watch(
             yield from _raise_error(dropped)
             return
         runner = start(ready[VIDEO].clip)
+        playback.upload = runner.session.upload
     else:  # compiled before the clock of a paced file starts, so that it costs no second of the video
         try:
             chunks = iter(source)
             first = next(chunks)
             runner = start(playback.clip(first, source.fps))
+            playback.upload = runner.session.upload
         except BaseException:
             source.close()
             raise

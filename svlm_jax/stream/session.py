@@ -28,13 +28,14 @@ from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.families import chat
 from svlm_jax.families.chat import Tokenizer, Tokens, plain
-from svlm_jax.inputs import TOKEN_BUCKETS, VisionInput, bucket
+from svlm_jax.inputs import TOKEN_BUCKETS, Clip, VisionInput, bucket
+from svlm_jax.media.resize_weights import FrameBox
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
-from svlm_jax.model.parameters import parameters, part_of
+from svlm_jax.model.parameters import parameters
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import RULES, mesh_of, on_mesh
 from svlm_jax.spans import Span, total
-from svlm_jax.stream import batch, policy, programs, sequence
+from svlm_jax.stream import batch, frames, policy, programs, sequence
 from svlm_jax.stream.batch import Batch, PrefillBatch, ScheduledSequence
 from svlm_jax.stream.groups import batch_sizes, gather, groups, scatter
 from svlm_jax.stream.results import OnToken, Refusal, Reply, StageTimer, StepResult, TokenCallbacks
@@ -93,6 +94,7 @@ class Session:
         previous: str = "",
         markup: bool = False,
         max_top_k: int | None = None,
+        frame_box: FrameBox | None = None,
     ) -> None:
         """Args:
         grid: (t, h, w) in patches of the largest chunk; frames of other shapes may be as many patches.
@@ -102,10 +104,12 @@ class Session:
         previous: previous text of streams that have none of their own.
         max_top_k: the largest top_k that a stream may sample with, a static size of the programs; 0: the whole vocabulary,
             whose sort takes longer. That of `sampling` by default.
+        frame_box: of frames that the device resizes and cuts into patches; by default clips have patches.
         """
+        frames.check_box(frame_box)
+        self.frame_box = frame_box
         self.config, self.num_streams, self.grid = config, num_streams, grid
         self.params, self.model_config = parameters(model), model.config
-        self.vision_params, self.text_params = part_of(self.params, "vision"), part_of(self.params, "text")
         self.turn_tokenizer = TurnTokenizer.of(tokenizer, model.config)
         self.sampling = sampling
         self.max_top_k = sampling.top_k if max_top_k is None else max_top_k
@@ -185,6 +189,11 @@ class Session:
         """End a stream; its place of the batch is free."""
         return _with_stream(state, stream_id, None)
 
+    def upload(self, clip: Clip) -> Clip:
+        """Send the frames of a clip to the device before its step, from any thread. Patches stay, and so do frames for a mesh:
+        they are divided by stream when they are stacked."""
+        return clip if self.frame_box is None or self.mesh is not None else frames.upload(clip, self.frame_box)
+
     def prepare(self, state: StreamState, stream_id: int, chunk: Chunk) -> Prepared:
         """The first part of `step` for one stream: check the chunk, evict, append the new turn, allocate slots.
 
@@ -194,11 +203,7 @@ class Session:
         stream = state.streams[stream_id]
         if stream is None:
             raise ValueError("step: got a chunk for a place without a stream; join first")
-        t, h, w = chunk.clip.grid
-        max_patches, max_frame_patches = math.prod(self.grid), math.prod(self.grid[1:])
-        if t * h * w > max_patches or h * w > max_frame_patches:
-            got, expected = f"{t} x {h}x{w} patches", f"at most {max_patches}, {max_frame_patches} in a frame"
-            raise InputError("frames of a chunk", got, expected, "make a session for them")
+        frames.check_clip(chunk.clip, self.grid, self.frame_box, self.model_config.vision)
         seq, evicted = sequence.next_turn(stream, chunk, self.config, self.turn_tokenizer)
         slots, reply_slots = policy.allocate(seq.slots, self.config.max_new_tokens, self._capacity_for(state.cache, seq))
         return Prepared(stream, chunk, ScheduledSequence(seq, slots, reply_slots), evicted)
@@ -291,13 +296,13 @@ class Session:
         frames, prefill_batches, slots, decode_inputs = self.program_inputs(scheduled, forced, cache.capacity)
         timer.lap("policy")
         # All programs are dispatched first and waited for afterwards, stage by stage: the device never waits for the host.
-        features = programs.encode_vision(self.vision_params, frames, config=self.model_config)
+        features = programs.encode_vision(self.params, frames, config=self.model_config)
         hidden = np.zeros((len(scheduled), self.model_config.text.hidden_size), jnp.dtype(self.model_config.dtype))
         for prefill_batch in prefill_batches:
             cache = cache._replace(**slots)
-            hidden, cache = programs.prefill(self.text_params, prefill_batch, features, hidden, cache, config=self.model_config)
+            hidden, cache = programs.prefill(self.params, prefill_batch, features, hidden, cache, config=self.model_config)
         limit = 1 if on_token else self.config.max_new_tokens
-        decoded = programs.decode(self.text_params, decode_inputs, hidden, cache, limit, **self.static_args, record=record)
+        decoded = programs.decode(self.params, decode_inputs, hidden, cache, limit, **self.static_args, record=record)
         for stage, output in (("vision", features), ("prefill", hidden)):
             jax.block_until_ready(output)
             timer.lap(stage)
@@ -311,13 +316,15 @@ class Session:
     def program_inputs(self, scheduled: Batch, forced: ForcedIds | None, capacity: int) -> ProgramInputs:
         """What the programs are given, from the host's part of a step."""
         config, size, end = self.config, self.prefill_size, self.turn_tokenizer.end_of_turn
-        frames, tower_rows = batch.vision_input(scheduled, self.model_config, self.max_patches, math.prod(self.grid[1:]))
+        sizes = self.max_patches, math.prod(self.grid[1:])
+        on_mesh = self.mesh is not None
+        vision, tower_rows = batch.vision_input(scheduled, self.model_config, *sizes, self.frame_box, on_mesh=on_mesh)
         if config.mode == "recompute":  # all retained tokens at once
             size = bucket(max((len(item.slots) for item in scheduled if item), default=1), TOKEN_BUCKETS, "retained tokens")
         index, positions = batch.slot_metadata(scheduled, capacity)
         merge = self.model_config.vision.spatial_merge_size
         return ProgramInputs(
-            frames=frames,
+            frames=vision,
             prefill_batches=batch.prefill_batches(scheduled, tower_rows, size, capacity, merge),
             slots={"index": index, "positions": positions},
             decode=batch.decode_inputs(
@@ -334,7 +341,7 @@ class Session:
                 on_token(int(index), int(tokens[index, limit - 1]))
             if np.asarray(decoded.done).all():
                 break
-            decoded = programs.resume_decode(self.text_params, inputs, decoded, limit + 1, **self.static_args)
+            decoded = programs.resume_decode(self.params, inputs, decoded, limit + 1, **self.static_args)
         return decoded
 
     def _commit(self, prepared: Prepared, replies: GroupReplies, index: int, timer: StageTimer) -> tuple[StreamSequence, Reply]:

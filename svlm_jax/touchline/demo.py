@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from svlm_jax.config import StreamConfig
+from svlm_jax.config import ResizeOn, StreamConfig
 from svlm_jax.inputs import Clip
 from svlm_jax.stream.events import Caption
 from svlm_jax.touchline.commentary import QUESTIONS, words
@@ -34,12 +34,15 @@ class Game(NamedTuple):
     unseen: bool = False
 
 
-def captions(processor: "Processor", game: Game, config: StreamConfig, start: Callable[[Clip], "Runner"]) -> Iterator[Caption]:
+def captions(
+    processor: "Processor", game: Game, config: StreamConfig, start: Callable[[Clip], "Runner"], resize_on: ResizeOn = "auto"
+) -> Iterator[Caption]:
     """The captions of a game; near its end a viewer asks for the score.
 
     Args:
         start: as for `stream.runner.watch`.
     """
+    from svlm_jax.stream.frames import resizes_on_device
     from svlm_jax.stream.playback import Playback
     from svlm_jax.stream.runner import watch
     from svlm_jax.touchline.source import open_match
@@ -48,7 +51,7 @@ def captions(processor: "Processor", game: Game, config: StreamConfig, start: Ca
         return QUESTION if start <= game.seconds - ASK_BEFORE_END < end else ""
 
     timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "duration": game.seconds}
-    with Playback(processor) as playback:
+    with Playback(processor, on_device=resizes_on_device(resize_on, processor.video_config, config)) as playback:
         source = open_match(game.seed, unseen=game.unseen, **timing)
         for event in watch(playback, source, start, question=question):
             if isinstance(event, Caption):

@@ -1,0 +1,186 @@
+"""Frames that go to the device as they are: a stream says what it says with the host's patches, whatever the sizes of frames,
+and nothing compiles for a size."""
+
+import threading
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import svlm_jax
+from svlm_jax.config import StreamConfig
+from svlm_jax.errors import InputError
+from svlm_jax.inputs import Clip, Frames
+from svlm_jax.media.pixels import STREAM_FRAME
+from svlm_jax.media.resize_weights import FrameBox
+from svlm_jax.replay import stream
+from svlm_jax.replay.format import noise_frames
+from svlm_jax.serve.client_image import Box, fit_size
+from svlm_jax.serve.engine import session_for
+from svlm_jax.sharding import make_mesh
+from svlm_jax.stream import frames
+from svlm_jax.stream.events import Caption
+from svlm_jax.stream.playback import Playback
+from svlm_jax.stream.runner import VIDEO, Runner, watch
+from svlm_jax.stream.sequence import Chunk
+from svlm_jax.stream.session import Session
+from svlm_jax.stream.warmup import compile_batch_size
+from tests.stream.test_runner import CONFIG, Film
+from tests.support import FIXTURES
+from tests.support.pixels import hard_frame
+from tests.support.sessions import Compiled
+
+SIZES = ((56, 84), (90, 70))  # of two streams: as it is, and resized
+BOX = (100, 100)  # of the session that watches both
+
+
+@pytest.fixture(scope="module")
+def vlm(tiny_dir, processor_dir):
+    return svlm_jax.from_pretrained(tiny_dir, processor=processor_dir)
+
+
+@pytest.fixture(scope="module")
+def box(vlm):
+    return FrameBox.largest(2, *BOX, vlm.processor.video_config, max_aspect_ratio=2)
+
+
+def chunk(vlm, number: int, size: tuple[int, int], seed: int, on_device: bool) -> Chunk:
+    pair = np.stack([hard_frame(*size, seed + 2 * number + i) for i in range(2)])
+    clip = vlm.processor.frames(pair) if on_device else vlm.processor.video(pair, raw=True)
+    return Chunk(number, number + 1, clip)
+
+
+def session(vlm, box: FrameBox | None, model=None) -> Session:
+    """For two streams, always as one batch: a stream that waits is an idle row of it."""
+    options = {"num_streams": 2, "sampling": vlm.sampling, "frame_box": box}
+    grid = vlm.processor.frames(np.zeros((2, *BOX, 3), np.uint8)).grid
+    made = Session(model or vlm.model, vlm.tokenizer, CONFIG, (1, 2, 2 * grid[1] * grid[2]), **options)
+    made.batch_sizes = (2,)
+    return made
+
+
+def replies(vlm, made: Session, on_device: bool) -> list:
+    """Of both streams over four seconds; in one of them only the second has a chunk."""
+    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    every = []
+    for number in range(4):
+        chunks = [chunk(vlm, number, size, 100 * b, on_device) for b, size in enumerate(SIZES)]
+        state, some = made.step(state, [None if number == 2 else chunks[0], chunks[1]], record=True)
+        every += [reply for reply in some if reply is not None]
+    return every
+
+
+@pytest.fixture(scope="module")
+def on_host(vlm):
+    return replies(vlm, session(vlm, None), on_device=False)
+
+
+def check_same(some, others) -> None:
+    assert len(some) == len(others) == 7
+    for one, other in zip(some, others, strict=True):
+        assert one.tokens.tolist() == other.tokens.tolist()
+        np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=1e-5)
+
+
+def test_streams_of_two_sizes_say_the_same_and_share_their_programs(vlm, box, on_host):
+    """Else words depend on where pixels are made, or a second viewer's camera stops the page for a minute."""
+    made = session(vlm, box)
+    state = made.join(made.init_state(), 0)
+    made.step(state, [chunk(vlm, 0, SIZES[0], 0, True), None], record=True)
+    with Compiled() as compiled:
+        got = replies(vlm, made, on_device=True)
+    assert compiled.count == 0
+    check_same(got, on_host)
+
+
+def test_over_devices_each_stream_is_resized_where_it_is(vlm, box, on_host, tiny_dir, processor_dir):
+    """Else a mesh that shares the streams is refused raw frames, or every device is sent all of them."""
+    cut = svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, mesh=make_mesh(data=2))
+    made = session(vlm, box, cut.model)
+    assert made.upload(clip := chunk(vlm, 0, SIZES[0], 0, True).clip) is clip
+    check_same(replies(vlm, made, on_device=True), on_host)
+
+
+def test_a_recorded_stream_of_the_original_replays(data_dir, processor_dir):
+    """The words of the original implementation, from frames that only the device has seen as patches."""
+    recording = stream.read(FIXTURES / "streams" / "greedy.json")
+    settings = recording.settings
+    vlm = svlm_jax.from_pretrained(data_dir / "models" / "tiny", processor=processor_dir, dtype="float32")
+    height, width = settings["frame_height"], settings["frame_width"]
+    grid = (1, height // 14, width // 14)
+    box = FrameBox.of(2, height, width, height, width)
+    options = {"sampling": recording.sampling, "markup": True, "frame_box": box}
+    runner = Runner(Session(vlm.model, vlm.tokenizer, recording.config, grid, **options))
+    runner.join(VIDEO, query=settings["query"], previous=settings["previous_text"])
+    for recorded in recording.rounds[:10]:
+        pixels = noise_frames(settings["seed"], recorded["frames"], height, width)
+        clip = Clip(np.zeros((0, 1176), np.uint8), grid, 1.0, video=True, frames=Frames(pixels, height, width))
+        caption = runner.caption(VIDEO, Chunk(recorded["start"], recorded["end"], clip))
+        assert caption.tokens.tolist() == recorded["generated"]
+
+
+def test_frames_are_sent_by_the_thread_that_reads_them(vlm, monkeypatch):
+    """Else the device waits for each chunk's frames to travel. And no frames are sent for a stream that waits."""
+    sent: list[tuple[str, int]] = []
+    put = jax.device_put
+
+    def recorded_put(x, *args, **kwargs):
+        if isinstance(x, np.ndarray) and x.dtype == np.uint8:
+            sent.append((threading.current_thread().name, x.nbytes))
+        return put(x, *args, **kwargs)
+
+    def start(clip: Clip) -> Runner:
+        runner = Runner(Session(vlm.model, vlm.tokenizer, CONFIG, clip.grid, frame_box=frames.frame_box(clip, vision)))
+        runner.join(VIDEO)
+        return runner
+
+    vision = vlm.model.config.vision
+    monkeypatch.setattr(jax, "device_put", recorded_put)
+    with Playback(vlm.processor, on_device=True) as playback:
+        words = [event for event in watch(playback, Film(8), start) if isinstance(event, Caption)]
+    assert len(words) == 4
+    assert sent == [("decode", 2 * 56 * 84 * 3)] * 4
+
+
+def test_programs_are_compiled_ahead_for_frames_too(vlm, box):
+    """Else a page for cameras stops when its second viewer comes."""
+    made = session(vlm, box)
+    compile_batch_size(made, 2, made.init_state(), chunk(vlm, 0, SIZES[1], 0, True).clip)
+
+
+def test_a_page_takes_every_picture_that_it_fits_into_its_box(vlm, monkeypatch):
+    """Else a camera held upright is refused for its shape."""
+    monkeypatch.setattr("svlm_jax.serve.engine.warm", lambda *_: None)
+    config = replace(CONFIG, chunk_seconds=1)
+    made, clip = session_for(vlm, config, Box(168, 112), 1, vlm.sampling, "device")
+    assert clip.frames is not None and made.frame_box is not None and made.frame_box[:3] == (2, 112, 168)
+    for size in ((1280, 720), (720, 1280), (400, 100), (100, 400), (10, 37), (31, 8), (168, 112)):
+        width, height = fit_size(*size, Box(168, 112))
+        fitted = vlm.processor.frames(np.zeros((2, height, width, 3), np.uint8))
+        frames.check_clip(fitted, made.grid, made.frame_box, vlm.model.config.vision)
+
+
+@pytest.mark.parametrize("size", [(101, 100), (100, 101)])
+def test_a_frame_that_does_not_fit_is_refused_in_a_line(vlm, box, size):
+    made = session(vlm, box)
+    with pytest.raises(InputError, match=r"^frames of a chunk: got .* make a session for them"):
+        made.prepare(made.join(made.init_state()), 0, chunk(vlm, 0, size, 0, True))
+    with pytest.raises(ValueError, match="got patches of a chunk, expected frames"):
+        made.prepare(made.join(made.init_state()), 0, chunk(vlm, 0, SIZES[0], 0, False))
+
+
+def test_the_setting_says_where_frames_are_resized(monkeypatch):
+    def choice(setting, pixels=STREAM_FRAME, **config):
+        return frames.resizes_on_device(setting, pixels, StreamConfig(**config))
+
+    own = replace(STREAM_FRAME, mean=(0.5, 0.5, 0.5))
+    assert not choice("auto") and not choice("host") and choice("device")  # this is a CPU
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert choice("auto") and not choice("host")
+    assert not choice("auto", own) and not choice("auto", mode="recompute")
+    for pixels, config in ((own, {}), (STREAM_FRAME, {"mode": "recompute"})):
+        with pytest.raises(InputError, match=r"^--resize-on: got device with "):
+            choice("device", pixels, **config)
+    with pytest.raises(InputError, match="less than 2 GiB"):
+        frames.check_box(FrameBox.of(90, 2160, 3840, 560, 1008))
