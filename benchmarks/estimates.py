@@ -49,8 +49,8 @@ def _stream(args: argparse.Namespace) -> str:
 
 def _kernels(args: argparse.Namespace) -> str:
     if args.target == "h100":
-        return f"attention kernels compiled for an H100, none run: {_about(240)}"
-    return f"attention kernels at the shapes of 7B: minutes on a GPU, {_about(1800)}"
+        return f"attention kernels compiled for an H100, none run: {_about(600)}"
+    return f"attention kernels at the shapes of 7B: {'a minute' if args.quick else 'minutes'} on a GPU, {_about(1800)}"
 
 
 def _train(args: argparse.Namespace) -> str:

@@ -1,28 +1,27 @@
 """Attention kernels at the shapes of models: time, share of the roofline, and error against the float32 reference.
 
-On a device each implementation runs over several sets of keys and values in turn, more than its caches hold, in one program.
-With --target h100 nothing runs: each is compiled ahead of time, and the assembler's report (ptxas) is recorded.
+Beside them stands what jax ships for a GPU. Each row is written as soon as it is measured. With --target h100 nothing runs: the
+Hopper kernels are compiled ahead of time, the assembler's report (ptxas) is recorded, and what must not be there is an error.
 """
 
 import argparse
 import json
 import os
-import re
-import tempfile
-import time
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from benchmarks.aot import h100_sharding
+from benchmarks.assembler import assemble
+from benchmarks.ceilings import measure_ceilings
 from benchmarks.report import record
 from svlm_jax.errors import InputError
 
-WORKING_SET = 512 << 20  # bytes of all sets of keys and values: more than the L2 cache
-ROUNDS, REPEATS = 5, 7
-PTXAS_REPORT = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers", re.S)
+FAILED = 1  # exit code
+THREADS = 8  # that compile
+HOPPER = ("mosaic_gpu", "mosaic_gpu_pingpong")  # implementations that are Mosaic kernels
+DEFAULT = "xla,cudnn,mosaic_gpu,mosaic_gpu_pingpong,cudnn_lengths,jax_mgpu"
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -32,23 +31,31 @@ def bench(args: argparse.Namespace) -> None:
     if unknown := sorted(set(names) - set(WORKLOADS)):
         raise InputError("--only", ", ".join(unknown), f"some of: {', '.join(WORKLOADS)}", "separate them by commas")
     if args.target == "h100":
-        rows = [_print(assembler_report(name, WORKLOADS[name])) for name in names]
-        description = "Attention kernels compiled ahead of time for an H100 (report of the assembler, ptxas); nothing was run."
-        record("kernels_h100", description, rows, args.out)
-        return
-    rows, ceilings = [], measure_ceilings()
-    for name in names:
-        work = WORKLOADS[name]
-        for implementation in args.implementations.split(","):
-            candidates = tilings(work) if args.tilings and implementation == "mosaic_gpu" else [None]
-            rows += [_print({"kernel": name} | timed(work, implementation, ceilings, tiling)) for tiling in candidates]
-    copy, product = ceilings
-    description = (
-        f"Attention kernels in bfloat16. Ceilings measured in the same run: copy {copy / 1e9:.0f} GB/s, matrix product "
-        f"{product / 1e12:.1f} TFLOP/s; the roofline time is the longer of bytes / copy and FLOPs / product. "
-        "Error: largest difference from the float32 reference."
-    )
-    record(args.name, description, rows, args.out)
+        check_assembly(names, args)
+    else:
+        measure(names, args)
+
+
+def measure(names: list[str], args: argparse.Namespace) -> None:
+    """A row for each variant: compiled in threads, timed one after the other, written as they come."""
+    from benchmarks import kernel_timing
+    from pallas_kernels.workloads import WORKLOADS
+
+    variants = [x for x in (quick() if args.quick else every(names, args)) if x.workload in names]
+    rows: list[dict[str, Any]] = []
+    with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
+        programs = [pool.submit(kernel_timing.compiled, WORKLOADS[variant.workload], variant) for variant in variants]
+        ceilings = measure_ceilings()
+        description = (
+            f"Attention kernels in bfloat16, many calls in one program. Ceilings measured in the same run: {ceilings.text()}; "
+            "the roofline time is the longer of bytes / copy and FLOPs / product. us: a call with what surrounds the kernel; "
+            "kernel us: the longest kernel alone, by the profiler. Error: largest difference from the float32 reference; same "
+            "again: a second run gave the same bits. cudnn_lengths and jax_mgpu (what jax ships; float16) attend to every slot."
+        )
+        for variant, program in zip(variants, programs, strict=True):
+            row = kernel_timing.timed(WORKLOADS[variant.workload], variant, ceilings, program.result)
+            rows.append(_print(variant.columns() | row))
+            record(args.name, description, rows, args.out)
 
 
 def _print(row: dict[str, Any]) -> dict[str, Any]:
@@ -56,115 +63,92 @@ def _print(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def tilings(work) -> list[Any]:
-    """The default tiling for Hopper (None), and other candidates."""
-    from pallas_kernels.mosaic_gpu import Tiling
+def every(names: list[str], args: argparse.Namespace) -> Iterator[Any]:
+    """All implementations of each workload; with --tilings, the Hopper kernels cut in other ways too."""
+    from benchmarks.kernel_timing import Variant
+    from pallas_kernels.workloads import WORKLOADS
 
+    for name in names:
+        for implementation in args.implementations.split(","):
+            yield Variant(name, implementation)
+            if args.tilings:
+                yield from (Variant(name, implementation, tiling) for tiling in tilings(WORKLOADS[name], implementation))
+
+
+def quick() -> Iterator[Any]:
+    """What decides between kernels, in a minute: most telling first."""
+    from benchmarks.kernel_timing import Variant
+    from pallas_kernels import mosaic_gpu, mosaic_gpu_pingpong
+    from pallas_kernels.grid import sm_count
+
+    before, pingpong = mosaic_gpu.Tiling(128, 2, 2, 1), mosaic_gpu_pingpong.Tiling(blocks=sm_count())
+    chunk, frame, windows = "prefill 7b in runs", "frame 720p", "windows 720p"
+    yield from (Variant(chunk, name) for name in HOPPER)
+    yield Variant(chunk, "mosaic_gpu", before)  # two waves of blocks, as on 2026-11-28
+    yield Variant(chunk, "mosaic_gpu_pingpong", pingpong._replace(pingpong=False))
+    yield Variant(chunk, "mosaic_gpu_pingpong", pingpong._replace(overlap=False))
+    yield from (Variant(chunk, name) for name in ("jax_mgpu", "cudnn_lengths"))
+    yield from (Variant(frame, name) for name in (*HOPPER, "cudnn_lengths"))
+    yield from (Variant(windows, name) for name in (*HOPPER, "cudnn_lengths"))
+    yield Variant(windows, "mosaic_gpu", mosaic_gpu.Tiling(64, 2, 1, 1))  # a window a block
+    yield from (Variant("prefill 7b", name) for name in HOPPER)  # slots in any order: hardly a tile is seen whole
+    yield from (Variant("prefill 7b 40 tokens", name) for name in HOPPER)
+    yield from (Variant("decode 7b", name) for name in ("mosaic_gpu", "cudnn_lengths"))
+
+
+def tilings(work, implementation: str) -> list[Any]:
+    """Other ways to cut the work of a Hopper kernel than the default."""
+    from pallas_kernels import mosaic_gpu, mosaic_gpu_pingpong
+    from pallas_kernels.grid import sm_count
+
+    if implementation == "mosaic_gpu_pingpong" and work.operation != "decode":
+        tiling = partial(mosaic_gpu_pingpong.Tiling, blocks=sm_count())
+        if work.span is not None and work.span <= 64:
+            small = partial(mosaic_gpu_pingpong.Tiling, 64, warpgroups=1, registers=128)
+            return [small(), small(overlap=False, blocks=2 * sm_count(), stages=3), tiling(64, 3)]
+        wide = [tiling(64, 4), tiling(blocks=0), tiling(pingpong=False), tiling(overlap=False)]
+        return wide + ([tiling(128, 3), tiling(64, 4, 3)] if work.head_dim <= 80 else [])
+    if implementation != "mosaic_gpu":
+        return []
+    cut = mosaic_gpu.Tiling
     if work.operation == "decode":
-        return [None, *(Tiling(n, stages, 1, splits) for n, stages in ((64, 4), (128, 2), (128, 3)) for splits in (16, 32, 64))]
+        return [cut(n, stages, 1, splits) for n, stages in ((64, 4), (64, 6), (128, 2), (128, 3)) for splits in (16, 32, 64)]
     if work.operation == "prefill":
-        return [None, Tiling(64, 2, 2), Tiling(64, 4, 2), Tiling(128, 2, 2, 2), Tiling(128, 2, 2, 3)]
-    return [None, Tiling(64, 4, 1), Tiling(64, 2, 2), Tiling(64, 4, 2), Tiling(128, 2, 1)]
+        return [cut(64, 4, 2, 3), *(cut(128, 2, 2, splits) for splits in (1, 2, 3, 4, 6, 11))]
+    return [cut(64, 2, 1), cut(64, 4, 1), cut(64, 2, 2), cut(64, 2, 3), cut(128, 2, 1)]
 
 
-def timed(work, implementation: str, ceilings: tuple[float, float], tiling: Any = None) -> dict[str, Any]:
-    """Columns of one implementation; where it does not support the shape, "error" says why.
+def check_assembly(names: list[str], args: argparse.Namespace) -> None:
+    """A row for each Hopper kernel, compiled ahead of time; ends with exit code 1 where one has what it must not have."""
+    from pallas_kernels import mosaic_gpu_pingpong
+    from pallas_kernels.workloads import WORKLOADS
 
-    Args:
-        ceilings: as measured by `measure_ceilings`.
-    """
-    import jax
-    import jax.numpy as jnp
-
-    from pallas_kernels import reference
-
-    kv_bytes = 4 * work.batch * work.slots * work.kv_heads * work.head_dim  # keys and values in bfloat16
-    sets = [work.arguments(seed) for seed in range(max(1, min(16, WORKING_SET // kv_bytes)))]
-    tiling_name = "default" if tiling is None else ", ".join(f"{value} {name}" for name, value in tiling._asdict().items())
-    row: dict[str, Any] = {"implementation": implementation, "tiling": tiling_name if implementation == "mosaic_gpu" else "-"}
-    copy, product = ceilings
-    empty = dict.fromkeys(("us", "GB/s", "TFLOP/s", "of the roofline (%)", "error"), "-")
-    try:
-        run = jax.jit(partial(work.run, implementation=implementation, tiling=tiling))
-        out = run(sets[0])
-    except (NotImplementedError, ValueError, RuntimeError) as error:  # JaxRuntimeError is a RuntimeError
-        return row | empty | {"error": str(error).splitlines()[0][:100]}
-    expected = reference.attention(**({"first": None} | sets[0])) if work.tokens * work.slots * work.heads < 1 << 30 else None
-
-    @jax.jit
-    def rounds(sets, count):
-        def one_round(_, q):
-            for arguments in sets:  # each output is the next queries, so that XLA can neither drop nor reorder a run
-                q = work.run(arguments | {"q": q}, implementation, tiling)
-            return q
-
-        return jax.lax.fori_loop(0, count, one_round, sets[0]["q"])
-
-    seconds = _median(lambda: rounds(sets, ROUNDS)) / (ROUNDS * len(sets))
-    roofline = max(work.bytes / copy, work.flops / product)
-    return row | {
-        "us": round(1e6 * seconds, 1),
-        "GB/s": round(work.bytes / seconds / 1e9),
-        "TFLOP/s": round(work.flops / seconds / 1e12, 2),
-        "of the roofline (%)": round(100 * roofline / seconds, 1),
-        "error": "-" if expected is None else float(jnp.abs(out.astype(jnp.float32) - expected).max()),
-    }
-
-
-def measure_ceilings() -> tuple[float, float]:
-    """(bytes a second of a large copy, read and written; operations a second of a large bfloat16 product)."""
-    import jax
-    import jax.numpy as jnp
-
-    small = jax.default_backend() == "cpu"
-    size, side = (1 << 26, 1024) if small else (1 << 30, 8192)  # bytes; rows of a square matrix
-    block = jax.random.normal(jax.random.key(0), (size // 2,), jnp.bfloat16)
-    lhs, rhs = jax.random.normal(jax.random.key(1), (2, side, side), jnp.bfloat16)
-    move, multiply = jax.jit(lambda x: x + 1), jax.jit(jnp.matmul)
-    return 2 * size / _median(lambda: move(block)), 2 * side**3 / _median(lambda: multiply(lhs, rhs))
-
-
-def _median(call) -> float:
-    import jax
-
-    jax.block_until_ready(call())  # compiles
-    durations = []
-    for _ in range(REPEATS):
-        started = time.perf_counter()
-        jax.block_until_ready(call())
-        durations.append(time.perf_counter() - started)
-    return float(np.median(durations))
-
-
-def assembler_report(name: str, work) -> dict[str, Any]:
-    """Registers, spills and temporaries of the Hopper kernel."""
-    import jax
-
-    sharding = h100_sharding()
-    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), work.shapes())
-    with tempfile.TemporaryDirectory() as directory:
-        os.environ |= {"MOSAIC_GPU_DUMP_TO": directory, "MOSAIC_GPU_DUMP_PTXAS": "1"}
-        started = time.monotonic()
-        compiled = jax.jit(partial(work.run, implementation="mosaic_gpu")).trace(arguments).lower().compile()
-        seconds = time.monotonic() - started
-        output = "".join(path.read_text() for path in sorted(Path(directory).glob("*.ptxas")))
-    if not (reports := PTXAS_REPORT.findall(output)):
-        raise InputError("--target h100", "no output of ptxas", "ptxas on PATH, of CUDA 12.8 or later", "install cuda-nvcc")
-    stack, spills, registers = reports[-1]
-    memory = compiled.memory_analysis()
-    return {
-        "kernel": name,
-        "registers": int(registers),
-        "spilled (bytes)": int(spills),
-        "stack (bytes)": int(stack),
-        "temporary (MB)": None if memory is None else round(memory.temp_size_in_bytes / 1e6, 2),
-        "compile (s)": round(seconds, 1),
-    }
+    rows, faults = [], []
+    for name in names:
+        work = WORKLOADS[name]
+        for implementation in HOPPER if work.operation != "decode" else HOPPER[:1]:
+            assembly = assemble(partial(work.run, implementation=implementation), work.shapes())
+            rows.append(_print({"kernel": name, "implementation": implementation} | assembly.columns()))
+            overlaps = implementation == "mosaic_gpu_pingpong" and (work.span is None or work.span > 64)  # not in windows
+            # A lane has half of the slots of a tile as exps, in either branch: masked or not.
+            hidden = mosaic_gpu_pingpong.Tiling().slots if overlaps else 0
+            faults += [f"{name}, {implementation}: {fault}" for fault in assembly.faults(hidden)]
+    description = (
+        "Attention kernels compiled ahead of time for an H100 (report of the assembler, ptxas, and its machine code); nothing "
+        "was run. Exps under products: instructions of the softmax that run while the tensor cores do."
+    )
+    record("kernels_h100", description, rows, args.out)
+    if rows and rows[0]["exps under products"] == "-":
+        print("nvdisasm is not on PATH: whether the softmax overlaps with products was not checked", file=sys.stderr)
+    if faults:
+        print(f"kernels that will be slow: {'; '.join(faults)}", file=sys.stderr)
+        sys.exit(FAILED)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--implementations", default="xla,cudnn,mosaic_gpu", help="default: xla,cudnn,mosaic_gpu")
+    parser.add_argument("--implementations", default=DEFAULT, help=f"default: {DEFAULT}")
     parser.add_argument("--name", default="kernels", help="of the entry in docs/benchmarks (default kernels)")
     parser.add_argument("--only", help="names of workloads, separated by commas (default: all)")
-    parser.add_argument("--tilings", action="store_true", help="also measure other tilings (mosaic_gpu)")
+    parser.add_argument("--tilings", action="store_true", help="also measure other tilings of the Hopper kernels")
+    parser.add_argument("--quick", action="store_true", help="what decides between the Hopper kernels: about a minute on a GPU")
     parser.add_argument("--target", choices=("local", "h100"), default="local", help="h100: compile only, without a GPU")

@@ -12,8 +12,8 @@ warpgroups of a block do so in step: the tensor cores wait for the softmax. Here
 
 Three traps for who edits this; `python -m benchmarks kernels --target h100` looks for them:
 
-- Without `lax.optimization_barrier` on the weights the compiler moves the second wait in front of the softmax: right, and no
-  overlap left. ptxas does the same inside a basic block; that the softmax is in a branch (`lax.cond`) keeps the wait behind it.
+- The compiler moves the second wait in front of the softmax if they are in one basic block: right, and no overlap left. That
+  the softmax is in a branch (`lax.cond`, masked or not) keeps the wait behind it.
 - The weights stay in float32 until the second wait: converted before it, they take the registers of those that the tensor cores
   still read, for which ptxas waits after each wgmma (C7513).
 - In GPU interpret mode each warpgroup has to see all phases of its barriers: what is left over is waited for at the end.

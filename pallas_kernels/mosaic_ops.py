@@ -90,7 +90,7 @@ class Ops:
             plgpu.wgmma(out, weights, v)
             given = issued()
             result = softmax(plgpu.wgmma_accumulator_load(scores, wait_n=1), given)
-            result = lax.optimization_barrier(result)  # or the second wait moves in front of the softmax
+            result = lax.optimization_barrier(result)  # of the second wait, which may not move in front of the softmax
             return plgpu.wgmma_accumulator_load(out, wait_n=0), result
 
         return pl.run_scoped(products, ACC((q.shape[0], k.shape[0]), jnp.float32), ACC(acc.shape, jnp.float32))

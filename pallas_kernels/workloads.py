@@ -13,7 +13,8 @@ OPERATIONS = {"decode": decode_attention, "prefill": prefill_attention, "vision"
 
 
 class Workload(NamedTuple):
-    """One call. span: length of the segments of patches; rotated: whether keys are rotated on read."""
+    """One call. span: length of the segments of patches; rotated: whether keys are rotated on read; in_runs: slots are filled
+    as a stream fills them, not in any order."""
 
     operation: str
     batch: int
@@ -24,6 +25,7 @@ class Workload(NamedTuple):
     head_dim: int
     span: int | None = None
     rotated: bool = False
+    in_runs: bool = False
 
     @property
     def flops(self) -> int:
@@ -43,7 +45,7 @@ class Workload(NamedTuple):
         return jax.eval_shape(self.arguments)
 
     def arguments(self, seed: int = 0) -> dict:
-        """Random arguments: a ring buffer nearly full, in any order, or segments of `span` patches."""
+        """Random arguments: a ring buffer nearly full, or segments of `span` patches."""
         keys = jax.random.split(jax.random.key(seed), 4)
         shapes = [(self.tokens, self.heads), (self.kv_heads, self.slots), (self.kv_heads, self.slots)]
         arrays = [
@@ -57,13 +59,25 @@ class Workload(NamedTuple):
             last = jnp.minimum(first + self.span, self.tokens) - 1
             ranges = {"first": first, "last": last, "index": token}
         else:
-            index = np.random.default_rng(seed).permutation(self.slots)
+            index = self._slots_in_runs(seed) if self.in_runs else np.random.default_rng(seed).permutation(self.slots)
             ranges = {"last": self.slots - self.tokens - 3 + token, "index": jnp.where(index > self.slots - 4, -1, index)}
         arguments |= {name: jnp.tile(x.astype(jnp.int32), (self.batch, 1)) for name, x in ranges.items()}
         if self.rotated:
             angles = jax.random.uniform(keys[3], (self.batch, self.slots, self.head_dim // 2), maxval=6.0)
             arguments["rotary"] = Rotary(jnp.cos(angles), jnp.sin(angles))
         return arguments
+
+    def _slots_in_runs(self, seed: int) -> np.ndarray:
+        """Index of each slot's token: the new ones in the lowest free slots, a stretch with gaps, the others in one run around
+        them."""
+        rng, stretch = np.random.default_rng(seed), min(self.slots, self.tokens + 60)
+        start = min(self.slots // 3, self.slots - stretch)
+        new = np.sort(rng.choice(np.arange(start, start + stretch), self.tokens, replace=False))
+        old = np.setdiff1d(np.arange(self.slots), new)
+        index = np.empty(self.slots, np.int32)
+        index[new] = self.slots - 3 - self.tokens + np.arange(self.tokens)
+        index[old] = np.r_[np.arange(self.slots - 3 - self.tokens), self.slots - 3 + np.arange(3)]  # the last three are empty
+        return index
 
     def run(self, arguments: dict, implementation: str, tiling=None) -> jax.Array:
         static = {} if self.span is None else {"span": self.span}
@@ -79,6 +93,9 @@ WORKLOADS = {
     "decode 72b": Workload("decode", 1, 1, 14336, 64, 8, 128),
     "prefill 3b": Workload("prefill", 1, 784, 14336, 16, 2, 128),
     "prefill 7b": Workload("prefill", 1, 784, 14336, 28, 4, 128),
+    "prefill 7b in runs": Workload("prefill", 1, 784, 14336, 28, 4, 128, in_runs=True),
+    "prefill 7b 40 tokens": Workload("prefill", 1, 40, 14336, 28, 4, 128, in_runs=True),
+    "prefill 72b": Workload("prefill", 1, 784, 14336, 64, 8, 128, in_runs=True),
     "windows 720p": Workload("vision", 1, 3600, 3600, 16, 16, 80, span=64),
     "frame 720p": Workload("vision", 1, 3600, 3600, 16, 16, 80, span=3600),
 }

@@ -3,16 +3,22 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks import device, drops, kernels, teacher_forcing
+from benchmarks import assembler, device, drops, kernels, teacher_forcing
 from benchmarks.__main__ import parser
+from benchmarks.ceilings import Ceilings
+from benchmarks.kernel_rivals import RIVALS, visibility
+from benchmarks.kernel_timing import Variant, compiled, timed
 from benchmarks.model_configs import model_config
 from benchmarks.torch_baseline import measure
+from pallas_kernels import reference
 from pallas_kernels.workloads import WORKLOADS, Workload
 from svlm_jax.errors import InputError
 from tests.support import ROOT
@@ -60,12 +66,65 @@ def test_plain_torch_measures_the_same_chunk():
     assert row["ms/chunk"] == pytest.approx(stages[0] + stages[1] + 20 * stages[2], rel=0.1, abs=0.3)
 
 
-def test_a_kernel_that_does_not_run_here_has_a_row_that_says_why():
-    work = Workload("decode", 1, 1, 128, 4, 2, 16)
-    row = kernels.timed(work, "cudnn", (1e9, 1e9))
-    assert (row["us"] == "-" and "cuDNN" in row["error"]) or "cudnn" in row["error"]
-    row = kernels.timed(work, "xla", (1e9, 1e9))
-    assert row["us"] > 0 and row["error"] < 0.05
+def timed_row(work: Workload, implementation: str) -> dict:
+    variant = Variant("a workload", implementation)
+    return timed(work, variant, Ceilings(1e9, 1e9), lambda: compiled(work, variant))
+
+
+@pytest.mark.parametrize("implementation", ["cudnn", "cudnn_lengths", "jax_mgpu", "mosaic_gpu_pingpong"])
+def test_a_kernel_that_does_not_run_here_has_a_row_that_says_why(implementation):
+    row = timed_row(Workload("prefill", 1, 9, 128, 4, 2, 64), implementation)
+    assert row["us"] == "-" and len(row["error"]) > 10
+
+
+def test_a_kernel_is_timed_and_compared_with_the_reference():
+    row = timed_row(Workload("decode", 1, 1, 128, 4, 2, 16), "xla")
+    assert row["us"] > 0 and row["error"] < 0.05 and row["same again"]
+
+
+WINDOWS, CHUNK = Workload("vision", 1, 200, 200, 2, 2, 64, span=64), Workload("prefill", 1, 20, 128, 4, 2, 64)
+
+
+@pytest.mark.parametrize(("name", "work"), [("cudnn_lengths", WINDOWS), ("cudnn_lengths", CHUNK), ("jax_mgpu", CHUNK)])
+def test_what_jax_ships_attends_to_what_its_error_is_measured_by(name, work):
+    """Else a rival is told to be wrong, or is given less work. Their kernels need a GPU: plain attention stands for them."""
+    rival = RIVALS[name]
+
+    @jax.jit
+    def difference(arguments):
+        q, k, v, *lengths = (x if x.dtype == np.int32 else x.astype(np.float32) for x in rival.layout(work, arguments))
+        attend = partial(jax.nn.dot_product_attention, q, k, v, implementation="xla")
+        out = rival.unfold(work, attend(key_value_seq_lengths=lengths[0]) if lengths else attend(scale=1.0))
+        return abs(out.astype(np.float32) - reference.attention(**arguments | visibility(work, arguments))).max()
+
+    assert difference(work.arguments()) < 0.03
+
+
+def test_the_quick_comparison_is_of_known_workloads_and_implementations():
+    for variant in kernels.quick():
+        assert variant.workload in WORKLOADS and variant.implementation in kernels.DEFAULT.split(",")
+
+
+SOFTMAX_UNDER_PRODUCTS = """
+   -:-:-:Y:01  /*1000*/  HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4], RZ ;
+   -:-:-:Y:01  /*1010*/  WARPGROUP.DEPBAR.LE gsb0, 0x1 ;
+   1:-:-:Y:01  /*1020*/  @!P0 MUFU.EX2 R4, R4 ;
+   1:-:-:Y:01  /*1030*/  MUFU.EX2 R5, R5 ;
+   -:-:-:Y:01  /*1040*/  WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+   1:-:-:Y:01  /*1050*/  MUFU.EX2 R6, R6 ;
+"""
+
+
+def test_a_softmax_that_no_longer_overlaps_is_a_fault():
+    """Else a new version of the compiler halves the speed of a kernel, and every test passes."""
+    assert assembler.hidden_exps(SOFTMAX_UNDER_PRODUCTS) == 2
+    lines = SOFTMAX_UNDER_PRODUCTS.splitlines()
+    moved = [*lines[:3], lines[5], *lines[3:5], *lines[6:]]  # the second wait, in front of the exps
+    assert assembler.hidden_exps("\n".join(moved)) == 0
+    good = assembler.Assembly(168, 0, 0, [], 128, 1.0, None)
+    assert good.faults(128) == good._replace(hidden_exps=None).faults(128) == []
+    bad = good._replace(spilled=40, serialized=["C7513"], hidden_exps=0)
+    assert bad.faults(128) == ["40 bytes spilled", "wgmma serialized (C7513)", "0 of 128 exps under products"]
 
 
 def test_work_is_counted_as_far_as_a_token_sees():
