@@ -48,8 +48,8 @@ def main() -> None:
     print(f"{args.model}, {size / 1e6:.1f} M parameters, watches game {args.seed}: {args.seconds} s, as fast as it can\n")
 
     def start(clip: Clip) -> Runner:
-        with compiling():
-            runner = Runner.compiled(vlm.model, vlm.tokenizer, config, clip, sampling=sampling)
+        with compiling() as progress:
+            runner = Runner.compiled(vlm.model, vlm.tokenizer, config, clip, sampling=sampling, progress=progress)
         runner.join(VIDEO)
         return runner
 

@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Thread, current_thread, main_thread
 
 LINE_EVERY = 5.0  # seconds between plain progress lines
 INTERRUPTED = 130  # exit code
+COMPILE_TIME = "seconds for a small model, a minute or more for one of billions of parameters"
 
 
 def live() -> bool:
@@ -54,14 +55,23 @@ def _exit_on_sigint(read_fd: int) -> None:
 
 
 @contextmanager
-def compiling(description: str = "") -> Iterator[None]:
-    """Say that programs are compiled, and where they are kept; inside, Ctrl-C ends the process at once."""
+def compiling(description: str = "") -> Iterator[Callable[[int, int], None]]:
+    """Say that programs are compiled, and where they are kept; inside, Ctrl-C ends the process at once. Gives what to call with
+    (programs compiled so far, all of them), by whoever compiles several side by side."""
     from svlm_jax.compile_cache import cache_directory
 
     note = f" (kept in {directory}: the next start is quicker)" if (directory := cache_directory()) else ""
     print(f"compiling{' ' if description else ''}{description}{note} ...", file=sys.stderr, flush=True)
+    progress = Progress("compiled", "programs")
+
+    def report(done: int, total: int) -> None:
+        if done == 0:
+            print(f"{total} programs side by side: {COMPILE_TIME}", file=sys.stderr, flush=True)
+        else:
+            progress(done, total)
+
     with interruptible():
-        yield
+        yield report
 
 
 class Progress:

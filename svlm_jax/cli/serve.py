@@ -95,8 +95,9 @@ def main() -> None:
     vlm = load(args, progress=Progress("load"))
     print(settings_line(config, sampling), file=sys.stderr)
     start = time.monotonic()
-    with compiling():
-        session, clip = session_for(vlm, config, box, args.num_streams, sampling, args.resize_on)
+    with compiling() as progress:
+        options = {"resize_on": args.resize_on, "progress": progress}
+        session, clip = session_for(vlm, config, box, args.num_streams, sampling, **options)
     hub.engine = Engine(vlm.processor, session, clip, publish=hub.publish, limits=hub.limits, metrics=hub.metrics)
     hub.engine.start()
     site = Site(hub, Access(token=args.token, loopback=is_local, origins=args.origin))

@@ -154,8 +154,8 @@ class StreamCommand:
             args.query, self.config, TurnTokenizer.of(vlm.tokenizer, vlm.model.config)
         )  # before the compiler takes its time
         options = {"sampling": self.sampling, "previous": args.previous_text, "tokens": args.tokens}
-        with compiling():
-            self.runner = Runner.compiled(vlm.model, vlm.tokenizer, self.config, clip, **options)
+        with compiling() as progress:
+            self.runner = Runner.compiled(vlm.model, vlm.tokenizer, self.config, clip, progress=progress, **options)
         if args.resume:
             self.runner.resume(args.resume)
         else:

@@ -1,6 +1,8 @@
 """Linear, RMSNorm and the gated MLP, as Flax NNX modules. Parameters are stored in `param_dtype` and used in `dtype`."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,3 +102,17 @@ class GatedMLP(nnx.Module):
         else:
             gate, up = self.gate(x), self.up(x)
         return self.down(jax.nn.silu(gate) * up)
+
+
+def call_layer(layer: nnx.Module, *args: Any, **static: Any) -> Any:
+    """`layer(*args, **static)`, for one of many layers that are alike: traced and lowered once, called for each of them.
+
+    XLA inlines the calls, so the compiled program is that of unrolled layers. Tracing 28 layers and lowering the kernel of each
+    takes longer than XLA needs for them, and is paid at every start, with the compilation cache too.
+    """
+    return _call_layer(*nnx.split(layer), args, tuple(static.items()))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _call_layer(graph: Any, state: Any, args: tuple, static: tuple[tuple[str, Any], ...]) -> Any:
+    return nnx.merge(graph, state)(*args, **dict(static))

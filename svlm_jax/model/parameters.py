@@ -1,7 +1,7 @@
 """Parameters of a model as a flat dict of arrays by dotted path ("text.layers.0.mlp.up.kernel"), and back to a model.
 
-Owns the two forms of a decoder's parameters: one array a layer, or stacked on a leading axis (`scan_layers`). Does not know
-files or checkpoints.
+Owns the two forms of a decoder's parameters: one array a layer, or stacked on a leading axis (`scan_layers`); and the tuple of
+the parameters of one part of a model, which is what a program is given. Does not know files or checkpoints.
 
 Axes: L layers.
 """
@@ -9,7 +9,7 @@ Axes: L layers.
 import re
 from collections.abc import Mapping
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from svlm_jax.config import ModelConfig
 from svlm_jax.model.vlm import QwenVL
 
 Parameters = dict[str, jax.Array]
+Part = Literal["vision", "text"]  # vision tower, decoder
 
 
 @cache
@@ -54,6 +55,22 @@ def from_parameters(config: ModelConfig, values: Mapping[str, Any]) -> QwenVL:
         raise ValueError("parameters: " + "; ".join(problems))
     leaves = [(path, leaf.replace(values[dotted])) for dotted, (path, leaf) in flat.items()]
     return nnx.merge(graph, nnx.from_flat_state(leaves))
+
+
+def part_of(values: Mapping[str, jax.Array], part: Part) -> tuple[jax.Array, ...]:
+    """The parameters of one part of a model, in the order of their paths.
+
+    A program is called for every second of video: a tuple of what it uses is dispatched in about half the time that a dict of
+    all parameters by name takes.
+    """
+    return tuple(values[path] for path in sorted(values) if path.startswith(part))
+
+
+def from_part(config: ModelConfig, part: Part, arrays: tuple[jax.Array, ...]) -> QwenVL:
+    """A model with the parameters that `part_of` returned; those of the other part are shapes (ShapeDtypeStruct)."""
+    every = shapes(config)
+    paths = [path for path in sorted(every) if path.startswith(part)]
+    return from_parameters(config, every | dict(zip(paths, arrays, strict=True)))
 
 
 def _dotted(path: tuple) -> str:

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Float32, Int
 from svlm_jax.config import ModelConfig, Remat
 from svlm_jax.model.attention import text_attention
 from svlm_jax.model.cache import KVCache, write
-from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, matmul, normal
+from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, call_layer, matmul, normal
 from svlm_jax.model.rope import Rotary, rotate, text_rotary
 from svlm_jax.sharding import constrain
 
@@ -247,7 +247,7 @@ class Decoder(nnx.Module):
         layer_caches = map(LayerCache, cache.keys, cache.values, cache.rotated_keys or repeat(None))
         for number, (layer, layer_cache) in enumerate(zip(self.layers, layer_caches, strict=True)):
             with jax.named_scope(f"layer_{number}"):
-                x, layer_cache = layer(x, metadata, layer_cache)
+                x, layer_cache = call_layer(layer, x, metadata, layer_cache)
                 x = _add_deepstack(x, deepstack, number)
             updated.append(cast(LayerCache, layer_cache))  # a layer that is given a cache returns one
         keys, values, rotated_keys = zip(*updated, strict=True)

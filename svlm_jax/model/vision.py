@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 from svlm_jax.config import VISION_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
 from svlm_jax.inputs import VisionInput
 from svlm_jax.model.attention import vision_attention
-from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm
+from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, call_layer
 from svlm_jax.model.rope import Rotary, rotate, vision_rotary
 
 jax.tree_util.register_dataclass(
@@ -124,8 +124,8 @@ class VisionTower(nnx.Module):
         for number, block in enumerate(self.blocks):
             with jax.named_scope(f"block_{number}"):
                 if number in self.config.fullatt_block_indexes:
-                    x = block(x, rotary, vision.frame_range, index, vision.frame_span)
+                    x = call_layer(block, x, rotary, vision.frame_range, index, span=vision.frame_span)
                 else:
-                    x = block(x, rotary, vision.window_range, index, self.config.window_patches)
+                    x = call_layer(block, x, rotary, vision.window_range, index, span=self.config.window_patches)
         with jax.named_scope("merger"):
             return Features(self.merger(x))

@@ -36,7 +36,7 @@ from svlm_jax.stream.playback import Playback, Ready
 from svlm_jax.stream.runner import Runner
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session, StreamState
-from svlm_jax.stream.warmup import compile_batch_size, warm
+from svlm_jax.stream.warmup import OnProgress, compile_programs, warm
 
 IDLE_WAIT = 1.0  # seconds; wakes the thread without chunks, for its heartbeat
 SPEED_STEPS = 16  # steps over which the real-time factor is averaged
@@ -64,7 +64,14 @@ class RunningStream:
 
 
 def session_for(
-    vlm: Pretrained, config: StreamConfig, box: Box, num_streams: int, sampling: Sampling, resize_on: ResizeOn = "auto"
+    vlm: Pretrained,
+    config: StreamConfig,
+    box: Box,
+    num_streams: int,
+    sampling: Sampling,
+    *,
+    resize_on: ResizeOn = "auto",
+    progress: OnProgress | None = None,
 ) -> tuple[Session, Clip]:
     """A compiled session for frames that fit into the box, and a black clip of that size.
 
@@ -84,7 +91,7 @@ def session_for(
     session = Session(vlm.model, vlm.tokenizer, config, grid, **options)
     if session.mesh is None:
         session.batch_sizes = session.batch_sizes[:1]
-    warm(session, session.init_state(), clip)
+    warm(session, session.init_state(), clip, progress=progress)
     return session, clip
 
 
@@ -199,7 +206,7 @@ class Engine:
         try:
             for size in batch_sizes(self.num_streams) if session.mesh is None else ():
                 if not self.playback.stopped and size not in session.batch_sizes:
-                    compile_batch_size(session, size, state, self.clip)
+                    compile_programs(session, (size,), state, self.clip)
                     # a new tuple in one assignment: the engine's thread reads it without a lock
                     session.batch_sizes = tuple(sorted({*session.batch_sizes, size}))
         except Exception as error:  # the programs for one stream are enough to go on

@@ -1,7 +1,7 @@
 """The programs that a session runs on the device, compiled once for each batch size and each static size of the session.
 
-Parameters come first. Caches and decode states are donated: they are updated in place, and the arrays that were passed are
-deleted. Axes: B streams, D width.
+First come the parameters of the part of the model that a program uses (`parameters.part_of`). Caches and decode states are
+donated: they are updated in place, and the arrays that were passed are deleted. Axes: B streams, D width.
 """
 
 from dataclasses import replace
@@ -16,24 +16,26 @@ from svlm_jax.decode import loop
 from svlm_jax.decode.loop import DecodeInputs, DecodeState, Limit
 from svlm_jax.inputs import RawFrames, VisionInput
 from svlm_jax.model.cache import KVCache
-from svlm_jax.model.parameters import Parameters, from_parameters
+from svlm_jax.model.parameters import from_part
 from svlm_jax.model.pixels import patches_of
 from svlm_jax.model.vision import Features
 from svlm_jax.sharding import constrain
 from svlm_jax.stream.batch import PrefillBatch
 
+Arrays = tuple[jax.Array, ...]
+
 
 @partial(jax.jit, static_argnames="config")
-def encode_vision(params: Parameters, frames: VisionInput, *, config: ModelConfig) -> Features:
+def encode_vision(params: Arrays, frames: VisionInput, *, config: ModelConfig) -> Features:
     """Vision features of the frames of each stream."""
     if isinstance(frames.patches, RawFrames):
         frames = replace(frames, patches=patches_of(frames.patches, config.vision))
-    return from_parameters(config, params).vision(frames)
+    return from_part(config, "vision", params).vision(frames)
 
 
 @partial(jax.jit, static_argnames="config", donate_argnames="cache")
 def prefill(
-    params: Parameters,
+    params: Arrays,
     batch: PrefillBatch,
     features: Features,
     hidden: Float[Array, "B D"],
@@ -43,7 +45,7 @@ def prefill(
 ) -> tuple[Float[Array, "B D"], KVCache]:
     """One batch of new tokens: (hidden state [B, D] of the newest token of each stream so far, cache)."""
     with jax.named_scope("prefill"):
-        model = from_parameters(config, params)
+        model = from_part(config, "text", params)
         states, cache = model.extend(batch.inputs, jnp.asarray(batch.slots), cache, features)
         newest = jnp.take_along_axis(states, jnp.maximum(batch.newest, 0)[:, None, None], axis=1)[:, 0]
         # A stream whose last token is in another batch keeps the hidden state that it came with.
@@ -52,7 +54,7 @@ def prefill(
 
 @partial(jax.jit, static_argnames=("config", "max_top_k", "record"), donate_argnames="cache")
 def decode(
-    params: Parameters,
+    params: Arrays,
     inputs: DecodeInputs,
     hidden: Float[Array, "B D"],
     cache: KVCache,
@@ -64,17 +66,17 @@ def decode(
 ) -> DecodeState:
     """Replies of at most `limit` tokens; `resume_decode` continues them."""
     with jax.named_scope("decode"):
-        model = from_parameters(config, params)
+        model = from_part(config, "text", params)
         return loop.decode(model, hidden, cache, inputs, limit, max_top_k=max_top_k, record=record)
 
 
 @partial(jax.jit, static_argnames=("config", "max_top_k"), donate_argnames="state")
 def resume_decode(
-    params: Parameters, inputs: DecodeInputs, state: DecodeState, limit: Limit, *, config: ModelConfig, max_top_k: int
+    params: Arrays, inputs: DecodeInputs, state: DecodeState, limit: Limit, *, config: ModelConfig, max_top_k: int
 ) -> DecodeState:
     """The same replies, up to another limit."""
     with jax.named_scope("decode"):
-        return loop.decode_until(from_parameters(config, params), state, inputs, limit, max_top_k=max_top_k)
+        return loop.decode_until(from_part(config, "text", params), state, inputs, limit, max_top_k=max_top_k)
 
 
 @partial(jax.jit, static_argnames="capacity")

@@ -40,7 +40,7 @@ from svlm_jax.stream.playback import Playback, Ready
 from svlm_jax.stream.results import Reply
 from svlm_jax.stream.sequence import Chunk, StreamSequence
 from svlm_jax.stream.session import Prepared, Session, StreamState
-from svlm_jax.stream.warmup import warm
+from svlm_jax.stream.warmup import OnProgress, warm
 
 VIDEO = "video"  # the stream of `watch`, which has one
 OnToken = Callable[[TokenDelta], None]
@@ -72,6 +72,7 @@ class Runner:
         previous: str = "",
         tokens: bool = False,
         max_top_k: int | None = None,
+        progress: OnProgress | None = None,
     ) -> "Runner":
         """A runner whose programs are compiled, for chunks like `clip`. Takes as long as the compiler does.
 
@@ -81,11 +82,12 @@ class Runner:
             previous: the text before streams that join without their own.
             tokens: compile what `on_token` needs, too.
             max_top_k: the largest top_k of a stream, as of `Session`.
+            progress: called with (programs compiled so far, all of them).
         """
         options = {"sampling": sampling, "num_streams": num_streams, "previous": previous, "max_top_k": max_top_k}
         options["frame_box"] = frame_box(clip, model.config.vision)
         runner = cls(Session(model, tokenizer, config, clip.grid, **options))
-        runner.state = warm(runner.session, runner.state, clip, tokens=tokens)
+        runner.state = warm(runner.session, runner.state, clip, tokens=tokens, progress=progress)
         return runner
 
     # streams come and go

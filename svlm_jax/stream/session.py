@@ -31,7 +31,7 @@ from svlm_jax.families.chat import Tokenizer, Tokens, plain
 from svlm_jax.inputs import TOKEN_BUCKETS, Clip, VisionInput, bucket
 from svlm_jax.media.resize_weights import FrameBox
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
-from svlm_jax.model.parameters import parameters
+from svlm_jax.model.parameters import parameters, part_of
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import RULES, mesh_of, on_mesh
 from svlm_jax.spans import Span, total
@@ -110,6 +110,7 @@ class Session:
         self.frame_box = frame_box
         self.config, self.num_streams, self.grid = config, num_streams, grid
         self.params, self.model_config = parameters(model), model.config
+        self.vision_params, self.text_params = part_of(self.params, "vision"), part_of(self.params, "text")
         self.turn_tokenizer = TurnTokenizer.of(tokenizer, model.config)
         self.sampling = sampling
         self.max_top_k = sampling.top_k if max_top_k is None else max_top_k
@@ -296,13 +297,13 @@ class Session:
         frames, prefill_batches, slots, decode_inputs = self.program_inputs(scheduled, forced, cache.capacity)
         timer.lap("policy")
         # All programs are dispatched first and waited for afterwards, stage by stage: the device never waits for the host.
-        features = programs.encode_vision(self.params, frames, config=self.model_config)
+        features = programs.encode_vision(self.vision_params, frames, config=self.model_config)
         hidden = np.zeros((len(scheduled), self.model_config.text.hidden_size), jnp.dtype(self.model_config.dtype))
         for prefill_batch in prefill_batches:
             cache = cache._replace(**slots)
-            hidden, cache = programs.prefill(self.params, prefill_batch, features, hidden, cache, config=self.model_config)
+            hidden, cache = programs.prefill(self.text_params, prefill_batch, features, hidden, cache, config=self.model_config)
         limit = 1 if on_token else self.config.max_new_tokens
-        decoded = programs.decode(self.params, decode_inputs, hidden, cache, limit, **self.static_args, record=record)
+        decoded = programs.decode(self.text_params, decode_inputs, hidden, cache, limit, **self.static_args, record=record)
         for stage, output in (("vision", features), ("prefill", hidden)):
             jax.block_until_ready(output)
             timer.lap(stage)
@@ -316,8 +317,7 @@ class Session:
     def program_inputs(self, scheduled: Batch, forced: ForcedIds | None, capacity: int) -> ProgramInputs:
         """What the programs are given, from the host's part of a step."""
         config, size, end = self.config, self.prefill_size, self.turn_tokenizer.end_of_turn
-        sizes = self.max_patches, math.prod(self.grid[1:])
-        on_mesh = self.mesh is not None
+        sizes, on_mesh = (self.max_patches, math.prod(self.grid[1:])), self.mesh is not None
         vision, tower_rows = batch.vision_input(scheduled, self.model_config, *sizes, self.frame_box, on_mesh=on_mesh)
         if config.mode == "recompute":  # all retained tokens at once
             size = bucket(max((len(item.slots) for item in scheduled if item), default=1), TOKEN_BUCKETS, "retained tokens")
@@ -341,7 +341,7 @@ class Session:
                 on_token(int(index), int(tokens[index, limit - 1]))
             if np.asarray(decoded.done).all():
                 break
-            decoded = programs.resume_decode(self.params, inputs, decoded, limit + 1, **self.static_args)
+            decoded = programs.resume_decode(self.text_params, inputs, decoded, limit + 1, **self.static_args)
         return decoded
 
     def _commit(self, prepared: Prepared, replies: GroupReplies, index: int, timer: StageTimer) -> tuple[StreamSequence, Reply]:

@@ -1,7 +1,13 @@
-"""Compile the programs of a session before the first second of video: by running steps, or without running any."""
+"""Compile the programs of a session before the first second of video, side by side.
 
-from collections.abc import Sequence
-from functools import partial
+Programs are traced and lowered one after the other, in one thread, and compiled by a pool of threads as they come. jax keeps
+what is compiled, by the shapes of the arguments, for the jitted functions that `Session.step` calls.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,25 +18,38 @@ from svlm_jax.stream.groups import gather, scatter
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session, StreamState
 
+OnProgress = Callable[[int, int], object]  # (programs compiled so far, all of them)
+
 
 def warm(
-    session: Session, state: StreamState, clip: Clip, *, tokens: bool = False, sizes: Sequence[int] | None = None
+    session: Session,
+    state: StreamState,
+    clip: Clip,
+    *,
+    tokens: bool = False,
+    sizes: Sequence[int] | None = None,
+    progress: OnProgress | None = None,
 ) -> StreamState:
-    """Compile all that `Session.step` runs, at a place of the batch that is then free again.
+    """Compile all that `Session.step` runs, and run it once, at a place of the batch that is then free again.
 
     Args:
         state: consumed, as by a step.
         clip: one like those to come.
         tokens: also what `on_token` needs.
         sizes: batch sizes; by default those of the session.
+        progress: called before the first program, with 0, and after each.
     """
     free, all_sizes = state.streams.index(None), session.batch_sizes
+    sizes = all_sizes if sizes is None else tuple(sizes)
+    if session.mesh is None:
+        compile_programs(session, sizes, state, clip, tokens=tokens, progress=progress)
+    # Over a mesh twice: the outputs of the first step are sharded otherwise than its inputs were.
+    steps = [None] * (1 if session.mesh is None else 2) + [lambda stream_id, token: None] * tokens
     chunks: list[Chunk | None] = [None] * session.num_streams
     try:
-        for size in all_sizes if sizes is None else sizes:
+        for size in sizes:
             session.batch_sizes = (size,)
-            # Twice: over a mesh the outputs of the first step are sharded otherwise than its inputs were.
-            for on_token in (None, None, lambda stream_id, token: None)[: 3 if tokens else 2]:
+            for on_token in steps:
                 state = session.join(state, free)
                 chunks[free] = Chunk(0.0, float(session.config.chunk_seconds), clip)
                 state, _ = session.step(state, chunks, on_token=on_token)
@@ -39,33 +58,61 @@ def warm(
     return session.leave(state, free)
 
 
-def compile_batch_size(session: Session, size: int, state: StreamState, clip: Clip) -> None:
-    """Compile what `Session.step` runs for a batch size, without running it: during steps, from any thread. For parameters that
-    lie on no mesh; `warm` is for those too.
+def compile_programs(
+    session: Session,
+    sizes: Sequence[int],
+    state: StreamState,
+    clip: Clip,
+    *,
+    tokens: bool = False,
+    progress: OnProgress | None = None,
+) -> None:
+    """Compile what `Session.step` runs for some batch sizes, without running it: during steps, from any thread. For parameters
+    that lie on no mesh; `warm` is for those too.
 
     Args:
         state: of which shapes alone are used.
-        clip: one like those to come.
+        clip, tokens, progress: as of `warm`.
     """
-    params, config = session.params, session.model_config
+    report = progress or (lambda done, total: None)
+    report(0, sum(3 + tokens + 2 * _in_part(session, size, tokens) for size in sizes))
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1), "compiler") as pool:
+        lowered = (program for size in sizes for program in _lower(session, size, state, clip, tokens))
+        # XLA works without Python's lock, tracing and lowering do not.
+        futures = [pool.submit(program.compile) for program in lowered]
+        for done, future in enumerate(as_completed(futures), 1):
+            future.result()
+            report(done, len(futures))
+
+
+def _lower(session: Session, size: int, state: StreamState, clip: Clip, tokens: bool) -> Iterator[jax.stages.Lowered]:
+    """The programs of a batch size."""
+    config, limit = session.model_config, session.config.max_new_tokens
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.cache)
     part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), cache)
-    max_new_tokens = session.config.max_new_tokens
-    stream = sequence.new_stream(session.opening, "", 0, session.sampling, max_new_tokens)
+    stream = sequence.new_stream(session.opening, "", 0, session.sampling, limit)
     chunk = Chunk(0.0, float(session.config.chunk_seconds), clip)
     scheduled = session.prepare(StreamState(cache, (stream,)), 0, chunk).scheduled
     inputs = session.program_inputs([scheduled] + [None] * (size - 1), None, cache.capacity)
-    features = jax.eval_shape(partial(programs.encode_vision, config=config), params, inputs.frames)
-    hidden = jax.ShapeDtypeStruct((size, config.text.hidden_size), config.dtype)
-    prefill = (params, next(inputs.prefill_batches), features, hidden, part._replace(**inputs.slots))
-    decode = (params, inputs.decode, hidden, part, max_new_tokens)
-    lowered = [
-        programs.encode_vision.lower(params, inputs.frames, config=config),
-        programs.prefill.lower(*prefill, config=config),
-        programs.decode.lower(*decode, **session.static_args, record=False),
-    ]
-    if size < session.num_streams:
+
+    yield (encode_vision := programs.encode_vision.lower(session.vision_params, inputs.frames, config=config))
+    features, hidden = _outputs(encode_vision), jax.ShapeDtypeStruct((size, config.text.hidden_size), config.dtype)
+    prefill = next(inputs.prefill_batches), features, hidden, part._replace(**inputs.slots)
+    yield programs.prefill.lower(session.text_params, *prefill, config=config)
+    decode = programs.decode.lower(session.text_params, inputs.decode, hidden, part, limit, **session.static_args, record=False)
+    yield decode
+    if tokens:
+        yield programs.resume_decode.lower(session.text_params, inputs.decode, _outputs(decode), limit, **session.static_args)
+    if _in_part(session, size, tokens):
         group = np.arange(size, dtype=np.int32)
-        lowered += [gather.lower(cache, group), scatter.lower(cache, part, group)]
-    for program in lowered:
-        program.compile()
+        yield from (gather.lower(cache, group), scatter.lower(cache, part, group))
+
+
+def _in_part(session: Session, size: int, tokens: bool) -> bool:
+    """Whether a step of that many streams runs on a part of the cache, or on a copy of it."""
+    return size < session.num_streams or tokens
+
+
+def _outputs(lowered: jax.stages.Lowered) -> Any:
+    """Shapes of what a program returns."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), lowered.out_info)

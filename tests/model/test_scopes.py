@@ -1,4 +1,4 @@
-"""Claims about what a profile shows: the lowered model carries the names of its parts, not only those of XLA's fusions."""
+"""Claims about what a profile shows: the compiled model carries the names of its parts, not only those of XLA's fusions."""
 
 import re
 from dataclasses import replace
@@ -33,8 +33,9 @@ def inputs(config, *, vision: bool = True) -> Inputs:
 
 
 def named(function, *arguments) -> str:
-    """Names of all operations of a lowered function, which become the metadata that a profile shows, one a line."""
-    return "\n".join(re.findall(r'loc\("([^"]+)"', jax.jit(function).lower(*arguments).as_text(debug_info=True)))
+    """Names of all operations of a compiled function: the metadata that a profile shows, one a line."""
+    hlo = jax.jit(function).lower(*arguments).compile().as_text()
+    return "\n".join(re.findall(r'op_name="([^"]+)"', hlo or "")).replace("/jit(_call_layer)", "")
 
 
 def test_a_profile_names_the_parts_of_a_forward_pass(config):

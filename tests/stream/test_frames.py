@@ -25,11 +25,11 @@ from svlm_jax.stream.playback import Playback
 from svlm_jax.stream.runner import VIDEO, Runner, watch
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
-from svlm_jax.stream.warmup import compile_batch_size
+from svlm_jax.stream.warmup import compile_programs
 from tests.stream.test_runner import CONFIG, Film
 from tests.support import FIXTURES
 from tests.support.pixels import hard_frame
-from tests.support.sessions import Compiled
+from tests.support.sessions import Compiled, said
 
 SIZES = ((56, 84), (90, 70))  # of two streams: as it is, and resized
 BOX = (100, 100)  # of the session that watches both
@@ -60,13 +60,13 @@ def session(vlm, box: FrameBox | None, model=None) -> Session:
     return made
 
 
-def replies(vlm, made: Session, on_device: bool) -> list:
+def replies(vlm, made: Session, on_device: bool, record: bool = True) -> list:
     """Of both streams over four seconds; in one of them only the second has a chunk."""
     state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
     every = []
     for number in range(4):
         chunks = [chunk(vlm, number, size, 100 * b, on_device) for b, size in enumerate(SIZES)]
-        state, some = made.step(state, [None if number == 2 else chunks[0], chunks[1]], record=True)
+        state, some = made.step(state, [None if number == 2 else chunks[0], chunks[1]], record=record)
         every += [reply for reply in some if reply is not None]
     return every
 
@@ -76,22 +76,14 @@ def on_host(vlm):
     return replies(vlm, session(vlm, None), on_device=False)
 
 
-def check_same(some, others) -> None:
-    assert len(some) == len(others) == 7
-    for one, other in zip(some, others, strict=True):
-        assert one.tokens.tolist() == other.tokens.tolist()
-        np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=1e-5)
-
-
 def test_streams_of_two_sizes_say_the_same_and_share_their_programs(vlm, box, on_host):
     """Else words depend on where pixels are made, or a second viewer's camera stops the page for a minute."""
     made = session(vlm, box)
-    state = made.join(made.init_state(), 0)
-    made.step(state, [chunk(vlm, 0, SIZES[0], 0, True), None], record=True)
+    compile_programs(made, (2,), made.init_state(), chunk(vlm, 0, SIZES[1], 0, True).clip)
     with Compiled() as compiled:
-        got = replies(vlm, made, on_device=True)
+        got = replies(vlm, made, on_device=True, record=False)
     assert compiled.count == 0
-    check_same(got, on_host)
+    assert said(got) == said(on_host) and len(got) == 7
 
 
 def test_over_devices_each_stream_is_resized_where_it_is(vlm, box, on_host, tiny_dir, processor_dir):
@@ -99,7 +91,10 @@ def test_over_devices_each_stream_is_resized_where_it_is(vlm, box, on_host, tiny
     cut = svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, mesh=make_mesh(data=2))
     made = session(vlm, box, cut.model)
     assert made.upload(clip := chunk(vlm, 0, SIZES[0], 0, True).clip) is clip
-    check_same(replies(vlm, made, on_device=True), on_host)
+    got = replies(vlm, made, on_device=True)
+    assert said(got) == said(on_host)
+    for one, other in zip(got, on_host, strict=True):
+        np.testing.assert_allclose(one.logits, other.logits, rtol=0, atol=1e-5)
 
 
 def test_a_recorded_stream_of_the_original_replays(data_dir, processor_dir):
@@ -143,17 +138,11 @@ def test_frames_are_sent_by_the_thread_that_reads_them(vlm, monkeypatch):
     assert sent == [("decode", 2 * 56 * 84 * 3)] * 4
 
 
-def test_programs_are_compiled_ahead_for_frames_too(vlm, box):
-    """Else a page for cameras stops when its second viewer comes."""
-    made = session(vlm, box)
-    compile_batch_size(made, 2, made.init_state(), chunk(vlm, 0, SIZES[1], 0, True).clip)
-
-
 def test_a_page_takes_every_picture_that_it_fits_into_its_box(vlm, monkeypatch):
     """Else a camera held upright is refused for its shape."""
-    monkeypatch.setattr("svlm_jax.serve.engine.warm", lambda *_: None)
+    monkeypatch.setattr("svlm_jax.serve.engine.warm", lambda *_, **__: None)
     config = replace(CONFIG, chunk_seconds=1)
-    made, clip = session_for(vlm, config, Box(168, 112), 1, vlm.sampling, "device")
+    made, clip = session_for(vlm, config, Box(168, 112), 1, vlm.sampling, resize_on="device")
     assert clip.frames is not None and made.frame_box is not None and made.frame_box[:3] == (2, 112, 168)
     for size in ((1280, 720), (720, 1280), (400, 100), (100, 400), (10, 37), (31, 8), (168, 112)):
         width, height = fit_size(*size, Box(168, 112))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.stream import batch, groups, programs
-from svlm_jax.stream.warmup import compile_batch_size, warm
+from svlm_jax.stream.warmup import compile_programs, warm
 from tests.support.sessions import DRAWN, Compiled, chunk, make, model, tokenizer, watch  # noqa: F401
 
 # --- what is compiled ---
@@ -47,7 +47,7 @@ def test_no_cache_and_no_weight_is_copied_in_the_decode_loop(make, rows):
     inputs = batch.decode_inputs(prepared, [None] * rows, 20, session.suppressed, session.turn_tokenizer.end_of_turn)
     hidden = jnp.zeros((rows, session.model_config.text.hidden_size))
     static = {**session.static_args, "record": False}
-    hlo = programs.decode.lower(session.params, inputs, hidden, state.cache, 20, **static).compile().as_text()
+    hlo = programs.decode.lower(session.text_params, inputs, hidden, state.cache, 20, **static).compile().as_text()
     parts, keys = computations(hlo), state.cache.keys[0]
     shape = f"f32[{','.join(map(str, keys.shape))}]"
     inside = [instructions(parts, name) for name in set(re.findall(r"body=%?([\w.\-]+)", hlo)) if shape in parts[name]]
@@ -108,7 +108,7 @@ def test_what_is_compiled_beside_steps_is_all_they_run(make):
     state = session.join(warm(session, session.init_state(), chunk(0).clip), 1)
     assert sizes == (1, 2, 3)
     for size in sizes[1:]:
-        compile_batch_size(session, size, state, chunk(0).clip)
+        compile_programs(session, (size,), state, chunk(0).clip)
     session.batch_sizes = sizes
     state = session.join(session.join(state, 0), 2)
     with Compiled() as compiled:
@@ -136,8 +136,8 @@ def test_keys_are_not_rotated_again_for_each_token_that_is_told(make):
     state = session.join(session.init_state())
     inputs = session.program_inputs([session.prepare(state, 0, chunk(0)).scheduled], None, session.capacity)[-1]
     hidden = jnp.zeros((1, session.model_config.text.hidden_size))
-    decoded = programs.decode(session.params, inputs, hidden, state.cache, 1, **session.static_args, record=False)
-    program = programs.resume_decode.lower(session.params, inputs, decoded, 2, **session.static_args).compile()
+    decoded = programs.decode(session.text_params, inputs, hidden, state.cache, 1, **session.static_args, record=False)
+    program = programs.resume_decode.lower(session.text_params, inputs, decoded, 2, **session.static_args).compile()
     size = sum(one.nbytes for one in jax.tree.leaves(decoded.cache))
     assert not large_moves(program.as_text(), decoded.cache.keys[0].size)
     assert program.memory_analysis().alias_size_in_bytes >= size and program.memory_analysis().temp_size_in_bytes < 0.1 * size

@@ -133,16 +133,18 @@ def test_rows_of_a_decode_loop_may_go_up_to_different_limits(session, together):
     state = joined(session)
     rows = [session.prepare(state, row, chunk(0, row)).scheduled for row in range(3)]
     frames, pieces, slots, inputs = session.program_inputs(rows, None, session.capacity)
-    features = programs.encode_vision(session.params, frames, config=session.model_config)
+    features = programs.encode_vision(session.vision_params, frames, config=session.model_config)
     hidden, cache = np.zeros((3, session.model_config.text.hidden_size), np.float32), state.cache
     for piece in pieces:
         cache = cache._replace(**slots)
-        hidden, cache = programs.prefill(session.params, piece, features, hidden, cache, config=session.model_config)
-    decoded = programs.decode(session.params, inputs, hidden, cache, np.array([2, 3, 1]), **session.static_args, record=False)
+        hidden, cache = programs.prefill(session.text_params, piece, features, hidden, cache, config=session.model_config)
+    decoded = programs.decode(
+        session.text_params, inputs, hidden, cache, np.array([2, 3, 1]), **session.static_args, record=False
+    )
     counts = []
     for limit in ([2, 9, 1], [5, 9, 4], [20, 20, 20]):
         counts.append(np.asarray(decoded.count).tolist())
-        decoded = programs.resume_decode(session.params, inputs, decoded, np.array(limit), **session.static_args)
+        decoded = programs.resume_decode(session.text_params, inputs, decoded, np.array(limit), **session.static_args)
     assert counts == [[2, 3, 1], [2, 4, 1], [5, 4, 4]] and np.asarray(decoded.done).all()
     tokens = [row[:count].tolist() for row, count in zip(np.asarray(decoded.tokens), np.asarray(decoded.count), strict=True)]
     assert tokens == [row[0] for row in together]
