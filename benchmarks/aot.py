@@ -30,6 +30,7 @@ Program = tuple[Callable[..., Any], tuple[Any, ...]]  # a function and its abstr
 def bench(args: argparse.Namespace) -> None:
     attention = "mosaic_gpu" if args.target == "h100" and args.attention == "auto" else args.attention
     config = replace(published_config(args.shape), weights=args.weights, attention=attention, fused=True)
+    config = replace(config, fused_decode=args.fused_decode)
     if args.layers is not None:
         text = replace(config.text, num_hidden_layers=args.layers)
         vision = replace(config.vision, depth=args.layers, fullatt_block_indexes=(args.layers - 1,))
@@ -44,13 +45,13 @@ def bench(args: argparse.Namespace) -> None:
     layers = "" if args.layers is None else f", cut to {args.layers} layers"
     description = (
         f"The {args.shape} shape in bfloat16 {weights}compiled ahead of time for {args.target} (attention: {attention}, "
-        f"streams: {args.num_streams}{layers}), nothing run: XLA's own counts. "
+        f"streams: {args.num_streams}, fused decode: {args.fused_decode}{layers}), nothing run: XLA's own counts. "
     )
     if args.target == "cpu":
         description += (
             "A CPU has no bfloat16 units, so XLA widens the weights to float32, which shows in bytes and temporaries."
         )
-    name = f"aot_{args.shape}_{args.target}" + ("_int8" if weights else "")
+    name = f"aot_{args.shape}_{args.target}" + ("_int8" if weights else "") + ("_fused_decode" if args.fused_decode else "")
     record(args.name or name, description, rows, args.out)
 
 
@@ -187,6 +188,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", choices=("cpu", "h100"), default="cpu", help="h100 needs no GPU (default cpu)")
     parser.add_argument("--weights", choices=get_args(Weights), default="full", help="of the decoder (default full)")
     parser.add_argument("--attention", choices=get_args(Attention), default="auto", help="default: by the target")
+    parser.add_argument("--fused-decode", action="store_true", help="fused kernels of a decode step")
     parser.add_argument("--tokens", type=integer(1), default=1024, help="prompt bucket (default 1024)")
     parser.add_argument("--patches", type=integer(1), default=4096, help="vision bucket (default 4096)")
     parser.add_argument("--slots", type=integer(1), default=16384, help="cache capacity (default 16384)")

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 
 from pallas_kernels import cudnn, xla
 from pallas_kernels.dispatch import choose
-from pallas_kernels.grid import decode_splits, kv_splits, sm_count
+from pallas_kernels.grid import DECODE_TILE, decode_splits, kv_splits, sm_count
 from pallas_kernels.rotary import Rotary, rotate
 
 DECODE_TOKENS = 8  # new tokens of a decode step, at most
 DECODE_ROWS = 64  # query heads of a kv head times tokens, at most: the query rows of one warpgroup
-DECODE_TILE = 64  # slots that a thread block of a decode step takes at a time
 
 
 def decode_attention(q, k, v, *, last, index, rotary: Rotary | None = None, implementation: str = "auto", tiling=None):

@@ -81,6 +81,17 @@ def whole_tiles(first, last, index, q_tile: int, kv_tile: int):
     return jnp.pad(whole.astype(jnp.int32), ((0, 0), (0, 0), (0, 1)))
 
 
+def filled_tiles(index, tile: int):
+    """The tiles of `tile` slots that hold anything: [B, 2] int32, from and up to (exclusive). index: [B, S], -1 where a slot is
+    empty."""
+    padded = jnp.pad(index, ((0, 0), (0, -index.shape[1] % tile)), constant_values=-1)
+    filled = (padded >= 0).reshape(len(index), -1, tile).any(-1)
+    number = jnp.arange(filled.shape[1])
+    high = jnp.where(filled, number + 1, 0).max(-1)
+    low = jnp.where(filled, number, filled.shape[1]).min(-1)
+    return jnp.stack([jnp.minimum(low, high), high], -1).astype(jnp.int32)
+
+
 def merge_splits(out, lse):
     """Attention over all slots [B, K, R, H] from normalised results over parts of them [J, B, K, R, H], and the base-2
     log-sum-exp of the scores of each part [J, B, K, R]."""

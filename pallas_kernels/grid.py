@@ -6,6 +6,7 @@ few blocks takes as long as a full one.
 
 import jax
 
+DECODE_TILE = 64  # slots that a thread block of a decode step takes at a time
 SM_COUNT = 132  # of an H100 SXM and an H200 (NVIDIA H100 Tensor Core GPU Architecture, table 3); a PCIe H100 has 114
 MAX_SPLITS = 32
 # In steps of the loop over tiles of slots (128 rows, 128 slots, about 2 us on an H200): what a block does around the loop;

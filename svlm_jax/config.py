@@ -140,6 +140,7 @@ class ModelConfig:
         attention: the kernels (`pallas_kernels`); "auto": the best for the device.
         weights: "int8" stores the decoder's matrices in 8 bits: for inference (`model/transforms`).
         fused: projections that share their input are one matrix: for inference.
+        fused_decode: decode steps by fused kernels (`model/fused_decode`): on one Hopper GPU; not measured yet.
         lora_rank: of low-rank adapters on the decoder's matrices; 0: none (arXiv 2106.09685).
         lora_alpha: adapters are scaled by lora_alpha / lora_rank.
         hf_extra: JSON of the keys of config.json that no code here reads; they are written again.
@@ -160,6 +161,7 @@ class ModelConfig:
     attention: Attention = "auto"
     weights: Weights = "full"
     fused: bool = False
+    fused_decode: bool = False
     lora_rank: int = 0
     lora_alpha: float = 16.0
     hf_extra: str = field(default="{}", repr=False)

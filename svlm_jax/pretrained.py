@@ -33,6 +33,7 @@ from svlm_jax.files import read_json
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.processor import PROCESSOR_FILES, Processor
 from svlm_jax.media.sources import open_source
+from svlm_jax.model.fused_decode import interpreted
 from svlm_jax.model.parameters import Parameters, from_parameters, parameters
 from svlm_jax.model.transforms import fuse, quantize
 from svlm_jax.model.vlm import QwenVL
@@ -179,6 +180,7 @@ def from_pretrained(
     dtype: Dtype | None = None,
     attention: Attention = "auto",
     weights: Weights = "full",
+    fused_decode: bool = False,
     mesh: Mesh | None = None,
     progress=None,
 ) -> Pretrained:
@@ -189,6 +191,7 @@ def from_pretrained(
         dtype: of computation and parameters; that of config.json by default.
         attention: the kernels (`pallas_kernels.IMPLEMENTATIONS`); by default what suits the device.
         weights: "int8" holds the matrices of the decoder in 8 bits: faster replies, with an error (`model.transforms`).
+        fused_decode: decode steps by fused kernels, on one Hopper GPU (`model.fused_decode`).
         mesh: devices to shard over (`svlm_jax.sharding.make_mesh`).
         progress: called with (tensors done, tensors in all).
 
@@ -198,6 +201,9 @@ def from_pretrained(
     directory = local_directory(name)
     config = config_json.read(directory, dtype)
     config = replace(config.compute(dtype or config.dtype), scan_layers=False, attention=attention)
+    if fused_decode:
+        config = replace(config, fused_decode=True)
+        interpreted(config, 1 if mesh is None else mesh.size)
     stream, sampling = read_streaming_config(directory)
     generation, eos = read_generation_config(directory, config)
     # Before the weights, which take long to load: a missing tokenizer shows at once.

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.spans svlm_jax.inputs",),
     (
         "svlm_jax.sharding svlm_jax.model.attention svlm_jax.model.layers svlm_jax.model.rope svlm_jax.model.cache "
-        "svlm_jax.model.pixels",
+        "svlm_jax.model.pixels svlm_jax.model.fused_decode",
     ),
     ("svlm_jax.model.vision svlm_jax.model.text",),
     ("svlm_jax.families",),

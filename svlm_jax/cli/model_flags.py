@@ -29,6 +29,8 @@ def model_flags(parser: argparse.ArgumentParser, dtype: bool = True) -> None:
     parser.add_argument(
         "--weights", choices=get_args(Weights), default="full", help="of the decoder: int8 is faster, less exact"
     )
+    fused_help = "decode with fewer kernels, on one Hopper GPU (not measured yet)"
+    parser.add_argument("--fused-decode", action="store_true", help=fused_help)
     compile_cache_flag(parser)
 
 
@@ -112,4 +114,5 @@ def load(args: argparse.Namespace, **options: Any) -> Any:
         check_attention(args.attention)
         options_given = {"dtype": args.dtype} if "dtype" in args else {}
         options_given |= {"processor": args.processor, "attention": args.attention, "weights": args.weights}
+        options_given["fused_decode"] = args.fused_decode
         return from_pretrained(args.model, **options_given, **options)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key
 
 from svlm_jax.decode.sampling import SamplingParams, mark_generated, sample
 from svlm_jax.model.cache import KVCache
+from svlm_jax.model.fused_decode import slot_tiles
 from svlm_jax.model.vlm import QwenVL
 
 Limit = Int[Array | np.ndarray, " B"] | Int[Array, ""] | int  # tokens of a reply, for each row or for all
@@ -92,6 +93,9 @@ def decode(
 def decode_until(model: QwenVL, state: DecodeState, inputs: DecodeInputs, limit: Limit, *, max_top_k: int) -> DecodeState:
     """Compute the newest token and choose the next one, until each reply has `limit` tokens or has ended."""
 
+    # The slots of a reply are described before it, so which hold anything does not change in the loop. XLA does not see it.
+    tiles = slot_tiles(state.cache.index)
+
     def active(state: DecodeState) -> Bool[Array, " B"]:
         return ~state.done & (state.count < limit)
 
@@ -102,7 +106,7 @@ def decode_until(model: QwenVL, state: DecodeState, inputs: DecodeInputs, limit:
         slot = jnp.where(rows[:, None], slot, state.cache.capacity)
         index = (jnp.asarray(inputs.index) + newest)[:, None]
         positions = jnp.broadcast_to((jnp.asarray(inputs.position) + newest)[:, None, None], (len(token), 3, 1))
-        hidden, cache = model.text.extend(model.text.embed(token), index, positions, slot, state.cache)
+        hidden, cache = model.text.decode_step(model.text.embed(token), index, positions, slot, state.cache, tiles)
         return _choose_token(model, hidden[:, 0], state._replace(cache=cache), inputs, rows, max_top_k)
 
     return jax.lax.while_loop(lambda state: jnp.any(active(state)), step, state)

@@ -104,15 +104,16 @@ class GatedMLP(nnx.Module):
         return self.down(jax.nn.silu(gate) * up)
 
 
-def call_layer(layer: nnx.Module, *args: Any, **static: Any) -> Any:
-    """`layer(*args, **static)`, for one of many layers that are alike: traced and lowered once, called for each of them.
+def call_layer(layer: nnx.Module, *args: Any, method: str = "__call__", **static: Any) -> Any:
+    """`layer(*args, **static)`, or another method, for one of many layers that are alike: traced and lowered once, called for
+    each of them.
 
     XLA inlines the calls, so the compiled program is that of unrolled layers. Tracing 28 layers and lowering the kernel of each
     takes longer than XLA needs for them, and is paid at every start, with the compilation cache too.
     """
-    return _call_layer(*nnx.split(layer), args, tuple(static.items()))
+    return _call_layer(*nnx.split(layer), args, method, tuple(static.items()))
 
 
-@partial(jax.jit, static_argnums=(0, 3))
-def _call_layer(graph: Any, state: Any, args: tuple, static: tuple[tuple[str, Any], ...]) -> Any:
-    return nnx.merge(graph, state)(*args, **dict(static))
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _call_layer(graph: Any, state: Any, args: tuple, method: str, static: tuple[tuple[str, Any], ...]) -> Any:
+    return getattr(nnx.merge(graph, state), method)(*args, **dict(static))

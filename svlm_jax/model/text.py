@@ -19,6 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Int
 
 from svlm_jax.config import ModelConfig, Remat
+from svlm_jax.model import fused_decode
 from svlm_jax.model.attention import text_attention
 from svlm_jax.model.cache import KVCache, write
 from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, call_layer, matmul, normal
@@ -116,6 +117,16 @@ class TextAttention(nnx.Module):
         # The remat policy save_attention keeps this output by its name.
         return self.out(checkpoint_name(out, "attention")), cache
 
+    def decode_step(
+        self, x: Float[Array, "B 1 D"], step: fused_decode.DecodeStep, cache: LayerCache, interpret: bool
+    ) -> tuple[Float[Array, "B 1 D"], LayerCache]:
+        """One token of each stream by fused kernels; the cache has rotated keys."""
+        q, k, v = self._project(x)
+        rotated_q, rotated_k = (rotate(heads, step.rotary, head_axis=2) for heads in (q, k))
+        layers = (cast(jax.Array, cache.rotated_keys), cache.keys, cache.values)
+        out, (rotated_keys, keys, values) = fused_decode.attend(rotated_q, rotated_k, k, v, layers, step, interpret)
+        return self.out(out), LayerCache(keys, values, rotated_keys)
+
     def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, T, D] -> q [B, T, N, H], k and v [B, T, K, H]."""
         if not self.fused:
@@ -147,6 +158,23 @@ class DecoderLayer(nnx.Module):
             x = x + self.mlp(self.norm2(x))
         return constrain(x, "batch", "length", None), cache
 
+    def decode_step(
+        self,
+        x: Float[Array, "B 1 D"],
+        update: Float[Array, "B 1 D"] | None,
+        step: fused_decode.DecodeStep,
+        cache: LayerCache,
+        interpret: bool,
+    ) -> tuple[Float[Array, "B 1 D"], Float[Array, "B 1 D"], LayerCache]:
+        """One token of each stream by fused kernels. The hidden state is x + update, added where it is normalised; so is what
+        this layer returns."""
+        with jax.named_scope("attention"):
+            x, normed = fused_decode.add_rms_norm(x, update, self.norm1.scale[...], self.norm1.eps, interpret)
+            update, cache = self.attention.decode_step(normed, step, cache, interpret)
+        with jax.named_scope("mlp"):
+            x, normed = fused_decode.add_rms_norm(x, update, self.norm2.scale[...], self.norm2.eps, interpret)
+            return x, self.mlp(normed), cache
+
 
 class Decoder(nnx.Module):
     """Embeddings, layers, final norm and head: embed [V, D], head [D, V] unless tied.
@@ -160,6 +188,7 @@ class Decoder(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
         text, dtype = config.text, config.param_dtype
         self.config, self.dtype = text, config.dtype
+        self.fused_decode = config if config.fused_decode else None
         self.remat: Remat = config.remat
         self.scan = config.scan_layers
         self.embedding = nnx.Param(normal(rngs, (text.vocab_size, text.hidden_size), dtype))
@@ -238,14 +267,13 @@ class Decoder(nnx.Module):
         Raises:
             ValueError: the decoder is stacked (`unstack` its parameters first).
         """
-        if isinstance(self.layers, DecoderLayer):
-            raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack its parameters first")
+        layers = self._unstacked_layers()
         # Positions change between chunks, so the angles of all slots are computed once a pass, and shared by the layers.
         slot_rotary = None if cache.rotated_keys else self._rotary(cache.positions)
         metadata = AttentionMetadata(self._rotary(positions), index, cache.index, slot_rotary, slots)
         updated: list[LayerCache] = []
         layer_caches = map(LayerCache, cache.keys, cache.values, cache.rotated_keys or repeat(None))
-        for number, (layer, layer_cache) in enumerate(zip(self.layers, layer_caches, strict=True)):
+        for number, (layer, layer_cache) in enumerate(zip(layers, layer_caches, strict=True)):
             with jax.named_scope(f"layer_{number}"):
                 x, layer_cache = call_layer(layer, x, metadata, layer_cache)
                 x = _add_deepstack(x, deepstack, number)
@@ -253,6 +281,38 @@ class Decoder(nnx.Module):
         keys, values, rotated_keys = zip(*updated, strict=True)
         cache = cache._replace(keys=keys, values=values, rotated_keys=rotated_keys if cache.rotated_keys else ())
         return self._final_norm(x), cache
+
+    def decode_step(
+        self,
+        x: Float[Array, "B 1 D"],
+        index: Int[Array, "B 1"],
+        positions: Float32[Array, "B 3 1"],
+        slots: Int[Array, "B 1"],
+        cache: KVCache,
+        tiles: Int[Array, "B 2"],
+    ) -> tuple[Float[Array, "B 1 D"], KVCache]:
+        """`extend` by one token of each stream, over rotated keys: by fused kernels if the config asks for them.
+
+        Args:
+            tiles: `fused_decode.slot_tiles` of the cache's index, computed once for all steps of a loop.
+        """
+        if self.fused_decode is None:
+            return self.extend(x, index, positions, slots, cache)
+        mesh = jax.sharding.get_abstract_mesh()
+        interpret = fused_decode.interpreted(self.fused_decode, 1 if mesh.empty else mesh.size, cache.capacity)
+        step = fused_decode.DecodeStep(self._rotary(positions), slots[:, 0], index[:, 0], cache.index, tiles)
+        updated: list[LayerCache] = []
+        update = None
+        layer_caches = map(LayerCache, cache.keys, cache.values, cache.rotated_keys)
+        for number, (layer, layer_cache) in enumerate(zip(self._unstacked_layers(), layer_caches, strict=True)):
+            with jax.named_scope(f"layer_{number}"):
+                args = (x, update, step, layer_cache)
+                x, update, layer_cache = call_layer(layer, *args, method="decode_step", interpret=interpret)
+            updated.append(layer_cache)
+        keys, values, rotated_keys = zip(*updated, strict=True)
+        with jax.named_scope("final_norm"):
+            _, normed = fused_decode.add_rms_norm(x, update, self.norm.scale[...], self.norm.eps, interpret)
+        return normed, cache._replace(keys=keys, values=values, rotated_keys=rotated_keys)
 
     @jax.named_scope("rotate_keys")
     def with_rotated_keys(self, cache: KVCache) -> KVCache:
@@ -265,6 +325,11 @@ class Decoder(nnx.Module):
         """Logits of final hidden states, in float32."""
         logits = matmul(hidden, self.embedding[...].T, 1) if self.head is None else self.head(hidden)
         return logits.astype(jnp.float32)
+
+    def _unstacked_layers(self) -> list[DecoderLayer]:
+        if isinstance(self.layers, DecoderLayer):
+            raise ValueError("a stacked (scan_layers) decoder has no cached pass: unstack its parameters first")
+        return list(self.layers)
 
     @jax.named_scope("final_norm")
     def _final_norm(self, x: jax.Array) -> jax.Array:
