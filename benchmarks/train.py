@@ -2,7 +2,9 @@
 memory on devices that need not exist, with and without rematerialisation."""
 
 import argparse
+import itertools
 import json
+import os
 import time
 from dataclasses import replace
 from typing import Any, get_args
@@ -14,14 +16,17 @@ from benchmarks.report import record
 from svlm_jax.cli.flags import integer
 from svlm_jax.config import Attention, ModelConfig, Remat
 from svlm_jax.data.config import Bucket, DataConfig
+from svlm_jax.topology import MEMORY_FRACTION
 from svlm_jax.train.config import MeshConfig, TrainConfig
 
 WARM_UP, REPEATS = 2, 5  # steps
+CUDNN_CALLS = {"forward": "__cudnn$fmhaSoftmax", "backward": "__cudnn$fmhaSoftmaxBackward"}
 TURNS = 24  # of a synthetic sample, each with one frame pair
 MODELS = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct", "72b": "Qwen/Qwen2.5-VL-72B-Instruct"}
 
 
 def bench(args: argparse.Namespace) -> None:
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(MEMORY_FRACTION))  # as `svlm train` does
     data = DataConfig(buckets=(Bucket(args.tokens, args.patches, args.labels),))
     config = TrainConfig(
         data=data, micro_batch_size=args.batch_size, batch_size=args.batch_size, attention=args.attention, remat=args.remat
@@ -31,7 +36,8 @@ def bench(args: argparse.Namespace) -> None:
             f"Memory of one device of {args.topology} in a micro-step of full fine-tuning, {args.batch_size} sequences of "
             f"{args.tokens} tokens ({args.labels} labels, {args.patches} patches) over all devices, compiled ahead of time, "
             "nothing run. All logits of a sequence and their gradient, which this code never materialises, would be "
-            f"{2 * 4 * args.tokens * 152064 / 1e9:.1f} GB more (calculated)."
+            f"{2 * 4 * args.tokens * 152064 / 1e9:.1f} GB more (calculated). Recomputed: FLOPs of the decoder's layers that a "
+            "policy computes twice, as a share of the model's (calculated)."
         )
         rows = memory_rows(args.shape.split(","), config, args.topology, args.tensor)
         record(args.name or f"train_memory_{args.topology}", description, rows, args.out)
@@ -44,17 +50,27 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def memory_rows(shapes: list[str], config: TrainConfig, topology: str, tensor: int) -> list[dict[str, Any]]:
-    """A row for each shape with and without rematerialisation."""
-    from svlm_jax.train.dry_run import measure
+    """A row for each shape and policy of rematerialisation, from the least memory on."""
+    from svlm_jax.train import flops
+    from svlm_jax.train.dry_run import columns, read_shape, target
+    from svlm_jax.train.memory import AbstractStep
+    from svlm_jax.train.setup import build_mesh, training_model_config
 
-    rows = []
-    for shape in shapes:
-        for remat in ("full", "none"):
-            variant = replace(config, model=MODELS[shape], remat=remat, mesh=MeshConfig(fsdp=-1, tensor=tensor))
-            for row in measure(variant, topology):
-                if row["function"] == "micro-step":
-                    rows.append({"shape": shape, "remat": remat, "tensor": tensor} | row)
-                    print(json.dumps(rows[-1]), flush=True)
+    rows, bucket = [], config.data.buckets[0]
+    policies = get_args(Remat)[::-1] if config.remat == "auto" else (config.remat,)
+    for shape, remat in itertools.product(shapes, policies):
+        variant = replace(config, model=MODELS[shape], remat=remat, mesh=MeshConfig(fsdp=-1, tensor=tensor))
+        with target(topology) as devices:
+            model = training_model_config(variant, read_shape(variant.model))
+            memory = AbstractStep(variant, model, build_mesh(variant.mesh, devices)).micro_step()
+        row = {"shape": shape, "tensor": tensor} | columns("micro-step", model, memory)
+        model_flops = flops.sample_flops(model, *sample_sizes(bucket), vision_trained=False)
+        again = flops.recomputed_flops(model, bucket.tokens, remat)
+        row |= {"recomputed (%)": round(100 * again / model_flops, 1)}
+        # Of the decoder: layers are scanned, so a call stands for all layers.
+        row |= {f"cuDNN attention, {name}": memory.hlo.count(f'"{target}"') for name, target in CUDNN_CALLS.items()}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
     return rows
 
 
@@ -66,13 +82,15 @@ def measure_step(shape: str, config: TrainConfig) -> dict[str, Any]:
     from svlm_jax.model.parameters import parameters
     from svlm_jax.model.vlm import QwenVL
     from svlm_jax.train.optimizer import build_optimizer
+    from svlm_jax.train.remat import choose_remat, local_capacity
     from svlm_jax.train.setup import build_mesh
     from svlm_jax.train.step import TrainStep, split_parameters
 
     bucket, num_sequences = config.data.buckets[0], config.micro_batch_size
     model = replace(model_config(shape, None), fused=False).compute(config.dtype, "float32")
-    model = replace(model, scan_layers=True, remat=config.remat, attention=config.attention)
     mesh = build_mesh(MeshConfig())
+    model = replace(model, scan_layers=True, attention=config.attention)
+    model = replace(model, remat=choose_remat(config, model, mesh, local_capacity(), print))
     with jax.set_mesh(mesh):
         trainable, frozen = split_parameters(parameters(QwenVL(model, nnx.Rngs(0))), config.trainable)
         frozen = {path: value.astype(model.dtype) for path, value in frozen.items()}
@@ -85,7 +103,9 @@ def measure_step(shape: str, config: TrainConfig) -> dict[str, Any]:
             state, accumulator, metrics = step.apply_gradients(state, accumulator)
             jax.block_until_ready(metrics)
             durations.append(time.perf_counter() - started)
-    row = {"shape": shape} | step_columns(model, bucket, num_sequences, float(np.median(durations[WARM_UP:])))
+    row = {"shape": shape, "remat": model.remat} | step_columns(
+        model, bucket, num_sequences, float(np.median(durations[WARM_UP:]))
+    )
     print(json.dumps(row), flush=True)
     return row
 
@@ -115,9 +135,7 @@ def step_columns(model: ModelConfig, bucket: Bucket, num_sequences: int, seconds
 
     from svlm_jax.train import flops
 
-    _, height, width = frame_grid(bucket.patches // TURNS)
-    frame = height * width  # patches
-    sample_flops = flops.sample_flops(model, bucket.tokens, bucket.labels, TURNS * frame, frame, vision_trained=False)
+    sample_flops = flops.sample_flops(model, *sample_sizes(bucket), vision_trained=False)
     device_flops = num_sequences * sample_flops / seconds / jax.device_count()
     peak_flops = flops.peak_flops(jax.devices()[0].device_kind)
     peak_bytes = (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
@@ -130,6 +148,12 @@ def step_columns(model: ModelConfig, bucket: Bucket, num_sequences: int, seconds
         "MFU (%)": "-" if peak_flops is None else round(100 * device_flops / peak_flops, 1),
         "device memory, peak (GB)": "-" if peak_bytes is None else round(peak_bytes / 1e9, 2),
     }
+
+
+def sample_sizes(bucket: Bucket) -> tuple[int, int, int, int]:
+    """Tokens, labels, patches and patches of a frame of a synthetic sample."""
+    _, height, width = frame_grid(bucket.patches // TURNS)
+    return bucket.tokens, bucket.labels, TURNS * height * width, height * width
 
 
 def frame_grid(max_patches: int) -> tuple[int, int, int]:
@@ -148,6 +172,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--labels", type=integer(1), default=1024, help="tokens with loss of a sequence (default 1024)")
     parser.add_argument("--batch-size", type=integer(1), default=1, help="sequences of a step, over all devices (default 1)")
     parser.add_argument("--tensor", type=integer(1), default=1, help="size of the mesh axis tensor (with --topology)")
-    parser.add_argument("--remat", choices=get_args(Remat), default="full", help="rematerialisation (default full)")
+    remat_help = "rematerialisation (default auto; with --topology that is a row for each policy)"
+    parser.add_argument("--remat", choices=("auto", *get_args(Remat)), default="auto", help=remat_help)
     parser.add_argument("--attention", choices=get_args(Attention), default="auto", help="kernels (default auto)")
     parser.add_argument("--name", help="of the entry in docs/benchmarks")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import cudnn, xla
+from pallas_kernels import cudnn, remat, xla
 from pallas_kernels.dispatch import choose
 from pallas_kernels.grid import DECODE_TILE, decode_splits, kv_splits, sm_count
 from pallas_kernels.rotary import Rotary, rotate
@@ -135,9 +135,9 @@ def _attention(call: _Call, q, k, v, visibility: _Visibility, rotary: Rotary | N
     visibility = _Visibility(*(None if x is None else jnp.asarray(x) for x in visibility))
     options: dict[str, Any] = visibility._asdict() | {"rotary": rotary, "causal": call.causal}
     if implementation == "xla":
-        return xla.attention(q, k, v, **options, span=call.span)
+        return remat.named(xla.attention(q, k, v, **options, span=call.span))
     if implementation == "cudnn":
-        return cudnn.attention(q, k, v, **options)
+        return cudnn.attention(q, k, v, **options)  # `remat.save_attention` knows its primitive
     # Imported here: a kernel's module needs a Pallas backend, which not every installation of jax has.
     if implementation in ("tpu", "interpret_tpu"):
         from pallas_kernels import tpu as kernel
@@ -155,7 +155,7 @@ def _attention(call: _Call, q, k, v, visibility: _Visibility, rotary: Rotary | N
         k, rotary = rotate(k, rotary, head_axis=1), None
     run = partial(kernel.flash, tiling=tiling, interpret=implementation.startswith("interpret"))
     static = {"span": call.span, "causal": call.causal}
-    return _differentiable(run, tuple(static.items()), q, k, v, visibility, rotary)
+    return remat.named(_differentiable(run, tuple(static.items()), q, k, v, visibility, rotary))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))

@@ -4,7 +4,10 @@ its choice and the reason (logger "pallas_kernels").
 
 import functools
 import logging
-from typing import Literal, get_args
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +19,17 @@ Implementation = Literal[
 IMPLEMENTATIONS: tuple[str, ...] = get_args(Implementation)
 
 log = logging.getLogger("pallas_kernels")
+_target: ContextVar[Any] = ContextVar("target", default=None)
+
+
+@contextmanager
+def compiling_for(device: Any) -> Iterator[None]:
+    """Where "auto" chooses for `device`, which need not exist, instead of for the devices of this process."""
+    token = _target.set(device)
+    try:
+        yield
+    finally:
+        _target.reset(token)
 
 
 def choose(op: str, implementation: str, q: jax.Array, causal: bool = False) -> str:
@@ -28,12 +42,12 @@ def choose(op: str, implementation: str, q: jax.Array, causal: bool = False) -> 
         raise ValueError(f"{op} implementation: got {implementation!r}; expected one of {', '.join(IMPLEMENTATIONS)}")
     if implementation != "auto":
         return implementation
-    return _auto(op, jax.default_backend(), _capability(), jnp.dtype(q.dtype).name, q.shape[-1], causal)
+    return _auto(op, platform(), _capability(), jnp.dtype(q.dtype).name, q.shape[-1], causal)
 
 
 def implementation_for(implementation: str, dtype: str, head_dim: int) -> str:
     """What `choose` chooses for a decoder of that dtype and head dim on the devices of this machine."""
-    return implementation if implementation != "auto" else _best(jax.default_backend(), _capability(), dtype, head_dim)[0]
+    return implementation if implementation != "auto" else _best(platform(), _capability(), dtype, head_dim)[0]
 
 
 @functools.cache
@@ -63,6 +77,15 @@ def _best(backend: str, capability: str, dtype: str, head_dim: int, causal: bool
     return "mosaic_gpu", f"the device is a Hopper GPU ({capability})"
 
 
-@functools.cache
+def platform() -> str:
+    """Of the devices that are compiled for: "cpu", "gpu" or "tpu"."""
+    return jax.default_backend() if _target.get() is None else _target.get().platform
+
+
 def _capability() -> str:
-    return str(getattr(jax.devices()[0], "compute_capability", "")) if jax.default_backend() == "gpu" else ""
+    return "" if platform() != "gpu" else _capability_of(_target.get())
+
+
+@functools.cache
+def _capability_of(device: Any) -> str:
+    return str(getattr(device or jax.devices()[0], "compute_capability", ""))

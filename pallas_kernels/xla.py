@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.dispatch import platform
 from pallas_kernels.rotary import Rotary, rotate
 
 # Largest float32 score block that is materialised, in elements: bounds memory for long prompts and big frames (256 MB), and on
@@ -66,7 +67,7 @@ def _blocked(attend, q, k, v, first, last, index):
 
 
 def _score_budget() -> int:
-    return min(SCORE_BUDGET, CPU_SCORE_BUDGET) if jax.default_backend() == "cpu" else SCORE_BUDGET
+    return min(SCORE_BUDGET, CPU_SCORE_BUDGET) if platform() == "cpu" else SCORE_BUDGET
 
 
 def _attend(q, k, v, first, last, index):

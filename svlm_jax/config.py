@@ -13,7 +13,8 @@ from typing import Literal, Self, get_args
 from svlm_jax.errors import InputError
 
 Dtype = Literal["float32", "bfloat16"]
-Remat = Literal["none", "full", "save_attention", "save_projections"]
+# From the most memory to the least, and from no FLOPs computed twice to the most (docs/training.md).
+Remat = Literal["none", "save_projections", "save_up", "save_attention_block", "save_attention", "full"]
 Attention = Literal[  # pallas_kernels.IMPLEMENTATIONS
     "auto", "xla", "cudnn", "mosaic_gpu", "mosaic_gpu_pingpong", "tpu", "interpret", "interpret_pingpong", "interpret_tpu"
 ]

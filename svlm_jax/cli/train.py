@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -23,6 +24,7 @@ from svlm_jax.cli.flags import Parser
 from svlm_jax.cli.model_flags import check_attention, compile_cache_flag, set_compile_cache
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
+from svlm_jax.topology import MEMORY_FRACTION
 
 PREEMPTED = 75  # EX_TEMPFAIL: schedulers start such a job again
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -97,6 +99,7 @@ def main() -> None:
             first.print_help()
             return
         raise InputError("--config", "nothing", "a name in configs/ or a file", "see --help")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", str(MEMORY_FRACTION))  # before jax is there
     config = parse(read(command_args.config), rest, f"svlm train --config {command_args.config}")
     if command_args.nproc > 1:
         from svlm_jax.cluster.local import spawn

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from svlm_jax.config import Weights
 
@@ -100,7 +101,7 @@ class GatedMLP(nnx.Module):
             gate_up = self.gate_up(x)
             gate, up = gate_up[..., 0, :], gate_up[..., 1, :]  # moveaxis would be a transpose on the device
         else:
-            gate, up = self.gate(x), self.up(x)
+            gate, up = checkpoint_name(self.gate(x), "gate"), checkpoint_name(self.up(x), "up")  # for `text._SAVED`
         return self.down(jax.nn.silu(gate) * up)
 
 

@@ -18,6 +18,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Int
 
+from pallas_kernels.remat import save_attention
 from svlm_jax.config import ModelConfig, Remat
 from svlm_jax.model import fused_decode
 from svlm_jax.model.attention import text_attention
@@ -28,10 +29,12 @@ from svlm_jax.sharding import constrain
 
 Deepstack = tuple[Float[Array, "B T D"], ...]
 
-_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "save_projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+# What a remat policy saves of a layer besides its input and the attention: activations by the names that the layer gives them.
+_SAVED: dict[Remat, tuple[str, ...]] = {
+    "save_attention": (),
+    "save_attention_block": ("qkv", "attention_residual"),
+    "save_up": ("qkv", "attention_residual", "up"),
+    "save_projections": ("qkv", "attention_residual", "up", "gate"),
 }
 
 
@@ -102,10 +105,11 @@ class TextAttention(nnx.Module):
         """x -> (attention output, the layer's cache with the new tokens in it)."""
         q, k, v = self._project(x)
         q = rotate(constrain(q, "batch", "length", "heads", None), metadata.rotary, head_axis=2)
+        q = checkpoint_name(q, "qkv")
         attend = partial(text_attention, q, last=metadata.last, index=metadata.index, implementation=self.implementation)
         if cache is None or metadata.slots is None:
-            keys, values = rotate(k, metadata.rotary, head_axis=2).swapaxes(1, 2), v.swapaxes(1, 2)
-            out = attend(keys, values, causal=True)
+            k, v = checkpoint_name(rotate(k, metadata.rotary, head_axis=2), "qkv"), checkpoint_name(v, "qkv")
+            out = attend(k.swapaxes(1, 2), v.swapaxes(1, 2), causal=True)
         else:
             # Written first: a new token attends to itself and to the tokens before it in the same chunk.
             rotated_keys = None
@@ -114,8 +118,7 @@ class TextAttention(nnx.Module):
             cache = LayerCache(write(cache.keys, k, metadata.slots), write(cache.values, v, metadata.slots), rotated_keys)
             keys = cache.keys if rotated_keys is None else rotated_keys
             out = attend(keys, cache.values, rotary=metadata.slot_rotary)
-        # The remat policy save_attention keeps this output by its name.
-        return self.out(checkpoint_name(out, "attention")), cache
+        return self.out(out), cache
 
     def decode_step(
         self, x: Float[Array, "B 1 D"], step: fused_decode.DecodeStep, cache: LayerCache, interpret: bool
@@ -153,7 +156,7 @@ class DecoderLayer(nnx.Module):
     ) -> tuple[Float[Array, "B T D"], LayerCache | None]:
         with jax.named_scope("attention"):
             out, cache = self.attention(self.norm1(x), metadata, cache)
-            x = x + out
+            x = checkpoint_name(x + out, "attention_residual")
         with jax.named_scope("mlp"):
             x = x + self.mlp(self.norm2(x))
         return constrain(x, "batch", "length", None), cache
@@ -237,7 +240,8 @@ class Decoder(nnx.Module):
     def _scan(self, layers: DecoderLayer, x: jax.Array, metadata: AttentionMetadata, deepstack: Deepstack) -> jax.Array:
         # One compiled layer for all: parameters [L, ...] are sliced by the scan, and remat bounds what the backward pass keeps.
         graph, stacked = nnx.split(layers)
-        body = _remat(lambda x, state: nnx.merge(graph, state)(x, metadata)[0], self.remat)
+        # A scan's backward pass is a loop of its own, so there is nothing that XLA could merge the second computation with.
+        body = _remat(lambda x, state: nnx.merge(graph, state)(x, metadata)[0], self.remat, prevent_cse=False)
         features = jnp.stack(deepstack) if deepstack else None
 
         def step(x, numbered):
@@ -351,5 +355,11 @@ def _add_deepstack(x: jax.Array, deepstack: Deepstack, layer: int) -> jax.Array:
     return x + deepstack[layer].astype(x.dtype) if layer < len(deepstack) else x
 
 
-def _remat(function: Callable, policy: Remat) -> Callable:
-    return function if policy == "none" else jax.checkpoint(function, policy=_POLICIES[policy])
+def _remat(function: Callable, remat: Remat, *, prevent_cse: bool = True) -> Callable:
+    if remat == "none":
+        return function
+    policies = jax.checkpoint_policies
+    policy = policies.nothing_saveable
+    if remat != "full":
+        policy = policies.save_from_both_policies(save_attention, policies.save_only_these_names(*_SAVED[remat]))
+    return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)

@@ -92,7 +92,8 @@ class TrainConfig:
         steps: length of the run in optimizer steps; 0: as many as `epochs` give.
         seed: of the order of samples and of new adapters.
         dtype: of the computation and of frozen parameters.
-        remat: which activations of a layer are saved for the backward pass; "full" saves none.
+        remat: which activations of a layer are saved for the backward pass: "full" saves none; "auto" as many as fit the
+            devices, for which it compiles the step once more before the run.
         attention: kernels; "auto" takes those of the device.
         lora_rank: of adapters, which are then all that is trainable; 0: none.
         lora_alpha: an adapter counts for alpha / rank.
@@ -122,7 +123,7 @@ class TrainConfig:
     steps: int = 0
     seed: int = 0
     dtype: Dtype = "bfloat16"
-    remat: Remat = "full"
+    remat: Remat | Literal["auto"] = "auto"
     attention: str = "auto"
     lora_rank: int = 0
     lora_alpha: float | int = 16.0

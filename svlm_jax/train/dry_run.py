@@ -5,48 +5,35 @@ Nothing is run and no weight is read; `svlm_jax.topology` says which compilers t
 
 import json
 import os
-import re
-import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from unittest import mock
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
+from pallas_kernels import dispatch
 from svlm_jax.config import ModelConfig
-from svlm_jax.data.config import Bucket
-from svlm_jax.data.pipeline import Batch
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json, family_names, presets
-from svlm_jax.inputs import Inputs, VisionInput
-from svlm_jax.model.parameters import shapes
-from svlm_jax.sharding import batch_sharding, shardings
-from svlm_jax.topology import TOPOLOGIES, abstract_devices
+from svlm_jax.topology import MEMORY_FRACTION, TOPOLOGIES, abstract_devices
 from svlm_jax.train.config import TrainConfig
-from svlm_jax.train.optimizer import build_optimizer
-from svlm_jax.train.prefetch import check_micro_batch
-from svlm_jax.train.setup import build_mesh, trainable_pattern, training_model_config
-from svlm_jax.train.step import TrainStep, split_parameters
+from svlm_jax.train.memory import AbstractStep, Memory
+from svlm_jax.train.remat import choose_remat, local_capacity
+from svlm_jax.train.setup import build_mesh, training_model_config
 
 LOCAL = "local"  # the devices of this machine, instead of a topology
-STEPS = 100  # of the optimizer's schedule: any number, nothing is run
+CUDNN = 91000  # the version that is compiled for
 
 
 def device_memory(topology: str) -> float:
-    """Bytes of memory of one device; of a CPU, those of the machine."""
+    """Bytes of memory of one device that a process may use; of a CPU, those of the machine."""
     if topology != LOCAL:
-        return TOPOLOGIES[topology].memory_bytes
-    limit = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
-    return float(limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-
-
-class Memory(NamedTuple):
-    """Bytes of one device: arguments and outputs that are not written over them, and temporaries."""
-
-    arguments: float
-    temporary: float
+        platform, _, memory_bytes = TOPOLOGIES[topology]
+        return memory_bytes * (MEMORY_FRACTION if platform == "cuda" else 1)
+    return local_capacity() or float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def report(config: TrainConfig, topology: str) -> None:
@@ -68,57 +55,42 @@ def measure(config: TrainConfig, topology: str) -> list[dict[str, Any]]:
     Raises:
         InputError: an unknown topology, a missing compiler, a mesh that does not fit it.
     """
+    with target(topology) as devices:
+        mesh, model = build_mesh(config.mesh, devices), training_model_config(config, read_shape(config.model))
+        capacity = device_memory(topology) if topology != LOCAL else local_capacity()
+        model = replace(model, remat=choose_remat(config, model, mesh, capacity, print))
+        step = AbstractStep(config, model, mesh)
+        functions = {"micro-step": step.micro_step(), "optimizer step": step.optimizer_step()}
+    return [columns(name, model, memory) for name, memory in functions.items()]
+
+
+@contextmanager
+def target(topology: str) -> Iterator[list[Any]]:
+    """The devices of a topology; kernels are chosen for them meanwhile."""
     if topology == LOCAL:
-        devices, kernels = jax.devices(), "auto"
-    else:
-        devices = abstract_devices(topology, "--dry-run")
-        kernels = "tpu" if TOPOLOGIES[topology].platform == "tpu" else "mosaic_gpu"
-    mesh = build_mesh(config.mesh, devices)
-    attention = kernels if config.attention == "auto" else config.attention
-    # "auto" asks the devices of this process, which are not the ones compiled for: the kernels are named here.
-    model = replace(training_model_config(config, read_shape(config.model)), attention=attention)
-    trainable, frozen = split_parameters(_abstract_parameters(model, mesh), trainable_pattern(config))
-    step = TrainStep(model, build_optimizer(config.optimizer, STEPS), mesh, trainable, config.ema_decay)
-    frozen = {path: _with_dtype(leaf, config.dtype) for path, leaf in frozen.items()}
-    check_micro_batch(mesh, config.micro_batch_size)
-    batch = _abstract_batch(config.data.buckets[-1], config.micro_batch_size, model, mesh)
-    state, accumulator = step.abstract_state, step.abstract_accumulator
-    # In device memory during a micro-step without being an argument of it.
-    idle_bytes = _device_bytes((state.opt_state, state.ema))
-    with jax.set_mesh(mesh):
-        return [
-            _measure_function(
-                "micro-step", step.accumulate, (state.trainable, accumulator, frozen, batch), idle_bytes, attention
-            ),
-            _measure_function("optimizer step", step.apply_gradients, (state, accumulator), 0, attention),
-        ]
+        yield jax.devices()
+        return
+    devices = list(abstract_devices(topology, "--dry-run"))
+    with ExitStack() as stack:
+        stack.enter_context(dispatch.compiling_for(devices[0]))
+        if TOPOLOGIES[topology].platform == "cuda":
+            # jax asks for the version of a cuDNN on this machine even where it compiles for another.
+            name = "jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version"
+            stack.enter_context(mock.patch(name, lambda: CUDNN))
+        yield devices
 
 
-def _measure_function(name: str, function: Any, arguments: tuple, idle_bytes: int, attention: str) -> dict[str, Any]:
-    start_time = time.monotonic()
-    memory = _compiled_memory(function, arguments)
+def columns(name: str, model: ModelConfig, memory: Memory) -> dict[str, Any]:
+    """A row of a report."""
     return {
         "function": name,
-        "memory (GB)": round((memory.arguments + memory.temporary + idle_bytes) / 1e9, 2),
-        "arguments (GB)": round(_device_bytes(arguments) / 1e9, 2),
+        "remat": model.remat,
+        "memory (GB)": round(memory.total / 1e9, 2),
+        "arguments (GB)": round(memory.arguments / 1e9, 2),
         "temporary (GB)": round(memory.temporary / 1e9, 2),
-        "idle optimizer state (GB)": round(idle_bytes / 1e9, 2),
-        "attention": attention,
-        "compile (s)": round(time.monotonic() - start_time, 1),
+        "idle (GB)": round(memory.idle / 1e9, 2),
+        "compile (s)": round(memory.seconds, 1),
     }
-
-
-def _compiled_memory(function: Any, arguments: tuple) -> Memory:
-    try:
-        memory = function.trace(*arguments).lower().compile().memory_analysis()
-    except RuntimeError as error:  # a TPU's compiler refuses a program that does not fit, and says by how much
-        match = re.search(r"temporaries \(([\d.]+)G\) exceeds", str(error))
-        if match is None:
-            raise
-        return Memory(_device_bytes(arguments), float(match[1]) * 2**30)
-    # Donated arguments are aliased by outputs: those count once.
-    arguments_bytes = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    return Memory(arguments_bytes, memory.temp_size_in_bytes)
 
 
 def read_shape(model: str) -> ModelConfig:
@@ -130,31 +102,3 @@ def read_shape(model: str) -> ModelConfig:
             return config
     expected = f"a directory, or a published {family_names()}"
     raise InputError("model", model, expected, "give the directory of your checkpoint")
-
-
-def _abstract_parameters(model: ModelConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    leaves = shapes(model)
-    sharding = shardings({path: leaf.shape for path, leaf in leaves.items()}, mesh)
-    return {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding[path]) for path, leaf in leaves.items()}
-
-
-def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: str) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding)
-
-
-def _abstract_batch(bucket: Bucket, batch_size: int, model: ModelConfig, mesh: Mesh) -> Batch:
-    def array(*shape: int, dtype: str = "int32") -> Any:
-        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=batch_sharding(mesh, len(shape) + 1))
-
-    pair = array(bucket.patches, 2)
-    patches = array(bucket.patches, model.vision.patch_dim, dtype="uint8")
-    vision = VisionInput(patches, pair, pair, pair, bucket.frame_patches)
-    tokens = array(bucket.tokens)
-    inputs = Inputs(tokens, tokens, array(3, bucket.tokens, dtype="float32"), tokens, vision)
-    return Batch(inputs, array(bucket.labels), array(bucket.labels))
-
-
-def _device_bytes(tree: Any) -> int:
-    """Of one device's shards."""
-    shards = ((leaf.sharding.shard_shape(leaf.shape), leaf.dtype.itemsize) for leaf in jax.tree.leaves(tree))
-    return sum(int(np.prod(shape)) * itemsize for shape, itemsize in shards)

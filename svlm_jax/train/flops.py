@@ -3,7 +3,7 @@
 Counts what the model needs, not what the devices compute: padding and rematerialisation count for nothing.
 """
 
-from svlm_jax.config import ModelConfig, TextConfig, VisionConfig
+from svlm_jax.config import ModelConfig, Remat, TextConfig, VisionConfig
 
 # Dense bfloat16 FLOP/s of a device, by a part of jax's device_kind (vendors' data sheets). The first match counts.
 PEAK_FLOPS = {"H100 PCIe": 756.5e12, "H100 NVL": 835.5e12, "H100": 989.5e12, "H200": 989.5e12, "A100": 312e12}
@@ -42,6 +42,17 @@ def sample_flops(
     head = matrix * width * text.vocab_size * labels
     tower = _tower_flops(config.vision, patches, frame_patches)
     return decoder + attention + head + tower * (3 if vision_trained else 1)
+
+
+def recomputed_flops(config: ModelConfig, tokens: int, remat: Remat) -> float:
+    """FLOPs of one sample's decoder layers that a policy computes a second time, in the backward pass: not model FLOPs."""
+    text = config.text
+    width, heads = text.hidden_size, text.num_attention_heads * text.head_dim
+    gate = width * text.intermediate_size  # up and down are as large
+    most = _layer_parameters(text) - gate  # what down gives is not needed again
+    matrices = {"none": 0, "save_projections": 0, "save_up": gate, "save_attention_block": 2 * gate}.get(remat, most)
+    attention = 4 * tokens**2 * heads / 2 if remat == "full" else 0
+    return text.num_hidden_layers * (2 * tokens * matrices + attention)
 
 
 def _layer_parameters(text: TextConfig) -> int:

@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -26,11 +27,12 @@ from svlm_jax.train.checkpoints import Checkpoints
 from svlm_jax.train.config import Log, TrainConfig
 from svlm_jax.train.logs import MetricsWriter
 from svlm_jax.train.optimizer import learning_rates
-from svlm_jax.train.prefetch import BatchPrefetcher, host_rows, shard_batch
+from svlm_jax.train.prefetch import BatchPrefetcher, host_rows
 from svlm_jax.train.step import GradAccumulator, StepMetrics, TrainState, TrainStep
 from svlm_jax.train.throughput import StepStats, Workload
 
 HUNG = 70  # exit code
+IN_FLIGHT = 2  # micro-steps that are dispatched and not waited for
 
 
 class Preempted(Exception):
@@ -142,21 +144,23 @@ class Trainer:
         return self.eval_set is not None and (number == self.total_steps or bool(every and number % every == 0))
 
     def _step(self, number: int, accumulator: GradAccumulator, batches: BatchPrefetcher) -> tuple[PendingStep, GradAccumulator]:
-        start_time, data_wait, previous_loss, stats = time.perf_counter(), 0.0, None, StepStats(self.workload)
+        start_time, data_wait, stats = time.perf_counter(), 0.0, StepStats(self.workload)
+        losses: deque[jax.Array] = deque()
         for _ in range(self.config.accumulation):
             if self.should_stop(self.micro_step):
                 # The accumulated gradients are dropped: the run repeats this step from its first micro-step.
                 self._save(wait=True)
                 raise Preempted(f"saved after step {number - 1}")
             wait_start = time.perf_counter()
-            examples, host_batch, global_examples = next(batches)
+            examples, batch, padded_tokens, global_examples = next(batches)
             data_wait += time.perf_counter() - wait_start
             self.bad.add(global_examples)
-            stats.add(examples, host_batch)
-            batch = shard_batch(host_batch, self.rows, self.config.micro_batch_size, self.step.mesh)
-            # At most two micro-steps in flight, or the batches of a whole step would lie in device memory.
-            jax.block_until_ready(previous_loss)
-            accumulator, previous_loss = self.step.accumulate(self.state.trainable, accumulator, self.frozen, batch)
+            stats.add(examples, padded_tokens)
+            # Or the batches of a whole step would lie in device memory. The devices are busy with the micro-step after it.
+            if len(losses) == IN_FLIGHT:
+                jax.block_until_ready(losses.popleft())
+            accumulator, loss = self.step.accumulate(self.state.trainable, accumulator, self.frozen, batch)
+            losses.append(loss)
             self.micro_step += 1
             self.watchdog.beat()
         self.state, accumulator, metrics = self.step.apply_gradients(self.state, accumulator)
@@ -219,11 +223,10 @@ class Trainer:
         num_batches = min(config.eval_batches, -(-num_samples // config.micro_batch_size))
         shard = HostShard(ShuffledIndex(num_samples, 0), self.rows, config.micro_batch_size, 0, num_batches, end=num_samples)
         bad = BadSampleCounter(config.data.max_bad_fraction, self.log, self.logged_eval_errors)
-        batches = BatchPrefetcher(self.eval_set, shard, config.data, self.step.config, workers=0)
+        batches = BatchPrefetcher(self.eval_set, shard, config.data, self.step.config, self.step.mesh, workers=0)
         try:
-            for _, host_batch, global_examples in batches:
+            for _, batch, _, global_examples in batches:
                 bad.add(global_examples)
-                batch = shard_batch(host_batch, self.rows, config.micro_batch_size, self.step.mesh)
                 loss, labels = self.step.eval_loss(self.state.trainable, self.frozen, batch)
                 total, count = total + float(loss), count + int(labels)
                 self.watchdog.beat()
@@ -239,7 +242,7 @@ class Trainer:
         """The batches of the micro-steps that are left."""
         data, index = self.config.data, ShuffledIndex(len(self.train_set), self.config.seed)
         shard = HostShard(index, self.rows, self.config.micro_batch_size, self.samples, micro_steps)
-        return BatchPrefetcher(self.train_set, shard, data, self.step.config, workers=data.workers)
+        return BatchPrefetcher(self.train_set, shard, data, self.step.config, self.step.mesh, workers=data.workers)
 
     def _profile(self, number: int) -> None:
         """Start or stop the trace of `config.profile` before step `number`; 0: the run is over."""

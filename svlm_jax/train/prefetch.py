@@ -1,13 +1,13 @@
-"""Micro-batches of this host, padded while the devices are busy, and their rows on the devices.
+"""Micro-batches of this host, padded and copied to the devices while those are busy.
 
 A thread is one micro-batch ahead of the loop: it waits for the samples, agrees with the other hosts on a bucket and on the bad
-samples, and pads. No device takes part in that, so it never waits for the micro-step under way; the copy to the devices
-(`shard_batch`) overlaps with the micro-step too. Axes as in `data.pipeline.Batch`.
+samples, pads, and copies. No program of a device takes part in that, so it never waits for the micro-step under way. Axes as in
+`data.pipeline.Batch`.
 """
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,24 +21,28 @@ from svlm_jax.data.pipeline import Batch, Example, Examples, HostShard, bucket_i
 from svlm_jax.errors import InputError
 from svlm_jax.sharding import batch_sharding
 
+PREFETCHED = 3  # batches on the devices besides that of the running micro-step: dispatched, in the queue, in the thread
 POLL_SECONDS = 0.2  # between two checks whether the loop has closed the prefetcher
 JOIN_SECONDS = 30.0  # for the thread to end
 
 
 class MicroBatch(NamedTuple):
-    """examples: of this host's rows; batch: the same, padded to the bucket that all hosts take; global_examples: of the rows of
-    all hosts, of another host's nothing but its error."""
+    """examples: of this host's rows; batch: of all rows, on the devices, padded to the bucket that all hosts take;
+    padded_tokens: of this host's rows; global_examples: of all rows, of another host's nothing but its error."""
 
     examples: list[Example]
     batch: Batch
+    padded_tokens: int
     global_examples: list[Example]
 
 
 class BatchPrefetcher(Iterator[MicroBatch]):
     """The micro-batches of a host's shard, in order. To be closed."""
 
-    def __init__(self, examples: Examples, shard: HostShard, data: DataConfig, model: ModelConfig, *, workers: int) -> None:
-        self._shard, self._buckets, self._model = shard, data.buckets, model
+    def __init__(
+        self, examples: Examples, shard: HostShard, data: DataConfig, model: ModelConfig, mesh: Mesh, *, workers: int
+    ) -> None:
+        self._shard, self._buckets, self._model, self._mesh = shard, data.buckets, model, mesh
         self._channel = Channel("batches")
         self._queue: queue.Queue[MicroBatch | BaseException] = queue.Queue(maxsize=1)
         self._closed = threading.Event()
@@ -62,7 +66,7 @@ class BatchPrefetcher(Iterator[MicroBatch]):
     def _run(self, source: Generator[list[Example]]) -> None:
         try:
             for examples in source:
-                if self._closed.is_set() or not self._enqueue(self._pad(examples)):
+                if self._closed.is_set() or not self._enqueue(self._micro_batch(examples)):
                     return
             self._enqueue(StopIteration())
         except BaseException as error:  # raised in the loop: nobody would see it in a thread
@@ -80,7 +84,7 @@ class BatchPrefetcher(Iterator[MicroBatch]):
                 continue
         return False
 
-    def _pad(self, examples: list[Example]) -> MicroBatch:
+    def _micro_batch(self, examples: list[Example]) -> MicroBatch:
         rows = self._shard.rows
         # Bad samples and filler rows: the only ones that other hosts must know about, to count alike.
         exceptions = [
@@ -98,7 +102,8 @@ class BatchPrefetcher(Iterator[MicroBatch]):
         by_row |= dict(zip(rows, examples, strict=True))
         remote = Example("of another host", None, np.zeros(0, np.int32), 0.0)
         global_examples = [by_row.get(row, remote) for row in range(self._shard.micro_batch_size)]
-        return MicroBatch(examples, pad_batch(examples, bucket, self._model), global_examples)
+        batch = shard_batch(pad_batch(examples, bucket, self._model), rows, self._shard.micro_batch_size, self._mesh)
+        return MicroBatch(examples, batch, len(rows) * bucket.tokens, global_examples)
 
 
 def check_micro_batch(mesh: Mesh, micro_batch_size: int) -> None:
@@ -125,7 +130,7 @@ def host_rows(mesh: Mesh, micro_batch_size: int) -> list[int]:
     return rows
 
 
-def shard_batch(host_batch: Batch, rows: list[int], micro_batch_size: int, mesh: Mesh) -> Batch:
+def shard_batch(host_batch: Batch, rows: Sequence[int], micro_batch_size: int, mesh: Mesh) -> Batch:
     """A host's rows as global arrays, sharded over data and fsdp."""
 
     def to_devices(x: np.ndarray) -> jax.Array:

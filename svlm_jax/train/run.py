@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from svlm_jax.train import setup
 from svlm_jax.train.config import Log, MeshConfig, OptimizerConfig, TrainConfig, check_names
 from svlm_jax.train.loop import Trainer
 from svlm_jax.train.optimizer import build_optimizer
+from svlm_jax.train.remat import choose_remat, local_capacity
 from svlm_jax.train.step import TrainStep
 
 CONFIG = "config.json"
@@ -51,6 +52,7 @@ def build_trainer(
     train_set = load_examples(config.data.paths, config.data, processor)
     eval_set = load_examples(config.data.eval_paths, config.data, processor) if config.data.eval_paths else None
     mesh = setup.build_mesh(config.mesh, devices)
+    model = replace(model, remat=choose_remat(config, model, mesh, local_capacity(), log))
     with jax.set_mesh(mesh):  # constraints on activations are resolved against the mesh that is set
         trainable, frozen = setup.load_parameters(config, model, directory, mesh)
         optimizer = build_optimizer(config.optimizer, config.total_steps(len(train_set)))

@@ -22,9 +22,11 @@ ADAPTERS = r".*\.lora_[ab]"
 
 
 def training_model_config(config: TrainConfig, model: ModelConfig) -> ModelConfig:
-    """A model in its training form: decoder layers stacked, float32 parameters, compute in the run's dtype."""
+    """A model in its training form: decoder layers stacked, float32 parameters, compute in the run's dtype; with `remat`
+    "auto" the most careful policy, until `remat.choose_remat` has chosen."""
     model = model.compute(config.dtype, "float32")
-    changes = {"remat": config.remat, "attention": config.attention}
+    remat = "full" if config.remat == "auto" else config.remat
+    changes = {"remat": remat, "attention": config.attention}
     return replace(model, scan_layers=True, lora_rank=config.lora_rank, lora_alpha=config.lora_alpha, **changes)
 
 

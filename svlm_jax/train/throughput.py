@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from svlm_jax.config import ModelConfig
-from svlm_jax.data.pipeline import Batch, Example
+from svlm_jax.data.pipeline import Example
 from svlm_jax.train import flops
 
 MATRICES = r"text\.layers\..*\.kernel"  # if one of them is trainable, FLOPs are counted as if all had gradients
@@ -44,8 +44,8 @@ class StepStats:
         self.video_seconds = self.flops = 0.0
         self.ids: list[str] = []
 
-    def add(self, examples: list[Example], batch: Batch) -> None:
-        self.padded_tokens += batch.inputs.ids.size
+    def add(self, examples: list[Example], padded_tokens: int) -> None:
+        self.padded_tokens += padded_tokens
         self.ids += [example.id for example in examples]
         for example in examples:
             if example.sample is None:

@@ -50,7 +50,7 @@ def prefetcher(examples: Nothing, steps: int) -> BatchPrefetcher:
     size = Bucket(8, 16, 4, 16)
     shard = HostShard(ShuffledIndex(examples.count, 0), (0, 1), 2, 0, steps)
     data = DataConfig(buckets=(size,), threads=1)
-    return BatchPrefetcher(examples, shard, data, preset("qwen2.5-vl-3b"), workers=0)
+    return BatchPrefetcher(examples, shard, data, preset("qwen2.5-vl-3b"), make_mesh(), workers=0)
 
 
 def test_a_batch_is_padded_while_the_loop_is_busy():
