@@ -4,6 +4,7 @@
     python -m benchmarks aot --shape 7b [--target h100]             # compiled ahead of time: FLOPs, bytes, copies
     python -m benchmarks stream --shape mid --seconds 60            # streaming: latency by stage, cache slots, memory
     python -m benchmarks kernels [--target h100]                    # attention kernels: time, bandwidth, error
+    python -m benchmarks pixels [--target h100]                     # frames to patches, host and device: equal, time
     python -m benchmarks train --shape 3b                           # a training step: time, MFU; --topology h100x8: memory
     python -m benchmarks int8 [--model DIR]                         # int8 decoder weights: error of the logits
     python -m benchmarks teacher-forcing windows.jsonl              # how many replies of annotated windows a model predicts
@@ -29,6 +30,7 @@ from benchmarks import (
     findings,
     int8,
     kernels,
+    pixels,
     serve,
     stream,
     teacher_forcing,
@@ -47,6 +49,7 @@ BENCHMARKS = {  # command -> module with add_flags and bench, help
     "convert": (convert, "checkpoint conversion: time and memory"),
     "aot": (aot, "prefill and decode compiled ahead of time"),
     "kernels": (kernels, "attention kernels at the shapes of models"),
+    "pixels": (pixels, "frames to patches, on the host and on the device"),
     "stream": (stream, "streaming against stream time: latency, slots, memory"),
     "train": (train, "a training step: time and MFU, or memory ahead of time"),
     "int8": (int8, "int8 decoder weights: error of the logits"),

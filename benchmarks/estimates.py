@@ -53,6 +53,12 @@ def _kernels(args: argparse.Namespace) -> str:
     return f"attention kernels at the shapes of 7B: {'a minute' if args.quick else 'minutes'} on a GPU, {_about(1800)}"
 
 
+def _pixels(args: argparse.Namespace) -> str:
+    if args.target == "h100":
+        return f"the vision tower of 7B compiled for an H100 twice, none run: {_about(120)}"
+    return f"frames to patches on the host and on this device, up to 4K: {_about(10 if args.small else 120)}"
+
+
 def _train(args: argparse.Namespace) -> str:
     if args.topology:
         seconds = sum(2 * _compile_seconds(shape) for shape in args.shape.split(","))
@@ -81,6 +87,7 @@ _ESTIMATES = {
     "aot": _aot,
     "stream": _stream,
     "kernels": _kernels,
+    "pixels": _pixels,
     "train": _train,
     "int8": lambda args: f"int8 decoder weights against full ones: {_about(60)}",
     "serve": _serve,

@@ -131,4 +131,8 @@ def take_pass(pixels: Pixels, weights: ResizeWeights) -> Resized:
     return jax.lax.map(one_frame, pixels)
 
 
-PASSES = {"gather": gather_pass, "matmul": matmul_pass, "take": take_pass}
+PASSES: dict[Formulation, Callable[[Pixels, ResizeWeights], Resized]] = {
+    "gather": gather_pass,
+    "matmul": matmul_pass,
+    "take": take_pass,
+}

@@ -18,7 +18,17 @@ from jaxtyping import Integer
 
 from svlm_jax.config import ResizeOn, StreamConfig, VisionConfig
 from svlm_jax.errors import InputError
-from svlm_jax.inputs import Clip, Grid, PatchLayout, RawFrames, ResizeWeights, VisionInput, patch_layout, vision_tables
+from svlm_jax.inputs import (
+    VISION_TABLES,
+    Clip,
+    Grid,
+    PatchLayout,
+    RawFrames,
+    ResizeWeights,
+    VisionInput,
+    patch_layout,
+    vision_tables,
+)
 from svlm_jax.media.pixels import PixelConfig
 from svlm_jax.media.resize_weights import FrameBox, frame_patch_index, resize_weights
 
@@ -164,7 +174,9 @@ def _no_weights(batch: int, size: int, kernel: int) -> ResizeWeights:
 
 @lru_cache(maxsize=64)
 def _tables_on_device(sizes: tuple[Size | None, ...], box: FrameBox, config: VisionConfig, max_patches: int) -> VisionInput:
-    return jax.device_put(_tables(sizes, box, config, max_patches))
+    tables = _tables(sizes, box, config, max_patches)
+    arrays = {name: getattr(tables, name) for name in ("patches", *VISION_TABLES)}
+    return replace(tables, **jax.device_put(arrays))
 
 
 def _blank(box: FrameBox) -> np.ndarray:
