@@ -85,6 +85,11 @@ def mesh_of(values: Mapping[str, jax.Array]) -> Mesh | None:
     return first.mesh if isinstance(first, NamedSharding) and isinstance(first.mesh, Mesh) else None
 
 
+def batch_shards(mesh: Mesh | None) -> int:
+    """Devices that a batch is divided over."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
 def on_mesh(mesh: Mesh | None) -> AbstractContextManager[Any]:
     """A context in which kernels are partitioned over the mesh: outside of it a TPU refuses them. No-op without a mesh."""
     return nullcontext() if mesh is None else jax.set_mesh(mesh)

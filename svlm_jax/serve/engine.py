@@ -246,12 +246,12 @@ class Engine:
     def _tick(self, ready: Mapping[str, Ready]) -> None:
         """One step for the chunks that are ready; a stream that was ended since they were polled is left out."""
         ready = {name: chunk for name, chunk in ready.items() if name in self.joined}
+        start = time.monotonic()
         prepared, events = self.runner.prepare({name: self._with_question(name, chunk) for name, chunk in ready.items()})
         for event in events:
             self._report(event)
         if not prepared:
             return
-        start = time.monotonic()
         events = self.runner.step(prepared)
         now = self.last_step = self.heartbeat = time.monotonic()
         self.step_seconds.append(now - start)

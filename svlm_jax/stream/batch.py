@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float32, Int32, Integer
 from svlm_jax.config import ModelConfig
 from svlm_jax.decode.loop import DecodeInputs
 from svlm_jax.decode.sampling import Sampling, SamplingParams
-from svlm_jax.inputs import PATCH_BUCKETS, Inputs, VisionInput, bucket, pack_vision
+from svlm_jax.inputs import PATCH_BUCKETS, Clip, Inputs, VisionInput, bucket, pack_vision
 from svlm_jax.media.resize_weights import FrameBox
 from svlm_jax.spans import grid_index, merged_tokens
 from svlm_jax.stream.frames import raw_vision_input
@@ -36,7 +36,7 @@ Batch = Sequence[ScheduledSequence | None]  # None: a free place, or a stream th
 
 
 def vision_input(
-    scheduled: Batch,
+    clips: Sequence[Sequence[Clip]],
     config: ModelConfig,
     max_patches: int,
     max_frame_patches: int,
@@ -44,8 +44,8 @@ def vision_input(
     *,
     on_mesh: bool = False,
 ) -> tuple[VisionInput, list[Integer[np.ndarray, " M"]]]:
-    """Frames for the vision tower, padded to [B, max_patches, C], and for each merged token of a stream's frames its row in the
-    tower's output. max_frame_patches is static, so that frames of every shape run the same program.
+    """The clips of each stream for the vision tower, padded to [B, max_patches, C], and for each merged token of a stream's
+    frames its row in the tower's output. max_frame_patches is static, so that frames of every shape run the same program.
 
     Args:
         box: of frames whose patches the device makes (`frames.raw_vision_input`); None: the clips have patches.
@@ -53,10 +53,10 @@ def vision_input(
     """
     frame_span = bucket(max_frame_patches, PATCH_BUCKETS, "patches in a frame")
     if box is not None:
-        newest = [item.seq.clips[-1][1] if item else None for item in scheduled]
+        newest = [stream[-1] if stream else None for stream in clips]
         return raw_vision_input(newest, box, config.vision, max_patches, frame_span, on_mesh=on_mesh)
-    clips = [[(clip.patches, clip.grid) for _, clip in item.seq.clips] if item else [] for item in scheduled]
-    packed, tower_rows = pack_vision(clips, config.vision, max_patches)
+    samples = [[(clip.patches, clip.grid) for clip in stream] for stream in clips]
+    packed, tower_rows = pack_vision(samples, config.vision, max_patches)
     return replace(packed, frame_span=frame_span), tower_rows
 
 

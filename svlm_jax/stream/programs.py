@@ -4,11 +4,14 @@ First come the parameters of the part of the model that a program uses (`paramet
 donated: they are updated in place, and the arrays that were passed are deleted. Axes: B streams, D width.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from svlm_jax.config import ModelConfig
@@ -77,6 +80,26 @@ def resume_decode(
     """The same replies, up to another limit."""
     with jax.named_scope("decode"):
         return loop.decode_until(from_part(config, "text", params), state, inputs, limit, max_top_k=max_top_k)
+
+
+def decode_token_by_token(
+    params: Arrays,
+    inputs: DecodeInputs,
+    state: DecodeState,
+    on_token: Callable[[int, int], object],
+    max_new_tokens: int,
+    **static_args: Any,
+) -> DecodeState:
+    """The rest of replies that have their first token; calls `on_token` with (row, token id) as each token comes."""
+    inputs = jax.device_put(inputs)  # once, not for every token
+    for limit in range(1, max_new_tokens + 1):
+        tokens = np.asarray(state.tokens)
+        for row in np.flatnonzero(np.asarray(state.count) >= limit):
+            on_token(int(row), int(tokens[row, limit - 1]))
+        if np.asarray(state.done).all():
+            break
+        state = resume_decode(params, inputs, state, limit + 1, **static_args)
+    return state
 
 
 @partial(jax.jit, static_argnames="capacity")

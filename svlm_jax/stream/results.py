@@ -4,7 +4,6 @@ One stream's mistake is its own: a chunk that is refused and a callback that rai
 the stream itself, able to go on. Knows no device.
 """
 
-import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -78,15 +77,3 @@ class TokenCallbacks:
             self.on_token(stream_id, token)
         except Exception as error:
             self.errors[stream_id] = error
-
-
-class StageTimer:
-    """Milliseconds between laps, added up by stage."""
-
-    def __init__(self) -> None:
-        self.ms: dict[str, float] = {}
-        self.last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.ms[stage], self.last = self.ms.get(stage, 0.0) + 1000 * (now - self.last), now

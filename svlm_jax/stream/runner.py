@@ -4,10 +4,10 @@ A second of video becomes text in four steps:
 
 1. A thread reads the source and cuts the frames of the next chunk into patches (`Playback`). At the pace of a clock, chunks
    that wait too long are dropped, and a `Dropped` event says which.
-2. `Runner.prepare` checks each chunk against the sequence of its stream. A question for which there is no room is `Refused` and
-   its chunk goes on without it; a chunk that cannot be watched at all ends its own stream, never the batch.
-3. `Session.step` does the work for all streams at once: evict what has left the windows, encode the frames, prefill the new
-   turns into the KV cache, decode the replies.
+2. `Runner.prepare` sends the frames of all streams to the vision tower. While it works, what has left the windows is evicted
+   and the new turns are planned. A question for which there is no room is `Refused` and its chunk goes on without it; a chunk
+   that cannot be watched at all ends its own stream, never the batch.
+3. `Runner.step` does the rest for all streams at once: prefill the new turns into the KV cache, decode the replies.
 4. Each reply is a `Caption`. With `on_token` its tokens come before it, one by one, as `TokenDelta`.
 
 `Runner.tick` does 2 to 4 for chunks that the caller has. `Runner.run` repeats all four until every source has ended. `watch`
@@ -17,7 +17,6 @@ Streams join and leave between ticks, each with its own query, seed and KV cache
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -39,7 +38,8 @@ from svlm_jax.stream.frames import frame_box
 from svlm_jax.stream.playback import Playback, Ready
 from svlm_jax.stream.results import Reply
 from svlm_jax.stream.sequence import Chunk, StreamSequence
-from svlm_jax.stream.session import Prepared, Session, StreamState
+from svlm_jax.stream.session import Session, StreamState
+from svlm_jax.stream.step import Prepared, StageTimer
 from svlm_jax.stream.warmup import OnProgress, warm
 
 VIDEO = "video"  # the stream of `watch`, which has one
@@ -57,7 +57,7 @@ class Runner:
         self.session = session
         self.state: StreamState = session.init_state()
         self.batch_index: dict[str, int] = {}
-        self.prepare_ms = 0.0  # of the last `prepare`: it is host work before the step, which so cannot time it
+        self.timer = StageTimer()  # of the tick; begins in `prepare`, goes on in `step`
 
     @classmethod
     def compiled(
@@ -137,6 +137,7 @@ class Runner:
         on_token: OnToken | None = None,
         forced: Mapping[str, np.ndarray] | None = None,
         record: bool = False,
+        wait: bool = False,
     ) -> list[Event]:
         """Watch one chunk of each stream in `chunks`; the other streams wait.
 
@@ -146,12 +147,13 @@ class Runner:
                 is no Exception (an interrupt), no stream has seen its chunk: tick again with the same chunks.
             forced: token ids that the replies of these streams begin with.
             record: put the logits into the captions.
+            wait: for each program before the next is dispatched, so that `Caption.ms` is what each takes; for measurements.
 
         Returns:
             In order: what was refused, with `Ended` for a stream whose chunk cannot be watched; then for each stream its
             `Caption`, after the text that its tokens had not completed.
         """
-        prepared, events = self.prepare(chunks)
+        prepared, events = self.prepare(chunks, wait=wait)
         return [*events, *self.step(prepared, on_token=on_token, forced=forced, record=record)]
 
     def caption(self, stream: str, chunk: Chunk, *, forced: np.ndarray | None = None, record: bool = False) -> Caption:
@@ -168,30 +170,36 @@ class Runner:
         assert isinstance(caption, Caption)
         return caption
 
-    def prepare(self, chunks: Mapping[str, Chunk]) -> tuple[dict[str, Prepared], list[Refused | Ended]]:
-        """The first half of `tick`: chunks that `step` will not refuse, and events of what was refused."""
-        started = time.perf_counter()
+    def prepare(self, chunks: Mapping[str, Chunk], *, wait: bool = False) -> tuple[dict[str, Prepared], list[Refused | Ended]]:
+        """The first half of `tick`: send the frames to the vision tower and, while it works, plan chunks that `step` will not
+        refuse; and events of what was refused."""
+        self.timer = StageTimer(wait)
+        if unknown := sorted(set(chunks) - set(self.batch_index)):
+            raise ValueError(f"tick: got a chunk for {unknown[0]!r}, which has not joined")
+        names = {self.batch_index[stream]: stream for stream in chunks}
+        batch = [chunks[names[b]] if b in names else None for b in range(self.session.num_streams)]
+        encoded = self.session.encode(self.state, batch, self.timer)
+
+        def prepare(stream: str, chunk: Chunk) -> Prepared:
+            b = self.batch_index[stream]
+            return self.session.prepare(self.state, b, chunk, encoded[b])
+
         prepared: dict[str, Prepared] = {}
         events: list[Refused | Ended] = []
         for stream, chunk in chunks.items():
             span = {"stream": stream, "start": chunk.start, "end": chunk.end}
             if chunk.question:
                 try:
-                    prepared[stream] = self._prepare(stream, chunk)
+                    prepared[stream] = prepare(stream, chunk)
                     continue
                 except InputError as error:
                     events.append(Refused(**span, question=chunk.question, error=error))
             try:
-                prepared[stream] = self._prepare(stream, chunk._replace(question=""))
+                prepared[stream] = prepare(stream, chunk._replace(question=""))
             except InputError as error:
                 events.append(Ended(stream=stream, reason=str(error), error=error))
-        self.prepare_ms = 1000 * (time.perf_counter() - started)
+        self.timer.lap("policy")
         return prepared, events
-
-    def _prepare(self, stream: str, chunk: Chunk) -> Prepared:
-        if stream not in self.batch_index:
-            raise ValueError(f"tick: got a chunk for {stream!r}, which has not joined")
-        return self.session.prepare(self.state, self.batch_index[stream], chunk)
 
     def step(
         self,
@@ -202,6 +210,7 @@ class Runner:
         record: bool = False,
     ) -> list[Event]:
         """The second half of `tick`: watch what `prepare` has checked. Streams that have left since then are passed over."""
+        self.timer.resume()
         prepared = {stream: item for stream, item in prepared.items() if stream in self.batch_index}
         # The session counts streams by their place in the batch, callers by name.
         names = {self.batch_index[stream]: stream for stream in prepared}
@@ -219,6 +228,7 @@ class Runner:
             forced=None if forced is None else [forced.get(names.get(b, "")) for b in batch],
             record=record,
             on_token=None if on_token is None else emit,
+            timer=self.timer,
         )
         events: list[Event] = []
         for stream, item in prepared.items():
@@ -239,7 +249,7 @@ class Runner:
             raw=reply.raw,
             question=question,
             tokens=reply.tokens,
-            ms={**reply.ms, "policy": reply.ms["policy"] + self.prepare_ms},
+            ms=reply.ms,
             cached_before=reply.before,
             used_slots=reply.after,
             capacity=self.state.cache.capacity,

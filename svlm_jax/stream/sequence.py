@@ -159,6 +159,7 @@ def next_turn(
     evicted: tuple[Span, ...] = ()
     if _must_restart(seq, config):
         evicted, seq = seq.spans, _restarted(seq)
+    clips = clips_to_encode(seq, chunk, config)
     eviction = policy.evict(seq.spans, seq.chunk - seq.window_start, config)
     survivors = eviction.survivors
     turn = _new_tokens(seq, eviction.spans, chunk, turns)
@@ -166,11 +167,7 @@ def next_turn(
     _check_questions(spans, config, turns)
     ids = np.concatenate([seq.ids[survivors], turn.ids])
     slots = np.full(len(ids), NO_SLOT, np.int32)
-    clips: tuple[tuple[int, Clip], ...] = ((seq.chunk, chunk.clip),)
-    if config.mode == "recompute":  # nothing is in the cache: the frames of all retained vision tokens are encoded again
-        retained = {span.turn for span in eviction.spans if span.grid is not None}
-        clips = tuple(clip for clip in seq.clips if clip[0] in retained) + clips
-    else:  # survivors stay in their slots: no key or value moves
+    if config.mode != "recompute":  # survivors stay in their slots: no key or value moves
         slots[: len(survivors)] = seq.slots[survivors]
         if config.moved_reply_kv == "recompute":
             slots[: len(survivors)][policy.moved_replies(seq.spans, eviction)] = NO_SLOT
@@ -180,6 +177,17 @@ def next_turn(
     else:
         positions = _native_positions(seq.positions[:, survivors], slots, spans, config, merge)
     return seq._replace(ids=ids, slots=slots, positions=positions, spans=spans, clips=clips), evicted + eviction.evicted
+
+
+def clips_to_encode(seq: StreamSequence, chunk: Chunk, config: StreamConfig) -> tuple[tuple[int, Clip], ...]:
+    """(turn, frames) that the vision tower encodes for a chunk: its own; in a mode without a cache those of all retained vision
+    tokens before them."""
+    clips = ((seq.chunk, chunk.clip),)
+    if config.mode != "recompute":
+        return clips
+    spans = policy.evict(seq.spans, seq.chunk - seq.window_start, config).spans
+    retained = {span.turn for span in spans if span.grid is not None}
+    return tuple(clip for clip in seq.clips if clip[0] in retained) + clips
 
 
 def _must_restart(seq: StreamSequence, config: StreamConfig) -> bool:

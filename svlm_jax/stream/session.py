@@ -1,10 +1,12 @@
 """The per-second loop: state in, chunk in; state out, reply out. Many streams at once, each with its own spans and clock.
 
-`Session.step` reads top to bottom, for the streams that have a chunk (`groups`):
+`Session.step` reads top to bottom, for the streams that have a chunk (`groups`). The device never waits for the host:
 
-1. evict: the rule of `policy` decides on the host what stays in the KV cache (`sequence.next_turn`);
-2. encode the frames, prefill the new tokens, decode the replies: three jitted programs on the device (`programs`);
-3. append each reply to its sequence (`sequence.with_reply`).
+1. `encode`: the frames go to the vision tower, the first of three jitted programs (`programs`), which needs nothing else;
+2. `prepare`, while it works: the rule of `policy` decides what stays in the KV cache, the new turn is appended, slots are
+   allocated (`sequence.next_turn`);
+3. prefill the new tokens, decode the replies;
+4. append each reply to its sequence (`sequence.with_reply`).
 
 Every static size is fixed when the session is made, so nothing compiles after `warmup`, however long replies and questions are
 and whichever streams have a chunk.
@@ -12,18 +14,15 @@ Axes: B streams, T tokens of a prefill batch, P patches, S slots, R longest repl
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Float32, Int32
 
 from svlm_jax.config import StreamConfig
 from svlm_jax.decode.detokenize import raw_text, reply_text
-from svlm_jax.decode.loop import DecodeInputs, DecodeState
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.families import chat
@@ -32,51 +31,20 @@ from svlm_jax.inputs import TOKEN_BUCKETS, Clip, VisionInput, bucket
 from svlm_jax.media.resize_weights import FrameBox
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
 from svlm_jax.model.parameters import parameters, part_of
+from svlm_jax.model.vision import Features
 from svlm_jax.model.vlm import QwenVL
-from svlm_jax.sharding import RULES, mesh_of, on_mesh
-from svlm_jax.spans import Span, total
+from svlm_jax.sharding import batch_shards, mesh_of, on_mesh
+from svlm_jax.spans import total
 from svlm_jax.stream import batch, frames, policy, programs, sequence
-from svlm_jax.stream.batch import Batch, PrefillBatch, ScheduledSequence
+from svlm_jax.stream.batch import Batch, ScheduledSequence
 from svlm_jax.stream.groups import batch_sizes, gather, groups, scatter
-from svlm_jax.stream.results import OnToken, Refusal, Reply, StageTimer, StepResult, TokenCallbacks
+from svlm_jax.stream.results import OnToken, Refusal, Reply, StepResult, TokenCallbacks
 from svlm_jax.stream.sequence import Chunk, StreamSequence, TurnTokenizer
+from svlm_jax.stream.step import EncodedGroup, GroupReplies, Prepared, ProgramInputs, StageTimer, StreamState
 
 GROWTH_CHUNKS = 64  # by which the cache of a mode without bound grows
 TOKEN_MULTIPLE, SLOT_MULTIPLE = 16, 128  # sizes are rounded up to multiples of what kernels take at once
 ForcedIds = Sequence[np.ndarray | None]
-
-
-class StreamState(NamedTuple):
-    """All that goes from one chunk to the next. `step` consumes the cache it is given (it is donated to the device)."""
-
-    cache: KVCache
-    streams: tuple[StreamSequence | None, ...]
-
-
-class Prepared(NamedTuple):
-    """A chunk that `step` will not refuse. prev: the sequence before it. evicted: spans of the tokens that leave for it."""
-
-    prev: StreamSequence
-    chunk: Chunk
-    scheduled: ScheduledSequence
-    evicted: tuple[Span, ...]
-
-
-class GroupReplies(NamedTuple):
-    """Replies of a group of streams: the tokens of each, and logits before each token if they are recorded."""
-
-    tokens: list[Int32[np.ndarray, " r"]]
-    logits: Float32[np.ndarray, "B R V"] | None
-
-
-class ProgramInputs(NamedTuple):
-    """What the three programs are given for a group: frames, batches of new tokens, index and positions of every slot of the
-    KV cache, and the replies to come."""
-
-    frames: VisionInput
-    prefill_batches: Iterator[PrefillBatch]
-    slots: dict[str, np.ndarray]
-    decode: DecodeInputs
 
 
 class Session:
@@ -128,7 +96,7 @@ class Session:
         self.prefill_size = _round_up(total(self.longest_turn) + 3 + moved, TOKEN_MULTIPLE)
         self.mesh = mesh_of(self.params)
         # Where devices share the streams each device has its own, so a step is of all streams.
-        shards = _batch_shards(self.mesh)
+        shards = batch_shards(self.mesh)
         self.batch_sizes = batch_sizes(num_streams) if num_streams % shards or shards == 1 else (num_streams,)
 
     def init_state(self, capacity: int | None = None) -> StreamState:
@@ -138,11 +106,7 @@ class Session:
         return StreamState(cache, (None,) * self.num_streams)
 
     def check_query(self, query: str) -> None:
-        """Refuse a query for which there is no room, or that holds special tokens (`sequence.check_query`).
-
-        Raises:
-            InputError: in a line that names the query.
-        """
+        """Refuse a query for which there is no room, or that holds special tokens (`sequence.check_query`)."""
         sequence.check_query(query, self.config, self.turn_tokenizer)
 
     def check_sampling(self, sampling: Sampling, max_new_tokens: int = 1) -> None:
@@ -195,19 +159,44 @@ class Session:
         they are divided by stream when they are stacked."""
         return clip if self.frame_box is None or self.mesh is not None else frames.upload(clip, self.frame_box)
 
-    def prepare(self, state: StreamState, stream_id: int, chunk: Chunk) -> Prepared:
-        """The first part of `step` for one stream: check the chunk, evict, append the new turn, allocate slots.
+    def encode(
+        self, state: StreamState, chunks: Sequence[Chunk | Prepared | None], timer: StageTimer
+    ) -> list[EncodedGroup | None]:
+        """The first part of `step`: send frames to the vision tower, and do not wait for it.
+
+        Returns:
+            For each stream the group of its frames; None: no chunk, frames that `prepare` refuses or that were sent before.
+        """
+        clips: dict[int, Sequence[Clip]] = {}
+        for b, item in enumerate(chunks):
+            chunk = item.chunk if isinstance(item, Prepared) and item.encoded is None else item
+            if isinstance(chunk, Chunk):
+                try:
+                    self._check_clip(chunk.clip)
+                except InputError:
+                    continue
+                clips[b] = [clip for _, clip in sequence.clips_to_encode(_stream(state, b), chunk, self.config)]
+        encoded: list[EncodedGroup | None] = [None] * self.num_streams
+        for members, group in groups(list(clips), self.batch_sizes, self.num_streams):
+            vision, tower_rows = self.vision_input([clips[b] if b in members else () for b in group])
+            with on_mesh(self.mesh):
+                features = programs.encode_vision(self.vision_params, vision, config=self.model_config)
+            timer.dispatched("vision", features)
+            for b in members:
+                encoded[b] = EncodedGroup(group, features, tower_rows)
+        return encoded
+
+    def prepare(self, state: StreamState, stream_id: int, chunk: Chunk, encoded: EncodedGroup | None = None) -> Prepared:
+        """The second part of `step`, for one stream: check the chunk, evict, append the new turn, allocate slots.
 
         Raises:
             InputError: a frame larger than the session's grid, too many questions, a cache that is too small.
         """
-        stream = state.streams[stream_id]
-        if stream is None:
-            raise ValueError("step: got a chunk for a place without a stream; join first")
-        frames.check_clip(chunk.clip, self.grid, self.frame_box, self.model_config.vision)
+        stream = _stream(state, stream_id)
+        self._check_clip(chunk.clip)
         seq, evicted = sequence.next_turn(stream, chunk, self.config, self.turn_tokenizer)
         slots, reply_slots = policy.allocate(seq.slots, self.config.max_new_tokens, self._capacity_for(state.cache, seq))
-        return Prepared(stream, chunk, ScheduledSequence(seq, slots, reply_slots), evicted)
+        return Prepared(stream, chunk, ScheduledSequence(seq, slots, reply_slots), evicted, encoded)
 
     def step(
         self,
@@ -217,6 +206,7 @@ class Session:
         forced: ForcedIds | None = None,
         record: bool = False,
         on_token: OnToken | None = None,
+        timer: StageTimer | None = None,
     ) -> tuple[StreamState, list[StepResult]]:
         """One chunk for every stream that has one. A chunk that one stream cannot take is a `Refusal` in its place, and the
         other streams go on.
@@ -230,30 +220,35 @@ class Session:
             record: return the raw logits.
             on_token: called with (stream_id, token id) as each token comes, at the cost of a round trip a token and of a copy
                 of the streams' part of the cache. An Exception that it raises is in the `Reply` of that stream.
+            timer: of what came before; by default a new one.
         """
-        timer = StageTimer()
+        timer = timer or StageTimer()
         if len(chunks) != self.num_streams:
             raise ValueError(f"step: got {len(chunks)} chunks for {self.num_streams} streams")
-        prepared, results = self._prepare_all(state, chunks)
+        encoded = self.encode(state, chunks, timer)
+        prepared, results = self._prepare_all(state, chunks, encoded)
+        timer.lap("policy")
         if not prepared:
             return state, results
         callbacks = None if on_token is None else TokenCallbacks(on_token)
         streams, cache = list(state.streams), self._grown(state.cache, prepared)
-        # An interrupt in a callback must find no stream written back: with callbacks all streams are in one group.
-        sizes = batch_sizes(self.num_streams) if callbacks and len(self.batch_sizes) > 1 else self.batch_sizes
-        for members, group in groups(list(prepared), sizes, self.num_streams):
-            scheduled = [prepared[b].scheduled if b in members else None for b in group]
-            forced_ids = [None] * len(group) if forced is None else [forced[b] for b in group]
-            cache, replies = self._step_group(cache, group, scheduled, forced_ids, record, callbacks, timer)
-            for index, b in enumerate(group):
-                if b in members:
-                    streams[b], reply = self._commit(prepared[b], replies, index, timer)
-                    results[b] = reply._replace(callback_error=callbacks and callbacks.errors.get(b))
+        batches = dict.fromkeys(item.encoded for item in prepared.values() if item.encoded)
+        if callbacks and len(batches) > 1:  # an interrupt in a callback must find no stream written back
+            cache = jax.tree.map(jnp.copy, cache)
+        for group in batches:
+            members = {b: item for b, item in prepared.items() if item.encoded is group}
+            cache, replies = self._step_group(cache, group, members, forced, record, callbacks, timer)
+            for b, item in members.items():
+                streams[b], reply = self._commit(item, replies, group.stream_ids.index(b), timer)
+                results[b] = reply._replace(callback_error=callbacks and callbacks.errors.get(b))
             timer.lap("text")
         return StreamState(cache, tuple(streams)), results
 
+    def _check_clip(self, clip: Clip) -> None:
+        frames.check_clip(clip, self.grid, self.frame_box, self.model_config.vision)
+
     def _prepare_all(
-        self, state: StreamState, chunks: Sequence[Chunk | Prepared | None]
+        self, state: StreamState, chunks: Sequence[Chunk | Prepared | None], encoded: Sequence[EncodedGroup | None]
     ) -> tuple[dict[int, Prepared], list[StepResult]]:
         """The chunks that are taken, by stream, and the results so far: `Refusal` where one is not."""
         prepared: dict[int, Prepared] = {}
@@ -262,10 +257,10 @@ class Session:
             if isinstance(chunk, Prepared):
                 if chunk.prev is not state.streams[b]:
                     raise ValueError("step: got a chunk that was prepared for another stream, or for another second of it")
-                prepared[b] = chunk
+                prepared[b] = chunk._replace(encoded=chunk.encoded or encoded[b])
             elif chunk is not None:
                 try:
-                    prepared[b] = self.prepare(state, b, chunk)
+                    prepared[b] = self.prepare(state, b, chunk, encoded[b])
                 except InputError as error:
                     results[b] = Refusal(error)
         return prepared, results
@@ -273,76 +268,77 @@ class Session:
     def _step_group(
         self,
         cache: KVCache,
-        group: list[int],
-        scheduled: Batch,
-        forced: ForcedIds,
+        group: EncodedGroup,
+        members: Mapping[int, Prepared],
+        forced: ForcedIds | None,
         record: bool,
         callbacks: TokenCallbacks | None,
         timer: StageTimer,
     ) -> tuple[KVCache, GroupReplies]:
-        """Run the programs for a group of streams, on their part of the cache."""
-        on_token = callbacks and (lambda index, token: callbacks(group[index], token))
+        """Prefill and decode for a group of streams, on their part of the cache."""
+        stream_ids = group.stream_ids
+        scheduled = [members[b].scheduled if b in members else None for b in stream_ids]
+        inputs = self.program_inputs(scheduled, forced and [forced[b] for b in stream_ids], cache.capacity, group.tower_rows)
+        timer.lap("policy")
+        on_token = callbacks and (lambda index, token: callbacks(stream_ids[index], token))
         # The programs donate their cache: with callbacks they are given a copy, even of all streams.
-        in_place = len(group) == self.num_streams and callbacks is None
-        stream_ids = np.array(group, np.int32)
+        in_place = len(stream_ids) == self.num_streams and callbacks is None
+        rows = np.array(stream_ids, np.int32)
         with on_mesh(self.mesh):
-            part = cache if in_place else gather(cache, stream_ids)
-            part, replies = self._run_programs(part, scheduled, forced, record, on_token, timer)
-            return part if in_place else scatter(cache, part, stream_ids), replies
+            part = cache if in_place else gather(cache, rows)
+            part, replies = self._run_programs(part, group.features, inputs, record, on_token, timer)
+            return part if in_place else scatter(cache, part, rows), replies
 
     def _run_programs(
-        self, cache: KVCache, scheduled: Batch, forced: ForcedIds, record: bool, on_token: OnToken | None, timer: StageTimer
+        self,
+        cache: KVCache,
+        features: Features,
+        inputs: ProgramInputs,
+        record: bool,
+        on_token: OnToken | None,
+        timer: StageTimer,
     ) -> tuple[KVCache, GroupReplies]:
-        """Encode, prefill, decode. The cache is donated."""
-        frames, prefill_batches, slots, decode_inputs = self.program_inputs(scheduled, forced, cache.capacity)
-        timer.lap("policy")
-        # All programs are dispatched first and waited for afterwards, stage by stage: the device never waits for the host.
-        features = programs.encode_vision(self.vision_params, frames, config=self.model_config)
-        hidden = np.zeros((len(scheduled), self.model_config.text.hidden_size), jnp.dtype(self.model_config.dtype))
-        for prefill_batch in prefill_batches:
-            cache = cache._replace(**slots)
+        """Prefill, decode. The cache is donated."""
+        hidden = np.zeros((len(inputs.decode.index), self.model_config.text.hidden_size), jnp.dtype(self.model_config.dtype))
+        for prefill_batch in inputs.prefill_batches:
+            cache = cache._replace(**inputs.slots)
             hidden, cache = programs.prefill(self.text_params, prefill_batch, features, hidden, cache, config=self.model_config)
+        timer.dispatched("prefill", hidden)
         limit = 1 if on_token else self.config.max_new_tokens
-        decoded = programs.decode(self.text_params, decode_inputs, hidden, cache, limit, **self.static_args, record=record)
-        for stage, output in (("vision", features), ("prefill", hidden)):
-            jax.block_until_ready(output)
-            timer.lap(stage)
+        decoded = programs.decode(self.text_params, inputs.decode, hidden, cache, limit, **self.static_args, record=record)
+        timer.dispatched("decode", decoded.count)
+        # All programs are dispatched, and only now waited for, stage by stage.
+        timer.wait_for("vision", features)
+        timer.wait_for("prefill", hidden)
         if on_token is not None:
-            decoded = self._decode_token_by_token(decode_inputs, decoded, on_token)
+            rest = on_token, self.config.max_new_tokens
+            decoded = programs.decode_token_by_token(self.text_params, inputs.decode, decoded, *rest, **self.static_args)
         logits = None if decoded.logits is None else np.asarray(decoded.logits)
         tokens = [ids[:count] for ids, count in zip(np.asarray(decoded.tokens), np.asarray(decoded.count), strict=True)]
         timer.lap("decode")
         return decoded.cache._replace(rotated_keys=()), GroupReplies(tokens, logits)
 
-    def program_inputs(self, scheduled: Batch, forced: ForcedIds | None, capacity: int) -> ProgramInputs:
-        """What the programs are given, from the host's part of a step."""
-        config, size, end = self.config, self.prefill_size, self.turn_tokenizer.end_of_turn
+    def vision_input(self, clips: Sequence[Sequence[Clip]]) -> tuple[VisionInput, list[np.ndarray]]:
+        """What the vision tower is given for the clips of each stream (`batch.vision_input`)."""
         sizes, on_mesh = (self.max_patches, math.prod(self.grid[1:])), self.mesh is not None
-        vision, tower_rows = batch.vision_input(scheduled, self.model_config, *sizes, self.frame_box, on_mesh=on_mesh)
+        return batch.vision_input(clips, self.model_config, *sizes, self.frame_box, on_mesh=on_mesh)
+
+    def program_inputs(
+        self, scheduled: Batch, forced: ForcedIds | None, capacity: int, tower_rows: Sequence[np.ndarray]
+    ) -> ProgramInputs:
+        """What the decoder is given; tower_rows: as `vision_input` returns them."""
+        config, size, end = self.config, self.prefill_size, self.turn_tokenizer.end_of_turn
         if config.mode == "recompute":  # all retained tokens at once
             size = bucket(max((len(item.slots) for item in scheduled if item), default=1), TOKEN_BUCKETS, "retained tokens")
         index, positions = batch.slot_metadata(scheduled, capacity)
         merge = self.model_config.vision.spatial_merge_size
         return ProgramInputs(
-            frames=vision,
             prefill_batches=batch.prefill_batches(scheduled, tower_rows, size, capacity, merge),
             slots={"index": index, "positions": positions},
             decode=batch.decode_inputs(
                 scheduled, forced or [None] * len(scheduled), config.max_new_tokens, self.suppressed, end
             ),
         )
-
-    def _decode_token_by_token(self, inputs: DecodeInputs, decoded: DecodeState, on_token: OnToken) -> DecodeState:
-        """The rest of replies that have their first token; calls `on_token` with each token as it comes."""
-        inputs = jax.device_put(inputs)  # once, not for every token
-        for limit in range(1, self.config.max_new_tokens + 1):
-            tokens = np.asarray(decoded.tokens)
-            for index in np.flatnonzero(np.asarray(decoded.count) >= limit):
-                on_token(int(index), int(tokens[index, limit - 1]))
-            if np.asarray(decoded.done).all():
-                break
-            decoded = programs.resume_decode(self.text_params, inputs, decoded, limit + 1, **self.static_args)
-        return decoded
 
     def _commit(self, prepared: Prepared, replies: GroupReplies, index: int, timer: StageTimer) -> tuple[StreamSequence, Reply]:
         """The sequence after the reply at an index of the group, and the reply."""
@@ -387,13 +383,15 @@ class Session:
         return {"config": self.model_config, "max_top_k": self.max_top_k}
 
 
+def _stream(state: StreamState, stream_id: int) -> StreamSequence:
+    stream = state.streams[stream_id]
+    if stream is None:
+        raise ValueError("step: got a chunk for a place without a stream; join first")
+    return stream
+
+
 def _with_stream(state: StreamState, stream_id: int, stream: StreamSequence | None) -> StreamState:
     return state._replace(streams=tuple(stream if b == stream_id else other for b, other in enumerate(state.streams)))
-
-
-def _batch_shards(mesh: Mesh | None) -> int:
-    """Devices that the batch is divided over."""
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def _round_up(size: int, multiple: int) -> int:

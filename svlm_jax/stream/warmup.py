@@ -93,9 +93,10 @@ def _lower(session: Session, size: int, state: StreamState, clip: Clip, tokens: 
     stream = sequence.new_stream(session.opening, "", 0, session.sampling, limit)
     chunk = Chunk(0.0, float(session.config.chunk_seconds), clip)
     scheduled = session.prepare(StreamState(cache, (stream,)), 0, chunk).scheduled
-    inputs = session.program_inputs([scheduled] + [None] * (size - 1), None, cache.capacity)
+    frames, tower_rows = session.vision_input([[clip]] + [[]] * (size - 1))
+    inputs = session.program_inputs([scheduled] + [None] * (size - 1), None, cache.capacity, tower_rows)
 
-    yield (encode_vision := programs.encode_vision.lower(session.vision_params, inputs.frames, config=config))
+    yield (encode_vision := programs.encode_vision.lower(session.vision_params, frames, config=config))
     features, hidden = _outputs(encode_vision), jax.ShapeDtypeStruct((size, config.text.hidden_size), config.dtype)
     prefill = next(inputs.prefill_batches), features, hidden, part._replace(**inputs.slots)
     yield programs.prefill.lower(session.text_params, *prefill, config=config)

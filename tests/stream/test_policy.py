@@ -59,7 +59,7 @@ class Engine:
         self.index, self.positions = (array[0] for array in batch.slot_metadata([self.scheduled], self.capacity))
         seen, left, self.vision_index = [], iter(serials), []
         vision = turns().config.vision
-        _, where = batch.vision_input([self.scheduled], turns().config, 64 * 8, 64)
+        _, where = batch.vision_input([[clip for _, clip in turn.clips]], turns().config, 64 * 8, 64)
         sizes = [merged_tokens(clip.grid) for _, clip in turn.clips]
         tower_rows = np.split(where[0], np.cumsum(sizes)[:-1])
         self.tower_rows = {number: rows for (number, _), rows in zip(turn.clips, tower_rows, strict=True)}
@@ -297,7 +297,8 @@ def test_rows_of_a_batch_are_described_apart():
         rows.append(None if number == 1 else engine.scheduled)
     capacity = 400
     index, positions = batch.slot_metadata(rows, capacity)
-    frames, where = batch.vision_input(rows, turns().config, 24, 24)
+    clips = [[clip for _, clip in row.seq.clips] if row else [] for row in rows]
+    frames, where = batch.vision_input(clips, turns().config, 24, 24)
     assert (index[1] == -1).all() and not frames.patches[1].any() and len(where[1]) == 0
     for b in (0, 2):
         alone = batch.slot_metadata([rows[b]], capacity)

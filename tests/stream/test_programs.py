@@ -134,7 +134,8 @@ def test_keys_are_not_rotated_again_for_each_token_that_is_told(make):
     """Else words that come one by one take four times as long as a whole reply."""
     session = make(vision_window=16, text_rounds=16, sink=512, text_window=512)
     state = session.join(session.init_state())
-    inputs = session.program_inputs([session.prepare(state, 0, chunk(0)).scheduled], None, session.capacity)[-1]
+    prepared = [session.prepare(state, 0, chunk(0)).scheduled]
+    inputs = session.program_inputs(prepared, None, session.capacity, [np.zeros(0, np.int32)]).decode
     hidden = jnp.zeros((1, session.model_config.text.hidden_size))
     decoded = programs.decode(session.text_params, inputs, hidden, state.cache, 1, **session.static_args, record=False)
     program = programs.resume_decode.lower(session.text_params, inputs, decoded, 2, **session.static_args).compile()

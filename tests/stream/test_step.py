@@ -5,8 +5,9 @@ import re
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.stream import sequence
+from svlm_jax.stream import programs, sequence
 from svlm_jax.stream.results import Refusal, Reply, require_reply
+from svlm_jax.stream.step import StageTimer
 from tests.support.sessions import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, make, model, said, tokenizer, watch  # noqa: F401
 
 
@@ -63,6 +64,68 @@ def test_what_was_prepared_is_not_decided_again(make, monkeypatch):
     monkeypatch.setattr(sequence, "next_turn", lambda *args: calls.append(1) or next_turn(*args))
     made.step(state, [made.prepare(state, 0, chunk(0))])
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("mode", ["streaming", "recompute"])
+def test_frames_are_sent_before_anything_is_decided(make, monkeypatch, mode):
+    """Else the device waits for the host's part of every second."""
+    made, order = make(mode=mode), []
+    state = made.join(made.init_state())
+    for module, name in ((programs, "encode_vision"), (sequence, "next_turn"), (programs, "prefill")):
+        function = vars(module)[name]
+        called = lambda *args, name=name, function=function, **rest: order.append(name) or function(*args, **rest)  # noqa: E731
+        monkeypatch.setattr(module, name, called)
+    for number in range(4):
+        state, _ = made.step(state, [chunk(number)])
+    assert order == ["encode_vision", "next_turn", "prefill"] * 4
+
+
+def test_streams_whose_frames_were_sent_apart_are_stepped_apart(make):
+    """A caller may prepare streams one by one, and step them together."""
+    made = make(num_streams=2, sampling=DRAWN)
+    both = [chunk(0, 0), chunk(0, 1)]
+    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    timer, apart = StageTimer(), []
+    for b, one in enumerate(both):
+        encoded = made.encode(state, [one if b == other else None for other in range(2)], timer)
+        apart.append(made.prepare(state, b, one, encoded[b]))
+    assert apart[0].encoded is not apart[1].encoded
+    said_apart = said(made.step(state, apart)[1])
+    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    assert said_apart == said(made.step(state, both)[1])
+
+
+def test_an_interrupt_in_a_callback_loses_no_stream_of_several_groups(make):
+    """The page compiles larger batches while it runs: until then a step runs several groups."""
+    made = make(num_streams=2)
+    made.batch_sizes = (1,)
+    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    came: list[int] = []
+
+    def heard(row, token):
+        came.append(row)
+        if row == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        made.step(state, [chunk(0), chunk(0, 1)], on_token=heard)
+    assert 0 in came  # the first stream had been decoded
+    again = said(made.step(state, [chunk(0), chunk(0, 1)])[1])
+    fresh = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    assert again == said(made.step(fresh, [chunk(0), chunk(0, 1)])[1])
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_stages_add_up_to_the_step(make, monkeypatch, wait):
+    """Else a benchmark counts what the device does beside the host twice."""
+    made, clock = make(), iter(range(1000))
+    monkeypatch.setattr("svlm_jax.stream.step.time.perf_counter", lambda: next(clock) / 1000)
+    timer = StageTimer(wait)
+    state = made.join(made.init_state())
+    _, (reply,) = made.step(state, [chunk(0)], timer=timer)
+    dispatch = {f"{stage} dispatch" for stage in ("vision", "prefill", "decode")}
+    assert set(reply.ms) == dispatch | {"policy", "vision", "prefill", "decode", "text"}
+    assert sum(reply.ms.values()) == pytest.approx(next(clock) - 1)
 
 
 def test_tokens_come_one_by_one_and_are_the_reply(make):

@@ -132,7 +132,8 @@ def test_rows_of_a_decode_loop_may_go_up_to_different_limits(session, together):
     """What accepts several drafted tokens at once needs it: rows of a batch then have different numbers of tokens."""
     state = joined(session)
     rows = [session.prepare(state, row, chunk(0, row)).scheduled for row in range(3)]
-    frames, pieces, slots, inputs = session.program_inputs(rows, None, session.capacity)
+    frames, tower_rows = session.vision_input([[chunk(0, row).clip] for row in range(3)])
+    pieces, slots, inputs = session.program_inputs(rows, None, session.capacity, tower_rows)
     features = programs.encode_vision(session.vision_params, frames, config=session.model_config)
     hidden, cache = np.zeros((3, session.model_config.text.hidden_size), np.float32), state.cache
     for piece in pieces:
