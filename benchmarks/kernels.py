@@ -124,8 +124,8 @@ def check_assembly(names: list[str], args: argparse.Namespace) -> None:
     from pallas_kernels.workloads import WORKLOADS
 
     rows, faults = [], []
-    for name in names:
-        work = WORKLOADS[name]
+    programs = {WORKLOADS[name]._replace(in_runs=False): name for name in reversed(names)}  # the order of slots changes nothing
+    for work, name in reversed(programs.items()):
         for implementation in HOPPER if work.operation != "decode" else HOPPER[:1]:
             assembly = assemble(partial(work.run, implementation=implementation), work.shapes())
             rows.append(_print({"kernel": name, "implementation": implementation} | assembly.columns()))

@@ -8,7 +8,7 @@ import pytest
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-from pallas_kernels import blocks, mosaic_gpu_pingpong, reference, stream_k
+from pallas_kernels import blocks, mosaic_gpu_pingpong, prefill_attention, reference, stream_k
 from pallas_kernels.mosaic_gpu_pingpong import Tiling
 from tests.kernels.test_contract import random_qkv, ring, segments
 
@@ -29,12 +29,28 @@ VISIBILITIES = {
 
 
 @pytest.mark.usefixtures("interpreted")
+def test_it_runs_by_its_name_and_has_gradients():
+    limits = {name: jnp.asarray(x) for name, x in ring(128, (100,), 12).items()}
+    arrays = random_qkv(1, 12, 128, 2, 1, 16, jnp.float32)
+
+    def value_and_gradients(implementation):
+        def loss(*qkv):
+            return jnp.square(prefill_attention(*qkv, **limits, implementation=implementation)).sum()
+
+        return jax.value_and_grad(loss, (0, 1, 2))(*arrays)
+
+    got, want = value_and_gradients("interpret_pingpong"), value_and_gradients("xla")
+    for x, expected in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(x, expected, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("visibility", "tiling"),
     [
         ("any order", Tiling()),
         ("runs", Tiling(blocks=3)),
-        ("runs", Tiling(blocks=5, pingpong=False)),
+        pytest.param("runs", Tiling(blocks=5, pingpong=False), marks=pytest.mark.slow),
         ("segments", Tiling(warpgroups=1, overlap=False, registers=128)),
         ("segments", Tiling(blocks=2)),
         ("few slots", Tiling(blocks=17, overlap=False)),
