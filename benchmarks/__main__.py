@@ -5,6 +5,7 @@
     python -m benchmarks stream --shape mid --seconds 60            # streaming: latency by stage, cache slots, memory
     python -m benchmarks kernels [--target h100]                    # attention kernels: time, bandwidth, error
     python -m benchmarks pixels [--target h100]                     # frames to patches, host and device: equal, time
+    python -m benchmarks decode --shape 7b                          # decode steps of a few layers: ms a token, by the kernels
     python -m benchmarks train --shape 3b                           # a training step: time, MFU; --topology h100x8: memory
     python -m benchmarks int8 [--model DIR]                         # int8 decoder weights: error of the logits
     python -m benchmarks teacher-forcing windows.jsonl              # how many replies of annotated windows a model predicts
@@ -25,6 +26,7 @@ from pathlib import Path
 from benchmarks import (
     aot,
     convert,
+    decode,
     device,
     drops,
     findings,
@@ -50,6 +52,7 @@ BENCHMARKS = {  # command -> module with add_flags and bench, help
     "aot": (aot, "prefill and decode compiled ahead of time"),
     "kernels": (kernels, "attention kernels at the shapes of models"),
     "pixels": (pixels, "frames to patches, on the host and on the device"),
+    "decode": (decode, "decode steps of a few layers, by the kernels"),
     "stream": (stream, "streaming against stream time: latency, slots, memory"),
     "train": (train, "a training step: time and MFU, or memory ahead of time"),
     "int8": (int8, "int8 decoder weights: error of the logits"),

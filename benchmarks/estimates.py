@@ -88,6 +88,7 @@ _ESTIMATES = {
     "stream": _stream,
     "kernels": _kernels,
     "pixels": _pixels,
+    "decode": lambda args: f"{args.layers} layers of {args.shape}, 20 tokens: a minute on a GPU, {_about(120)}",
     "train": _train,
     "int8": lambda args: f"int8 decoder weights against full ones: {_about(60)}",
     "serve": _serve,

@@ -1,7 +1,7 @@
 """A decode step of few kernels: what `pallas_kernels.decode_step` needs of a model, and where it can run.
 
-Chosen by `ModelConfig.fused_decode`. It has not run on a GPU yet, so nothing takes it by itself: `python -m benchmarks
-decode_step` measures it. Whatever comes between projections and rotation, and inside an MLP, stays the model's own.
+Chosen by `ModelConfig.fused_decode`. It has not run on a GPU yet, so nothing takes it by itself: `python -m benchmarks decode`
+measures it. Whatever comes between projections and rotation, and inside an MLP, stays the model's own.
 
 Axes: B batch, K kv heads, G query heads of a kv head, S slots, H head dim, N = K * G, D width.
 """

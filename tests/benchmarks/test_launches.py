@@ -1,7 +1,10 @@
-"""Claims about what is read from compiled programs: a wrong table of launches would send the next optimisation astray."""
+"""Claims about what is read from compiled programs, and about decode steps side by side: a wrong table would send the next
+optimisation astray."""
 
 from benchmarks.aot import count_large_copies
+from benchmarks.decode import measured
 from benchmarks.launches import decode_columns, mosaic_kernels, program_columns, thunks
+from benchmarks.model_configs import model_config
 
 SEQUENCE = """000: kCommandBuffer [source       | next=002 (1)]
     001: kCustomKernel [source       | sink        ] rotate grid: [1, 1, 1]
@@ -80,3 +83,9 @@ def test_spills_of_a_kernel_are_told(tmp_path):
         "add_norm": "56 registers, 0 B spilled",
         "decode_step": "255 registers, 16 B spilled",
     }
+
+
+def test_a_decode_step_that_does_not_run_here_has_its_row():
+    plain, fused = measured(model_config("tiny", "float32"), ["default", "fused decode"], num_streams=1, slots=64)
+    assert plain["same tokens"] == "20 of 20" and plain["error"] == "-"
+    assert fused["error"].startswith("fused_decode: got attention xla") and fused["ms/token"] == "-"

@@ -182,3 +182,28 @@ def test_real_shapes_are_lowered_for_the_device(batch):
     run = jax.jit(lambda new, caches, metadata: decode_step.attend(new, *caches, metadata, group=7))
     traced = run.trace(abstract_array(batch, 4, 16, 128), [cache] * 3, decode_step.StepMetadata(*ints))
     assert traced.lower(lowering_platforms=("cuda",)).as_text().count("mosaic_gpu_v2") == 2  # attention, and the merge
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("batch", [1, 2, 16])
+def test_a_decode_step_of_7b_on_the_device(batch):
+    new, caches, metadata = step_arguments([14000 - 7 * b for b in range(batch)], 14336, 7, 4, 128, "bfloat16")
+    out, *updated = jax.jit(lambda *arrays: decode_step.attend(*arrays, metadata, group=7))(new, *caches)
+    for cache, expected in zip(updated, written(caches, new, 7, metadata.slot), strict=True):
+        np.testing.assert_array_equal(cache.astype(jnp.float32), expected)
+    q = new[:, :, :7].reshape(batch, 1, 28, 128)
+    visibility = {"first": None, "last": metadata.last[:, None], "index": metadata.index}
+    want = reference.attention(q, updated[0], updated[2], **visibility)
+    plain = np.abs(xla.attention(q, updated[0], updated[2], **visibility).astype(jnp.float32) - want).max()
+    assert np.abs(out.astype(jnp.float32) - want).max() <= 2 * plain
+
+
+@pytest.mark.gpu
+def test_the_norm_of_7b_on_the_device():
+    rng = np.random.default_rng(0)
+    x, update, scale = (jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((2, 3584), (2, 3584), (3584,)))
+    norm = RMSNorm(3584, 1e-6, dtype="bfloat16")
+    norm.scale[...] = scale
+    total, normed = decode_step.add_rms_norm(x, update, scale, 1e-6)
+    np.testing.assert_array_equal(total.astype(jnp.float32), (x + update).astype(jnp.float32))
+    np.testing.assert_allclose(normed.astype(jnp.float32), norm(x + update).astype(jnp.float32), rtol=2**-7)
