@@ -13,8 +13,10 @@
     python -m benchmarks findings                                   # the paper's findings on the generated game
     python -m benchmarks serve --clients 50 --seconds 120           # the live page: lost captions, latency, memory
     python -m benchmarks serve --attack --num-streams 2 --seconds 600      # the same for one viewer among attackers
-    python -m benchmarks device                                     # everything that needs a GPU, in at most ten minutes
+    python -m benchmarks first-chunk --shape mid                    # seconds to the first caption, and from a filled cache
+    python -m benchmarks device --list                              # what needs a GPU, in parts of at most four minutes
     python -m benchmarks table                                      # docs/benchmarks.md from docs/benchmarks/*.json
+    python -m benchmarks timeline                                   # the picture of docs/performance.md
 
 Each prints first what it will do and how long that takes. It writes docs/benchmarks/NAME.json with its command, device and
 versions, and docs/benchmarks.md; with --out DIR before the name it writes them there.
@@ -30,6 +32,7 @@ from benchmarks import (
     device,
     drops,
     findings,
+    first_chunk,
     int8,
     kernels,
     pixels,
@@ -41,6 +44,7 @@ from benchmarks import (
 )
 from benchmarks.estimates import estimate
 from benchmarks.report import DOCS, table
+from benchmarks.timeline import draw as draw_timeline
 from svlm_jax.cli.flags import Parser
 from svlm_jax.cli.model_flags import check_attention
 from svlm_jax.cli.run import run
@@ -57,7 +61,8 @@ BENCHMARKS = {  # command -> module with add_flags and bench, help
     "train": (train, "a training step: time and MFU, or memory ahead of time"),
     "int8": (int8, "int8 decoder weights: error of the logits"),
     "serve": (serve, "the live page under load"),
-    "device": (device, "everything that needs a GPU, in at most ten minutes"),
+    "first-chunk": (first_chunk, "seconds to the first caption, with an empty and a filled compilation cache"),
+    "device": (device, "what needs a GPU, in parts of at most four minutes"),
     "torch": (torch_baseline, "one chunk in plain torch (what `stream --torch` runs); prints JSON"),
     "drops": (drops, "how dropped chunks change a commentary"),
     "teacher-forcing": (teacher_forcing, "how many replies of annotated windows a model predicts"),
@@ -75,6 +80,8 @@ def parser() -> Parser:
         module.add_flags(command)
         command.set_defaults(run=module.bench)
     commands.add_parser("table", help="write benchmarks.md from the JSON files").set_defaults(run=lambda args: table(args.out))
+    timeline = commands.add_parser("timeline", help="draw timeline.svg of docs/performance.md from timeline.json")
+    timeline.set_defaults(run=lambda args: draw_timeline(args.out / "timeline.json", args.out / "timeline.svg"))
     return main_parser
 
 
@@ -82,7 +89,8 @@ def main() -> None:
     args = parser().parse_args()
     for name in {"out", "scratch"} & {name for name, value in vars(args).items() if value is not None}:
         local_path(getattr(args, name), f"--{name}")
-    if args.out is None and args.command != "torch":  # torch prints only
+    prints_only = args.command == "torch" or getattr(args, "in_this_process", False)
+    if args.out is None and not prints_only:
         raise InputError("--out", "nothing, outside a checkout", "a folder for the results", "say benchmarks --out DIR ...")
     # Programs compiled for another device are not limited to the kernels of this one.
     if "attention" in args and getattr(args, "target", "") != "h100" and not getattr(args, "topology", None):

@@ -1,63 +1,153 @@
-"""Everything that needs a GPU, in one run of at most ten minutes: the parts below in order, each in its own process.
+"""What needs a GPU, cut into parts of at most four minutes, the most valuable first: one, several, or as many as fit.
 
-Each part writes its JSON when it ends. A part that fails or runs out of time does not stop the next one. Parts that were not
-measured are listed at the end, to be run with --only.
+    python -m benchmarks device --list
+    python -m benchmarks device --part stream                # docs/benchmarks/device_stream.json
+    python -m benchmarks device --budget 570                 # in order, each that still fits
+    python -m benchmarks device --part stream --small        # the same commands at sizes of a CPU: do they run?
+
+Each part runs in its own process and writes its result after each row, so a part that is killed keeps what it has measured. A
+part that fails does not stop the next one. All share a compilation cache.
 """
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import NamedTuple
 
+from benchmarks.report import DOCS, ROOT
 from svlm_jax.cli.flags import number
+from svlm_jax.cli.progress import span
 from svlm_jax.errors import InputError
 
 FAILED = 1  # exit code
-_7B = ("stream", "--shape", "7b", "--height", "720", "--width", "1280")
-PARTS: dict[str, tuple[str, ...]] = {  # name of the entry in docs/benchmarks -> its command
-    "stream_7b": (*_7B, "--seconds", "40", "--torch"),
-    "kernels": ("kernels",),
-    "stream_7b_int8": (*_7B, "--seconds", "40", "--weights", "int8"),
-    "stream_7b_xla": (*_7B, "--seconds", "40", "--attention", "xla"),
-    "train_3b": ("train", "--shape", "3b"),
-    "stream_7b_16_streams": (*_7B, "--seconds", "40", "--num-streams", "16"),
-    "stream_7b_16_fps": (*_7B, "--seconds", "40", "--fps", "16"),
-    "stream_7b_48_fps": ("stream", "--shape", "7b", "--height", "280", "--width", "476", "--seconds", "40", "--fps", "48"),
-    "kernels_tilings": ("kernels", "--tilings", "--implementations", "mosaic_gpu"),
-    "stream_7b_1000": (*_7B, "--seconds", "1000", "--plot"),
+LIMIT = 240  # seconds of a part
+
+
+class Part(NamedTuple):
+    """command: arguments of `python -m benchmarks`. small: more of them, after which it takes seconds on a CPU. seconds: on an
+    H200 with an empty compilation cache, as far as is known. xla_flags: for the compiler."""
+
+    about: str
+    seconds: int
+    command: tuple[str, ...]
+    small: tuple[str, ...]
+    xla_flags: str = ""
+
+
+_7B = ("stream", "--shape", "7b", "--height", "720", "--width", "1280", "--seconds", "40")
+_TINY = ("--shape", "tiny", "--height", "112", "--width", "168", "--seconds", "4")
+PARTS: dict[str, Part] = {
+    "kernels": Part(
+        "attention kernels beside each other, the short list",
+        90,
+        ("kernels",),
+        ("--only", "decode 7b", "--implementations", "xla"),
+    ),
+    "stream": Part("7B, 720p: a chunk, its stages, plain torch beside it", 220, (*_7B, "--torch"), _TINY),
+    "profile": Part("7B, 720p: kernels by named scope, and how long the device is idle", 150, (*_7B, "--profile"), _TINY),
+    "decode_graph": Part(
+        "the same with a whole reply as one CUDA graph",
+        180,
+        _7B,
+        _TINY,
+        "--xla_gpu_enable_command_buffer=+WHILE",
+    ),
+    "streams_16": Part("16 streams of 720p", 200, (*_7B, "--num-streams", "16"), (*_TINY, "--num-streams", "2")),
+    "fps_16": Part("720p at 16 fps", 200, (*_7B, "--fps", "16"), (*_TINY, "--fps", "4")),
+    "int8": Part("7B with int8 decoder weights", 180, (*_7B, "--weights", "int8"), _TINY),
+    "first_chunk": Part(
+        "seconds to the first caption, with an empty and a filled compilation cache",
+        200,
+        ("first-chunk", "--shape", "7b", "--height", "720", "--width", "1280"),
+        _TINY[:6],
+    ),
+    "train": Part(
+        "a training step of 3B",
+        150,
+        ("train", "--shape", "3b"),
+        ("--shape", "tiny", "--tokens", "1024", "--patches", "2304", "--labels", "64"),
+    ),
+    "tilings": Part(
+        "prefill attention by tiling",
+        200,
+        ("kernels", "--tilings", "--only", "prefill 7b,frame 720p", "--implementations", "mosaic_gpu"),
+        ("--only", "decode 7b", "--implementations", "xla"),
+    ),
+    "pingpong": Part(
+        "7B with the attention kernel whose two warpgroups take turns",
+        180,
+        (*_7B, "--attention", "mosaic_gpu_pingpong"),
+        (*_TINY, "--attention", "xla"),
+    ),
+    "xla": Part("7B with XLA's attention", 200, (*_7B, "--attention", "xla"), _TINY),
+    "long": Part("1,000 chunks of 7B: does anything grow?", 240, (*_7B, "--seconds", "1000", "--plot"), _TINY),
 }
 
 
 def bench(args: argparse.Namespace) -> None:
-    names = list(PARTS) if args.only is None else args.only.split(",")
+    if args.list:
+        print("\n".join(f"{name:14} {part.seconds:4} s  {part.about}" for name, part in PARTS.items()))
+        return
+    names = list(PARTS) if args.part is None else args.part.split(",")
     if unknown := sorted(set(names) - set(PARTS)):
-        raise InputError("--only", ", ".join(unknown), f"some of: {', '.join(PARTS)}", "separate them by commas")
+        raise InputError("--part", ", ".join(unknown), f"some of: {', '.join(PARTS)}", "separate them by commas")
+    env = part_environment(args.compile_cache)
+    print(describe_device(env), file=sys.stderr, flush=True)
     started, unmeasured = time.monotonic(), []
-    # Without preallocation, because torch needs memory of the same device. The parts share one compilation cache.
-    cache = str(args.out.resolve().parent / ".jax_cache")
-    env = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_COMPILATION_CACHE_DIR": cache} | os.environ
     for name in names:
         remaining = args.budget - (time.monotonic() - started)
-        if remaining < args.min_seconds:
-            unmeasured.append(f"{name} (no time)")
-            continue
-        command = [sys.executable, "-m", "benchmarks", "--out", str(args.out), *PARTS[name], "--name", name]
-        print(f"{name}: {' '.join(command[1:])}, at most {remaining:.0f} s", file=sys.stderr, flush=True)
-        try:
-            code = subprocess.run(command, env=env, timeout=remaining).returncode
-        except subprocess.TimeoutExpired:
-            code = None
-        if code != 0:
-            unmeasured.append(f"{name} ({'out of time' if code is None else f'exit code {code}'})")
+        reason = "no time" if remaining < PARTS[name].seconds else run_part(name, args, env, min(remaining, LIMIT))
+        if reason:
+            unmeasured.append(f"{name} ({reason})")
     print(f"measured in {time.monotonic() - started:.0f} s: {len(names) - len(unmeasured)} of {len(names)}", file=sys.stderr)
     if unmeasured:
         print(f"not measured: {', '.join(unmeasured)}", file=sys.stderr)
         sys.exit(FAILED)
 
 
+def run_part(name: str, args: argparse.Namespace, env: dict[str, str], limit: float) -> str:
+    """Why a part was not measured; "" if it was."""
+    part = PARTS[name]
+    out = () if args.out == DOCS else ("--out", str(args.out))
+    entry = ("--name", f"device_{name}" + ("_small" if args.small else ""))
+    command = ["-m", "benchmarks", *out, *part.command, *(part.small if args.small else ()), *entry]
+    about = f"{name}: {part.about}; about {span(part.seconds)} on an H200, at most {limit:.0f} s"
+    flags = f"XLA_FLAGS={part.xla_flags} " if part.xla_flags else ""
+    print(f"{about}\n  {flags}{shlex.join(['python', *command])}", file=sys.stderr, flush=True)
+    if part.xla_flags:
+        env = env | {"XLA_FLAGS": f"{env.get('XLA_FLAGS', '')} {part.xla_flags}".strip()}
+    try:
+        code = subprocess.run([sys.executable, *command], env=env, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        return "out of time"
+    return f"exit code {code}" if code else ""
+
+
+def part_environment(cache: Path) -> dict[str, str]:
+    """Variables of the parts' processes; those that are set already take precedence."""
+    return {
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # torch needs memory of the same device
+        "JAX_COMPILATION_CACHE_DIR": str(cache.resolve()),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    } | os.environ
+
+
+def describe_device(env: dict[str, str]) -> str:
+    """Device, versions and commit, from a process of its own: this one keeps off the device."""
+    code = "from benchmarks.report import environment_line; print(environment_line())"
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    return (result.stdout or result.stderr).strip().splitlines()[-1]
+
+
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--only", help=f"some, separated by commas, of {', '.join(PARTS)} (default: all, in this order)")
-    parser.add_argument("--budget", type=number(1), default=570, metavar="S", help="seconds in all (default 570)")
-    start_help = "start no part with fewer seconds left (default 30)"
-    parser.add_argument("--min-seconds", type=number(1), default=30, metavar="S", help=start_help)
+    parser.add_argument("--list", action="store_true", help="say what the parts are and how long they take")
+    parser.add_argument("--part", help=f"some, separated by commas, of {', '.join(PARTS)} (default: all, in this order)")
+    budget_help = "seconds in all: no part is started that takes longer than what is left (default: no limit)"
+    parser.add_argument("--budget", type=number(1), default=float("inf"), metavar="S", help=budget_help)
+    parser.add_argument("--small", action="store_true", help="at sizes of a CPU, to see that the commands run")
+    cache_help = "compilation cache of the parts (default: .jax_cache of the checkout)"
+    parser.add_argument("--compile-cache", type=Path, default=(ROOT or Path()) / ".jax_cache", metavar="DIR", help=cache_help)

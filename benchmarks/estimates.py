@@ -6,6 +6,7 @@ Durations are those of the runs in docs/benchmarks (2 CPU cores, nothing else ru
 import argparse
 import math
 
+from benchmarks.device import PARTS
 from svlm_jax.cli.progress import span
 
 MACHINE = "2 CPU cores"
@@ -70,8 +71,21 @@ def _serve(args: argparse.Namespace) -> str:
     return f"{args.clients} viewers of {args.num_streams} streams: {_about(args.seconds + 60)}"
 
 
+def _first_chunk(args: argparse.Namespace) -> str:
+    if args.in_this_process:
+        return ""
+    return f"two sessions of {args.shape}: {_about(2 * _compile_seconds(args.shape))}; minutes on a GPU"
+
+
 def _device(args: argparse.Namespace) -> str:
-    return f"all benchmarks that need a GPU, at most {span(args.budget)}; on a CPU most of them run out of time"
+    if args.list:
+        return ""
+    names = [name for name in (args.part or ",".join(PARTS)).split(",") if name in PARTS]
+    seconds = min(args.budget, sum(PARTS[name].seconds for name in names))
+    where = (
+        "at sizes of a CPU: a few minutes" if args.small else f"about {span(seconds)} on an H200; on a CPU only with --small"
+    )
+    return f"{len(names)} parts, {where}"
 
 
 def _compile_seconds(shape: str) -> float:
@@ -93,6 +107,7 @@ _ESTIMATES = {
     "int8": lambda args: f"int8 decoder weights against full ones: {_about(60)}",
     "serve": _serve,
     "device": _device,
+    "first-chunk": _first_chunk,
     "drops": lambda args: f"{args.games} games of {args.seconds} s, 6 times each: {_about(0.4 * args.games * args.seconds)}",
     "torch": lambda args: f"one chunk of {args.shape} in plain torch: {_about(30 + 10 * CHUNK_SECONDS.get(args.shape, 1.0))}",
 }

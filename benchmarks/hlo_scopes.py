@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-# Parts of an op_name that are no named scope: transformations, loops, calls, functions of a vmap.
-NO_SCOPE = re.compile(r"\w+\(.*\)|.*<.*|while|body|cond|branch_\d+_fun|closed_call|checkpoint|remat\d*|pjit|scan|custom_\w+|")
+# Parts of an op_name that are no named scope of ours: transformations, loops, calls, functions of a vmap, einsums.
+NO_SCOPE = re.compile(
+    r"\w+\(.*\)|.*[<>].*|while|body|cond|branch_\d+_fun|closed_call|checkpoint|remat\d*|pjit|scan|custom_\w+|"
+)
 OTHER = "other"
 
 

@@ -11,8 +11,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-_ROOT = Path(__file__).parents[1]
-DOCS = _ROOT / "docs" if (_ROOT / "pyproject.toml").is_file() else None  # None outside a checkout
+_FOLDER = Path(__file__).parents[1]
+ROOT = _FOLDER if (_FOLDER / "pyproject.toml").is_file() else None  # of the checkout; None outside of one
+DOCS = None if ROOT is None else ROOT / "docs"
 PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint", "safetensors")
 
 
@@ -26,16 +27,12 @@ def record(name: str, description: str, rows: list[dict[str, Any]], out: Path, p
         out: the directory that holds benchmarks/ and benchmarks.md.
         plot: path of an image below the rows, relative to `out`: "benchmarks/NAME.png" or ".svg".
     """
-    import jax
-
-    device = jax.devices()[0]
+    flags = f"XLA_FLAGS={shlex.quote(os.environ['XLA_FLAGS'])} " if os.environ.get("XLA_FLAGS") else ""
     entry = {
         "description": description.strip(),
-        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        "command": flags + shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
         "date": date.today().isoformat(),
-        "device": f"{device.device_kind}, {os.cpu_count()} cores, {platform.machine()}",
-        "commit": commit(),
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        **environment(),
         "rows": rows,
     }
     if plot is not None:
@@ -45,12 +42,34 @@ def record(name: str, description: str, rows: list[dict[str, Any]], out: Path, p
     table(out)
 
 
+def environment() -> dict[str, Any]:
+    """Where a result comes from: device, commit, versions."""
+    import jax
+
+    return {
+        "device": f"{jax.devices()[0].device_kind}, {os.cpu_count()} cores, {platform.machine()}",
+        "commit": commit(),
+        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
+    }
+
+
+def environment_line(entry: dict[str, Any] | None = None) -> str:
+    """The same of an entry, by default of this process, in a line."""
+    entry = environment() if entry is None else entry
+    versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
+    return f"{entry['device']}; {versions}" + (f"; commit {entry['commit']}" if entry.get("commit") else "")
+
+
 def commit() -> str | None:
     """The commit of the checkout, with a plus sign if files of it have changed; None outside of one."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(_ROOT), *arguments], check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(_FOLDER), *arguments], check=True, capture_output=True, text=True
+        ).stdout.strip()
 
+    if ROOT is None:
+        return None
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ":!docs/benchmarks*")
         return git("rev-parse", "--short=7", "HEAD") + ("+" if changed else "")
@@ -61,12 +80,11 @@ def commit() -> str | None:
 def table(out: Path) -> None:
     """docs/benchmarks.md from the JSON files."""
     lines = ["# Benchmarks", "", "Written by `python -m benchmarks table` from `benchmarks/*.json`.", ""]
+    if (out / "performance.md").exists():
+        lines[2] += " What a second costs, and where it goes: [performance](performance.md)."
     for path in sorted((out / "benchmarks").glob("*.json")):
         entry = json.loads(path.read_text())
         columns = dict.fromkeys(column for row in entry["rows"] for column in row)  # in order, each once
-        versions = ", ".join(f"{name} {version}" for name, version in entry["versions"].items())
-        if entry.get("commit"):
-            versions += f"; commit {entry['commit']}"
         lines += [
             f"## {path.stem}",
             "",
@@ -74,7 +92,7 @@ def table(out: Path) -> None:
             "",
             f"`{entry['command']}`",
             "",
-            f"{entry['date']}; {entry['device']}; {versions}",
+            f"{entry['date']}; {environment_line(entry)}",
             "",
         ]
         lines += ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]

@@ -29,33 +29,48 @@ def bench(*args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
 
 
+def device_arguments(out: Path, *flags: str):
+    return parser().parse_args(["--out", str(out), "device", "--compile-cache", str(out / "cache"), *flags])
+
+
 def test_parts_that_fail_or_have_no_time_are_named(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(device, "PARTS", {"table": ("table",), "wrong": ("aot", "--shape", "none"), "late": ("table",)})
-    times = iter([0, 0, 1, 99, 99])
+    """Else: a table that looks complete, of a run that was not."""
+    part = device.Part("about", 30, ("table",), ())
+    monkeypatch.setattr(device, "PARTS", {"wrong": part, "long": part._replace(seconds=61), "late": part})
+    monkeypatch.setattr(device, "describe_device", lambda env: "a device")
+    times = iter([0, 0, 1, 40, 50])
     monkeypatch.setattr(device.time, "monotonic", lambda: next(times))
-    monkeypatch.setitem(device.PARTS, "table", ("table", "--unknown"))
     with pytest.raises(SystemExit, match="1"):
-        device.bench(arguments(tmp_path))
+        device.bench(device_arguments(tmp_path, "--budget", "60"))
     stderr = capsys.readouterr().err
-    assert "not measured: table (exit code 2), wrong (exit code 2), late (no time)" in stderr and "0 of 3" in stderr
+    assert "a device" in stderr and "about 30 s on an H200, at most 60 s" in stderr  # before the part begins
+    assert "not measured: wrong (exit code 2), long (no time), late (no time)" in stderr and "0 of 3" in stderr
 
 
-def arguments(out: Path):
-    import argparse
-
-    return argparse.Namespace(only=None, out=out, budget=60, min_seconds=30)
-
-
-def test_every_part_is_a_command_that_the_benchmarks_take():
-    for name, command in device.PARTS.items():
+@pytest.mark.parametrize("name", device.PARTS)
+def test_a_part_is_a_command_that_the_benchmarks_take(name):
+    """Else: minutes of a borrowed GPU are spent on finding a typo."""
+    part = device.PARTS[name]
+    for command in (part.command, (*part.command, *part.small)):
         assert parser().parse_args([*command, "--name", name]).name == name
+    assert part.seconds <= device.LIMIT and part.about
+
+
+def test_a_part_at_the_size_of_a_cpu_measures_its_stages_and_its_kernels(tmp_path):
+    """The whole way, in a process of its own: the stages one by one, kernels under the names of the model's parts."""
+    result = bench("--out", tmp_path, "device", "--part", "profile", "--small", "--compile-cache", tmp_path / "cache")
+    assert result.returncode == 0, result.stderr
+    assert "commit " in result.stderr.splitlines()[1]
+    (row,) = json.loads((tmp_path / "benchmarks" / "device_profile_small.json").read_text())["rows"]
+    assert {f"one by one: {stage} (ms)" for stage in ("patches", "policy", "vision", "prefill", "decode")} <= set(row)
+    assert row["ms/chunk"] > 0 and 0 <= row["device idle (%)"] < 100 and row["compiled after chunk 3"] == 0
+    kernels = json.loads((tmp_path / "benchmarks" / "device_profile_small_profile.json").read_text())["rows"]
+    assert {"decode/layer/attention", "prefill/layer/mlp", "vision/block/mlp"} <= {kernel["scope"] for kernel in kernels}
 
 
 def test_an_unknown_part_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="expected some of: stream_7b, kernels"):
-        args = arguments(tmp_path)
-        args.only = "kernels,everything"
-        device.bench(args)
+    with pytest.raises(InputError, match="expected some of: kernels, stream"):
+        device.bench(device_arguments(tmp_path, "--part", "kernels,everything"))
 
 
 def test_plain_torch_measures_the_same_chunk():

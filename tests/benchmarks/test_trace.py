@@ -76,4 +76,5 @@ def test_kernels_of_other_layers_are_one_and_tilings_are_not(name, shown):
 def test_scopes_are_those_of_the_source():
     assert scope_of("jit(decode)/decode/while/body/closed_call/layer_31/attention/dot_general") == "decode/layer/attention"
     assert scope_of("jit(f)/vision/block_0/mlp/add;jit(f)/vision/block_0/mlp/mul") == "vision/block/mlp"
+    assert scope_of("jit(f)/prefill/layer_1/attention/bkmh,bksh->bkms/dot_general") == "prefill/layer/attention"
     assert scope_of("jit(f)/add") == scope_of("") == ""
