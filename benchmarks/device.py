@@ -56,14 +56,20 @@ PARTS: dict[str, Part] = {
         _TINY,
         "--xla_gpu_enable_command_buffer=+WHILE",
     ),
+    "pingpong": Part(
+        "7B with the attention kernel whose two warpgroups take turns",
+        180,
+        (*_7B, "--attention", "mosaic_gpu_pingpong"),
+        (*_TINY, "--attention", "xla"),
+    ),
     "streams_16": Part("16 streams of 720p", 200, (*_7B, "--num-streams", "16"), (*_TINY, "--num-streams", "2")),
     "fps_16": Part("720p at 16 fps", 200, (*_7B, "--fps", "16"), (*_TINY, "--fps", "4")),
     "int8": Part("7B with int8 decoder weights", 180, (*_7B, "--weights", "int8"), _TINY),
-    "first_chunk": Part(
-        "seconds to the first caption, with an empty and a filled compilation cache",
+    "tilings": Part(
+        "prefill attention by tiling",
         200,
-        ("first-chunk", "--shape", "7b", "--height", "720", "--width", "1280"),
-        _TINY[:6],
+        ("kernels", "--tilings", "--only", "prefill 7b,frame 720p", "--implementations", "mosaic_gpu"),
+        ("--only", "decode 7b", "--implementations", "xla"),
     ),
     "train": Part(
         "a training step of 3B",
@@ -71,17 +77,11 @@ PARTS: dict[str, Part] = {
         ("train", "--shape", "3b"),
         ("--shape", "tiny", "--tokens", "1024", "--patches", "2304", "--labels", "64"),
     ),
-    "tilings": Part(
-        "prefill attention by tiling",
+    "first_chunk": Part(
+        "seconds to the first caption, with an empty and a filled compilation cache",
         200,
-        ("kernels", "--tilings", "--only", "prefill 7b,frame 720p", "--implementations", "mosaic_gpu"),
-        ("--only", "decode 7b", "--implementations", "xla"),
-    ),
-    "pingpong": Part(
-        "7B with the attention kernel whose two warpgroups take turns",
-        180,
-        (*_7B, "--attention", "mosaic_gpu_pingpong"),
-        (*_TINY, "--attention", "xla"),
+        ("first-chunk", "--shape", "7b", "--height", "720", "--width", "1280"),
+        _TINY[:6],
     ),
     "xla": Part("7B with XLA's attention", 200, (*_7B, "--attention", "xla"), _TINY),
     "long": Part("1,000 chunks of 7B: does anything grow?", 240, (*_7B, "--seconds", "1000", "--plot"), _TINY),

@@ -1,6 +1,7 @@
 """Claims about the benchmarks: what was not measured is told, a rival does the same work, a kernel that refuses has its row."""
 
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks import assembler, device, drops, kernels, teacher_forcing
+from benchmarks import assembler, device, drops, kernels, teacher_forcing, timeline
 from benchmarks.__main__ import parser
 from benchmarks.ceilings import Ceilings
 from benchmarks.kernel_rivals import RIVALS, visibility
@@ -60,12 +61,23 @@ def test_a_part_at_the_size_of_a_cpu_measures_its_stages_and_its_kernels(tmp_pat
     """The whole way, in a process of its own: the stages one by one, kernels under the names of the model's parts."""
     result = bench("--out", tmp_path, "device", "--part", "profile", "--small", "--compile-cache", tmp_path / "cache")
     assert result.returncode == 0, result.stderr
-    assert "commit " in result.stderr.splitlines()[1]
+    assert re.search(r"cores, \S+; python [\d.]+, jax [\d.]+", result.stderr)  # device and versions, before it begins
     (row,) = json.loads((tmp_path / "benchmarks" / "device_profile_small.json").read_text())["rows"]
     assert {f"one by one: {stage} (ms)" for stage in ("patches", "policy", "vision", "prefill", "decode")} <= set(row)
     assert row["ms/chunk"] > 0 and 0 <= row["device idle (%)"] < 100 and row["compiled after chunk 3"] == 0
     kernels = json.loads((tmp_path / "benchmarks" / "device_profile_small_profile.json").read_text())["rows"]
     assert {"decode/layer/attention", "prefill/layer/mlp", "vision/block/mlp"} <= {kernel["scope"] for kernel in kernels}
+
+
+def test_the_picture_of_a_chunk_is_that_of_its_data(tmp_path):
+    """Else: docs/performance.md shows other numbers than it says."""
+    timeline.draw(ROOT / "docs" / "timeline.json", tmp_path / "timeline.svg")
+    assert (tmp_path / "timeline.svg").read_text() == (ROOT / "docs" / "timeline.svg").read_text()
+    for line in json.loads((ROOT / "docs" / "timeline.json").read_text())["timelines"]:
+        for bars in line["lanes"].values():
+            ends = [bar["start"] + bar["ms"] for bar in bars]
+            assert all(bar["start"] >= end - 0.01 for bar, end in zip(bars[1:], ends, strict=False))  # one thing at a time
+            assert ends[-1] <= line["total"] + 0.01
 
 
 def test_an_unknown_part_is_one_line(tmp_path):
