@@ -40,13 +40,9 @@ class Part(NamedTuple):
 
 _7B = ("stream", "--shape", "7b", "--height", "720", "--width", "1280", "--seconds", "40")
 _TINY = ("--shape", "tiny", "--height", "112", "--width", "168", "--seconds", "4")
+_HOPPER = "mosaic_gpu,mosaic_gpu_pingpong"
 PARTS: dict[str, Part] = {
-    "kernels": Part(
-        "attention kernels beside each other, the short list",
-        90,
-        ("kernels",),
-        ("--only", "decode 7b", "--implementations", "xla"),
-    ),
+    "kernels": Part("attention kernels beside each other, the short list", 90, ("kernels", "--quick"), ("--only", "decode 7b")),
     "stream": Part("7B, 720p: a chunk, its stages, plain torch beside it", 220, (*_7B, "--torch"), _TINY),
     "profile": Part("7B, 720p: kernels by named scope, and how long the device is idle", 150, (*_7B, "--profile"), _TINY),
     "decode_graph": Part(
@@ -66,9 +62,9 @@ PARTS: dict[str, Part] = {
     "fps_16": Part("720p at 16 fps", 200, (*_7B, "--fps", "16"), (*_TINY, "--fps", "4")),
     "int8": Part("7B with int8 decoder weights", 180, (*_7B, "--weights", "int8"), _TINY),
     "tilings": Part(
-        "prefill attention by tiling",
-        200,
-        ("kernels", "--tilings", "--only", "prefill 7b,frame 720p", "--implementations", "mosaic_gpu"),
+        "prefill and vision attention by tiling",
+        220,
+        ("kernels", "--tilings", "--only", "prefill 7b in runs,frame 720p,windows 720p", "--implementations", _HOPPER),
         ("--only", "decode 7b", "--implementations", "xla"),
     ),
     "train": Part(
@@ -83,6 +79,7 @@ PARTS: dict[str, Part] = {
         ("first-chunk", "--shape", "7b", "--height", "720", "--width", "1280"),
         _TINY[:6],
     ),
+    "resize_host": Part("7B with frames resized on the host", 180, (*_7B, "--resize-on", "host"), _TINY),
     "xla": Part("7B with XLA's attention", 200, (*_7B, "--attention", "xla"), _TINY),
     "long": Part("1,000 chunks of 7B: does anything grow?", 240, (*_7B, "--seconds", "1000", "--plot"), _TINY),
 }

@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.trace import Profile, profile
-from svlm_jax.config import StreamConfig
+from svlm_jax.config import ResizeOn, StreamConfig
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 QUERY = "Commentate on this match"
 MEASURED_CHUNKS = 5  # of each measurement after the run
+DISPATCH = " dispatch"  # ends the name of what the call of a program takes
 FIELDS = ("total", "second", "tokens", "slots", "position", "memory", "device", "compiled")
 
 
@@ -33,11 +34,14 @@ class FirstChunk(NamedTuple):
 class StreamRun:
     """A session of `num_streams` streams, compiled, that has watched one chunk (`first_chunk`)."""
 
-    def __init__(self, model: Any, config: StreamConfig, video: Path, num_streams: int) -> None:
+    def __init__(
+        self, model: Any, config: StreamConfig, video: Path, num_streams: int, *, resize_on: ResizeOn = "auto"
+    ) -> None:
         from svlm_jax.decode.sampling import Sampling
         from svlm_jax.families import family_of
         from svlm_jax.media.pixels import STREAM_FRAME
         from svlm_jax.media.processor import Processor, image_bounds, load_tokenizer
+        from svlm_jax.stream.frames import frame_box, resizes_on_device
         from svlm_jax.stream.runner import Runner
         from svlm_jax.stream.session import Session
         from svlm_jax.stream.warmup import warm
@@ -45,13 +49,15 @@ class StreamRun:
         self.config, self.video, self.num_streams, self.chunks = config, video, num_streams, 0
         tokenizer = load_tokenizer(FIXTURES / "processor")
         self.processor = Processor(model.config, tokenizer, image_bounds(model.config), STREAM_FRAME)
+        self.on_device = resizes_on_device(resize_on, self.processor.video_config, config)
         (end,) = tokenizer.encode(family_of(model.config).chat.turn_end, add_special_tokens=False)
         sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))  # as the original samples
         first, _ = next(self.watch())
         started = time.perf_counter()
         with Compilations() as compilations:
             clip = self.clip(first)
-            session = Session(model, tokenizer, config, clip.grid, sampling=sampling, num_streams=num_streams)
+            options = {"sampling": sampling, "num_streams": num_streams, "frame_box": frame_box(clip, model.config.vision)}
+            session = Session(model, tokenizer, config, clip.grid, **options)
             self.runner = Runner(session)
             self.runner.state = warm(session, self.runner.state, clip, sizes=(num_streams,))
             self.streams = [str(number) for number in range(num_streams)]
@@ -72,6 +78,9 @@ class StreamRun:
                 frames, started = [], time.perf_counter()
 
     def clip(self, frames: np.ndarray) -> Any:
+        """Patches that the host has made, or the frames, for a device that makes them."""
+        if self.on_device:
+            return self.processor.frames(frames, fps=self.config.fps)
         return self.processor.video(frames, fps=self.config.fps, raw=True)
 
     def tick(self, frames: np.ndarray, **options: Any) -> Any:
@@ -80,7 +89,7 @@ class StreamRun:
         from svlm_jax.stream.sequence import Chunk
 
         start, seconds = self.chunks * self.config.chunk_seconds, self.config.chunk_seconds
-        chunk = Chunk(start, start + seconds, self.clip(frames))
+        chunk = Chunk(start, start + seconds, self.runner.session.upload(self.clip(frames)))
         self.chunks += 1
         events = self.runner.tick(dict.fromkeys(self.streams, chunk), **options)
         return next(event for event in events if isinstance(event, Caption))
@@ -101,13 +110,19 @@ class StreamRun:
         return timings
 
     def stages(self) -> dict[str, float]:
-        """Milliseconds of each stage, each waited for before the next one begins; medians of the next chunks."""
+        """Milliseconds of each stage, each waited for before the next one begins; medians of the next chunks. A program's stage
+        includes its dispatch: "vision dispatch" is part of "vision"."""
+        import jax
+
         measured: list[dict[str, float]] = []
         for _, (frames, decoding) in zip(range(MEASURED_CHUNKS), self.watch(), strict=False):
             started = time.perf_counter()
-            self.clip(frames)
-            patches = 1000 * (time.perf_counter() - started)
-            measured.append({"video": decoding, "patches": patches, **self.tick(frames, wait=True).ms})
+            jax.block_until_ready(self.runner.session.upload(self.clip(frames)).frames)
+            prepared = 1000 * (time.perf_counter() - started)  # as patches, or on the device
+            ms = dict(self.tick(frames, wait=True).ms)
+            for program in ("vision", "prefill", "decode"):
+                ms[program] += ms[f"{program}{DISPATCH}"]
+            measured.append({"video": decoding, "frames": prepared} | ms)
         return {stage: float(np.median([ms[stage] for ms in measured])) for stage in measured[0]}
 
     def time_to_first_token(self) -> float:

@@ -63,7 +63,7 @@ def test_a_part_at_the_size_of_a_cpu_measures_its_stages_and_its_kernels(tmp_pat
     assert result.returncode == 0, result.stderr
     assert re.search(r"cores, \S+; python [\d.]+, jax [\d.]+", result.stderr)  # device and versions, before it begins
     (row,) = json.loads((tmp_path / "benchmarks" / "device_profile_small.json").read_text())["rows"]
-    assert {f"one by one: {stage} (ms)" for stage in ("patches", "policy", "vision", "prefill", "decode")} <= set(row)
+    assert {f"one by one: {stage} (ms)" for stage in ("frames", "policy", "vision", "prefill", "decode")} <= set(row)
     assert row["ms/chunk"] > 0 and 0 <= row["device idle (%)"] < 100 and row["compiled after chunk 3"] == 0
     kernels = json.loads((tmp_path / "benchmarks" / "device_profile_small_profile.json").read_text())["rows"]
     assert {"decode/layer/attention", "prefill/layer/mlp", "vision/block/mlp"} <= {kernel["scope"] for kernel in kernels}
