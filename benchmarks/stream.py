@@ -102,7 +102,7 @@ class Results:
             "ms/chunk: from encoded video to caption with nothing beside it, median of the last fifth of an undisturbed run; "
             "ms/token: ms/chunk over the tokens of all streams, as in the paper. "
             f"`{ALONE.strip()}` stages in {MEASURED_CHUNKS} chunks after it, each waited for before the next begins, so they "
-            "add up to more (dispatch is part of its program). First chunk: from the model to the first caption, with compilation."
+            "add up to more (dispatch is part of its program). First chunk: from the model to the first caption, compiled."
         )
         record(self.args.name, description, self.rows, self.args.out, plot)
 
