@@ -45,6 +45,12 @@ PARTS: dict[str, Part] = {
     "kernels": Part("attention kernels beside each other, the short list", 90, ("kernels", "--quick"), ("--only", "decode 7b")),
     "stream": Part("7B, 720p: a chunk, its stages, plain torch beside it", 220, (*_7B, "--torch"), _TINY),
     "profile": Part("7B, 720p: kernels by named scope, and how long the device is idle", 150, (*_7B, "--profile"), _TINY),
+    "fused_decode": Part(
+        "the same with fused kernels of a decode step",
+        180,
+        (*_7B, "--fused-decode"),
+        (*_TINY, "--no-fused-decode"),
+    ),
     "decode_graph": Part(
         "the same with a whole reply as one CUDA graph",
         180,

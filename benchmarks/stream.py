@@ -41,7 +41,8 @@ def bench(args: argparse.Namespace) -> None:
     modes, counts, rates = args.modes.split(","), _numbers("--num-streams", args.num_streams), _numbers("--fps", args.fps)
     if unknown := sorted(set(modes) - set(MODES)):
         raise InputError("--modes", ", ".join(unknown), f"some of {', '.join(MODES)}", "separate them by commas")
-    model = QwenVL(model_config(args.shape, args.dtype, weights=args.weights, attention=args.attention), nnx.Rngs(0))
+    settings = {"weights": args.weights, "attention": args.attention, "fused_decode": args.fused_decode}
+    model = QwenVL(model_config(args.shape, args.dtype, **settings), nnx.Rngs(0))
     subject = f"{args.shape} shape (random weights, {model.config.dtype}), {args.height}x{args.width} video"
     results = Results(args, subject)
     with tempfile.TemporaryDirectory() as directory:
@@ -229,6 +230,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, otherwise bfloat16")
     parser.add_argument("--weights", choices=get_args(Weights), default="full", help="of the decoder (default full)")
     parser.add_argument("--attention", choices=get_args(Attention), default="auto", help="kernels (default auto)")
+    fused_help = "fused kernels of a decode step (default: no)"
+    parser.add_argument("--fused-decode", action=argparse.BooleanOptionalAction, default=False, help=fused_help)
     resize_flag(parser)
     parser.add_argument("--profile", action="store_true", help="also add up what the device does by named scope and kernel")
     parser.add_argument("--torch", action="store_true", help="also plain torch on the same device, as ratios")
