@@ -40,6 +40,7 @@ class Part(NamedTuple):
 
 _7B = ("stream", "--shape", "7b", "--height", "720", "--width", "1280", "--seconds", "40")
 _TINY = ("--shape", "tiny", "--height", "112", "--width", "168", "--seconds", "4")
+_TINY_STEP = ("--shape", "tiny", "--tokens", "1024", "--patches", "2304", "--labels", "64")
 _HOPPER = "mosaic_gpu,mosaic_gpu_pingpong"
 PARTS: dict[str, Part] = {
     "kernels": Part("attention kernels beside each other, the short list", 90, ("kernels", "--quick"), ("--only", "decode 7b")),
@@ -73,12 +74,9 @@ PARTS: dict[str, Part] = {
         ("kernels", "--tilings", "--only", "prefill 7b in runs,frame 720p,windows 720p", "--implementations", _HOPPER),
         ("--only", "decode 7b", "--implementations", "xla"),
     ),
-    "train": Part(
-        "a training step of 3B",
-        150,
-        ("train", "--shape", "3b"),
-        ("--shape", "tiny", "--tokens", "1024", "--patches", "2304", "--labels", "64"),
-    ),
+    "train": Part("a training step of 3B", 150, ("train", "--shape", "3b"), _TINY_STEP),
+    "train_full": Part("the same with full remat", 120, ("train", "--shape", "3b", "--remat", "full"), _TINY_STEP),
+    "pixels": Part("frames to patches, host and device side by side", 60, ("pixels",), ("--small",)),
     "first_chunk": Part(
         "seconds to the first caption, with an empty and a filled compilation cache",
         200,
