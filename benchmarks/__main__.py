@@ -6,6 +6,7 @@
     python -m benchmarks kernels [--target h100]                    # attention kernels: time, bandwidth, error
     python -m benchmarks pixels [--target h100]                     # frames to patches, host and device: equal, time
     python -m benchmarks decode --shape 7b                          # decode steps of a few layers: ms a token, by the kernels
+    python -m benchmarks start [--shape 7b]                         # the first caption of a session: compilation, dispatch
     python -m benchmarks train --shape 3b                           # a training step: time, MFU; --topology h100x8: memory
     python -m benchmarks int8 [--model DIR]                         # int8 decoder weights: error of the logits
     python -m benchmarks teacher-forcing windows.jsonl              # how many replies of annotated windows a model predicts
@@ -37,6 +38,7 @@ from benchmarks import (
     kernels,
     pixels,
     serve,
+    start,
     stream,
     teacher_forcing,
     torch_baseline,
@@ -58,6 +60,7 @@ BENCHMARKS = {  # command -> module with add_flags and bench, help
     "pixels": (pixels, "frames to patches, on the host and on the device"),
     "decode": (decode, "decode steps of a few layers, by the kernels"),
     "stream": (stream, "streaming against stream time: latency, slots, memory"),
+    "start": (start, "seconds to the first caption, with and without a compilation cache; microseconds of a call"),
     "train": (train, "a training step: time and MFU, or memory ahead of time"),
     "int8": (int8, "int8 decoder weights: error of the logits"),
     "serve": (serve, "the live page under load"),

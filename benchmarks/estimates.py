@@ -19,7 +19,7 @@ CHUNK_SECONDS = {
     "32b": 500.0,
     "72b": 1200.0,
 }  # of a streaming step on a CPU
-COMPILE_SECONDS = {"tiny": 10, "mid": 30, "3b": 60, "7b": 60, "32b": 120, "72b": 150}  # of a streaming or training step
+COMPILE_SECONDS = {"tiny": 10, "deep": 30, "mid": 30, "3b": 60, "7b": 60, "32b": 120, "72b": 150}  # of a streaming or training step
 
 
 def estimate(args: argparse.Namespace) -> str:
@@ -103,6 +103,7 @@ _ESTIMATES = {
     "kernels": _kernels,
     "pixels": _pixels,
     "decode": lambda args: f"{args.layers} layers of {args.shape}, 20 tokens: a minute on a GPU, {_about(120)}",
+    "start": lambda args: f"two starts of {args.shape}: {_about(2 * _compile_seconds(args.shape))}",
     "train": _train,
     "int8": lambda args: f"int8 decoder weights against full ones: {_about(60)}",
     "serve": _serve,

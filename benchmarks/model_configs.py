@@ -8,6 +8,8 @@ from svlm_jax.families import preset
 
 SMALL = {  # text and vision config, with the vocabulary of the tests' tokenizer
     "tiny": (TextConfig(448, 64, 128, 2, 4, 2, 1e-6, (2, 3, 3)), VisionConfig(2, 32, 48, 2, 64, (1,), 2)),
+    # The layers of 7b, tiny ones: what its host does, without its arithmetic.
+    "deep": (TextConfig(448, 64, 128, 28, 4, 2, 1e-6, (2, 3, 3)), VisionConfig(32, 32, 48, 2, 64, (7, 15, 23, 31), 2)),
     "mid": (TextConfig(448, 512, 1408, 12, 8, 2, 1e-6, (8, 12, 12)), VisionConfig(8, 256, 704, 8, 512, (1, 3, 5, 7), 2)),
 }
 

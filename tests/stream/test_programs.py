@@ -91,9 +91,11 @@ def test_nothing_compiles_after_warming_up(make, changes):
 
 def test_warming_up_compiles_all_there_is(make):
     session = make(num_streams=1, max_new_tokens=7)  # a length of its own: nothing is compiled for it yet
+    told: list[tuple[int, int]] = []
     with Compiled() as warming:
-        state = warm(session, session.init_state(), chunk(0).clip, tokens=True)
-    assert warming.count > 0 and state.streams == (None,)
+        state = warm(session, session.init_state(), chunk(0).clip, tokens=True, progress=lambda *done: told.append(done))
+    assert warming.count >= 4 and state.streams == (None,)
+    assert told == [(done, 6) for done in range(7)]  # three programs, one token, and the copy of the cache that it needs
     state = session.join(state, query="Commentate")
     with Compiled() as compiled:
         state, _ = session.step(state, [chunk(0)])
@@ -115,6 +117,20 @@ def test_what_is_compiled_beside_steps_is_all_they_run(make):
         for number, taken in enumerate(([1], [0, 2], [0, 1, 2], [1, 2], [2])):
             state, _ = session.step(state, [chunk(number) if row in taken else None for row in range(3)])
     assert compiled.count == 0
+
+
+def test_layers_that_are_alike_are_lowered_once(make):
+    """Else every start of a model of 28 layers traces and lowers 28 of them, which takes longer than a filled cache saves."""
+    session = make(vision_window=16, text_rounds=16, sink=512, text_window=512)
+    state = session.join(session.init_state())
+    inputs = session.program_inputs([session.prepare(state, 0, chunk(0)).scheduled], None, session.capacity)
+    hidden = jnp.zeros((1, session.model_config.text.hidden_size))
+    static = {**session.static_args, "record": False}
+    decode = programs.decode.lower(session.text_params, inputs.decode, hidden, state.cache, 20, **static).as_text()
+    vision = programs.encode_vision.lower(session.vision_params, inputs.frames, config=session.model_config).as_text()
+    assert session.model_config.text.num_hidden_layers > 1
+    for text, kinds in ((decode, 1), (vision, 2)):  # windows, and frames
+        assert len(re.findall(r"func private @_call_layer", text)) <= kinds
 
 
 def test_rows_are_taken_out_of_the_cache_and_put_back_in_place(make):
