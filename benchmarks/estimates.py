@@ -19,7 +19,15 @@ CHUNK_SECONDS = {
     "32b": 500.0,
     "72b": 1200.0,
 }  # of a streaming step on a CPU
-COMPILE_SECONDS = {"tiny": 10, "deep": 30, "mid": 30, "3b": 60, "7b": 60, "32b": 120, "72b": 150}  # of a streaming or training step
+COMPILE_SECONDS = {
+    "tiny": 10,
+    "deep": 30,
+    "mid": 30,
+    "3b": 60,
+    "7b": 60,
+    "32b": 120,
+    "72b": 150,
+}  # of a streaming or training step
 
 
 def estimate(args: argparse.Namespace) -> str:

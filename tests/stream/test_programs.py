@@ -123,11 +123,12 @@ def test_layers_that_are_alike_are_lowered_once(make):
     """Else every start of a model of 28 layers traces and lowers 28 of them, which takes longer than a filled cache saves."""
     session = make(vision_window=16, text_rounds=16, sink=512, text_window=512)
     state = session.join(session.init_state())
-    inputs = session.program_inputs([session.prepare(state, 0, chunk(0)).scheduled], None, session.capacity)
+    frames, rows = session.vision_input([[chunk(0).clip]])
+    inputs = session.program_inputs([session.prepare(state, 0, chunk(0)).scheduled], None, session.capacity, rows)
     hidden = jnp.zeros((1, session.model_config.text.hidden_size))
     static = {**session.static_args, "record": False}
     decode = programs.decode.lower(session.text_params, inputs.decode, hidden, state.cache, 20, **static).as_text()
-    vision = programs.encode_vision.lower(session.vision_params, inputs.frames, config=session.model_config).as_text()
+    vision = programs.encode_vision.lower(session.vision_params, frames, config=session.model_config).as_text()
     assert session.model_config.text.num_hidden_layers > 1
     for text, kinds in ((decode, 1), (vision, 2)):  # windows, and frames
         assert len(re.findall(r"func private @_call_layer", text)) <= kinds
