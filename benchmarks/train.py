@@ -19,7 +19,7 @@ from svlm_jax.data.config import Bucket, DataConfig
 from svlm_jax.topology import MEMORY_FRACTION
 from svlm_jax.train.config import MeshConfig, TrainConfig
 
-WARM_UP, REPEATS = 2, 5  # steps
+WARM_UP, REPEATS = 2, 6  # steps
 CUDNN_CALLS = {"forward": "__cudnn$fmhaSoftmax", "backward": "__cudnn$fmhaSoftmaxBackward"}
 TURNS = 24  # of a synthetic sample, each with one frame pair
 MODELS = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct", "72b": "Qwen/Qwen2.5-VL-72B-Instruct"}
@@ -96,16 +96,15 @@ def measure_step(shape: str, config: TrainConfig) -> dict[str, Any]:
         frozen = {path: value.astype(model.dtype) for path, value in frozen.items()}
         step = TrainStep(model, build_optimizer(config.optimizer, 100), mesh, trainable)
         batch = synthetic_batch(model, bucket, num_sequences, mesh)
-        state, accumulator, durations = step.init_state(trainable), step.zero_grads(), []
+        state, accumulator, previous, ends = step.init_state(trainable), step.zero_grads(), None, []
         for _ in range(WARM_UP + REPEATS):
-            started = time.perf_counter()
             accumulator, _ = step.accumulate(state.trainable, accumulator, frozen, batch)
             state, accumulator, metrics = step.apply_gradients(state, accumulator)
-            jax.block_until_ready(metrics)
-            durations.append(time.perf_counter() - started)
-    row = {"shape": shape, "remat": model.remat} | step_columns(
-        model, bucket, num_sequences, float(np.median(durations[WARM_UP:]))
-    )
+            jax.block_until_ready(previous)  # as a run does: when the step after it has been dispatched
+            previous = metrics
+            ends.append(time.perf_counter())
+    seconds = float(np.median(np.diff(ends[WARM_UP:])))
+    row = {"shape": shape, "remat": model.remat} | step_columns(model, bucket, num_sequences, seconds)
     print(json.dumps(row), flush=True)
     return row
 

@@ -3,8 +3,8 @@
     svlm train --config sft_stage1 --run-dir RUN --data.paths train.jsonl --data.eval-paths eval.jsonl
 
 Full fine-tuning of the decoder on windows of 24 s cut every 12 s, the vision tower frozen: AdamW, learning rate 1e-5, cosine,
-3 % warm-up, 512 samples a step, one epoch, bfloat16 with float32 masters. Written for 8 GPUs of 80 GB (`--dry-run h100x8`: it
-fits); time and result: not measured.
+3 % warm-up, 512 samples a step, one epoch, bfloat16 with float32 masters, as little rematerialisation as fits. Written for 8
+GPUs of 80 GB (`--dry-run h100x8`: it fits); time and result: not measured.
 """
 
 from svlm_jax.train.config import TrainConfig

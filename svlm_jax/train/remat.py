@@ -44,7 +44,7 @@ def choose_remat(config: TrainConfig, model: ModelConfig, mesh: Mesh, capacity: 
         # A bound that is too large already spares a compilation, which takes half a minute or more.
         needed = step.least_bytes()
         if needed <= room:
-            needed = max(channel.all_gather(step.micro_step().total))
+            needed = max(needed, *channel.all_gather(step.micro_step().total))
         if needed <= room or policy == policies[-1]:
             has = f"a device has {min(hosts) / 1e9:.1f}"
             fits = "" if needed <= room else "; IT MAY NOT FIT"
