@@ -223,7 +223,7 @@ def _kernel(
     warpgroups: int = 1,
 ) -> Callable:
     """`block`(*operands, *results, scratch) for every block of a grid by axis name. Operands may be Refs, which are updated in
-    place: `plgpu.kernel` of jax 0.10 refuses them under jit."""
+    place: `plgpu.kernel` of jax 0.10 refuses them under jit (and a profile shows a kernel that takes Refs as new_body)."""
     # Mosaic refuses a reduction over a whole array in a kernel with an axis of threads, so one warpgroup has none.
     threads = {"num_threads": warpgroups, "thread_name": "wg"} if warpgroups > 1 else {}
 

@@ -41,3 +41,10 @@ def test_a_gpu_gets_no_sort_and_a_cpu_keeps_its_own():
     assert has_sort == {"cuda": False, "cpu": True, "tpu": True}
     # All of the vocabulary is sorted, by whichever device.
     assert without_sort(152064, 50) and not without_sort(152064, 152064) and not without_sort(448, 50)
+
+
+def test_a_vocabulary_that_is_cut_over_devices_gives_the_same():
+    mesh = jax.make_mesh((4,), ("tensor",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jax.device_put(rows("bfloat16", 4096, 0), jax.NamedSharding(mesh, jax.P(None, "tensor")))
+    for got, expected in zip(jax.jit(by_chunks, static_argnums=1)(x, 16), jax.lax.top_k(np.asarray(x), 16), strict=True):
+        np.testing.assert_array_equal(got, expected)
