@@ -14,7 +14,6 @@
     python -m benchmarks findings                                   # the paper's findings on the generated game
     python -m benchmarks serve --clients 50 --seconds 120           # the live page: lost captions, latency, memory
     python -m benchmarks serve --attack --num-streams 2 --seconds 600      # the same for one viewer among attackers
-    python -m benchmarks first-chunk --shape mid                    # seconds to the first caption, and from a filled cache
     python -m benchmarks device --list                              # what needs a GPU, in parts of at most four minutes
     python -m benchmarks table                                      # docs/benchmarks.md from docs/benchmarks/*.json
     python -m benchmarks timeline                                   # the picture of docs/performance.md
@@ -33,7 +32,6 @@ from benchmarks import (
     device,
     drops,
     findings,
-    first_chunk,
     int8,
     kernels,
     pixels,
@@ -64,7 +62,6 @@ BENCHMARKS = {  # command -> module with add_flags and bench, help
     "train": (train, "a training step: time and MFU, or memory ahead of time"),
     "int8": (int8, "int8 decoder weights: error of the logits"),
     "serve": (serve, "the live page under load"),
-    "first-chunk": (first_chunk, "seconds to the first caption, with an empty and a filled compilation cache"),
     "device": (device, "what needs a GPU, in parts of at most four minutes"),
     "torch": (torch_baseline, "one chunk in plain torch (what `stream --torch` runs); prints JSON"),
     "drops": (drops, "how dropped chunks change a commentary"),
@@ -92,7 +89,7 @@ def main() -> None:
     args = parser().parse_args()
     for name in {"out", "scratch"} & {name for name, value in vars(args).items() if value is not None}:
         local_path(getattr(args, name), f"--{name}")
-    prints_only = args.command == "torch" or getattr(args, "in_this_process", False)
+    prints_only = args.command == "torch" or getattr(args, "child", False)
     if args.out is None and not prints_only:
         raise InputError("--out", "nothing, outside a checkout", "a folder for the results", "say benchmarks --out DIR ...")
     # Programs compiled for another device are not limited to the kernels of this one.

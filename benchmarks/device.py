@@ -40,20 +40,25 @@ class Part(NamedTuple):
 
 _7B = ("stream", "--shape", "7b", "--height", "720", "--width", "1280", "--seconds", "40")
 _TINY = ("--shape", "tiny", "--height", "112", "--width", "168", "--seconds", "4")
+_STEP = ("--shape", "tiny", "--layers", "1", "--slots", "64")
 _TINY_STEP = ("--shape", "tiny", "--tokens", "1024", "--patches", "2304", "--labels", "64")
 _HOPPER = "mosaic_gpu,mosaic_gpu_pingpong"
 PARTS: dict[str, Part] = {
     "kernels": Part("attention kernels beside each other, the short list", 90, ("kernels", "--quick"), ("--only", "decode 7b")),
     "stream": Part("7B, 720p: a chunk, its stages, plain torch beside it", 220, (*_7B, "--torch"), _TINY),
     "profile": Part("7B, 720p: kernels by named scope, and how long the device is idle", 150, (*_7B, "--profile"), _TINY),
+    "decode": Part(
+        "decode steps of four layers of 7B: default, fused, each with its loop in a CUDA graph", 70, ("decode",), _STEP
+    ),
+    "decode_16": Part("the same of 16 streams", 90, ("decode", "--num-streams", "16"), (*_STEP, "--num-streams", "2")),
     "fused_decode": Part(
-        "the same with fused kernels of a decode step",
+        "7B, 720p, with fused kernels of a decode step",
         180,
         (*_7B, "--fused-decode"),
         (*_TINY, "--no-fused-decode"),
     ),
     "decode_graph": Part(
-        "the same with a whole reply as one CUDA graph",
+        "7B, 720p, with a whole reply as one CUDA graph",
         180,
         _7B,
         _TINY,
@@ -77,10 +82,10 @@ PARTS: dict[str, Part] = {
     "train": Part("a training step of 3B", 150, ("train", "--shape", "3b"), _TINY_STEP),
     "train_full": Part("the same with full remat", 120, ("train", "--shape", "3b", "--remat", "full"), _TINY_STEP),
     "pixels": Part("frames to patches, host and device side by side", 60, ("pixels",), ("--small",)),
-    "first_chunk": Part(
+    "start": Part(
         "seconds to the first caption, with an empty and a filled compilation cache",
         200,
-        ("first-chunk", "--shape", "7b", "--height", "720", "--width", "1280"),
+        ("start", "--shape", "7b", "--height", "720", "--width", "1280"),
         _TINY[:6],
     ),
     "resize_host": Part("7B with frames resized on the host", 180, (*_7B, "--resize-on", "host"), _TINY),

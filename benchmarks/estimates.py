@@ -79,12 +79,6 @@ def _serve(args: argparse.Namespace) -> str:
     return f"{args.clients} viewers of {args.num_streams} streams: {_about(args.seconds + 60)}"
 
 
-def _first_chunk(args: argparse.Namespace) -> str:
-    if args.in_this_process:
-        return ""
-    return f"two sessions of {args.shape}: {_about(2 * _compile_seconds(args.shape))}; minutes on a GPU"
-
-
 def _device(args: argparse.Namespace) -> str:
     if args.list:
         return ""
@@ -116,7 +110,6 @@ _ESTIMATES = {
     "int8": lambda args: f"int8 decoder weights against full ones: {_about(60)}",
     "serve": _serve,
     "device": _device,
-    "first-chunk": _first_chunk,
     "drops": lambda args: f"{args.games} games of {args.seconds} s, 6 times each: {_about(0.4 * args.games * args.seconds)}",
     "torch": lambda args: f"one chunk of {args.shape} in plain torch: {_about(30 + 10 * CHUNK_SECONDS.get(args.shape, 1.0))}",
 }
