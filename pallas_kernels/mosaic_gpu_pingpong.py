@@ -164,7 +164,7 @@ class _Kernel:
         results = (self.parts, batch, kv_heads, rows)
         interpret = self.interpret if isinstance(self.interpret, InterpretGPUParams) else InterpretGPUParams()
         run = plgpu.kernel(
-            self._block,
+            self._pingpong_attention_block,
             out_type=[jax.ShapeDtypeStruct((*results, width), self.dtype), jax.ShapeDtypeStruct(results, jnp.float32)],
             scratch_types=[scratch],
             grid=(self.tiling.blocks,) if is_cut else (self.q_tiles, kv_heads, batch),
@@ -176,7 +176,7 @@ class _Kernel:
         )
         return run(operands)
 
-    def _block(self, operands, out, lse, smem) -> None:
+    def _pingpong_attention_block(self, operands, out, lse, smem) -> None:
         refs, groups = Refs(operands, out, lse, smem), self.tiling.warpgroups
         warpgroup = lax.axis_index("wg")
 
