@@ -16,7 +16,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.families import config_json, preset, presets
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.model.parameters import from_parameters, shapes
-from svlm_jax.sharding import AXES, batch_sharding, check, logical_axes, make_mesh, shardings, spec
+from svlm_jax.sharding import AXES, activation_spec, batch_sharding, check, logical_axes, make_mesh, shardings, spec
 from svlm_jax.spans import Kind, Span, vision_span
 
 MESHES = {
@@ -137,6 +137,13 @@ def test_a_batch_is_cut_over_data_and_fsdp():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     assert batch_sharding(mesh, 3).shard_shape((8, 5, 7)) == (2, 5, 7)
     assert spec(("batch", None)) == jax.sharding.PartitionSpec(("data", "fsdp"), None)
+
+
+def test_a_batch_too_small_for_all_devices_is_cut_over_those_that_divide_it():
+    """And not replicated on all of them."""
+    mesh = make_mesh(data=2, fsdp=4)
+    rows = {size: activation_spec(mesh, (size, 7), ("batch", None))[0] for size in (8, 4, 2, 1)}
+    assert rows == {8: ("data", "fsdp"), 4: "fsdp", 2: "data", 1: None}
 
 
 # --- meshes ---
