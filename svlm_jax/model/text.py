@@ -131,7 +131,7 @@ class TextAttention(nnx.Module):
         return self.out(out), LayerCache(keys, values, rotated_keys)
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """x [B, T, D] -> q [B, T, N, H], k and v [B, T, K, H]."""
+        """x [B, T, D] -> q [B, T, N, H], k and v [B, T, K, H]: all that is done to them before the rotation."""
         if not self.fused:
             return self.q(x), self.k(x), self.v(x)
         qkv = self.qkv(x)  # [B, T, K, G + 2, H]

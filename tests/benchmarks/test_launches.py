@@ -86,6 +86,5 @@ def test_spills_of_a_kernel_are_told(tmp_path):
 
 
 def test_a_decode_step_that_does_not_run_here_has_its_row():
-    plain, fused = measured(model_config("tiny", "float32"), ["default", "fused decode"], num_streams=1, slots=64)
-    assert plain["same tokens"] == "20 of 20" and plain["error"] == "-"
+    (fused,) = measured(model_config("tiny", "float32"), ["fused decode"], num_streams=1, slots=64)
     assert fused["error"].startswith("fused_decode: got attention xla") and fused["ms/token"] == "-"
