@@ -105,7 +105,7 @@ _ESTIMATES = {
     "kernels": _kernels,
     "pixels": _pixels,
     "decode": lambda args: f"{args.layers} layers of {args.shape}, 20 tokens: a minute on a GPU, {_about(120)}",
-    "start": lambda args: f"two starts of {args.shape}: {_about(2 * _compile_seconds(args.shape))}",
+    "start": lambda args: "" if args.child else f"two starts of {args.shape}: {_about(2 * _compile_seconds(args.shape))}",
     "train": _train,
     "int8": lambda args: f"int8 decoder weights against full ones: {_about(60)}",
     "serve": _serve,

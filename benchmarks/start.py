@@ -34,12 +34,12 @@ def bench(args: argparse.Namespace) -> None:
     if args.child:
         print(json.dumps(measure(args)))
         return
-    rows = []
     description = (
         f"A session of the {args.shape} shape (random weights), {args.height}x{args.width} frames, {args.num_streams} streams: "
         "seconds from the model in memory to the first caption, and CPU seconds of all cores until then; microseconds of the "
         "calling thread in a call of a program. Tracing and lowering take one thread; programs are compiled side by side."
     )
+    rows = []
     with tempfile.TemporaryDirectory() as cache:
         for name in ("empty", "filled"):
             rows.append({"compilation cache": name} | _measure_in_subprocess(args, cache))
