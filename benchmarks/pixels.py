@@ -5,6 +5,7 @@ With --target h100 nothing runs: the vision tower is compiled ahead of time, fro
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -28,21 +29,28 @@ RUNS = 20  # on an accelerator; their launches overlap, so that what is left is 
 
 def bench(args: argparse.Namespace) -> None:
     if args.target == "h100":
-        rows, name = list(compiled_for_h100(args.layers)), "pixels_h100"
+        found, name = compiled_for_h100(args.layers), "pixels_h100"
         description = (
             "The vision tower of 7B in bfloat16 compiled ahead of time for an H100, nothing run: from patches that the host "
             "has made of 1280x720 frames, and from the frames."
         )
     else:
-        rows, name = list(measured(SMALL if args.small else SIZES)), "pixels"
+        found, name = measured(SMALL if args.small else SIZES), "pixels"
         description = (
             "A chunk of two frames of noise for each stream: resized, cut into patches and laid out on the host (PIL, two "
             "threads), and the same pixels on the device. Each is waited for; the device's time is that of one of many "
             "programs in a row. Milliseconds are of the clock, and of all cores together; the fewest of a few."
         )
-    for row in rows:
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load > 2 * cores:
+        description += (
+            f" Other programs shared the machine (load {load:.0f} on {cores} cores): times of the clock are too long."
+        )
+    rows: list[Row] = []
+    for row in found:
         print(json.dumps(row), flush=True)
-    record(args.name or name, description, rows, args.out)
+        rows.append(row)
+        record(args.name or name, description, rows, args.out)  # a run that is cut short keeps what it has
     if not all(row.get("equal", True) for row in rows):
         raise SystemExit(UNEQUAL)
 
