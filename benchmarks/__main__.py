@@ -3,6 +3,7 @@
     python -m benchmarks convert --shape 7b --scratch /data/tmp     # checkpoint conversion, both ways: time, memory
     python -m benchmarks aot --shape 7b [--target h100]             # compiled ahead of time: FLOPs, bytes, copies
     python -m benchmarks stream --shape mid --seconds 60            # streaming: latency by stage, cache slots, memory
+    python -m benchmarks host                                       # the host's part of a step, 1 and 16 streams
     python -m benchmarks kernels [--target h100]                    # attention kernels: time, bandwidth, error
     python -m benchmarks pixels [--target h100]                     # frames to patches, host and device: equal, time
     python -m benchmarks decode --shape 7b                          # decode steps of a few layers: ms a token, by the kernels
@@ -32,6 +33,7 @@ from benchmarks import (
     device,
     drops,
     findings,
+    host,
     int8,
     kernels,
     pixels,
@@ -59,6 +61,7 @@ BENCHMARKS = {  # command -> module with add_flags and bench, help
     "decode": (decode, "decode steps of a few layers, by the kernels"),
     "stream": (stream, "streaming against stream time: latency, slots, memory"),
     "start": (start, "seconds to the first caption, with and without a compilation cache; microseconds of a call"),
+    "host": (host, "the host's part of a step: planning, tables, replies"),
     "train": (train, "a training step: time and MFU, or memory ahead of time"),
     "int8": (int8, "int8 decoder weights: error of the logits"),
     "serve": (serve, "the live page under load"),

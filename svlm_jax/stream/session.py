@@ -182,8 +182,9 @@ class Session:
             with on_mesh(self.mesh):
                 features = programs.encode_vision(self.vision_params, vision, config=self.model_config)
             timer.dispatched("vision", features)
+            together = EncodedGroup(group, features, tower_rows)
             for b in members:
-                encoded[b] = EncodedGroup(group, features, tower_rows)
+                encoded[b] = together
         return encoded
 
     def prepare(self, state: StreamState, stream_id: int, chunk: Chunk, encoded: EncodedGroup | None = None) -> Prepared:

@@ -1,5 +1,6 @@
 """The per-second loop on a tiny model: what a batch shares, what it refuses, what it carries on."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -61,14 +62,20 @@ def test_streams_of_a_batch_say_what_they_say_alone(make, sampling):
 
 def test_only_streams_with_a_chunk_are_computed(make, monkeypatch):
     """Else a page with one viewer is as slow as with all its rows taken. A step that is larger than any size is cut."""
-    made, batches, see = make(num_streams=3), [], programs.encode_vision
+    made, batches = make(num_streams=3), {"encode_vision": [], "prefill": [], "decode": []}
     assert made.batch_sizes == (1, 2, 3)
 
-    def counted(values, frames, **rest):
-        batches.append(len(frames.patches))
-        return see(values, frames, **rest)
+    def counted(name):
+        program = getattr(programs, name)
 
-    monkeypatch.setattr(programs, "encode_vision", counted)
+        def call(params, inputs, *rest, **static):
+            batches[name].append(len(jax.tree.leaves(inputs)[0]))
+            return program(params, inputs, *rest, **static)
+
+        return call
+
+    for name in batches:
+        monkeypatch.setattr(programs, name, counted(name))
     state = made.init_state()
     for row in range(3):
         state = made.join(state, row, seed=row)
@@ -79,11 +86,12 @@ def test_only_streams_with_a_chunk_are_computed(make, monkeypatch):
         ((1,), [0, 1, 2], [1, 1, 1]),
         ((2,), [0, 1, 2], [2, 2]),
     ):
-        batches.clear()
+        for name in batches:
+            batches[name] = []
         made.batch_sizes = sizes
-        state, replies = made.step(state, [chunk(len(batches), row) if row in taken else None for row in range(3)])
+        state, replies = made.step(state, [chunk(0, row) if row in taken else None for row in range(3)])
         assert [row for row, reply in enumerate(replies) if reply] == taken
-        assert batches == expected
+        assert batches == dict.fromkeys(batches, expected)
 
 
 def test_a_reply_names_what_was_evicted_for_it(make):
