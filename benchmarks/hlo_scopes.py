@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 # Parts of an op_name that are no named scope of ours: transformations, loops, calls, functions of a vmap, einsums.
 NO_SCOPE = re.compile(
-    r"\w+\(.*\)|.*[<>].*|while|body|cond|branch_\d+_fun|closed_call|checkpoint|remat\d*|pjit|scan|custom_\w+|"
+    r"\w+\(.*\)|.*[<>].*|while|body|cond|branch_\d+_fun|closed_call|eval_jaxpr|checkpoint|remat\d*|pjit|scan|custom_\w+|"
 )
 OTHER = "other"
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import trace
-from benchmarks.hlo_scopes import scope_of
-from benchmarks.trace import Kernel, Operation, Profile, covered, kernel_name, rows, with_own_time
+from benchmarks.hlo_scopes import module_scopes, scope_of
+from benchmarks.trace import Kernel, Operation, Profile, covered, kernel_name, rows, summarize, with_own_time
 
 STEPS = 7
 
@@ -34,6 +34,45 @@ def test_a_trace_names_the_parts_of_a_model_and_counts_what_ran(profile):
     in_layers = [kernel for kernel in profile.kernels if kernel.scope == "decode/layer/mlp"]
     assert sum(kernel.count for kernel in in_layers) >= 2 * STEPS  # of both layers, and of every step of the loop
     assert {kernel.scope.split("/")[0] for kernel in profile.kernels} == {"decode"}
+
+
+def test_kernels_of_a_gpu_are_placed_by_the_module_that_the_trace_holds():
+    """Else: the first minute on a GPU shows that its trace is read as a CPU's is. The layout is CUPTI's: streams are lines,
+    kernels events, names of instruction and module stats that refer to a table."""
+
+    def prefill(x):
+        with jax.named_scope("prefill"), jax.named_scope("layer_3"), jax.named_scope("mlp"):
+            return jnp.tanh(x)
+
+    module = jax.jit(prefill).lower(jnp.ones(4)).compile().runtime_executable().hlo_modules()[0]
+    proto = module.as_serialized_hlo_module_proto()
+    name = next(iter(module_scopes(proto)))
+    size = bytes([10, len(proto) & 127 | 128, len(proto) >> 7])  # the first field of an HloProto is the module
+    hlo = "".join(f"\\{byte:03o}" for byte in size + proto)
+    kernel = """metadata_id: 1 duration_ps: 3000000 stats { metadata_id: 1 ref_value: 3 }
+      stats { metadata_id: 2 str_value: "jit_prefill" } stats { metadata_id: 4 int64_value: 7 }"""
+    xspace = f"""
+    planes {{ name: "/host:metadata" event_metadata {{ key: 9 value {{ id: 9 name: "jit_prefill(7)"
+      stats {{ metadata_id: 1 bytes_value: "{hlo}" }} }} }} stat_metadata {{ key: 1 value {{ id: 1 name: "hlo_proto" }} }} }}
+    planes {{ name: "/device:GPU:0"
+      lines {{ name: "Stream #13(Compute)" events {{ offset_ps: 0 {kernel} }}
+               events {{ offset_ps: 9000000 {kernel} }} }}
+      lines {{ name: "Stream #14(MemcpyH2D)" events {{ metadata_id: 2 offset_ps: 2000000 duration_ps: 4000000 }} }}
+      lines {{ name: "XLA Modules" events {{ metadata_id: 2 duration_ps: 90000000 }} }}
+      event_metadata {{ key: 1 value {{ id: 1 name: "loop_tanh_fusion_12" }} }}
+      event_metadata {{ key: 2 value {{ id: 2 name: "MemcpyH2D" }} }}
+      stat_metadata {{ key: 1 value {{ id: 1 name: "hlo_op" }} }}
+      stat_metadata {{ key: 2 value {{ id: 2 name: "hlo_module" }} }}
+      stat_metadata {{ key: 3 value {{ id: 3 name: "{name}" }} }}
+      stat_metadata {{ key: 4 value {{ id: 4 name: "program_id" }} }} }}
+    """
+    serialized = jax.profiler.ProfileData.text_proto_to_serialized_xspace(xspace)
+    kernels, busy_ms, span_ms = summarize(serialized)
+    assert [(*kernel[:3], round(kernel.ms, 6)) for kernel in kernels] == [
+        ("prefill/layer/mlp", "loop_tanh_fusion", 2, 0.006),
+        ("other", "MemcpyH2D", 1, 0.004),
+    ]
+    assert busy_ms == pytest.approx(0.009) and span_ms == pytest.approx(0.012)  # the copy overlaps with a kernel by 1 us
 
 
 def test_no_time_is_counted_twice(profile):
