@@ -105,6 +105,7 @@ def make_session(num_streams: int) -> tuple[Any, Any]:
 def stand_ins() -> Iterator[Callable[[], Stopwatch]]:
     """Programs that compute nothing and tell when they are called; gives what begins a step."""
     from svlm_jax.decode.loop import DecodeState
+    from svlm_jax.model.vision import Features
     from svlm_jax.stream import programs
 
     rng, current = np.random.default_rng(0), [Stopwatch()]
@@ -113,9 +114,9 @@ def stand_ins() -> Iterator[Callable[[], Stopwatch]]:
         current[0] = Stopwatch()
         return current[0]
 
-    def encode_vision(params, frames, **_: Any) -> Any:
+    def encode_vision(params, frames, **_: Any) -> Features:
         current[0].lap("before vision")
-        return np.zeros(0)
+        return Features(np.zeros((1, 1, 1)))  # pyright: ignore[reportArgumentType]
 
     def prefill(params, batch, features, hidden, cache, **_: Any) -> tuple[Any, Any]:
         current[0].lap("vision to prefill")
