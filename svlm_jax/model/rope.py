@@ -4,10 +4,12 @@ bfloat16 positions are off by 4 near 2048.
 Axes: B batch, T tokens, P patches, H head dim.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
+from pallas_kernels.dispatch import platform
 from pallas_kernels.rotary import Rotary, rotate
 
 __all__ = ["Rotary", "frequencies", "rotate", "text_rotary", "vision_rotary"]
@@ -30,7 +32,7 @@ def text_rotary(positions: Float32[Array, "B 3 T"], sections: tuple[int, int, in
     """
     axis = np.repeat(np.arange(3), sections)  # which of t, h, w each frequency reads
     angles = positions.astype(jnp.float32)[:, axis, :].swapaxes(1, 2) * frequencies(2 * sum(sections), theta)
-    return Rotary(jnp.cos(angles), jnp.sin(angles))
+    return _rotary(angles)
 
 
 def vision_rotary(row_column: Int[Array, "B P 2"], head_dim: int, theta: float) -> Rotary:
@@ -38,4 +40,22 @@ def vision_rotary(row_column: Int[Array, "B P 2"], head_dim: int, theta: float) 
     # [B, P, 2, H/4]: the frequencies of the row, then those of the column, flattened to the H/2 angles of a half head.
     scaled = row_column.astype(jnp.float32)[..., None] * frequencies(head_dim // 2, theta)
     angles = scaled.reshape(*row_column.shape[:2], head_dim // 2)
+    return _rotary(angles)
+
+
+def _rotary(angles: Float32[Array, "B T half"]) -> Rotary:
+    # The one token of a decode step, or an odd number of frequencies, has nothing to gain or to halve.
+    in_halves = platform() == "cpu" and angles.shape[1] > 1 and angles.shape[-1] % 2 == 0
+    return _cos_sin_in_halves(angles) if in_halves else _cos_sin(angles)
+
+
+def _cos_sin(angles: Float32[Array, "B T half"]) -> Rotary:
     return Rotary(jnp.cos(angles), jnp.sin(angles))
+
+
+def _cos_sin_in_halves(angles: Float32[Array, "B T half"]) -> Rotary:
+    """The same by a loop over two halves of the frequencies."""
+    # XLA's CPU compiler fuses cosine and sine into every reader, past any optimization barrier: for each layer and head all
+    # slots again, a tenth of a chunk. Through a loop it cannot fuse.
+    halves = jax.lax.map(_cos_sin, jnp.stack(jnp.split(angles, 2, axis=-1)))
+    return Rotary(*(jnp.concatenate([half[0], half[1]], axis=-1) for half in halves))
