@@ -44,8 +44,9 @@ def test_kernels_of_a_gpu_are_placed_by_the_module_that_the_trace_holds():
         with jax.named_scope("prefill"), jax.named_scope("layer_3"), jax.named_scope("mlp"):
             return jnp.tanh(x)
 
-    module = jax.jit(prefill).lower(jnp.ones(4)).compile().runtime_executable().hlo_modules()[0]
-    proto = module.as_serialized_hlo_module_proto()
+    executable = jax.jit(prefill).lower(jnp.ones(4)).compile().runtime_executable()
+    assert executable is not None
+    proto = executable.hlo_modules()[0].as_serialized_hlo_module_proto()
     name = next(iter(module_scopes(proto)))
     size = bytes([10, len(proto) & 127 | 128, len(proto) >> 7])  # the first field of an HloProto is the module
     hlo = "".join(f"\\{byte:03o}" for byte in size + proto)
