@@ -82,6 +82,7 @@ PARTS: dict[str, Part] = {
     "train": Part("a training step of 3B", 150, ("train", "--shape", "3b"), _TINY_STEP),
     "train_full": Part("the same with full remat", 120, ("train", "--shape", "3b", "--remat", "full"), _TINY_STEP),
     "pixels": Part("frames to patches, host and device side by side", 60, ("pixels",), ("--small",)),
+    "host": Part("the host's part of a step, 1 and 16 streams", 60, ("host",), ("--chunks", "2", "--num-streams", "1")),
     "start": Part(
         "seconds to the first caption, with an empty and a filled compilation cache",
         200,
