@@ -87,7 +87,9 @@ class Screen:
             return
         self.last_status = now
         speed = (caption.end - caption.start) / (sum(self.step_seconds) / len(self.step_seconds))
-        stages = ", ".join(f"{stage} {caption.ms[stage]:.0f}" for stage in STAGES)
+        # A call of a loop may last as long as the loop, so the call is counted with its program.
+        ms = {stage: caption.ms[stage] + caption.ms.get(f"{stage} dispatch", 0.0) for stage in STAGES}
+        stages = ", ".join(f"{stage} {ms[stage]:.0f}" for stage in STAGES)
         slots = f"{caption.used_slots}/{caption.capacity} slots"
         line = f"{clock(caption.end)}{progress}  {speed:.1f}x real time  {slots}  ms: {stages}"
         if not self.live:

@@ -218,7 +218,7 @@ function showMeasurements(caption) {
   $("speed").textContent = factor;
   $("step").textContent = Math.round(Object.values(caption.stage_ms).reduce((a, b) => a + b, 0));
   $("pace").textContent = factor >= 1 ? "the video's speed: keeps up" : "the video's speed: too slow";
-  $("stages").textContent = [["looking", "vision"], ["reading", "prefill"], ["writing", "decode"]].map(([word, stage]) => `${word} ${Math.round(caption.stage_ms[stage] ?? 0)}`).join(" · ");
+  $("stages").textContent = [["looking", "vision"], ["reading", "prefill"], ["writing", "decode"]].map(([word, stage]) => `${word} ${Math.round((caption.stage_ms[stage] ?? 0) + (caption.stage_ms[`${stage} dispatch`] ?? 0))}`).join(" · ");
   $("dropped").textContent = caption.dropped_total; $("chunks").textContent = `of ${Math.round(caption.end / hello.chunk_seconds)} steps`;
   sparkline($("latencyline"), latencies, "#f5b83d"); sparkline($("speedline"), factors, "#34d399"); columns($("stageline"), stageTimes, MAX_SAMPLES);
   bar.show(caption.cache, caption.capacity);
