@@ -152,11 +152,11 @@ def compile_stats(program: Program, target: str, layer_size: int, layers: int) -
 def h100_columns(compiled: Any, directory: Path, layer_size: int, layers: int) -> dict[str, Any]:
     """What a GPU would launch. directory: what the compilers of XLA and of Mosaic dumped."""
     hlo = compiled.as_text() or ""
-    found = thunks(directory, hlo)
-    has_loop = any(thunk.kind == "kWhile" for thunk in found)
+    launched = thunks(directory, hlo)
+    has_loop = any(thunk.kind == "kWhile" for thunk in launched)
     return {
         "program (MB)": round(len(compiled.runtime_executable().serialize()) / 1e6, 2),
-        **(decode_columns(found, layers) if has_loop else program_columns(found)),
+        **(decode_columns(launched, layers) if has_loop else program_columns(launched)),
         "copies or transposes as large as a layer's keys": count_large_copies(hlo, layer_size),
         "Mosaic kernels": "; ".join(f"{name}: {report}" for name, report in mosaic_kernels(directory).items()),
     }

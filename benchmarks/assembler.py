@@ -47,11 +47,11 @@ class Assembly(NamedTuple):
 
     def faults(self, min_hidden_exps: int) -> list[str]:
         """What must not be, in words. min_hidden_exps: that have to run under products."""
-        found = [f"{self.spilled} bytes spilled"] if self.spilled else []
-        found += [f"wgmma serialized ({', '.join(self.serialized)})"] if self.serialized else []
+        problems = [f"{self.spilled} bytes spilled"] if self.spilled else []
+        problems += [f"wgmma serialized ({', '.join(self.serialized)})"] if self.serialized else []
         if self.hidden_exps is not None and self.hidden_exps < min_hidden_exps:
-            found.append(f"{self.hidden_exps} of {min_hidden_exps} exps under products")
-        return found
+            problems.append(f"{self.hidden_exps} of {min_hidden_exps} exps under products")
+        return problems
 
 
 def assemble(run: Callable[..., Any], *arguments: Any) -> Assembly:

@@ -84,10 +84,10 @@ def _device(args: argparse.Namespace) -> str:
         return ""
     names = [name for name in (args.part or ",".join(PARTS)).split(",") if name in PARTS]
     seconds = min(args.budget, sum(PARTS[name].seconds for name in names))
-    where = (
+    device_text = (
         "at sizes of a CPU: a few minutes" if args.small else f"about {span(seconds)} on an H200; on a CPU only with --small"
     )
-    return f"{len(names)} parts, {where}"
+    return f"{len(names)} parts, {device_text}"
 
 
 def _compile_seconds(shape: str) -> float:

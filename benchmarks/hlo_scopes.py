@@ -34,9 +34,9 @@ def instruction_scopes(xspace: bytes) -> dict[tuple[str, str], str]:
         for metadata in (metadata for entry in _messages(plane, 4) for metadata in _messages(entry, 2)):  # XEventMetadata
             for hlo in (hlo for stat in _messages(metadata, 5) for hlo in _messages(stat, 6)):
                 for module in _messages(hlo, 1):
-                    found = module_scopes(module)
+                    scopes_of_module = module_scopes(module)
                     for name in (_text(module, 1), _text(metadata, 2)):
-                        scopes |= {(name, instruction): scope for instruction, scope in found.items()}
+                        scopes |= {(name, instruction): scope for instruction, scope in scopes_of_module.items()}
     return scopes
 
 
@@ -68,13 +68,13 @@ def scope_of(op_name: str) -> str:
 
 def _called_scope(item: Instruction, computations: dict[int, list[Instruction]]) -> str:
     """The scope of most instructions that one fuses or calls; "" if it calls none with a scope."""
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     waiting = list(item.calls)
     for computation in waiting:  # grows below
         for inner in computations.get(computation, []):
-            found.update([inner.scope] if inner.scope else [])
+            counts.update([inner.scope] if inner.scope else [])
             waiting += [call for call in inner.calls if call not in waiting]
-    return found.most_common(1)[0][0] if found else ""
+    return counts.most_common(1)[0][0] if counts else ""
 
 
 def _instruction(message: bytes) -> Instruction:

@@ -110,7 +110,7 @@ def stand_ins() -> Iterator[Callable[[], Stopwatch]]:
 
     rng, current = np.random.default_rng(0), [Stopwatch()]
 
-    def begin() -> Stopwatch:
+    def start_stopwatch() -> Stopwatch:
         current[0] = Stopwatch()
         return current[0]
 
@@ -133,7 +133,7 @@ def stand_ins() -> Iterator[Callable[[], Stopwatch]]:
         patch.object(programs, "prefill", prefill),
         patch.object(programs, "decode", decode),
     ):
-        yield begin
+        yield start_stopwatch
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -84,7 +84,7 @@ def _parts(work, variant: Variant) -> tuple[Callable[..., Any], Callable[..., An
         return dict, attend, lambda out: out, "q"
     return (
         lambda arguments: dict(enumerate(rival.layout(work, arguments))),
-        lambda given: rival.attend(*given.values()),
+        lambda operands: rival.attend(*operands.values()),
         partial(rival.unfold, work),
         0,
     )
@@ -115,8 +115,8 @@ def timed(work, variant: Variant, ceilings: Ceilings, program: Callable[[], Prog
 def seconds_a_call(rounds: Callable[[int], Any], calls: int) -> float:
     """rounds: runs that many rounds of `calls` calls."""
     none = median_seconds(lambda: rounds(0))
-    one = max(median_seconds(lambda: rounds(1), repeats=1) - none, 1e-6)
-    count = max(2, min(200, int(SECONDS / one)))
+    one_round = max(median_seconds(lambda: rounds(1), repeats=1) - none, 1e-6)
+    count = max(2, min(200, int(SECONDS / one_round)))
     return max(median_seconds(lambda: rounds(count)) - none, 1e-9) / (count * calls)
 
 
@@ -135,8 +135,8 @@ def errors(work, variant: Variant, arguments: dict[str, Any], out, again) -> dic
     row: dict[str, Any] = {"same again": bool((out == again).all())}
     if work.batch * work.tokens * work.slots * work.heads >= MAX_REFERENCE:
         return {"mean error": "-"} | row | {"error": "-"}
-    given = {"first": None} | arguments
+    operands = {"first": None} | arguments
     if variant.implementation in RIVALS:
-        given |= visibility(work, arguments)
-    difference = jnp.abs(out.astype(jnp.float32) - jax.jit(lambda given: reference.attention(**given))(given))
+        operands |= visibility(work, arguments)
+    difference = jnp.abs(out.astype(jnp.float32) - jax.jit(lambda operands: reference.attention(**operands))(operands))
     return {"mean error": float(f"{float(difference.mean()):.2e}")} | row | {"error": float(difference.max())}

@@ -64,19 +64,19 @@ def mosaic_kernels(directory: Path) -> dict[str, str]:
     return {name: f"{registers} registers, {spills} B spilled" for name, spills, registers in _PTXAS.findall(reports)}
 
 
-def program_columns(found: list[Thunk]) -> dict[str, Any]:
+def program_columns(launched: list[Thunk]) -> dict[str, Any]:
     """Columns of a program without a loop."""
-    kernels = [thunk for thunk in found if thunk.is_launch]
+    kernels = [thunk for thunk in launched if thunk.is_launch]
     return {
         "kernels": len(kernels),
         "custom calls": sum(thunk.kind == "kCustomCall" for thunk in kernels),
-        "launches by the host": _host_launches(found),
+        "launches by the host": _host_launches(launched),
     }
 
 
-def decode_columns(found: list[Thunk], layers: int) -> dict[str, Any]:
+def decode_columns(launched: list[Thunk], layers: int) -> dict[str, Any]:
     """Columns of a program whose loop computes a token a turn."""
-    step = [thunk for thunk in found if "body" in thunk.inside]
+    step = [thunk for thunk in launched if "body" in thunk.inside]
     kernels = [thunk for thunk in step if thunk.is_launch]
     by_layer = sorted(sum(f"/layer_{layer}/" in thunk.scope for thunk in kernels) for layer in range(layers))
     # What all layers share is computed in the scope of one of them: the median layer has its own kernels alone.
@@ -89,6 +89,6 @@ def decode_columns(found: list[Thunk], layers: int) -> dict[str, Any]:
     }
 
 
-def _host_launches(found: list[Thunk]) -> int:
+def _host_launches(launched: list[Thunk]) -> int:
     """CUDA graphs, kernels outside them, and loops and branches whose predicate the host waits for."""
-    return sum(not thunk.in_graph and thunk.kind != "kSequential" for thunk in found)
+    return sum(not thunk.in_graph and thunk.kind != "kSequential" for thunk in launched)

@@ -29,13 +29,13 @@ RUNS = 20  # on an accelerator; their launches overlap, so that what is left is 
 
 def bench(args: argparse.Namespace) -> None:
     if args.target == "h100":
-        found, name = compiled_for_h100(args.layers), "pixels_h100"
+        measurements, name = compiled_for_h100(args.layers), "pixels_h100"
         description = (
             "The vision tower of 7B in bfloat16 compiled ahead of time for an H100, nothing run: from patches that the host "
             "has made of 1280x720 frames, and from the frames."
         )
     else:
-        found, name = measured(SMALL if args.small else SIZES), "pixels"
+        measurements, name = measured(SMALL if args.small else SIZES), "pixels"
         description = (
             "A chunk of two frames of noise for each stream: resized, cut into patches and laid out on the host (PIL, two "
             "threads), and the same pixels on the device. Each is waited for; the device's time is that of one of many "
@@ -47,7 +47,7 @@ def bench(args: argparse.Namespace) -> None:
             f" Other programs shared the machine (load {load:.0f} on {cores} cores): times of the clock are too long."
         )
     rows: list[Row] = []
-    for row in found:
+    for row in measurements:
         print(json.dumps(row), flush=True)
         rows.append(row)
         record(args.name or name, description, rows, args.out)  # a run that is cut short keeps what it has
@@ -72,9 +72,9 @@ def measured(sizes: tuple[tuple[int, int, int], ...]) -> Iterator[Row]:
         patches = on_host()
         row = {"frames": f"{width}x{height}", "streams": streams, "patches": patches.shape[1]}
         row["host (ms)"], row["host, all cores (ms)"] = timed(on_host, 5), timed(on_host, 5, time.process_time)
-        for what, arrays in (("frames", chunks), ("patches", patches)):
-            row[f"{what} to the device (ms)"] = timed(lambda arrays=arrays: jax.block_until_ready(jax.device_put(arrays)), 9)
-            row[f"{what} (MB)"] = round(sum(array.nbytes for array in arrays) / 1e6, 2)
+        for name_of, arrays in (("frames", chunks), ("patches", patches)):
+            row[f"{name_of} to the device (ms)"] = timed(lambda arrays=arrays: jax.block_until_ready(jax.device_put(arrays)), 9)
+            row[f"{name_of} (MB)"] = round(sum(array.nbytes for array in arrays) / 1e6, 2)
         raw, row["equal"] = jax.device_put(raw), True
         for formulation in formulations:
             program = jax.jit(partial(patches_of, config=vision, formulation=formulation))
@@ -88,12 +88,12 @@ def measured(sizes: tuple[tuple[int, int, int], ...]) -> Iterator[Row]:
 
 def timed(run: Callable[[], object], times: int, clock: Callable[[], float] = time.perf_counter) -> float:
     """The fewest milliseconds: on a machine that does other work, what is above them is its."""
-    taken = []
+    durations = []
     for _ in range(times):
         started = clock()
         run()
-        taken.append(1000 * (clock() - started))
-    return round(min(taken), 3)
+        durations.append(1000 * (clock() - started))
+    return round(min(durations), 3)
 
 
 def host_patches(chunks: list[np.ndarray]) -> np.ndarray:
@@ -136,11 +136,11 @@ def compiled_for_h100(layers: int | None) -> Iterator[Row]:
     _, num_patches = raw.patch_index.shape
     pair, patches = abstract_array(1, num_patches, 2), abstract_array(1, num_patches, config.vision.patch_dim, dtype="uint8")
     frames = jax.tree.map(lambda x: abstract_array(*x.shape, dtype=x.dtype), raw)
-    for what, pixels in (("patches", patches), ("raw frames", frames)):
+    for name_of, pixels in (("patches", patches), ("raw frames", frames)):
         vision = VisionInput(pixels, pair, pair, pair, num_patches)
         program = lambda params, vision, unused: encode_vision(params, vision, config=config)  # noqa: E731
         stats = compile_stats((program, (params, vision, abstract_array(1))), "h100", 1 << 40, config.vision.depth)
-        yield {"vision tower from": what, "layers": config.vision.depth} | stats
+        yield {"vision tower from": name_of, "layers": config.vision.depth} | stats
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

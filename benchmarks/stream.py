@@ -183,11 +183,11 @@ def repeated(path: Path, length: int, times: int) -> Path:
 def baseline_columns(row: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
     """Milliseconds of plain torch in the same stages, with their ratio to those in `row`."""
     graph, eager = baseline["one token, CUDA graph (ms)"], baseline["one token (ms)"]
-    ours = {name: row[ALONE + name] for name in ("vision (ms)", "prefill (ms)", "decode (ms/token)")}
+    alone = {name: row[ALONE + name] for name in ("vision (ms)", "prefill (ms)", "decode (ms/token)")}
     theirs = {name: baseline[name] for name in ("vision (ms)", "prefill (ms)", "ms/chunk")}
     theirs["decode (ms/token)"] = eager if graph is None else min(graph, eager)
-    ours["ms/chunk"] = row["ms/chunk"]
-    ratios = {f"torch: {name}": f"{ms} ({ms / ours[name]:.2f}x)" for name, ms in theirs.items()}
+    alone["ms/chunk"] = row["ms/chunk"]
+    ratios = {f"torch: {name}": f"{ms} ({ms / alone[name]:.2f}x)" for name, ms in theirs.items()}
     return ratios | {"torch": f"{baseline['torch']}, transformers {baseline['transformers']}, {baseline['device']}"}
 
 

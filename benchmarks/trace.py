@@ -63,13 +63,13 @@ def profile(call: Callable[[], Any]) -> Profile:
 
 def summarize(xspace: bytes) -> Profile:
     """The profile of a serialized trace."""
-    scopes, found = instruction_scopes(xspace), list(operations(xspace))
+    scopes, device_operations = instruction_scopes(xspace), list(operations(xspace))
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for operation in found:
+    for operation in device_operations:
         scope = scopes.get((operation.module, operation.instruction), OTHER)
         times[scope, kernel_name(operation.name)].append(operation.own / 1e6)
     kernels = [Kernel(scope, name, len(ms), sum(ms)) for (scope, name), ms in times.items()]
-    spans = sorted((operation.start, operation.end) for operation in found)
+    spans = sorted((operation.start, operation.end) for operation in device_operations)
     span = max((end for _, end in spans), default=0.0) - min((start for start, _ in spans), default=0.0)
     return Profile(sorted(kernels, key=lambda kernel: -kernel.ms), covered(spans) / 1e6, span / 1e6)
 
@@ -86,11 +86,11 @@ def rows(profile: Profile, runs: int, num_kernels: int = 40) -> list[dict[str, A
         each = {"n": round(count / runs, 1), "us each": round(1000 * ms / count, 2)}
         return {"scope": scope, "kernel": name} | each | {"ms": round(ms / runs, 3), "share (%)": round(100 * ms / total, 1)}
 
-    shown = set(profile.kernels[:num_kernels])
+    largest = set(profile.kernels[:num_kernels])
     table = [row("all", "all", profile.kernels)] if profile.kernels else []
     for scope, kernels in sorted(scopes.items(), key=lambda item: -sum(kernel.ms for kernel in item[1])):
         table.append(row(scope, "all", kernels))
-        table += [row(scope, kernel.name, [kernel]) for kernel in kernels if kernel in shown]
+        table += [row(scope, kernel.name, [kernel]) for kernel in kernels if kernel in largest]
     return table
 
 
@@ -118,14 +118,14 @@ def operations(xspace: bytes) -> Iterator[Operation]:
         for line in plane.lines:
             if on_device and not line.name.startswith(OPERATION_LINES):
                 continue
-            found = []
+            device_operations = []
             for event in line.events:
                 stats = dict(event.stats)
                 if on_device or ("hlo_op" in stats and not event.name.startswith("end: ")):
                     end = event.start_ns + event.duration_ns
                     names = event.name, _module(stats), str(stats.get("hlo_op", event.name))
-                    found.append(Operation(*names, event.start_ns, end, event.duration_ns))
-            yield from with_own_time(found)
+                    device_operations.append(Operation(*names, event.start_ns, end, event.duration_ns))
+            yield from with_own_time(device_operations)
 
 
 def _module(stats: dict[str, Any]) -> str:

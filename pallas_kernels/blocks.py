@@ -75,10 +75,10 @@ def whole_tiles(first, last, index, q_tile: int, kv_tile: int):
     tiles = index.reshape(index.shape[0], -1, kv_tile)
     min_index, max_index = tiles.min(-1), tiles.max(-1)  # an empty slot makes the latter EMPTY_SLOT_INDEX
     row_last = last.reshape(last.shape[0], -1, q_tile).min(-1)
-    whole = max_index[:, None] <= row_last[..., None]
+    unmasked = max_index[:, None] <= row_last[..., None]
     if first is not None:
-        whole &= min_index[:, None] >= first.reshape(first.shape[0], -1, q_tile).max(-1)[..., None]
-    return jnp.pad(whole.astype(jnp.int32), ((0, 0), (0, 0), (0, 1)))
+        unmasked &= min_index[:, None] >= first.reshape(first.shape[0], -1, q_tile).max(-1)[..., None]
+    return jnp.pad(unmasked.astype(jnp.int32), ((0, 0), (0, 0), (0, 1)))
 
 
 def filled_tiles(index, tile: int):

@@ -122,12 +122,12 @@ def _attention_kernel(shape: tuple[int, ...], dtype, splits: int, interpret: Int
             plgpu.copy_gmem_to_smem(new.at[b, h, pl.ds(group, 3)], smem["own"], ready)
             plgpu.barrier_wait(ready)
             # The owner's softmax begins with the token itself, that of the others with nothing.
-            mine = jnp.where(is_owner, 1.0, 0.0).astype(jnp.float32)
+            own_weight = jnp.where(is_owner, 1.0, 0.0).astype(jnp.float32)
             key, value = (across(ops.load(smem["own"].at[n], COLUMN).astype(jnp.float32)) for n in (0, 2))
             score = (ops.load(smem["q"], MATRIX).astype(jnp.float32) * key).sum(axis=1)
-            m = score * scale * mine + RUNNING_MAX_INIT * (1 - mine)
-            l = ops.cast(jnp.zeros((ROWS,), jnp.float32), ROW) + mine
-            acc, m, l = pipeline((value * mine, m, l))
+            m = score * scale * own_weight + RUNNING_MAX_INIT * (1 - own_weight)
+            l = ops.cast(jnp.zeros((ROWS,), jnp.float32), ROW) + own_weight
+            acc, m, l = pipeline((value * own_weight, m, l))
             is_visible = l > 0
             l = jnp.where(is_visible, l, 1.0)
             smem["q"][...] = (acc * down(jnp.where(is_visible, 1 / l, 0.0))).astype(dtype)

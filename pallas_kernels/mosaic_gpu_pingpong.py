@@ -276,12 +276,12 @@ class _Kernel:
     def _overlapped(self, refs: Refs, seg: Segment, acc, m, l):
         """(acc, m, l) after all steps: the softmax of a tile of slots under the products with the values before it."""
         smem, flags = refs.smem, partial(self._is_whole, refs, seg)
-        whole, next_whole = flags(0), flags(1)
-        weights, _, m, l = self._weights(refs, seg, 0, m, l, whole)
+        unmasked, next_unmasked = flags(0), flags(1)
+        weights, _, m, l = self._weights(refs, seg, 0, m, l, unmasked)
 
         def step(n, carry):
-            acc, weights, m, l, whole = carry
-            next_whole, stage, before = flags(n + 1), self._stage(seg.done + n), self._stage(seg.done + n - 1)
+            acc, weights, m, l, unmasked = carry
+            next_unmasked, stage, before = flags(n + 1), self._stage(seg.done + n), self._stage(seg.done + n - 1)
             plgpu.barrier_wait(smem["k ready"].at[stage])
             plgpu.barrier_wait(smem["v ready"].at[before])
             self._await_turn(smem)
@@ -292,13 +292,13 @@ class _Kernel:
                 _own(smem, "q"),
                 smem["k"].at[stage],
                 partial(self._issued, smem, stage),
-                lambda scores, slot_index: self._softmax_of(smem, stage, scores, slot_index, m, l, whole),
+                lambda scores, slot_index: self._softmax_of(smem, stage, scores, slot_index, m, l, unmasked),
             )
             plgpu.barrier_arrive(smem["v free"].at[before])
             # Converted not before the wait: the tensor cores still read the weights of the tile before.
-            return acc * self._to_rows(correction), weights.astype(self.dtype), m, l, next_whole
+            return acc * self._to_rows(correction), weights.astype(self.dtype), m, l, next_unmasked
 
-        carry = (acc, weights.astype(self.dtype), m, l, next_whole)
+        carry = (acc, weights.astype(self.dtype), m, l, next_unmasked)
         acc, weights, m, l, _ = lax.fori_loop(1, seg.steps, step, carry)
         return self._accumulate(refs, seg, seg.steps - 1, acc, weights), m, l
 
@@ -307,23 +307,23 @@ class _Kernel:
         flags = partial(self._is_whole, refs, seg)
 
         def step(n, carry):
-            acc, m, l, whole = carry
-            next_whole = flags(n + 1)
-            weights, correction, m, l = self._weights(refs, seg, n, m, l, whole)
+            acc, m, l, unmasked = carry
+            next_unmasked = flags(n + 1)
+            weights, correction, m, l = self._weights(refs, seg, n, m, l, unmasked)
             acc = self._accumulate(refs, seg, n, acc * self._to_rows(correction), weights.astype(self.dtype))
-            return acc, m, l, next_whole
+            return acc, m, l, next_unmasked
 
         acc, m, l, _ = lax.fori_loop(0, seg.steps, step, (acc, m, l, flags(0)))
         return acc, m, l
 
-    def _weights(self, refs: Refs, seg: Segment, n, m, l, whole):
+    def _weights(self, refs: Refs, seg: Segment, n, m, l, unmasked):
         """`_softmax` of step n, whose scores are computed with nothing under way."""
         stage = self._stage(seg.done + n)
         plgpu.barrier_wait(refs.smem["k ready"].at[stage])
         self._await_turn(refs.smem)
         issued = partial(self._issued, refs.smem, stage)
         scores, slot_index = self.ops.scores_alone(_own(refs.smem, "q"), refs.smem["k"].at[stage], issued)
-        return self._softmax_of(refs.smem, stage, scores, slot_index, m, l, whole)
+        return self._softmax_of(refs.smem, stage, scores, slot_index, m, l, unmasked)
 
     def _accumulate(self, refs: Refs, seg: Segment, n, acc, weights):
         """acc with the values of step n, with nothing under way."""
@@ -334,7 +334,7 @@ class _Kernel:
         plgpu.barrier_arrive(refs.smem["v free"].at[stage])
         return acc
 
-    def _softmax_of(self, smem, stage, scores, slot_index, m, l, whole):
+    def _softmax_of(self, smem, stage, scores, slot_index, m, l, unmasked):
         """`_softmax` of the scores of a stage, masked unless `whole`; its keys are then no longer needed."""
         plgpu.barrier_arrive(smem["k free"].at[stage])
 
@@ -347,7 +347,7 @@ class _Kernel:
                 visible = visible & (slots >= to_tile(self.ops.load(_own(smem, "first"), ROW)))
             return self._softmax(jnp.where(visible, scores, MASK_VALUE), m, l)
 
-        return lax.cond(whole > 0, self._softmax, masked, scores, m, l)
+        return lax.cond(unmasked > 0, self._softmax, masked, scores, m, l)
 
     def _softmax(self, scores, m, l):
         """(weights in float32, correction of what was summed so far, m, l): a step of the online softmax."""

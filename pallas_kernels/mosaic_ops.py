@@ -61,8 +61,8 @@ class Ops:
 
         def product(scores):
             self._issue_scores(scores, q, k)
-            given = issued()
-            return plgpu.wgmma_accumulator_load(scores, wait_n=0), given
+            pending = issued()
+            return plgpu.wgmma_accumulator_load(scores, wait_n=0), pending
 
         return pl.run_scoped(product, ACC((q.shape[0], k.shape[0]), jnp.float32))
 
@@ -81,15 +81,15 @@ class Ops:
     def accumulate_under(self, acc, weights, v, q, k, issued, softmax) -> Any:
         """(acc + weights @ v, `softmax` of the scores q @ k^T and what `issued` returned): the latter runs under the former."""
         if self.interpret:
-            given = issued()
-            return self.accumulate(acc, weights, v), softmax(self.scores(q, k), given)
+            pending = issued()
+            return self.accumulate(acc, weights, v), softmax(self.scores(q, k), pending)
 
         def products(scores, out):
             out[...] = acc
             self._issue_scores(scores, q, k)
             plgpu.wgmma(out, weights, v)
-            given = issued()
-            result = softmax(plgpu.wgmma_accumulator_load(scores, wait_n=1), given)
+            pending = issued()
+            result = softmax(plgpu.wgmma_accumulator_load(scores, wait_n=1), pending)
             result = lax.optimization_barrier(result)  # of the second wait, which may not move in front of the softmax
             return plgpu.wgmma_accumulator_load(out, wait_n=0), result
 

@@ -129,12 +129,12 @@ def _attend_by_tiles(q, first, last, k, v, index, rotary: Rotary | None):
     def step(number, state):
         m, l, out = state
         # The last tile starts early enough to be a whole one; what it shares with the tile before is not counted twice.
-        begin = jnp.minimum(number * CPU_TILE, slots - CPU_TILE)
-        tile = partial(jax.lax.dynamic_slice_in_dim, start_index=begin, slice_size=CPU_TILE)
+        tile_start = jnp.minimum(number * CPU_TILE, slots - CPU_TILE)
+        tile = partial(jax.lax.dynamic_slice_in_dim, start_index=tile_start, slice_size=CPU_TILE)
         keys, values = tile(k, axis=2), tile(v, axis=2)
         if rotary is not None:
             keys = rotate(keys, Rotary(*(tile(part, axis=1) for part in rotary)), head_axis=1)
-        tile_index = jnp.where(begin + jnp.arange(CPU_TILE) >= number * CPU_TILE, tile(index, axis=1), -1)
+        tile_index = jnp.where(tile_start + jnp.arange(CPU_TILE) >= number * CPU_TILE, tile(index, axis=1), -1)
         scores = _scores(rows, keys, first, last, tile_index)
         new_m = jnp.maximum(m, jnp.max(scores, axis=-1, keepdims=True))
         finite_m = jnp.where(jnp.isfinite(new_m), new_m, 0.0)  # of queries that have seen nothing yet: no -inf minus -inf

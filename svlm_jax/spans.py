@@ -108,8 +108,8 @@ def positions(spans: Iterable[Span], merge: int = 2, start: float = 0.0) -> Floa
             offsets, largest = _grid_offsets(span.grid, span.step, merge)
             last = next_pos + largest
             # A token that is not kept leaves its place empty: no other token moves for it.
-            kept = offsets if span.keep is None else offsets[:, grid_index(span)]
-            vision.append((index, next_pos + kept))
+            kept_offsets = offsets if span.keep is None else offsets[:, grid_index(span)]
+            vision.append((index, next_pos + kept_offsets))
         next_pos = last + 1
         index += span.length
     # All text at once, as if there were nothing else: a sequence has many short spans. Then the few blocks of vision.

@@ -68,7 +68,7 @@ class FrameBox(NamedTuple):
         fits = num_frames <= self.num_frames and height <= self.height and width <= self.width
         kernels = (resize_weights(size, out).weight.shape[1] for size, out in ((height, rows), (width, columns)))
         sizes = (rows, columns, *kernels)
-        return fits and all(size <= most for size, most in zip(sizes, self[3:], strict=True))
+        return fits and all(size <= limit for size, limit in zip(sizes, self[3:], strict=True))
 
 
 @lru_cache(maxsize=256)

@@ -49,8 +49,8 @@ def recomputed_flops(config: ModelConfig, tokens: int, remat: Remat) -> float:
     text = config.text
     width, heads = text.hidden_size, text.num_attention_heads * text.head_dim
     gate = width * text.intermediate_size  # up and down are as large
-    most = _layer_parameters(text) - gate  # what down gives is not needed again
-    matrices = {"none": 0, "save_projections": 0, "save_up": gate, "save_attention_block": 2 * gate}.get(remat, most)
+    recomputed = _layer_parameters(text) - gate  # what down gives is not needed again
+    matrices = {"none": 0, "save_projections": 0, "save_up": gate, "save_attention_block": 2 * gate}.get(remat, recomputed)
     attention = 4 * tokens**2 * heads / 2 if remat == "full" else 0
     return text.num_hidden_layers * (2 * tokens * matrices + attention)
 

@@ -76,8 +76,8 @@ class AbstractStep:
         with jax.set_mesh(self.mesh):
             saved = jax.eval_shape(lambda trainable: jax.vjp(loss, trainable)[1], self.trainable)
         # Parameters and inputs are among what is saved, and are there anyway: of those nothing is counted.
-        given = jax.tree.leaves((self.trainable, self.frozen, self.batch))
-        known = {(leaf.shape, np.dtype(leaf.dtype)) for leaf in given}
+        known_leaves = jax.tree.leaves((self.trainable, self.frozen, self.batch))
+        known = {(leaf.shape, np.dtype(leaf.dtype)) for leaf in known_leaves}
         new = [leaf for leaf in jax.tree.leaves(saved) if (leaf.shape, np.dtype(leaf.dtype)) not in known]
         saved_bytes = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in new)
         state, accumulator = self.step.abstract_state, self.step.abstract_accumulator
