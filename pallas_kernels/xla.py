@@ -180,7 +180,7 @@ def _scores(rows, k, first, last, index):
     # On a CPU the few queries of a decode step come second: four fifths of the time.
     keys_first = length == 1 and _on_cpu()
     scores = dot("bksh,bkmh->bksm", k, rows).swapaxes(2, 3) if keys_first else dot("bkmh,bksh->bkms", rows, k)
-    scores = scores.reshape(batch, kv_heads, -1, length, k.shape[2]) * width**-0.5
+    scores = (scores * width**-0.5).reshape(batch, kv_heads, -1, length, k.shape[2])
     slot_index = index[:, None, :]
     visible = (first[:, :, None] <= slot_index) & (slot_index <= last[:, :, None]) & (slot_index >= 0)
     return jnp.where(visible[:, None, None], scores, -jnp.inf)

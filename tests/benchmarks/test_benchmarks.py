@@ -57,6 +57,7 @@ def test_a_part_is_a_command_that_the_benchmarks_take(name):
     assert part.seconds <= device.LIMIT and part.about
 
 
+@pytest.mark.slow
 def test_a_part_at_the_size_of_a_cpu_measures_its_stages_and_its_kernels(tmp_path):
     """The whole way, in a process of its own: the stages one by one, kernels under the names of the model's parts."""
     result = bench("--out", tmp_path, "device", "--part", "profile", "--small", "--compile-cache", tmp_path / "cache")

@@ -1,6 +1,8 @@
 """Claims about what is read from compiled programs, and about decode steps side by side: a wrong table would send the next
 optimisation astray."""
 
+import pytest
+
 from benchmarks.aot import count_large_copies
 from benchmarks.decode import measured
 from benchmarks.launches import decode_columns, mosaic_kernels, program_columns, thunks
@@ -85,6 +87,7 @@ def test_spills_of_a_kernel_are_told(tmp_path):
     }
 
 
+@pytest.mark.slow
 def test_a_decode_step_that_does_not_run_here_has_its_row():
     (fused,) = measured(model_config("tiny", "float32"), ["fused decode"], num_streams=1, slots=64)
     assert fused["error"].startswith("fused_decode: got attention xla") and fused["ms/token"] == "-"

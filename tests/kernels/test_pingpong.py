@@ -28,6 +28,7 @@ VISIBILITIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreted")
 def test_it_runs_by_its_name_and_has_gradients():
     limits = {name: jnp.asarray(x) for name, x in ring(128, (100,), 12).items()}
