@@ -150,7 +150,7 @@ def test_windows_and_frames_of_patches(implementation, lengths, span, width):
     assert (out[:, -12:] == 0).all()
 
 
-@pytest.mark.parametrize("implementation", CHUNK_KERNELS)
+@pytest.mark.parametrize("implementation", [pytest.param("interpret", marks=pytest.mark.slow), *CHUNK_KERNELS[1:]])
 def test_gradients_are_those_of_the_reference(implementation):
     dtype = float_dtype(implementation)
     visibility, patches = ring(128, (128,), 12), segments((20, 12), 40)

@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.extend.core import jaxprs_in_params
 
 from pallas_kernels.remat import CUDNN_FORWARD
@@ -105,6 +106,7 @@ def test_what_is_saved_is_counted_without_compiling(config, tiny_dir):
     assert bounds == sorted(bounds, reverse=True) and len(set(bounds)) == len(bounds)
 
 
+@pytest.mark.slow
 def test_a_run_may_leave_it_to_auto_and_resume(config, train):
     want, _ = train(elsewhere(config, "saved", steps=2))
     auto = replace(config, remat="auto", steps=1)
