@@ -1,8 +1,11 @@
 """Claims about `benchmarks host`."""
 
+import pytest
+
 from benchmarks import host
 
 
+@pytest.mark.slow
 def test_a_step_of_stand_ins_is_a_step_of_all_streams(monkeypatch):
     """Else the host's milliseconds are those of other work than a session does."""
     monkeypatch.setattr(host, "FILLED", 2)

@@ -36,7 +36,7 @@ ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in GPU]
 KERNELS = ("interpret", "interpret_tpu", ON_GPU[0])  # of a decode step
 # Of a prefill chunk and of patches. Without the slow ones, `test_pingpong.py` holds that kernel to the reference.
 CHUNK_KERNELS = ("interpret", pytest.param("interpret_pingpong", marks=pytest.mark.slow), "interpret_tpu", *ON_GPU)
-HEADS = [(7, 1, 128), (8, 1, 64), (4, 2, 16)]  # query heads, kv heads, head dim: GQA as in 7B, as in 72B, as in the tests
+HEADS = [(7, 1, 128), pytest.param(8, 1, 64, marks=pytest.mark.slow), (4, 2, 16)]  # query heads, kv heads, head dim: GQA as in 7B, as in 72B, as in the tests
 
 
 def random_qkv(batch, length, slots, heads, kv_heads, width, dtype=jnp.bfloat16, seed=0):
@@ -93,7 +93,7 @@ def test_a_decode_step_over_a_ring(implementation, heads, kv_heads, width, rotat
 
 
 @pytest.mark.parametrize("implementation", KERNELS)
-@pytest.mark.parametrize("counts", [(1, 0), (100, 3), (1100, 257)])
+@pytest.mark.parametrize("counts", [(1, 0), pytest.param((100, 3), marks=pytest.mark.slow), (1100, 257)])
 def test_short_streams_and_splits_without_a_token(implementation, counts):
     # 2 splits by default; the slots of (1, 0) are nearly all empty
     arrays = random_qkv(2, 1, 1152, 4, 2, 16, float_dtype(implementation))

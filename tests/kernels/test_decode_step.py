@@ -55,7 +55,7 @@ def written(caches, new, group, slot):
 @pytest.mark.parametrize(
     ("dtype", "counts", "slots", "group", "kv_heads", "width", "splits"),
     [
-        ("float32", (125, 40), 128, 2, 2, 16, 2),
+        pytest.param("float32", (125, 40), 128, 2, 2, 16, 2, marks=pytest.mark.slow),
         (
             "float32",
             (1, 192, 100),

@@ -60,6 +60,7 @@ def test_gradients_over_a_mesh_are_those_of_one_device():
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=3e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["greedy", "equal_windows"])
 @pytest.mark.parametrize("kernel", ["interpret_tpu", pytest.param("interpret", marks=pytest.mark.slow)])  # ten minutes
 def test_recorded_streams_replay_through_the_kernels(kernel, name, tiny_dir, processor_dir, interpreted):

@@ -49,12 +49,12 @@ def test_it_runs_by_its_name_and_has_gradients():
 @pytest.mark.parametrize(
     ("visibility", "tiling"),
     [
-        ("any order", Tiling()),
+        pytest.param("any order", Tiling(), marks=pytest.mark.slow),
         ("runs", Tiling(blocks=3)),
         pytest.param("runs", Tiling(blocks=5, pingpong=False), marks=pytest.mark.slow),
         ("segments", Tiling(warpgroups=1, overlap=False, registers=128)),
-        ("segments", Tiling(blocks=2)),
-        ("few slots", Tiling(blocks=17, overlap=False)),
+        pytest.param("segments", Tiling(blocks=2), marks=pytest.mark.slow),
+        pytest.param("few slots", Tiling(blocks=17, overlap=False), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -92,6 +92,7 @@ def test_streams_of_two_sizes_say_the_same_and_share_their_programs(vlm, compile
     assert got == on_host and len(got) == 7
 
 
+@pytest.mark.slow
 def test_over_devices_each_stream_is_resized_where_it_is(vlm, box, on_host, tiny_dir, processor_dir):
     """Else a mesh that shares the streams is refused raw frames, or every device is sent all of them."""
     cut = svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, mesh=make_mesh(data=2))

@@ -44,7 +44,7 @@ def sgd(monkeypatch):
     monkeypatch.setattr("svlm_jax.train.run.build_optimizer", lambda config, steps: optax.sgd(1e-2))
 
 
-@pytest.mark.parametrize("name", ["fsdp", "tensor", pytest.param("context", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["fsdp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensor", "context"))])
 def test_a_step_on_eight_devices_is_that_of_one(name, config, train, sgd):
     config = replace(config, batch_size=8, micro_batch_size=8)
     want = trained(train(config)[0])
