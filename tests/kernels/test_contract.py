@@ -36,7 +36,8 @@ ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in GPU]
 KERNELS = ("interpret", "interpret_tpu", ON_GPU[0])  # of a decode step
 # Of a prefill chunk and of patches. Without the slow ones, `test_pingpong.py` holds that kernel to the reference.
 CHUNK_KERNELS = ("interpret", pytest.param("interpret_pingpong", marks=pytest.mark.slow), "interpret_tpu", *ON_GPU)
-HEADS = [(7, 1, 128), pytest.param(8, 1, 64, marks=pytest.mark.slow), (4, 2, 16)]  # query heads, kv heads, head dim: GQA as in 7B, as in 72B, as in the tests
+# Query heads, kv heads, head dim: GQA as in 7B, as in 72B, as in the tests.
+HEADS = [(7, 1, 128), pytest.param(8, 1, 64, marks=pytest.mark.slow), (4, 2, 16)]
 
 
 def random_qkv(batch, length, slots, heads, kv_heads, width, dtype=jnp.bfloat16, seed=0):
