@@ -127,14 +127,12 @@ def compile_stats(program: Program, target: str, layer_size: int, layers: int) -
     import jax
 
     function, arguments = program
-    if target == "h100":
-        sharding = h100_sharding()
-        arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    jitted = jax.jit(function, donate_argnums=len(arguments) - 1)
     with tempfile.TemporaryDirectory() as directory:
         os.environ |= {"MOSAIC_GPU_DUMP_TO": directory, "MOSAIC_GPU_DUMP_PTXAS": "1"}
         dump = {"xla_dump_to": directory, "xla_dump_hlo_as_text": True} if target == "h100" else {}
         started = time.monotonic()
-        lowered = jax.jit(function, donate_argnums=len(arguments) - 1).trace(*arguments).lower()
+        lowered = lower_for_h100(jitted, *arguments) if target == "h100" else jitted.trace(*arguments).lower()
         traced = time.monotonic()
         compiled = lowered.compile(compiler_options=dump)
         stats: dict[str, Any] = {"trace (s)": round(traced - started, 1), "compile (s)": round(time.monotonic() - traced, 1)}
@@ -162,11 +160,30 @@ def h100_columns(compiled: Any, directory: Path, layer_size: int, layers: int) -
     }
 
 
-def h100_sharding() -> Any:
-    """The sharding of one H100 that need not exist."""
+def lower_for_h100(jitted: Any, *arguments: Any) -> Any:
+    """A jitted function lowered for an H100; arguments: pytrees of ShapeDtypeStructs."""
     import jax
 
-    mesh = jax.sharding.Mesh(abstract_devices("h100x1", "--target")[:1], ("x",))
+    from pallas_kernels.dispatch import compiling_for
+
+    device = h100_device()
+    sharding = on_device(device)
+    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
+    # Or the program would hold what suits the CPU that compiles it: tiles of attention, cosines in a loop.
+    with compiling_for(device):
+        return jitted.trace(*arguments).lower()
+
+
+def h100_device() -> Any:
+    """An H100 that need not exist."""
+    return abstract_devices("h100x1", "--target")[0]
+
+
+def on_device(device: Any) -> Any:
+    """The sharding of arrays that lie on one device."""
+    import jax
+
+    mesh = jax.sharding.Mesh([device], ("x",))
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.aot import h100_sharding
+from benchmarks.aot import lower_for_h100
 from svlm_jax.errors import InputError
 
 _REPORT = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores.*?Used (\d+) registers", re.S)
@@ -66,8 +66,6 @@ def assemble(run: Callable[..., Any], *arguments: Any) -> Assembly:
     import jax
     import jax.experimental.mosaic.gpu  # sets the variable that is set below
 
-    sharding = h100_sharding()
-    arguments = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), arguments)
     disassembler = shutil.which("nvdisasm")
     with tempfile.TemporaryDirectory() as directory:
         os.environ |= {"MOSAIC_GPU_DUMP_TO": directory, "MOSAIC_GPU_DUMP_PTXAS": "1"}
@@ -75,7 +73,7 @@ def assemble(run: Callable[..., Any], *arguments: Any) -> Assembly:
             root = str(Path(disassembler).parents[1])
             os.environ |= {"MOSAIC_GPU_DUMP_SASS": "1", "MOSAIC_GPU_CUDA_ROOT": root, "CUDA_ROOT": root}
         started = time.monotonic()
-        compiled = jax.jit(run).trace(*arguments).lower().compile()
+        compiled = lower_for_h100(jax.jit(run), *arguments).compile()
         seconds = time.monotonic() - started
         report, code = (
             "".join(path.read_text() for path in sorted(Path(directory).glob(name))) for name in ("*.ptxas", "*.sass*")

@@ -23,7 +23,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import blocks
 from pallas_kernels.blocks import MASK_VALUE, RUNNING_MAX_INIT, round_up
-from pallas_kernels.grid import DECODE_TILE, MIN_DECODE_TILES, sm_count
+from pallas_kernels.grid import DECODE_TILE, decode_splits
 from pallas_kernels.mosaic_ops import BEFORE_JAX_0_11, COLUMN, LOG2E, MATRIX, ROW, ROWS, Ops, swizzle_transforms
 
 STAGES = 3  # tiles in flight
@@ -73,7 +73,7 @@ def attend(
     batch, kv_heads, _, width = new.shape
     tiles = keys.shape[2] // DECODE_TILE
     if splits is None:
-        splits = max(1, min(sm_count() // (batch * kv_heads), tiles // MIN_DECODE_TILES, MAX_SPLITS))
+        splits = decode_splits(batch * kv_heads, tiles, MAX_SPLITS)
     refs = [jax.new_ref(x, memory_space=plgpu.GMEM) for x in (rotated_keys, keys, values)]
     run = _attention_kernel((batch, kv_heads, group, keys.shape[2], width), new.dtype, splits, interpret)
     out, lse = run(*refs, new, *metadata)

@@ -40,13 +40,14 @@ def kv_splits(blocks: int, kv_tiles: int) -> int:
     return min(range(1, max(1, min(kv_tiles, MAX_SPLITS)) + 1), key=steps)
 
 
-def decode_splits(blocks: int, kv_tiles: int) -> int:
+def decode_splits(blocks: int, kv_tiles: int, max_splits: int = MAX_DECODE_SPLITS) -> int:
     """Into how many parts a decode step cuts the slots, so that its blocks are one wave that fills the GPU.
 
     Args:
         blocks: kv heads times streams, each a thread block if nothing is split.
         kv_tiles: tiles of slots of the cache.
+        max_splits: that the merge takes.
     """
-    splits = max(1, min(sm_count() // blocks, kv_tiles // MIN_DECODE_TILES, MAX_DECODE_SPLITS))
+    splits = max(1, min(sm_count() // blocks, kv_tiles // MIN_DECODE_TILES, max_splits))
     # Parts have as many tiles each: of 31 parts of 8 tiles the last three would have none of 224.
     return -(-kv_tiles // -(-kv_tiles // splits))

@@ -1,12 +1,18 @@
 """Claims about what is read from compiled programs, and about decode steps side by side: a wrong table would send the next
 optimisation astray."""
 
-import pytest
+from types import SimpleNamespace
 
+import jax
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from benchmarks import aot
 from benchmarks.aot import count_large_copies
 from benchmarks.decode import measured
 from benchmarks.launches import decode_columns, mosaic_kernels, program_columns, thunks
 from benchmarks.model_configs import model_config
+from pallas_kernels.dispatch import platform
 
 SEQUENCE = """000: kCommandBuffer [source       | next=002 (1)]
     001: kCustomKernel [source       | sink        ] rotate grid: [1, 1, 1]
@@ -91,3 +97,22 @@ def test_spills_of_a_kernel_are_told(tmp_path):
 def test_a_decode_step_that_does_not_run_here_has_its_row():
     (fused,) = measured(model_config("tiny", "float32"), ["fused decode"], num_streams=1, slots=64)
     assert fused["error"].startswith("fused_decode: got attention xla") and fused["ms/token"] == "-"
+
+
+def test_a_program_for_a_gpu_is_traced_for_one(monkeypatch):
+    """Else it holds what suits the CPU that compiles it, and its counts are not those of the GPU."""
+    platforms = []
+
+    def program(x, unused):
+        platforms.append(platform())
+        return x
+
+    gpu = SimpleNamespace(platform="gpu", compute_capability="9.0")
+    sharding = SingleDeviceSharding(jax.devices()[0])
+    monkeypatch.setattr(aot, "h100_device", lambda: gpu)
+    monkeypatch.setattr(aot, "on_device", lambda device: sharding)
+    monkeypatch.setattr(aot, "h100_columns", lambda *_: {})
+    arguments = aot.abstract_array(8), aot.abstract_array(1)
+    for target in ("cpu", "h100"):
+        aot.compile_stats((program, arguments), target, 1, 1)
+    assert platforms == ["cpu", "gpu"]
