@@ -105,7 +105,7 @@ def test_a_program_for_a_gpu_is_traced_for_one(monkeypatch):
 
     def program(x, unused):
         platforms.append(platform())
-        return x
+        return x * 3
 
     gpu = SimpleNamespace(platform="gpu", compute_capability="9.0")
     sharding = SingleDeviceSharding(jax.devices()[0])
