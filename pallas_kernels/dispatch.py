@@ -24,7 +24,8 @@ _target: ContextVar[Any] = ContextVar("target", default=None)
 
 @contextmanager
 def compiling_for(device: Any) -> Iterator[None]:
-    """Where "auto" chooses for `device`, which need not exist, instead of for the devices of this process."""
+    """Where "auto" chooses for `device`, which need not exist, instead of for the devices of this process. For functions that
+    are traced inside: jax does not trace again what it has traced before."""
     token = _target.set(device)
     try:
         yield
