@@ -5,6 +5,7 @@ Axes: B batch, T tokens, N query heads, K kv heads, G = N/K, R query rows = T * 
 """
 
 import jax.numpy as jnp
+from jax import Array
 
 EMPTY_SLOT_INDEX = 2**31 - 1  # index of an empty slot inside a kernel: larger than any query's last, so one comparison does
 MASK_VALUE = -1e30  # score of a slot that is not visible; finite, because -inf - -inf is NaN
@@ -39,6 +40,20 @@ def unfold(q_rows, shape):
     group = heads // q_rows.shape[1]
     q_rows = q_rows[:, :, : length * group].reshape(batch, q_rows.shape[1], length, group, width)
     return q_rows.transpose(0, 2, 1, 3, 4).reshape(shape)
+
+
+def kernel_operands(q, k, v, first, last, index, q_tile: int, kv_tile: int) -> dict[str, Array]:
+    """What a kernel is given for q [B, T, N, H] over k, v [B, K, S, H], by name: q as query rows; k, v and index padded to
+    whole tiles of slots; last; first, unless it is None; bounds (`tile_bounds`)."""
+    padding = round_up(k.shape[2], kv_tile) - k.shape[2]
+    if padding:
+        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (k, v))
+    q_rows, (first, last) = fold(q, k.shape[1], q_tile, (first, last))
+    index = jnp.pad(index, ((0, 0), (0, padding)), constant_values=-1)
+    index = jnp.where(index < 0, EMPTY_SLOT_INDEX, index)
+    bounds = tile_bounds(first, last, index, q_tile, kv_tile)
+    operands = {"bounds": bounds, "q": q_rows, "k": k, "v": v, "index": index, "last": last}
+    return operands if first is None else operands | {"first": first}
 
 
 def tile_bounds(first, last, index, q_tile: int, kv_tile: int):

@@ -24,17 +24,8 @@ from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams  # pu
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from pallas_kernels.blocks import (
-    EMPTY_SLOT_INDEX,
-    MASK_VALUE,
-    RUNNING_MAX_INIT,
-    fold,
-    merge_splits,
-    round_up,
-    tile_bounds,
-    unfold,
-)
-from pallas_kernels.mosaic_ops import COLUMN, LOG2E, MATRIX, ROW, ROWS, Ops, swizzle_transforms
+from pallas_kernels.blocks import MASK_VALUE, RUNNING_MAX_INIT, kernel_operands, merge_splits, round_up, unfold
+from pallas_kernels.mosaic_ops import COLUMN, LOG2E, MATRIX, ROW, ROWS, Ops, check_dtype, swizzle_transforms
 
 
 class Tiling(NamedTuple):
@@ -53,30 +44,19 @@ def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: boo
     Raises:
         NotImplementedError: a dtype or head dim that the tensor cores do not take.
     """
-    if not interpret and (q.dtype != jnp.bfloat16 or q.shape[-1] % 16 or q.shape[-1] > 128):
-        raise NotImplementedError(
-            f"mosaic_gpu: got {q.dtype} and head dim {q.shape[-1]}; takes bfloat16, multiples of 16 to 128"
-        )
+    if not interpret:
+        check_dtype("mosaic_gpu", q)
     if rotary is not None and (tiling.warpgroups != 1 or (not interpret and q.shape[-1] not in (64, 128))):
         raise NotImplementedError("mosaic_gpu: rotates keys on read only in decode, with head dims of 64 and 128")
-    padding = round_up(k.shape[2], tiling.slots) - k.shape[2]
-    if padding:
-        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (k, v))
-    q_tile = tiling.warpgroups * ROWS
-    q_rows, (first, last) = fold(q, k.shape[1], q_tile, (first, last))
-    index = jnp.pad(index, ((0, 0), (0, padding)), constant_values=-1)
-    index = jnp.where(index < 0, EMPTY_SLOT_INDEX, index)
-    operands: dict[str, Any] = {"bounds": tile_bounds(first, last, index, q_tile, tiling.slots)}
-    operands |= {"q": q_rows, "k": k, "v": v, "index": index, "last": last}
-    if first is not None:
-        operands["first"] = first
+    operands = kernel_operands(q, k, v, first, last, index, tiling.warpgroups * ROWS, tiling.slots)
     if rotary is not None:
         # Cosines and sines are at most 1: 16 bits of float16 have three more bits of mantissa than bfloat16.
         angle_dtype = jnp.float16 if q.dtype == jnp.bfloat16 else q.dtype
+        padding = operands["k"].shape[2] - k.shape[2]
         padded = {name: jnp.pad(x, ((0, 0), (0, padding), (0, 0))) for name, x in rotary._asdict().items()}
         operands |= {name: x.astype(angle_dtype) for name, x in padded.items()}
     real_rows = q.shape[1] * (q.shape[2] // k.shape[1])
-    out, lse = _Kernel(q_rows.shape, real_rows, q.dtype, frozenset(operands), tiling, interpret)(operands)
+    out, lse = _Kernel(operands["q"].shape, real_rows, q.dtype, frozenset(operands), tiling, interpret)(operands)
     return unfold(out[0] if tiling.splits == 1 else merge_splits(out, lse), q.shape)
 
 

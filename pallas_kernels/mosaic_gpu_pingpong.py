@@ -32,18 +32,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import stream_k
-from pallas_kernels.blocks import (
-    EMPTY_SLOT_INDEX,
-    MASK_VALUE,
-    RUNNING_MAX_INIT,
-    fold,
-    merge_splits,
-    round_up,
-    tile_bounds,
-    unfold,
-    whole_tiles,
-)
-from pallas_kernels.mosaic_ops import COLUMN, LOG2E, MATRIX, ROW, ROWS, Ops, swizzle_transforms
+from pallas_kernels.blocks import MASK_VALUE, RUNNING_MAX_INIT, kernel_operands, merge_splits, unfold, whole_tiles
+from pallas_kernels.mosaic_ops import COLUMN, LOG2E, MATRIX, ROW, ROWS, Ops, check_dtype, swizzle_transforms
 
 REGISTERS = 512  # of an SM for each lane of a warpgroup: 65,536 in all
 MEMORY_REGISTERS = 24  # of the warpgroup that copies
@@ -95,28 +85,19 @@ def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: boo
     Raises:
         NotImplementedError: a dtype or head dim that the tensor cores do not take.
     """
-    if not interpret and (q.dtype != jnp.bfloat16 or q.shape[-1] % 16 or q.shape[-1] > 128):
-        raise NotImplementedError(
-            f"mosaic_gpu_pingpong: got {q.dtype} and head dim {q.shape[-1]}; takes bfloat16, multiples of 16 to 128"
-        )
+    if not interpret:
+        check_dtype("mosaic_gpu_pingpong", q)
     if rotary is not None:
         raise NotImplementedError("mosaic_gpu_pingpong: does not rotate keys on read")
     kv_heads, q_tile = k.shape[1], tiling.warpgroups * ROWS
-    padding = round_up(k.shape[2], tiling.slots) - k.shape[2]
-    if padding:
-        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (k, v))
-    q_rows, (first, last) = fold(q, kv_heads, q_tile, (first, last))
-    index = jnp.pad(index, ((0, 0), (0, padding)), constant_values=-1)
-    index = jnp.where(index < 0, EMPTY_SLOT_INDEX, index)
-    bounds = tile_bounds(first, last, index, q_tile, tiling.slots)
-    operands: dict[str, Any] = {"bounds": bounds, "whole": whole_tiles(first, last, index, q_tile, tiling.slots)}
-    operands |= {"q": q_rows, "k": k, "v": v, "index": index, "last": last}
-    if first is not None:
-        operands["first"] = first
+    operands = kernel_operands(q, k, v, first, last, index, q_tile, tiling.slots)
+    limits = operands.get("first"), operands["last"], operands["index"]
+    operands["whole"] = whole_tiles(*limits, q_tile, tiling.slots)
+    bounds, q_rows = operands["bounds"], operands["q"]
     if not tiling.blocks:
         out, _ = _Kernel(q_rows.shape, 1, q.dtype, frozenset(operands), tiling, interpret)(operands)
         return unfold(out[0], q.shape)
-    kv_tiles = k.shape[2] // tiling.slots
+    kv_tiles = operands["k"].shape[2] // tiling.slots
     tiling = tiling._replace(blocks=min(tiling.blocks, bounds[..., 0].size * kv_heads * kv_tiles))
     shares = stream_k.cut(bounds, kv_heads, kv_tiles, tiling.blocks)
     operands |= {"offsets": shares.offsets, "shares": shares.blocks}

@@ -20,6 +20,16 @@ MATRIX = plgpu.Layout.WGMMA
 ROW, COLUMN = MATRIX.reduce(1), MATRIX.reduce(0)  # one value for each row, for each column of such a matrix
 
 
+def check_dtype(name: str, q) -> None:
+    """Refuse queries [B, T, N, H] that the tensor cores do not take.
+
+    Raises:
+        NotImplementedError: which names the kernel.
+    """
+    if q.dtype != jnp.bfloat16 or q.shape[-1] % 16 or q.shape[-1] > 128:
+        raise NotImplementedError(f"{name}: got {q.dtype} and head dim {q.shape[-1]}; takes bfloat16, multiples of 16 to 128")
+
+
 class Ops:
     """What GPU interpret mode lacks: on a GPU the register layouts and wgmma, on a CPU plain array code.
 

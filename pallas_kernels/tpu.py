@@ -16,7 +16,13 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from pallas_kernels.blocks import EMPTY_SLOT_INDEX, MASK_VALUE, RUNNING_MAX_INIT, fold, round_up, tile_bounds, unfold
+from pallas_kernels.blocks import (
+    MASK_VALUE,
+    RUNNING_MAX_INIT,
+    kernel_operands,
+    round_up,
+    unfold,
+)
 
 LANES = 128  # a vector register is 8 x 128 of 32 bits
 SUBLANES = 16  # query rows come in multiples of it: a tile of bfloat16
@@ -35,13 +41,9 @@ def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: Any
     kv_heads = k.shape[1]
     q_tile = min(tiling.q_rows, round_up(length * heads // kv_heads, SUBLANES))
     kv_tile = min(tiling.slots, round_up(k.shape[2], LANES))
-    padding = round_up(k.shape[2], kv_tile) - k.shape[2]
-    if padding:
-        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (k, v))
-    q_rows, (first, last) = fold(q, kv_heads, q_tile, (first, last))
-    index = jnp.pad(index, ((0, 0), (0, padding)), constant_values=-1)
-    index = jnp.where(index < 0, EMPTY_SLOT_INDEX, index)
-    bounds = tile_bounds(first, last, index, q_tile, kv_tile)
+    slots = k.shape[2]
+    operands = kernel_operands(q, k, v, first, last, index, q_tile, kv_tile)
+    bounds, q_rows, k, v, index = (operands[name] for name in ("bounds", "q", "k", "v", "index"))
 
     def kv_block(i, j, b, bounds):
         """The tile of slots of step j; past the end the last one again, because a block that stays is not fetched again."""
@@ -54,8 +56,8 @@ def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: Any
     kv_spec = pl.BlockSpec((None, None, kv_tile, width), lambda b, h, i, j, bounds: (b, h, kv_block(i, j, b, bounds), 0))
     index_spec = pl.BlockSpec((None, 1, kv_tile), lambda b, h, i, j, bounds: (b, 0, kv_block(i, j, b, bounds)))
     angle_spec = pl.BlockSpec((None, kv_tile, width // 2), lambda b, h, i, j, bounds: (b, kv_block(i, j, b, bounds), 0))
-    angles = [] if rotary is None else [jnp.pad(x, ((0, 0), (0, padding), (0, 0))) for x in rotary]
-    limits = [x for x in (last, first) if x is not None]
+    angles = [] if rotary is None else [jnp.pad(x, ((0, 0), (0, k.shape[2] - slots), (0, 0))) for x in rotary]
+    limits = [operands[name] for name in ("last", "first") if name in operands]
     out = pl.pallas_call(
         partial(_body, has_first=first is not None, rotated_on_read=bool(angles), scale=width**-0.5),
         grid_spec=pltpu.PrefetchScalarGridSpec(
