@@ -220,7 +220,6 @@ def _plan(files: dict[Variant, dict[int, Path]], seconds: int, scratch: Path) ->
 def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> None:
     from svlm_jax.decode.sampling import Sampling
     from svlm_jax.inputs import Clip
-    from svlm_jax.spans import temporal_step
     from svlm_jax.stream.runner import VIDEO, Runner
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
@@ -229,7 +228,7 @@ def _stream(vlm: Any, variant: Variant, games: Games, seed: int, path: Path) -> 
     seconds = variant.seconds(len(patches))
     questions = questions_by_second(games.world(seed), seconds)
     clip = vlm.processor.video(np.zeros((variant.stream.chunk_frames, 448, 672, 3), np.uint8), fps=variant.stream.fps, raw=True)
-    step = temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, variant.stream.fps)
+    step = config.vision.temporal_step(variant.stream.fps)
     runner = Runner(Session(vlm.model, vlm.tokenizer, variant.stream, clip.grid, sampling=Sampling()))
     runner.join(VIDEO)
     progress = Progress(f"{variant.group}: {variant.name}, game {seed}", "seconds")

@@ -7,6 +7,7 @@ stream: windows in chunks, sink, text_window and replies in tokens.
 """
 
 import json
+import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self, get_args
 
@@ -23,6 +24,8 @@ ResizeOn = Literal["auto", "host", "device"]  # where frames of video are resize
 Mode = Literal["streaming", "full", "window", "recompute"]
 RopePositions = Literal["contiguous", "native"]
 MovedReplyKV = Literal["reuse", "recompute"]
+VisionNorm = Literal["rms_norm", "layer_norm"]
+VisionActivation = Literal["silu", "quick_gelu", "gelu_pytorch_tanh"]  # names of Hugging Face; a silu is gated
 
 VISION_EPS = 1e-6  # RMSNorm epsilon of the vision tower; no config.json has it
 VISION_ROPE_THETA = 10_000.0
@@ -32,9 +35,20 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision tower: `depth` blocks of width `hidden_size`, windows of `window_size` pixels, full (per frame) attention
-    in `fullatt_block_indexes`, a merger to `out_hidden_size`. `image_mean` and `image_std` are those of the pixels that the
-    tower was trained with: it normalises raw uint8 patches itself."""
+    """The vision tower: `depth` blocks of width `hidden_size`, a merger to `out_hidden_size`. The defaults are Qwen2.5-VL's.
+
+    Attributes:
+        fullatt_block_indexes: blocks with full attention (of a frame); the others attend in windows of `window_size` pixels.
+        window_size: 0: patches are not ordered by window; all blocks have full attention.
+        tokens_per_second: temporal positions a second; None: one position a temporal patch, whatever the frame rate.
+        image_mean, image_std: of the pixels that the tower was trained with: it normalises raw uint8 patches itself.
+        norm: of the blocks and the merger.
+        hidden_act: of the blocks' MLP. "silu" is gated (SwiGLU), the others have one matrix up and one down.
+        patch_bias: whether the patch embedding has a bias.
+        num_position_embeddings: rows of a square table of learned positions, resampled to each grid; 0: none.
+        deepstack_visual_indexes: blocks after which a merger of their own makes features for the first decoder layers
+            (DeepStack, arXiv 2406.04334).
+    """
 
     depth: int
     hidden_size: int
@@ -42,7 +56,7 @@ class VisionConfig:
     num_heads: int
     out_hidden_size: int
     fullatt_block_indexes: tuple[int, ...]
-    tokens_per_second: int
+    tokens_per_second: int | None
     in_channels: int = 3
     patch_size: int = 14
     spatial_merge_size: int = 2
@@ -50,10 +64,20 @@ class VisionConfig:
     window_size: int = 112
     image_mean: tuple[float, float, float] = CLIP_MEAN
     image_std: tuple[float, float, float] = CLIP_STD
+    norm: VisionNorm = "rms_norm"
+    hidden_act: VisionActivation = "silu"
+    patch_bias: bool = False
+    num_position_embeddings: int = 0
+    deepstack_visual_indexes: tuple[int, ...] = ()
 
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_heads
+
+    @property
+    def positions_per_side(self) -> int:
+        """Learned positions on a side of their square table (48 in Qwen3-VL)."""
+        return math.isqrt(self.num_position_embeddings)
 
     @property
     def patch_dim(self) -> int:
@@ -70,6 +94,11 @@ class VisionConfig:
         """Patches in a full attention window (64); windows at the edges are smaller."""
         return (self.window_size // self.patch_size) ** 2
 
+    def temporal_step(self, fps: float | int) -> float:
+        """Positions between two temporal patches of a video at `fps`: in Qwen2.5-VL 2 at 2 fps, 0.5 at 8 fps. Not truncated,
+        unlike transformers (StreamingVLM keeps the fraction and is trained with it)."""
+        return 1.0 if self.tokens_per_second is None else self.tokens_per_second * self.temporal_patch_size / fps
+
     def __post_init__(self) -> None:
         _check_divides("vision_config.hidden_size", self.hidden_size, "num_heads", self.num_heads)
         _check_divides(
@@ -85,19 +114,30 @@ class VisionConfig:
                 "a head_dim divisible by 4 (two axes, two halves)",
                 "change hidden_size or num_heads",
             )
-        for index in self.fullatt_block_indexes:
-            if not 0 <= index < self.depth:
-                raise InputError(
-                    "vision_config.fullatt_block_indexes",
-                    index,
-                    f"indexes below depth {self.depth}",
-                    "mend config.json",
-                )
+        for name in ("fullatt_block_indexes", "deepstack_visual_indexes"):
+            for index in getattr(self, name):
+                if not 0 <= index < self.depth:
+                    raise InputError(f"vision_config.{name}", index, f"indexes below depth {self.depth}", "mend config.json")
+        if self.window_size == 0 and len(set(self.fullatt_block_indexes)) != self.depth:
+            raise InputError(
+                "vision_config.window_size", 0, "windows for the blocks without full attention", "mend config.json"
+            )
+        if self.positions_per_side**2 != self.num_position_embeddings:
+            field, expected = "vision_config.num_position_embeddings", "the square of a whole number"
+            raise InputError(field, self.num_position_embeddings, expected, "mend config.json")
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The decoder: grouped-query attention, SwiGLU, RMSNorm, chunked M-RoPE (`mrope_section` in frequencies: t, h, w)."""
+    """The decoder: grouped-query attention, SwiGLU, RMSNorm, M-RoPE. The defaults are Qwen2.5's.
+
+    Attributes:
+        mrope_section: rotary frequencies of t, h and w.
+        mrope_interleaved: the three axes take turns along the frequencies (Qwen3-VL); otherwise they are blocks.
+        head_dim: 0: hidden_size / num_attention_heads.
+        qkv_bias: whether the projections to q, k and v have biases.
+        qk_norm: RMSNorm over the head dim of each q and k head, before the rotation (Qwen3).
+    """
 
     vocab_size: int
     hidden_size: int
@@ -109,13 +149,15 @@ class TextConfig:
     mrope_section: tuple[int, int, int]
     rope_theta: float = 1_000_000.0
     max_position_embeddings: int = 128_000
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+    mrope_interleaved: bool = False
+    head_dim: int = 0
+    qkv_bias: bool = True
+    qk_norm: bool = False
 
     def __post_init__(self) -> None:
-        _check_divides("text_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        if not self.head_dim:
+            _check_divides("text_config.hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         _check_divides(
             "text_config.num_attention_heads", self.num_attention_heads, "num_key_value_heads", self.num_key_value_heads
         )

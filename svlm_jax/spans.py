@@ -49,12 +49,6 @@ class Span(NamedTuple):
     keep: TokenMask | None = None
 
 
-def temporal_step(tokens_per_second: int, temporal_patch_size: int, fps: float | int) -> float:
-    """Positions between two temporal patches of a video at `fps`: 2 at 2 fps, 0.5 at 8 fps. Not truncated, unlike
-    transformers (StreamingVLM keeps the fraction and is trained with it)."""
-    return tokens_per_second * temporal_patch_size / fps
-
-
 def merged_tokens(grid: tuple[int, int, int], merge: int = 2) -> int:
     """Merged tokens of a patch grid (t, h, w): M."""
     t, h, w = grid

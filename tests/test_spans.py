@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svlm_jax.spans import Kind, Span, grid_index, positions, temporal_step, total, vision_span
+from svlm_jax.families import preset
+from svlm_jax.spans import Kind, Span, grid_index, positions, total, vision_span
 
 KINDS = st.sampled_from([kind for kind in Kind if kind != Kind.VISION])
 TEXT = st.builds(lambda kind, length, turn: Span(kind, length, turn), KINDS, st.integers(0, 9), st.integers(0, 3))
@@ -114,11 +115,11 @@ def test_a_clip_wider_than_long_pushes_the_text_behind_it_by_its_width():
 
 @pytest.mark.parametrize(("fps", "step"), [(1, 4.0), (2, 2.0), (4, 1.0), (8, 0.5)])
 def test_the_temporal_step_is_a_fraction_above_4_fps(fps, step):
-    assert temporal_step(2, 2, fps) == step
+    assert preset("qwen2.5-vl-7b").vision.temporal_step(fps) == step
 
 
 def test_at_8_fps_frames_stand_half_a_position_apart_and_the_text_follows_without_rounding():
-    span = vision_span((4, 2, 2), step=temporal_step(2, 2, 8.0))
+    span = vision_span((4, 2, 2), step=0.5)
     got = positions([Span(Kind.USER_TEXT, 1), span, Span(Kind.REPLY, 2)])
     np.testing.assert_array_equal(got[0], [0, 1, 1.5, 2, 2.5, 3.5, 4.5])
     np.testing.assert_array_equal(got[1], [0, 1, 1, 1, 1, 3.5, 4.5])

@@ -21,7 +21,6 @@ from svlm_jax.errors import InputError
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.pixels import preprocess
 from svlm_jax.media.processor import Processor
-from svlm_jax.spans import temporal_step
 
 MAX_TFDS_RECORDS = 32  # that the fingerprint reads: the frames, some MB each, are read with them
 
@@ -86,7 +85,7 @@ class SampleBuilder:
 
     def __call__(self, window: Window) -> tuple[Sample, np.ndarray]:
         model, pixels = self.processor.config, self.processor.video_config
-        step = temporal_step(model.vision.tokens_per_second, model.vision.temporal_patch_size, self.data.fps)
+        step = model.vision.temporal_step(self.data.fps)
         # raw: workers move a quarter of the bytes, and the vision tower normalises
         clips = [Clip(*preprocess(frames, pixels, raw=True), step, video=True) for frames in window.frames]
         options = {name: getattr(self.data, name) for name in ("sink", "text_window", "as_streamed", "learn_previous")}

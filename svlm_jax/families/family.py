@@ -29,10 +29,12 @@ class ChatFormat:
     """The markup of a conversation. Each of the four marks is one special token of the family's tokenizer.
 
     Attributes:
-        system_prompt: of a conversation without a system turn of its own.
+        system_prompt: of a conversation without a system turn of its own; "": such a conversation has none.
         turn_start, turn_end: marks around a turn, which is written turn_start role newline text turn_end newline.
         vision_start, vision_end: marks around the pad tokens of an image or a clip.
         time_text: (start, end) of a chunk in seconds -> the text with which its user turn begins.
+        frame_text: the second of a temporal patch of a video (the mean of its frames) -> the text before it. Each temporal
+            patch is then a block of its own between the vision marks, and `time_text` is not used. None: a clip is one block.
     """
 
     system_prompt: str
@@ -41,6 +43,7 @@ class ChatFormat:
     vision_start: str
     vision_end: str
     time_text: Callable[[float, float], str]
+    frame_text: Callable[[float], str] | None = None
 
     @property
     def marks(self) -> tuple[str, ...]:

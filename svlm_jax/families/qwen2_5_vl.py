@@ -33,7 +33,18 @@ _VISION_DEFAULTS = {
     "tokens_per_second": 4,  # not the 2 of the published models
 }
 _TEXT_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 1e6, "max_position_embeddings": 32768}
-_VISION_FIXED = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}  # what preprocessor_config.json says, and never config.json
+# Fields that no file says: what is the same in all models of the family; image_mean and image_std stand in
+# preprocessor_config.json.
+_VISION_FIXED = {
+    "image_mean": CLIP_MEAN,
+    "image_std": CLIP_STD,
+    "norm": "rms_norm",
+    "hidden_act": "silu",
+    "patch_bias": False,
+    "num_position_embeddings": 0,
+    "deepstack_visual_indexes": (),
+}
+_TEXT_FIXED = {"mrope_interleaved": False, "head_dim": 0, "qkv_bias": True, "qk_norm": False}
 # Spellings of the rotary settings, and a list that transformers derives: written anew, not carried along.
 _ROPE_KEYS = ("layer_types", "rope_scaling", "rope_parameters", "type", "rope_type")
 
@@ -47,13 +58,13 @@ def parse_sections(text: Section, vision: Section, source: str) -> tuple[TextCon
     text |= {key: rope[key] for key in ("rope_theta", "mrope_section") if key in rope}
     if text.get("num_key_value_heads") is None:
         text["num_key_value_heads"] = text.get("num_attention_heads")
-    text_config = take_fields(TextConfig, text, _TEXT_DEFAULTS, f"{source} text_config", {})
+    text_config = take_fields(TextConfig, text, _TEXT_DEFAULTS, f"{source} text_config", _TEXT_FIXED)
     return text_config, take_fields(VisionConfig, vision, _VISION_DEFAULTS, f"{source} vision_config", _VISION_FIXED)
 
 
 def dump_sections(config: ModelConfig) -> tuple[Section, Section]:
     """The text and the vision section, as transformers 5 writes them."""
-    text, vision = field_values(config.text, {}), field_values(config.vision, _VISION_FIXED)
+    text, vision = field_values(config.text, _TEXT_FIXED), field_values(config.vision, _VISION_FIXED)
     rope = {name: text.pop(name) for name in ("mrope_section", "rope_theta")}
     text |= {"model_type": "qwen2_5_vl_text", "hidden_act": "silu"}
     text["rope_parameters"] = rope | {"rope_type": "default", "type": "mrope"}

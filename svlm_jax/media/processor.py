@@ -19,7 +19,6 @@ from svlm_jax.inputs import Clip, Frames, Sample
 from svlm_jax.media.image import as_frames, load_image
 from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, preprocess, smart_resize
 from svlm_jax.media.video import read_video
-from svlm_jax.spans import temporal_step
 
 STREAMING = "streaming_config.json"
 PREPROCESSOR, VIDEO_PREPROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
@@ -91,7 +90,7 @@ class Processor:
             frames = as_frames(source)
         patches, grid = preprocess(frames, frame_share(self.video_config, len(frames)), raw=raw)
         vision = self.config.vision
-        return Clip(patches, grid, temporal_step(vision.tokens_per_second, vision.temporal_patch_size, fps), video=True)
+        return Clip(patches, grid, vision.temporal_step(fps), video=True)
 
     def frames(self, source: Any, *, fps: float | int = 2.0) -> Clip:
         """`video` of frames that were sampled before, without its patches: they are made on the device, pixel for pixel."""
@@ -101,7 +100,7 @@ class Processor:
         if missing := -len(pixels) % vision.temporal_patch_size:  # as `patchify` does
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
         grid = (len(pixels) // vision.temporal_patch_size, rows // vision.patch_size, columns // vision.patch_size)
-        step = temporal_step(vision.tokens_per_second, vision.temporal_patch_size, fps)
+        step = vision.temporal_step(fps)
         none = np.zeros((0, vision.patch_dim), np.uint8)
         return Clip(none, grid, step, video=True, frames=Frames(pixels, height, width))
 

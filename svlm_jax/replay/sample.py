@@ -33,7 +33,7 @@ from svlm_jax.replay.format import (
     require,
     require_int,
 )
-from svlm_jax.spans import positions, temporal_step
+from svlm_jax.spans import positions
 from svlm_jax.train.loss import cross_entropy
 
 LOSS = 1e-4  # relative
@@ -188,7 +188,7 @@ def compute(recording: SampleRecording, processor: Processor, parameters: Parame
 def _build_sample(recording: SampleRecording, processor: Processor) -> tuple[Sample, np.ndarray]:
     """The training sample and its labels [n]."""
     vision, pixels = processor.config.vision, processor.video_config
-    step = temporal_step(vision.tokens_per_second, vision.temporal_patch_size, recording.fps)
+    step = vision.temporal_step(recording.fps)
     clips = [Clip(*patchify(normalise(frames, pixels), pixels), step, video=True) for frames in frames_of(recording)]
     return annotation.build_sample(
         recording.annotation,

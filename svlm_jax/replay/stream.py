@@ -30,7 +30,6 @@ from svlm_jax.replay.format import (
     require,
     require_int,
 )
-from svlm_jax.spans import temporal_step
 from svlm_jax.stream.events import Caption
 from svlm_jax.stream.runner import VIDEO, Runner
 from svlm_jax.stream.sequence import Chunk, StreamSequence
@@ -192,7 +191,7 @@ def run(recording: StreamRecording, model: QwenVL, tokenizer: Tokenizer, pixels:
     height, width = settings["frame_height"], settings["frame_width"]
     _check_model(recording, model, pixels)
     vision = model.config.vision
-    step = temporal_step(vision.tokens_per_second, vision.temporal_patch_size, config.fps)
+    step = vision.temporal_step(config.fps)
     frame_pairs = -(-config.chunk_frames // vision.temporal_patch_size)
     grid = (frame_pairs, height // pixels.patch_size, width // pixels.patch_size)
     runner = Runner(Session(model, tokenizer, config, grid, sampling=recording.sampling, markup=True))

@@ -21,7 +21,7 @@ from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip, Inputs, Sample, window_order
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.vlm import QwenVL
-from svlm_jax.spans import Kind, Span, positions, temporal_step, vision_span
+from svlm_jax.spans import Kind, Span, positions, vision_span
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -154,11 +154,7 @@ def make_sample(pieces: Sequence[Piece], config: ModelConfig, seed: int) -> Samp
         if isinstance(piece, int):
             say(rng.integers(0, TEXT_IDS, piece).tolist())
             continue
-        step = (
-            1.0
-            if piece.fps is None
-            else temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, piece.fps)
-        )
+        step = 1.0 if piece.fps is None else config.vision.temporal_step(piece.fps)
         patches = rng.normal(size=(int(np.prod(piece.grid)), config.vision.patch_dim)).astype(np.float32)
         clips.append(Clip(patches, piece.grid, step, video=piece.fps is not None))
         span = vision_span(piece.grid, step=step)

@@ -17,7 +17,7 @@ from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip, Inputs, Sample
 from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
 from svlm_jax.model.parameters import Parameters, from_parameters, stack, unstack
-from svlm_jax.spans import Kind, Span, positions, temporal_step, vision_span
+from svlm_jax.spans import Kind, Span, positions, vision_span
 from svlm_jax.train.loss import cross_entropy
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, video
@@ -79,7 +79,7 @@ def training(data_dir, tiny_dir) -> Training:
     config = config_json.read(tiny_dir)
     grids = [tuple(map(int, grid)) for grid in arrays["grid"]]
     pixels = np.split(arrays["pixel_values"], np.cumsum([np.prod(grid) for grid in grids])[:-1])
-    step = temporal_step(config.vision.tokens_per_second, config.vision.temporal_patch_size, FPS)
+    step = config.vision.temporal_step(FPS)
     clips = [Clip(patches, grid, step, video=True) for patches, grid in zip(pixels, grids, strict=True)]
     sample = recorded_sample(arrays["input_ids"], clips, config)
     inputs = collate([sample], config.vision, token_buckets=(896,), patch_buckets=(576,))
@@ -149,7 +149,7 @@ def stream(data_dir, tiny_dir) -> Recording:
     arrays = dict(np.load(data_dir / "streams" / "full_attention.npz"))
     settings, vision = recording["config"], config_json.read(tiny_dir).vision
     shape = (3, settings["frame_height"], settings["frame_width"])
-    step = temporal_step(vision.tokens_per_second, vision.temporal_patch_size, settings["fps"])
+    step = vision.temporal_step(settings["fps"])
     clips = []
     for this in recording["rounds"]:
         seeds = [1000 + settings["seed"] * 7919 + frame for frame in this["frames"]]
