@@ -45,7 +45,7 @@ class Turn(NamedTuple):
 
 
 def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, reply: bool = True) -> Sample:
-    """Tokens of a conversation; the family's system turn is added when there is none.
+    """Tokens of a conversation; the family's system turn, if it has one, is added when there is none.
 
     Args:
         reply: end with the header of an assistant turn, which the model continues.
@@ -54,7 +54,7 @@ def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, 
         ValueError: an unknown role.
     """
     turns, chat = list(turns), family_of(config).chat
-    if not turns or turns[0].role != "system":
+    if chat.system_prompt and (not turns or turns[0].role != "system"):
         turns.insert(0, Turn("system", (chat.system_prompt,)))
     ids: list[int] = []
     spans: list[Span] = []
@@ -97,18 +97,20 @@ class Tokens(NamedTuple):
         return cls(np.array(ids, np.int32), tuple(span for span, _ in runs if span.length))
 
 
-def opening(previous: str, tokenizer: Tokenizer, config: ModelConfig) -> Tokens:
-    """The first tokens of a stream: the system turn and the previous-text turn (empty or not)."""
-    chat = family_of(config).chat
-    system = tokenizer.encode(f"{chat.header('system')}{chat.system_prompt}{chat.footer}", add_special_tokens=False)
-    turn = tokenizer.encode(f"{chat.header('previous text')}{previous}{chat.footer}", add_special_tokens=False)
-    head, body, tail = turn[:PREVIOUS_HEAD], turn[PREVIOUS_HEAD:-TURN_END], turn[-TURN_END:]
-    return Tokens.join(
-        _run(Kind.SYSTEM, system, 0, Part.BODY),
-        _run(Kind.PREVIOUS, head, 0, Part.HEAD),
-        _run(Kind.PREVIOUS, body, 0, Part.BODY),
-        _run(Kind.PREVIOUS, tail, 0, Part.TAIL),
-    )
+def opening(previous: str | None, tokenizer: Tokenizer, config: ModelConfig) -> Tokens:
+    """The first tokens of a stream: the family's system turn, if it has one, and the previous-text turn (empty or not), unless
+    `previous` is None: such a stream has none, and its opening may be empty."""
+    chat, turns = family_of(config).chat, []
+    if chat.system_prompt:
+        system = tokenizer.encode(f"{chat.header('system')}{chat.system_prompt}{chat.footer}", add_special_tokens=False)
+        turns.append(_run(Kind.SYSTEM, system, 0, Part.BODY))
+    if previous is not None:
+        turn = tokenizer.encode(f"{chat.header('previous text')}{previous}{chat.footer}", add_special_tokens=False)
+        head, body, tail = turn[:PREVIOUS_HEAD], turn[PREVIOUS_HEAD:-TURN_END], turn[-TURN_END:]
+        turns.append(_run(Kind.PREVIOUS, head, 0, Part.HEAD))
+        turns.append(_run(Kind.PREVIOUS, body, 0, Part.BODY))
+        turns.append(_run(Kind.PREVIOUS, tail, 0, Part.TAIL))
+    return Tokens.join(*turns)
 
 
 def user_turn(
