@@ -62,14 +62,14 @@ def programs(config: ModelConfig, args: argparse.Namespace) -> dict[str, Program
 
     from svlm_jax.decode.generate import prefill
     from svlm_jax.decode.loop import decode
-    from svlm_jax.inputs import Inputs, VisionInput
+    from svlm_jax.inputs import Inputs, blank_vision
     from svlm_jax.model.cache import KVCache
     from svlm_jax.model.parameters import abstract
 
     graph, state = abstract(config)
     array, batch, tokens, patches = abstract_array, args.num_streams, args.tokens, args.patches
-    pair = array(batch, patches, 2)
-    vision = VisionInput(array(batch, patches, 1176, dtype="uint8"), pair, pair, pair, patches)
+    vision = replace(blank_vision(batch, config.vision, patches), frame_span=patches)
+    vision = jax.tree.map(lambda table: array(*table.shape, dtype=table.dtype), vision)
     ids = array(batch, tokens)
     inputs = Inputs(ids, ids, array(batch, 3, tokens, dtype="float32"), ids, vision)
     cache = jax.eval_shape(lambda: KVCache.empty(config.text, batch, args.slots, config.dtype))

@@ -124,7 +124,7 @@ def compiled_for_h100(layers: int | None) -> Iterator[Row]:
     """Rows of the vision tower, from patches and from raw frames."""
     import jax
 
-    from svlm_jax.inputs import VisionInput
+    from svlm_jax.inputs import blank_vision
     from svlm_jax.model.parameters import shapes
     from svlm_jax.stream.programs import encode_vision
 
@@ -134,10 +134,10 @@ def compiled_for_h100(layers: int | None) -> Iterator[Row]:
     params = tuple(shape for path, shape in sorted(shapes(config).items()) if path.startswith("vision."))
     raw = raw_frames([np.zeros((2, 720, 1280, 3), np.uint8)])
     _, num_patches = raw.patch_index.shape
-    pair, patches = abstract_array(1, num_patches, 2), abstract_array(1, num_patches, config.vision.patch_dim, dtype="uint8")
-    frames = jax.tree.map(lambda x: abstract_array(*x.shape, dtype=x.dtype), raw)
-    for name_of, pixels in (("patches", patches), ("raw frames", frames)):
-        vision = VisionInput(pixels, pair, pair, pair, num_patches)
+    blank = replace(blank_vision(1, config.vision, num_patches), frame_span=num_patches)
+    blank, frames = jax.tree.map(lambda x: abstract_array(*x.shape, dtype=x.dtype), (blank, raw))
+    for name_of, pixels in (("patches", blank.patches), ("raw frames", frames)):
+        vision = replace(blank, patches=pixels)
         program = lambda params, vision, unused: encode_vision(params, vision, config=config)  # noqa: E731
         stats = compile_stats((program, (params, vision, abstract_array(1))), "h100", 1 << 40, config.vision.depth)
         yield {"vision tower from": name_of, "layers": config.vision.depth} | stats

@@ -6,7 +6,8 @@ Patches travel in WINDOW ORDER: every attention window of the vision tower is on
 anything, and a token finds its merged vision token through `Inputs.vision_index`. Each sample of a batch has its own images and
 clips, so vision shards over the batch like everything else.
 
-Axes: B batch · T tokens · P patches · M merged vision tokens = P / merge_unit · C numbers a patch.
+Axes: B batch · T tokens · P patches · M merged vision tokens = P / merge_unit · C numbers a patch · L learned positions that a
+patch is between: 4, or 0 in towers without them.
 """
 
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ from svlm_jax.spans import Span
 TOKEN_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 PATCH_BUCKETS = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072, 262144, 524288)
 REMEDY = "use fewer or smaller frames, or a shorter prompt"
-VISION_TABLES = ("positions", "window_range", "frame_range")  # of a VisionInput, beside its patches
+# Of a VisionInput, beside its patches.
+VISION_TABLES = ("positions", "window_range", "frame_range", "position_index", "position_weight")
 FRACTION_BITS = 22  # of the weights of a resize: 32 bits, less 8 of a pixel, less 2 for sums above 1 and below 0
 EMPTY_RANGE = (1, 0)  # first > last: a query that attends to no key
 
@@ -98,14 +100,17 @@ class VisionInput:
     patches [B, P, C]: float32, normalised, or raw uint8 pixels, which the tower normalises; or `RawFrames`, of which the device
     makes such pixels before the tower. positions [B, P, 2] int32: row and
     column of the patch in its frame. window_range, frame_range [B, P, 2] int32: first and last patch that this one attends to
-    in window layers and in full layers (which see one frame); padding has EMPTY_RANGE and is in the range of none. frame_span:
-    static bucket that holds the patches of any one frame.
+    in window layers and in full layers (which see one frame); padding has EMPTY_RANGE and is in the range of none.
+    position_index [B, P, L] int32, position_weight [B, P, L] float32: the learned positions that a patch's own is a weighted
+    sum of; L is 0 in towers without them. frame_span: static bucket that holds the patches of any one frame.
     """
 
     patches: Any  # numpy on the host, jax inside a jitted function, anything while jax walks the tree
     positions: Any
     window_range: Any
     frame_range: Any
+    position_index: Any
+    position_weight: Any
     frame_span: int
 
 
@@ -136,16 +141,16 @@ def bucket(size: int, sizes: Sequence[int], name: str, remedy: str = REMEDY) -> 
 
 
 def window_order(grid: Grid, config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Order of the merged units of one grid by attention window.
+    """Order of the merged units of one grid by attention window; a tower without windows takes them in patchify order.
 
     Returns:
         units [U] int: number in patchify order (t, row, column) of each unit, in window order.
         window [U] int: number of the window that each of them belongs to; windows never cross frames. Windows at the right and
         lower edge are smaller; none is empty.
     """
-    # side: of a window, in merged units
-    merge, side = config.spatial_merge_size, config.window_size // config.patch_size // config.spatial_merge_size
+    merge = config.spatial_merge_size
     t, h, w = grid[0], grid[1] // merge, grid[2] // merge
+    side = config.window_size // config.patch_size // merge or max(h, w)  # of a window, in merged units
     frame, row, column = (axis.reshape(-1) for axis in np.indices((t, h, w)))
     windows_down, windows_across = -(-h // side), -(-w // side)
     window = (frame * windows_down + row // side) * windows_across + column // side
@@ -156,15 +161,16 @@ def window_order(grid: Grid, config: VisionConfig) -> tuple[np.ndarray, np.ndarr
 class PatchLayout(NamedTuple):
     """How the patches of some grids lie in a bucket.
 
-    patch_index [n] int: index in patchify order, over all grids, of each patch in window order. positions, window_range,
-    frame_range, frame_span: as in VisionInput. vision_index [M] int32: which output of the vision tower is merged unit m,
-    counted over all grids in patchify order.
+    patch_index [n] int: index in patchify order, over all grids, of each patch in window order. vision_index [M] int32: which
+    output of the vision tower is merged unit m, counted over all grids in patchify order. The others: as in VisionInput.
     """
 
     patch_index: np.ndarray
     positions: np.ndarray
     window_range: np.ndarray
     frame_range: np.ndarray
+    position_index: np.ndarray
+    position_weight: np.ndarray
     vision_index: np.ndarray
     frame_span: int
 
@@ -175,6 +181,8 @@ def patch_layout(grids: tuple[Grid, ...], config: VisionConfig, size: int) -> Pa
     unit = config.merge_unit
     positions = np.zeros((size, 2), np.int32)
     window_range, frame_range = (np.full((size, 2), EMPTY_RANGE, np.int32) for _ in range(2))
+    neighbours = 4 if config.num_position_embeddings else 0
+    position_index, position_weight = np.zeros((size, neighbours), np.int32), np.zeros((size, neighbours), np.float32)
     patch_indices, vision_indices = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     start = 0
     for grid in grids:
@@ -187,6 +195,8 @@ def patch_layout(grids: tuple[Grid, ...], config: VisionConfig, size: int) -> Pa
         part = slice(start, start + count)
         patch_indices.append(start + patch_index)
         positions[part] = _grid_positions(grid, config.spatial_merge_size)[patch_index]
+        if neighbours:
+            position_index[part], position_weight[part] = _learned_positions(positions[part], grid, config.positions_per_side)
         window_range[part] = start + _run_ranges(np.repeat(window, unit))
         # windows never cross frames, so a frame is contiguous in window order too
         frame_range[part] = start + _run_ranges(np.repeat(np.arange(t), h * w))
@@ -196,7 +206,8 @@ def patch_layout(grids: tuple[Grid, ...], config: VisionConfig, size: int) -> Pa
         start += count
     frame_span = bucket(max((h * w for _, h, w in grids), default=1), PATCH_BUCKETS, "patches in a frame")
     vision_index = np.concatenate(vision_indices).astype(np.int32)
-    arrays = np.concatenate(patch_indices), positions, window_range, frame_range, vision_index
+    tables = positions, window_range, frame_range, position_index, position_weight
+    arrays = np.concatenate(patch_indices), *tables, vision_index
     for array in arrays:
         array.flags.writeable = False  # they are cached
     return PatchLayout(*arrays, frame_span)
@@ -241,11 +252,34 @@ def vision_tables(layouts: Sequence[PatchLayout], patches: Any) -> VisionInput:
     return VisionInput(patches, **tables, frame_span=max(layout.frame_span for layout in layouts))
 
 
+def blank_vision(batch: int, config: VisionConfig, size: int) -> VisionInput:
+    """A batch without images, as raw pixels: the shapes and types of any other batch of `size` patches."""
+    patches = np.zeros((batch, size, config.patch_dim), np.uint8)
+    return vision_tables([patch_layout((), config, size)] * batch, patches)
+
+
 def _grid_positions(grid: Grid, merge: int) -> np.ndarray:
     """(row, column) of every patch in patchify order (t, h/2, w/2, 2, 2), as int32 [P, 2]."""
     t, h, w = grid
     row, column = (axis.reshape(h // merge, merge, w // merge, merge).swapaxes(1, 2).reshape(-1) for axis in np.indices((h, w)))
     return np.tile(np.stack([row, column], axis=1), (t, 1)).astype(np.int32)
+
+
+def _learned_positions(positions: np.ndarray, grid: Grid, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where patches at (row, column) [n, 2] of a grid lie in a square table of `side` x `side` learned positions that is
+    stretched over it: the four rows of the table around each (int32 [n, 4]), and their weights (float32 [n, 4]).
+
+    Bilinear, corner on corner, in float32 like transformers (`vision_utils.get_vision_interpolation_indices_and_weights`).
+    """
+    lengths = np.maximum(np.array(grid[1:], np.float32) - 1, 1)
+    source = positions.astype(np.float32) * np.float32(side - 1) / lengths
+    floor = np.floor(source)
+    upper = source - floor
+    weights = np.stack([1 - upper, upper], axis=2)  # [n, axis, 2]
+    taps = np.minimum(floor.astype(np.int32)[..., None] + np.arange(2, dtype=np.int32), side - 1)
+    index = taps[:, 0, :, None] * side + taps[:, 1, None, :]
+    weight = weights[:, 0, :, None] * weights[:, 1, None, :]
+    return index.reshape(-1, 4), weight.reshape(-1, 4)
 
 
 def _run_ranges(numbers: np.ndarray) -> np.ndarray:

@@ -55,6 +55,7 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"text\.layers\..*\.(out|down)\.lora_b", (None, "embed")),
     (r".*norm\d?\.scale", (None,)),
     (r"vision\.patch_embed\.kernel", (None, "vision")),
+    (r"vision\.position_embedding", (None, "vision")),
     (r"vision\.blocks\..*attention\.qkv\.kernel", ("vision", None, None, None)),
     (r"vision\.blocks\..*attention\.qkv\.bias", (None, None, None)),
     (r"vision\.blocks\..*attention\.out\.kernel", (None, None, "vision")),
@@ -62,7 +63,7 @@ PARAMETERS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"vision\.blocks\..*mlp\.gate_up\.kernel", ("vision", None, None)),
     (r"vision\.blocks\..*mlp\.gate_up\.bias", (None, None)),
     (r"vision\.blocks\..*mlp\.down\.kernel", (None, "vision")),
-    (r"vision\.merger\.(up|down)\.kernel", ("vision", None)),
+    (r"vision\.(merger|deepstack\.\d+)\.(up|down)\.kernel", ("vision", None)),
     (r"vision\..*\.bias", (None,)),
 )
 

@@ -1,12 +1,14 @@
 """Claims about the published sizes: a prompt and a decode step have the documented shapes. Nothing is allocated."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
 from svlm_jax.families import preset
-from svlm_jax.inputs import Inputs, VisionInput
+from svlm_jax.inputs import Inputs, blank_vision
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import abstract
 
@@ -40,10 +42,14 @@ def run(graph, state, inputs, cache, slots):
     return hidden, model.text.logits(hidden[:, -1]), cache
 
 
+def abstract_vision(config, batch):
+    vision = replace(blank_vision(batch, config.vision, PATCHES), frame_span=2048)
+    return jax.tree.map(lambda table: abstract_of(table.dtype, *table.shape), vision)
+
+
 def test_a_prompt_and_a_decode_step_have_the_documented_shapes(case):
     config, graph, state, cache = case
-    ranges = [abstract_of(jnp.int32, 1, PATCHES, 2) for _ in range(3)]
-    vision = VisionInput(abstract_of(jnp.float32, 1, PATCHES, 1176), *ranges, frame_span=2048)
+    vision = abstract_vision(config, 1)
     for length, seen in ((PROMPT, vision), (1, None)):
         inputs = Inputs(
             ids=abstract_of(jnp.int32, 1, length),
@@ -61,7 +67,6 @@ def test_a_prompt_and_a_decode_step_have_the_documented_shapes(case):
 
 def test_the_vision_tower_gives_one_row_for_four_patches(case):
     config, graph, state, _ = case
-    ranges = [abstract_of(jnp.int32, 2, PATCHES, 2) for _ in range(3)]
-    vision = VisionInput(abstract_of(jnp.float32, 2, PATCHES, 1176), *ranges, frame_span=2048)
+    vision = abstract_vision(config, 2)
     rows = jax.eval_shape(lambda state, vision: nnx.merge(graph, state).vision(vision).rows, state, vision)
     assert rows.shape == (2, PATCHES // 4, config.text.hidden_size) and rows.dtype == jnp.bfloat16

@@ -1,4 +1,4 @@
-"""Linear, RMSNorm and the gated MLP, as Flax NNX modules. Parameters are stored in `param_dtype` and used in `dtype`."""
+"""Linear, norms and MLPs, as Flax NNX modules. Parameters are stored in `param_dtype` and used in `dtype`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -81,6 +81,39 @@ class RMSNorm(nnx.Module):
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
         return x32.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """(x - mean) / std * scale + bias in float32, with scale [D] and bias [D]."""
+
+    def __init__(self, size: int, eps: float, *, dtype: str) -> None:
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((size,), dtype))
+        self.bias = nnx.Param(jnp.zeros((size,), dtype))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+        return (x32 * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """down(activation(up(x))): x [..., D] -> [..., D] through width F, with biases."""
+
+    def __init__(self, size: int, hidden: int, activation: str, linear: Callable[..., Linear]) -> None:
+        self.activation = activation
+        self.up = linear(size, hidden, bias=True)
+        self.down = linear(hidden, size, bias=True)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.down(ACTIVATIONS[self.activation](self.up(x)))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {  # by their names in config.json
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu_pytorch_tanh": partial(jax.nn.gelu, approximate=True),
+}
 
 
 class GatedMLP(nnx.Module):

@@ -1,4 +1,4 @@
-"""Rotary position embeddings: chunked M-RoPE for text, two axes for patches. Positions, angles and the rotation are float32:
+"""Rotary position embeddings: M-RoPE for text, two axes for patches. Positions, angles and the rotation are float32:
 bfloat16 positions are off by 4 near 2048.
 
 Axes: B batch, T tokens, P patches, H head dim.
@@ -23,14 +23,21 @@ def frequencies(dim: int, theta: float) -> Float32[np.ndarray, " half"]:
     return (np.float32(1) / np.float32(theta) ** exponent).astype(np.float32)
 
 
-def text_rotary(positions: Float32[Array, "B 3 T"], sections: tuple[int, int, int], theta: float) -> Rotary:
-    """M-RoPE (arXiv 2409.12191, 2.1): the first `sections[0]` frequencies belong to t, the next to h, the last to w.
+def text_rotary(
+    positions: Float32[Array, "B 3 T"], sections: tuple[int, int, int], theta: float, *, interleaved: bool = False
+) -> Rotary:
+    """M-RoPE: which of t, h and w each frequency turns with.
 
     Args:
         positions: (t, h, w) of each token, not necessarily integers.
         sections: frequencies of each axis; they add up to H/2.
+        interleaved: t, h and w take turns (Qwen3-VL, arXiv 2511.21631). Otherwise the first `sections[0]` frequencies belong
+            to t, the next to h, the last to w (Qwen2-VL, arXiv 2409.12191, 2.1).
     """
-    axis = np.repeat(np.arange(3), sections)  # which of t, h, w each frequency reads
+    axis = np.repeat(np.arange(3), sections)
+    if interleaved:  # t h w t h w ..., and t again where h and w have all of theirs
+        axis = np.zeros(sum(sections), np.int64)
+        axis[1 : 3 * sections[1] : 3], axis[2 : 3 * sections[2] : 3] = 1, 2
     angles = positions.astype(jnp.float32)[:, axis, :].swapaxes(1, 2) * frequencies(2 * sum(sections), theta)
     return _rotary(angles)
 

@@ -1,4 +1,4 @@
-"""The text decoder: grouped-query attention with biases on q, k, v, SwiGLU, chunked M-RoPE.
+"""The text decoder: grouped-query attention, SwiGLU, M-RoPE. One for all families: what differs is a field of `TextConfig`.
 
 Parameters come in two forms. Inference has one array a layer and unrolls the layers (no weight is copied out of a stack in
 the decode loop); training stacks them on a leading axis and scans (`scan_layers`). `checkpoint/huggingface` reads and writes
@@ -88,15 +88,19 @@ class TextAttention(nnx.Module):
 
     def __init__(self, config: ModelConfig, linear: Callable[..., Linear]) -> None:
         self.implementation = config.attention
-        size, width = config.text.hidden_size, config.text.head_dim
-        heads, kv_heads = config.text.num_attention_heads, config.text.num_key_value_heads
-        self.fused = config.fused
+        text = config.text
+        size, width, bias = text.hidden_size, text.head_dim, text.qkv_bias
+        heads, kv_heads = text.num_attention_heads, text.num_key_value_heads
+        self.fused, self.qk_norm = config.fused, text.qk_norm
         if self.fused:  # each kv head behind the query heads of its group
-            self.qkv = linear(size, (kv_heads, heads // kv_heads + 2, width), bias=True)
+            self.qkv = linear(size, (kv_heads, heads // kv_heads + 2, width), bias=bias)
         else:
-            self.q = linear(size, (heads, width), bias=True)
-            self.k = linear(size, (kv_heads, width), bias=True)
-            self.v = linear(size, (kv_heads, width), bias=True)
+            self.q = linear(size, (heads, width), bias=bias)
+            self.k = linear(size, (kv_heads, width), bias=bias)
+            self.v = linear(size, (kv_heads, width), bias=bias)
+        if self.qk_norm:
+            self.q_norm = RMSNorm(width, text.rms_norm_eps, dtype=config.param_dtype)
+            self.k_norm = RMSNorm(width, text.rms_norm_eps, dtype=config.param_dtype)
         self.out = linear((heads, width), size, bias=False)
 
     def __call__(
@@ -132,11 +136,13 @@ class TextAttention(nnx.Module):
 
     def _project(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """x [B, T, D] -> q [B, T, N, H], k and v [B, T, K, H]: all that is done to them before the rotation."""
-        if not self.fused:
-            return self.q(x), self.k(x), self.v(x)
-        qkv = self.qkv(x)  # [B, T, K, G + 2, H]
-        q = qkv[..., :-2, :]
-        return q.reshape(*q.shape[:2], -1, q.shape[-1]), qkv[..., -2, :], qkv[..., -1, :]
+        if self.fused:
+            qkv = self.qkv(x)  # [B, T, K, G + 2, H]
+            q, k, v = qkv[..., :-2, :], qkv[..., -2, :], qkv[..., -1, :]
+            q = q.reshape(*q.shape[:2], -1, q.shape[-1])
+        else:
+            q, k, v = self.q(x), self.k(x), self.v(x)
+        return (self.q_norm(q), self.k_norm(k), v) if self.qk_norm else (q, k, v)
 
 
 class DecoderLayer(nnx.Module):
@@ -341,7 +347,8 @@ class Decoder(nnx.Module):
 
     @jax.named_scope("rotary")
     def _rotary(self, positions: jax.Array) -> Rotary:
-        return text_rotary(positions, self.config.mrope_section, self.config.rope_theta)
+        config = self.config
+        return text_rotary(positions, config.mrope_section, config.rope_theta, interleaved=config.mrope_interleaved)
 
 
 def target_log_probs(logits: Float32[Array, "*batch V"], targets: Int[Array, "*batch"]) -> Float32[Array, "*batch"]:

@@ -5,6 +5,7 @@ Nothing is run and no weight is read. Units: bytes.
 
 import re
 import time
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from svlm_jax.config import ModelConfig
 from svlm_jax.data.config import Bucket
 from svlm_jax.data.pipeline import Batch
-from svlm_jax.inputs import Inputs, VisionInput
+from svlm_jax.inputs import Inputs, blank_vision
 from svlm_jax.model.parameters import shapes
 from svlm_jax.sharding import batch_sharding, shardings
 from svlm_jax.train.config import TrainConfig
@@ -121,9 +122,8 @@ def _abstract_batch(bucket: Bucket, batch_size: int, model: ModelConfig, mesh: M
     def array(*shape: int, dtype: str = "int32") -> Any:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=batch_sharding(mesh, len(shape) + 1))
 
-    pair = array(bucket.patches, 2)
-    patches = array(bucket.patches, model.vision.patch_dim, dtype="uint8")
-    vision = VisionInput(patches, pair, pair, pair, bucket.frame_patches)
+    vision = replace(blank_vision(batch_size, model.vision, bucket.patches), frame_span=bucket.frame_patches)
+    vision = jax.tree.map(lambda table: array(*table.shape[1:], dtype=table.dtype), vision)
     tokens = array(bucket.tokens)
     inputs = Inputs(tokens, tokens, array(3, bucket.tokens, dtype="float32"), tokens, vision)
     return Batch(inputs, array(bucket.labels), array(bucket.labels))
