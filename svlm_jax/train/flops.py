@@ -65,8 +65,10 @@ def _tower_flops(vision: VisionConfig, patches: int, frame_patches: int) -> floa
     """Forward: 2 N P for the matrices, and attention of each patch to its window, or to its frame in some blocks."""
     full = len(vision.fullatt_block_indexes)
     keys = full * frame_patches + (vision.depth - full) * min(vision.window_patches, frame_patches)  # of a patch, all blocks
-    block = 4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size
+    mlp_matrices = 3 if vision.hidden_act == "silu" else 2  # a silu is gated
+    block = 4 * vision.hidden_size**2 + mlp_matrices * vision.hidden_size * vision.intermediate_size
     merged = vision.hidden_size * vision.merge_unit
     merger = (merged * merged + merged * vision.out_hidden_size) / vision.merge_unit
-    matrices = vision.depth * block + vision.patch_dim * vision.hidden_size + merger
+    mergers = (1 + len(vision.deepstack_visual_indexes)) * merger
+    matrices = vision.depth * block + vision.patch_dim * vision.hidden_size + mergers
     return 2 * patches * matrices + 4 * patches * keys * vision.hidden_size

@@ -1,0 +1,32 @@
+"""FLOPs of a sample are those of the matrices that it passes: a wrong count is a wrong MFU."""
+
+import math
+
+import pytest
+
+from svlm_jax.families import presets
+from svlm_jax.model.parameters import shapes
+from svlm_jax.train.flops import sample_flops
+
+
+@pytest.fixture(params=sorted(presets()))
+def sizes(request):
+    """(config, number of weights of each matrix by path) of a published model."""
+    config = presets()[request.param]
+    return config, {path: math.prod(x.shape) for path, x in shapes(config).items() if path.endswith(".kernel")}
+
+
+def test_a_patch_passes_every_matrix_of_the_tower_and_a_quarter_of_the_mergers(sizes):
+    config, matrices = sizes
+    merged = {path: n for path, n in matrices.items() if path.startswith(("vision.merger", "vision.deepstack"))}
+    patchwise = sum(n for path, n in matrices.items() if path.startswith("vision.") and path not in merged)
+    expected = 2 * (patchwise + sum(merged.values()) / config.vision.merge_unit)
+    assert sample_flops(config, 0, 0, 1, 0, vision_trained=False) == expected
+    assert sample_flops(config, 0, 0, 1, 0, vision_trained=True) == 3 * expected
+
+
+def test_a_token_passes_every_matrix_of_the_decoder_three_times(sizes):
+    config, matrices = sizes
+    decoder = sum(n for path, n in matrices.items() if path.startswith("text.layers."))
+    attention = 3 * 4 * config.text.num_hidden_layers * config.text.num_attention_heads * config.text.head_dim / 2
+    assert sample_flops(config, 1, 0, 0, 0, vision_trained=False) == 6 * decoder + attention
