@@ -101,12 +101,9 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _check_divides("vision_config.hidden_size", self.hidden_size, "num_heads", self.num_heads)
-        _check_divides(
-            "vision_config.window_size",
-            self.window_size,
-            "patch_size * spatial_merge_size",
-            self.patch_size * self.spatial_merge_size,
-        )
+        if self.window_size:
+            factor = self.patch_size * self.spatial_merge_size
+            _check_divides("vision_config.window_size", self.window_size, "patch_size * spatial_merge_size", factor)
         if self.head_dim % 4:
             raise InputError(
                 "vision_config.num_heads",
