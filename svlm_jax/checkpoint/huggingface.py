@@ -92,12 +92,18 @@ def rows(config: ModelConfig) -> list[Row]:
         axis_sizes, axes = table.axis_sizes(config, path), re.findall(r"\w+", pattern.split(" -> ")[0])
         sizes = {axis: axis_sizes[axis] for axis in axes}
         file_shape, shape = (_shape(side, sizes) for side in pattern.split(" -> "))
-        count = 1
-        if "{i}" in path:
-            count = config.text.num_hidden_layers if path.startswith("text.") else config.vision.depth
-        for i in range(count):
+        for i in range(_count(config, path)):
             result.append(Row(name.replace("{i}", str(i)), file_shape, path.replace("{i}", str(i)), shape, pattern, sizes))
     return result
+
+
+def _count(config: ModelConfig, path: str) -> int:
+    """How many parameters a row of a table stands for."""
+    if "{i}" not in path:
+        return 1
+    if path.startswith("vision.deepstack."):
+        return len(config.vision.deepstack_visual_indexes)
+    return config.text.num_hidden_layers if path.startswith("text.") else config.vision.depth
 
 
 def _shape(side: str, sizes: Mapping[str, int]) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ OWN_CONFIG = "use the config.json that came with the weights"  # the usual remed
 LIMITS = {"num_hidden_layers": 1000, "depth": 1000, "window_size": 1 << 16}
 LIMITS |= dict.fromkeys(("patch_size", "spatial_merge_size", "temporal_patch_size", "tokens_per_second"), 1000)
 MAX_INT, MAX_FLOAT = 1 << 31, 1e12
-LISTS = ("mrope_section", "fullatt_block_indexes")
+LISTS = ("mrope_section", "fullatt_block_indexes", "deepstack_visual_indexes")
 _Section = TypeVar("_Section", TextConfig, VisionConfig)
 _Config = TypeVar("_Config")
 
