@@ -83,8 +83,7 @@ def make_session(num_streams: int) -> tuple[Any, Any]:
     from flax import nnx
 
     from svlm_jax.config import StreamConfig
-    from svlm_jax.media.pixels import STREAM_FRAME
-    from svlm_jax.media.processor import Processor, image_bounds, load_tokenizer
+    from svlm_jax.media.processor import Processor, load_tokenizer
     from svlm_jax.model.vlm import QwenVL
     from svlm_jax.stream.session import Session
 
@@ -95,7 +94,7 @@ def make_session(num_streams: int) -> tuple[Any, Any]:
     vision = replace(published.vision, depth=1, num_heads=2, out_hidden_size=16, fullatt_block_indexes=(0,), **sizes)
     config = replace(published, text=text, vision=vision)
     tokenizer = load_tokenizer(FIXTURES / "processor")
-    processor = Processor(config, tokenizer, image_bounds(config), STREAM_FRAME)
+    processor = Processor(config, tokenizer)
     clip = processor.video(np.zeros((FPS, *FRAME), np.uint8), fps=FPS, raw=True)
     model = QwenVL(config, nnx.Rngs(0))
     return Session(model, tokenizer, StreamConfig(fps=FPS), clip.grid, num_streams=num_streams), clip

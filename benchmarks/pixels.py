@@ -99,20 +99,21 @@ def timed(run: Callable[[], object], times: int, clock: Callable[[], float] = ti
 def host_patches(chunks: list[np.ndarray]) -> np.ndarray:
     """Patches of a batch [B, P, C], as a session without raw frames is given them."""
     from svlm_jax.inputs import pack_vision
-    from svlm_jax.media.pixels import STREAM_FRAME, preprocess
+    from svlm_jax.media.pixels import preprocess, stream_frame
 
-    clips = [[preprocess(frames, STREAM_FRAME, raw=True)] for frames in chunks]
-    return pack_vision(clips, published_config("7b").vision, len(clips[0][0][0]))[0].patches
+    vision = published_config("7b").vision
+    clips = [[preprocess(frames, stream_frame(vision), raw=True)] for frames in chunks]
+    return pack_vision(clips, vision, len(clips[0][0][0]))[0].patches
 
 
 def raw_frames(chunks: list[np.ndarray]) -> Any:
     """The same chunks as `RawFrames`."""
     from svlm_jax.inputs import Clip, Frames
-    from svlm_jax.media.pixels import STREAM_FRAME, smart_resize
+    from svlm_jax.media.pixels import smart_resize, stream_frame
     from svlm_jax.stream.frames import frame_box, raw_vision_input
 
     vision, (height, width) = published_config("7b").vision, chunks[0].shape[1:3]
-    h, w = (side // vision.patch_size for side in smart_resize(height, width, STREAM_FRAME))
+    h, w = (side // vision.patch_size for side in smart_resize(height, width, stream_frame(vision)))
     none = np.zeros((0, vision.patch_dim), np.uint8)
     clips = [Clip(none, (1, h, w), video=True, frames=Frames(frames, height, width)) for frames in chunks]
     box = frame_box(clips[0], vision)

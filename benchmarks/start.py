@@ -53,8 +53,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     from flax import nnx
 
     from svlm_jax.config import StreamConfig
-    from svlm_jax.media.pixels import STREAM_FRAME
-    from svlm_jax.media.processor import Processor, image_bounds, load_tokenizer
+    from svlm_jax.media.processor import Processor, load_tokenizer
     from svlm_jax.model.vlm import QwenVL
     from svlm_jax.stream.runner import VIDEO, Runner
     from svlm_jax.stream.sequence import Chunk
@@ -62,7 +61,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     model = QwenVL(model_config(args.shape, args.dtype), nnx.Rngs(0))
     tokenizer, config = load_tokenizer(FIXTURES / "processor"), StreamConfig()
     frames = np.zeros((config.chunk_frames, args.height, args.width, 3), np.uint8)
-    clip = Processor(model.config, tokenizer, image_bounds(model.config), STREAM_FRAME).video(frames, fps=config.fps, raw=True)
+    clip = Processor(model.config, tokenizer).video(frames, fps=config.fps, raw=True)
     jax.block_until_ready(nnx.state(model))
     seconds: dict[str, float] = defaultdict(float)
 

@@ -39,8 +39,7 @@ class StreamRun:
     ) -> None:
         from svlm_jax.decode.sampling import Sampling
         from svlm_jax.families import family_of
-        from svlm_jax.media.pixels import STREAM_FRAME
-        from svlm_jax.media.processor import Processor, image_bounds, load_tokenizer
+        from svlm_jax.media.processor import Processor, load_tokenizer
         from svlm_jax.stream.frames import frame_box, resizes_on_device
         from svlm_jax.stream.runner import Runner
         from svlm_jax.stream.session import Session
@@ -48,8 +47,8 @@ class StreamRun:
 
         self.config, self.video, self.num_streams, self.chunks = config, video, num_streams, 0
         tokenizer = load_tokenizer(FIXTURES / "processor")
-        self.processor = Processor(model.config, tokenizer, image_bounds(model.config), STREAM_FRAME)
-        self.on_device = resizes_on_device(resize_on, self.processor.video_config, config)
+        self.processor = Processor(model.config, tokenizer)
+        self.on_device = resizes_on_device(resize_on, self.processor, config)
         (end,) = tokenizer.encode(family_of(model.config).chat.turn_end, add_special_tokens=False)
         sampling = Sampling(0.9, repetition_penalty=1.05, suppressed=(end,))  # as the original samples
         first, _ = next(self.watch())

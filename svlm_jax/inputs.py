@@ -50,6 +50,7 @@ class Clip(NamedTuple):
 
     patches [P, C] in patchify order: float32, normalised, or raw uint8 pixels; [0, C] where `frames` are given instead. grid
     (t, h, w) in patches. step: temporal positions from one t to the next. video: whether its pad tokens are those of a video.
+    times: of a video, the second of each t, which is the mean of its frames'; () where it is not known.
     """
 
     patches: np.ndarray
@@ -57,6 +58,7 @@ class Clip(NamedTuple):
     step: float = 1.0
     video: bool = False
     frames: Frames | None = None
+    times: tuple[float, ...] = ()
 
 
 class ResizeWeights(NamedTuple):

@@ -140,7 +140,7 @@ class Pretrained:
         """
         config, sampling = with_settings(config or self.stream, settings), sampling or self.sampling
         check_query(query, config, TurnTokenizer.of(self.tokenizer, self.model.config))
-        on_device = resizes_on_device(resize_on, self.processor.video_config, config)
+        on_device = resizes_on_device(resize_on, self.processor, config)
         timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
 
         def join(clip: Clip) -> Runner:

@@ -36,7 +36,7 @@ def test_a_path_is_one(path):
 WRITERS = {
     "a converted checkpoint": lambda at: atomic_directory(at).__enter__(),
     "windows": lambda at: records.write(f"{at}.jsonl", []),
-    "decoded windows": lambda at: tfds.prepare(None, at),  # pyright: ignore[reportArgumentType]
+    "decoded windows": lambda at: tfds.prepare(None, at, None),  # pyright: ignore[reportArgumentType]
     "checkpoints": lambda at: Checkpoints(at, keep_last=1),
     "metrics": lambda at: MetricsWriter(at, 0),
     "captions": lambda at: Subtitles(f"{at}.vtt"),

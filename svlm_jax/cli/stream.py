@@ -114,7 +114,7 @@ class StreamCommand:
         from svlm_jax.stream.runner import watch
 
         args, source, screen, processor = self.args, self.source, self.screen, self.vlm.processor
-        on_device = resizes_on_device(args.resize_on, processor.video_config, self.config)
+        on_device = resizes_on_device(args.resize_on, processor, self.config)
         options = {"pace": args.pace, "max_delay": args.max_delay, "on_device": on_device}
         playback = self.stack.enter_context(Playback(processor, **options))
         self.stopping.wake = playback.stop

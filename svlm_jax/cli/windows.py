@@ -29,6 +29,7 @@ from svlm_jax.data.frames import check_fps
 from svlm_jax.data.records import Records, seeks_path, write
 from svlm_jax.data.windows import check_windows, cut
 from svlm_jax.errors import InputError
+from svlm_jax.families import family_named
 from svlm_jax.files import local_path
 
 TOO_MANY_BAD = 1  # exit code
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--words-only", action="store_true", help="turns without frames: the video is not shown")
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad records that are left out (default 0)")
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second with --tfds (default 2)")
+    parser.add_argument("--family", default="qwen2.5-vl", metavar="NAME", help="to train, with --tfds (default qwen2.5-vl)")
     parser.add_argument("--root", type=Path, help="where relative paths of videos begin, with --tfds (default: here)")
     args = parser.parse_args()
     bad_records = BadRecords(args.max_bad)
@@ -148,6 +150,7 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError("--every", args.every, "1 or more", "1 keeps all windows")
     if args.max_bad < 0:
         raise InputError("--max-bad", args.max_bad, "0 or more records", "0 allows none")
+    family_named(args.family)
     if not args.out and not args.tfds:
         raise InputError("--out and --tfds", "neither", "one of them at least", "say what to make")
     if args.words_only and args.visible_seconds:
@@ -179,10 +182,13 @@ def _cut(args: argparse.Namespace, out: Path, bad_records: BadRecords) -> None:
 
 def _prepare(args: argparse.Namespace, out: Path, bad_records: BadRecords) -> None:
     from svlm_jax.data.tfds import prepare
+    from svlm_jax.media.pixels import stream_frame
 
+    published = next(iter(family_named(args.family).presets.values()))
     counts = prepare(
         Records([out]),
         args.tfds,
+        stream_frame(published.vision),
         fps=args.fps,
         root=args.root,
         max_bad=args.max_bad - bad_records.count,

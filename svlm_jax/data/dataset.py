@@ -57,10 +57,16 @@ class JsonlWindows:
 class TfdsWindows:
     """Windows whose frames were decoded beforehand."""
 
-    def __init__(self, dataset: TfdsDataset, fps: float | int) -> None:
+    def __init__(self, dataset: TfdsDataset, fps: float | int, factor: int) -> None:
+        """Args:
+        factor: of the model (`PixelConfig.factor`). Frames that were resized for another would be resized twice.
+        """
         self.dataset, self.fps = dataset, fps
         if dataset.fps != fps:
             raise InputError("data.fps", fps, f"{dataset.fps:g}, at which {dataset.directory} was made", "set it to that")
+        if dataset.factor != factor:
+            got = f"{dataset.directory}, with frames for vision tokens of {dataset.factor} px"
+            raise InputError("data.paths", got, f"{factor} px, the model's", "make it again with svlm windows --family")
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -86,8 +92,8 @@ class SampleBuilder:
     def __call__(self, window: Window) -> tuple[Sample, np.ndarray]:
         model, pixels = self.processor.config, self.processor.video_config
         step = model.vision.temporal_step(self.data.fps)
-        # raw: workers move a quarter of the bytes, and the vision tower normalises
-        clips = [Clip(*preprocess(frames, pixels, raw=True), step, video=True) for frames in window.frames]
+        raw = self.processor.tower_normalises  # workers move a quarter of the bytes
+        clips = [Clip(*preprocess(frames, pixels, raw=raw), step, video=True) for frames in window.frames]
         options = {name: getattr(self.data, name) for name in ("sink", "text_window", "as_streamed", "learn_previous")}
         return annotation.build_sample(window.annotation, clips, self.processor.tokenizer, model, **options)
 
@@ -101,7 +107,7 @@ def load_examples(paths: Sequence[str], data: DataConfig, processor: Processor) 
     if not paths:
         raise InputError("data.paths", "nothing", "JSONL files, or a directory of svlm windows --tfds", "name them")
     if len(paths) == 1 and Path(paths[0]).is_dir():
-        source: Any = TfdsWindows(TfdsDataset(paths[0]), data.fps)
+        source: Any = TfdsWindows(TfdsDataset(paths[0]), data.fps, processor.video_config.factor)
     else:
         source = JsonlWindows(Records(paths), data.fps, data.root)
     if not len(source):

@@ -4,7 +4,8 @@ Owns the fields of a record, how the directory is written and how it is read. Do
 jax; tensorflow-datasets (of the `train` extra) only inside the functions that need it. Axes: F frames · H, W pixels.
 
 A record is the id of a window, its annotation as the line of JSON it came from, fps, and its frames in order of time: JPEG of
-quality 95, resized to what `pixels.smart_resize` says for STREAM_FRAME, so that reading them resizes nothing. JPEG is lossy: on
+quality 95, resized for the model that is to be trained (`pixels.stream_frame`), so that reading them resizes nothing; `factor`
+says for which: the pixels on a side of its vision tokens, 28 or 32. JPEG is lossy: on
 a smooth picture with edges and grain a pixel is off by less than 2 of 255 in the mean (tests/data/test_tfds.py); where that
 matters, train from the video files.
 """
@@ -12,6 +13,7 @@ matters, train from the video files.
 import contextlib
 import importlib
 import io
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,9 +29,10 @@ from svlm_jax.data.frames import check_fps, window_frames
 from svlm_jax.data.records import Record, Records
 from svlm_jax.errors import InputError
 from svlm_jax.files import atomic_directory, local_path
-from svlm_jax.media.pixels import STREAM_FRAME, resize, smart_resize
+from svlm_jax.media.pixels import PixelConfig, resize, smart_resize
 
-NAME, VERSION, SPLIT = "svlm_windows", "1.0.0", "train"
+NAME, VERSION, SPLIT = "svlm_windows", "1.1.0", "train"
+FIRST_FACTOR = 28  # of sets of version 1.0.0, which do not say it
 QUALITY = 95
 WINDOWS_A_FILE = 32  # all of them are in memory while it is written (24 s of 720p: some 10 MB each)
 
@@ -45,6 +48,7 @@ class Counts(NamedTuple):
 def prepare(
     records: Records,
     directory: str | Path,
+    frame: PixelConfig,
     *,
     fps: float = 2.0,
     root: str | Path | None = None,
@@ -55,6 +59,7 @@ def prepare(
     """Decode the windows of all records into a new directory, complete or not at all, in their order.
 
     Args:
+        frame: bounds on a frame of the model that is to be trained.
         fps, root: see `frames.window_frames`.
         max_bad: bad records that are left out; one more is an error.
         on_bad: called with (id, reason) of every bad record.
@@ -70,7 +75,7 @@ def prepare(
     def shard(numbers: range) -> Iterator[tuple[int, dict[str, Any]]]:
         for number in numbers:
             try:
-                example = _example(records[number], fps, root)
+                example = _example(records[number], frame, fps, root)
             except (InputError, OSError) as error:
                 counts["bad"] += 1
                 if on_bad:
@@ -130,19 +135,24 @@ class TfdsDataset:
         """Frames a second, the same in all windows."""
         return float(self._source[0]["fps"])
 
+    @property
+    def factor(self) -> int:
+        """The sides of frames are multiples of it."""
+        return int(self._source[0].get("factor", FIRST_FACTOR))
 
-def _example(record: Record, fps: float, root: str | Path | None) -> dict[str, Any]:
+
+def _example(record: Record, frame: PixelConfig, fps: float, root: str | Path | None) -> dict[str, Any]:
     seconds = window_frames(parse_line(record.line, "record"), fps, root)
     if not seconds:
         raise InputError("record", "no video", "one to decode", "train from the JSONL file")
     with ThreadPoolExecutor() as pool:  # PIL releases the interpreter lock
-        frames = list(pool.map(_jpeg, (frame for second in seconds for frame in second)))
-    return {"id": record.id, "annotation": record.line, "fps": fps, "frames": frames}
+        frames = list(pool.map(partial(_jpeg, config=frame), itertools.chain.from_iterable(seconds)))
+    return {"id": record.id, "annotation": record.line, "fps": fps, "factor": frame.factor, "frames": frames}
 
 
-def _jpeg(frame: np.ndarray) -> bytes:
+def _jpeg(frame: np.ndarray, config: PixelConfig) -> bytes:
     height, width, _ = frame.shape
-    resized = resize(frame, *smart_resize(height, width, STREAM_FRAME))
+    resized = resize(frame, *smart_resize(height, width, config))
     file = io.BytesIO()
     Image.fromarray(resized).save(file, "JPEG", quality=QUALITY)
     return file.getvalue()
@@ -167,8 +177,9 @@ def _build(directory: Path, shards: Sequence[Callable[[], Iterator[tuple[int, di
             VERSION = tfds.core.Version(VERSION)
 
             def _info(self) -> Any:
-                text, fps = tfds.features.Text(), tfds.features.Scalar(np.float32)
-                features = {"id": text, "annotation": text, "fps": fps, "frames": tfds.features.Sequence(text)}
+                text, fps, factor = tfds.features.Text(), *map(tfds.features.Scalar, (np.float32, np.int32))
+                features = {"id": text, "annotation": text, "fps": fps, "factor": factor}
+                features["frames"] = tfds.features.Sequence(text)
                 return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
             def _shard_iterators_per_split(self, dl_manager: Any) -> Any:

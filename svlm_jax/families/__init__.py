@@ -21,6 +21,14 @@ def family_names() -> str:
     return " or ".join(family.name for family in FAMILIES.values())
 
 
+def family_named(name: str) -> Family:
+    """A family by its name in lower case, for example "qwen2.5-vl"."""
+    known = {family.name.lower(): family for family in FAMILIES.values()}
+    if name.lower() not in known:
+        raise InputError("family", repr(name), f"one of {', '.join(known)}", "choose one of them")
+    return known[name.lower()]
+
+
 def presets() -> dict[str, ModelConfig]:
     """The published models of all families by name."""
     return {name: config for family in FAMILIES.values() for name, config in family.presets.items()}

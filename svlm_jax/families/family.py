@@ -5,7 +5,7 @@ Owns the types. Knows no family, and no jax: the vision tower is reached through
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from svlm_jax.config import ModelConfig, TextConfig, VisionConfig
 from svlm_jax.inputs import VisionInput
@@ -93,6 +93,9 @@ class Family:
         vision_tower: (config, rngs) -> the module that turns a VisionInput into `model.vision.Features`.
         chat: the markup of turns.
         image_pixels: (min_pixels, max_pixels) of an image where the checkpoint brings no preprocessor_config.json.
+        video_tokens: that all frames of a video have together, if it is not streamed.
+        video_size: what the bounds in the file of the video processor are on: a "frame", or all frames of a "video", where its
+            largest size stands for `video_tokens`.
         processor_classes: names of transformers' classes in the processor files of a new model: "processor",
             "image_processor", "video_processor".
         presets: published models by lower-case name; a hub id contains the name of its preset.
@@ -110,3 +113,5 @@ class Family:
     image_pixels: tuple[int, int]
     processor_classes: Mapping[str, str]
     presets: Mapping[str, ModelConfig]
+    video_tokens: int = 115_200  # of qwen-vl-utils
+    video_size: Literal["frame", "video"] = "frame"

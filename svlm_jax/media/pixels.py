@@ -2,7 +2,7 @@
 
 Owns every number that decides which pixels the model sees. Does not know files, time, tokens or devices (numpy and PIL
 only). Units: raw pixels (0..255) before `normalise`, standard deviations after; sizes in pixels, height before width.
-Axes: F frames · H, W pixels · P = t*h*w patches · C = 3 * 2 * 14 * 14 = 1176 numbers a patch.
+Axes: F frames · H, W pixels · P = t*h*w patches · C = 3 * temporal_patch_size * patch_size**2 numbers a patch (1176 or 1536).
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from einops import rearrange
 from PIL import Image
 
-from svlm_jax.config import CLIP_MEAN, CLIP_STD
+from svlm_jax.config import CLIP_MEAN, CLIP_STD, VisionConfig
 from svlm_jax.errors import InputError
 
 _KEYS = {"mean": "image_mean", "std": "image_std", "rescale": "rescale_factor"}  # a field's name in the files
@@ -25,11 +25,13 @@ MAX_ASPECT_RATIO = 200  # the Qwen rule: beyond it one side of the resized frame
 MAX_BOUNDS = {"min_pixels": 1 << 25, "max_pixels": 1 << 40}
 MAX_SIZE = 256  # of a patch or a merge
 PIL_BICUBIC = 3  # `resample` in the JSON files is PIL's enumeration
+STREAM_TOKENS = (100, 768)  # StreamingVLM: least and most of a frame of video
 
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """How pixels are prepared. The sides of a resized frame are multiples of `factor` = patch_size * merge_size.
+    """How pixels are prepared. The sides of a resized frame are multiples of `factor` = patch_size * merge_size: 28 pixels in
+    Qwen2-VL and Qwen2.5-VL, 32 in Qwen3-VL.
 
     Attributes:
         min_pixels, max_pixels: bounds on height * width of one resized frame.
@@ -56,10 +58,15 @@ class PixelConfig:
     def factor(self) -> int:
         return self.patch_size * self.merge_size
 
-    @property
-    def is_default_norm(self) -> bool:
-        """Whether pixels are normalised as by every published model, which the vision tower can do itself."""
-        return self.mean == CLIP_MEAN and self.std == CLIP_STD and abs(self.rescale * 255 - 1) < 1e-9
+    @classmethod
+    def of(cls, vision: VisionConfig, min_pixels: int, max_pixels: int) -> "PixelConfig":
+        """The patches and the normalisation of a model."""
+        patches = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
+        return cls(min_pixels, max_pixels, *patches, mean=vision.image_mean, std=vision.image_std)
+
+    def has_norm_of(self, vision: VisionConfig) -> bool:
+        """Whether the model's vision tower normalises raw uint8 patches as this says."""
+        return (self.mean, self.std) == (vision.image_mean, vision.image_std) and abs(self.rescale * 255 - 1) < 1e-9
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_dict` reads."""
@@ -119,7 +126,11 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 60  # finite, and no NaN
 
 
-STREAM_FRAME = PixelConfig(min_pixels=100 * 28 * 28, max_pixels=768 * 28 * 28)  # StreamingVLM: a frame of video
+def stream_frame(vision: VisionConfig) -> PixelConfig:
+    """StreamingVLM's bounds on a frame of video. They are tokens: for patches of 14 pixels that are merged 2 by 2, 100 to 768
+    times 28 * 28 pixels; for patches of 16, times 32 * 32."""
+    pixels = (vision.patch_size * vision.spatial_merge_size) ** 2
+    return PixelConfig.of(vision, *(tokens * pixels for tokens in STREAM_TOKENS))
 
 
 def smart_resize(height: int, width: int, config: PixelConfig) -> tuple[int, int]:
@@ -205,8 +216,8 @@ def preprocess(frames: np.ndarray, config: PixelConfig, *, raw: bool = False) ->
     Equal to resize, normalise, patchify in this order; patchify runs first on bytes because that moves a quarter.
 
     Args:
-        raw: leave the patches as uint8 pixels, a quarter of the bytes, for the vision tower to normalise; unless `config` has a
-            normalisation of its own.
+        raw: leave the patches as uint8 pixels, a quarter of the bytes, for a vision tower to normalise
+            (`PixelConfig.has_norm_of`).
 
     Raises:
         InputError: no frames, not uint8 [F, H, W, 3], or a size that `smart_resize` refuses.
@@ -222,7 +233,7 @@ def preprocess(frames: np.ndarray, config: PixelConfig, *, raw: bool = False) ->
             with ThreadPoolExecutor() as pool:
                 frames = np.stack(list(pool.map(lambda frame: resize(frame, height, width), frames)))
     patches, grid = patchify(frames, config)
-    if raw and config.is_default_norm:
+    if raw:
         return patches, grid
     mean, std = (np.asarray(v, np.float32)[:, None] for v in (config.mean, config.std))
     by_channel = rearrange(patches, "p (c n) -> p c n", c=3)

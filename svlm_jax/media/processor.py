@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float64
 
-from svlm_jax.config import ModelConfig
+from svlm_jax.config import ModelConfig, VisionConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import family_of
 from svlm_jax.families.chat import Tokenizer, Turn, encode
 from svlm_jax.files import read_json, refuse_other_kinds_of_file
 from svlm_jax.inputs import Clip, Frames, Sample
 from svlm_jax.media.image import as_frames, load_image
-from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, preprocess, smart_resize
+from svlm_jax.media.pixels import PixelConfig, preprocess, smart_resize, stream_frame
 from svlm_jax.media.video import read_video
 
 STREAMING = "streaming_config.json"
@@ -25,8 +26,6 @@ PREPROCESSOR, VIDEO_PREPROCESSOR = "preprocessor_config.json", "video_preprocess
 NESTED = "processor_config.json"  # of transformers 5, holds both
 TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them makes a tokenizer
 TOKENIZER_BYTES = 1 << 25  # of a file; the largest in use has 11 MB
-# Pixels of all frames of a video that is not streamed, the limit of qwen-vl-utils: 115,200 tokens.
-VIDEO_PIXELS = 115_200 * 28 * 28
 # Files that belong to the weights: copied on conversion, looked for on loading.
 PROCESSOR_FILES = (
     "generation_config.json",
@@ -47,8 +46,21 @@ PROCESSOR_FILES = (
 class Processor:
     """Images, videos and prompts -> Clips and Samples."""
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, image: PixelConfig, video: PixelConfig) -> None:
-        self.config, self.tokenizer, self.image_config, self.video_config = config, tokenizer, image, video
+    def __init__(
+        self,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        image: PixelConfig | None = None,
+        video: PixelConfig | None = None,
+        video_pixels: int | None = None,
+    ) -> None:
+        """Args:
+        image, video: bounds on an image, and on a frame of a video; by default the family's, and StreamingVLM's.
+        video_pixels: of all temporal patches of a video that is not streamed; by default the family's.
+        """
+        self.config, self.tokenizer = config, tokenizer
+        self.image_config, self.video_config = image or image_bounds(config), video or stream_frame(config.vision)
+        self.video_pixels = video_pixels or family_of(config).video_tokens * self.video_config.factor**2
 
     @classmethod
     def from_directory(cls, directory: str | Path, config: ModelConfig) -> "Processor":
@@ -67,7 +79,15 @@ class Processor:
         image, video = _pixels(directory, PREPROCESSOR), _pixels(directory, VIDEO_PREPROCESSOR)
         for pixels, file_name in ((image, PREPROCESSOR), (video, VIDEO_PREPROCESSOR)):
             _check_patches(pixels, config, str(directory / file_name))
-        return cls(config, tokenizer, image or image_bounds(config), _frame(directory, video))
+        video_pixels = None
+        if video is not None and family_of(config).video_size == "video":
+            video, video_pixels = _frame_of_video(video)
+        return cls(config, tokenizer, image, _frame(directory, frame_bounds(video, config.vision)), video_pixels)
+
+    @property
+    def tower_normalises(self) -> bool:
+        """Whether frames can travel as raw pixels, for the vision tower to normalise."""
+        return self.video_config.has_norm_of(self.config.vision)
 
     def image(self, source: Any) -> Clip:
         """An image (path, PIL image or uint8 array [H, W, 3]) as patches."""
@@ -82,27 +102,36 @@ class Processor:
         duration: float | int | None = None,
         raw: bool = False,
     ) -> Clip:
-        """A video file, or a sequence of frames sampled at `fps` before, as patches; `raw`: see `preprocess`. Frames of a long
-        one (more than 300 of 720p) are made smaller, so that all of them fit (`VIDEO_PIXELS`)."""
+        """A video file, or a sequence of frames sampled at `fps` before, as patches. Frames of a long one (more than 300 of
+        720p, or 32 in Qwen3-VL) are made smaller, so that all of them fit (`video_pixels`).
+
+        Args:
+            start: the second of the first frame.
+            raw: as uint8 pixels, where the vision tower normalises them as the checkpoint's files say.
+        """
         if isinstance(source, str | Path):
-            frames, _, fps = read_video(source, fps=fps, start=start, duration=duration)
+            frames, seconds, fps = read_video(source, fps=fps, start=start, duration=duration)
         else:
             frames = as_frames(source)
-        patches, grid = preprocess(frames, frame_share(self.video_config, len(frames)), raw=raw)
+            seconds = start + np.arange(len(frames)) / fps
+        share = frame_share(self.video_config, len(frames), self.video_pixels)
+        patches, grid = preprocess(frames, share, raw=raw and self.tower_normalises)
         vision = self.config.vision
-        return Clip(patches, grid, vision.temporal_step(fps), video=True)
+        times = patch_times(seconds, vision.temporal_patch_size)
+        return Clip(patches, grid, vision.temporal_step(fps), video=True, times=times)
 
-    def frames(self, source: Any, *, fps: float | int = 2.0) -> Clip:
+    def frames(self, source: Any, *, fps: float | int = 2.0, start: float | int = 0.0) -> Clip:
         """`video` of frames that were sampled before, without its patches: they are made on the device, pixel for pixel."""
         pixels, vision = as_frames(source), self.config.vision
         height, width = pixels.shape[1:3]
-        rows, columns = smart_resize(height, width, frame_share(self.video_config, len(pixels)))
+        rows, columns = smart_resize(height, width, frame_share(self.video_config, len(pixels), self.video_pixels))
+        seconds = start + np.arange(len(pixels)) / fps
         if missing := -len(pixels) % vision.temporal_patch_size:  # as `patchify` does
             pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
         grid = (len(pixels) // vision.temporal_patch_size, rows // vision.patch_size, columns // vision.patch_size)
-        step = vision.temporal_step(fps)
+        step, times = vision.temporal_step(fps), patch_times(seconds, vision.temporal_patch_size)
         none = np.zeros((0, vision.patch_dim), np.uint8)
-        return Clip(none, grid, step, video=True, frames=Frames(pixels, height, width))
+        return Clip(none, grid, step, video=True, frames=Frames(pixels, height, width), times=times)
 
     def open(self, source: Any, **video: Any) -> Clip:
         """An image or a video, whichever `source` is: a sequence is a video, a file goes by the type that mimetypes has for its
@@ -154,40 +183,49 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 def image_bounds(config: ModelConfig) -> PixelConfig:
     """Bounds on the pixels of an image, and their normalisation, where the checkpoint has no preprocessor_config.json."""
-    vision, (min_pixels, max_pixels) = config.vision, family_of(config).image_pixels
-    return PixelConfig(
-        min_pixels,
-        max_pixels,
-        patch_size=vision.patch_size,
-        merge_size=vision.spatial_merge_size,
-        temporal_patch_size=vision.temporal_patch_size,
-        mean=vision.image_mean,
-        std=vision.image_std,
-    )
+    return PixelConfig.of(config.vision, *family_of(config).image_pixels)
 
 
-def frame_bounds(file: PixelConfig | None) -> PixelConfig:
+def frame_bounds(file: PixelConfig | None, vision: VisionConfig) -> PixelConfig:
     """Of a video's frame: StreamingVLM's bounds on pixels, because the original resizes to them before the processor does, and
     no more than the file says. A file with less than StreamingVLM's minimum is of a small model: its bounds hold."""
+    stream = stream_frame(vision)
     if file is None:
-        return STREAM_FRAME
-    max_pixels = min(file.max_pixels, STREAM_FRAME.max_pixels)
-    min_pixels = STREAM_FRAME.min_pixels if STREAM_FRAME.min_pixels <= max_pixels else file.min_pixels
+        return stream
+    max_pixels = min(file.max_pixels, stream.max_pixels)
+    min_pixels = stream.min_pixels if stream.min_pixels <= max_pixels else file.min_pixels
     return replace(file, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
-def frame_share(config: PixelConfig, num_frames: int) -> PixelConfig:
-    """The bounds of each frame of a video of so many, which share `VIDEO_PIXELS`; a patch spans `temporal_patch_size` of
-    them."""
+def frame_share(config: PixelConfig, num_frames: int, video_pixels: int) -> PixelConfig:
+    """The bounds of each frame of a video of so many, whose temporal patches share `video_pixels`; one spans
+    `temporal_patch_size` frames."""
     # at least one vision token a frame remains, however long the video
     pairs = math.ceil(num_frames / config.temporal_patch_size)
-    max_pixels = max(VIDEO_PIXELS // max(pairs, 1), config.factor**2)
-    return replace(config, min_pixels=min(config.min_pixels, max_pixels), max_pixels=min(config.max_pixels, max_pixels))
+    max_pixels = max(video_pixels // max(pairs, 1), config.factor**2)
+    # A share below min_pixels: frames that are smaller yet stay so, for nothing makes room for larger ones.
+    min_pixels = config.min_pixels if config.min_pixels <= max_pixels else config.factor**2
+    return replace(config, min_pixels=min_pixels, max_pixels=min(config.max_pixels, max_pixels))
 
 
-def _frame(directory: Path, file: PixelConfig | None) -> PixelConfig:
+def patch_times(seconds: Float64[np.ndarray, " F"], size: int) -> tuple[float, ...]:
+    """The second of each temporal patch of `size` frames: the mean of its first and last frame, where the last frame of a video
+    is repeated to fill the patch. Source: `_calculate_timestamps` of transformers' Qwen3VLProcessor."""
+    padded = np.pad(seconds, (0, -len(seconds) % size), mode="edge")
+    return tuple(((padded[::size] + padded[size - 1 :: size]) / 2).tolist())
+
+
+def _frame_of_video(file: PixelConfig) -> tuple[PixelConfig, int]:
+    """The bounds on a frame, and on all temporal patches of a video, of a file with bounds on all frames of a video. A frame
+    may be as large as in the shortest video, which is one temporal patch."""
+    frames = file.temporal_patch_size
+    low, high = (max(pixels // frames, 1) for pixels in (file.min_pixels, file.max_pixels))
+    return replace(file, min_pixels=low, max_pixels=high), high
+
+
+def _frame(directory: Path, config: PixelConfig) -> PixelConfig:
     """The bounds of a frame, `frame` of streaming_config.json applied."""
-    config, path = frame_bounds(file), directory / STREAMING
+    path = directory / STREAMING
     bounds = read_json(path, "streaming settings").get("frame", {}) if path.is_file() else {}
     if not isinstance(bounds, dict) or (bounds.keys() - {"min_pixels", "max_pixels"}):
         raise InputError(f"{path} frame", repr(bounds), "min_pixels and max_pixels", "mend the file")

@@ -80,7 +80,7 @@ def session_for(
     """
     black = np.zeros((config.chunk_frames, box.height, box.width, 3), np.uint8)
     pixels, frame_box = vlm.processor.video_config, None
-    if resizes_on_device(resize_on, pixels, config):
+    if resizes_on_device(resize_on, vlm.processor, config):
         clip = vlm.processor.frames(black, fps=config.fps)
         # Sides are rounded when a picture is fitted into the box: a small one may be a little longer than it was.
         frame_box = FrameBox.largest(len(black), box.height, box.width, pixels, max_aspect_ratio=1.5 * MAX_ASPECT_RATIO)

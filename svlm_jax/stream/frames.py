@@ -29,13 +29,13 @@ from svlm_jax.inputs import (
     patch_layout,
     vision_tables,
 )
-from svlm_jax.media.pixels import PixelConfig
+from svlm_jax.media.processor import Processor
 from svlm_jax.media.resize_weights import FrameBox, frame_patch_index, resize_weights
 
 Size = tuple[int, int, Grid]  # height and width of frames, and the grid of their patches
 
 
-def resizes_on_device(setting: ResizeOn, pixels: PixelConfig, config: StreamConfig) -> bool:
+def resizes_on_device(setting: ResizeOn, processor: Processor, config: StreamConfig) -> bool:
     """Whether frames of a stream are resized on the device. "auto": where there is an accelerator. On a CPU both ways cost the
     same, and the host's runs beside the step.
 
@@ -44,8 +44,8 @@ def resizes_on_device(setting: ResizeOn, pixels: PixelConfig, config: StreamConf
     """
     # Recomputed windows retain frames, in saved states too: patches are smaller, and states can be loaded by any session.
     obstacle = "--mode recompute" if config.mode == "recompute" else ""
-    if not pixels.is_default_norm:
-        obstacle = "a model with a normalisation of its own"
+    if not processor.tower_normalises:
+        obstacle = "a normalisation that is not the model's"
     if setting == "device" and obstacle:
         raise InputError("--resize-on", f"device with {obstacle}", "host for it", "leave the flag out")
     return not obstacle and (setting == "device" or (setting == "auto" and jax.default_backend() != "cpu"))

@@ -62,8 +62,8 @@ class Playback(AbstractContextManager["Playback"]):
     def clip(self, chunk: sources.Chunk, fps: float | int) -> Clip:
         """The frames of a chunk as the session takes them: as patches, or as they are."""
         if self.on_device:
-            return self.processor.frames(chunk.frames, fps=fps)
-        return self.processor.video(chunk.frames, fps=fps, raw=True)
+            return self.processor.frames(chunk.frames, fps=fps, start=chunk.start)
+        return self.processor.video(chunk.frames, fps=fps, start=chunk.start, raw=True)
 
     def open(self, stream: str, source: Source, chunks: Iterable[sources.Chunk] | None = None) -> None:
         """Begin to read a source; it is closed when it has ended or `close` is called.

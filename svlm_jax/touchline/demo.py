@@ -51,7 +51,7 @@ def captions(
         return QUESTION if start <= game.seconds - ASK_BEFORE_END < end else ""
 
     timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "duration": game.seconds}
-    with Playback(processor, on_device=resizes_on_device(resize_on, processor.video_config, config)) as playback:
+    with Playback(processor, on_device=resizes_on_device(resize_on, processor, config)) as playback:
         source = open_match(game.seed, unseen=game.unseen, **timing)
         for event in watch(playback, source, start, question=question):
             if isinstance(event, Caption):

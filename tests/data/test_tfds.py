@@ -14,14 +14,16 @@ import numpy as np
 import pytest
 
 from svlm_jax.data.annotation import Annotation, Word, parse
+from svlm_jax.data.dataset import TfdsWindows
 from svlm_jax.data.frames import by_second, window_frames
 from svlm_jax.data.records import Records, write
 from svlm_jax.data.tfds import WINDOWS_A_FILE, TfdsDataset, prepare
 from svlm_jax.data.windows import cut, to_record
 from svlm_jax.errors import InputError
-from svlm_jax.media.pixels import STREAM_FRAME, preprocess, resize
+from svlm_jax.media.pixels import preprocess, resize
 from svlm_jax.media.video import read_video, write_video
 from tests.support import ROOT
+from tests.support.pixels import STREAM_FRAME
 
 HEIGHT, WIDTH = 224, 392  # a size that STREAM_FRAME leaves alone
 SECONDS = 7
@@ -123,14 +125,14 @@ def prepared_dataset(videos, tmp_path_factory) -> tuple[Path, Records]:
     pytest.importorskip("tensorflow_datasets")
     folder = tmp_path_factory.mktemp("made")
     records = lines(folder, window(0, 2), window(3, 6), window(0, 2.5, "half.mp4"))
-    assert prepare(records, folder / "out", root=videos) == (3, 4 + 6 + 5, 0)
+    assert prepare(records, folder / "out", STREAM_FRAME, root=videos) == (3, 4 + 6 + 5, 0)
     return folder / "out", records
 
 
 def test_windows_come_back_by_number(prepared_dataset, videos):
     directory, records = prepared_dataset
     prepared = TfdsDataset(directory)
-    assert len(prepared) == 3 and prepared.fps == 2
+    assert len(prepared) == 3 and prepared.fps == 2 and prepared.factor == 28
     assert [name for name, _, _ in prepared] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
     name, annotation, frames = prepared[1]
     assert annotation == parse(json.loads(records[1].line)) == window(3, 6)
@@ -138,6 +140,14 @@ def test_windows_come_back_by_number(prepared_dataset, videos):
     assert prepared[-2][0] == name
     with pytest.raises(IndexError):
         prepared[3]
+
+
+def test_frames_that_were_resized_for_other_patches_are_refused(prepared_dataset):
+    """Resized a second time they would not be the frames that a stream sees."""
+    dataset = TfdsDataset(prepared_dataset[0])
+    assert len(TfdsWindows(dataset, 2, 28)) == 3
+    with pytest.raises(InputError, match=r"vision tokens of 28 px, expected 32 px, .* svlm windows --family"):
+        TfdsWindows(dataset, 2, 32)
 
 
 def test_frames_of_a_second_lie_together_and_jpeg_costs_little(prepared_dataset, videos):
@@ -178,6 +188,7 @@ def test_bad_records_are_told_and_left_out(videos, tmp_path):
     counts = prepare(
         records,
         tmp_path / "out",
+        STREAM_FRAME,
         root=videos,
         max_bad=3,
         on_bad=reasons.__setitem__,
@@ -200,7 +211,7 @@ def test_more_windows_than_a_file_holds_stay_in_order(videos, tmp_path, monkeypa
     monkeypatch.setattr("svlm_jax.data.tfds.WINDOWS_A_FILE", 2)
     missing = window(0, 1, "no.mp4")
     records = lines(tmp_path, window(0, 1), window(1, 2), missing, missing, window(2, 3))
-    assert prepare(records, tmp_path / "out", root=videos, max_bad=2).windows == 3
+    assert prepare(records, tmp_path / "out", STREAM_FRAME, root=videos, max_bad=2).windows == 3
     assert [annotation.start for _, annotation, _ in TfdsDataset(tmp_path / "out")] == [0, 1, 2]
     assert WINDOWS_A_FILE > 2 and len(list((tmp_path / "out").glob("*array_record*"))) == 3
 
@@ -209,22 +220,22 @@ def test_a_directory_appears_whole_or_not_at_all(videos, tmp_path):
     pytest.importorskip("tensorflow_datasets")
     records = lines(tmp_path, window(0, 1), window(0, 1, "no.mp4"))
     with pytest.raises(InputError, match=r"out: got 1 bad records, expected at most 0; mend them or allow more"):
-        prepare(records, tmp_path / "out", root=videos)
+        prepare(records, tmp_path / "out", STREAM_FRAME, root=videos)
 
     def stop(*_: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare(records, tmp_path / "out", root=videos, progress=stop)
+        prepare(records, tmp_path / "out", STREAM_FRAME, root=videos, progress=stop)
     with pytest.raises(InputError, match="out: got no good records"):
-        prepare(records, tmp_path / "out", root=tmp_path, max_bad=2)
+        prepare(records, tmp_path / "out", STREAM_FRAME, root=tmp_path, max_bad=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "a_seeks.jsonl"]
 
 
 def test_wrong_directories_are_refused(videos, tmp_path):
     records = lines(tmp_path, window(0, 1))
     with pytest.raises(InputError, match="got something that exists already"):
-        prepare(records, tmp_path, root=videos)
+        prepare(records, tmp_path, STREAM_FRAME, root=videos)
     for directory in (tmp_path, tmp_path / "no"):
         with pytest.raises(InputError, match=r"got no svlm_windows dataset, expected a directory written by svlm windows"):
             TfdsDataset(directory)
@@ -233,7 +244,7 @@ def test_wrong_directories_are_refused(videos, tmp_path):
 def test_without_tensorflow_datasets_the_extra_is_named(videos, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(InputError, match=r"tensorflow_datasets: got no module .*; pip install 'svlm-jax\[train\]'"):
-        prepare(lines(tmp_path, window(0, 1)), tmp_path / "out", root=videos)
+        prepare(lines(tmp_path, window(0, 1)), tmp_path / "out", STREAM_FRAME, root=videos)
     assert not (tmp_path / "out").exists()
 
 

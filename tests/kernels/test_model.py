@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from svlm_jax.media.pixels import STREAM_FRAME
 from svlm_jax.model.attention import text_attention
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.pretrained import from_pretrained
 from svlm_jax.replay import stream
 from svlm_jax.sharding import make_mesh
 from tests.support import FIXTURES
+from tests.support.pixels import STREAM_FRAME
 
 STREAMS = FIXTURES / "streams"
 MESHES = {

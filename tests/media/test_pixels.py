@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from svlm_jax.errors import InputError
-from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, normalise, patchify, preprocess, resize, smart_resize
+from svlm_jax.media.pixels import PixelConfig, normalise, patchify, preprocess, resize, smart_resize
 from tests.support import FIXTURES
+from tests.support.pixels import STREAM_FRAME
 
 QWEN_IMAGE = PixelConfig(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 SMALL = PixelConfig(min_pixels=56 * 56, max_pixels=168 * 168)
@@ -86,7 +87,44 @@ def test_image_patches_are_bit_equal_to_the_library_processor(height, width, con
     assert [list(grid)] == want["image_grid_thw"].tolist()
 
 
+def patches_of_16(low: int, high: int) -> PixelConfig:
+    """What Qwen3-VL's processors are given."""
+    return PixelConfig(low, high, patch_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+QWEN3_IMAGE = patches_of_16(65536, 16777216)  # its published preprocessor_config.json
+
+
+@pytest.mark.parametrize("height, width", [(37, 91), (300, 173), (20, 20), (601, 400), (64, 96)])
+@pytest.mark.parametrize("config", [QWEN3_IMAGE, patches_of_16(4096, 32768)], ids=["published", "small"])
+def test_images_of_qwen3_vl_are_bit_equal_to_the_library_processor(height, width, config):
+    pil = pytest.importorskip("PIL.Image")
+    library = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
+    image = noise(height, width, 3, seed=height)
+    size = {"shortest_edge": config.min_pixels, "longest_edge": config.max_pixels}
+    processor = library.Qwen2VLImageProcessorPil(size=size, patch_size=16, image_mean=config.mean, image_std=config.std)
+    want = processor(images=pil.fromarray(image), return_tensors="np")
+    patches, grid = preprocess(image[None], config)
+    assert patches.shape[1] == 1536
+    np.testing.assert_array_equal(patches, want["pixel_values"])
+    assert [list(grid)] == want["image_grid_thw"].tolist()
+
+
 # --- parity with the video processor ---
+
+
+@pytest.mark.parametrize("frames", [4, 5], ids=["even", "odd"])
+def test_patches_of_a_video_of_qwen3_vl_are_cut_as_the_library_does(frames):
+    """Its normalisation needs torchvision, its patches only torch: 5 frames make three pairs, the last of one frame twice."""
+    torch = pytest.importorskip("torch")
+    library = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl")
+    config = patches_of_16(1024, 1 << 20)
+    video = noise(frames, 64, 96, 3)
+    fused = (torch.from_numpy(video.transpose(0, 3, 1, 2)[None].copy()).float() - 0.5 * 255) / (0.5 * 255)
+    want, *grid = library.Qwen3VLVideoProcessor().patchify(fused, patch_size=16, merge_size=2, temporal_patch_size=2)
+    patches, same = preprocess(video, config)
+    assert list(same) == grid == [-(-frames // 2), 4, 6]
+    np.testing.assert_allclose(patches, want[0].numpy(), rtol=0, atol=1e-6)  # which folds 1/255 into the mean
 
 
 @pytest.mark.parametrize("chunk", [0, 1])

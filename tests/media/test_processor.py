@@ -11,12 +11,16 @@ import pytest
 from svlm_jax.config import StreamConfig
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
-from svlm_jax.families import config_json
+from svlm_jax.families import FAMILIES, QWEN2_5_VL, config_json, preset
 from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS
-from svlm_jax.media.pixels import CLIP_MEAN, CLIP_STD, STREAM_FRAME, PixelConfig
-from svlm_jax.media.processor import VIDEO_PIXELS, Processor, frame_bounds, frame_share
+from svlm_jax.media.pixels import CLIP_MEAN, CLIP_STD, PixelConfig, smart_resize
+from svlm_jax.media.processor import Processor, frame_bounds, frame_share, patch_times
+from svlm_jax.media.video import write_video
 from svlm_jax.settings import read_generation_config, read_streaming_config
+from tests.support.pixels import STREAM_FRAME
 
+VISION = preset("qwen2.5-vl-7b").vision
+VIDEO_PIXELS = 115_200 * 784
 LARGE = 12_845_056  # pixels: what transformers writes into every video_preprocessor_config.json
 HD = np.zeros((2, 720, 1280, 3), np.uint8)
 
@@ -38,10 +42,10 @@ def directory(processor_dir, tmp_path):
 
 @pytest.fixture
 def opened(directory, tiny_dir):
-    def open_(**files):
+    def open_(config=None, **files):
         for name, content in files.items():
             (directory / f"{name}.json").write_text(json.dumps(content))
-        return Processor.from_directory(directory, config_json.read(tiny_dir))
+        return Processor.from_directory(directory, config or config_json.read(tiny_dir))
 
     return open_
 
@@ -79,7 +83,7 @@ def test_a_frame_of_a_stream_has_the_size_of_the_paper_whoever_saved_the_checkpo
     ],
 )
 def test_a_file_may_ask_for_smaller_frames_but_not_for_larger(low, high, bounds):
-    got = frame_bounds(replace(STREAM_FRAME, min_pixels=low, max_pixels=high))
+    got = frame_bounds(replace(STREAM_FRAME, min_pixels=low, max_pixels=high), VISION)
     assert (got.min_pixels, got.max_pixels) == bounds
 
 
@@ -93,6 +97,87 @@ def test_streaming_config_json_says_what_a_frame_is_and_leaves_the_rest(opened, 
     )
     assert own.video_config.max_pixels == 784 and own.video(HD).grid[1:] == (2, 2)
     assert read_streaming_config(directory)[0].sink is None
+
+
+# --- Qwen3-VL: patches of 16 pixels, mean = std = 0.5, and a file that bounds all frames of a video together ---
+
+QWEN3_FILES = {  # as published
+    "preprocessor_config": {
+        "size": {"longest_edge": 16777216, "shortest_edge": 65536},
+        "patch_size": 16,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "processor_class": "Qwen3VLProcessor",
+        "image_processor_type": "Qwen2VLImageProcessorFast",
+    }
+}
+QWEN3_FILES["video_preprocessor_config"] = QWEN3_FILES["preprocessor_config"] | {
+    "size": {"longest_edge": 25165824, "shortest_edge": 4096},
+    "video_processor_type": "Qwen3VLVideoProcessor",
+}
+QWEN3_NESTED = {
+    "processor_config": {
+        "image_processor": QWEN3_FILES["preprocessor_config"],
+        "video_processor": QWEN3_FILES["video_preprocessor_config"] | {"fps": 2, "min_frames": 4, "max_frames": 768},
+    }
+}
+
+
+@pytest.fixture
+def qwen3(opened, monkeypatch, tiny_dir):
+    family = replace(QWEN2_5_VL, model_type="patch16", image_pixels=(65536, 16777216), video_tokens=12_288, video_size="video")
+    monkeypatch.setitem(FAMILIES, "patch16", family)
+    tiny = config_json.read(tiny_dir)
+    half = (0.5, 0.5, 0.5)
+    vision = replace(tiny.vision, patch_size=16, window_size=128, image_mean=half, image_std=half)
+    config = replace(tiny, model_type="patch16", vision=vision)
+    return lambda **files: opened(config, **files)
+
+
+@pytest.mark.parametrize("files", [{}, QWEN3_FILES, QWEN3_NESTED], ids=["no files", "published", "transformers 5"])
+def test_frames_of_qwen3_vl_have_as_many_tokens_and_travel_as_bytes(qwen3, files):
+    processor = qwen3(**files)
+    assert (processor.image_config.min_pixels, processor.image_config.max_pixels) == (65536, 16777216)
+    assert (processor.video_config.min_pixels, processor.video_config.max_pixels) == (100 * 32 * 32, 768 * 32 * 32)
+    assert processor.video_pixels == 25165824 // 2
+    clip = processor.video(HD, raw=True)
+    assert clip.grid == (1, 40, 72) and clip.patches.dtype == np.uint8 and clip.patches.shape[1] == 1536
+    assert processor.frames(HD).grid == clip.grid
+
+
+@pytest.mark.parametrize("frames", [4, 32, 48, 120, 600, 768])
+@pytest.mark.parametrize(("height", "width"), [(720, 1280), (1080, 1920), (360, 640), (1280, 720)])
+def test_the_frames_of_a_video_of_qwen3_vl_have_the_librarys_size(qwen3, frames, height, width):
+    """With its cap on a frame (768 tokens), which its authors' tools apply, and its bound on all frames."""
+    library = pytest.importorskip("transformers.models.qwen3_vl.video_processing_qwen3_vl")
+    processor = qwen3(**QWEN3_FILES)
+    share = frame_share(processor.video_config, frames, processor.video_pixels)
+    rows, columns = smart_resize(height, width, share)
+    count = library.Qwen3VLVideoProcessor(size=QWEN3_FILES["video_preprocessor_config"]["size"]).get_num_of_video_patches
+    assert count(frames, height, width, {"cap_pixels_per_frame": True}) == frames // 2 * (rows // 16) * (columns // 16)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5, 6])
+def test_the_times_of_a_video_are_those_of_its_patches(opened, frames):
+    """Qwen3-VL reads them before each patch; the last frame of an odd number counts twice."""
+    processor = opened()
+    video = np.zeros((frames, 56, 56, 3), np.uint8)
+    seconds = [7 + 0.5 * k for k in range(frames)]
+    for clip in (processor.video(video, fps=2, start=7), processor.open(video, start=7), processor.frames(video, start=7)):
+        assert len(clip.times) == clip.grid[0]
+        assert clip.times == patch_times(np.array(seconds), 2)
+    library = pytest.importorskip("transformers.models.qwen3_vl.processing_qwen3_vl")
+    indices = [25 * 7 + k * 12 for k in range(frames)]
+    want = library.Qwen3VLProcessor._calculate_timestamps(None, list(indices), 25.0, 2)
+    assert list(patch_times(np.array(indices) / 25.0, 2)) == want
+
+
+def test_the_times_of_a_file_begin_where_it_is_read(opened, tmp_path):
+    write_video(tmp_path / "v.mp4", np.zeros((20, 56, 56, 3), np.uint8), 4)
+    assert opened().video(tmp_path / "v.mp4", fps=2, start=1, duration=1.5).times == (1.25, 2.0)
+    assert opened().image(np.zeros((56, 56, 3), np.uint8)).times == ()
 
 
 # --- images ---
@@ -115,7 +200,7 @@ def test_an_image_has_the_size_that_the_file_of_any_version_says(opened, files):
 
 @pytest.mark.parametrize(("frames", "tokens"), [(2, 720), (120, 60 * 720), (300, 150 * 720)])
 def test_a_short_video_is_not_made_smaller(frames, tokens):
-    bounds = frame_share(STREAM_FRAME, frames)
+    bounds = frame_share(STREAM_FRAME, frames, VIDEO_PIXELS)
     assert bounds == STREAM_FRAME
     assert tokens <= TOKEN_BUCKETS[-1]
 
@@ -123,7 +208,7 @@ def test_a_short_video_is_not_made_smaller(frames, tokens):
 @pytest.mark.parametrize("frames", [301, 400, 768, 5000, 10**6])
 def test_the_frames_of_a_long_video_share_what_the_model_can_take(frames):
     """README's caption of a match would be refused after everything was decoded."""
-    bounds = frame_share(STREAM_FRAME, frames)
+    bounds = frame_share(STREAM_FRAME, frames, VIDEO_PIXELS)
     pairs = -(-frames // 2)
     assert bounds.min_pixels <= bounds.max_pixels <= max(VIDEO_PIXELS // pairs, 28 * 28)
     if frames <= 768:
@@ -131,11 +216,9 @@ def test_the_frames_of_a_long_video_share_what_the_model_can_take(frames):
         assert pairs * bounds.max_pixels / 196 <= PATCH_BUCKETS[-1]
 
 
-def test_a_video_that_was_too_long_now_fits_a_batch(opened, monkeypatch, tiny_dir):
-    from svlm_jax.media import processor as module
-
-    monkeypatch.setattr(module, "VIDEO_PIXELS", 60 * 784)  # so that few frames make a long video
+def test_a_video_that_was_too_long_now_fits_a_batch(opened, tiny_dir):
     processor = opened(video_preprocessor_config=pixels(784, 50176))
+    processor.video_pixels = 60 * 784  # so that few frames make a long video
     clip = processor.video(np.zeros((40, 200, 300, 3), np.uint8))
     assert clip.grid[0] == 20 and clip.grid[1] * clip.grid[2] // 4 <= 3
     inputs = collate([processor.prompt("What?", clip)], config_json.read(tiny_dir).vision, side="left")

@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from svlm_jax.inputs import FRACTION_BITS
-from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, resize, smart_resize
+from svlm_jax.media.pixels import PixelConfig, resize, smart_resize
 from svlm_jax.media.resize_weights import MAX_WEIGHTS, FrameBox, resize_weights
-from tests.support.pixels import hard_frame
+from tests.support.pixels import STREAM_FRAME, hard_frame
 
 SMALL = PixelConfig(min_pixels=56 * 56, max_pixels=168 * 168)
 SIDES = st.one_of(st.integers(1, 40), st.integers(1, 500))

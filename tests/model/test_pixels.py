@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from svlm_jax.families import preset
 from svlm_jax.inputs import RawFrames, pack_vision
-from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, preprocess, smart_resize
+from svlm_jax.media.pixels import PixelConfig, preprocess, smart_resize
 from svlm_jax.media.resize_weights import FrameBox, frame_patch_index, resize_weights
 from svlm_jax.model.pixels import PASSES, patches_of
-from tests.support.pixels import hard_frame
+from tests.support.pixels import STREAM_FRAME, hard_frame
 
 VISION = preset("qwen2.5-vl-7b").vision
 CONFIG = PixelConfig(min_pixels=56 * 56, max_pixels=112 * 112)

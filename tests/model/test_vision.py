@@ -12,7 +12,7 @@ from pallas_kernels import xla as attention_module
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.families import config_json, preset
 from svlm_jax.inputs import pack_vision
-from svlm_jax.media.pixels import STREAM_FRAME, preprocess
+from svlm_jax.media.pixels import preprocess, stream_frame
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.vision import normalised
 
@@ -135,14 +135,15 @@ def test_rows_depend_on_the_place_of_their_patches(tower):
 def test_the_tower_normalises_levels_as_the_preprocessor_does():
     """To the last rounding: the preprocessor multiplies by 1/255 in float64, the tower in float32."""
     levels = np.random.default_rng(0).integers(0, 256, (2, 56, 84, 3), dtype=np.uint8)
-    raw, grid = preprocess(levels, STREAM_FRAME, raw=True)
-    want, same = preprocess(levels, STREAM_FRAME)
-    assert raw.dtype == np.uint8 and want.dtype == np.float32 and grid == same
-    np.testing.assert_allclose(
-        jax.jit(partial(normalised, config=preset("qwen2.5-vl-7b").vision))(raw), want, rtol=0, atol=1e-6
-    )
-    own = replace(STREAM_FRAME, mean=(0.5, 0.5, 0.5))
-    assert preprocess(levels, own, raw=True)[0].dtype == np.float32  # which the tower does not know
+    clip = preset("qwen2.5-vl-7b").vision
+    half = replace(clip, patch_size=16, window_size=128, image_mean=(0.5,) * 3, image_std=(0.5,) * 3)  # of Qwen3-VL
+    for vision in (clip, half):
+        pixels = stream_frame(vision)
+        raw, grid = preprocess(levels, pixels, raw=True)
+        want, same = preprocess(levels, pixels)
+        assert pixels.has_norm_of(vision) and raw.dtype == np.uint8 and want.dtype == np.float32 and grid == same
+        np.testing.assert_allclose(jax.jit(partial(normalised, config=vision))(raw), want, rtol=0, atol=1e-6)
+    assert not stream_frame(half).has_norm_of(clip)
 
 
 def test_levels_and_normalised_patches_are_not_mixed(tiny_dir):

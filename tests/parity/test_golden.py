@@ -15,12 +15,13 @@ from svlm_jax.config import ModelConfig
 from svlm_jax.data.batch import collate
 from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip, Inputs, Sample
-from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
+from svlm_jax.media.pixels import normalise, patchify
 from svlm_jax.model.parameters import Parameters, from_parameters, stack, unstack
 from svlm_jax.spans import Kind, Span, positions, vision_span
 from svlm_jax.train.loss import cross_entropy
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, video
+from tests.support.pixels import STREAM_FRAME
 
 MOST, MEDIAN = 2e-3, 2e-4  # agreement of logits that the recordings promise
 FPS = 2.0

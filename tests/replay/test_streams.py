@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.media.pixels import STREAM_FRAME
 from svlm_jax.pretrained import from_pretrained
 from svlm_jax.replay import stream
 from tests.cli.test_commands import command, refusal
 from tests.support import FIXTURES
+from tests.support.pixels import STREAM_FRAME
 
 STREAMS = FIXTURES / "streams"
 RECORDED = sorted(path.stem for path in STREAMS.glob("*.json"))

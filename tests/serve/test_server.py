@@ -16,7 +16,7 @@ from websockets.exceptions import InvalidStatus
 
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Clip
-from svlm_jax.media.pixels import STREAM_FRAME, PixelConfig, smart_resize
+from svlm_jax.media.pixels import PixelConfig, smart_resize
 from svlm_jax.serve.access import Access
 from svlm_jax.serve.broadcast import Broadcast, HistoryEntry
 from svlm_jax.serve.client_image import Box, decode_image
@@ -32,6 +32,7 @@ from svlm_jax.stream.cache_view import KINDS
 from svlm_jax.stream.playback import Ready
 from svlm_jax.stream.sequence import StreamSequence
 from tests.cli.test_commands import command, refusal
+from tests.support.pixels import STREAM_FRAME
 from tests.support.serving import BOX, HANG, Client, ServerThread, compiled, film, server, serving  # noqa: F401
 
 

@@ -13,7 +13,7 @@ import svlm_jax
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Clip, Frames
-from svlm_jax.media.pixels import STREAM_FRAME
+from svlm_jax.media.processor import Processor
 from svlm_jax.media.resize_weights import FrameBox
 from svlm_jax.replay import stream
 from svlm_jax.replay.format import noise_frames
@@ -29,7 +29,7 @@ from svlm_jax.stream.session import Session
 from svlm_jax.stream.warmup import compile_programs
 from tests.stream.test_runner import CONFIG, Film
 from tests.support import FIXTURES
-from tests.support.pixels import hard_frame
+from tests.support.pixels import STREAM_FRAME, hard_frame
 from tests.support.sessions import Compiled, said
 
 SIZES = ((56, 84), (90, 70))  # of two streams: as it is, and resized
@@ -162,15 +162,18 @@ def test_a_frame_that_does_not_fit_is_refused_in_a_line(vlm, box, size):
         made.prepare(made.join(made.init_state()), 0, chunk(vlm, 0, SIZES[0], 0, False))
 
 
-def test_the_setting_says_where_frames_are_resized(monkeypatch):
-    def choice(setting, pixels=STREAM_FRAME, **config):
-        return frames.resizes_on_device(setting, pixels, StreamConfig(**config))
+def test_the_setting_says_where_frames_are_resized(vlm, monkeypatch):
+    def choice(setting, pixels=STREAM_FRAME, model=vlm.model.config, **config):
+        return frames.resizes_on_device(setting, Processor(model, vlm.tokenizer, video=pixels), StreamConfig(**config))
 
-    own = replace(STREAM_FRAME, mean=(0.5, 0.5, 0.5))
+    half = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    own = replace(STREAM_FRAME, **half)
+    other = replace(vlm.model.config.vision, **{f"image_{name}": value for name, value in half.items()})  # as in Qwen3-VL
     assert not choice("auto") and not choice("host") and choice("device")  # this is a CPU
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert choice("auto") and not choice("host")
     assert not choice("auto", own) and not choice("auto", mode="recompute")
+    assert choice("auto", own, replace(vlm.model.config, vision=other))  # whose tower normalises so
     for pixels, config in ((own, {}), (STREAM_FRAME, {"mode": "recompute"})):
         with pytest.raises(InputError, match=r"^--resize-on: got device with "):
             choice("device", pixels, **config)

@@ -17,13 +17,14 @@ from svlm_jax.checkpoint import huggingface
 from svlm_jax.data.batch import collate
 from svlm_jax.families import config_json
 from svlm_jax.inputs import Clip, Sample
-from svlm_jax.media.pixels import STREAM_FRAME, normalise, patchify
+from svlm_jax.media.pixels import normalise, patchify
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.spans import vision_span
 from tests.support import FIXTURES
 from tests.support.oracle import Oracle, Part, Place, Step, Windows, opening_parts, turn_parts
 from tests.support.oracle_numeric import NumpyDecoder
+from tests.support.pixels import STREAM_FRAME
 
 RECORDED = sorted(path.stem for path in (FIXTURES / "streams").glob("*.json"))
 TOKENS_PER_SECOND = 2  # of both recorded models

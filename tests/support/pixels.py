@@ -1,6 +1,11 @@
-"""Frames that are hard to resize right."""
+"""Bounds on a frame of Qwen2.5-VL, and frames that are hard to resize right."""
 
 import numpy as np
+
+from svlm_jax.families import preset
+from svlm_jax.media.pixels import stream_frame
+
+STREAM_FRAME = stream_frame(preset("qwen2.5-vl-7b").vision)
 
 
 def hard_frame(height: int, width: int, seed: int) -> np.ndarray:
