@@ -67,6 +67,9 @@ COUNTS = {
     "qwen2.5-vl-7b": 8_292_166_656,
     "qwen2.5-vl-32b": 33_452_718_336,
     "qwen2.5-vl-72b": 73_410_777_344,
+    "qwen2-vl-2b": 2_208_985_600,
+    "qwen2-vl-7b": 8_291_375_616,
+    "qwen2-vl-72b": 73_405_560_320,
 }
 GONE = object()
 
@@ -123,8 +126,8 @@ def test_the_7b_preset_is_the_published_config():
     assert preset("qwen2.5-vl-7b").eos_token_ids == (151645,)
 
 
-def test_only_the_3b_preset_ties_its_embeddings():
-    assert {name for name in COUNTS if preset(name).tie_word_embeddings} == {"qwen2.5-vl-3b"}
+def test_only_the_smallest_presets_tie_their_embeddings():
+    assert {name for name in COUNTS if preset(name).tie_word_embeddings} == {"qwen2.5-vl-3b", "qwen2-vl-2b"}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -291,7 +294,7 @@ def test_tied_embeddings_that_are_neither_true_nor_false_are_refused(value):
     assert "tie_word_embeddings" in refusal(edited(PUBLISHED, "tie_word_embeddings", value))
 
 
-@pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen3_vl", None, GONE, 3])
+@pytest.mark.parametrize("model_type", ["qwen2_5_omni", "qwen3_5", None, GONE, 3])
 def test_another_architecture_is_refused_by_its_model_type(model_type):
     assert "model_type" in refusal(edited(PUBLISHED, "model_type", model_type))
 

@@ -7,8 +7,12 @@ from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families.family import Family
 from svlm_jax.families.qwen2_5_vl import QWEN2_5_VL
+from svlm_jax.families.qwen2_vl import QWEN2_VL
 
-FAMILIES: dict[str, Family] = {"qwen2_5_vl": QWEN2_5_VL}
+FAMILIES: dict[str, Family] = {
+    "qwen2_5_vl": QWEN2_5_VL,
+    "qwen2_vl": QWEN2_VL,
+}
 
 
 def family_of(config: ModelConfig) -> Family:

@@ -17,15 +17,27 @@ from svlm_jax.families.family import Family
 from svlm_jax.families.fields import OWN_CONFIG, build, check_type, short_repr
 from svlm_jax.files import read_json
 
-# Models that are easily mistaken for a supported one, by model_type.
+_RECURRENT = "its recurrent layers cannot forget a frame"
+# Models that are easily mistaken for a supported one, by model_type: what it is, and what to use instead.
 _OTHER_MODELS = {
-    "qwen2_vl": "Qwen2-VL",
-    "qwen2_5_vl_text": "the text half of Qwen2.5-VL alone",
-    "qwen2_5_omni": "Qwen2.5-Omni",
-    "qwen2": "Qwen2 or Qwen2.5, text alone",
-    "qwen3": "Qwen3, text alone",
-    "qwen3_vl": "Qwen3-VL",
-    "qwen3_vl_moe": "Qwen3-VL, mixture of experts",
+    "qwen2_vl_text": ("the text half of Qwen2-VL alone", "use the whole model's"),
+    "qwen2_5_vl_text": ("the text half of Qwen2.5-VL alone", "use the whole model's"),
+    "qwen3_vl_text": ("the text half of Qwen3-VL alone", "use the whole model's"),
+    "qwen3_vl_moe": ("Qwen3-VL, mixture of experts", "use a dense Qwen3-VL (2B, 4B, 8B or 32B)"),
+    "qwen3_vl_moe_text": ("the text half of Qwen3-VL, mixture of experts", "use a dense Qwen3-VL (2B, 4B, 8B or 32B)"),
+    "qwen3_5": (f"Qwen3.5: {_RECURRENT}", "use a Qwen3-VL"),
+    "qwen3_5_text": (f"the text half of Qwen3.5: {_RECURRENT}", "use a Qwen3-VL"),
+    "qwen3_5_moe": (f"Qwen3.5, mixture of experts: {_RECURRENT}", "use a Qwen3-VL"),
+    "qwen3_5_moe_text": (f"the text half of Qwen3.5, mixture of experts: {_RECURRENT}", "use a Qwen3-VL"),
+    "qwen3_next": (f"Qwen3-Next, text alone: {_RECURRENT}", "use a Qwen3-VL"),
+    "qwen2_5_omni": ("Qwen2.5-Omni, which hears and speaks too", "use a Qwen2.5-VL"),
+    "qwen2_5_omni_thinker": ("the thinker of Qwen2.5-Omni, which hears too", "use a Qwen2.5-VL"),
+    "qwen3_omni_moe": ("Qwen3-Omni, mixture of experts, which hears and speaks too", "use a dense Qwen3-VL"),
+    "qwen3_omni_moe_thinker": ("the thinker of Qwen3-Omni, mixture of experts", "use a dense Qwen3-VL"),
+    "qwen2": ("Qwen2 or Qwen2.5, text alone", "use a Qwen2-VL or Qwen2.5-VL"),
+    "qwen2_moe": ("Qwen2, text alone, mixture of experts", "use a Qwen2-VL or Qwen2.5-VL"),
+    "qwen3": ("Qwen3, text alone", "use a Qwen3-VL"),
+    "qwen3_moe": ("Qwen3, text alone, mixture of experts", "use a Qwen3-VL"),
 }
 # Keys under which the versions of Hugging Face's and other tools' config.json say that weights are quantised.
 _QUANTISATION_KEYS = ("quantization_config", "compression_config", "quantization")
@@ -64,10 +76,11 @@ def check_model_type(raw: object, source: str = "config.json") -> Family:
         raise InputError(source, "the settings of a training run", "a model's config.json", export)
     model_type = raw.get("model_type") if isinstance(raw, Mapping) else None
     if not isinstance(raw, Mapping) or not isinstance(model_type, str) or model_type not in FAMILIES:
-        got = short_repr(model_type) if isinstance(raw, Mapping) else type(raw).__name__
-        got += f" ({_OTHER_MODELS[model_type]})" if isinstance(model_type, str) and model_type in _OTHER_MODELS else ""
-        expected = " or ".join(map(repr, FAMILIES))
-        raise InputError(f"{source} model_type", got, expected, f"use a {family_names()} checkpoint")
+        got, remedy = short_repr(model_type) if isinstance(raw, Mapping) else type(raw).__name__, f"use a {family_names()}"
+        if isinstance(model_type, str) and model_type in _OTHER_MODELS:
+            what, remedy = _OTHER_MODELS[model_type]
+            got += f" ({what})"
+        raise InputError(f"{source} model_type", got, " or ".join(map(repr, FAMILIES)), f"{remedy} checkpoint")
     sections = [raw, *(section for name in ("text_config", "vision_config") if isinstance(section := raw.get(name), Mapping))]
     for key, settings in ((key, section.get(key)) for section in sections for key in _QUANTISATION_KEYS):
         if not settings:

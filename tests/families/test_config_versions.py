@@ -1,5 +1,5 @@
 """Claims about config.json as the versions of transformers write it (tests/fixtures/configs: what save_pretrained of each
-makes of the four published sizes, written by the libraries themselves) and about the defaults that they leave out."""
+makes of the published sizes of a family, written by the libraries themselves) and about the defaults that they leave out."""
 
 import copy
 import json
@@ -8,38 +8,59 @@ from dataclasses import replace
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.families import config_json, preset
+from svlm_jax.families import FAMILIES, config_json, preset
 from tests.support import FIXTURES
 
 CONFIGS = FIXTURES / "configs"
-VERSIONS = sorted(path.stem for path in CONFIGS.glob("*.json"))
-SIZES = ("3b", "7b", "32b", "72b")
+# Family: (beginning of the names of its presets, versions of transformers; "published" is the file of the hub).
+PUBLISHED = {
+    "qwen2_5_vl": ("qwen2.5-vl", ["4.49.0", "4.51.3", "4.52.4", "4.57.1", "5.0.0", "5.24.0"]),
+    "qwen2_vl": ("qwen2-vl", ["4.45.2", "4.49.0", "4.52.4", "4.57.1", "5.0.0", "5.24.0", "published"]),
+}
+VERSIONS = PUBLISHED["qwen2_5_vl"][1]
+FILES = [
+    pytest.param(family, version, size, id=f"{family} {size} {version}")
+    for family, (_, versions) in PUBLISHED.items()
+    for version in versions
+    for size in json.loads((CONFIGS / family / f"{version}.json").read_text())
+]
 GONE = object()
 
 
-def saved(version: str, size: str) -> dict:
-    return json.loads((CONFIGS / f"{version}.json").read_text())[size]
+def saved(version: str, size: str, family: str = "qwen2_5_vl") -> dict:
+    return json.loads((CONFIGS / family / f"{version}.json").read_text())[size]
 
 
 def bare(config):
     return replace(config, hf_extra="{}")
 
 
-def test_six_versions_are_there():
-    assert VERSIONS == ["4.49.0", "4.51.3", "4.52.4", "4.57.1", "5.0.0", "5.24.0"]
-
-
-@pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("size", SIZES)
-def test_a_checkpoint_that_any_version_saved_is_the_published_model(version, size):
+@pytest.mark.parametrize(("family", "version", "size"), FILES)
+def test_a_checkpoint_that_any_version_saved_is_the_published_model(family, version, size):
     """A model that was fine-tuned and saved with transformers would otherwise not load, or load as another."""
-    raw = saved(version, size)
-    config = config_json.parse(raw)
-    assert bare(config) == bare(preset(f"qwen2.5-vl-{size}"))
+    raw = saved(version, size, family)
+    config, published = config_json.parse(raw), preset(f"{PUBLISHED[family][0]}-{size}")
+    assert bare(config) == bare(published)
     assert config.eos_token_ids == (151645,)
     written = config_json.dump(config)
     assert bare(config_json.parse(written)) == bare(config) and config_json.dump(config_json.parse(written)) == written
     assert "hidden_size" not in written and "torch_dtype" not in written["text_config"]
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_the_newest_version_is_written_again_key_by_key(family):
+    """What only this library adds or leaves out would confuse other readers of the file."""
+    for raw in json.loads((CONFIGS / family / "5.24.0.json").read_text()).values():
+        written = json.loads(json.dumps(config_json.dump(config_json.parse(raw))))
+        assert written["vision_config"].pop("dtype") == written["dtype"]  # the library leaves it out; we say it
+        raw["vision_config"].pop("dtype", None)
+        assert written == raw
+
+
+def test_livecc_has_the_shape_of_qwen2_vl_7b():
+    """Its file is what 4.45 to 4.51 write: hidden_size alone in the vision section."""
+    assert bare(preset("livecc-7b")) == bare(preset("qwen2-vl-7b"))
+    assert set(saved("4.49.0", "7b", "qwen2_vl")["vision_config"]) == {"in_chans", "model_type", "spatial_patch_size"}
 
 
 def test_what_4_49_leaves_out_are_its_defaults_and_not_the_published_values():
@@ -117,3 +138,43 @@ def test_the_directory_of_a_training_run_is_named_as_one(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model": "x", "run_dir": "y"}))
     with pytest.raises(InputError, match=r"training run.*svlm convert"):
         config_json.read(tmp_path)
+
+
+def test_a_qwen2_vl_tower_that_the_file_does_not_describe_is_that_of_transformers():
+    """The ViT is `embed_dim` wide; `hidden_size` is what it gives the decoder: mixed up, no published file would load."""
+    raw = saved("4.49.0", "7b", "qwen2_vl")
+    del raw["rms_norm_eps"]
+    config = config_json.parse(raw | {"vision_config": {}})
+    vision = config.vision
+    assert (vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads) == (32, 1280, 5120, 16)
+    assert (vision.out_hidden_size, vision.window_size, vision.tokens_per_second) == (3584, 0, None)
+    assert (vision.norm, vision.hidden_act, vision.patch_bias) == ("layer_norm", "quick_gelu", False)
+    assert vision.fullatt_block_indexes == tuple(range(32)) and config.text.rms_norm_eps == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("hidden_size", 1280, "hidden_size: got 1280, expected text hidden_size 3584"),
+        ("embed_dim", 0, "embed_dim"),
+        ("mlp_ratio", 4.5, "mlp_ratio"),
+        ("depth", 10**9, "depth"),
+        ("hidden_act", "gelu", "hidden_act"),
+        ("in_channels", 1, "in_channels"),
+        ("patch_size", [14, 14], "patch_size"),
+        ("rope_parameters", {"rope_theta": 500.0}, "rope_theta"),
+    ],
+)
+def test_a_wrong_value_of_qwen2_vl_is_named_as_the_file_names_it(key, value, said):
+    raw = saved("4.57.1", "7b", "qwen2_vl")
+    raw["vision_config"][key] = value
+    with pytest.raises(InputError, match=said) as error:
+        config_json.parse(raw)
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("model_type", config_json._OTHER_MODELS)
+def test_a_model_that_is_easily_mistaken_is_named_with_what_to_use_instead(model_type):
+    with pytest.raises(InputError, match="use ") as error:
+        config_json.parse({"model_type": model_type}, source="/models/a-directory-with-a-rather-long-name/config.json")
+    assert len(str(error.value)) < 300 and model_type not in FAMILIES

@@ -89,5 +89,7 @@ def test_its_chat_format_and_its_pixels_are_used(raw):
 
 
 def test_an_unknown_family_is_refused_with_the_names_of_all(raw):
-    with pytest.raises(InputError, match=r"got 'other', expected 'qwen2_5_vl' or 'toy_vl'; use a Qwen2\.5-VL or Toy-VL check"):
+    with pytest.raises(
+        InputError, match=r"got 'other', expected 'qwen2_5_vl' or .*'toy_vl'; use a Qwen2\.5-VL or .*Toy-VL check"
+    ):
         config_json.parse(raw | {"model_type": "other"})

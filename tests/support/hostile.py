@@ -137,7 +137,7 @@ CASES["empty directory"] = lambda d: [path.unlink() for path in d.iterdir()] and
 
 # config.json
 for _path, _values in {
-    "model_type": ["qwen2_vl", "qwen3_vl", "qwen2", None, 5, ["qwen2_5_vl"], "\x1b[31mred\ud800", "x" * 5000],
+    "model_type": ["qwen2_vl", "qwen3_5", "qwen3_vl_moe", "qwen2", None, 5, ["qwen2_5_vl"], "\x1b[31mred\ud800", "x" * 5000],
     "hidden_size": [0, -64, 64.5, "64", None, [64], 10**30, True],
     "num_hidden_layers": [10**7, 10**10, 0, -1, 3],
     "vocab_size": [10**12, 1, "448"],
