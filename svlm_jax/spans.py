@@ -37,8 +37,8 @@ class Part(IntEnum):
 
 class Span(NamedTuple):
     """A run of `length` tokens of one kind in one turn. Vision tokens carry their patch grid (t, h, w) and `step`, the temporal
-    positions from one t to the next; a VISION span without a grid is the marker before or after them. keep: which merged tokens
-    of the grid exist (None: all); `length` counts those."""
+    positions from one t to the next; a VISION span without a grid is the mark before them (HEAD), with a time stamp in families
+    that have one, or after them (TAIL). keep: which merged tokens of the grid exist (None: all); `length` counts those."""
 
     kind: Kind
     length: int

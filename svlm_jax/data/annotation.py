@@ -203,7 +203,8 @@ def build_sample(
         query = annotation.query if as_streamed and not number and not annotation.previous else ""
         options = {"question": turn.question, "query": query, "turn": number}
         grid, step = (clip.grid, clip.step) if clip else (None, 0)
-        user = user_turn(turn.start, turn.end, grid, step, tokenizer, config, **options)
+        times = clip.times if clip else ()
+        user = user_turn(turn.start, turn.end, grid, step, tokenizer, config, **options, times=times)
         user = Tokens(user.ids[:-TURN_HEAD], user.spans[:-1])  # the header of the reply is tokenised with the reply
         reply = _reply(turn.reply, number, tokenizer, config, separate_header=as_streamed)
         index = np.arange(len(reply.ids))
@@ -241,13 +242,13 @@ def _truncate_previous(start: Tokens, sink: int, text_window: int) -> Tokens:
     if sink < PREVIOUS_HEAD or text_window < TURN_END:
         expected = f"at least {PREVIOUS_HEAD} and {TURN_END} tokens (the turn's markup), or 0 and 0"
         raise InputError("sink and text_window", f"{sink} and {text_window}", expected, "512 and 512 are usual")
-    system, *turn = start.spans
-    length = total(turn)
+    system, turn = ([span for span in start.spans if (span.kind is Kind.SYSTEM) == is_system] for is_system in (True, False))
+    length, first = total(turn), total(system)
     indices = np.array([index for run in truncate(length, sink, text_window) for index in run])
     # the header is within the sink and the footer within the text window, so only the words get shorter
     spans = [span._replace(length=span.length - (length - len(indices)) * (span.part is Part.BODY)) for span in turn]
-    ids = np.concatenate([start.ids[: system.length], start.ids[system.length + indices]])
-    return Tokens(ids, (system, *(span for span in spans if span.length)))
+    ids = np.concatenate([start.ids[:first], start.ids[first + indices]])
+    return Tokens(ids, (*system, *(span for span in spans if span.length)))
 
 
 def _reply(text: str, number: int, tokenizer: Tokenizer, config: ModelConfig, *, separate_header: bool) -> Tokens:

@@ -1,13 +1,13 @@
 """From samples to a padded batch. Host side: numpy, never jax."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
 
 from svlm_jax.config import VisionConfig
 from svlm_jax.errors import InputError
-from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, Inputs, Sample, bucket, pack_vision
+from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, Grid, Inputs, Sample, bucket, pack_vision
 from svlm_jax.spans import grid_indices, merged_tokens, positions, total
 
 
@@ -56,7 +56,12 @@ def collate(
         if num_merged != len(merged) or is_vision.sum() != len(indices):
             raise ValueError(f"sample {b}: {is_vision.sum()} vision tokens for {len(merged)} merged patches")
         span_grids, clip_grids = [span.grid for span in sample.spans if span.grid], [clip.grid for clip in sample.clips]
-        if span_grids != clip_grids:
+        if _frames(span_grids) != _frames(clip_grids):
             raise ValueError(f"sample {b}: spans of grids {span_grids}, clips of {clip_grids}")
         vision_index[b, tokens][is_vision] = merged[indices]
     return Inputs(ids, index, token_positions, vision_index, packed if patches else None)
+
+
+def _frames(grids: Iterable[Grid]) -> list[tuple[int, int]]:
+    """(h, w) of each temporal patch: a clip of several may be one span, or one for each."""
+    return [(h, w) for t, h, w in grids for _ in range(t)]

@@ -1,12 +1,13 @@
 """Chat turns to tokens and spans. Host side: numpy, never jax.
 
 Owns the order of what stands in a turn, which training data and streams share. The markup and the time text are the family's
-(`families.family.ChatFormat`). `encode` renders a conversation; `opening`, `user_turn` and `reply_turn` the turns of a stream.
+(`families.family.ChatFormat`): a clip is one vision block, or one for each temporal patch, with a time stamp before it.
+`encode` renders a conversation; `opening`, `user_turn` and `reply_turn` the turns of a stream.
 Text between two vision blocks is tokenised at once: marks are special tokens, so a conversation tokenises as its parts do.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,7 +16,8 @@ from jaxtyping import Bool
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import family_of
-from svlm_jax.inputs import Clip, Sample
+from svlm_jax.families.family import ChatFormat
+from svlm_jax.inputs import Clip, Grid, Sample
 from svlm_jax.spans import Kind, Part, Span, vision_span
 
 # Tokens of the header of the previous-text turn and of any other turn, and of a turn's footer: a mark, words, newline.
@@ -44,6 +46,30 @@ class Turn(NamedTuple):
     content: tuple[str | Clip, ...]
 
 
+class Block(NamedTuple):
+    """A block of vision tokens: the time stamp before its marks ("": none), its patch grid, and which of its merged tokens
+    exist (None: all)."""
+
+    stamp: str
+    grid: Grid
+    keep: Bool[np.ndarray, " m"] | None = None
+
+
+def _blocks(
+    chat: ChatFormat, grid: Grid, times: Sequence[float], keep: Bool[np.ndarray, " M"] | None = None
+) -> Iterator[Block]:
+    """The blocks that a clip of video is: one, or one for each temporal patch, with the times of these."""
+    if chat.frame_text is None:
+        yield Block("", grid, keep)
+        return
+    t, h, w = grid
+    if len(times) != t:
+        raise InputError("times of a clip", len(times) or "none", f"{t}, one a temporal patch", "give it its times")
+    masks = [None] * t if keep is None else np.split(keep, t)
+    for time, mask in zip(times, masks, strict=True):
+        yield Block(chat.frame_text(time), (1, h, w), mask)
+
+
 def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, reply: bool = True) -> Sample:
     """Tokens of a conversation; the family's system turn, if it has one, is added when there is none.
 
@@ -52,6 +78,7 @@ def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, 
 
     Raises:
         ValueError: an unknown role.
+        InputError: a clip whose times are not known, in a family that tells them.
     """
     turns, chat = list(turns), family_of(config).chat
     if chat.system_prompt and (not turns or turns[0].role != "system"):
@@ -73,12 +100,14 @@ def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, 
             if isinstance(item, str):
                 text += item
                 continue
-            add_text(text + chat.vision_start, _KINDS[role], number)
-            span = vision_span(item.grid, config.vision.spatial_merge_size, number, item.step)
-            ids.extend([config.video_token_id if item.video else config.image_token_id] * span.length)
-            spans.append(span)
+            blocks = _blocks(chat, item.grid, item.times) if item.video else [Block("", item.grid)]
+            for block in blocks:
+                add_text(text + block.stamp + chat.vision_start, _KINDS[role], number)
+                span = vision_span(block.grid, config.vision.spatial_merge_size, number, item.step)
+                ids.extend([config.video_token_id if item.video else config.image_token_id] * span.length)
+                spans.append(span)
+                text = chat.vision_end
             clips.append(item)
-            text = chat.vision_end
         add_text(text + chat.footer, _KINDS[role], number)
     if reply:
         add_text(chat.header("assistant"), Kind.REPLY, len(turns))
@@ -125,36 +154,52 @@ def user_turn(
     query: str = "",
     turn: int = 0,
     keep: Bool[np.ndarray, " M"] | None = None,
+    times: Sequence[float] = (),
 ) -> Tokens:
     """The user turn of one chunk, and the header of the reply to it.
+
+    Where the family has time stamps, one stands before each temporal patch, in place of the time text. It belongs to the
+    vision, so it is evicted with it, and it is tokenised apart from a question, which may stay.
 
     Args:
         start, end: seconds of the chunk.
         grid, step: of the chunk's frames; None: it has no frames.
-        question: follows the time text: `question_text`, or the blank of training data.
+        question: follows the time text: `question_text`, or the blank of training data. Without a time text no blank goes
+            before it.
         query: stands after the vision; a stream has one in its first turn.
         turn: its number.
         keep: which of the frames' merged tokens exist; all by default.
+        times: seconds of the temporal patches, by default those of frames at equal distances from `start` on (`patch_times`).
     """
     chat = family_of(config).chat
-    text = f"{chat.header('user')}{chat.time_text(start, end)}{question}"
-    time = tokenizer.encode(text, add_special_tokens=False)
+    text = f"{chat.time_text(start, end)}{question}" if chat.frame_text is None else question.lstrip()
+    head = tokenizer.encode(f"{chat.header('user')}{text}", add_special_tokens=False)
     rest = tokenizer.encode(f"{query}{chat.footer}{chat.header('assistant')}", add_special_tokens=False)
     vision = []
     if grid is not None:
-        pads = vision_span(grid, config.vision.spatial_merge_size, turn, step, keep)
-        vision = [
-            _run(Kind.VISION, [config.vision_start_token_id], turn, Part.HEAD),
-            (pads, [config.video_token_id] * pads.length),
-            _run(Kind.VISION, [config.vision_end_token_id], turn, Part.TAIL),
-        ]
+        times = times or patch_times(start, end, grid[0], config.vision.temporal_patch_size)
+        for block in _blocks(chat, grid, times, keep):
+            stamp = tokenizer.encode(block.stamp, add_special_tokens=False)
+            pads = vision_span(block.grid, config.vision.spatial_merge_size, turn, step, block.keep)
+            vision += [
+                _run(Kind.VISION, [*stamp, config.vision_start_token_id], turn, Part.HEAD),
+                (pads, [config.video_token_id] * pads.length),
+                _run(Kind.VISION, [config.vision_end_token_id], turn, Part.TAIL),
+            ]
     return Tokens.join(
-        _run(Kind.USER_TEXT, time[:TURN_HEAD], turn, Part.HEAD),
-        _run(Kind.USER_TEXT, time[TURN_HEAD:], turn, Part.BODY),
+        _run(Kind.USER_TEXT, head[:TURN_HEAD], turn, Part.HEAD),
+        _run(Kind.USER_TEXT, head[TURN_HEAD:], turn, Part.BODY),
         *vision,
         _run(Kind.USER_TEXT, rest[:-TURN_HEAD], turn, Part.TAIL),
         _run(Kind.REPLY, rest[-TURN_HEAD:], turn, Part.HEAD),
     )
+
+
+def patch_times(start: float | int, end: float | int, count: int, size: int = 2) -> tuple[float, ...]:
+    """Seconds of `count` temporal patches of `size` frames that lie at equal distances from `start`, included, to `end`,
+    excluded: of each patch the mean of its first and its last frame, as transformers' Qwen3VLProcessor counts it."""
+    frames = [start + k * (end - start) / (count * size) for k in range(count * size)]
+    return tuple((first + last) / 2 for first, last in zip(frames[::size], frames[size - 1 :: size], strict=True))
 
 
 def plain(text: str, field: str) -> str:

@@ -217,7 +217,10 @@ def _check_model(recording: StreamRecording, model: QwenVL, pixels: PixelConfig)
 
 def _grids(seq: StreamSequence, config: StreamConfig) -> list[list[int]]:
     """Grids of the frames that the vision tower encoded in the last round."""
-    grids = [list(span.grid) for span in seq.spans if span.grid is not None]
+    by_turn: dict[int, list[int]] = {}
+    for turn, (t, h, w) in ((span.turn, span.grid) for span in seq.spans if span.grid is not None):
+        by_turn[turn] = [t + by_turn.get(turn, [0])[0], h, w]
+    grids = list(by_turn.values())
     return grids if config.mode == "recompute" else grids[-1:]
 
 

@@ -18,7 +18,7 @@ from svlm_jax.decode.loop import DecodeInputs
 from svlm_jax.decode.sampling import Sampling, SamplingParams
 from svlm_jax.inputs import PATCH_BUCKETS, Clip, Inputs, VisionInput, bucket, pack_vision
 from svlm_jax.media.resize_weights import FrameBox
-from svlm_jax.spans import grid_index, merged_tokens
+from svlm_jax.spans import Kind, Part, grid_index, merged_tokens
 from svlm_jax.stream.frames import raw_vision_input
 from svlm_jax.stream.sequence import StreamSequence
 
@@ -109,14 +109,17 @@ def prefill_batches(
 
 def _vision_index(seq: StreamSequence, tower_rows: np.ndarray, merge: int) -> Int32[np.ndarray, " n"]:
     """For each token of the sequence its row in the vision tower's output, -1 where it has none: text, and vision tokens of
-    frames that the tower does not encode again."""
+    frames that the tower does not encode again. The blocks of a clip, each with its mark, are in the order of its rows."""
     index = np.full(len(seq.ids), -1, np.int32)
     ends = np.cumsum([merged_tokens(clip.grid, merge) for _, clip in seq.clips])
     rows_of = dict(zip([turn for turn, _ in seq.clips], np.split(tower_rows, ends[:-1]), strict=True))
-    start = 0
+    start, block, turn = 0, 0, -1
     for span in seq.spans:
+        if span.kind == Kind.VISION and span.part == Part.HEAD:
+            block, turn = block + 1 if span.turn == turn else 0, span.turn
         if span.grid is not None and span.turn in rows_of:
-            index[start : start + span.length] = rows_of[span.turn][grid_index(span)]
+            first = block * merged_tokens(span.grid, merge)
+            index[start : start + span.length] = rows_of[span.turn][first + grid_index(span)]
         start += span.length
     return index
 

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 from jaxtyping import Integer
 
-from svlm_jax.config import ResizeOn, StreamConfig, VisionConfig
+from svlm_jax.config import ModelConfig, ResizeOn, StreamConfig, VisionConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families import family_of
 from svlm_jax.inputs import (
     VISION_TABLES,
     Clip,
@@ -73,11 +74,12 @@ def check_box(box: FrameBox | None) -> None:
         )
 
 
-def check_clip(clip: Clip, grid: Grid, box: FrameBox | None, config: VisionConfig) -> None:
+def check_clip(clip: Clip, grid: Grid, box: FrameBox | None, config: ModelConfig) -> None:
     """Refuse a clip for which a session was not made.
 
     Args:
-        grid: the largest of the session, as a number of patches and as one of patches in a frame.
+        grid: the largest of the session, as a number of patches and as one of patches in a frame; in families with time stamps
+            as a number of temporal patches too, since each has one.
 
     Raises:
         InputError: more patches, or frames that do not fit into the box.
@@ -88,13 +90,16 @@ def check_clip(clip: Clip, grid: Grid, box: FrameBox | None, config: VisionConfi
     if t * h * w > max_patches or h * w > max_frame_patches:
         got, expected = f"{t} x {h}x{w} patches", f"at most {max_patches}, {max_frame_patches} in a frame"
         raise InputError("frames of a chunk", got, expected, "make a session for them")
+    if t > grid[0] and family_of(config).chat.frame_text is not None:
+        raise InputError("frames of a chunk", f"{t} temporal patches", f"at most {grid[0]}", "make a session for them")
     if (clip.frames is None) != (box is None):
         got, expected = ("patches", "frames") if box else ("frames", "patches")
         raise ValueError(f"step: got {got} of a chunk, expected {expected}, like the clip that the session was made for")
     if clip.frames is None or box is None:
         return
     _, height, width = clip.frames
-    if not box.holds(t * config.temporal_patch_size, height, width, h * config.patch_size, w * config.patch_size):
+    vision = config.vision
+    if not box.holds(t * vision.temporal_patch_size, height, width, h * vision.patch_size, w * vision.patch_size):
         got, expected = f"{width}x{height} px", f"at most {box.width}x{box.height} px"
         raise InputError("frames of a chunk", got, expected, "make a session for them")
 

@@ -43,15 +43,17 @@ def evict(spans: Sequence[Span], chunk: int, config: StreamConfig) -> Eviction:
     Vision window: the vision tokens of the last `vision_window` chunks.
     Text window: the last `text_rounds` replies in their turns; the words of an older reply move to the end of the previous
     text, of which the last `text_window` tokens stay.
+    Time stamps of frames are vision tokens: they go when their frames go.
     Positions follow from the new order (`positions`): contiguous RoPE, however much was evicted.
     """
     runs = _runs(spans)
     if config.mode in ("streaming", "recompute"):
         vision, rounds = config.vision_window, config.text_rounds
         if chunk >= rounds:
-            runs = _move_oldest_reply(runs)
-            if vision > rounds:  # the vision tokens of that turn stay, without their time
-                runs = _drop_oldest(runs, _is_time)
+            oldest = _oldest_turn(runs, _is_reply)
+            runs = _move_reply(runs, oldest)
+            if vision > rounds:  # the vision tokens of that turn stay, without its time text and its question
+                runs = _drop(runs, oldest, _is_time)
         if chunk >= vision and vision < rounds:  # the text of that turn stays, without its vision tokens
             runs = _drop_oldest(runs, _is_vision)
         if chunk >= max(vision, rounds):  # nothing of the user turn is in a window
@@ -76,6 +78,10 @@ def _is_vision(span: Span) -> bool:
     return span.kind == Kind.VISION
 
 
+def _is_reply(span: Span) -> bool:
+    return span.kind == Kind.REPLY
+
+
 def _is_user(span: Span) -> bool:
     return span.kind in (Kind.USER_TEXT, Kind.VISION)
 
@@ -88,15 +94,23 @@ def _runs(spans: Iterable[Span]) -> list[Run]:
     return runs
 
 
-def _drop_oldest(runs: list[Run], matches: Callable[[Span], bool]) -> list[Run]:
-    """Without the spans that match in the oldest turn that has one."""
-    turn = next((run.span.turn for run in runs if matches(run.span)), None)
+def _oldest_turn(runs: list[Run], matches: Callable[[Span], bool]) -> int | None:
+    """The first turn with a span that matches."""
+    return next((run.span.turn for run in runs if matches(run.span)), None)
+
+
+def _drop(runs: list[Run], turn: int | None, matches: Callable[[Span], bool]) -> list[Run]:
+    """Without the spans of a turn that match."""
     return [run for run in runs if not (matches(run.span) and run.span.turn == turn)]
 
 
-def _move_oldest_reply(runs: list[Run]) -> list[Run]:
-    """The words of the oldest reply go to the end of the previous text; its head and tail are dropped."""
-    turn = next((run.span.turn for run in runs if run.span.kind == Kind.REPLY), None)
+def _drop_oldest(runs: list[Run], matches: Callable[[Span], bool]) -> list[Run]:
+    """Without the spans that match in the oldest turn that has one."""
+    return _drop(runs, _oldest_turn(runs, matches), matches)
+
+
+def _move_reply(runs: list[Run], turn: int | None) -> list[Run]:
+    """The words of a reply go to the end of the previous text; its head and tail are dropped."""
     reply = [run for run in runs if run.span.kind == Kind.REPLY and run.span.turn == turn]
     words = [run._replace(span=Span(Kind.PREVIOUS, run.span.length)) for run in reply if run.span.part == Part.BODY]
     rest = [run for run in runs if run not in reply]

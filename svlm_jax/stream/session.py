@@ -246,7 +246,7 @@ class Session:
         return StreamState(cache, tuple(streams)), results
 
     def _check_clip(self, clip: Clip) -> None:
-        frames.check_clip(clip, self.grid, self.frame_box, self.model_config.vision)
+        frames.check_clip(clip, self.grid, self.frame_box, self.model_config)
 
     def _prepare_all(
         self, state: StreamState, chunks: Sequence[Chunk | Prepared | None], encoded: Sequence[EncodedGroup | None]

@@ -150,7 +150,7 @@ def test_a_page_takes_every_picture_that_it_fits_into_its_box(vlm, monkeypatch):
     for size in ((1280, 720), (720, 1280), (400, 100), (100, 400), (10, 37), (31, 8), (168, 112)):
         width, height = fit_size(*size, Box(168, 112))
         fitted = vlm.processor.frames(np.zeros((2, height, width, 3), np.uint8))
-        frames.check_clip(fitted, made.grid, made.frame_box, vlm.model.config.vision)
+        frames.check_clip(fitted, made.grid, made.frame_box, vlm.model.config)
 
 
 @pytest.mark.parametrize("size", [(101, 100), (100, 101)])
