@@ -35,19 +35,21 @@ def fold(q, kv_heads: int, multiple: int, limits):
 
 
 def unfold(q_rows, shape):
-    """The inverse of `fold`: [B, K, R, H] -> [B, T, N, H] of that shape."""
+    """The inverse of `fold`: [B, K, R, H or more] -> [B, T, N, H] of that shape."""
     batch, length, heads, width = shape
     group = heads // q_rows.shape[1]
-    q_rows = q_rows[:, :, : length * group].reshape(batch, q_rows.shape[1], length, group, width)
+    q_rows = q_rows[:, :, : length * group, :width].reshape(batch, q_rows.shape[1], length, group, width)
     return q_rows.transpose(0, 2, 1, 3, 4).reshape(shape)
 
 
-def kernel_operands(q, k, v, first, last, index, q_tile: int, kv_tile: int) -> dict[str, Array]:
+def kernel_operands(q, k, v, first, last, index, q_tile: int, kv_tile: int, columns: int = 1) -> dict[str, Array]:
     """What a kernel is given for q [B, T, N, H] over k, v [B, K, S, H], by name: q as query rows; k, v and index padded to
-    whole tiles of slots; last; first, unless it is None; bounds (`tile_bounds`)."""
-    padding = round_up(k.shape[2], kv_tile) - k.shape[2]
-    if padding:
-        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, 0))) for x in (k, v))
+    whole tiles of slots; last; first, unless it is None; bounds (`tile_bounds`). H is padded to a multiple of `columns`."""
+    padding, width_padding = -k.shape[2] % kv_tile, -q.shape[-1] % columns
+    if width_padding:  # zeros: the scores stay the same, and `unfold` drops these columns of the result
+        q = jnp.pad(q, ((0, 0), (0, 0), (0, 0), (0, width_padding)))
+    if padding or width_padding:
+        k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padding), (0, width_padding))) for x in (k, v))
     q_rows, (first, last) = fold(q, k.shape[1], q_tile, (first, last))
     index = jnp.pad(index, ((0, 0), (0, padding)), constant_values=-1)
     index = jnp.where(index < 0, EMPTY_SLOT_INDEX, index)

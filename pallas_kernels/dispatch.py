@@ -48,12 +48,14 @@ def choose(op: str, implementation: str, q: jax.Array, causal: bool = False) -> 
 
 def implementation_for(implementation: str, dtype: str, head_dim: int) -> str:
     """What `choose` chooses for a decoder of that dtype and head dim on the devices of this machine."""
-    return implementation if implementation != "auto" else _best(platform(), _capability(), dtype, head_dim)[0]
+    if implementation != "auto":
+        return implementation
+    return _best("decode_attention", platform(), _capability(), dtype, head_dim)[0]
 
 
 @functools.cache
 def _auto(op: str, backend: str, capability: str, dtype: str, head_dim: int, causal: bool) -> str:
-    implementation, reason = _best(backend, capability, dtype, head_dim, causal)
+    implementation, reason = _best(op, backend, capability, dtype, head_dim, causal)
     log.log(
         logging.WARNING if backend == "gpu" and implementation == "xla" else logging.INFO,
         "%s: %s, %s",
@@ -64,17 +66,21 @@ def _auto(op: str, backend: str, capability: str, dtype: str, head_dim: int, cau
     return implementation
 
 
-def _best(backend: str, capability: str, dtype: str, head_dim: int, causal: bool = False) -> tuple[str, str]:
+def _best(op: str, backend: str, capability: str, dtype: str, head_dim: int, causal: bool = False) -> tuple[str, str]:
+    """(implementation, why)."""
     if backend == "tpu":
         return "tpu", "the device is a TPU"
     if backend != "gpu":
         return "xla", f"no kernel for a {backend}"
     if not capability.startswith("9."):
         return "xla", f"the GPU kernels are for compute capability 9.x (Hopper), the device has {capability}"
-    if dtype != "bfloat16" or head_dim % 16 or head_dim > 128:
-        return "xla", f"the GPU kernels take bfloat16 and head dims of 16, 32 ... 128, not {dtype} and {head_dim}"
-    if causal:
+    if dtype != "bfloat16" or head_dim > 128:
+        return "xla", f"the GPU kernels take bfloat16 and head dims up to 128, not {dtype} and {head_dim}"
+    if causal and head_dim % 8 == 0:
         return "cudnn", "complete causal sequences are those of training, and cuDNN has a backward pass of its own"
+    # The tensor cores take multiples of 16. Patches are written padded to one: 72 of Qwen3-VL's larger towers to 80.
+    if head_dim % 16 and op != "vision_attention":
+        return "xla", f"a KV cache of head dim {head_dim}, no multiple of 16, would be copied in every call of a GPU kernel"
     return "mosaic_gpu", f"the device is a Hopper GPU ({capability})"
 
 

@@ -25,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels.blocks import MASK_VALUE, RUNNING_MAX_INIT, kernel_operands, merge_splits, round_up, unfold
-from pallas_kernels.mosaic_ops import COLUMN, LOG2E, MATRIX, ROW, ROWS, Ops, check_dtype, swizzle_transforms
+from pallas_kernels.mosaic_ops import COLUMN, COLUMNS, LOG2E, MATRIX, ROW, ROWS, Ops, check_dtype, swizzle_transforms
 
 
 class Tiling(NamedTuple):
@@ -42,38 +42,50 @@ def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: boo
     """Attention as `reference.attention` defines it, of q [B, T, N, H] over k, v [B, K, S, H]; `tiling` fits the shapes.
 
     Raises:
-        NotImplementedError: a dtype or head dim that the tensor cores do not take.
+        NotImplementedError: a dtype or head dim that the kernel does not take. One that is no multiple of 16 is padded, which
+            copies k and v unless what makes them writes them so (the vision tower; not a cache).
     """
     if not interpret:
         check_dtype("mosaic_gpu", q)
     if rotary is not None and (tiling.warpgroups != 1 or (not interpret and q.shape[-1] not in (64, 128))):
         raise NotImplementedError("mosaic_gpu: rotates keys on read only in decode, with head dims of 64 and 128")
-    operands = kernel_operands(q, k, v, first, last, index, tiling.warpgroups * ROWS, tiling.slots)
+    columns = COLUMNS if rotary is None else 1  # keys that are rotated on read are halves of the head dim itself
+    operands = kernel_operands(q, k, v, first, last, index, tiling.warpgroups * ROWS, tiling.slots, columns)
     if rotary is not None:
         # Cosines and sines are at most 1: 16 bits of float16 have three more bits of mantissa than bfloat16.
         angle_dtype = jnp.float16 if q.dtype == jnp.bfloat16 else q.dtype
         padding = operands["k"].shape[2] - k.shape[2]
         padded = {name: jnp.pad(x, ((0, 0), (0, padding), (0, 0))) for name, x in rotary._asdict().items()}
         operands |= {name: x.astype(angle_dtype) for name, x in padded.items()}
-    real_rows = q.shape[1] * (q.shape[2] // k.shape[1])
-    out, lse = _Kernel(operands["q"].shape, real_rows, q.dtype, frozenset(operands), tiling, interpret)(operands)
+    static = {"real_rows": q.shape[1] * (q.shape[2] // k.shape[1]), "scale": q.shape[-1] ** -0.5}
+    kernel = _Kernel(operands["q"].shape, q.dtype, frozenset(operands), tiling, interpret, **static)
+    out, lse = kernel(operands)
     return unfold(out[0] if tiling.splits == 1 else merge_splits(out, lse), q.shape)
 
 
 class _Kernel:
-    """The kernel for query rows [B, K, R, H] of one shape: what is static about it, and what a thread block does.
+    """The kernel for query rows [B, K, R, H] of one shape: what is static about it, and what a thread block does. H may be
+    padded: `scale` is that of the true head dim.
 
     Owns the grid, the scratch memory and the online softmax. `operands` of its methods are arrays in global memory by name, as
     `flash` gives them; `smem` scratch arrays in shared memory, by name, with a leading axis of warpgroups.
     """
 
     def __init__(
-        self, shape, real_rows: int, dtype, names: frozenset[str], tiling: Tiling, interpret: bool | InterpretGPUParams
+        self,
+        shape,
+        dtype,
+        names: frozenset[str],
+        tiling: Tiling,
+        interpret: bool | InterpretGPUParams,
+        *,
+        real_rows: int,
+        scale: float,
     ) -> None:
-        """real_rows: rows that are no padding; names: of the operands."""
+        """names: of the operands; real_rows: rows that are no padding; scale: of the scores."""
         self.ops, self.interpret = Ops(bool(interpret)), interpret
         self.shape, self.dtype, self.tiling = shape, dtype, tiling
-        self.width = shape[3]
+        self.width, self.scale = shape[3], scale * LOG2E  # scores in powers of two
         self.rotated_on_read, self.has_first = "cos" in names, "first" in names
         self.limits = ["last", "first"] if self.has_first else ["last"]
         # Keys that are rotated are read by halves, so a swizzle must not span both.
@@ -167,7 +179,6 @@ class _Kernel:
         *angles, (acc, m, l) = refs
         own, ops = partial(_own, smem), self.ops
         to_tile = partial(lax.broadcast_in_dim, shape=(ROWS, self.tiling.slots), broadcast_dimensions=(0,))
-        scale = self.width**-0.5 * LOG2E  # scores in powers of two
         if self.rotated_on_read:
             _rotate(ops, k, angles, smem["rotated_keys"])
             k = smem["rotated_keys"]
@@ -177,8 +188,8 @@ class _Kernel:
         if self.has_first:
             visible = visible & (slot_index >= to_tile(ops.load(own("first"), ROW)))
         scores = jnp.where(visible, scores, MASK_VALUE)
-        m_new = jnp.maximum(m, scores.max(axis=1) * scale)
-        weights = jnp.exp2(scores * scale - to_tile(m_new))
+        m_new = jnp.maximum(m, scores.max(axis=1) * self.scale)
+        weights = jnp.exp2(scores * self.scale - to_tile(m_new))
         correction = jnp.exp2(m - m_new)  # what was summed so far was relative to the old maximum
         l = l * correction + weights.sum(axis=1)
         acc = acc * lax.broadcast_in_dim(correction, (ROWS, self.width), (0,))

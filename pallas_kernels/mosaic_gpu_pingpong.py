@@ -33,7 +33,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from pallas_kernels import stream_k
 from pallas_kernels.blocks import MASK_VALUE, RUNNING_MAX_INIT, kernel_operands, merge_splits, unfold, whole_tiles
-from pallas_kernels.mosaic_ops import COLUMN, LOG2E, MATRIX, ROW, ROWS, Ops, check_dtype, swizzle_transforms
+from pallas_kernels.mosaic_ops import COLUMN, COLUMNS, LOG2E, MATRIX, ROW, ROWS, Ops, check_dtype, swizzle_transforms
 
 REGISTERS = 512  # of an SM for each lane of a warpgroup: 65,536 in all
 MEMORY_REGISTERS = 24  # of the warpgroup that copies
@@ -83,25 +83,27 @@ def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: boo
     """Attention as `reference.attention` defines it, of q [B, T, N, H] over k, v [B, K, S, H], already rotated (`rotary` None).
 
     Raises:
-        NotImplementedError: a dtype or head dim that the tensor cores do not take.
+        NotImplementedError: a dtype or head dim that the kernel does not take; one that is no multiple of 16 is padded.
     """
     if not interpret:
         check_dtype("mosaic_gpu_pingpong", q)
     if rotary is not None:
         raise NotImplementedError("mosaic_gpu_pingpong: does not rotate keys on read")
     kv_heads, q_tile = k.shape[1], tiling.warpgroups * ROWS
-    operands = kernel_operands(q, k, v, first, last, index, q_tile, tiling.slots)
+    operands = kernel_operands(q, k, v, first, last, index, q_tile, tiling.slots, COLUMNS)
     limits = operands.get("first"), operands["last"], operands["index"]
     operands["whole"] = whole_tiles(*limits, q_tile, tiling.slots)
-    bounds, q_rows = operands["bounds"], operands["q"]
+    bounds, scale = operands["bounds"], q.shape[-1] ** -0.5
     if not tiling.blocks:
-        out, _ = _Kernel(q_rows.shape, 1, q.dtype, frozenset(operands), tiling, interpret)(operands)
+        kernel = _Kernel(operands["q"].shape, q.dtype, frozenset(operands), tiling, interpret, parts=1, scale=scale)
+        out, _ = kernel(operands)
         return unfold(out[0], q.shape)
     kv_tiles = operands["k"].shape[2] // tiling.slots
     tiling = tiling._replace(blocks=min(tiling.blocks, bounds[..., 0].size * kv_heads * kv_tiles))
     shares = stream_k.cut(bounds, kv_heads, kv_tiles, tiling.blocks)
     operands |= {"offsets": shares.offsets, "shares": shares.blocks}
-    out, lse = _Kernel(q_rows.shape, shares.max_parts, q.dtype, frozenset(operands), tiling, interpret)(operands)
+    static = {"parts": shares.max_parts, "scale": scale}
+    out, lse = _Kernel(operands["q"].shape, q.dtype, frozenset(operands), tiling, interpret, **static)(operands)
     # Partial results that no block wrote are whatever was in memory.
     is_written = jnp.repeat(jnp.arange(shares.max_parts).reshape(-1, 1, 1, 1) < shares.parts, q_tile, -1)
     out, lse = jnp.where(is_written[..., None], out, 0), jnp.where(is_written, lse, MASK_VALUE)
@@ -109,15 +111,25 @@ def flash(q, k, v, *, first, last, index, rotary, tiling: Tiling, interpret: boo
 
 
 class _Kernel:
-    """The kernel for query rows [B, K, R, H] of one shape: what is static about it, and what a thread block does."""
+    """The kernel for query rows [B, K, R, H] of one shape: what is static about it, and what a thread block does. H may be
+    padded: `scale` is that of the true head dim."""
 
     def __init__(
-        self, shape, parts: int, dtype, names: frozenset[str], tiling: Tiling, interpret: bool | InterpretGPUParams
+        self,
+        shape,
+        dtype,
+        names: frozenset[str],
+        tiling: Tiling,
+        interpret: bool | InterpretGPUParams,
+        *,
+        parts: int,
+        scale: float,
     ) -> None:
-        """parts: partial results of a query tile, at most; names: of the operands."""
+        """names: of the operands; parts: partial results of a query tile, at most; scale: of the scores."""
         self.ops, self.interpret = Ops(bool(interpret)), interpret
         self.shape, self.parts, self.dtype, self.tiling = shape, parts, dtype, tiling
         self.width, self.q_tiles = shape[3], shape[2] // (tiling.warpgroups * ROWS)
+        self.scale = scale * LOG2E  # scores in powers of two
         self.limits = ["last", "first"] if "first" in names else ["last"]
         self.takes_turns = tiling.pingpong and tiling.warpgroups > 1
 
@@ -332,9 +344,8 @@ class _Kernel:
 
     def _softmax(self, scores, m, l):
         """(weights in float32, correction of what was summed so far, m, l): a step of the online softmax."""
-        scale = self.width**-0.5 * LOG2E  # scores in powers of two
-        m_new = jnp.maximum(m, scores.max(axis=1) * scale)
-        weights = jnp.exp2(scores * scale - lax.broadcast_in_dim(m_new, scores.shape, (0,)))
+        m_new = jnp.maximum(m, scores.max(axis=1) * self.scale)
+        weights = jnp.exp2(scores * self.scale - lax.broadcast_in_dim(m_new, scores.shape, (0,)))
         correction = jnp.exp2(m - m_new)
         return weights, correction, m_new, l * correction + weights.sum(axis=1)
 

@@ -13,6 +13,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 ROWS = 64  # query rows of a compute warpgroup: the M of a wgmma
+COLUMNS = 16  # the K of a wgmma in 16 bits: a head dim is padded to a multiple of it
+MAX_HEAD_DIM = 128
 ACC = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 LOG2E = math.log2(math.e)
 BEFORE_JAX_0_11 = jax.__version_info__ < (0, 11)
@@ -26,8 +28,8 @@ def check_dtype(name: str, q) -> None:
     Raises:
         NotImplementedError: which names the kernel.
     """
-    if q.dtype != jnp.bfloat16 or q.shape[-1] % 16 or q.shape[-1] > 128:
-        raise NotImplementedError(f"{name}: got {q.dtype} and head dim {q.shape[-1]}; takes bfloat16, multiples of 16 to 128")
+    if q.dtype != jnp.bfloat16 or q.shape[-1] > MAX_HEAD_DIM:
+        raise NotImplementedError(f"{name}: got {q.dtype} and head dim {q.shape[-1]}; takes bfloat16, up to {MAX_HEAD_DIM}")
 
 
 class Ops:

@@ -229,11 +229,25 @@ def test_auto_chooses_by_the_device_and_logs_the_reason_once(caplog):
     for _ in range(2):
         decode_attention(*arrays, **ring(128, (5,), 1))
     assert [record.getMessage() for record in caplog.records] == ["decode_attention: xla, no kernel for a cpu"]
-    assert dispatch._best("tpu", "", "bfloat16", 128)[0] == "tpu"
-    assert dispatch._best("gpu", "9.0", "bfloat16", 80)[0] == "mosaic_gpu"
-    assert dispatch._best("gpu", "9.0", "bfloat16", 128, causal=True)[0] == "cudnn"
-    for capability, dtype, width in (("10.0", "bfloat16", 128), ("9.0", "float32", 128), ("9.0", "bfloat16", 40)):
-        assert dispatch._best("gpu", capability, dtype, width)[0] == "xla"
+
+
+@pytest.mark.parametrize(
+    ("operation", "device", "dtype", "head_dim", "causal", "expected"),
+    [
+        ("decode_attention", ("tpu", ""), "bfloat16", 128, False, "tpu"),
+        ("decode_attention", ("gpu", "9.0"), "bfloat16", 128, False, "mosaic_gpu"),
+        ("prefill_attention", ("gpu", "9.0"), "bfloat16", 128, True, "cudnn"),
+        # The towers of Qwen3-VL (2B and 4B; 8B and 32B) and Qwen2.5-VL: none may fall back to xla.
+        *(("vision_attention", ("gpu", "9.0"), "bfloat16", width, False, "mosaic_gpu") for width in (64, 72, 80)),
+        ("prefill_attention", ("gpu", "9.0"), "bfloat16", 72, True, "cudnn"),
+        ("prefill_attention", ("gpu", "9.0"), "bfloat16", 72, False, "xla"),  # the cache would be copied
+        ("vision_attention", ("gpu", "9.0"), "bfloat16", 136, False, "xla"),
+        ("vision_attention", ("gpu", "9.0"), "float32", 80, False, "xla"),
+        ("decode_attention", ("gpu", "10.0"), "bfloat16", 128, False, "xla"),
+    ],
+)
+def test_auto_takes_the_best_kernel_that_can(operation, device, dtype, head_dim, causal, expected):
+    assert dispatch._best(operation, *device, dtype, head_dim, causal)[0] == expected
 
 
 def test_a_named_implementation_never_falls_back():
