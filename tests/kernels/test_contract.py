@@ -36,8 +36,13 @@ ON_GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in GPU]
 KERNELS = ("interpret", "interpret_tpu", ON_GPU[0])  # of a decode step
 # Of a prefill chunk and of patches. Without the slow ones, `test_pingpong.py` holds that kernel to the reference.
 CHUNK_KERNELS = ("interpret", pytest.param("interpret_pingpong", marks=pytest.mark.slow), "interpret_tpu", *ON_GPU)
-# Query heads, kv heads, head dim: GQA as in 7B, as in 72B, as in the tests.
-HEADS = [(7, 1, 128), pytest.param(8, 1, 64, marks=pytest.mark.slow), (4, 2, 16)]
+# Query heads, kv heads, head dim, so groups of 7 (7B), 2 (the tests; Qwen3-VL-2B), 8 (32B and 72B), 6 (Qwen2-VL-2B) and 4
+# (Qwen3-VL-4B and 8B).
+HEADS = [
+    (7, 1, 128),
+    (4, 2, 16),
+    *(pytest.param(*heads, marks=pytest.mark.slow) for heads in ((8, 1, 64), (12, 2, 128), (8, 2, 128))),
+]
 
 
 def random_qkv(batch, length, slots, heads, kv_heads, width, dtype=jnp.bfloat16, seed=0):
@@ -143,7 +148,13 @@ def segments(lengths, total):
 
 @pytest.mark.parametrize("implementation", CHUNK_KERNELS)
 @pytest.mark.parametrize(
-    ("lengths", "span", "width"), [((64, 48, 16, 64, 4), 64, 80), ((130, 60), 130, 80), ((3, 9, 9), 9, 16)]
+    ("lengths", "span", "width"),
+    [
+        ((64, 48, 16, 64, 4), 64, 80),
+        ((130, 60), 130, 72),  # which the kernels for Hopper pad to 80, with the scale of 72
+        ((3, 9, 9), 9, 16),
+        pytest.param((140, 150), 150, 64, marks=pytest.mark.slow),
+    ],
 )
 def test_windows_and_frames_of_patches(implementation, lengths, span, width):
     total = sum(lengths) + 12

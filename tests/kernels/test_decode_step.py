@@ -56,6 +56,8 @@ def written(caches, new, group, slot):
     ("dtype", "counts", "slots", "group", "kv_heads", "width", "splits"),
     [
         pytest.param("float32", (125, 40), 128, 2, 2, 16, 2, marks=pytest.mark.slow),
+        pytest.param("float32", (125, 40), 128, 4, 2, 16, 2, marks=pytest.mark.slow),
+        pytest.param("float32", (125, 40), 128, 6, 2, 16, 2, marks=pytest.mark.slow),
         (
             "float32",
             (1, 192, 100),
@@ -67,7 +69,7 @@ def written(caches, new, group, slot):
         ),  # a token alone: most splits have no tile; a full ring; a reply that has ended
         ("bfloat16", (120,), 128, 7, 1, 128, 2),  # as in 7B
     ],
-    ids=["two streams", "one token, all slots, and an ended reply", "7 heads of width 128"],
+    ids=["two streams", "groups of 4", "groups of 6", "one token, all slots, and an ended reply", "7 heads of width 128"],
 )
 def test_attention_writes_the_token_and_sees_it(dtype, counts, slots, group, kv_heads, width, splits):
     new, caches, metadata = step_arguments(counts, slots, group, kv_heads, width, dtype, ended=(2,))
