@@ -3,7 +3,7 @@
 Owns the limits on sizes and the form of the errors. Knows no family. A file may hold anything that JSON can say.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
 
@@ -51,7 +51,7 @@ def take_fields(
     return build(cls, source.rpartition(" ")[0], **settings, **fixed)
 
 
-def field_values(config: TextConfig | VisionConfig, fixed: Mapping[str, Any]) -> dict[str, Any]:
+def field_values(config: TextConfig | VisionConfig, fixed: Collection[str]) -> dict[str, Any]:
     """The inverse of `take_fields`: JSON values by key."""
     values = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in fixed}
     return {name: list(value) if name in LISTS else value for name, value in values.items()}

@@ -5,7 +5,7 @@ Owns what is the same in all of them; what differs comes as an argument, or stan
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from svlm_jax.config import VISION_ROPE_THETA, ModelConfig, TextConfig
@@ -71,7 +71,7 @@ def parse_text(text: Section, defaults: Mapping[str, Any], fixed: Mapping[str, A
     return take_fields(TextConfig, text, defaults, f"{source} text_config", fixed)
 
 
-def dump_text(config: TextConfig, fixed: Mapping[str, Any]) -> Section:
+def dump_text(config: TextConfig, fixed: Collection[str]) -> Section:
     """The inverse of `parse_text`, as transformers 5 writes it, without what differs between the families."""
     text = field_values(config, fixed) | {"hidden_act": "silu"}
     text["rope_parameters"] = {name: text.pop(name) for name in ("mrope_section", "rope_theta")} | {"rope_type": "default"}

@@ -17,7 +17,7 @@ import pytest
 
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig, VisionConfig
-from svlm_jax.families import config_json
+from svlm_jax.families import FAMILIES, config_json
 from svlm_jax.inputs import Clip, Inputs, Sample, window_order
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.vlm import QwenVL
@@ -32,27 +32,37 @@ TOLERANCE = 2e-5  # largest difference as a share of the largest torch value, fl
 VISION_START, VISION_END, IMAGE, VIDEO = 306, 307, 308, 309  # in the vocabulary of 313 of the random models
 TEXT_IDS = 300  # text tokens are below
 
-# Grouped queries 7:1, head_dim 8 and 16, vision head_dim 20, MLP widths and a vocabulary that do not divide by 8.
-_FIELDS = {
-    "text": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    "vision": ("hidden_size", "intermediate_size", "depth", "num_heads", "window_size"),
-}
+_TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 
 
 class Shape(NamedTuple):
-    """Sizes of a random model, in the order of `_FIELDS`."""
+    """A random model: its family, sizes of its text model in the order of `_TEXT`, rotary sections, and its vision section as
+    the library writes it."""
 
+    family: str
     text: tuple[int, ...]
     sections: list[int]
-    vision: tuple[int, ...]
-    full: list[int]
-    tied: bool
+    vision: dict[str, Any]
+    tied: bool = False
 
 
+def _qwen2_5(width: int, mlp: int, depth: int, heads: int, window: int, full: list[int], out: int) -> dict[str, Any]:
+    vision = {"hidden_size": width, "intermediate_size": mlp, "depth": depth, "num_heads": heads, "window_size": window}
+    return vision | {"fullatt_block_indexes": full, "out_hidden_size": out, "tokens_per_second": 2}
+
+
+def _qwen2(width: int, ratio: int, depth: int, heads: int, out: int) -> dict[str, Any]:
+    return {"embed_dim": width, "mlp_ratio": ratio, "depth": depth, "num_heads": heads, "hidden_size": out}
+
+
+# Grouped queries 7:1, head_dim 8 and 16, vision head_dim 20, MLP widths and a vocabulary that do not divide by 8.
 SHAPES = {
-    "seven_to_one": Shape((56, 90, 3, 7, 1), [1, 2, 1], (40, 54, 3, 2, 112), full=[1], tied=False),
-    "tied_wide_heads": Shape((224, 300, 2, 14, 2), [2, 3, 3], (60, 50, 3, 3, 56), full=[0, 2], tied=True),
-    "wide_256": Shape((256, 500, 4, 8, 2), [4, 6, 6], (160, 300, 4, 2, 112), full=[1, 3], tied=False),
+    "seven_to_one": Shape("qwen2_5_vl", (56, 90, 3, 7, 1), [1, 2, 1], _qwen2_5(40, 54, 3, 2, 112, [1], 56)),
+    "tied_wide_heads": Shape("qwen2_5_vl", (224, 300, 2, 14, 2), [2, 3, 3], _qwen2_5(60, 50, 3, 3, 56, [0, 2], 224), tied=True),
+    "wide_256": Shape("qwen2_5_vl", (256, 500, 4, 8, 2), [4, 6, 6], _qwen2_5(160, 300, 4, 2, 112, [1, 3], 256)),
+    "qwen2_vl": Shape("qwen2_vl", (56, 90, 2, 7, 1), [1, 2, 1], _qwen2(40, 3, 2, 2, 56)),
+    "qwen2_vl_tied": Shape("qwen2_vl", (96, 130, 2, 6, 2), [2, 3, 3], _qwen2(48, 2, 3, 3, 96), tied=True),
+    "qwen2_vl_256": Shape("qwen2_vl", (256, 500, 4, 8, 2), [4, 6, 6], _qwen2(160, 2, 4, 2, 256)),
 }
 
 
@@ -69,13 +79,11 @@ def library_config(name: str) -> Any:
     """The transformers config of a random model."""
     shape = SHAPES[name]
     rope = {"type": "mrope", "mrope_section": shape.sections, "rope_theta": 1e6}
-    text = dict(zip(_FIELDS["text"], shape.text, strict=True))
+    text = dict(zip(_TEXT, shape.text, strict=True))
     text |= {"vocab_size": 313, "rms_norm_eps": 1e-6, "rope_scaling": rope, "dtype": "float32"}
-    vision = dict(zip(_FIELDS["vision"], shape.vision, strict=True))
-    vision |= {"out_hidden_size": text["hidden_size"], "fullatt_block_indexes": shape.full, "tokens_per_second": 2}
-    return transformers.Qwen2_5_VLConfig(
+    return getattr(transformers, FAMILIES[shape.family].architecture.replace("ForConditionalGeneration", "Config"))(
         text_config=text | {"bos_token_id": 310, "eos_token_id": 311},
-        vision_config=vision | {"dtype": "float32"},
+        vision_config=shape.vision | {"dtype": "float32"},
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         vision_start_token_id=VISION_START,
@@ -83,6 +91,11 @@ def library_config(name: str) -> Any:
         tie_word_embeddings=shape.tied,
         dtype="float32",
     )
+
+
+def library_class(model_type: str) -> Any:
+    """The library's class of the models of a family."""
+    return getattr(transformers, FAMILIES[model_type].architecture)
 
 
 def randomise(model: Any, seed: int) -> None:
@@ -101,10 +114,8 @@ def randomise(model: Any, seed: int) -> None:
 
 def read_torch(directory: Path, dtype: Any = None) -> Any:
     """A checkpoint in transformers, with plain softmax attention; float32 unless said otherwise."""
-    model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        directory, dtype=dtype or torch.float32, attn_implementation="eager", local_files_only=True
-    )
-    return model.eval()
+    options = {"dtype": dtype or torch.float32, "attn_implementation": "eager", "local_files_only": True}
+    return library_class(config_json.read(directory).model_type).from_pretrained(directory, **options).eval()
 
 
 def read_jax(directory: Path, **changes: Any) -> tuple[QwenVL, ModelConfig]:
@@ -115,7 +126,7 @@ def read_jax(directory: Path, **changes: Any) -> tuple[QwenVL, ModelConfig]:
 
 def random_checkpoint(name: str, directory: Path, seed: int = 0) -> Path:
     """A random model of `SHAPES`, written by transformers."""
-    model = transformers.Qwen2_5_VLForConditionalGeneration(library_config(name))
+    model = library_class(SHAPES[name].family)(library_config(name))
     randomise(model, seed)
     model.save_pretrained(directory)
     return directory
@@ -205,7 +216,7 @@ def torch_inputs(samples: Sequence[Sample], config: ModelConfig, side: str = "ri
             result[pixels] = torch.from_numpy(np.concatenate([clip.patches for clip in clips])).to(dtype or torch.float32)
             result[grids] = torch.tensor([clip.grid for clip in clips])
             result["mm_token_type_ids"] = types.int()
-        if clips and video_:
+        if clips and video_ and config.vision.tokens_per_second:
             result["second_per_grid_ts"] = torch.tensor([clip.step / config.vision.tokens_per_second for clip in clips])
     return result
 
@@ -282,6 +293,8 @@ def by_clip(calls: Sequence[np.ndarray], samples: Sequence[Sample], patches_a_ro
 
 def from_their_windows(rows: np.ndarray, grid: tuple[int, int, int], config: VisionConfig) -> np.ndarray:
     """Rows (patches or merged units) in the library's window order -> patchify order."""
+    if not config.window_size:
+        return rows
     sizes = config.spatial_merge_size, config.window_size, config.patch_size
     return _scatter(rows, get_vision_window_index(torch.tensor([grid]), *sizes)[0].numpy())
 

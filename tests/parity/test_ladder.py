@@ -45,6 +45,9 @@ SCENES = {
 }
 CLIMBS = [("seven_to_one", scene) for scene in SCENES]
 CLIMBS += [("tied_wide_heads", scene) for scene in ("left-padded batch", "long prompt")]
+CLIMBS += [("qwen2_vl", "left-padded batch")]  # has every kind of grid
+CLIMBS += [pytest.param("qwen2_vl", scene, marks=pytest.mark.slow) for scene in SCENES if scene != "left-padded batch"]
+CLIMBS += [pytest.param("qwen2_vl_tied", "long clip at 8 fps", marks=pytest.mark.slow)]
 TOKEN_BUCKETS = (64, 128, 256, 1088)  # the long prompt has 1063 tokens
 
 
