@@ -92,7 +92,7 @@ def compare(reference: np.ndarray, plain: np.ndarray, ours: np.ndarray) -> Error
 
 
 @pytest.mark.parametrize("part", ["tower", "decoder", "logits"])
-@pytest.mark.parametrize("name", ["tiny", "wide_256"])
+@pytest.mark.parametrize("name", ["tiny", "wide_256", pytest.param("qwen2_vl_256", marks=pytest.mark.slow)])
 def test_error_is_at_most_twice_that_of_plain_torch(errors, name, part):
     found = errors(name)[part]
     print(f"{name} {part}: {found.ours:.2e} / {found.torch:.2e} = {found.ours / found.torch:.2f}")

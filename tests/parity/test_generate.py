@@ -24,7 +24,9 @@ ALONE = {  # frames of 33 to 64 patches and prompts of one bucket: one compilati
     "a long clip": (6, video(5, 4, 6), 9),
 }
 BATCH = ((5, image(6, 10), 9), (20,), (3, video(2, 8, 6), 4, image(4, 4), 2), (40, image(2, 6), 11))
-every_model = pytest.mark.parametrize("name", MODELS)
+# Their replies to the batch below are enough by default: it has text, images, a clip, and padding.
+OTHER_FAMILIES = [pytest.param("qwen2_vl", marks=pytest.mark.slow), pytest.param("qwen2_vl_tied", marks=pytest.mark.slow)]
+every_model = pytest.mark.parametrize("name", [*MODELS, *OTHER_FAMILIES])
 
 
 def their_replies(model, samples, config, monkeypatch, eos=None, new=NEW, **options) -> list[list[int]]:
@@ -95,7 +97,7 @@ def test_reply_to_text_alone_is_that_of_the_library(pair, name):
     assert our_replies(both.model, samples, both.config) == plain_replies(both.torch, samples, both.config)
 
 
-@every_model
+@pytest.mark.parametrize("name", [*MODELS, "qwen2_vl", OTHER_FAMILIES[1]])
 def test_replies_to_a_padded_batch_are_those_of_the_library(batch, name):
     both, samples, ours = batch(name)
     assert {len(reply) for reply in ours} == {NEW}

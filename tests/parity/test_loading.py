@@ -20,19 +20,21 @@ from tests.parity.reference import image, torch, transformers, video
 from safetensors.torch import load_file, save_file  # isort: skip  (needs torch)
 
 SOURCES = ("tiny", "tiny_tied", "tiny in bfloat16", "tiny in the layout of memory", "seven_to_one", "tied_wide_heads")
+SOURCES += ("qwen2_vl_tied", "qwen2_vl in the layout of memory")
 
 
 @pytest.fixture(scope="session")
 def source(checkpoint, tmp_path_factory):
-    """Directory of a checkpoint by name: as recorded or written by transformers, or a variant of `tiny`."""
+    """Directory of a checkpoint by name: as recorded or written by transformers, or a variant of it."""
 
     def find(name: str) -> Path:
-        if not name.startswith("tiny in"):
-            return checkpoint(name)
+        original, _, variant = name.partition(" in ")
+        if not variant:
+            return checkpoint(original)
         directory = tmp_path_factory.mktemp("variant")
-        config = json.loads((checkpoint("tiny") / "config.json").read_text())
-        tensors = load_file(checkpoint("tiny") / huggingface.SINGLE)
-        if "bfloat16" in name:
+        config = json.loads((checkpoint(original) / "config.json").read_text())
+        tensors = load_file(checkpoint(original) / huggingface.SINGLE)
+        if variant == "bfloat16":
             tensors = {key: value.bfloat16() for key, value in tensors.items()}
             config["torch_dtype"] = "bfloat16"
         else:
@@ -83,7 +85,7 @@ def test_export_loads_in_transformers_and_computes_the_same(source, tmp_path, na
     directory = source(name)
     export(directory, tmp_path, max_shard_bytes=100_000)
     options = {"attn_implementation": "eager", "local_files_only": True, "dtype": "auto"}
-    read = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained
+    read = ref.library_class(config_json.read(directory).model_type).from_pretrained
     ours, info = read(tmp_path, output_loading_info=True, **options)
     assert {key: list(value) for key, value in info.items() if value} == {}
     original = read(directory, **options)
@@ -133,7 +135,7 @@ def test_tied_model_has_one_leaf_and_writes_no_head(checkpoint, tmp_path):
     assert "text.head.kernel" not in huggingface.load(tmp_path, config)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_tied", "seven_to_one", "tied_wide_heads"])
+@pytest.mark.parametrize("name", ["tiny", "tiny_tied", "seven_to_one", "tied_wide_heads", "qwen2_vl", "qwen2_vl_tied"])
 def test_nested_config_comes_back_key_by_key(checkpoint, tmp_path, name):
     ref.read_torch(checkpoint(name)).save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())

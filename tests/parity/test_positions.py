@@ -1,5 +1,7 @@
 """Rotary positions against `get_rope_index` of transformers: the same for images and short clips, and where they part.
 
+In Qwen2-VL a temporal patch is one position, whatever the frame rate.
+
 We follow the classic rule (the next text starts at the largest position on any axis + 1, steps are not truncated), with which
 StreamingVLM was trained. The library goes on from the larger side of the picture and truncates. If one of the last two tests
 fails, upstream has changed its rule: read it again.
@@ -25,6 +27,16 @@ def short_clips(draw) -> Picture:
 
 
 PROMPTS = st.lists(st.one_of(st.integers(1, 40), IMAGES, short_clips()), min_size=1, max_size=6)
+
+
+@st.composite
+def qwen2_clips(draw) -> Picture:
+    """Clips of Qwen2-VL (1 position a step, at any frame rate) whose last frame lies before the far side of the picture."""
+    h, w = draw(SIDES), draw(SIDES)
+    return video(draw(st.integers(1, max(h, w) // 2)), h, w, fps=draw(st.sampled_from([1.0, 2.0, 8.0])))
+
+
+QWEN2_PROMPTS = st.lists(st.one_of(st.integers(1, 40), IMAGES, qwen2_clips()), min_size=1, max_size=6)
 
 
 def theirs(both: ref.Pair, samples) -> list[np.ndarray]:
@@ -60,3 +72,24 @@ def test_the_library_truncates_fractions_of_a_temporal_step(pair):
     assert ours[0, frames].tolist() == [5, 5.5, 6, 6.5]
     assert other[0, frames].tolist() == [5, 5, 6, 6]
     np.testing.assert_array_equal(ours[1:], other[1:])
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
+@given(prompts=st.lists(QWEN2_PROMPTS, min_size=1, max_size=3))
+def test_images_and_short_clips_of_qwen2_vl_have_the_positions_of_the_library(pair, prompts):
+    both = pair("qwen2_vl")
+    samples = ref.make_samples(prompts, both.config)
+    for sample, expected in zip(samples, theirs(both, samples), strict=True):
+        np.testing.assert_array_equal(positions(sample.spans), expected)
+
+
+def test_after_a_long_clip_of_qwen2_vl_the_library_goes_back_too(pair):
+    """Transformers 4 and the paper go on after the last frame."""
+    both = pair("qwen2_vl")
+    (sample,) = ref.make_samples([(4, video(6, 4, 6, fps=8.0), 3)], both.config)
+    ours, (other,) = positions(sample.spans), theirs(both, [sample])
+    vision = slice(5, 5 + 6 * 2 * 3)
+    np.testing.assert_array_equal(ours[:, : vision.stop], other[:, : vision.stop])
+    assert ours[0, vision].max() == 5 + 5
+    assert ours[:, vision.stop].tolist() == [11, 11, 11]
+    assert other[:, vision.stop].tolist() == [8, 8, 8]
