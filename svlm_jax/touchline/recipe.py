@@ -208,7 +208,7 @@ STEPS = (
     Step("films/count.jsonl", f"{PRACTICE} --index count.jsonl --questions 1 --keep"),
     Step("films/drill.jsonl", f"{DRILL} --seeds {{drills}} --index drill.jsonl --questions 0.5 --keep"),
     Step("films/read.jsonl", f"{PRACTICE} --index read.jsonl --questions 1 --ask score cup --words-only"),
-    Step("0", "scratch {out}/films/see.jsonl {out}/films/count.jsonl --out {out}/0"),
+    Step("0", "scratch {out}/films/see.jsonl {out}/films/count.jsonl --out {out}/0 --family {family}"),
     Step("see.jsonl", "windows {out}/films/see.jsonl {out}/films/read.jsonl --out {out}/see.jsonl --window 2 --stride 2"),
     *train_and_convert(1, "see"),
     Step(

@@ -13,7 +13,7 @@ def test_no_step_is_done_by_the_one_before_it():
     todo = steps(8, Amount())
     shared = [step.result for step, after in pairwise(todo) if step.result == after.result]
     assert shared == [*"12345678"] and len({step.result for step in todo}) == len(todo) - len(shared)
-    assert all(step.command.format(out="runs/tiny", **Amount()._asdict()) for step in todo)
+    assert all(step.command.format(out="runs/tiny", family="qwen2.5-vl", **Amount()._asdict()) for step in todo)
 
 
 def test_a_stage_more_goes_on_from_where_it_was():
