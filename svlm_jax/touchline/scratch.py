@@ -24,7 +24,8 @@ from svlm_jax.model.parameters import Parameters, shapes
 
 TEXT_SIZES = {"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 4, "rope_theta": 10_000.0}
 TEXT_SIZES |= {"num_attention_heads": 3, "num_key_value_heads": 3, "head_dim": 64}
-VISION_SIZES = {"depth": 3, "hidden_size": 128, "intermediate_size": 320, "num_heads": 4, "out_hidden_size": 192}
+VISION_SIZES = {"depth": 3, "hidden_size": 128, "num_heads": 4, "out_hidden_size": 192}
+GATED_MLP, PLAIN_MLP = 320, 512  # as many parameters, nearly: three matrices or two
 POSITIONS = 16 * 16  # learned ones, where a tower has them
 FRAME_TOKENS = 24  # least and most of a frame: 6 x 4 a second of 3:2 video, 168 x 112 pixels where a token is 28 x 28
 # Default streaming settings: the previous text of its training samples; greedy. The vision window is a third of that in
@@ -84,6 +85,7 @@ def small_shape(family: Family, vocab_size: int) -> tuple[TextConfig, VisionConf
     depth, vision = VISION_SIZES["depth"], published.vision
     sizes = {
         **VISION_SIZES,
+        "intermediate_size": GATED_MLP if vision.hidden_act == "silu" else PLAIN_MLP,
         "fullatt_block_indexes": (depth - 1,) if vision.window_size else tuple(range(depth)),
         "num_position_embeddings": min(vision.num_position_embeddings, POSITIONS),
         "deepstack_visual_indexes": tuple(range(depth - 1))[: len(vision.deepstack_visual_indexes)],

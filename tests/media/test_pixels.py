@@ -16,6 +16,14 @@ QWEN_IMAGE = PixelConfig(min_pixels=56 * 56, max_pixels=28 * 28 * 1280)
 SMALL = PixelConfig(min_pixels=56 * 56, max_pixels=168 * 168)
 
 
+def patches_of_16(low: int, high: int) -> PixelConfig:
+    """What Qwen3-VL's processors are given."""
+    return PixelConfig(low, high, patch_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+
+
+QWEN3_IMAGE = patches_of_16(65536, 16777216)  # its published preprocessor_config.json
+
+
 def noise(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
@@ -40,11 +48,15 @@ def one_line(error: pytest.ExceptionInfo[InputError], *parts: str) -> None:
 
 
 @settings(max_examples=300, deadline=None)
-@given(height=st.integers(1, 5000), width=st.integers(1, 5000), config=st.sampled_from([QWEN_IMAGE, STREAM_FRAME, SMALL]))
+@given(
+    height=st.integers(1, 5000),
+    width=st.integers(1, 5000),
+    config=st.sampled_from([QWEN_IMAGE, STREAM_FRAME, SMALL, QWEN3_IMAGE]),
+)
 def test_smart_resize_gives_the_library_sizes_and_refuses_what_it_refuses(height, width, config):
     library = pytest.importorskip("transformers.models.qwen2_vl.image_processing_pil_qwen2_vl")
     try:
-        want = library.smart_resize(height, width, 28, config.min_pixels, config.max_pixels)
+        want = library.smart_resize(height, width, config.factor, config.min_pixels, config.max_pixels)
     except ValueError:
         with pytest.raises(InputError):
             smart_resize(height, width, config)
@@ -85,14 +97,6 @@ def test_image_patches_are_bit_equal_to_the_library_processor(height, width, con
     assert patches.dtype == want["pixel_values"].dtype == np.float32
     np.testing.assert_array_equal(patches, want["pixel_values"])
     assert [list(grid)] == want["image_grid_thw"].tolist()
-
-
-def patches_of_16(low: int, high: int) -> PixelConfig:
-    """What Qwen3-VL's processors are given."""
-    return PixelConfig(low, high, patch_size=16, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-
-
-QWEN3_IMAGE = patches_of_16(65536, 16777216)  # its published preprocessor_config.json
 
 
 @pytest.mark.parametrize("height, width", [(37, 91), (300, 173), (20, 20), (601, 400), (64, 96)])

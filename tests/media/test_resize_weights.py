@@ -13,6 +13,7 @@ from svlm_jax.media.pixels import PixelConfig, resize, smart_resize
 from svlm_jax.media.resize_weights import MAX_WEIGHTS, FrameBox, resize_weights
 from tests.support.pixels import STREAM_FRAME, hard_frame
 
+QWEN3_FRAME = PixelConfig(100 * 32 * 32, 768 * 32 * 32, patch_size=16)
 SMALL = PixelConfig(min_pixels=56 * 56, max_pixels=168 * 168)
 SIDES = st.one_of(st.integers(1, 40), st.integers(1, 500))
 # 720p, 1080p upright, 4K, odd, a webcam and a phone (where Pillow 13 alone takes rows first), no resize, thin
@@ -64,7 +65,7 @@ def test_sums_are_exact_in_int32_and_in_the_float32_of_a_matmul(size, out):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 1000), st.integers(1, 1000), st.data(), st.sampled_from([STREAM_FRAME, SMALL]))
+@given(st.integers(1, 1000), st.integers(1, 1000), st.data(), st.sampled_from([STREAM_FRAME, SMALL, QWEN3_FRAME]))
 def test_the_largest_box_holds_every_frame_that_fits(height, width, data, config):
     """What a page's viewers show its cameras must never be refused for its shape."""
     box = FrameBox.largest(2, height, width, config, max_aspect_ratio=4)
