@@ -8,10 +8,12 @@ from svlm_jax.errors import InputError
 from svlm_jax.families.family import Family
 from svlm_jax.families.qwen2_5_vl import QWEN2_5_VL
 from svlm_jax.families.qwen2_vl import QWEN2_VL
+from svlm_jax.families.qwen3_vl import QWEN3_VL
 
 FAMILIES: dict[str, Family] = {
     "qwen2_5_vl": QWEN2_5_VL,
     "qwen2_vl": QWEN2_VL,
+    "qwen3_vl": QWEN3_VL,
 }
 
 
