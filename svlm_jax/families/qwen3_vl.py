@@ -5,8 +5,9 @@ of experts (`qwen3_vl_moe`) is another family. Sizes in elements, pixels as note
 """
 
 import json
+from typing import Any
 
-from svlm_jax.config import ModelConfig, TextConfig, VisionConfig
+from svlm_jax.config import VISION_ROPE_THETA, ModelConfig, TextConfig, VisionConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import qwen
 from svlm_jax.families.family import ChatFormat, Family, Section, WeightTable
@@ -16,7 +17,7 @@ from svlm_jax.families.fields import OWN_CONFIG, check_variant, field_values, sh
 
 # What every version of transformers assumes for keys that a file leaves out (`Qwen3VLVisionConfig`, `Qwen3VLTextConfig`): the
 # tower of the published 8B, with another output width.
-_VISION_DEFAULTS = {
+_VISION_DEFAULTS: dict[str, Any] = {
     "depth": 27,
     "hidden_size": 1152,
     "intermediate_size": 4304,
@@ -26,7 +27,7 @@ _VISION_DEFAULTS = {
     "num_position_embeddings": 2304,
     "deepstack_visual_indexes": (8, 16, 24),
 }
-_TEXT_DEFAULTS = {
+_TEXT_DEFAULTS: dict[str, Any] = {
     "vocab_size": 151936,
     "hidden_size": 4096,
     "intermediate_size": 22016,
@@ -37,9 +38,10 @@ _TEXT_DEFAULTS = {
     "rms_norm_eps": 1e-6,
     "max_position_embeddings": 128000,
     "mrope_section": (24, 20, 20),
+    "rope_theta": None,  # without one 4.57 takes 5e6, which the published models have, and 5 takes 5e5: the file must say it
 }
 # Fields that no file says.
-_VISION_FIXED = {
+_VISION_FIXED: dict[str, Any] = {
     "tokens_per_second": None,  # time is text
     "window_size": 0,
     "image_mean": (0.5, 0.5, 0.5),
@@ -48,7 +50,7 @@ _VISION_FIXED = {
     "hidden_act": "gelu_pytorch_tanh",
     "patch_bias": True,
 }
-_TEXT_FIXED = {"mrope_interleaved": True, "qkv_bias": False, "qk_norm": True}
+_TEXT_FIXED: dict[str, Any] = {"mrope_interleaved": True, "qkv_bias": False, "qk_norm": True}
 
 
 def parse_sections(text: Section, vision: Section, source: str) -> tuple[TextConfig, VisionConfig]:
@@ -69,7 +71,10 @@ def dump_sections(config: ModelConfig) -> tuple[Section, Section]:
     """The text and the vision section, as transformers 5 writes them."""
     text = qwen.dump_text(config.text, _TEXT_FIXED) | {"model_type": "qwen3_vl_text", "attention_bias": False}
     text["rope_parameters"] |= {"mrope_interleaved": True}
-    vision = field_values(config.vision, {**_VISION_FIXED, "fullatt_block_indexes": ()})
+    if config.tie_word_embeddings:
+        text["tie_word_embeddings"] = True  # where 4.57 looks; without it a tied model would get a random head there
+    vision = field_values(config.vision, {*_VISION_FIXED, "fullatt_block_indexes"})
+    vision["rope_parameters"] = {"rope_theta": VISION_ROPE_THETA, "rope_type": "axial"}
     return text, vision | {"model_type": "qwen3_vl_vision", "hidden_act": "gelu_pytorch_tanh"}
 
 
@@ -115,13 +120,18 @@ _CHAT = ChatFormat("", **qwen.MARKS, time_text=qwen.time_text, frame_text=frame_
 
 # --- published models ---
 
-_SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096, "deepstack_visual_indexes": (5, 11, 17)}
+_SMALL_TOWER: dict[str, Any] = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "deepstack_visual_indexes": (5, 11, 17),
+}
 
 
-def _preset(hidden: int, mlp: int, layers: int, heads: int, tower: dict, tied: bool) -> ModelConfig:
+def _preset(hidden: int, mlp: int, layers: int, heads: int, tower: dict[str, Any], tied: bool) -> ModelConfig:
     sizes = _VISION_DEFAULTS | tower | {"out_hidden_size": hidden}
     vision = VisionConfig(**sizes, **_VISION_FIXED, fullatt_block_indexes=tuple(range(sizes["depth"])))
-    rope = {"mrope_section": (24, 20, 20), "rope_theta": 5e6, "max_position_embeddings": 262144}
+    rope: dict[str, Any] = {"mrope_section": (24, 20, 20), "rope_theta": 5e6, "max_position_embeddings": 262144}
     text = TextConfig(151936, hidden, mlp, layers, heads, 8, rms_norm_eps=1e-6, head_dim=128, **rope, **_TEXT_FIXED)
     extra = json.dumps({"text_config": {"bos_token_id": 151643, "eos_token_id": 151645}})
     return ModelConfig(text, vision, "qwen3_vl", **qwen.TOKEN_IDS, tie_word_embeddings=tied, hf_extra=extra)
@@ -138,6 +148,8 @@ QWEN3_VL = Family(
     vision_tower=qwen.vision_tower,
     chat=_CHAT,
     image_pixels=(256 * 256, 4096 * 4096),
+    video_tokens=12_288,
+    video_size="video",
     processor_classes={
         "processor": "Qwen3VLProcessor",
         "image_processor": "Qwen2VLImageProcessor",

@@ -16,6 +16,7 @@ CONFIGS = FIXTURES / "configs"
 PUBLISHED = {
     "qwen2_5_vl": ("qwen2.5-vl", ["4.49.0", "4.51.3", "4.52.4", "4.57.1", "5.0.0", "5.24.0"]),
     "qwen2_vl": ("qwen2-vl", ["4.45.2", "4.49.0", "4.52.4", "4.57.1", "5.0.0", "5.24.0", "published"]),
+    "qwen3_vl": ("qwen3-vl", ["4.57.1", "5.0.0", "5.10.1", "5.24.0", "published"]),
 }
 VERSIONS = PUBLISHED["qwen2_5_vl"][1]
 FILES = [
