@@ -70,6 +70,10 @@ COUNTS = {
     "qwen2-vl-2b": 2_208_985_600,
     "qwen2-vl-7b": 8_291_375_616,
     "qwen2-vl-72b": 73_405_560_320,
+    "qwen3-vl-2b": 2_127_532_032,
+    "qwen3-vl-4b": 4_437_815_808,
+    "qwen3-vl-8b": 8_767_123_696,
+    "qwen3-vl-32b": 33_357_390_064,
 }
 GONE = object()
 
@@ -127,7 +131,8 @@ def test_the_7b_preset_is_the_published_config():
 
 
 def test_only_the_smallest_presets_tie_their_embeddings():
-    assert {name for name in COUNTS if preset(name).tie_word_embeddings} == {"qwen2.5-vl-3b", "qwen2-vl-2b"}
+    tied = {"qwen2.5-vl-3b", "qwen2-vl-2b", "qwen3-vl-2b", "qwen3-vl-4b"}
+    assert {name for name in COUNTS if preset(name).tie_word_embeddings} == tied
 
 
 @pytest.mark.parametrize("name", COUNTS)

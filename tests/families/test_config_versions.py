@@ -174,6 +174,61 @@ def test_a_wrong_value_of_qwen2_vl_is_named_as_the_file_names_it(key, value, sai
     assert len(str(error.value)) < 300 and "\n" not in str(error.value)
 
 
+def test_a_qwen3_vl_that_the_file_does_not_describe_is_that_of_transformers():
+    raw = saved("5.0.0", "8b", "qwen3_vl")
+    raw["text_config"] = {"rope_parameters": {"rope_theta": 5000000, "rope_type": "default"}}
+    config = config_json.parse(raw | {"vision_config": {"out_hidden_size": 4096}})
+    text, vision = config.text, config.vision
+    assert (text.vocab_size, text.hidden_size, text.intermediate_size, text.num_hidden_layers) == (151936, 4096, 22016, 32)
+    assert (text.num_attention_heads, text.num_key_value_heads, text.head_dim, text.rms_norm_eps) == (32, 32, 128, 1e-6)
+    assert (text.mrope_section, text.mrope_interleaved, text.qkv_bias, text.qk_norm) == ((24, 20, 20), True, False, True)
+    assert (vision.depth, vision.hidden_size, vision.intermediate_size, vision.num_heads) == (27, 1152, 4304, 16)
+    assert (vision.patch_size, vision.num_position_embeddings, vision.deepstack_visual_indexes) == (16, 2304, (8, 16, 24))
+    assert vision.fullatt_block_indexes == tuple(range(27))
+
+
+def test_a_qwen3_vl_without_rope_theta_is_refused():
+    """transformers 4.57 would take 5e6 and transformers 5 5e5: a guess would be a model that talks nonsense in silence."""
+    raw = saved("5.0.0", "4b", "qwen3_vl")
+    del raw["text_config"]["rope_parameters"]["rope_theta"]
+    with pytest.raises(InputError, match=r"text_config\.rope_theta: got None"):
+        config_json.parse(raw)
+
+
+def test_a_tied_qwen3_vl_says_so_in_both_sections():
+    """4.57 and vLLM look into the text section: without it they would give the model a random head."""
+    for size, tied in (("2b", True), ("8b", False)):
+        written = config_json.dump(config_json.parse(saved("4.57.1", size, "qwen3_vl")))
+        assert written["tie_word_embeddings"] == written["text_config"].get("tie_word_embeddings", False) == tied
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "said"),
+    [
+        ("text_config", "attention_bias", True, "attention_bias: got True, expected False"),
+        ("text_config", "rope_scaling", {"rope_type": "yarn", "factor": 3.0, "mrope_section": [24, 20, 20]}, "'yarn'"),
+        ("text_config", "rope_scaling", {"mrope_interleaved": False}, "mrope_interleaved"),
+        ("text_config", "rope_scaling", {"mrope_section": [16, 24, 20]}, "head_dim/2 = 64"),
+        ("text_config", "hidden_act", "gelu", "text hidden_act"),
+        ("text_config", "head_dim", "128", "head_dim"),
+        ("vision_config", "hidden_act", "gelu", "vision hidden_act"),
+        ("vision_config", "deepstack_visual_indexes", [17, 5, 11], "rising"),
+        ("vision_config", "deepstack_visual_indexes", [5, 5], "rising"),
+        ("vision_config", "deepstack_visual_indexes", [5, 11, 24], "below depth 24"),
+        ("vision_config", "num_position_embeddings", 2300, "the square"),
+        ("vision_config", "out_hidden_size", 2560, "text hidden_size 2048"),
+        ("vision_config", "patch_size", [16, 16], "patch_size"),
+        ("vision_config", "rope_parameters", {"rope_theta": 500.0}, "rope_theta"),
+    ],
+)
+def test_a_qwen3_vl_that_would_be_computed_differently_is_refused(section, key, value, said):
+    raw = saved("4.57.1", "2b", "qwen3_vl")
+    raw[section][key] = value
+    with pytest.raises(InputError, match=said) as error:
+        config_json.parse(raw)
+    assert len(str(error.value)) < 300 and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("model_type", config_json._OTHER_MODELS)
 def test_a_model_that_is_easily_mistaken_is_named_with_what_to_use_instead(model_type):
     with pytest.raises(InputError, match="use ") as error:
