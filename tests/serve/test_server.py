@@ -363,14 +363,21 @@ def test_a_long_history_says_where_it_starts():
     assert text.count("-->") == 10 and "said 24" in text
 
 
-@pytest.mark.parametrize("config", [STREAM_FRAME, PixelConfig(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 40)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        STREAM_FRAME,
+        PixelConfig(min_pixels=28 * 28 * 4, max_pixels=28 * 28 * 40),
+        PixelConfig(min_pixels=32 * 32 * 100, max_pixels=32 * 32 * 768, patch_size=16),
+    ],
+)
 def test_no_frame_in_the_box_needs_more_patches_than_the_session_has(config):
     box = Box(672, 448)
     max_patches = max_frame_patches(config, box)
     for width, height in np.random.default_rng(0).integers(28, (673, 449), (2000, 2)):
         if max(width, height) <= 4 * min(width, height):
             rows, columns = smart_resize(int(height), int(width), config)
-            assert rows * columns // 14**2 <= max_patches
+            assert rows * columns // config.patch_size**2 <= max_patches
 
 
 def test_bad_flags_and_a_port_in_use_are_one_line(tiny_dir, processor_dir, tmp_path):
