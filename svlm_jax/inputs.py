@@ -16,6 +16,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Float64
 
 from svlm_jax.config import VisionConfig
 from svlm_jax.errors import InputError
@@ -140,6 +141,13 @@ def bucket(size: int, sizes: Sequence[int], name: str, remedy: str = REMEDY) -> 
         if size <= candidate:
             return candidate
     raise InputError(name, size, f"at most {sizes[-1]}", remedy)
+
+
+def patch_times(seconds: Float64[np.ndarray, " F"], size: int) -> tuple[float, ...]:
+    """The second of each temporal patch of `size` frames: the mean of its first and last frame, where the last frame of a video
+    is repeated to fill the patch. Source: `_calculate_timestamps` of transformers' Qwen3VLProcessor."""
+    padded = np.pad(seconds, (0, -len(seconds) % size), mode="edge")
+    return tuple(((padded[::size] + padded[size - 1 :: size]) / 2).tolist())
 
 
 def window_order(grid: Grid, config: VisionConfig) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from svlm_jax.data.pipeline import Examples, Window
 from svlm_jax.data.records import Records
 from svlm_jax.data.tfds import TfdsDataset
 from svlm_jax.errors import InputError
-from svlm_jax.inputs import Clip, Sample
+from svlm_jax.inputs import Clip, Sample, patch_times
 from svlm_jax.media.pixels import preprocess
 from svlm_jax.media.processor import Processor
 
@@ -93,9 +93,18 @@ class SampleBuilder:
         model, pixels = self.processor.config, self.processor.video_config
         step = model.vision.temporal_step(self.data.fps)
         raw = self.processor.tower_normalises  # workers move a quarter of the bytes
-        clips = [Clip(*preprocess(frames, pixels, raw=raw), step, video=True) for frames in window.frames]
+        first = window.annotation.start + window.annotation.hidden
+        clips = [
+            Clip(*preprocess(frames, pixels, raw=raw), step, video=True, times=self._times(first + second, len(frames)))
+            for second, frames in enumerate(window.frames)
+        ]
         options = {name: getattr(self.data, name) for name in ("sink", "text_window", "as_streamed", "learn_previous")}
         return annotation.build_sample(window.annotation, clips, self.processor.tokenizer, model, **options)
+
+    def _times(self, start: float, num_frames: int) -> tuple[float, ...]:
+        """Of the temporal patches of frames from a second on."""
+        seconds = start + np.arange(num_frames) / self.data.fps
+        return patch_times(seconds, self.processor.config.vision.temporal_patch_size)
 
 
 def load_examples(paths: Sequence[str], data: DataConfig, processor: Processor) -> Examples:

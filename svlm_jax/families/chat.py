@@ -17,7 +17,7 @@ from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import family_of
 from svlm_jax.families.family import ChatFormat
-from svlm_jax.inputs import Clip, Grid, Sample
+from svlm_jax.inputs import Clip, Grid, Sample, patch_times
 from svlm_jax.spans import Kind, Part, Span, vision_span
 
 # Tokens of the header of the previous-text turn and of any other turn, and of a turn's footer: a mark, words, newline.
@@ -169,7 +169,7 @@ def user_turn(
         query: stands after the vision; a stream has one in its first turn.
         turn: its number.
         keep: which of the frames' merged tokens exist; all by default.
-        times: seconds of the temporal patches, by default those of frames at equal distances from `start` on (`patch_times`).
+        times: seconds of the temporal patches; by default those of frames at equal distances from `start` on.
     """
     chat = family_of(config).chat
     text = f"{chat.time_text(start, end)}{question}" if chat.frame_text is None else question.lstrip()
@@ -177,7 +177,9 @@ def user_turn(
     rest = tokenizer.encode(f"{query}{chat.footer}{chat.header('assistant')}", add_special_tokens=False)
     vision = []
     if grid is not None:
-        times = times or patch_times(start, end, grid[0], config.vision.temporal_patch_size)
+        size = config.vision.temporal_patch_size
+        num_frames = grid[0] * size
+        times = times or patch_times(start + np.arange(num_frames) * (end - start) / num_frames, size)
         for block in _blocks(chat, grid, times, keep):
             stamp = tokenizer.encode(block.stamp, add_special_tokens=False)
             pads = vision_span(block.grid, config.vision.spatial_merge_size, turn, step, block.keep)
@@ -193,13 +195,6 @@ def user_turn(
         _run(Kind.USER_TEXT, rest[:-TURN_HEAD], turn, Part.TAIL),
         _run(Kind.REPLY, rest[-TURN_HEAD:], turn, Part.HEAD),
     )
-
-
-def patch_times(start: float | int, end: float | int, count: int, size: int = 2) -> tuple[float, ...]:
-    """Seconds of `count` temporal patches of `size` frames that lie at equal distances from `start`, included, to `end`,
-    excluded: of each patch the mean of its first and its last frame, as transformers' Qwen3VLProcessor counts it."""
-    frames = [start + k * (end - start) / (count * size) for k in range(count * size)]
-    return tuple((first + last) / 2 for first, last in zip(frames[::size], frames[size - 1 :: size], strict=True))
 
 
 def plain(text: str, field: str) -> str:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
 
 from svlm_jax.config import ModelConfig, VisionConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import family_of
 from svlm_jax.families.chat import Tokenizer, Turn, encode
 from svlm_jax.files import read_json, refuse_other_kinds_of_file
-from svlm_jax.inputs import Clip, Frames, Sample
+from svlm_jax.inputs import Clip, Frames, Sample, patch_times
 from svlm_jax.media.image import as_frames, load_image
 from svlm_jax.media.pixels import PixelConfig, preprocess, smart_resize, stream_frame
 from svlm_jax.media.video import read_video
@@ -206,13 +205,6 @@ def frame_share(config: PixelConfig, num_frames: int, video_pixels: int) -> Pixe
     # A share below min_pixels: frames that are smaller yet stay so, for nothing makes room for larger ones.
     min_pixels = config.min_pixels if config.min_pixels <= max_pixels else config.factor**2
     return replace(config, min_pixels=min_pixels, max_pixels=min(config.max_pixels, max_pixels))
-
-
-def patch_times(seconds: Float64[np.ndarray, " F"], size: int) -> tuple[float, ...]:
-    """The second of each temporal patch of `size` frames: the mean of its first and last frame, where the last frame of a video
-    is repeated to fill the patch. Source: `_calculate_timestamps` of transformers' Qwen3VLProcessor."""
-    padded = np.pad(seconds, (0, -len(seconds) % size), mode="edge")
-    return tuple(((padded[::size] + padded[size - 1 :: size]) / 2).tolist())
 
 
 def _frame_of_video(file: PixelConfig) -> tuple[PixelConfig, int]:

@@ -12,9 +12,9 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.families import FAMILIES, QWEN2_5_VL, config_json, preset
-from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS
+from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, patch_times
 from svlm_jax.media.pixels import CLIP_MEAN, CLIP_STD, PixelConfig, smart_resize
-from svlm_jax.media.processor import Processor, frame_bounds, frame_share, patch_times
+from svlm_jax.media.processor import Processor, frame_bounds, frame_share
 from svlm_jax.media.video import write_video
 from svlm_jax.settings import read_generation_config, read_streaming_config
 from tests.support.pixels import STREAM_FRAME
