@@ -16,8 +16,8 @@ import numpy as np
 
 SYSTEM, PREVIOUS, USER, REPLY = "system", "previous", "user", "reply"  # roles
 # Parts of turns. HEAD opens one, END is its <|im_end|>, NEWLINE the "\n" after that. A system turn is all WORDS, a user turn
-# has TIME, VISION (both markers and the pads) and QUERY between HEAD and END; whatever the model says, its <|im_end|> too, is
-# SAID.
+# has TIME (with a question), VISION (both markers and the pads) and QUERY between HEAD and END; whatever the model says, its
+# <|im_end|> too, is SAID. Families with a time stamp before each frame pair have no time in TIME: their stamps are VISION.
 HEAD, WORDS, TIME, VISION, QUERY, SAID, END, NEWLINE = "head", "words", "time", "vision", "query", "said", "end", "newline"
 
 Place = tuple[float, float, float]  # position on the axes (t, h, w)
@@ -26,7 +26,7 @@ Place = tuple[float, float, float]  # position on the axes (t, h, w)
 class Part(NamedTuple):
     """A labelled run of ids. Pads are a run of their own with their patch grid (t, h, w) and `step`, the temporal positions
     from one t to the next: tokens_per_second * 2 / fps, not truncated. `keep` says of each merged cell of the grid whether it
-    has a pad (None: every one has)."""
+    has a pad (None: every one has). `cell` numbers the first of them among the cells of all frames of the turn."""
 
     role: str
     part: str
@@ -34,12 +34,13 @@ class Part(NamedTuple):
     grid: tuple[int, int, int] | None = None
     step: float = 1.0
     keep: list[bool] | None = None
+    cell: int = 0
 
 
-def opening_parts(encode: Callable[[str], list[int]], previous: str) -> list[Part]:
-    """The system turn and the previous-text turn; `encode` is the tokenizer's."""
+def opening_parts(encode: Callable[[str], list[int]], previous: str, *, system: bool = True) -> list[Part]:
+    """The system turn, if there is one, and the previous-text turn; `encode` is the tokenizer's."""
     return [
-        Part(SYSTEM, WORDS, encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n")),
+        Part(SYSTEM, WORDS, encode("<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n") if system else []),
         Part(PREVIOUS, HEAD, encode("<|im_start|>previous text\n")),
         Part(PREVIOUS, WORDS, encode(previous)),
         Part(PREVIOUS, END, encode("<|im_end|>")),
@@ -57,15 +58,26 @@ def turn_parts(
     query: str = "",
     merge: int = 2,
     keep: list[bool] | None = None,
+    stamped: bool = False,
 ) -> list[Part]:
-    """A user turn (seconds `start` to `end`, patch grid (t, h, w)) and the head of the reply to it."""
-    pads = grid[0] * (grid[1] // merge) * (grid[2] // merge) if keep is None else sum(keep)
+    """A user turn (seconds `start` to `end`, patch grid (t, h, w)) and the head of the reply to it. `stamped`: each frame pair
+    is a block of its own, after the mean of the times of its two frames; there is no other time."""
+    vision: list[Part] = []
+    pairs = grid[0] if stamped else 1
+    cells = grid[0] * (grid[1] // merge) * (grid[2] // merge) // pairs
+    for pair in range(pairs):
+        second = start + (2 * pair + 0.5) * (end - start) / (2 * pairs)
+        block = (1, *grid[1:]) if stamped else grid
+        kept = None if keep is None else keep[pair * cells : (pair + 1) * cells]
+        pads = encode("<|video_pad|>") * (cells if kept is None else sum(kept))
+        vision.append(Part(USER, VISION, encode(f"<{second:.1f} seconds>") if stamped else []))
+        vision.append(Part(USER, VISION, encode("<|vision_start|>")))
+        vision.append(Part(USER, VISION, pads, block, step, kept, pair * cells))
+        vision.append(Part(USER, VISION, encode("<|vision_end|>")))
     return [
         Part(USER, HEAD, encode("<|im_start|>user\n")),
-        Part(USER, TIME, encode(f"Time={start:.1f}-{end:.1f}s")),
-        Part(USER, VISION, encode("<|vision_start|>")),
-        Part(USER, VISION, encode("<|video_pad|>") * pads, grid, step, keep),
-        Part(USER, VISION, encode("<|vision_end|>")),
+        Part(USER, TIME, [] if stamped else encode(f"Time={start:.1f}-{end:.1f}s")),
+        *vision,
         Part(USER, QUERY, encode(query)),
         Part(USER, END, encode("<|im_end|>")),
         Part(USER, NEWLINE, encode("\n")),
@@ -74,9 +86,9 @@ def turn_parts(
 
 
 class Pad(NamedTuple):
-    """A pad's cell in its vision block: `index` counts the cells of the grid, frame, row and column are coordinates in merged
-    units. `first`: no pad of the block comes before it. `extent`: from the block's corner to its largest position on any axis,
-    a cell without a pad counted."""
+    """A pad's cell in its vision block: `index` counts the cells of the turn's frames, frame, row and column are coordinates in
+    the block in merged units. `first`: no pad of the block comes before it. `extent`: from the block's corner to its largest
+    position on any axis, a cell without a pad counted."""
 
     index: int
     frame: int
@@ -229,7 +241,7 @@ class Oracle:
                 for column in range(columns):
                     index = (frame * rows + row) * columns + column
                     if part.keep is None or part.keep[index]:
-                        pads.append(Pad(index, frame, row, column, part.step, not pads, extent))
+                        pads.append(Pad(part.cell + index, frame, row, column, part.step, not pads, extent))
         return pads
 
     # Eviction: section "Eviction" of the description, step by step.
@@ -240,7 +252,7 @@ class Oracle:
             oldest = self._oldest(REPLY)
             self._move_words(oldest)
             if vision > rounds:
-                self._delete(USER, self._oldest(USER, TIME), TIME)
+                self._delete(USER, oldest, TIME)
             self._delete(REPLY, oldest)
         if self.chunk >= vision and vision < rounds:
             self._delete(USER, self._oldest(USER, VISION), VISION)
