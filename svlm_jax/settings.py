@@ -63,8 +63,8 @@ def _read_section(path: Path, settings: dict[str, Any], name: str, defaults: Str
             raise InputError(f"{path} {full_key}", "a key that is not known", f"one of {', '.join(known)}", "remove it")
         if isinstance(known[key], tuple):
             values[key] = _require_ids(path, full_key, value)
-        elif isinstance(known[key], str) or (value is None and key in ("sink", "text_window")):
-            values[key] = value  # StreamConfig checks its choices itself; None: all tokens
+        elif isinstance(known[key], str) or (value is None and key in ("sink", "text_window", "silence_threshold")):
+            values[key] = value  # StreamConfig checks its choices itself; None: all tokens, or no rule
         elif isinstance(known[key], int):
             values[key] = _require_int(path, full_key, value, _MAX_COUNT)
         else:

@@ -94,6 +94,11 @@ def number(minimum: float, maximum: float = YEAR) -> Callable[[str], float]:
     return parse
 
 
+def number_or_none(minimum: float, maximum: float = YEAR) -> Callable[[str], float | None]:
+    """A flag's type: a number in minimum..maximum, or "none"."""
+    return lambda text: None if text == "none" else number(minimum, maximum)(text)
+
+
 def integer_or_none(text: str) -> int | None:
     """A flag's type: a whole number, or "none"."""
     return None if text == "none" else integer(0)(text)

@@ -8,12 +8,12 @@ from argparse import SUPPRESS
 from dataclasses import fields, replace
 from typing import Any, get_args
 
-from svlm_jax.cli.flags import integer, integer_or_none, number
+from svlm_jax.cli.flags import integer, integer_or_none, number, number_or_none
 from svlm_jax.config import Mode, MovedReplyKV, ResizeOn, RopePositions, StreamConfig
 from svlm_jax.errors import InputError
 
 STREAM_FIELDS = tuple(field.name for field in fields(StreamConfig))
-SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty")
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty", "silence_threshold", "silence_threshold_step")
 # What every stream is shown with; the others only where they differ from the defaults.
 DISPLAYED_FIELDS = ("mode", "vision_window", "text_rounds", "sink", "text_window", "rope_positions", "moved_reply_kv")
 DISPLAYED_FIELDS += ("fps", "chunk_seconds")
@@ -39,6 +39,10 @@ def sampling_flags(parser: Any) -> None:
     parser.add_argument(
         "--repetition-penalty", type=number(0, 100), default=SUPPRESS, help="above 1: fewer repetitions (usually 1.05)"
     )
+    silence = 'forbid " ..." where its probability is at most this: fewer silent chunks (usually none)'
+    parser.add_argument("--silence-threshold", type=number_or_none(0, 1), default=SUPPRESS, metavar="P", help=silence)
+    step = "added to the threshold with each token of a reply: longer replies (usually 0)"
+    parser.add_argument("--silence-threshold-step", type=number(-1, 1), default=SUPPRESS, metavar="P", help=step)
     parser.add_argument("--max-new-tokens", type=integer(1), default=SUPPRESS, help="longest reply (usually 20)")
 
 
@@ -124,4 +128,7 @@ def settings_line(config: StreamConfig, sampling: Any) -> str:
         drawing += f", top-p {sampling.top_p:g}"
     if sampling.repetition_penalty != 1:
         drawing += f", repetition-penalty {sampling.repetition_penalty:g}"
+    if sampling.silence_threshold is not None:
+        drawing += f", silence-threshold {sampling.silence_threshold:g}"
+        drawing += f" + {sampling.silence_threshold_step:g} a token" if sampling.silence_threshold_step else ""
     return f"settings: {stream}; {drawing}, max-new-tokens {config.max_new_tokens}"

@@ -49,7 +49,7 @@ def generate(
         One int32 array of at most `max_new_tokens` ids a prompt.
 
     Raises:
-        InputError: too short or too long a reply; settings for another number of prompts.
+        InputError: too short or too long a reply; settings for another number of prompts; a silence threshold.
     """
     batch = len(inputs.ids)
     settings = [sampling] * batch if isinstance(sampling, Sampling) else list(sampling)
@@ -57,6 +57,8 @@ def generate(
     for name, rows in (("sampling", settings), ("max_new_tokens", lengths)):
         if len(rows) != batch:
             raise InputError(name, f"{len(rows)} of them", f"{batch}, one for each prompt", "give one for all, or one for each")
+    if any(row.silence_threshold is not None for row in settings):
+        raise InputError("silence_threshold", "one for a plain reply", "none: it is of streams", "leave it out")
     if min(lengths) < 1:
         raise InputError("max_new_tokens", min(lengths), "at least 1", "ask for a token or more")
     reply_size = bucket(max(lengths), REPLY_BUCKETS, "max_new_tokens", "ask for fewer")

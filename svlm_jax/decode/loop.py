@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key
 
-from svlm_jax.decode.sampling import SamplingParams, mark_generated, sample
+from svlm_jax.decode.sampling import SamplingParams, Silence, mark_generated, sample
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.fused_decode import slot_tiles
 from svlm_jax.model.vlm import QwenVL
@@ -71,9 +71,16 @@ def decode(
     limit: Limit,
     *,
     max_top_k: int,
+    silence_token: int | None = None,
     record: bool = False,
 ) -> DecodeState:
-    """Replies of at most `limit` tokens (1 or more) from the hidden state [B, D] of the newest token of each row."""
+    """Replies of at most `limit` tokens (1 or more) from the hidden state [B, D] of the newest token of each row.
+
+    Args:
+        max_top_k: the largest top_k of a row, 0: the whole vocabulary; static.
+        silence_token: of the rows with a silence threshold; None: there are none, and nothing is computed for the rule; static.
+        record: keep the raw logits before each token.
+    """
     batch, longest = inputs.slots.shape
     logits = jnp.zeros((batch, longest, inputs.generated.shape[1]), jnp.float32) if record else None
     state = DecodeState(
@@ -86,11 +93,19 @@ def decode(
         cache=model.text.with_rotated_keys(cache),
         logits=logits,
     )
-    state = _choose_token(model, hidden, state, inputs, ~state.done, max_top_k)
-    return decode_until(model, state, inputs, limit, max_top_k=max_top_k)
+    state = _choose_token(model, hidden, state, inputs, ~state.done, max_top_k, silence_token)
+    return decode_until(model, state, inputs, limit, max_top_k=max_top_k, silence_token=silence_token)
 
 
-def decode_until(model: QwenVL, state: DecodeState, inputs: DecodeInputs, limit: Limit, *, max_top_k: int) -> DecodeState:
+def decode_until(
+    model: QwenVL,
+    state: DecodeState,
+    inputs: DecodeInputs,
+    limit: Limit,
+    *,
+    max_top_k: int,
+    silence_token: int | None = None,
+) -> DecodeState:
     """Compute the newest token and choose the next one, until each reply has `limit` tokens or has ended."""
 
     # The slots of a reply are described before it, so which hold anything does not change in the loop. XLA does not see it.
@@ -107,7 +122,7 @@ def decode_until(model: QwenVL, state: DecodeState, inputs: DecodeInputs, limit:
         index = (jnp.asarray(inputs.index) + newest)[:, None]
         positions = jnp.broadcast_to((jnp.asarray(inputs.position) + newest)[:, None, None], (len(token), 3, 1))
         hidden, cache = model.text.decode_step(model.text.embed(token), index, positions, slot, state.cache, tiles)
-        return _choose_token(model, hidden[:, 0], state._replace(cache=cache), inputs, rows, max_top_k)
+        return _choose_token(model, hidden[:, 0], state._replace(cache=cache), inputs, rows, max_top_k, silence_token)
 
     return jax.lax.while_loop(lambda state: jnp.any(active(state)), step, state)
 
@@ -119,12 +134,14 @@ def _choose_token(
     inputs: DecodeInputs,
     rows: Bool[Array, " B"],
     max_top_k: int,
+    silence_token: int | None,
 ) -> DecodeState:
     """Choose the next token of the replies of `rows` [B] from the hidden state [B, D] of the newest computed one."""
     logits = model.text.logits(hidden)
     keys = _token_keys(jnp.asarray(inputs.rng_seeds), state.count)
     suppressed, column = jnp.asarray(inputs.suppressed), state.count[:, None]
-    token = sample(logits, state.generated, suppressed, keys, inputs.sampling, max_top_k)
+    silence = None if silence_token is None else Silence(silence_token, state.count)
+    token = sample(logits, state.generated, suppressed, keys, inputs.sampling, max_top_k, silence)
     # Beyond the last column (a row that has ended) any value will do.
     forced = jnp.take_along_axis(jnp.asarray(inputs.forced_ids), column, axis=1, mode="clip")[:, 0]
     token = jnp.where(forced >= 0, forced, token)

@@ -20,13 +20,15 @@ from svlm_jax.errors import InputError
 @dataclass(frozen=True)
 class Sampling:
     """How the tokens of one stream are chosen. temperature 0 is greedy; top_k 0 and top_p 1 mean all; suppressed ids are never
-    chosen."""
+    chosen. silence_threshold, silence_threshold_step: LiveCC's silence rule (`forbid_silence`); None: off."""
 
     temperature: float = 0.0
     top_k: int = 50
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     suppressed: tuple[int, ...] = ()
+    silence_threshold: float | None = None
+    silence_threshold_step: float = 0.0
 
     def __post_init__(self) -> None:
         for name, valid, expected in (
@@ -34,6 +36,8 @@ class Sampling:
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "more than 0"),
+            ("silence_threshold", 0 <= (self.silence_threshold or 0) <= 1, "a probability, 0 to 1"),
+            ("silence_threshold_step", abs(self.silence_threshold_step) <= 1, "-1 to 1"),
         ):
             if not valid:
                 raise InputError(f"sampling {name}", getattr(self, name), expected, "change it")
@@ -44,12 +48,15 @@ COMMENTARY = Sampling(temperature=0.9, repetition_penalty=1.05)  # what Streamin
 
 class SamplingParams(NamedTuple):
     """Settings of every reply of a batch, as arrays: numpy on the host, jax inside jit. Meanings as in `Sampling`;
-    max_new_tokens: at which a reply ends. Suppressed ids are not here: they are one mask with others (`DecodeInputs`)."""
+    silence_threshold: -inf where the rule is off. max_new_tokens: at which a reply ends. Suppressed ids are not here: they are
+    one mask with others (`DecodeInputs`)."""
 
     temperature: Float32[Array | np.ndarray, " B"]
     top_k: Int32[Array | np.ndarray, " B"]
     top_p: Float32[Array | np.ndarray, " B"]
     repetition_penalty: Float32[Array | np.ndarray, " B"]
+    silence_threshold: Float32[Array | np.ndarray, " B"]
+    silence_threshold_step: Float32[Array | np.ndarray, " B"]
     max_new_tokens: Int32[Array | np.ndarray, " B"]
 
     @classmethod
@@ -64,6 +71,10 @@ class SamplingParams(NamedTuple):
             top_k=column("top_k", np.int32),
             top_p=column("top_p", np.float32),
             repetition_penalty=column("repetition_penalty", np.float32),
+            silence_threshold=np.array(
+                [-np.inf if row.silence_threshold is None else row.silence_threshold for row in settings], np.float32
+            ),
+            silence_threshold_step=column("silence_threshold_step", np.float32),
             max_new_tokens=np.array(max_new_tokens, np.int32),
         )
 
@@ -75,16 +86,40 @@ def mark_generated(generated: Bool[Array, "B V"], ids: Int[Array, "B T"], valid:
     return generated.at[batch_index, jnp.where(valid, ids, generated.shape[1])].set(True, mode="drop")
 
 
+class Silence(NamedTuple):
+    """What the silence rule needs beside its thresholds. token: the id with which a reply says that it pauses (" ..." of LiveCC
+    and StreamingVLM), static. count [B]: tokens of each reply so far."""
+
+    token: int
+    count: Int32[Array, " B"]
+
+
+def forbid_silence(logits: Float32[Array, "B V"], silence: Silence, params: SamplingParams) -> Float32[Array, "B V"]:
+    """LiveCC's rule against silence (arXiv 2504.16030; `ThresholdLogitsProcessor` of its code): the silence token is at -inf
+    where its probability is at most silence_threshold + silence_threshold_step * count.
+
+    That is its share of a softmax over all logits after the repetition penalty and before temperature, top-k and top-p: the
+    place of a caller's own processors in transformers' generation.
+    """
+    threshold = params.silence_threshold + params.silence_threshold_step * silence.count
+    share = jnp.exp(logits[:, silence.token] - jax.nn.logsumexp(logits, axis=-1))
+    is_silence = jnp.arange(logits.shape[-1]) == silence.token
+    return jnp.where(is_silence & (share <= threshold)[:, None], -jnp.inf, logits)
+
+
 def process_logits(
     logits: Float32[Array, "B V"],
     generated: Bool[Array, "B V"],
     suppressed: Bool[Array, "B V"],
     params: SamplingParams,
+    silence: Silence | None = None,
 ) -> Float32[Array, "B V"]:
-    """Logits [B, V] after the repetition penalty (each generated id once: divided if positive, multiplied if not) and with
-    suppressed ids at -inf. The greedy token is the argmax of these."""
+    """Logits [B, V] after the repetition penalty (each generated id once: divided if positive, multiplied if not), the silence
+    rule if there is one, and with suppressed ids at -inf. The greedy token is the argmax of these."""
     penalty = jnp.asarray(params.repetition_penalty)[:, None]
     logits = jnp.where(generated, jnp.where(logits < 0, logits * penalty, logits / penalty), logits)
+    if silence is not None:
+        logits = forbid_silence(logits, silence, params)
     return jnp.where(suppressed, -jnp.inf, logits)
 
 
@@ -120,10 +155,12 @@ def sample(
     keys: Key[Array, " B"],
     params: SamplingParams,
     max_top_k: int,
+    silence: Silence | None = None,
 ) -> Int32[Array, " B"]:
     """The next token [B] from logits [B, V], the ids that the repetition penalty counts, those that may not be chosen, and a
-    random key for each row, so that a row's draw does not depend on its neighbours. max_top_k: as in `top_k_top_p`."""
-    processed = process_logits(logits, generated, suppressed, params)
+    random key for each row, so that a row's draw does not depend on its neighbours. max_top_k: as in `top_k_top_p`. silence: of
+    the silence rule; None: no row has one."""
+    processed = process_logits(logits, generated, suppressed, params, silence)
     greedy = jnp.argmax(processed, axis=-1).astype(jnp.int32)
     drawn = jnp.asarray(params.temperature) > 0
 

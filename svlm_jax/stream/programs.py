@@ -55,7 +55,7 @@ def prefill(
         return constrain(jnp.where((batch.newest >= 0)[:, None], newest, hidden), "batch", None), cache
 
 
-@partial(jax.jit, static_argnames=("config", "max_top_k", "record"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("config", "max_top_k", "silence_token", "record"), donate_argnames="cache")
 def decode(
     params: Arrays,
     inputs: DecodeInputs,
@@ -65,21 +65,31 @@ def decode(
     *,
     config: ModelConfig,
     max_top_k: int,
+    silence_token: int | None = None,
     record: bool,
 ) -> DecodeState:
     """Replies of at most `limit` tokens; `resume_decode` continues them."""
     with jax.named_scope("decode"):
         model = from_part(config, "text", params)
-        return loop.decode(model, hidden, cache, inputs, limit, max_top_k=max_top_k, record=record)
+        options = {"max_top_k": max_top_k, "silence_token": silence_token, "record": record}
+        return loop.decode(model, hidden, cache, inputs, limit, **options)
 
 
-@partial(jax.jit, static_argnames=("config", "max_top_k"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "max_top_k", "silence_token"), donate_argnames="state")
 def resume_decode(
-    params: Arrays, inputs: DecodeInputs, state: DecodeState, limit: Limit, *, config: ModelConfig, max_top_k: int
+    params: Arrays,
+    inputs: DecodeInputs,
+    state: DecodeState,
+    limit: Limit,
+    *,
+    config: ModelConfig,
+    max_top_k: int,
+    silence_token: int | None = None,
 ) -> DecodeState:
     """The same replies, up to another limit."""
     with jax.named_scope("decode"):
-        return loop.decode_until(from_part(config, "text", params), state, inputs, limit, max_top_k=max_top_k)
+        model, options = from_part(config, "text", params), {"max_top_k": max_top_k, "silence_token": silence_token}
+        return loop.decode_until(model, state, inputs, limit, **options)
 
 
 def decode_token_by_token(

@@ -72,6 +72,7 @@ class Runner:
         previous: str = "",
         tokens: bool = False,
         max_top_k: int | None = None,
+        silence_rule: bool | None = None,
         progress: OnProgress | None = None,
     ) -> "Runner":
         """A runner whose programs are compiled, for chunks like `clip`. Takes as long as the compiler does.
@@ -81,11 +82,11 @@ class Runner:
             num_streams: batch size.
             previous: the text before streams that join without their own.
             tokens: compile what `on_token` needs, too.
-            max_top_k: the largest top_k of a stream, as of `Session`.
+            max_top_k, silence_rule: what streams may ask for, as of `Session`.
             progress: called with (programs compiled so far, all of them).
         """
         options = {"sampling": sampling, "num_streams": num_streams, "previous": previous, "max_top_k": max_top_k}
-        options["frame_box"] = frame_box(clip, model.config.vision)
+        options |= {"silence_rule": silence_rule, "frame_box": frame_box(clip, model.config.vision)}
         runner = cls(Session(model, tokenizer, config, clip.grid, **options))
         runner.state = warm(runner.session, runner.state, clip, tokens=tokens, progress=progress)
         return runner

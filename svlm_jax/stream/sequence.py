@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32
 
 from svlm_jax.config import ModelConfig, StreamConfig
+from svlm_jax.decode.detokenize import ELLIPSIS
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.families import family_of
@@ -65,22 +66,25 @@ class StreamSequence(NamedTuple):
 
 
 class TurnTokenizer(NamedTuple):
-    """Turns as tokens: a tokenizer and a model, the ids of "\n" and of the mark that ends a turn, and the tokens of text in the
-    longest user turn without a question."""
+    """Turns as tokens: a tokenizer and a model, the ids of "\n", of the mark that ends a turn and of the token with which a
+    reply says that it pauses (the last of " ..."), and the tokens of text in the longest user turn without a question."""
 
     tokenizer: Tokenizer
     config: ModelConfig
     newline: Int32[np.ndarray, " k"]
     end_of_turn: int
+    silence: int
     max_plain_text: int
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, config: ModelConfig) -> "TurnTokenizer":
         turn_end = family_of(config).chat.turn_end
-        newline, (end,) = (tokenizer.encode(text, add_special_tokens=False) for text in ("\n", turn_end))
+        newline, (end,), (*_, silence) = (
+            tokenizer.encode(text, add_special_tokens=False) for text in ("\n", turn_end, ELLIPSIS)
+        )
         turn = longest_turn((1, 2, 2), tokenizer, config)
         text = total(span for span in turn if span.kind == Kind.USER_TEXT)
-        return cls(tokenizer, config, np.array(newline, np.int32), end, text)
+        return cls(tokenizer, config, np.array(newline, np.int32), end, silence, text)
 
     def suppressed_ids(self) -> tuple[int, ...]:
         """Ids that no reply may hold: chat and vision markup other than the mark that ends a turn, and rows of the vocabulary
@@ -108,12 +112,24 @@ def check_query(query: str, config: StreamConfig, turns: TurnTokenizer) -> None:
         raise InputError("query", got, expected, "shorten it")
 
 
-def check_sampling(sampling: Sampling, max_new_tokens: int, max_top_k: int, config: StreamConfig, turns: TurnTokenizer) -> None:
-    """Refuse settings of a stream for which a session of this config and this `max_top_k` has no program.
+def check_sampling(
+    sampling: Sampling,
+    max_new_tokens: int,
+    max_top_k: int,
+    config: StreamConfig,
+    turns: TurnTokenizer,
+    *,
+    silence_rule: bool = False,
+) -> None:
+    """Refuse settings of a stream for which a session of this config, `max_top_k` and `silence_rule` has no program.
 
     Raises:
-        InputError: a top_k above `max_top_k`, a reply longer than the config's, an id outside the vocabulary.
+        InputError: a top_k above `max_top_k`, a silence threshold without the rule, a reply longer than the config's, an id
+            outside the vocabulary.
     """
+    if sampling.silence_threshold is not None and not silence_rule:
+        remedy = "make the session with silence_rule=True"
+        raise InputError("silence_threshold of a stream", sampling.silence_threshold, "none in this session", remedy)
     # Greedy streams do not use their top_k.
     if sampling.temperature > 0 and max_top_k and not 0 < sampling.top_k <= max_top_k:
         got = sampling.top_k or "0 (the whole vocabulary)"

@@ -22,7 +22,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from svlm_jax.config import StreamConfig
-from svlm_jax.decode.detokenize import raw_text, reply_text
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.families import chat
@@ -40,7 +39,7 @@ from svlm_jax.stream.batch import Batch, ScheduledSequence
 from svlm_jax.stream.groups import batch_sizes, gather, groups, scatter
 from svlm_jax.stream.results import OnToken, Refusal, Reply, StepResult, TokenCallbacks
 from svlm_jax.stream.sequence import Chunk, StreamSequence, TurnTokenizer
-from svlm_jax.stream.step import EncodedGroup, GroupReplies, Prepared, ProgramInputs, StageTimer, StreamState
+from svlm_jax.stream.step import EncodedGroup, GroupReplies, Prepared, ProgramInputs, StageTimer, StreamState, reply_of
 
 GROWTH_CHUNKS = 64  # by which the cache of a mode without bound grows
 TOKEN_MULTIPLE, SLOT_MULTIPLE = 16, 128  # sizes are rounded up to multiples of what kernels take at once
@@ -62,6 +61,7 @@ class Session:
         previous: str = "",
         markup: bool = False,
         max_top_k: int | None = None,
+        silence_rule: bool | None = None,
         frame_box: FrameBox | None = None,
     ) -> None:
         """Args:
@@ -72,6 +72,8 @@ class Session:
         previous: previous text of streams that have none of their own.
         max_top_k: the largest top_k that a stream may sample with, a static size of the programs; 0: the whole vocabulary,
             whose sort takes longer. That of `sampling` by default.
+        silence_rule: whether streams may have a silence threshold, for which the programs then look at each token. By default
+            whether `sampling` has one.
         frame_box: of frames that the device resizes and cuts into patches; by default clips have patches.
         """
         frames.check_box(frame_box)
@@ -82,6 +84,7 @@ class Session:
         self.turn_tokenizer = TurnTokenizer.of(tokenizer, model.config)
         self.sampling = sampling
         self.max_top_k = sampling.top_k if max_top_k is None else max_top_k
+        self.silence_rule = sampling.silence_threshold is not None if silence_rule is None else silence_rule
         self.check_sampling(sampling)
         self.suppressed = np.zeros(model.config.text.vocab_size, bool)
         self.suppressed[[] if markup else list(self.turn_tokenizer.suppressed_ids())] = True
@@ -111,7 +114,8 @@ class Session:
 
     def check_sampling(self, sampling: Sampling, max_new_tokens: int = 1) -> None:
         """Refuse settings of a stream for which this session has no program (`sequence.check_sampling`)."""
-        sequence.check_sampling(sampling, max_new_tokens, self.max_top_k, self.config, self.turn_tokenizer)
+        limits = max_new_tokens, self.max_top_k, self.config, self.turn_tokenizer
+        sequence.check_sampling(sampling, *limits, silence_rule=self.silence_rule)
 
     def join(
         self,
@@ -343,22 +347,9 @@ class Session:
 
     def _commit(self, prepared: Prepared, replies: GroupReplies, index: int, timer: StageTimer) -> tuple[StreamSequence, Reply]:
         """The sequence after the reply at an index of the group, and the reply."""
-        chunk, (seq, slots, reply_slots) = prepared.chunk, prepared.scheduled
-        tokens, tokenizer = replies.tokens[index], self.turn_tokenizer.tokenizer
-        reply = Reply(
-            start=chunk.start,
-            end=chunk.end,
-            text=reply_text(tokens.tolist(), tokenizer),
-            raw=raw_text(tokens.tolist(), tokenizer),
-            tokens=tokens,
-            ms=timer.ms,
-            before=seq.cached,
-            after=len(slots) + len(tokens) - 1,  # the newest token is not computed
-            logits=None if replies.logits is None else replies.logits[index, : len(tokens)],
-            evicted=prepared.evicted,
-        )
+        (seq, slots, reply_slots), reply = prepared.scheduled, reply_of(prepared, replies, index, timer, self.turn_tokenizer)
         seq = seq._replace(slots=slots)
-        return sequence.with_reply(seq, tokens, reply_slots, self.config, self.turn_tokenizer), reply
+        return sequence.with_reply(seq, reply.tokens, reply_slots, self.config, self.turn_tokenizer), reply
 
     def _opening(self, previous: str) -> Tokens:
         return chat.opening(plain(previous, "previous text"), self.turn_tokenizer.tokenizer, self.model_config)
@@ -381,7 +372,8 @@ class Session:
     @property
     def static_args(self) -> dict[str, Any]:
         """Static arguments of the decode programs."""
-        return {"config": self.model_config, "max_top_k": self.max_top_k}
+        silence_token = self.turn_tokenizer.silence if self.silence_rule else None
+        return {"config": self.model_config, "max_top_k": self.max_top_k, "silence_token": silence_token}
 
 
 def _stream(state: StreamState, stream_id: int) -> StreamSequence:

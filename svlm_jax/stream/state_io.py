@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from svlm_jax.config import StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.families.chat import Tokens
@@ -214,6 +215,8 @@ def settings(session: Session) -> dict[str, Any]:
 
 
 def _compare(saved: dict[str, Any], current: dict[str, Any], source: str) -> None:
+    # A setting that a state does not know came later than it: the state was made as its default does.
+    saved = asdict(StreamConfig()) | asdict(Sampling()) | saved
     for name in {**saved, **current}:
         if saved.get(name) != current.get(name):
             got, expected = f"{saved.get(name)!r:.60}", f"{current.get(name)!r:.60}, as the session has it"
@@ -336,6 +339,7 @@ def _sampling(metadata: dict[str, Any]) -> Sampling:
     fields: dict[str, Any] = metadata | {"suppressed": tuple(metadata["suppressed"])}
     sampling = Sampling(**fields)
     numbers = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
+    numbers += (sampling.silence_threshold or 0.0, sampling.silence_threshold_step)
     if not (np.isfinite(numbers).all() and all(type(number) is int for number in (sampling.top_k, *sampling.suppressed))):
         raise ValueError("sampling settings of another type")
     return sampling

@@ -13,12 +13,14 @@ import jax
 import numpy as np
 from jaxtyping import Float32, Int32
 
+from svlm_jax.decode.detokenize import raw_text, reply_text
 from svlm_jax.decode.loop import DecodeInputs
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.vision import Features
 from svlm_jax.spans import Span
 from svlm_jax.stream.batch import PrefillBatch, ScheduledSequence
-from svlm_jax.stream.sequence import Chunk, StreamSequence
+from svlm_jax.stream.results import Reply
+from svlm_jax.stream.sequence import Chunk, StreamSequence, TurnTokenizer
 
 
 class StreamState(NamedTuple):
@@ -66,6 +68,26 @@ class GroupReplies(NamedTuple):
 
     tokens: list[Int32[np.ndarray, " r"]]
     logits: Float32[np.ndarray, "B R V"] | None
+
+
+def reply_of(
+    prepared: Prepared, replies: GroupReplies, index: int, timer: "StageTimer", turn_tokenizer: TurnTokenizer
+) -> Reply:
+    """The reply at an index of a group, to the chunk that was prepared for it."""
+    chunk, seq, tokens = prepared.chunk, prepared.scheduled.seq, replies.tokens[index]
+    ids, tokenizer = tokens.tolist(), turn_tokenizer.tokenizer
+    return Reply(
+        start=chunk.start,
+        end=chunk.end,
+        text=reply_text(ids, tokenizer),
+        raw=raw_text(ids, tokenizer),
+        tokens=tokens,
+        ms=timer.ms,
+        before=seq.cached,
+        after=len(seq.ids) + len(tokens) - 1,  # the newest token is not computed
+        logits=None if replies.logits is None else replies.logits[index, : len(tokens)],
+        evicted=prepared.evicted,
+    )
 
 
 class StageTimer:

@@ -34,12 +34,17 @@ def tokenizer(processor_dir):
 @pytest.fixture(scope="module")
 def make(model, tokenizer):
     def made(
-        *, num_streams: int = 1, sampling: Sampling = GREEDY, markup: bool = False, max_top_k: int | None = None, **config
+        *,
+        num_streams: int = 1,
+        sampling: Sampling = GREEDY,
+        markup: bool = False,
+        max_top_k: int | None = None,
+        silence_rule: bool | None = None,
+        **config,
     ) -> Session:
+        options = {"num_streams": num_streams, "markup": markup, "max_top_k": max_top_k, "silence_rule": silence_rule}
         settings = StreamConfig(**{**WINDOWS, **config})
-        return Session(
-            model, tokenizer, settings, GRID, sampling=sampling, num_streams=num_streams, markup=markup, max_top_k=max_top_k
-        )
+        return Session(model, tokenizer, settings, GRID, sampling=sampling, **options)
 
     return made
 
