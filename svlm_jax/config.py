@@ -24,6 +24,8 @@ ResizeOn = Literal["auto", "host", "device"]  # where frames of video are resize
 Mode = Literal["streaming", "full", "window", "recompute"]
 RopePositions = Literal["contiguous", "native"]
 MovedReplyKV = Literal["reuse", "recompute"]
+MropeTurns = Literal["all", "first"]
+CutReply = Literal["keep", "drop_last"]
 VisionNorm = Literal["rms_norm", "layer_norm"]
 VisionActivation = Literal["silu", "quick_gelu", "gelu_pytorch_tanh"]  # names of Hugging Face; a silu is gated
 
@@ -248,9 +250,16 @@ class StreamConfig:
             they were: they grow, and beyond 4 million (a day or so) the stream begins afresh.
         moved_reply_kv: keys and values of a reply whose words move into the previous text: "reuse" those that were computed
             beside its frames (the original), or "recompute" them as the text that they are now, which windows of training show.
-        mrope_axes: 3 (M-RoPE) or 1 (all tokens count up by one: what LiveCC was trained with).
+        mrope_axes: 3 (M-RoPE) or 1 (all tokens count up by one).
+        mrope_turns: whose frames stand on 3 axes: those of "all" turns, or of the "first" alone, after which all tokens count
+            up by one: transformers goes on so with a KV cache, and LiveCC's published code with it.
         fps, chunk_seconds: frames a second, and seconds a chunk; an even number of frames a chunk.
+        first_chunk_seconds: of a stream's first chunk; None: as long as the others.
+        previous_text_turn: whether there is a turn with previous text; without it words of older replies are dropped.
+        question_after_frames: whether a question stands where the query does; otherwise it follows the time text.
         max_new_tokens: longest reply.
+        cut_reply: a reply of so many tokens is retained whole ("keep"), or with the end of its turn in place of its last token
+            ("drop_last").
         question_tokens: room for questions that are retained at one time.
     """
 
@@ -262,10 +271,15 @@ class StreamConfig:
     rope_positions: RopePositions = "contiguous"
     moved_reply_kv: MovedReplyKV = "reuse"
     mrope_axes: int = 3
+    mrope_turns: MropeTurns = "all"
     window_chunks: int = 100
     fps: float | int = 2.0
     chunk_seconds: float | int = 1.0
+    first_chunk_seconds: float | int | None = None
+    previous_text_turn: bool = True
+    question_after_frames: bool = False
     max_new_tokens: int = 20
+    cut_reply: CutReply = "keep"
     question_tokens: int = 256
 
     @property
@@ -273,13 +287,18 @@ class StreamConfig:
         return round(self.fps * self.chunk_seconds)
 
     @property
+    def first_chunk_frames(self) -> int:
+        return self.chunk_frames if self.first_chunk_seconds is None else round(self.fps * self.first_chunk_seconds)
+
+    @property
     def bounded(self) -> bool:
         """Whether there is a largest number of retained tokens."""
-        return self.mode == "window" or (self.mode != "full" and self.sink is not None)
+        return self.mode == "window" or (self.mode != "full" and (self.sink is not None or not self.previous_text_turn))
 
     def __post_init__(self) -> None:
         choices = {"mode": get_args(Mode), "rope_positions": get_args(RopePositions)}
         choices |= {"moved_reply_kv": get_args(MovedReplyKV), "mrope_axes": (1, 3)}
+        choices |= {"mrope_turns": get_args(MropeTurns), "cut_reply": get_args(CutReply)}
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InputError(name, repr(getattr(self, name)), f"one of {', '.join(map(str, known))}", "choose one of them")
@@ -298,10 +317,12 @@ class StreamConfig:
                 "'contiguous' with it",
                 "set moved_reply_kv to 'reuse', or rope_positions to 'contiguous'",
             )
-        frames = self.fps * self.chunk_seconds
-        if not (0 < frames < 10_000 and frames == round(frames) and round(frames) % 2 == 0):
-            got = f"{self.fps:g} fps in chunks of {self.chunk_seconds:g} s"
-            raise InputError("fps", got, "an even number of frames a chunk", "2 fps and 1 s are usual")
+        first = self.chunk_seconds if self.first_chunk_seconds is None else self.first_chunk_seconds
+        for seconds in (self.chunk_seconds, first):
+            frames = self.fps * seconds
+            if not (0 < frames < 10_000 and frames == round(frames) and round(frames) % 2 == 0):
+                got = f"{self.fps:g} fps in chunks of {seconds:g} s"
+                raise InputError("fps", got, "an even number of frames a chunk", "2 fps and 1 s are usual")
 
 
 def _check_divides(name: str, value: int, by_name: str, by: int) -> None:

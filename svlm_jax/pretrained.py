@@ -37,6 +37,7 @@ from svlm_jax.model.fused_decode import interpreted
 from svlm_jax.model.parameters import Parameters, from_parameters, parameters
 from svlm_jax.model.transforms import fuse, quantize
 from svlm_jax.model.vlm import QwenVL
+from svlm_jax.presets import preset_of
 from svlm_jax.settings import read_generation_config, read_streaming_config
 from svlm_jax.stream.events import Caption, Dropped, Event, Note
 from svlm_jax.stream.frames import resizes_on_device
@@ -142,6 +143,7 @@ class Pretrained:
         check_query(query, config, TurnTokenizer.of(self.tokenizer, self.model.config))
         on_device = resizes_on_device(resize_on, self.processor, config)
         timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "start": start, "duration": duration}
+        timing["first_chunk_seconds"] = config.first_chunk_seconds
 
         def join(clip: Clip) -> Runner:
             options = {"sampling": sampling, "previous": previous, "tokens": on_token is not None}
@@ -181,6 +183,7 @@ def from_pretrained(
     attention: Attention = "auto",
     weights: Weights = "full",
     fused_decode: bool = False,
+    preset: str | None = None,
     mesh: Mesh | None = None,
     progress=None,
 ) -> Pretrained:
@@ -192,6 +195,7 @@ def from_pretrained(
         attention: the kernels (`pallas_kernels.IMPLEMENTATIONS`); by default what suits the device.
         weights: "int8" holds the matrices of the decoder in 8 bits: faster replies, with an error (`model.transforms`).
         fused_decode: decode steps by fused kernels, on one Hopper GPU (`model.fused_decode`).
+        preset: how it streams, by a name of `svlm_jax.presets`; by default as its streaming_config.json says.
         mesh: devices to shard over (`svlm_jax.sharding.make_mesh`).
         progress: called with (tensors done, tensors in all).
 
@@ -204,10 +208,12 @@ def from_pretrained(
     if fused_decode:
         config = replace(config, fused_decode=True)
         interpreted(config, 1 if mesh is None else mesh.size)
-    stream, sampling = read_streaming_config(directory)
+    stream, sampling = read_streaming_config(directory, preset)
     generation, eos = read_generation_config(directory, config)
     # Before the weights, which take long to load: a missing tokenizer shows at once.
     loaded_processor = Processor.from_directory(processor or directory, config)
+    if preset is not None:
+        loaded_processor = loaded_processor.with_preset(preset_of(preset))
     stored = [kind for kind in convert.check(directory, config) if kind != config.param_dtype]
     if stored and dtype is None:
         cast = f"tensors of {', '.join(stored)} are cast to {config.param_dtype}, as its config.json says"

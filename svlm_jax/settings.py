@@ -14,6 +14,7 @@ from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.files import read_json
 from svlm_jax.media.processor import STREAMING
+from svlm_jax.presets import preset_of
 
 # Settings that change replies in transformers' generate and are not supported here, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -30,20 +31,32 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 _MAX_NUMBER = 1 << 31  # also of token ids
 _MAX_COUNT = 1 << 17  # chunks or tokens in streaming_config.json
+# Of streaming_config.json, where null is a value: all tokens, no rule, as long as the other chunks.
+_OPTIONAL = ("sink", "text_window", "silence_threshold", "first_chunk_seconds")
 _DEFAULTS: dict[str, StreamConfig | Sampling] = {"stream": StreamConfig(), "sampling": COMMENTARY}
 
 
-def read_streaming_config(directory: Path) -> tuple[StreamConfig, Sampling]:
-    """How a model streams by default: its streaming_config.json, and the paper's settings for what that leaves out.
+def read_streaming_config(directory: Path, preset: str | None = None) -> tuple[StreamConfig, Sampling]:
+    """How a model streams by default: its streaming_config.json, and the paper's settings for what that leaves out, or those of
+    the preset that the file names.
+
+    Args:
+        preset: goes over the file.
 
     Raises:
-        InputError: a file with other keys or values.
+        InputError: a file with other keys or values; no such preset.
     """
     path = directory / STREAMING
     settings = read_json(path, "streaming settings") if path.exists() or path.is_symlink() else {}
-    if unknown := settings.keys() - {*_DEFAULTS, "frame"}:
-        raise InputError(str(path), f"the key {min(unknown)}", "stream, sampling and frame", "remove it")
+    if unknown := settings.keys() - {*_DEFAULTS, "frame", "preset"}:
+        raise InputError(str(path), f"the key {min(unknown)}", "preset, stream, sampling and frame", "remove it")
     stream, sampling = (_read_section(path, settings, name, defaults) for name, defaults in _DEFAULTS.items())
+    if "preset" in settings:
+        file_preset = preset_of(settings["preset"], f"{path} preset")
+        stream, sampling = {**file_preset.stream, **stream}, {**file_preset.sampling, **sampling}
+    if preset is not None:
+        given = preset_of(preset)
+        stream, sampling = {**stream, **given.stream}, {**sampling, **given.sampling}
     try:
         return replace(StreamConfig(), **stream), replace(COMMENTARY, **sampling)
     except InputError as error:
@@ -63,8 +76,10 @@ def _read_section(path: Path, settings: dict[str, Any], name: str, defaults: Str
             raise InputError(f"{path} {full_key}", "a key that is not known", f"one of {', '.join(known)}", "remove it")
         if isinstance(known[key], tuple):
             values[key] = _require_ids(path, full_key, value)
-        elif isinstance(known[key], str) or (value is None and key in ("sink", "text_window", "silence_threshold")):
-            values[key] = value  # StreamConfig checks its choices itself; None: all tokens, or no rule
+        elif isinstance(known[key], str) or (value is None and key in _OPTIONAL):
+            values[key] = value  # StreamConfig checks its choices itself
+        elif isinstance(known[key], bool):
+            values[key] = _require_bool(path, full_key, value)
         elif isinstance(known[key], int):
             values[key] = _require_int(path, full_key, value, _MAX_COUNT)
         else:
@@ -85,8 +100,7 @@ def read_generation_config(directory: Path, config: ModelConfig) -> tuple[Sampli
         return Sampling(), config.eos_token_ids
     settings = {key: value for key, value in read_json(path, "a generation config").items() if value is not None}
     do_sample = settings.get("do_sample", False)
-    if not isinstance(do_sample, bool):
-        raise InputError(f"{path} do_sample", repr(do_sample), "true or false", "mend the file")
+    _require_bool(path, "do_sample", do_sample)
     if ignored := [key for key, neutral in _UNSUPPORTED.items() if key in settings and settings[key] not in neutral]:
         warnings.warn(f"{path}: {', '.join(ignored)} is not supported; replies differ from transformers'", stacklevel=3)
     names = ("temperature", "top_p", "repetition_penalty")
@@ -102,6 +116,12 @@ def read_generation_config(directory: Path, config: ModelConfig) -> tuple[Sampli
     if "eos_token_id" not in settings:
         return sampling, config.eos_token_ids
     return sampling, _require_ids(path, "eos_token_id", settings["eos_token_id"])
+
+
+def _require_bool(path: Path, name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"{path} {name}", repr(value), "true or false", "mend the file")
+    return value
 
 
 def _require_number(path: Path, name: str, value: Any) -> float | int:

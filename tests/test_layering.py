@@ -23,7 +23,7 @@ MAX_LINES = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.errors", "pallas_kernels"),
     ("svlm_jax.files",),
-    ("svlm_jax.config", "svlm_jax.compile_cache", "svlm_jax.cluster", "svlm_jax.topology"),
+    ("svlm_jax.config", "svlm_jax.presets", "svlm_jax.compile_cache", "svlm_jax.cluster", "svlm_jax.topology"),
     ("svlm_jax.checkpoint.directory",),
     ("svlm_jax.spans svlm_jax.inputs",),
     (
@@ -58,7 +58,7 @@ PLACES = {name: (rank, group) for rank, layer in enumerate(LAYERS) for group in 
 HOST_SIDE = (
     "svlm_jax.files",
     "svlm_jax.config",
-    "svlm_jax.files",
+    "svlm_jax.presets",
     "svlm_jax.checkpoint.directory",
     "svlm_jax.families",
     "svlm_jax.spans",

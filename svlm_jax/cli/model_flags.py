@@ -114,5 +114,5 @@ def load(args: argparse.Namespace, **options: Any) -> Any:
         check_attention(args.attention)
         options_given = {"dtype": args.dtype} if "dtype" in args else {}
         options_given |= {"processor": args.processor, "attention": args.attention, "weights": args.weights}
-        options_given["fused_decode"] = args.fused_decode
+        options_given |= {"fused_decode": args.fused_decode, "preset": getattr(args, "preset", None)}
         return from_pretrained(args.model, **options_given, **options)

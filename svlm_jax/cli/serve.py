@@ -21,10 +21,19 @@ from typing import Any
 from svlm_jax.cli.flags import Parser, integer, number
 from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load, model_flags
 from svlm_jax.cli.progress import Progress, compiling
-from svlm_jax.cli.stream_flags import frame_flags, resize_flag, retention_flags, sampling_flags, settings_line, stream_settings
+from svlm_jax.cli.stream_flags import (
+    frame_flags,
+    preset_flag,
+    resize_flag,
+    retention_flags,
+    sampling_flags,
+    settings_line,
+    stream_settings,
+)
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.media.paths import masked
+from svlm_jax.presets import PRESETS
 from svlm_jax.serve.limits import Limits
 from svlm_jax.touchline.film import QUERY
 
@@ -38,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     parser, defaults = Parser(description=__doc__), Limits()
     model_flags(parser)
     parser.add_argument("--num-streams", type=integer(1, 1024), default=4, help="streams at a time, in one batch (default 4)")
-    parser.add_argument("--query", default=QUERY, help="of a stream that is started without one")
+    parser.add_argument("--query", help="of a stream that is started without one (default: that of --preset, or of the game)")
     sources = parser.add_argument_group("what can be watched")
     sources.add_argument(
         "--source", action="append", default=[], metavar="NAME", help="file, folder, webcam or URL; repeatable"
@@ -47,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "--allow-addresses", action="store_true", help="viewers may name files and URLs of this machine: trust them"
     )
     sources.add_argument("--size", default=SIZE, metavar="WxH", help=f"largest frame in pixels (default {SIZE})")
+    preset_flag(parser)
     frame_flags(sources)
     resize_flag(sources)
     sampling_flags(parser.add_argument_group("words"))
@@ -75,6 +85,8 @@ def _access_flags(group: Any, defaults: Limits) -> None:
 
 def main() -> None:
     args = parser().parse_args()
+    if args.query is None:
+        args.query = PRESETS[args.preset].query if args.preset else QUERY
     for source in args.source:
         check_source(source)
     (config, sampling), size = stream_settings(args), _size(args.size)
@@ -146,7 +158,7 @@ def _hub(args: argparse.Namespace, config: StreamConfig, sampling: Any, box: Any
         "is_game_model": _is_shipped(args.model),
         "settings": _settings(args, config, sampling),
     }
-    feeds = FeedConfig(config.fps, config.chunk_seconds, box)
+    feeds = FeedConfig(config.fps, config.chunk_seconds, box, config.first_chunk_seconds)
     return Hub(feeds, limits=limits, metrics=Metrics(), catalog=catalog, default_query=args.query, page_info=page_info)
 
 
@@ -186,6 +198,8 @@ def _settings(args: argparse.Namespace, config: StreamConfig, sampling: Any) -> 
         ("weights", args.weights),
         ("largest picture", args.size),
     ]
+    if sampling.silence_threshold is not None:
+        pairs.append(("silence threshold", f"{sampling.silence_threshold:g} + {sampling.silence_threshold_step:g} a token"))
     return [(name, str(value)) for name, value in pairs]
 
 

@@ -22,10 +22,19 @@ from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load, mo
 from svlm_jax.cli.outputs import check_outputs, open_captions
 from svlm_jax.cli.progress import Progress, compiling
 from svlm_jax.cli.screen import Questions, Screen, Stopping, clock, stdin_has_input
-from svlm_jax.cli.stream_flags import frame_flags, resize_flag, retention_flags, sampling_flags, settings_line, stream_settings
+from svlm_jax.cli.stream_flags import (
+    frame_flags,
+    preset_flag,
+    resize_flag,
+    retention_flags,
+    sampling_flags,
+    settings_line,
+    stream_settings,
+)
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.media.player import MAX_DELAY
+from svlm_jax.presets import PRESETS
 from svlm_jax.stream.events import Caption, Dropped, Ended, Event, Note, Refused, Started, TokenDelta
 
 
@@ -34,6 +43,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", help="what to watch: see above")
     model_flags(parser)
     parser.add_argument("--tensor", type=integer(1), default=1, help="devices that share the model (default 1)")
+    preset_flag(parser)
     video = parser.add_argument_group("video")
     frame_flags(video)
     resize_flag(video)
@@ -48,7 +58,7 @@ def make_parser() -> argparse.ArgumentParser:
         help=f"live or with --pace: seconds of video that may wait before the oldest are dropped (default {MAX_DELAY:g})",
     )
     text = parser.add_argument_group("words")
-    text.add_argument("--query", default="", help="what is asked for, in the first turn")
+    text.add_argument("--query", default="", help="what is asked for, in the first turn (default: that of --preset)")
     text.add_argument("--previous-text", default="", help="commentary that came before")
     text.add_argument("--ask", action="append", default=[], metavar="S:QUESTION", help="a question at a second; repeatable")
     text.add_argument("--tokens", action="store_true", help="show words as they come, not chunk by chunk")
@@ -69,6 +79,8 @@ def main() -> None:
     args = make_parser().parse_args()
     if args.resume and (args.query or args.previous_text):
         raise InputError("--resume", "with --query or --previous-text", "a stream that has its own", "use --ask")
+    if args.preset and not args.resume:
+        args.query = args.query or PRESETS[args.preset].query
     check_outputs(args)
     check_source(args.source, args.start, args.duration)
     config, sampling = stream_settings(args)
@@ -94,6 +106,8 @@ class StreamCommand:
         self.questions.resume(saved.get("questions", {}))
         self.next = saved.get("next", 0.0) if args.start is None else args.start
         timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "duration": args.duration}
+        # A stream that is resumed has had its first chunk.
+        timing["first_chunk_seconds"] = None if args.resume else config.first_chunk_seconds
         self.source = open_source(args.source, start=self.next, schemes=SCHEMES, **timing)
         if args.save_state is not None:
             state_io.check(args.save_state)
@@ -226,8 +240,7 @@ class StreamCommand:
             captions.write(event.start, event.end, event.text, **extra)
         self.watched, self.next, self.consistent = self.watched + 1, event.end, True
         source = self.source
-        number = round((event.end - source.start) / source.chunk_seconds)
-        self.screen.status(event, "" if source.total is None else f" {number}/{source.total}")
+        self.screen.status(event, "" if source.total is None else f" {source.chunks_until(event.end)}/{source.total}")
 
     def _save(self) -> None:
         """Begin to save; the stream goes on meanwhile."""

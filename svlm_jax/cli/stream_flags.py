@@ -4,25 +4,36 @@ A flag is named as the field that it sets. One that is not given leaves the sett
 """
 
 import argparse
-from argparse import SUPPRESS
+from argparse import SUPPRESS, BooleanOptionalAction
 from dataclasses import fields, replace
 from typing import Any, get_args
 
 from svlm_jax.cli.flags import integer, integer_or_none, number, number_or_none
-from svlm_jax.config import Mode, MovedReplyKV, ResizeOn, RopePositions, StreamConfig
+from svlm_jax.config import CutReply, Mode, MovedReplyKV, MropeTurns, ResizeOn, RopePositions, StreamConfig
 from svlm_jax.errors import InputError
+from svlm_jax.presets import PRESETS
 
 STREAM_FIELDS = tuple(field.name for field in fields(StreamConfig))
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty", "silence_threshold", "silence_threshold_step")
 # What every stream is shown with; the others only where they differ from the defaults.
 DISPLAYED_FIELDS = ("mode", "vision_window", "text_rounds", "sink", "text_window", "rope_positions", "moved_reply_kv")
 DISPLAYED_FIELDS += ("fps", "chunk_seconds")
+DISPLAYED_IF_CHANGED = ("first_chunk_seconds", "mrope_axes", "mrope_turns", "previous_text_turn", "question_after_frames")
+DISPLAYED_IF_CHANGED += ("cut_reply",)
+
+
+def preset_flag(parser: Any) -> None:
+    """--preset: settings of a published model's own protocol, under those of single flags."""
+    description = "stream as the published code of a model does: docs/streaming.md"
+    parser.add_argument("--preset", choices=tuple(PRESETS), help=description)
 
 
 def frame_flags(parser: Any) -> None:
-    """--fps and --chunk-seconds: how a video is cut into chunks."""
+    """--fps, --chunk-seconds and --first-chunk-seconds: how a video is cut into chunks."""
     parser.add_argument("--fps", type=number(0, 1000), default=SUPPRESS, help="frames a second that the model sees (usually 2)")
     parser.add_argument("--chunk-seconds", type=number(0, 3600), default=SUPPRESS, help="video seconds of a reply (usually 1)")
+    first = "those of the first reply (usually none: as many as of the others)"
+    parser.add_argument("--first-chunk-seconds", type=number_or_none(0, 3600), default=SUPPRESS, metavar="S", help=first)
 
 
 def resize_flag(parser: Any) -> None:
@@ -65,8 +76,14 @@ def retention_flags(parser: argparse.ArgumentParser) -> None:
     add("--text-window", "last tokens of the previous text (usually 512; none: all)", type=integer_or_none)
     add("--rope-positions", "of retained tokens (usually contiguous)", choices=get_args(RopePositions))
     add("--moved-reply-kv", "of replies that become previous text (usually reuse)", choices=get_args(MovedReplyKV))
-    add("--mrope-axes", "of positions: 3, or 1 as LiveCC counts", type=int, choices=(1, 3))
+    add("--mrope-axes", "of positions: 3, or 1: all tokens count up by one (usually 3)", type=int, choices=(1, 3))
+    add("--mrope-turns", "whose frames stand on 3 axes (usually all)", choices=get_args(MropeTurns))
     add("--window-chunks", "of --mode window (usually 100)", type=integer(1))
+    turn = "a turn for older commentary; without it that is dropped (usually there)"
+    add("--previous-text-turn", turn, action=BooleanOptionalAction)
+    after = "a question follows the frames, not the time (usually not)"
+    add("--question-after-frames", after, action=BooleanOptionalAction)
+    add("--cut-reply", "of a reply cut at --max-new-tokens (usually keep: all of it)", choices=get_args(CutReply))
 
 
 def stream_settings(args: argparse.Namespace) -> tuple[StreamConfig, Any]:
@@ -78,7 +95,7 @@ def stream_settings(args: argparse.Namespace) -> tuple[StreamConfig, Any]:
     from svlm_jax.pretrained import local_directory
     from svlm_jax.settings import read_streaming_config
 
-    config, sampling = read_streaming_config(local_directory(args.model))
+    config, sampling = read_streaming_config(local_directory(args.model), getattr(args, "preset", None))
     overrides = {name: getattr(args, name) for name in STREAM_FIELDS if name in args}
     _check_positions(overrides, config)
     try:
@@ -116,7 +133,7 @@ def _under_flag_names(error: InputError) -> InputError:
 def settings_line(config: StreamConfig, sampling: Any) -> str:
     """The settings of a stream in one line, under the names of their flags."""
     names = list(DISPLAYED_FIELDS)
-    names += ["mrope_axes"] if config.mrope_axes != 3 else []
+    names += [name for name in DISPLAYED_IF_CHANGED if getattr(config, name) != getattr(StreamConfig(), name)]
     names += ["window_chunks"] if config.mode == "window" else []
     values = {name: getattr(config, name) for name in names}
     stream = ", ".join(

@@ -19,6 +19,7 @@ from svlm_jax.inputs import Clip, Frames, Sample, patch_times
 from svlm_jax.media.image import as_frames, load_image
 from svlm_jax.media.pixels import PixelConfig, preprocess, smart_resize, stream_frame
 from svlm_jax.media.video import read_video
+from svlm_jax.presets import Preset, preset_of
 
 STREAMING = "streaming_config.json"
 PREPROCESSOR, VIDEO_PREPROCESSOR = "preprocessor_config.json", "video_preprocessor_config.json"
@@ -87,6 +88,11 @@ class Processor:
     def tower_normalises(self) -> bool:
         """Whether frames can travel as raw pixels, for the vision tower to normalise."""
         return self.video_config.has_norm_of(self.config.vision)
+
+    def with_preset(self, preset: Preset) -> "Processor":
+        """The same with no more vision tokens a frame than the preset takes."""
+        video = limited(self.video_config, preset.max_frame_tokens)
+        return Processor(self.config, self.tokenizer, self.image_config, video, self.video_pixels)
 
     def image(self, source: Any) -> Clip:
         """An image (path, PIL image or uint8 array [H, W, 3]) as patches."""
@@ -196,6 +202,12 @@ def frame_bounds(file: PixelConfig | None, vision: VisionConfig) -> PixelConfig:
     return replace(file, min_pixels=min_pixels, max_pixels=max_pixels)
 
 
+def limited(config: PixelConfig, max_tokens: int) -> PixelConfig:
+    """The same bounds, with at most so many vision tokens a frame."""
+    max_pixels = min(config.max_pixels, max_tokens * config.factor**2)
+    return replace(config, min_pixels=min(config.min_pixels, max_pixels), max_pixels=max_pixels)
+
+
 def frame_share(config: PixelConfig, num_frames: int, video_pixels: int) -> PixelConfig:
     """The bounds of each frame of a video of so many, whose temporal patches share `video_pixels`; one spans
     `temporal_patch_size` frames."""
@@ -216,9 +228,12 @@ def _frame_of_video(file: PixelConfig) -> tuple[PixelConfig, int]:
 
 
 def _frame(directory: Path, config: PixelConfig) -> PixelConfig:
-    """The bounds of a frame, `frame` of streaming_config.json applied."""
+    """The bounds of a frame, `preset` and `frame` of streaming_config.json applied."""
     path = directory / STREAMING
-    bounds = read_json(path, "streaming settings").get("frame", {}) if path.is_file() else {}
+    settings = read_json(path, "streaming settings") if path.is_file() else {}
+    if "preset" in settings:
+        config = limited(config, preset_of(settings["preset"], f"{path} preset").max_frame_tokens)
+    bounds = settings.get("frame", {})
     if not isinstance(bounds, dict) or (bounds.keys() - {"min_pixels", "max_pixels"}):
         raise InputError(f"{path} frame", repr(bounds), "min_pixels and max_pixels", "mend the file")
     return PixelConfig.from_dict(config.to_dict() | bounds, source=f"{path} frame") if bounds else config

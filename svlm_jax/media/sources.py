@@ -51,12 +51,13 @@ class Chunk(NamedTuple):
 
 class Timing(NamedTuple):
     """Which frames of a source are taken: `fps` a second from second `start` on, for `duration` seconds or (None) to its end.
-    In chunks of `chunk_seconds`."""
+    In chunks of `chunk_seconds`, but for the first if it has a length of its own."""
 
     fps: float | int = 2.0
     chunk_seconds: float | int = 1.0
     start: float | int = 0.0
     duration: float | int | None = None
+    first_chunk_seconds: float | int | None = None
 
 
 class Source(AbstractContextManager, ABC):
@@ -79,9 +80,12 @@ class Source(AbstractContextManager, ABC):
         InputError: a rate, a start or a duration that no video has; a chunk that is no whole number of frames.
         """
         check_clock(timing.fps, timing.start, timing.duration)
-        _check_chunks(timing.fps, timing.chunk_seconds, timing.duration)
+        first = timing.chunk_seconds if timing.first_chunk_seconds is None else timing.first_chunk_seconds
+        for seconds in (timing.chunk_seconds, first):
+            _check_chunks(timing.fps, seconds, timing.duration)
         self.name = name
-        self.fps, self.chunk_seconds, self.start, self.duration = timing
+        self.fps, self.chunk_seconds, self.start, self.duration, _ = timing
+        self.first_chunk_seconds = first
         self.ending = ""
         self.notes: list[tuple[float, str]] = []
 
@@ -95,14 +99,14 @@ class Source(AbstractContextManager, ABC):
             yield lambda frame=frame: frame
 
     def __iter__(self) -> Iterator[Chunk]:
-        count = round(self.fps * self.chunk_seconds)
+        count = round(self.fps * self.first_chunk_seconds)
         frames: list[np.ndarray] = []
         number = 0
         for frame in self.frames():
             frames.append(frame)
             if len(frames) == count:
                 yield self._chunk(number, frames, "")
-                frames, number = [], number + 1
+                frames, number, count = [], number + 1, round(self.fps * self.chunk_seconds)
         if frames:
             missing = count - len(frames)
             note = f"ends {missing / self.fps:g} s early: its last frame stands for the missing {missing}"
@@ -113,20 +117,32 @@ class Source(AbstractContextManager, ABC):
             warnings.warn(f"{self.name}: {text}", stacklevel=2)
 
     def _chunk(self, number: int, frames: list[np.ndarray], note: str) -> Chunk:
-        start = self.start + number * self.chunk_seconds
-        end = start + self.chunk_seconds
+        start, seconds = self.start, self.first_chunk_seconds
+        if number:
+            start, seconds = self.start + number * self.chunk_seconds + self._first_excess, self.chunk_seconds
+        end = start + seconds
         notes = [text for second, text in self.notes if second < end]
         notes[MAX_NOTES:] = [f"and {len(notes) - MAX_NOTES} more"] if len(notes) > MAX_NOTES else []
         notes += [note] if note else []
         self.notes[:] = [(second, text) for second, text in self.notes if second >= end]
         return Chunk(number, start, end, np.stack(frames), "; ".join(notes))
 
+    @property
+    def _first_excess(self) -> float | int:
+        """Seconds by which the first chunk is longer than the others."""
+        return self.first_chunk_seconds - self.chunk_seconds
+
+    def chunks_until(self, second: float | int) -> int:
+        """Chunks of the source that have ended at a second at which one ends."""
+        return round((second - self.start - self._first_excess) / self.chunk_seconds)
+
     def _chunks_in(self, length: float | None) -> int | None:
         """Chunks of a video of that many seconds; None: it has no end."""
         if length is None and self.duration is None:
             return None
         seconds = min(math.inf if length is None else length - self.start, self.duration or math.inf)
-        return max(0, math.ceil(seconds / self.chunk_seconds - SLACK))
+        at_least = 1 if seconds / self.chunk_seconds > SLACK else 0
+        return max(at_least, math.ceil((seconds - self._first_excess) / self.chunk_seconds - SLACK))
 
     def stop(self) -> None:
         """Make `frames` end soon where it waits for others; from any thread."""
@@ -322,21 +338,23 @@ def open_source(
     chunk_seconds: float | int = 1.0,
     start: float | int = 0.0,
     duration: float | int | None = None,
+    first_chunk_seconds: float | int | None = None,
     schemes: Mapping[str, Opener] = SCHEMES,
 ) -> Source:
     """Open a video file, a folder of frames, a webcam by its number or a URL.
 
     Args:
-        source: its name; or an open source, which is returned if it has this `fps` and `chunk_seconds`.
+        source: its name; or an open source, which is returned if it has this `fps` and lengths of chunks.
         fps: frames a second that are taken.
         start: second to start at; of a live source, the name of its first second.
         duration: seconds to watch; to the end (of a live source: for ever) without it.
+        first_chunk_seconds: length of the first chunk; that of the others by default.
         schemes: how each kind of source is opened; more kinds are `{**SCHEMES, "match": opener}`, which opens "match:...".
 
     Raises:
         InputError: a wrong argument; nothing there, no video in it, or nothing that can be opened.
     """
-    timing = Timing(fps, chunk_seconds, start, duration)
+    timing = Timing(fps, chunk_seconds, start, duration, first_chunk_seconds)
     if isinstance(source, Source):
         return _check_open(source, timing)
     name = os.fsdecode(source) if isinstance(source, os.PathLike) else source
@@ -345,9 +363,13 @@ def open_source(
 
 def _check_open(source: Source, timing: Timing) -> Source:
     """`source`, if it is sampled as `timing` says."""
+    first = timing.chunk_seconds if timing.first_chunk_seconds is None else timing.first_chunk_seconds
     if (source.fps, source.chunk_seconds) != (timing.fps, timing.chunk_seconds):
         got = f"{source.name} at {source.fps:g} fps in chunks of {source.chunk_seconds:g} s"
         raise InputError("source", got, f"{timing.fps:g} fps and {timing.chunk_seconds:g} s", "open it with these")
+    if source.first_chunk_seconds != first:
+        got = f"{source.name} with a first chunk of {source.first_chunk_seconds:g} s"
+        raise InputError("source", got, f"one of {first:g} s", "open it with this first_chunk_seconds")
     for field, value, default in (("start", timing.start, 0.0), ("duration", timing.duration, None)):
         if value != default:
             raise InputError(field, f"{value:g} s for an open source", "none", f"open the source with this {field}")

@@ -28,6 +28,7 @@ class FeedConfig(NamedTuple):
     fps: float
     chunk_seconds: float
     box: Box
+    first_chunk_seconds: float | None = None
 
     @property
     def stride(self) -> int:
@@ -50,7 +51,7 @@ class Feed(Source):
     is_game = False  # whether it is a generated game, which is all that the shipped model knows
 
     def __init__(self, name: str, config: FeedConfig, sink: FrameSink) -> None:
-        super().__init__(name, Timing(config.fps, config.chunk_seconds))
+        super().__init__(name, Timing(config.fps, config.chunk_seconds, first_chunk_seconds=config.first_chunk_seconds))
         self.config, self.sink = config, sink
         self.stop_event = threading.Event()
         self.frame_size: tuple[int, int] | None = None  # width, height of all frames; that of the first one in the box

@@ -61,6 +61,18 @@ def frame_box(clip: Clip, config: VisionConfig) -> FrameBox | None:
     return FrameBox.of(t * config.temporal_patch_size, *size)
 
 
+def with_length(clip: Clip, t: int, config: VisionConfig) -> Clip:
+    """A clip like this one, of t temporal patches: its first, or all of them again and again. Its frames are on the host."""
+    if t == clip.grid[0]:
+        return clip
+    grid, times = (t, *clip.grid[1:]), tuple(np.resize(clip.times, t).tolist()) if clip.times else ()
+    if clip.frames is None:
+        patches = np.resize(clip.patches, (math.prod(grid), clip.patches.shape[1]))
+        return clip._replace(patches=patches, grid=grid, times=times)
+    pixels = np.resize(clip.frames.pixels, (t * config.temporal_patch_size, *clip.frames.pixels.shape[1:]))
+    return clip._replace(frames=clip.frames._replace(pixels=pixels), grid=grid, times=times)
+
+
 def check_box(box: FrameBox | None) -> None:
     """Refuse frames that the device would not resize exactly.
 

@@ -42,7 +42,7 @@ def evict(spans: Sequence[Span], chunk: int, config: StreamConfig) -> Eviction:
     Attention sink: the system turn, the head of the previous text and its first `sink` tokens are never evicted.
     Vision window: the vision tokens of the last `vision_window` chunks.
     Text window: the last `text_rounds` replies in their turns; the words of an older reply move to the end of the previous
-    text, of which the last `text_window` tokens stay.
+    text, of which the last `text_window` tokens stay. Where the stream has no previous text they are dropped.
     Time stamps of frames are vision tokens: they go when their frames go.
     Positions follow from the new order (`positions`): contiguous RoPE, however much was evicted.
     """
@@ -51,14 +51,14 @@ def evict(spans: Sequence[Span], chunk: int, config: StreamConfig) -> Eviction:
         vision, rounds = config.vision_window, config.text_rounds
         if chunk >= rounds:
             oldest = _oldest_turn(runs, _is_reply)
-            runs = _move_reply(runs, oldest)
+            runs = _move_reply(runs, oldest) if config.previous_text_turn else _drop(runs, oldest, _is_reply)
             if vision > rounds:  # the vision tokens of that turn stay, without its time text and its question
                 runs = _drop(runs, oldest, _is_time)
         if chunk >= vision and vision < rounds:  # the text of that turn stays, without its vision tokens
             runs = _drop_oldest(runs, _is_vision)
         if chunk >= max(vision, rounds):  # nothing of the user turn is in a window
             runs = _drop_oldest(runs, _is_user)
-        if chunk > 0 and config.sink is not None and config.text_window is not None:
+        if chunk > 0 and config.previous_text_turn and config.sink is not None and config.text_window is not None:
             runs = _truncate_previous(runs, config.sink, config.text_window)
     survivors = _indices(runs)
     return Eviction(_merged(run.span for run in runs), survivors, _evicted(spans, survivors))
@@ -162,22 +162,27 @@ def _indices(runs: Sequence[Run]) -> Int32[np.ndarray, " n"]:
             ranges[-1][1] += span.length
         else:
             ranges.append([index, index + span.length])
-    return np.concatenate([np.arange(first, last, dtype=np.int32) for first, last in ranges])
+    return np.concatenate([np.zeros(0, np.int32), *(np.arange(first, last, dtype=np.int32) for first, last in ranges)])
 
 
 def _evicted(spans: Sequence[Span], survivors: np.ndarray) -> tuple[Span, ...]:
     """Spans of the tokens whose index is not among the survivors."""
     dropped = np.ones(total(spans) + 1, np.int32)
     dropped[survivors] = 0
-    lengths = np.array([span.length for span in spans])
+    lengths = np.array([span.length for span in spans], np.int64)
     first = np.cumsum(lengths) - lengths
     before = np.cumsum(dropped) - dropped  # tokens dropped before each index
     counts = (before[first + lengths] - before[first]).tolist()
     return tuple(span._replace(length=count) for span, count in zip(spans, counts, strict=True) if count)
 
 
-def positions(spans: Sequence[Span], config: StreamConfig, merge: int, start: float = 0.0) -> Float32[np.ndarray, "3 n"]:
-    """(t, h, w) of a sequence that begins at `start`: contiguous RoPE on three axes, or on one for all three."""
+def positions(
+    spans: Sequence[Span], config: StreamConfig, merge: int, start: float = 0.0, first_turn: int = 0
+) -> Float32[np.ndarray, "3 n"]:
+    """(t, h, w) of a sequence that begins at `start`: contiguous RoPE on three axes, on one for all three, or on three in the
+    turn of number `first_turn` alone."""
+    if config.mrope_turns == "first":
+        spans = [span if span.turn == first_turn else span._replace(grid=None) for span in spans]
     if config.mrope_axes == 1:
         return np.broadcast_to(start + np.arange(total(spans), dtype=np.float32), (3, total(spans))).copy()
     return contiguous_positions(spans, merge, start)
@@ -210,24 +215,28 @@ def allocate(
     return allocated, free[len(new) : len(new) + reply].astype(np.int32)
 
 
-def capacity(config: StreamConfig, opening: Sequence[Span], turn: Sequence[Span], chunks: int) -> int:
+def capacity(
+    config: StreamConfig, opening: Sequence[Span], turn: Sequence[Span], chunks: int, first: Sequence[Span] | None = None
+) -> int:
     """The largest number of slots that a stream needs.
 
     Args:
         opening: spans of the system and previous-text turns as the stream starts.
         turn: spans of the longest user turn without a question, with the header of the reply.
         chunks: number of chunks to hold when the config has no bound of its own.
+        first: spans of a stream's first turn, if that is longer than the others.
     """
+    excess = 0 if first is None else max(0, total(first) - total(turn))
     vision, user, head = (
         total(span for span in turn if span.kind == kind) for kind in (Kind.VISION, Kind.USER_TEXT, Kind.REPLY)
     )
     reply = head + config.max_new_tokens + 2  # an <|im_end|> when it was cut, and a "\n"
-    first_turn = total(opening) + vision + user + reply
+    first_turn = total(opening) + vision + user + reply + excess
     if config.mode == "window" or not config.bounded:
         num_turns = config.window_chunks if config.mode == "window" else chunks
-        return total(opening) + num_turns * (vision + user + reply) + config.question_tokens
+        return total(opening) + num_turns * (vision + user + reply) + excess + config.question_tokens
     # The first turn may have more previous text than sink and window keep: it is cut when the second one begins.
     before = total(span for span in opening if span.kind == Kind.SYSTEM or span.part == Part.HEAD)
-    text = (config.sink or 0) + (config.text_window or 0) + 1
+    text = (config.sink or 0) + (config.text_window or 0) + 1 if config.previous_text_turn else 0
     turns = max(config.vision_window, config.text_rounds) * user + config.vision_window * vision + config.text_rounds * reply
-    return max(first_turn, before + text + turns) + config.question_tokens
+    return max(first_turn, before + text + turns + excess) + config.question_tokens

@@ -75,7 +75,8 @@ class Runner:
         silence_rule: bool | None = None,
         progress: OnProgress | None = None,
     ) -> "Runner":
-        """A runner whose programs are compiled, for chunks like `clip`. Takes as long as the compiler does.
+        """A runner whose programs are compiled, for chunks like `clip` (a first one or another). Takes as long as the compiler
+        does.
 
         Args:
             sampling: of streams that join without their own.

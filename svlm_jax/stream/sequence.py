@@ -16,7 +16,7 @@ from svlm_jax.decode.detokenize import ELLIPSIS
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.families import family_of
-from svlm_jax.families.chat import Tokenizer, Tokens, plain, question_text, reply_turn, user_turn
+from svlm_jax.families.chat import Tokenizer, Tokens, opening, plain, question_text, reply_turn, user_turn
 from svlm_jax.inputs import Clip
 from svlm_jax.spans import Kind, Part, Span, merged_tokens, total
 from svlm_jax.stream import policy
@@ -91,6 +91,20 @@ class TurnTokenizer(NamedTuple):
         without text."""
         markup = set(self.tokenizer.get_added_vocab().values()) - {self.end_of_turn}
         return tuple(sorted(markup | set(range(len(self.tokenizer), self.config.text.vocab_size))))
+
+
+def opening_of(previous: str, config: StreamConfig, turns: TurnTokenizer) -> Tokens:
+    """The turns with which a stream begins.
+
+    Raises:
+        InputError: special tokens in the previous text; a previous text for a stream that has no turn for it.
+    """
+    if config.previous_text_turn:
+        return opening(plain(previous, "previous text"), turns.tokenizer, turns.config)
+    if previous:
+        expected = "none: this stream has no turn for it"
+        raise InputError("previous text", f"{previous:.40}", expected, "leave it out, or set previous_text_turn to true")
+    return opening(None, turns.tokenizer, turns.config)
 
 
 def longest_turn(grid: tuple[int, int, int], tokenizer: Tokenizer, config: ModelConfig) -> tuple[Span, ...]:
@@ -178,7 +192,7 @@ def next_turn(
     clips = clips_to_encode(seq, chunk, config)
     eviction = policy.evict(seq.spans, seq.chunk - seq.window_start, config)
     survivors = eviction.survivors
-    turn = _new_tokens(seq, eviction.spans, chunk, turns)
+    turn = _new_tokens(seq, eviction.spans, chunk, config, turns)
     spans = eviction.spans + turn.spans
     _check_questions(spans, config, turns)
     ids = np.concatenate([seq.ids[survivors], turn.ids])
@@ -189,9 +203,9 @@ def next_turn(
             slots[: len(survivors)][policy.moved_replies(seq.spans, eviction)] = NO_SLOT
     merge = turns.config.vision.spatial_merge_size
     if config.rope_positions == "contiguous" or config.mode == "recompute":
-        positions = policy.positions(spans, config, merge)
+        positions = policy.positions(spans, config, merge, first_turn=seq.window_start)
     else:
-        positions = _native_positions(seq.positions[:, survivors], slots, spans, config, merge)
+        positions = _native_positions(seq.positions[:, survivors], slots, spans, config, merge, seq.window_start)
     return seq._replace(ids=ids, slots=slots, positions=positions, spans=spans, clips=clips), evicted + eviction.evicted
 
 
@@ -210,7 +224,7 @@ def _must_restart(seq: StreamSequence, config: StreamConfig) -> bool:
     """Whether a window is over, or native positions, which grow for ever, would no longer be exact."""
     if config.mode == "window":
         return seq.chunk - seq.window_start == config.window_chunks
-    inexact = bool(seq.positions.max() > MAX_POSITION)
+    inexact = bool(seq.positions.max(initial=0) > MAX_POSITION)
     if inexact:
         warnings.warn(f"positions have grown to {MAX_POSITION:.0f}: the stream begins afresh", stacklevel=3)
     return inexact
@@ -221,9 +235,14 @@ def _restarted(seq: StreamSequence) -> StreamSequence:
     return first._replace(chunk=seq.chunk, window_start=seq.chunk)
 
 
-def _new_tokens(seq: StreamSequence, retained: tuple[Span, ...], chunk: Chunk, turns: TurnTokenizer) -> Tokens:
+def _new_tokens(
+    seq: StreamSequence, retained: tuple[Span, ...], chunk: Chunk, config: StreamConfig, turns: TurnTokenizer
+) -> Tokens:
     """The user turn of a chunk and the header of the reply to it, after the "\n" that closes the last reply."""
     is_first = seq.chunk == seq.window_start
+    question, query = chunk.question, seq.query if is_first else ""
+    if config.question_after_frames:
+        question, query = "", query + plain(question, "question")
     turn = user_turn(
         chunk.start,
         chunk.end,
@@ -231,15 +250,14 @@ def _new_tokens(seq: StreamSequence, retained: tuple[Span, ...], chunk: Chunk, t
         chunk.clip.step,
         turns.tokenizer,
         turns.config,
-        question=question_text(chunk.question, first=is_first) if chunk.question else "",
-        query=seq.query if is_first else "",
+        question=question_text(question, first=is_first) if question else "",
+        query=query,
         turn=seq.chunk,
         keep=_checked_keep(chunk, turns.config),
     )
-    last = retained[-1]
-    if last.kind != Kind.REPLY:  # every other turn has its "\n" already
+    if not retained or retained[-1].kind != Kind.REPLY:  # every other turn has its "\n" already
         return turn
-    newline = Span(Kind.REPLY, len(turns.newline), last.turn, part=Part.TAIL)
+    newline = Span(Kind.REPLY, len(turns.newline), retained[-1].turn, part=Part.TAIL)
     return Tokens(np.concatenate([turns.newline, turn.ids]), (newline, *turn.spans))
 
 
@@ -271,6 +289,7 @@ def _native_positions(
     spans: tuple[Span, ...],
     config: StreamConfig,
     merge: int,
+    first_turn: int,
 ) -> Float32[np.ndarray, "3 n"]:
     """Cached tokens stay at the positions they were computed at; new ones go on after the temporal one of the newest."""
     cached = int(np.count_nonzero(slots >= 0))
@@ -281,7 +300,7 @@ def _native_positions(
         if in_cache < span.length:
             new.append(span if in_cache == 0 else span._replace(length=span.length - in_cache))
     start = float(prev[0, cached - 1]) + 1 if cached else 0.0
-    return np.concatenate([prev[:, :cached], policy.positions(new, config, merge, start)], axis=1)
+    return np.concatenate([prev[:, :cached], policy.positions(new, config, merge, start, first_turn)], axis=1)
 
 
 def with_reply(
@@ -292,9 +311,10 @@ def with_reply(
     turns: TurnTokenizer,
 ) -> StreamSequence:
     """The sequence after a reply: tokens as generated, the slots that were reserved for them (R >= r). The newest token is in
-    no slot; the end of the turn is appended to a reply that was cut."""
+    no slot; the end of the turn is appended to a reply that was cut, or takes the place of its newest token."""
     end = turns.end_of_turn
-    ids = tokens if tokens[-1] == end else np.append(tokens, np.int32(end))
+    words = tokens[:-1] if tokens[-1] == end or config.cut_reply == "drop_last" else tokens
+    ids = np.append(words, np.int32(end))
     # The newest generated token was chosen and not computed: its key and value come with the next turn.
     slots = np.full(len(ids), NO_SLOT, np.int32)
     slots[: len(tokens) - 1] = reply_slots[: len(tokens) - 1]

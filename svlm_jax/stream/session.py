@@ -15,6 +15,7 @@ Axes: B streams, T tokens of a prefill batch, P patches, S slots, R longest repl
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import jax
@@ -24,8 +25,7 @@ import numpy as np
 from svlm_jax.config import StreamConfig
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError
-from svlm_jax.families import chat
-from svlm_jax.families.chat import Tokenizer, Tokens, plain
+from svlm_jax.families.chat import Tokenizer, Tokens
 from svlm_jax.inputs import TOKEN_BUCKETS, Clip, VisionInput, bucket
 from svlm_jax.media.resize_weights import FrameBox
 from svlm_jax.model.cache import KVCache, kv_cache_dtype
@@ -39,6 +39,7 @@ from svlm_jax.stream.batch import Batch, ScheduledSequence
 from svlm_jax.stream.groups import batch_sizes, gather, groups, scatter
 from svlm_jax.stream.results import OnToken, Refusal, Reply, StepResult, TokenCallbacks
 from svlm_jax.stream.sequence import Chunk, StreamSequence, TurnTokenizer
+from svlm_jax.stream.sizes import ChunkSize, chunk_sizes, round_up, size_index
 from svlm_jax.stream.step import EncodedGroup, GroupReplies, Prepared, ProgramInputs, StageTimer, StreamState, reply_of
 
 GROWTH_CHUNKS = 64  # by which the cache of a mode without bound grows
@@ -65,7 +66,8 @@ class Session:
         frame_box: FrameBox | None = None,
     ) -> None:
         """Args:
-        grid: (t, h, w) in patches of the largest chunk; frames of other shapes may be as many patches.
+        grid: (t, h, w) in patches of the largest chunk; frames of other shapes may be as many patches. t is that of the config
+            where it gives the first chunk a length of its own.
         sampling: of streams that have none of their own. Chat and vision markup is suppressed on top of it, unless `markup` (a
             replay suppresses what the recorded run did).
         num_streams: batch size.
@@ -76,10 +78,11 @@ class Session:
             whether `sampling` has one.
         frame_box: of frames that the device resizes and cuts into patches; by default clips have patches.
         """
-        frames.check_box(frame_box)
-        self.frame_box = frame_box
-        self.config, self.num_streams, self.grid = config, num_streams, grid
+        self.config, self.num_streams = config, num_streams
         self.params, self.model_config = parameters(model), model.config
+        self.sizes = chunk_sizes(config, grid, model.config.vision, frame_box)
+        frames.check_box(self.sizes[-1].box)
+        self.grid, self.max_patches, self.frame_box = self.sizes[0]  # of all chunks but the first
         self.vision_params, self.text_params = part_of(self.params, "vision"), part_of(self.params, "text")
         self.turn_tokenizer = TurnTokenizer.of(tokenizer, model.config)
         self.sampling = sampling
@@ -88,15 +91,15 @@ class Session:
         self.check_sampling(sampling)
         self.suppressed = np.zeros(model.config.text.vocab_size, bool)
         self.suppressed[[] if markup else list(self.turn_tokenizer.suppressed_ids())] = True
-        self.opening = chat.opening(previous, tokenizer, model.config)
-        clips = config.vision_window if config.mode == "recompute" else 1
-        self.max_patches = clips * math.prod(grid)
-        self.longest_turn = sequence.longest_turn(grid, tokenizer, model.config)
-        self.capacity = _round_up(self._slots_for(self.opening), SLOT_MULTIPLE)
-        # A turn, the two tokens of the last reply that are not computed yet, its "\n", and a moved reply; a turn with a
-        # question may be longer and takes several prefill batches.
+        self.opening = sequence.opening_of(previous, config, self.turn_tokenizer)
+        self.first_turn, self.longest_turn = (
+            sequence.longest_turn(size.grid, tokenizer, model.config) for size in (self.sizes[-1], self.sizes[0])
+        )
+        self.capacity = round_up(self._slots_for(self.opening), SLOT_MULTIPLE)
+        # A turn, the two tokens of the last reply that are not computed yet, its "\n", and a moved reply; a first turn or one
+        # with a question may be longer and takes several prefill batches.
         moved = config.max_new_tokens if config.moved_reply_kv == "recompute" else 0
-        self.prefill_size = _round_up(total(self.longest_turn) + 3 + moved, TOKEN_MULTIPLE)
+        self.prefill_size = round_up(total(self.longest_turn) + 3 + moved, TOKEN_MULTIPLE)
         self.mesh = mesh_of(self.params)
         # Where devices share the streams each device has its own, so a step is of all streams.
         shards = batch_shards(self.mesh)
@@ -144,7 +147,7 @@ class Session:
         sampling = self.sampling if sampling is None else sampling
         max_new_tokens = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
         self.check_sampling(sampling, max_new_tokens)
-        opening = self.opening if previous is None else self._opening(previous)
+        opening = self.opening if previous is None else sequence.opening_of(previous, self.config, self.turn_tokenizer)
         self.check_query(query)
         slots = self._slots_for(opening)
         if self.config.bounded and slots > self.capacity:
@@ -161,7 +164,8 @@ class Session:
     def upload(self, clip: Clip) -> Clip:
         """Send the frames of a clip to the device before its step, from any thread. Patches stay, and so do frames for a mesh:
         they are divided by stream when they are stacked."""
-        return clip if self.frame_box is None or self.mesh is not None else frames.upload(clip, self.frame_box)
+        box = self._size([clip]).box
+        return clip if box is None or self.mesh is not None else frames.upload(clip, box)
 
     def encode(
         self, state: StreamState, chunks: Sequence[Chunk | Prepared | None], timer: StageTimer
@@ -181,7 +185,8 @@ class Session:
                     continue
                 clips[b] = [clip for _, clip in sequence.clips_to_encode(_stream(state, b), chunk, self.config)]
         encoded: list[EncodedGroup | None] = [None] * self.num_streams
-        for members, group in groups(list(clips), self.batch_sizes, self.num_streams):
+        by_size = [[b for b in clips if size_index(self.sizes, clips[b]) == number] for number in range(len(self.sizes))]
+        for members, group in chain.from_iterable(groups(ids, self.batch_sizes, self.num_streams) for ids in by_size):
             vision, tower_rows = self.vision_input([clips[b] if b in members else () for b in group])
             with on_mesh(self.mesh):
                 features = programs.encode_vision(self.vision_params, vision, config=self.model_config)
@@ -249,8 +254,12 @@ class Session:
             timer.lap("text")
         return StreamState(cache, tuple(streams)), results
 
+    def _size(self, clips: Sequence[Clip]) -> ChunkSize:
+        return self.sizes[size_index(self.sizes, clips)]
+
     def _check_clip(self, clip: Clip) -> None:
-        frames.check_clip(clip, self.grid, self.frame_box, self.model_config)
+        size = self._size([clip])
+        frames.check_clip(clip, size.grid, size.box, self.model_config)
 
     def _prepare_all(
         self, state: StreamState, chunks: Sequence[Chunk | Prepared | None], encoded: Sequence[EncodedGroup | None]
@@ -324,9 +333,11 @@ class Session:
         return decoded.cache._replace(rotated_keys=()), GroupReplies(tokens, logits)
 
     def vision_input(self, clips: Sequence[Sequence[Clip]]) -> tuple[VisionInput, list[np.ndarray]]:
-        """What the vision tower is given for the clips of each stream (`batch.vision_input`)."""
-        sizes, on_mesh = (self.max_patches, math.prod(self.grid[1:])), self.mesh is not None
-        return batch.vision_input(clips, self.model_config, *sizes, self.frame_box, on_mesh=on_mesh)
+        """What the vision tower is given for the clips of each stream (`batch.vision_input`), in the smallest of the session's
+        sizes that holds them."""
+        size = self._size([clip for stream in clips for clip in stream])
+        limits, on_mesh = (size.max_patches, math.prod(size.grid[1:])), self.mesh is not None
+        return batch.vision_input(clips, self.model_config, *limits, size.box, on_mesh=on_mesh)
 
     def program_inputs(
         self, scheduled: Batch, forced: ForcedIds | None, capacity: int, tower_rows: Sequence[np.ndarray]
@@ -351,18 +362,15 @@ class Session:
         seq = seq._replace(slots=slots)
         return sequence.with_reply(seq, reply.tokens, reply_slots, self.config, self.turn_tokenizer), reply
 
-    def _opening(self, previous: str) -> Tokens:
-        return chat.opening(plain(previous, "previous text"), self.turn_tokenizer.tokenizer, self.model_config)
-
     def _slots_for(self, opening: Tokens) -> int:
-        return policy.capacity(self.config, opening.spans, self.longest_turn, GROWTH_CHUNKS)
+        return policy.capacity(self.config, opening.spans, self.longest_turn, GROWTH_CHUNKS, self.first_turn)
 
     def _capacity_for(self, cache: KVCache, seq: StreamSequence) -> int:
         """Slots that the cache must have: more than it has when what is retained has no bound."""
         slots = len(seq.ids) + self.config.max_new_tokens
         if self.config.bounded or slots <= cache.capacity:
             return cache.capacity
-        return _round_up(max(slots, 2 * cache.capacity), SLOT_MULTIPLE)
+        return round_up(max(slots, 2 * cache.capacity), SLOT_MULTIPLE)
 
     def _grown(self, cache: KVCache, prepared: dict[int, Prepared]) -> KVCache:
         """A cache with room for all prepared chunks. Only a mode without bound grows; its programs are compiled anew then."""
@@ -385,7 +393,3 @@ def _stream(state: StreamState, stream_id: int) -> StreamSequence:
 
 def _with_stream(state: StreamState, stream_id: int, stream: StreamSequence | None) -> StreamState:
     return state._replace(streams=tuple(stream if b == stream_id else other for b, other in enumerate(state.streams)))
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple

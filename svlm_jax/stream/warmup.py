@@ -14,6 +14,7 @@ import numpy as np
 
 from svlm_jax.inputs import Clip
 from svlm_jax.stream import programs, sequence
+from svlm_jax.stream.frames import with_length
 from svlm_jax.stream.groups import gather, scatter
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session, StreamState
@@ -34,7 +35,7 @@ def warm(
 
     Args:
         state: consumed, as by a step.
-        clip: one like those to come.
+        clip: one like those to come; of a first chunk or of another, where they differ.
         tokens: also what `on_token` needs.
         sizes: batch sizes; by default those of the session.
         progress: called before the first program, with 0, and after each.
@@ -51,8 +52,9 @@ def warm(
             session.batch_sizes = (size,)
             for on_token in steps:
                 state = session.join(state, free)
-                chunks[free] = Chunk(0.0, float(session.config.chunk_seconds), clip)
-                state, _ = session.step(state, chunks, on_token=on_token)
+                for chunk_clip in reversed(_clips(session, clip)):
+                    chunks[free] = Chunk(0.0, float(session.config.chunk_seconds), chunk_clip)
+                    state, _ = session.step(state, chunks, on_token=on_token)
     finally:
         session.batch_sizes = all_sizes
     return session.leave(state, free)
@@ -75,7 +77,8 @@ def compile_programs(
         clip, tokens, progress: as of `warm`.
     """
     report = progress or (lambda done, total: None)
-    report(0, sum(3 + tokens + 2 * _in_part(session, size, tokens) for size in sizes))
+    num_clips = len(_clips(session, clip))
+    report(0, sum(1 + 2 * num_clips + tokens + 2 * _in_part(session, size, tokens) for size in sizes))
     with ThreadPoolExecutor(max(2, os.cpu_count() or 1), "compiler") as pool:
         lowered = (program for size in sizes for program in _lower(session, size, state, clip, tokens))
         # XLA works without Python's lock, tracing and lowering do not.
@@ -91,15 +94,15 @@ def _lower(session: Session, size: int, state: StreamState, clip: Clip, tokens: 
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.cache)
     part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), cache)
     stream = sequence.new_stream(session.opening, "", 0, session.sampling, limit)
-    chunk = Chunk(0.0, float(session.config.chunk_seconds), clip)
-    scheduled = session.prepare(StreamState(cache, (stream,)), 0, chunk).scheduled
-    frames, tower_rows = session.vision_input([[clip]] + [[]] * (size - 1))
-    inputs = session.program_inputs([scheduled] + [None] * (size - 1), None, cache.capacity, tower_rows)
-
-    yield (encode_vision := programs.encode_vision.lower(session.vision_params, frames, config=config))
-    features, hidden = _outputs(encode_vision), jax.ShapeDtypeStruct((size, config.text.hidden_size), config.dtype)
-    prefill = next(inputs.prefill_batches), features, hidden, part._replace(**inputs.slots)
-    yield programs.prefill.lower(session.text_params, *prefill, config=config)
+    hidden = jax.ShapeDtypeStruct((size, config.text.hidden_size), config.dtype)
+    for chunk_clip in _clips(session, clip):
+        chunk = Chunk(0.0, float(session.config.chunk_seconds), chunk_clip)
+        scheduled = session.prepare(StreamState(cache, (stream,)), 0, chunk).scheduled
+        frames, tower_rows = session.vision_input([[chunk_clip]] + [[]] * (size - 1))
+        inputs = session.program_inputs([scheduled] + [None] * (size - 1), None, cache.capacity, tower_rows)
+        yield (encode_vision := programs.encode_vision.lower(session.vision_params, frames, config=config))
+        prefill = next(inputs.prefill_batches), _outputs(encode_vision), hidden, part._replace(**inputs.slots)
+        yield programs.prefill.lower(session.text_params, *prefill, config=config)
     decode = programs.decode.lower(session.text_params, inputs.decode, hidden, part, limit, **session.static_args, record=False)
     yield decode
     if tokens:
@@ -107,6 +110,13 @@ def _lower(session: Session, size: int, state: StreamState, clip: Clip, tokens: 
     if _in_part(session, size, tokens):
         group = np.arange(size, dtype=np.int32)
         yield from (gather.lower(cache, group), scatter.lower(cache, part, group))
+
+
+def _clips(session: Session, clip: Clip) -> list[Clip]:
+    """Clips like this one of each of the session's sizes."""
+    if len(session.sizes) == 1:
+        return [clip]
+    return [with_length(clip, size.grid[0], session.model_config.vision) for size in session.sizes]
 
 
 def _in_part(session: Session, size: int, tokens: bool) -> bool:
