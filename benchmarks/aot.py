@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from benchmarks.launches import decode_columns, mosaic_kernels, program_columns, thunks
-from benchmarks.model_configs import published_config
+from benchmarks.model_configs import SHAPES, published_config, with_layers
 from benchmarks.report import record
 from svlm_jax.cli.flags import integer
 from svlm_jax.config import Attention, ModelConfig, Weights
@@ -32,9 +32,7 @@ def bench(args: argparse.Namespace) -> None:
     config = replace(published_config(args.shape), weights=args.weights, attention=attention, fused=True)
     config = replace(config, fused_decode=args.fused_decode)
     if args.layers is not None:
-        text = replace(config.text, num_hidden_layers=args.layers)
-        vision = replace(config.vision, depth=args.layers, fullatt_block_indexes=(args.layers - 1,))
-        config = replace(config, text=text, vision=vision)
+        config = with_layers(config, args.layers, args.layers)
     rows = []
     for name, program in programs(config, args).items():
         # A layer's keys [B, slots, K, H]: a copy of that size a layer would cost more than attention itself.
@@ -201,7 +199,7 @@ def count_large_copies(hlo: str, min_elements: int) -> int:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="7b", help="3b, 7b, 32b or 72b (default 7b)")
+    parser.add_argument("--shape", default="7b", help=f"{SHAPES} (default 7b)")
     parser.add_argument("--target", choices=("cpu", "h100"), default="cpu", help="h100 needs no GPU (default cpu)")
     parser.add_argument("--weights", choices=get_args(Weights), default="full", help="of the decoder (default full)")
     parser.add_argument("--attention", choices=get_args(Attention), default="auto", help="default: by the target")

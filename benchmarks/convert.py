@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.model_configs import published_config
+from benchmarks.model_configs import SHAPES, published_config
 from benchmarks.report import record
 from svlm_jax.cli.progress import Progress
 from svlm_jax.config import ModelConfig
@@ -116,5 +116,5 @@ def run_measured(command: list[str]) -> tuple[float, int, int]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="7b", help="3b, 7b, 32b or 72b (default 7b)")
+    parser.add_argument("--shape", default="7b", help=f"{SHAPES} (default 7b)")
     parser.add_argument("--scratch", type=Path, help="directory with room for three checkpoints (default: the system's)")

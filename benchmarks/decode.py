@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ceilings import median_seconds
-from benchmarks.model_configs import model_config
+from benchmarks.model_configs import SHAPES, model_config, with_layers
 from benchmarks.report import record
 from svlm_jax.cli.flags import integer
 from svlm_jax.config import ModelConfig
@@ -36,12 +36,8 @@ def bench(args: argparse.Namespace) -> None:
     names = list(VARIANTS) if args.only is None else args.only.split("+")
     if unknown := sorted(set(names) - set(VARIANTS)):
         raise InputError("--only", ", ".join(unknown), f"some of: {'; '.join(VARIANTS)}", "separate them by +")
-    config = model_config(args.shape, None)
-    text, vision = (
-        replace(config.text, num_hidden_layers=args.layers),
-        replace(config.vision, depth=1, fullatt_block_indexes=(0,)),
-    )
-    rows = measured(replace(config, text=text, vision=vision), names, args.num_streams, args.slots)
+    config = with_layers(model_config(args.shape, None), args.layers, 1)
+    rows = measured(config, names, args.num_streams, args.slots)
     description = (
         f"{args.layers} layers of the {args.shape} shape with embedding, head and sampling (temperature 0.9, top-k 50), "
         f"{args.num_streams} streams, {args.slots} slots. ms/token: of the reply of {LONG} tokens, less that of {SHORT}. "
@@ -161,7 +157,7 @@ def _slots(stream: int, slots: int) -> np.ndarray:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="7b", help="tiny, mid, 3b, 7b, 32b or 72b (default 7b)")
+    parser.add_argument("--shape", default="7b", help=f"{SHAPES} (default 7b)")
     parser.add_argument("--layers", type=integer(1), default=4, help="of the decoder (default 4)")
     parser.add_argument("--slots", type=integer(64), default=14336, help="cache capacity (default 14336)")
     parser.add_argument("--num-streams", type=integer(1), default=1, help="batch size (default 1)")

@@ -2,6 +2,7 @@
 
     python -m benchmarks device --list
     python -m benchmarks device --part stream                # docs/benchmarks/device_stream.json
+    python -m benchmarks device --part stream --shape qwen3-vl-8b    # device_stream_qwen3-vl-8b.json
     python -m benchmarks device --budget 570                 # in order, each that still fits
     python -m benchmarks device --part stream --small        # the same commands at sizes of a CPU: do they run?
 
@@ -18,10 +19,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.model_configs import published_config, published_name
 from benchmarks.report import DOCS, ROOT
 from svlm_jax.cli.flags import number
 from svlm_jax.cli.progress import span
 from svlm_jax.errors import InputError
+from svlm_jax.families import family_of
 
 FAILED = 1  # exit code
 LIMIT = 240  # seconds of a part
@@ -42,15 +45,15 @@ _7B = ("stream", "--shape", "7b", "--height", "720", "--width", "1280", "--secon
 _TINY = ("--shape", "tiny", "--height", "112", "--width", "168", "--seconds", "4")
 _STEP = ("--shape", "tiny", "--layers", "1", "--slots", "64")
 _TINY_STEP = ("--shape", "tiny", "--tokens", "1024", "--patches", "2304", "--labels", "64")
+_DECODE = ("decode", "--shape", "7b")
 _HOPPER = "mosaic_gpu,mosaic_gpu_pingpong"
+_OTHER_HEADS = "frame qwen3-vl-8b,frame qwen3-vl-2b,prefill qwen3-vl-8b,prefill qwen3-vl-2b,decode 72b"
 PARTS: dict[str, Part] = {
     "kernels": Part("attention kernels beside each other, the short list", 90, ("kernels", "--quick"), ("--only", "decode 7b")),
     "stream": Part("7B, 720p: a chunk, its stages, plain torch beside it", 220, (*_7B, "--torch"), _TINY),
     "profile": Part("7B, 720p: kernels by named scope, and how long the device is idle", 150, (*_7B, "--profile"), _TINY),
-    "decode": Part(
-        "decode steps of four layers of 7B: default, fused, each with its loop in a CUDA graph", 70, ("decode",), _STEP
-    ),
-    "decode_16": Part("the same of 16 streams", 90, ("decode", "--num-streams", "16"), (*_STEP, "--num-streams", "2")),
+    "decode": Part("decode steps of four layers of 7B: default, fused, each with its loop in a CUDA graph", 70, _DECODE, _STEP),
+    "decode_16": Part("the same of 16 streams", 90, (*_DECODE, "--num-streams", "16"), (*_STEP, "--num-streams", "2")),
     "fused_decode": Part(
         "7B, 720p, with fused kernels of a decode step",
         180,
@@ -79,6 +82,12 @@ PARTS: dict[str, Part] = {
         ("kernels", "--tilings", "--only", "prefill 7b in runs,frame 720p,windows 720p", "--implementations", _HOPPER),
         ("--only", "decode 7b", "--implementations", "xla"),
     ),
+    "kernels_qwen3": Part(
+        "attention kernels of Qwen3-VL: head dims of 64 and 72, groups of 2, 4 and 8",
+        150,
+        ("kernels", "--only", _OTHER_HEADS, "--implementations", f"{_HOPPER},cudnn_lengths"),
+        ("--only", "decode 72b", "--implementations", "xla"),
+    ),
     "train": Part("a training step of 3B", 150, ("train", "--shape", "3b"), _TINY_STEP),
     "train_full": Part("the same with full remat", 120, ("train", "--shape", "3b", "--remat", "full"), _TINY_STEP),
     "pixels": Part("frames to patches, host and device side by side", 60, ("pixels",), ("--small",)),
@@ -102,6 +111,12 @@ def bench(args: argparse.Namespace) -> None:
     names = list(PARTS) if args.part is None else args.part.split(",")
     if unknown := sorted(set(names) - set(PARTS)):
         raise InputError("--part", ", ".join(unknown), f"some of: {', '.join(PARTS)}", "separate them by commas")
+    if args.shape is not None:
+        published_name(args.shape)
+        shapeless = [name for name in names if "--shape" not in PARTS[name].command]
+        if args.part is not None and shapeless:
+            raise InputError("--shape", f"parts {', '.join(shapeless)}", "parts that run a model", "leave them out")
+        names = [name for name in names if name not in shapeless]
     env = part_environment(args.compile_cache)
     print(describe_device(env), file=sys.stderr, flush=True)
     started, unmeasured = time.monotonic(), []
@@ -119,10 +134,9 @@ def bench(args: argparse.Namespace) -> None:
 def run_part(name: str, args: argparse.Namespace, env: dict[str, str], limit: float) -> str:
     """Why a part was not measured; "" if it was."""
     part = PARTS[name]
-    out = () if args.out == DOCS else ("--out", str(args.out))
-    entry = ("--name", f"device_{name}" + ("_small" if args.small else ""))
-    command = ["-m", "benchmarks", *out, *part.command, *(part.small if args.small else ()), *entry]
-    about = f"{name}: {part.about}; about {span(part.seconds)} on an H200, at most {limit:.0f} s"
+    command = part_command(name, args)
+    label = name if args.shape is None else f"{name} of {args.shape}"
+    about = f"{label}: {part.about}; about {span(part.seconds)} on an H200, at most {limit:.0f} s"
     flags = f"XLA_FLAGS={part.xla_flags} " if part.xla_flags else ""
     print(f"{about}\n  {flags}{shlex.join(['python', *command])}", file=sys.stderr, flush=True)
     if part.xla_flags:
@@ -132,6 +146,22 @@ def run_part(name: str, args: argparse.Namespace, env: dict[str, str], limit: fl
     except subprocess.TimeoutExpired:
         return "out of time"
     return f"exit code {code}" if code else ""
+
+
+def part_command(name: str, args: argparse.Namespace) -> list[str]:
+    """Arguments of Python. `args.shape`: the model instead of the part's own, with `args.small` the tiny one of its family."""
+    part, entry = PARTS[name], ["device", name]
+    flags = [] if args.out == DOCS else ["--out", str(args.out)]
+    flags += part.command
+    if args.shape is not None:
+        flags += ["--shape", args.shape]
+        entry.append(args.shape)
+    if args.small:
+        flags += part.small
+        entry.append("small")
+        if args.shape is not None:
+            flags += ["--shape", f"{family_of(published_config(args.shape)).name.lower()}-tiny"]
+    return ["-m", "benchmarks", *flags, "--name", "_".join(entry)]
 
 
 def part_environment(cache: Path) -> dict[str, str]:
@@ -153,6 +183,7 @@ def describe_device(env: dict[str, str]) -> str:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--list", action="store_true", help="say what the parts are and how long they take")
     parser.add_argument("--part", help=f"some, separated by commas, of {', '.join(PARTS)} (default: all, in this order)")
+    parser.add_argument("--shape", help="run the parts with this model instead: qwen3-vl-8b, qwen2-vl-2b ...")
     budget_help = "seconds in all: no part is started that takes longer than what is left (default: no limit)"
     parser.add_argument("--budget", type=number(1), default=float("inf"), metavar="S", help=budget_help)
     parser.add_argument("--small", action="store_true", help="at sizes of a CPU, to see that the commands run")

@@ -5,29 +5,36 @@ Durations are those of the runs in docs/benchmarks (2 CPU cores, nothing else ru
 
 import argparse
 import math
+from typing import NamedTuple
 
 from benchmarks.device import PARTS
 from svlm_jax.cli.progress import span
 
 MACHINE = "2 CPU cores"
-CHECKPOINT_BYTES = {"tiny": 1e7, "mid": 1e8, "3b": 7.5e9, "7b": 16.6e9, "32b": 67e9, "72b": 147e9}  # in bfloat16
-CHUNK_SECONDS = {
-    "tiny": 0.03,
-    "mid": 0.75,
-    "3b": 60.0,
-    "7b": 130.0,
-    "32b": 500.0,
-    "72b": 1200.0,
-}  # of a streaming step on a CPU
-COMPILE_SECONDS = {
-    "tiny": 10,
-    "deep": 30,
-    "mid": 30,
-    "3b": 60,
-    "7b": 60,
-    "32b": 120,
-    "72b": 150,
-}  # of a streaming or training step
+
+
+class Size(NamedTuple):
+    """What is known of the shapes of a size: see `SIZES`."""
+
+    bytes: float
+    chunk: float
+    compile: float
+
+
+# By size, of whatever family. bytes: of a checkpoint in bfloat16; chunk, compile: seconds of a streaming step on a CPU, and to
+# compile one.
+SIZES = {
+    "tiny": Size(1e7, 0.03, 10),
+    "deep": Size(1e7, 0.5, 30),
+    "mid": Size(1e8, 0.75, 30),
+    "2b": Size(4.3e9, 40.0, 60),
+    "3b": Size(7.5e9, 60.0, 60),
+    "4b": Size(8.9e9, 80.0, 60),
+    "7b": Size(16.6e9, 130.0, 60),
+    "8b": Size(17.5e9, 140.0, 60),
+    "32b": Size(67e9, 500.0, 120),
+    "72b": Size(147e9, 1200.0, 150),
+}
 
 
 def estimate(args: argparse.Namespace) -> str:
@@ -37,21 +44,21 @@ def estimate(args: argparse.Namespace) -> str:
 
 
 def _convert(args: argparse.Namespace) -> str:
-    size = CHECKPOINT_BYTES.get(args.shape, 0.0)
+    size = _size(args.shape).bytes
     disk = f"{3 * size / 1e9:.0f} GB in {args.scratch or 'the temporary directory of the system'}"
     return f"a {args.shape} checkpoint of random weights, converted both ways: {disk}, {_about(size / 30e6)}"
 
 
 def _aot(args: argparse.Namespace) -> str:
-    return f"two programs of {args.shape} compiled for {args.target}, none run: {_about(2 * _compile_seconds(args.shape))}"
+    return f"two programs of {args.shape} compiled for {args.target}, none run: {_about(2 * _size(args.shape).compile)}"
 
 
 def _stream(args: argparse.Namespace) -> str:
     batch_sizes = args.num_streams.split(",")
     runs = len(args.modes.split(",")) * len(args.fps.split(","))
     streams = sum(int(size) for size in batch_sizes if size.isdigit()) * runs
-    seconds = streams * args.seconds * CHUNK_SECONDS.get(args.shape, 1.0) * (2 if args.torch else 1)
-    seconds += runs * len(batch_sizes) * _compile_seconds(args.shape)
+    seconds = streams * args.seconds * _size(args.shape).chunk * (2 if args.torch else 1)
+    seconds += runs * len(batch_sizes) * _size(args.shape).compile
     line = f"{runs * len(batch_sizes)} runs of {args.seconds} s of video through {args.shape}: {_about(seconds)}"
     return f"{line}; minutes on a GPU" if args.shape[-1] == "b" else line
 
@@ -70,7 +77,7 @@ def _pixels(args: argparse.Namespace) -> str:
 
 def _train(args: argparse.Namespace) -> str:
     if args.topology:
-        seconds = sum(2 * _compile_seconds(shape) for shape in args.shape.split(","))
+        seconds = sum(2 * _size(shape).compile for shape in args.shape.split(","))
         return f"a step of {args.shape} compiled for {args.topology}, none run: {_about(seconds)}"
     return f"training steps of {args.shape} on the devices of this machine: minutes on a GPU, hours and much memory on a CPU"
 
@@ -90,8 +97,8 @@ def _device(args: argparse.Namespace) -> str:
     return f"{len(names)} parts, {device_text}"
 
 
-def _compile_seconds(shape: str) -> float:
-    return COMPILE_SECONDS.get(shape, 60)
+def _size(shape: str) -> Size:
+    return SIZES.get(shape.rpartition("-")[2], Size(0.0, 1.0, 60))
 
 
 def _about(seconds: float) -> str:
@@ -105,11 +112,11 @@ _ESTIMATES = {
     "kernels": _kernels,
     "pixels": _pixels,
     "decode": lambda args: f"{args.layers} layers of {args.shape}, 20 tokens: a minute on a GPU, {_about(120)}",
-    "start": lambda args: "" if args.child else f"two starts of {args.shape}: {_about(2 * _compile_seconds(args.shape))}",
+    "start": lambda args: "" if args.child else f"two starts of {args.shape}: {_about(2 * _size(args.shape).compile)}",
     "train": _train,
     "int8": lambda args: f"int8 decoder weights against full ones: {_about(60)}",
     "serve": _serve,
     "device": _device,
     "drops": lambda args: f"{args.games} games of {args.seconds} s, 6 times each: {_about(0.4 * args.games * args.seconds)}",
-    "torch": lambda args: f"one chunk of {args.shape} in plain torch: {_about(30 + 10 * CHUNK_SECONDS.get(args.shape, 1.0))}",
+    "torch": lambda args: f"one chunk of {args.shape} in plain torch: {_about(30 + 10 * _size(args.shape).chunk)}",
 }

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from benchmarks.model_configs import model_config
+from benchmarks.model_configs import SHAPES, model_config
 from benchmarks.report import record
 
 LENGTH, SEQUENCES = 256, 4
@@ -61,6 +61,6 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="mid", help="of random weights: tiny, mid, 3b, 7b, 32b or 72b (default mid)")
+    parser.add_argument("--shape", default="mid", help=f"of random weights: {SHAPES} (default mid)")
     parser.add_argument("--model", help="a checkpoint directory or hub id instead of random weights")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, otherwise bfloat16")

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.aot import abstract_array, compile_stats
-from benchmarks.model_configs import published_config
+from benchmarks.model_configs import published_config, with_layers
 from benchmarks.report import record
 from svlm_jax.cli.flags import integer
 
@@ -131,7 +131,7 @@ def compiled_for_h100(layers: int | None) -> Iterator[Row]:
 
     config = replace(published_config("7b"), attention="mosaic_gpu", fused=True)
     if layers is not None:
-        config = replace(config, vision=replace(config.vision, depth=layers, fullatt_block_indexes=(layers - 1,)))
+        config = with_layers(config, 1, layers)
     params = tuple(shape for path, shape in sorted(shapes(config).items()) if path.startswith("vision."))
     raw = raw_frames([np.zeros((2, 720, 1280, 3), np.uint8)])
     _, num_patches = raw.patch_index.shape

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.model_configs import model_config
+from benchmarks.model_configs import SHAPES, model_config
 from benchmarks.report import record
 from svlm_jax.cli.flags import integer
 from svlm_jax.cli.progress import compiling
@@ -138,7 +138,7 @@ def _measure_in_subprocess(args: argparse.Namespace, cache: str) -> dict[str, An
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="deep", help="tiny, mid, deep (7b's layers, tiny ones), 3b, 7b ... (default deep)")
+    parser.add_argument("--shape", default="deep", help=f"deep (the layers of 7b, tiny ones), {SHAPES} (default deep)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, otherwise bfloat16")
     parser.add_argument("--num-streams", type=integer(1), default=1, help="of the batch (default 1)")
     parser.add_argument("--height", type=integer(28), default=112, help="of frames (default 112)")

@@ -15,7 +15,7 @@ from typing import Any, get_args
 import numpy as np
 
 from benchmarks import trace
-from benchmarks.model_configs import model_config
+from benchmarks.model_configs import SHAPES, model_config
 from benchmarks.report import record
 from benchmarks.stream_run import DISPATCH, MEASURED_CHUNKS, StreamRun, device_memory
 from benchmarks.torch_baseline import measure_in_subprocess
@@ -226,7 +226,7 @@ def _numbers(flag: str, text: str) -> list[float]:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="mid", help="tiny, mid, 3b, 7b, 32b or 72b (default mid: 42 M parameters)")
+    parser.add_argument("--shape", default="mid", help=f"{SHAPES} (default mid: 42 M parameters)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, otherwise bfloat16")
     parser.add_argument("--weights", choices=get_args(Weights), default="full", help="of the decoder (default full)")
     parser.add_argument("--attention", choices=get_args(Attention), default="auto", help="kernels (default auto)")

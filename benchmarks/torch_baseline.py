@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.model_configs import model_config
+from benchmarks.model_configs import SHAPES, model_config
 from svlm_jax.cli.flags import integer
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
-from svlm_jax.families import config_json
+from svlm_jax.families import config_json, family_of
 
 REPEATS = 7
 
@@ -57,11 +57,13 @@ def measure(config: ModelConfig, grid: tuple[int, int, int], tokens: int, slots:
 
     torch.manual_seed(0)
     device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, config.dtype)
-    hf_config = transformers.Qwen2_5_VLConfig(**{k: v for k, v in config_json.dump(config).items() if k != "model_type"})
+    architecture = family_of(config).architecture
+    config_class = getattr(transformers, architecture.replace("ForConditionalGeneration", "Config"))
+    hf_config = config_class(**{k: v for k, v in config_json.dump(config).items() if k != "model_type"})
     hf_config._attn_implementation = "sdpa"
     with torch.device(device):
         torch.set_default_dtype(dtype)
-        model: Any = transformers.Qwen2_5_VLForConditionalGeneration(hf_config).eval().requires_grad_(False)
+        model: Any = getattr(transformers, architecture)(hf_config).eval().requires_grad_(False)
         torch.set_default_dtype(torch.float32)
     text, size = config.text, config.text.hidden_size
     cache = StaticCache((1, text.num_key_value_heads, slots, text.head_dim), text.num_hidden_layers, device, dtype)
@@ -157,7 +159,7 @@ def bench(args: argparse.Namespace) -> None:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--shape", default="mid", help="tiny, mid, 3b, 7b, 32b or 72b (default mid)")
+    parser.add_argument("--shape", default="mid", help=f"{SHAPES} (default mid)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on a CPU, otherwise bfloat16")
     parser.add_argument("--grid", default="1,50,72", help="of the frames in patches: T,H,W (default 1,50,72)")
     parser.add_argument("--tokens", type=integer(1), default=784, help="new tokens of a chunk (default 784)")

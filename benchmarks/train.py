@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 import numpy as np
 
-from benchmarks.model_configs import model_config
+from benchmarks.model_configs import SHAPES, model_config, published_name
 from benchmarks.report import record
 from svlm_jax.cli.flags import integer
 from svlm_jax.config import Attention, ModelConfig, Remat
@@ -22,7 +22,6 @@ from svlm_jax.train.config import MeshConfig, TrainConfig
 WARM_UP, REPEATS = 2, 6  # steps
 CUDNN_CALLS = {"forward": "__cudnn$fmhaSoftmax", "backward": "__cudnn$fmhaSoftmaxBackward"}
 TURNS = 24  # of a synthetic sample, each with one frame pair
-MODELS = {"3b": "Qwen/Qwen2.5-VL-3B-Instruct", "7b": "Qwen/Qwen2.5-VL-7B-Instruct", "72b": "Qwen/Qwen2.5-VL-72B-Instruct"}
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -59,7 +58,7 @@ def memory_rows(shapes: list[str], config: TrainConfig, topology: str, tensor: i
     rows, bucket = [], config.data.buckets[0]
     policies = get_args(Remat)[::-1] if config.remat == "auto" else (config.remat,)
     for shape, remat in itertools.product(shapes, policies):
-        variant = replace(config, model=MODELS[shape], remat=remat, mesh=MeshConfig(fsdp=-1, tensor=tensor))
+        variant = replace(config, model=published_name(shape), remat=remat, mesh=MeshConfig(fsdp=-1, tensor=tensor))
         with target(topology) as devices:
             model = training_model_config(variant, read_shape(variant.model))
             memory = AbstractStep(variant, model, build_mesh(variant.mesh, devices)).micro_step()
@@ -163,7 +162,7 @@ def frame_grid(max_patches: int) -> tuple[int, int, int]:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--shape", default="3b", help="tiny, mid, 3b, 7b or 72b; with --topology several with commas (default 3b)"
+        "--shape", default="3b", help=f"{SHAPES}; with --topology several with commas, no small ones (default 3b)"
     )
     parser.add_argument("--topology", help="memory on these devices instead, which need not exist: h100x8, v5p-64 ...")
     parser.add_argument("--tokens", type=integer(1), default=20480, help="of a sequence (default 20480)")

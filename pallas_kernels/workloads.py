@@ -1,4 +1,8 @@
-"""The shapes that matter, for tests and benchmarks alike: Qwen2.5-VL of several sizes watching 720p at 2 frames a second."""
+"""The shapes that matter, for tests and benchmarks alike: models of several sizes watching 720p at 2 frames a second.
+
+Sizes without a family are those of Qwen2.5-VL; Qwen2-VL-7B and 72B have the same heads, and so has Qwen3-VL-32B with 72B. The
+decode kernel of 72B is that of every dense Qwen3-VL: 8 kv heads, and a tile of 64 query rows whatever the group.
+"""
 
 from typing import NamedTuple
 
@@ -91,11 +95,17 @@ WORKLOADS = {
     "decode 7b 16 streams": Workload("decode", 16, 1, 14336, 28, 4, 128),
     "decode 7b 8 tokens": Workload("decode", 1, 8, 14336, 28, 4, 128),
     "decode 72b": Workload("decode", 1, 1, 14336, 64, 8, 128),
+    "decode qwen2-vl-2b": Workload("decode", 1, 1, 14336, 12, 2, 128),
     "prefill 3b": Workload("prefill", 1, 784, 14336, 16, 2, 128),
     "prefill 7b": Workload("prefill", 1, 784, 14336, 28, 4, 128),
     "prefill 7b in runs": Workload("prefill", 1, 784, 14336, 28, 4, 128, in_runs=True),
     "prefill 7b 40 tokens": Workload("prefill", 1, 40, 14336, 28, 4, 128, in_runs=True),
     "prefill 72b": Workload("prefill", 1, 784, 14336, 64, 8, 128, in_runs=True),
+    "prefill qwen2-vl-2b": Workload("prefill", 1, 784, 14336, 12, 2, 128, in_runs=True),
+    "prefill qwen3-vl-2b": Workload("prefill", 1, 784, 14336, 16, 8, 128, in_runs=True),
+    "prefill qwen3-vl-8b": Workload("prefill", 1, 784, 14336, 32, 8, 128, in_runs=True),
     "windows 720p": Workload("vision", 1, 3600, 3600, 16, 16, 80, span=64),
     "frame 720p": Workload("vision", 1, 3600, 3600, 16, 16, 80, span=3600),
+    "frame qwen3-vl-2b": Workload("vision", 1, 2880, 2880, 16, 16, 64, span=2880),
+    "frame qwen3-vl-8b": Workload("vision", 1, 2880, 2880, 16, 16, 72, span=2880),
 }

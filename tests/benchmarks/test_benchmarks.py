@@ -17,11 +17,12 @@ from benchmarks.__main__ import parser
 from benchmarks.ceilings import Ceilings
 from benchmarks.kernel_rivals import RIVALS, visibility
 from benchmarks.kernel_timing import Variant, compiled, timed
-from benchmarks.model_configs import model_config
+from benchmarks.model_configs import model_config, published_name
 from benchmarks.torch_baseline import measure
 from pallas_kernels import reference
 from pallas_kernels.workloads import WORKLOADS, Workload
 from svlm_jax.errors import InputError
+from svlm_jax.families import FAMILIES, family_named
 from tests.support import ROOT
 
 
@@ -79,6 +80,38 @@ def test_the_picture_of_a_chunk_is_that_of_its_data(tmp_path):
             ends = [bar["start"] + bar["ms"] for bar in bars]
             assert all(bar["start"] >= end - 0.01 for bar, end in zip(bars[1:], ends, strict=False))  # one thing at a time
             assert ends[-1] <= line["total"] + 0.01
+
+
+def test_a_part_runs_another_model_by_its_name(tmp_path):
+    """Else: a number of one model stands under the name of another."""
+    args = device_arguments(tmp_path, "--shape", "qwen2-vl-2b")
+    command = parser().parse_args(device.part_command("stream", args)[2:])
+    assert (command.shape, command.height, command.name) == ("qwen2-vl-2b", 720, "device_stream_qwen2-vl-2b")
+    args.small = True
+    command = parser().parse_args(device.part_command("stream", args)[2:])
+    assert (command.shape, command.height, command.name) == ("qwen2-vl-tiny", 112, "device_stream_qwen2-vl-2b_small")
+    with pytest.raises(InputError, match="--shape: got parts kernels, expected parts that run a model"):
+        device.bench(device_arguments(tmp_path, "--shape", "7b", "--part", "kernels,stream"))
+
+
+@pytest.mark.parametrize("family", [family.name.lower() for family in FAMILIES.values()])
+def test_a_small_shape_is_its_family(family):
+    """Else: what is measured is another kind of model."""
+    small, published = model_config(f"{family}-tiny", "float32"), family_named(family).presets
+    for config in published.values():
+        for name in ("norm", "hidden_act", "window_size", "num_position_embeddings", "patch_size", "patch_bias"):
+            assert getattr(small.vision, name) == getattr(config.vision, name), name
+        for name in ("qk_norm", "qkv_bias", "mrope_interleaved", "rope_theta"):
+            assert getattr(small.text, name) == getattr(config.text, name), name
+        assert bool(small.vision.deepstack_visual_indexes) == bool(config.vision.deepstack_visual_indexes)
+    assert small.vision.depth == 2 and small.model_type == config.model_type
+
+
+def test_a_shape_is_named_with_or_without_its_family():
+    assert published_name("7b") == "qwen2.5-vl-7b" and published_name("qwen2-vl-7b") == "qwen2-vl-7b"
+    with pytest.raises(InputError, match=r"--shape: got 9b, expected one of qwen2\.5-vl-3b, ") as error:
+        published_name("9b")
+    assert len(str(error.value)) < 300
 
 
 def test_an_unknown_part_is_one_line(tmp_path):
