@@ -31,13 +31,13 @@ test: lint ## lint, then the fast tests
 	$(BIN)/pytest -n 2 --dist worksteal
 
 test-latest: .venv-latest/test.stamp ## the fast tests but parity, on the newest Python here (3.12 or newer) and the newest jax
-	.venv-latest/bin/pytest -n 2 --dist worksteal --ignore tests/parity
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv-latest/bin/pytest -n 2 --dist worksteal --ignore tests/parity
 
 lint: .venv/test.stamp ## ruff, ruff format, pyright
 	$(BIN)/pre-commit run --all-files
 
 slow: .venv/test.stamp ## the slow tests only
-	$(BIN)/pytest -n 2 --dist worksteal -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -n 2 --dist worksteal -m slow
 
 clean: ## remove .venv, caches and build products
 	rm -rf .venv .venv-latest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -18,6 +18,9 @@ if "SVLM_TESTS_CACHE" not in os.environ:  # of commands that tests start: compil
     os.environ["SVLM_TESTS_CACHE"] = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="svlm-tests-cache-")
     atexit.register(shutil.rmtree, os.environ["SVLM_TESTS_CACHE"], ignore_errors=True)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; the tests are parallel already
+# Tests compile far more than they run, and LLVM's optimisations took a third of all their time; the HLO is the same without.
+# Commands that tests start inherit it. Claims about bits have programs as users do: the fixture `optimized`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
 import jaxtyping
@@ -54,3 +57,17 @@ def tiny_tied_dir() -> Path:
 def processor_dir() -> Path:
     """Tokenizer, chat template and image settings."""
     return FIXTURES / "processor"
+
+
+@pytest.fixture(scope="module")
+def optimized():
+    """Programs of this module are compiled as users compile them: what is bit for bit must survive LLVM's optimisations."""
+    name = "jax_disable_most_optimizations"
+    if not (before := jax.config.values[name]):
+        yield
+        return
+    jax.clear_caches()  # they do not tell the two apart
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+    jax.clear_caches()

@@ -7,6 +7,8 @@ import pytest
 
 from svlm_jax.decode.top_k import CHUNK, by_chunks, top_k, without_sort
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 
 def rows(kind: str, size: int, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)

@@ -20,6 +20,7 @@ from svlm_jax.media.resize_weights import FrameBox, frame_patch_index, resize_we
 from svlm_jax.model.pixels import PASSES, patches_of
 from tests.support.pixels import STREAM_FRAME, hard_frame
 
+pytestmark = pytest.mark.usefixtures("optimized")
 VISION = preset("qwen2.5-vl-7b").vision
 CONFIG = PixelConfig(min_pixels=56 * 56, max_pixels=112 * 112)
 BOX = FrameBox.largest(4, 90, 120, CONFIG, max_aspect_ratio=4)

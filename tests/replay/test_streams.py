@@ -16,6 +16,7 @@ from tests.cli.test_commands import command, refusal
 from tests.support import FIXTURES
 from tests.support.pixels import STREAM_FRAME
 
+pytestmark = pytest.mark.usefixtures("optimized")
 STREAMS = FIXTURES / "streams"
 RECORDED = sorted(path.stem for path in STREAMS.glob("*.json"))
 EQUAL = ("ids_equal", "cache_lengths_equal", "positions_equal", "tokens_equal", "text_equal")
