@@ -9,6 +9,7 @@ import pytest
 
 from svlm_jax.errors import InputError
 from svlm_jax.families import FAMILIES, config_json, preset
+from svlm_jax.train.dry_run import read_shape
 from tests.support import FIXTURES
 
 CONFIGS = FIXTURES / "configs"
@@ -59,8 +60,8 @@ def test_the_newest_version_is_written_again_key_by_key(family):
 
 
 def test_livecc_has_the_shape_of_qwen2_vl_7b():
-    """Its file is what 4.45 to 4.51 write: hidden_size alone in the vision section."""
-    assert bare(preset("livecc-7b")) == bare(preset("qwen2-vl-7b"))
+    """Its file is what 4.45 to 4.51 write, without the tower (`hidden_size` is the default); a dry run knows it by its name."""
+    assert bare(read_shape("chenjoya/LiveCC-7B-Instruct")) == bare(preset("qwen2-vl-7b"))
     assert set(saved("4.49.0", "7b", "qwen2_vl")["vision_config"]) == {"in_chans", "model_type", "spatial_patch_size"}
 
 
@@ -151,6 +152,7 @@ def test_a_qwen2_vl_tower_that_the_file_does_not_describe_is_that_of_transformer
     assert (vision.out_hidden_size, vision.window_size, vision.tokens_per_second) == (3584, 0, None)
     assert (vision.norm, vision.hidden_act, vision.patch_bias) == ("layer_norm", "quick_gelu", False)
     assert vision.fullatt_block_indexes == tuple(range(32)) and config.text.rms_norm_eps == 1e-5
+    assert [vision.temporal_step(fps) for fps in (1, 2, 8)] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
