@@ -72,7 +72,7 @@ def dump_sections(config: ModelConfig) -> tuple[Section, Section]:
     text = qwen.dump_text(config.text, _TEXT_FIXED) | {"model_type": "qwen3_vl_text", "attention_bias": False}
     text["rope_parameters"] |= {"mrope_interleaved": True}
     if config.tie_word_embeddings:
-        text["tie_word_embeddings"] = True  # where 4.57 looks; without it a tied model would get a random head there
+        text["tie_word_embeddings"] = True  # as in the published files: vLLM looks there, and would miss a head
     vision = field_values(config.vision, {*_VISION_FIXED, "fullatt_block_indexes"})
     vision["rope_parameters"] = {"rope_theta": VISION_ROPE_THETA, "rope_type": "axial"}
     return text, vision | {"model_type": "qwen3_vl_vision", "hidden_act": "gelu_pytorch_tanh"}

@@ -198,7 +198,7 @@ def test_a_qwen3_vl_without_rope_theta_is_refused():
 
 
 def test_a_tied_qwen3_vl_says_so_in_both_sections():
-    """4.57 and vLLM look into the text section: without it they would give the model a random head."""
+    """As in the published files: vLLM looks into the text section, and would miss the weights of a head."""
     for size, tied in (("2b", True), ("8b", False)):
         written = config_json.dump(config_json.parse(saved("4.57.1", size, "qwen3_vl")))
         assert written["tie_word_embeddings"] == written["text_config"].get("tie_word_embeddings", False) == tied

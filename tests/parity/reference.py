@@ -18,7 +18,7 @@ import pytest
 from svlm_jax.checkpoint import huggingface
 from svlm_jax.config import ModelConfig, VisionConfig
 from svlm_jax.families import FAMILIES, config_json
-from svlm_jax.inputs import Clip, Inputs, Sample, window_order
+from svlm_jax.inputs import Clip, Grid, Inputs, Sample, window_order
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.spans import Kind, Span, positions, vision_span
@@ -37,13 +37,14 @@ _TEXT = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention
 
 class Shape(NamedTuple):
     """A random model: its family, sizes of its text model in the order of `_TEXT`, rotary sections, and its vision section as
-    the library writes it."""
+    the library writes it. head_dim: where it is not hidden_size / num_attention_heads."""
 
     family: str
     text: tuple[int, ...]
     sections: list[int]
     vision: dict[str, Any]
     tied: bool = False
+    head_dim: int = 0
 
 
 def _qwen2_5(width: int, mlp: int, depth: int, heads: int, window: int, full: list[int], out: int) -> dict[str, Any]:
@@ -55,6 +56,11 @@ def _qwen2(width: int, ratio: int, depth: int, heads: int, out: int) -> dict[str
     return {"embed_dim": width, "mlp_ratio": ratio, "depth": depth, "num_heads": heads, "hidden_size": out}
 
 
+def _qwen3(width: int, mlp: int, depth: int, heads: int, side: int, deepstack: list[int], out: int) -> dict[str, Any]:
+    vision = {"hidden_size": width, "intermediate_size": mlp, "depth": depth, "num_heads": heads, "out_hidden_size": out}
+    return vision | {"num_position_embeddings": side**2, "deepstack_visual_indexes": deepstack}
+
+
 # Grouped queries 7:1, head_dim 8 and 16, vision head_dim 20, MLP widths and a vocabulary that do not divide by 8.
 SHAPES = {
     "seven_to_one": Shape("qwen2_5_vl", (56, 90, 3, 7, 1), [1, 2, 1], _qwen2_5(40, 54, 3, 2, 112, [1], 56)),
@@ -63,6 +69,10 @@ SHAPES = {
     "qwen2_vl": Shape("qwen2_vl", (56, 90, 2, 7, 1), [1, 2, 1], _qwen2(40, 3, 2, 2, 56)),
     "qwen2_vl_tied": Shape("qwen2_vl", (96, 130, 2, 6, 2), [2, 3, 3], _qwen2(48, 2, 3, 3, 96), tied=True),
     "qwen2_vl_256": Shape("qwen2_vl", (256, 500, 4, 8, 2), [4, 6, 6], _qwen2(160, 2, 4, 2, 256)),
+    # A decoder layer without DeepStack after two with it, a tower with head_dim 72, tables of 8 x 8 and 5 x 5 positions.
+    "qwen3_vl": Shape("qwen3_vl", (56, 90, 3, 4, 2), [6, 3, 3], _qwen3(144, 150, 3, 2, 8, [0, 1], 56), head_dim=24),
+    "qwen3_vl_tied": Shape("qwen3_vl", (96, 130, 2, 6, 2), [6, 5, 5], _qwen3(40, 90, 3, 2, 5, [1], 96), True, head_dim=32),
+    "qwen3_vl_256": Shape("qwen3_vl", (256, 500, 4, 8, 2), [8, 8, 8], _qwen3(160, 300, 4, 2, 8, [0, 1, 3], 256), head_dim=48),
 }
 
 
@@ -81,6 +91,10 @@ def library_config(name: str) -> Any:
     rope = {"type": "mrope", "mrope_section": shape.sections, "rope_theta": 1e6}
     text = dict(zip(_TEXT, shape.text, strict=True))
     text |= {"vocab_size": 313, "rms_norm_eps": 1e-6, "rope_scaling": rope, "dtype": "float32"}
+    if shape.family == "qwen3_vl":
+        rope = {"mrope_interleaved": True, "mrope_section": shape.sections, "rope_theta": 5e6, "rope_type": "default"}
+        text |= {"rope_scaling": rope, "head_dim": shape.head_dim}
+        text |= {"tie_word_embeddings": True} if shape.tied else {}  # as in the published files
     return getattr(transformers, FAMILIES[shape.family].architecture.replace("ForConditionalGeneration", "Config"))(
         text_config=text | {"bos_token_id": 310, "eos_token_id": 311},
         vision_config=shape.vision | {"dtype": "float32"},
@@ -151,7 +165,8 @@ def video(t: int, h: int, w: int, fps: float = 2.0) -> Picture:
 
 
 def make_sample(pieces: Sequence[Piece], config: ModelConfig, seed: int) -> Sample:
-    """Random tokens and random patches of standard deviation 1, with vision markers around every picture."""
+    """Random tokens and random patches of standard deviation 1, with vision markers around every picture; in a family with time
+    stamps around each temporal patch of a clip, with three random tokens for its stamp."""
     rng = np.random.default_rng(seed)
     ids: list[int] = []
     spans: list[Span] = []
@@ -168,12 +183,25 @@ def make_sample(pieces: Sequence[Piece], config: ModelConfig, seed: int) -> Samp
         step = 1.0 if piece.fps is None else config.vision.temporal_step(piece.fps)
         patches = rng.normal(size=(int(np.prod(piece.grid)), config.vision.patch_dim)).astype(np.float32)
         clips.append(Clip(patches, piece.grid, step, video=piece.fps is not None))
-        span = vision_span(piece.grid, step=step)
-        say([config.vision_start_token_id])
-        ids.extend([config.image_token_id if piece.fps is None else config.video_token_id] * span.length)
-        spans.append(span)
-        say([config.vision_end_token_id])
+        blocks = _blocks(clips[-1], config)
+        for grid in blocks:
+            stamp = rng.integers(0, TEXT_IDS, 3 if piece.fps and _has_stamps(config) else 0).tolist()
+            span = vision_span(grid, step=step)
+            say([*stamp, config.vision_start_token_id])
+            ids.extend([config.image_token_id if piece.fps is None else config.video_token_id] * span.length)
+            spans.append(span)
+            say([config.vision_end_token_id])
     return Sample(np.array(ids, np.int32), tuple(spans), tuple(clips))
+
+
+def _has_stamps(config: ModelConfig) -> bool:
+    return FAMILIES[config.model_type].chat.frame_text is not None
+
+
+def _blocks(clip: Clip, config: ModelConfig) -> list[Grid]:
+    """Grids of the vision blocks of an image or a clip."""
+    t, h, w = clip.grid
+    return [(1, h, w)] * t if clip.video and _has_stamps(config) else [clip.grid]
 
 
 def make_samples(prompts: Sequence[Sequence[Piece]], config: ModelConfig, seed: int = 0) -> list[Sample]:
@@ -206,7 +234,7 @@ def torch_inputs(samples: Sequence[Sample], config: ModelConfig, side: str = "ri
         here = _where(len(sample.ids), size, side)
         ids[b, here] = torch.from_numpy(sample.ids).long()
         mask[b, here] = 1
-        flags = iter(2 if clip.video else 1 for clip in sample.clips)
+        flags = iter(2 if clip.video else 1 for clip in sample.clips for _ in _blocks(clip, config))
         kinds = np.concatenate([np.full(span.length, 0 if span.grid is None else next(flags)) for span in sample.spans])
         types[b, here] = torch.from_numpy(kinds).long()
     result = {"input_ids": ids, "attention_mask": mask}
@@ -244,20 +272,24 @@ def pad_tokens(values: Sequence[np.ndarray], inputs: Inputs) -> np.ndarray:
 
 @dataclass
 class Trace:
-    """What torch hooks saw in one forward: inputs and outputs of every call, by module name."""
+    """What torch hooks saw in one forward: inputs and outputs of every call, by module name. deepstack: [B, T, D] that is added
+    after each of the first decoder layers. rotary: cosines and sines of the decoder, [B, T, H]."""
 
     inputs: dict[str, list[np.ndarray]]
     outputs: dict[str, list[np.ndarray]]
     logits: Any
+    deepstack: list[np.ndarray]
+    rotary: np.ndarray | None
 
 
 def trace(model: Any, inputs: dict[str, Any]) -> Trace:
     """One forward of the library with every rung of the ladder recorded."""
-    seen = Trace(defaultdict(list), defaultdict(list), None)
+    seen = Trace(defaultdict(list), defaultdict(list), None, [], None)
     visual, text = model.model.visual, model.model.language_model
     modules = {"patch_embed": visual.patch_embed, "merger": visual.merger, "norm": text.norm}
     modules |= {f"block{i}": block for i, block in enumerate(visual.blocks)}
     modules |= {f"layer{i}": layer for i, layer in enumerate(text.layers)}
+    modules |= {f"deepstack{i}": merger for i, merger in enumerate(getattr(visual, "deepstack_merger_list", ()))}
 
     def record(name: str):
         def hook(_module, args, kwargs, out):
@@ -270,8 +302,18 @@ def trace(model: Any, inputs: dict[str, Any]) -> Trace:
     def tower(_module, _args, _kwargs, out):
         seen.outputs["tower"].append(as_numpy(out.pooler_output))
 
+    def rotary(_module, _args, _kwargs, out):
+        seen.rotary = np.concatenate([as_numpy(part)[..., : part.shape[-1] // 2] for part in out], axis=-1)
+
+    def decoder(_module, _args, kwargs, out):
+        for features in kwargs.get("deepstack_visual_embeds") or ():
+            added = torch.zeros_like(out.last_hidden_state)
+            added[kwargs["visual_pos_masks"]] = features
+            seen.deepstack.append(as_numpy(added))
+
     handles = [module.register_forward_hook(record(name), with_kwargs=True) for name, module in modules.items()]
-    handles.append(visual.register_forward_hook(tower, with_kwargs=True))
+    hooks = ((visual, tower), (text, decoder), (text.rotary_emb, rotary))
+    handles += [module.register_forward_hook(hook, with_kwargs=True) for module, hook in hooks]
     try:
         with torch.no_grad():
             seen.logits = model(**inputs, use_cache=False).logits

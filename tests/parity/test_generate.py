@@ -25,8 +25,9 @@ ALONE = {  # frames of 33 to 64 patches and prompts of one bucket: one compilati
 }
 BATCH = ((5, image(6, 10), 9), (20,), (3, video(2, 8, 6), 4, image(4, 4), 2), (40, image(2, 6), 11))
 # Their replies to the batch below are enough by default: it has text, images, a clip, and padding.
-OTHER_FAMILIES = [pytest.param("qwen2_vl", marks=pytest.mark.slow), pytest.param("qwen2_vl_tied", marks=pytest.mark.slow)]
-every_model = pytest.mark.parametrize("name", [*MODELS, *OTHER_FAMILIES])
+OTHER_FAMILIES = ("qwen2_vl", "qwen2_vl_tied", "qwen3_vl", "qwen3_vl_tied")
+SLOW = {name: pytest.param(name, marks=pytest.mark.slow) for name in OTHER_FAMILIES}
+every_model = pytest.mark.parametrize("name", [*MODELS, *SLOW.values()])
 
 
 def their_replies(model, samples, config, monkeypatch, eos=None, new=NEW, **options) -> list[list[int]]:
@@ -90,6 +91,14 @@ def test_reply_to_a_long_clip_is_that_of_the_library_at_our_positions(pair, name
     assert our_replies(both.model, samples, both.config) == their_replies(both.torch, samples, both.config, monkeypatch)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["qwen3_vl", "qwen3_vl_tied"])
+def test_reply_to_a_long_clip_with_time_stamps_is_that_of_the_library_at_its_own_positions(pair, name):
+    both = pair(name)
+    samples = ref.make_samples([ALONE["a long clip"]], both.config)
+    assert our_replies(both.model, samples, both.config) == plain_replies(both.torch, samples, both.config)
+
+
 @every_model
 def test_reply_to_text_alone_is_that_of_the_library(pair, name):
     both = pair(name)
@@ -97,7 +106,7 @@ def test_reply_to_text_alone_is_that_of_the_library(pair, name):
     assert our_replies(both.model, samples, both.config) == plain_replies(both.torch, samples, both.config)
 
 
-@pytest.mark.parametrize("name", [*MODELS, "qwen2_vl", OTHER_FAMILIES[1]])
+@pytest.mark.parametrize("name", [*MODELS, "qwen2_vl", SLOW["qwen2_vl_tied"], "qwen3_vl", SLOW["qwen3_vl_tied"]])
 def test_replies_to_a_padded_batch_are_those_of_the_library(batch, name):
     both, samples, ours = batch(name)
     assert {len(reply) for reply in ours} == {NEW}

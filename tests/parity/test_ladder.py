@@ -17,7 +17,7 @@ from pallas_kernels import xla as attention
 from svlm_jax.config import VISION_ROPE_THETA
 from svlm_jax.data.batch import collate
 from svlm_jax.inputs import Inputs, Sample
-from svlm_jax.model.rope import text_rotary, vision_rotary
+from svlm_jax.model.rope import vision_rotary
 from svlm_jax.model.text import AttentionMetadata
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, video
@@ -48,6 +48,11 @@ CLIMBS += [("tied_wide_heads", scene) for scene in ("left-padded batch", "long p
 CLIMBS += [("qwen2_vl", "left-padded batch")]  # has every kind of grid
 CLIMBS += [pytest.param("qwen2_vl", scene, marks=pytest.mark.slow) for scene in SCENES if scene != "left-padded batch"]
 CLIMBS += [pytest.param("qwen2_vl_tied", "long clip at 8 fps", marks=pytest.mark.slow)]
+CLIMBS += [("qwen3_vl", "left-padded batch")]
+CLIMBS += [pytest.param("qwen3_vl", scene, marks=pytest.mark.slow) for scene in SCENES if scene != "left-padded batch"]
+CLIMBS += [
+    pytest.param("qwen3_vl_tied", scene, marks=pytest.mark.slow) for scene in ("right-padded batch", "long clip at 8 fps")
+]
 TOKEN_BUCKETS = (64, 128, 256, 1088)  # the long prompt has 1063 tokens
 
 
@@ -80,7 +85,7 @@ def feed(seen: ref.Trace, samples, side, inputs: Inputs, config) -> dict[str, np
     for name, calls in seen.inputs.items():
         if name.startswith(("layer", "norm")):
             fed[name] = ref.pad_tokens(ref.real_tokens(calls[0], samples, side), inputs)
-        elif name.startswith(("block", "merger")):
+        elif name.startswith(("block", "merger", "deepstack")):
             fed[name] = np.zeros((*inputs.vision.patches.shape[:2], config.vision.hidden_size), np.float32)
             for b, parts in enumerate(ref.by_clip(calls, samples, 1)):
                 for (start, clip), rows in zip(starts(samples[b]), parts, strict=True):
@@ -94,7 +99,10 @@ def forward(graph, state, inputs: Inputs, fed) -> dict[str, jax.Array]:
     """Every rung on the library's input of that rung, the decoder and the whole model on their own."""
     model = nnx.merge(graph, state)
     tower, decoder = model.vision, model.text
-    out = {"patch_embed": tower.patch_embed(inputs.vision.patches), "tower": tower(inputs.vision).rows}
+    features, (embedded, deepstack) = tower(inputs.vision), model.embed(inputs)
+    out = {"patch_embed": tower.patch_embed(inputs.vision.patches), "tower": features.rows, "embed": embedded}
+    out["positions"] = tower._embed(inputs.vision)
+    out |= {f"features{i}": rows for i, rows in enumerate(features.by_layer)}
     index = jnp.where(
         inputs.vision.frame_range[..., 0] <= inputs.vision.frame_range[..., 1], jnp.arange(out["patch_embed"].shape[1]), -1
     )
@@ -105,13 +113,15 @@ def forward(graph, state, inputs: Inputs, fed) -> dict[str, jax.Array]:
         span = inputs.vision.frame_span if full else tower.config.window_patches
         out[f"block{i}"] = block(fed[f"block{i}"], rotary, segment, index, span)
     out["merger"] = tower.merger(fed["merger"])
-    rotary = text_rotary(inputs.positions, decoder.config.mrope_section, decoder.config.rope_theta)
+    out |= {f"deepstack{i}": merger(fed[f"deepstack{i}"]) for i, merger in enumerate(tower.deepstack)}
+    rotary = decoder._rotary(inputs.positions)
+    out["rotary"] = jnp.concatenate(rotary, axis=-1)
     for i, layer in enumerate(decoder.layers):
         out[f"layer{i}"] = layer(fed[f"layer{i}"], AttentionMetadata(rotary, inputs.index, inputs.index))[0]
+    out |= {f"added{i}": rows for i, rows in enumerate(deepstack)}
     out["norm"] = decoder.norm(fed["norm"])
-    out["decoder"] = decoder(fed["layer0"], inputs.index, inputs.positions)
+    out["decoder"] = decoder(fed["layer0"], inputs.index, inputs.positions, deepstack)
     out["head"] = decoder.logits(out["norm"])
-    out["embed"] = model.embed(inputs)[0]
     out["logits"] = model(inputs)
     return out
 
@@ -121,12 +131,14 @@ def starts(sample: Sample):
     return zip(np.cumsum([0] + [len(clip.patches) for clip in sample.clips]), sample.clips, strict=False)
 
 
-def vision_rows(climbed: Climb, rung: str, merged: bool, theirs_in_windows: bool) -> tuple[np.ndarray, np.ndarray]:
+def vision_rows(
+    climbed: Climb, rung: str, merged: bool, theirs_in_windows: bool, theirs: list[np.ndarray] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Ours and theirs of a vision rung, in patchify order, all clips of all samples one after the other."""
-    config = climbed.pair.config.vision
+    config, calls = climbed.pair.config.vision, climbed.seen.outputs[rung] if theirs is None else theirs
     unit = config.merge_unit if merged else 1
     ours, theirs = [], []
-    for b, parts in enumerate(ref.by_clip(climbed.seen.outputs[rung], climbed.samples, unit)):
+    for b, parts in enumerate(ref.by_clip(calls, climbed.samples, unit)):
         for (start, clip), rows in zip(starts(climbed.samples[b]), parts, strict=True):
             here = climbed.ours[rung][b, start // unit :][: len(rows)]
             ours.append(ref.from_our_windows(here, clip.grid, config))
@@ -144,12 +156,24 @@ def rungs(climbed: Climb) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(name, ours, theirs) from the bottom of the ladder to its top."""
     config, seen = climbed.pair.config, climbed.seen
     yield "patch embedding", *vision_rows(climbed, "patch_embed", merged=False, theirs_in_windows=False)
+    yield "with learned positions", *vision_rows(climbed, "positions", False, True, theirs=seen.inputs["block0"])
     for i in range(config.vision.depth):
         kind = "full" if i in config.vision.fullatt_block_indexes else "window"
         yield f"{kind} block {i}", *vision_rows(climbed, f"block{i}", merged=False, theirs_in_windows=True)
     yield "merger", *vision_rows(climbed, "merger", merged=True, theirs_in_windows=True)
+    stacked = range(len(config.vision.deepstack_visual_indexes))
+    for i in stacked:
+        yield f"DeepStack merger {i}", *vision_rows(climbed, f"deepstack{i}", merged=True, theirs_in_windows=False)
     yield "whole tower", *vision_rows(climbed, "tower", merged=True, theirs_in_windows=False)
+    for i in stacked:
+        yield f"whole tower, DeepStack {i}", *vision_rows(climbed, f"features{i}", True, False, seen.outputs[f"deepstack{i}"])
     yield "vision rows in the place of the pads", *token_rows(climbed, "embed", seen.inputs["layer0"][0])
+    yield (
+        "rotary cosines and sines",
+        *token_rows(climbed, "rotary", np.broadcast_to(seen.rotary, (len(climbed.samples), *seen.rotary.shape[1:]))),
+    )
+    for i in stacked:
+        yield f"DeepStack {i} in the place of the pads", *token_rows(climbed, f"added{i}", seen.deepstack[i])
     for i in range(config.text.num_hidden_layers):
         yield f"decoder layer {i}", *token_rows(climbed, f"layer{i}", seen.outputs[f"layer{i}"][0])
     yield "final norm", *token_rows(climbed, "norm", seen.outputs["norm"][0])
@@ -168,9 +192,11 @@ def test_every_rung_is_that_of_the_library(pair, name, scene):
     assert [rung for rung, values in climbed.ours.items() if not np.isfinite(values).all()] == []  # padding too
 
 
+@pytest.mark.parametrize("name", ["seven_to_one", "qwen3_vl"])
 @pytest.mark.parametrize("scene", SCENES)
-def test_positions_are_those_of_the_library_where_the_rules_agree(pair, scene):
-    both, (prompts, side, agree) = pair("seven_to_one"), SCENES[scene]
+def test_positions_are_those_of_the_library_where_the_rules_agree(pair, name, scene):
+    both, (prompts, side, agree) = pair(name), SCENES[scene]
+    agree = agree or name == "qwen3_vl"  # whose time is text: each temporal patch is a block with one t
     samples = ref.make_samples(prompts, both.config)
     ours = collate(samples, both.config.vision, side=side).positions.swapaxes(1, 2)
     theirs = ref.their_positions(both.torch, samples, both.config, side)

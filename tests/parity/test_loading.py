@@ -20,7 +20,8 @@ from tests.parity.reference import image, torch, transformers, video
 from safetensors.torch import load_file, save_file  # isort: skip  (needs torch)
 
 SOURCES = ("tiny", "tiny_tied", "tiny in bfloat16", "tiny in the layout of memory", "seven_to_one", "tied_wide_heads")
-SOURCES += ("qwen2_vl_tied", "qwen2_vl in the layout of memory")
+OTHER_FAMILIES = ("qwen2_vl", "qwen2_vl_tied", "qwen3_vl", "qwen3_vl_tied")
+SOURCES += ("qwen2_vl_tied", "qwen2_vl in the layout of memory", "qwen3_vl", "qwen3_vl_tied")
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +136,7 @@ def test_tied_model_has_one_leaf_and_writes_no_head(checkpoint, tmp_path):
     assert "text.head.kernel" not in huggingface.load(tmp_path, config)
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny_tied", "seven_to_one", "tied_wide_heads", "qwen2_vl", "qwen2_vl_tied"])
+@pytest.mark.parametrize("name", ["tiny", "tiny_tied", "seven_to_one", "tied_wide_heads", *OTHER_FAMILIES])
 def test_nested_config_comes_back_key_by_key(checkpoint, tmp_path, name):
     ref.read_torch(checkpoint(name)).save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
