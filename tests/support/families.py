@@ -38,7 +38,7 @@ def tiny_config(family: Family) -> ModelConfig:
         vision_end_token_id=439,
         dtype="float32",
         param_dtype="float32",
-        hf_extra=json.dumps({"text_config": {"eos_token_id": 435}}),
+        hf_extra=json.dumps({"text_config": {"eos_token_id": 435, "bos_token_id": 433}}),
     )
 
 
