@@ -11,7 +11,7 @@ import pytest
 from svlm_jax.config import StreamConfig
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
-from svlm_jax.families import FAMILIES, QWEN2_5_VL, config_json, preset
+from svlm_jax.families import config_json, preset
 from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, patch_times
 from svlm_jax.media.pixels import CLIP_MEAN, CLIP_STD, PixelConfig, smart_resize
 from svlm_jax.media.processor import Processor, frame_bounds, frame_share
@@ -126,14 +126,8 @@ QWEN3_NESTED = {
 
 
 @pytest.fixture
-def qwen3(opened, monkeypatch, tiny_dir):
-    family = replace(QWEN2_5_VL, model_type="patch16", image_pixels=(65536, 16777216), video_tokens=12_288, video_size="video")
-    monkeypatch.setitem(FAMILIES, "patch16", family)
-    tiny = config_json.read(tiny_dir)
-    half = (0.5, 0.5, 0.5)
-    vision = replace(tiny.vision, patch_size=16, window_size=128, image_mean=half, image_std=half)
-    config = replace(tiny, model_type="patch16", vision=vision)
-    return lambda **files: opened(config, **files)
+def qwen3(opened):
+    return lambda **files: opened(preset("qwen3-vl-8b"), **files)
 
 
 @pytest.mark.parametrize("files", [{}, QWEN3_FILES, QWEN3_NESTED], ids=["no files", "published", "transformers 5"])

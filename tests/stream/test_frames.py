@@ -11,10 +11,13 @@ import pytest
 
 import svlm_jax
 from svlm_jax.config import StreamConfig
+from svlm_jax.data.annotation import Annotation, Word
 from svlm_jax.errors import InputError
+from svlm_jax.families import family_named
 from svlm_jax.inputs import Clip, Frames
 from svlm_jax.media.processor import Processor
 from svlm_jax.media.resize_weights import FrameBox
+from svlm_jax.media.video import write_video
 from svlm_jax.replay import stream
 from svlm_jax.replay.format import noise_frames
 from svlm_jax.serve.client_image import Box, fit_size
@@ -27,6 +30,7 @@ from svlm_jax.stream.runner import VIDEO, Runner, watch
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
 from svlm_jax.stream.warmup import compile_programs
+from svlm_jax.touchline.scratch import scratch
 from tests.stream.test_runner import CONFIG, Film
 from tests.support import FIXTURES
 from tests.support.pixels import STREAM_FRAME, hard_frame
@@ -160,6 +164,17 @@ def test_a_frame_that_does_not_fit_is_refused_in_a_line(vlm, box, size):
         made.prepare(made.join(made.init_state()), 0, chunk(vlm, 0, size, 0, True))
     with pytest.raises(ValueError, match="got patches of a chunk, expected frames"):
         made.prepare(made.join(made.init_state()), 0, chunk(vlm, 0, SIZES[0], 0, False))
+
+
+@pytest.mark.slow
+def test_a_stream_of_qwen3_vl_says_the_same_on_the_device(tmp_path):
+    """Patches of 16 pixels with a normalisation of their own, blocks of one pair, learned positions."""
+    scratch(tmp_path / "0", [Annotation(None, 0, 1, "Tell", "", (Word(0, 1, "Home"),))], family=family_named("qwen3-vl"))
+    write_video(tmp_path / "v.mp4", np.stack([hard_frame(224, 336, seed) for seed in range(6)]), 2)
+    qwen3 = svlm_jax.from_pretrained(tmp_path / "0")
+    events = [list(qwen3.watch(tmp_path / "v.mp4", resize_on=on, max_new_tokens=4)) for on in ("host", "device")]
+    host, device = ([event.tokens for event in half if isinstance(event, Caption)] for half in events)
+    assert host == device and len(host) == 3
 
 
 def test_the_setting_says_where_frames_are_resized(vlm, monkeypatch):
