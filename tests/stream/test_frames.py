@@ -173,7 +173,7 @@ def test_a_stream_of_qwen3_vl_says_the_same_on_the_device(tmp_path):
     write_video(tmp_path / "v.mp4", np.stack([hard_frame(224, 336, seed) for seed in range(6)]), 2)
     qwen3 = svlm_jax.from_pretrained(tmp_path / "0")
     events = [list(qwen3.watch(tmp_path / "v.mp4", resize_on=on, max_new_tokens=4)) for on in ("host", "device")]
-    host, device = ([event.tokens for event in half if isinstance(event, Caption)] for half in events)
+    host, device = ([event.tokens.tolist() for event in half if isinstance(event, Caption)] for half in events)
     assert host == device and len(host) == 3
 
 
