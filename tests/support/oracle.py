@@ -117,7 +117,8 @@ class Token:
 @dataclass(frozen=True)
 class Windows:
     """What a stream keeps. vision_window, text_rounds and window_chunks in chunks, sink and text_window in tokens of previous
-    text (text_window None: never cut); rope_positions, mrope_axes and mode as in `Oracle`."""
+    text (text_window None: never cut); rope_positions, mrope_axes and mode as in `Oracle`. recompute_moved: the words of a
+    reply that moved are computed again with the next turn, where they stand then."""
 
     vision_window: int = 16
     text_rounds: int = 16
@@ -127,6 +128,7 @@ class Windows:
     mrope_axes: Literal[1, 3] = 3
     mode: Literal["streaming", "full", "window", "recompute"] = "streaming"
     window_chunks: int = 100
+    recompute_moved: bool = False
 
 
 class Computed(NamedTuple):
@@ -271,13 +273,16 @@ class Oracle:
                 self.retained.remove(token)
 
     def _move_words(self, turn: int) -> None:
-        """Words of a reply, all that was said but the last two tokens, to the end of the previous text. They stay computed."""
+        """Words of a reply, all that was said but the last two tokens, to the end of the previous text. They stay computed,
+        unless they are to be computed again."""
         said = [token for token in self.retained if (token.role, token.turn, token.part) == (REPLY, turn, SAID)]
         for token in said[:-2]:
             self.retained.remove(token)
             end = [other for other in self.retained if (other.role, other.part) == (PREVIOUS, END)]
             self.retained.insert(self.retained.index(end[0]), token)
             token.role, token.part, token.turn = PREVIOUS, WORDS, end[0].turn
+            if self.windows.recompute_moved:
+                token.seen = None
 
     def _truncate(self, sink: int, text_window: int) -> None:
         """Of the previous text's words keep the first `sink` and the last `text_window` - 1: with <|im_end|> and "\\n" those
