@@ -52,6 +52,35 @@ def test_long_chunks_hold_all_their_frames(film):
     assert got[1].note == "ends 1 s early: its last frame stands for the missing 2"
 
 
+@pytest.mark.parametrize(
+    ("options", "ends", "frames"),
+    [
+        ({"first_chunk_seconds": 2}, [2, 3], [4, 2]),
+        ({"first_chunk_seconds": 3}, [3], [6]),
+        ({"first_chunk_seconds": 5}, [5], [10]),
+        ({"first_chunk_seconds": 1, "chunk_seconds": 2}, [1, 3], [2, 4]),
+        ({"first_chunk_seconds": 1.5, "start": 0.5}, [2, 3], [3, 2]),
+        ({"first_chunk_seconds": 2, "duration": 1.5}, [2], [4]),
+    ],
+)
+def test_a_first_chunk_may_have_a_length_of_its_own(film, options, ends, frames):
+    """Else a model that is trained on a longer beginning never sees one."""
+    source = open_source(film, fps=2, **options)
+    got = chunks(source)
+    assert ([c.end for c in got], [len(c.frames) for c in got]) == (ends, frames)
+    assert source.total == len(got) and [source.chunks_until(c.end) for c in got] == [c.number + 1 for c in got]
+    assert [c.start for c in got] == [options.get("start", 0), *ends[:-1]]
+    samples = round(2 * min(3 - options.get("start", 0), options.get("duration", 3)))
+    assert bool(got[-1].note) == (sum(frames) > samples)
+
+
+def test_an_open_source_has_the_first_chunk_that_is_asked_for(film):
+    source = FileSource(film, Timing(first_chunk_seconds=2))
+    assert open_source(source, first_chunk_seconds=2) is source
+    refused(lambda: open_source(source), "source", "first chunk of 2 s", "one of 1 s")
+    refused(lambda: open_source(film, first_chunk_seconds=0.25), "chunk_seconds", "a whole number of frames")
+
+
 def test_a_video_that_ends_inside_a_chunk_is_filled_up_and_says_so(tmp_path):
     write_video(tmp_path / "v.mp4", grey(14), 10)
     source = open_source(tmp_path / "v.mp4", fps=4)
