@@ -24,12 +24,15 @@ MESHES = {
     "tensor": {"fsdp": 4, "tensor": 2},
     "replicas": {"data": 2, "fsdp": 2, "tensor": 2},
 }
-# Replicated on every device although they have more than one axis: biases by head (28 x 128 numbers a layer at most).
+# Replicated on every device although they have more than one axis: biases by head (28 x 128 numbers a layer at most), and
+# stacks of norms.
 REPLICATED = (
     r"attention.q.bias",
     r"attention.k.bias",
     r"attention.v.bias",
     r"attention.qkv.bias",
+    r"attention.q_norm.scale",
+    r"attention.k_norm.scale",
     r"norm1.scale",
     r"norm2.scale",
 )

@@ -11,7 +11,7 @@ from flax import nnx
 import svlm_jax
 from svlm_jax.config import ModelConfig, StreamConfig
 from svlm_jax.errors import InputError
-from svlm_jax.families import config_json
+from svlm_jax.families import FAMILIES, config_json
 from svlm_jax.inputs import Inputs
 from svlm_jax.model.layers import Linear, to_int8
 from svlm_jax.model.parameters import from_parameters, parameters
@@ -20,6 +20,7 @@ from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import make_mesh, shardings
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
+from tests.support.families import tiny_config
 
 
 def logits(config: ModelConfig, values) -> np.ndarray:
@@ -34,6 +35,12 @@ def logits(config: ModelConfig, values) -> np.ndarray:
 @pytest.fixture(scope="module")
 def model(tiny_dir) -> QwenVL:
     return QwenVL(config_json.read(tiny_dir).compute("float32"), nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def qwen3_vl() -> QwenVL:
+    """With q and k norms, without biases."""
+    return QwenVL(tiny_config(FAMILIES["qwen3_vl"]), nnx.Rngs(0))
 
 
 def test_fused_projections_compute_what_separate_ones_compute(model):
@@ -68,9 +75,11 @@ def test_a_quantized_product_is_that_of_its_rounded_weights():
     np.testing.assert_allclose(linear(x), want, atol=1e-5)
 
 
-def test_int8_logits_are_as_far_off_as_rounding_the_weights_makes_them(model):
+@pytest.mark.parametrize("name", ["model", "qwen3_vl"])
+def test_int8_logits_are_as_far_off_as_rounding_the_weights_makes_them(request, name):
     """Rounding to a step s adds noise of s / sqrt(12); a product of sums with as much relative noise in each of the 4 L + 1
     matrices on the way is off by about sqrt(4 L + 1) times that, and never by more than 4 times."""
+    model = request.getfixturevalue(name)
     config, values = fuse(model.config, parameters(model))
     want = logits(config, values)
     noise = float(np.mean([np.sqrt(np.mean((_rounded(x) - x) ** 2) / np.mean(x**2)) for x in _matrices(values)]))

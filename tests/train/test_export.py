@@ -11,27 +11,26 @@ import pytest
 
 from svlm_jax.checkpoint import convert
 from svlm_jax.errors import InputError
-from svlm_jax.families import config_json
+from svlm_jax.families import FAMILIES, config_json
 from svlm_jax.model.transforms import merge_lora
 from svlm_jax.train import export, setup
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
 from svlm_jax.train.optimizer import build_optimizer
 from svlm_jax.train.run import CONFIG
 from svlm_jax.train.step import TrainStep
+from tests.support.families import tiny_checkpoint
 
 
 @pytest.fixture
-def saved(config, tiny_dir):
+def saved():
     """Makes a run directory with a checkpoint, as training writes it, of parameters that were never trained; its step."""
 
     def save(config, ema=0.0):
         config = replace(config, ema_decay=ema)
-        model, mesh = (
-            setup.training_model_config(config, config_json.read(tiny_dir)),
-            setup.build_mesh(config.mesh, jax.devices()[:1]),
-        )
+        directory, mesh = Path(config.model), setup.build_mesh(config.mesh, jax.devices()[:1])
+        model = setup.training_model_config(config, config_json.read(directory))
         with jax.set_mesh(mesh):
-            trained, frozen = setup.load_parameters(config, model, Path(tiny_dir), mesh)
+            trained, frozen = setup.load_parameters(config, model, directory, mesh)
             trained = {path: value + 0.01 * (number + 1) for number, (path, value) in enumerate(sorted(trained.items()))}
             step = TrainStep(model, build_optimizer(config.optimizer, 1), mesh, trained, ema)
             state = step.init_state(trained)
@@ -68,6 +67,24 @@ def test_an_export_is_what_was_trained_bit_for_bit(kind, to, config, saved, tmp_
     assert got.keys() == want.keys()
     for path in want:
         np.testing.assert_array_equal(got[path].view(f"u{got[path].itemsize}"), want[path].view(f"u{want[path].itemsize}"))
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+def test_an_export_of_another_family_loads_in_transformers(name, config, saved, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    torch = pytest.importorskip("torch")
+    directory = tiny_checkpoint(FAMILIES[name], tmp_path / "model")
+    _, state, _ = saved(replace(config, model=str(directory), processor=str(directory)))
+    export.export(config.run_dir, tmp_path / "out")
+    read = getattr(transformers, FAMILIES[name].architecture).from_pretrained
+    model, report = read(tmp_path / "out", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    before, after = read(directory).state_dict(), model.state_dict()
+    changed = {key for key in after if not torch.equal(before[key], after[key])}
+    assert changed == {key for key in after if not key.startswith("model.visual.")}  # a frozen tower is that of the source
+    scale = after["model.language_model.norm.weight"].numpy()
+    np.testing.assert_array_equal(scale, state.trainable["text.norm.scale"])
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (directory / "tokenizer.json").read_bytes()
 
 
 def test_an_export_puts_nothing_on_a_device_and_reads_no_moments(config, saved, tmp_path, monkeypatch):

@@ -14,12 +14,13 @@ from einops import rearrange
 from optax.contrib import MuonState
 
 from svlm_jax.errors import InputError
-from svlm_jax.families import config_json
+from svlm_jax.families import FAMILIES
 from svlm_jax.model import text
 from svlm_jax.model.parameters import shapes
 from svlm_jax.train import logs
 from svlm_jax.train.config import MeshConfig, OptimizerConfig
 from svlm_jax.train.optimizer import advance_schedule, build_optimizer, learning_rate_schedule, learning_rates
+from tests.support.families import tiny_config
 from tests.train.conftest import elsewhere
 
 MESHES = {
@@ -89,7 +90,9 @@ MATRICES = {  # a parameter of each kind that Muon moves: its shape, and the sta
     "text.layers.0.mlp.down.kernel": ((16, 12), "i o -> 1 i o"),
     "vision.blocks.0.attention.qkv.kernel": ((12, 3, 2, 6), "i three head k -> three i (head k)"),
     "vision.blocks.0.attention.out.kernel": ((2, 6, 12), "head k o -> 1 (head k) o"),
+    "vision.blocks.0.mlp.up.kernel": ((12, 16), "i o -> 1 i o"),
     "vision.merger.up.kernel": ((16, 16), "i o -> 1 i o"),
+    "vision.deepstack.0.down.kernel": ((16, 12), "i o -> 1 i o"),
 }
 
 
@@ -173,17 +176,20 @@ def test_the_learning_rate_rises_and_falls():
     )
 
 
-@pytest.mark.parametrize("stacked", [True, False])
-def test_weight_decay_leaves_norms_and_biases_alone(tiny_dir, stacked):
-    """Of a real model, whose layers are stacked: a stack of norms has two axes, and is no matrix."""
+@pytest.mark.parametrize(("family", "stacked"), [("qwen2_5_vl", True), ("qwen2_5_vl", False), ("qwen3_vl", True)])
+def test_weight_decay_leaves_norms_and_biases_alone(family, stacked):
+    """Of a real model, whose layers are stacked: a stack of norms has two axes, and is no matrix. Learned positions are an
+    embedding, and decay as Hugging Face's Trainer has it."""
     tx = build_optimizer(
         OptimizerConfig(learning_rate=1.0, warmup_ratio=0.0, schedule="constant", weight_decay=0.1, max_grad_norm=0.0), 10
     )
-    config = replace(config_json.read(tiny_dir), scan_layers=stacked, lora_rank=2)
+    config = replace(tiny_config(FAMILIES[family]), scan_layers=stacked, lora_rank=2)
     values = {path: jnp.ones((2,) * len(leaf.shape)) for path, leaf in shapes(config).items()}
     updates, _ = tx.update(jax.tree.map(jnp.zeros_like, values), tx.init(values), values)
     decayed = {path for path, update in updates.items() if float(jnp.abs(update).max())}
-    assert decayed == {path for path in values if path.split(".")[-1] in ("kernel", "embedding", "lora_a", "lora_b")}
+    names = ("kernel", "embedding", "position_embedding", "lora_a", "lora_b")
+    assert decayed == {path for path in values if path.split(".")[-1] in names}
+    assert ("vision.position_embedding" in decayed) == (family == "qwen3_vl")
     unchanged = values.keys() - decayed
     assert {path.split(".")[-1] for path in unchanged} == {"scale", "bias"}
     if stacked:
