@@ -3,6 +3,8 @@
 import math
 import mimetypes
 import os
+import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +28,8 @@ PREPROCESSOR, VIDEO_PREPROCESSOR = "preprocessor_config.json", "video_preprocess
 NESTED = "processor_config.json"  # of transformers 5, holds both
 TOKENIZER = ("tokenizer.json", "vocab.json")  # one of them makes a tokenizer
 TOKENIZER_BYTES = 1 << 25  # of a file; the largest in use has 11 MB
+# In the chat template of a model that was trained to think first: the header of a reply opens a thought, and does not close it.
+_THOUGHT = re.compile(r"assistant(\\n|\s)<think>(?!(\\n|\s)*</think>)")
 # Files that belong to the weights: copied on conversion, looked for on loading.
 PROCESSOR_FILES = (
     "generation_config.json",
@@ -76,6 +80,11 @@ class Processor:
         directory = Path(directory)
         tokenizer = load_tokenizer(directory)
         _check_tokenizer(tokenizer, config, directory)
+        if _THOUGHT.search(str(getattr(tokenizer, "chat_template", None))):
+            text = (
+                "a model that thinks (<think>) before it replies, in no turn here: replies may be poor; use the -Instruct model"
+            )
+            warnings.warn(f"{directory} chat_template: {text}", stacklevel=2)
         image, video = _pixels(directory, PREPROCESSOR), _pixels(directory, VIDEO_PREPROCESSOR)
         for pixels, file_name in ((image, PREPROCESSOR), (video, VIDEO_PREPROCESSOR)):
             _check_patches(pixels, config, str(directory / file_name))

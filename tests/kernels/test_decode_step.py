@@ -116,6 +116,13 @@ def config(tiny_dir):
     return replace(config, fused=True, attention="interpret", text=replace(config.text, num_hidden_layers=2))
 
 
+@pytest.fixture(scope="module")
+def qwen3(config):
+    """The decoder of Qwen3-VL: norms of q and k, no biases, a head dim of its own, interleaved M-RoPE."""
+    fields = {"head_dim": 32, "mrope_section": (6, 5, 5), "mrope_interleaved": True, "qkv_bias": False, "qk_norm": True}
+    return replace(config, text=replace(config.text, **fields))
+
+
 def replies(config, length: int = 4):
     """A sampled and a greedy reply after prompts of other lengths in 128 slots; the second ends two tokens before the first."""
     rng = np.random.default_rng(3)
@@ -150,7 +157,9 @@ def replies(config, length: int = 4):
     return run(hidden, cache)
 
 
-def test_a_reply_is_that_of_the_plain_decode_step(config):
+@pytest.mark.parametrize("name", ["config", pytest.param("qwen3", marks=pytest.mark.slow)])
+def test_a_reply_is_that_of_the_plain_decode_step(request, name):
+    config = request.getfixturevalue(name)
     state, expected = replies(replace(config, fused_decode=True)), replies(replace(config, attention="xla"))
     np.testing.assert_array_equal(state.tokens, expected.tokens)
     assert state.count.tolist() == [4, 2]

@@ -3,6 +3,7 @@ video, and how words are chosen."""
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -97,6 +98,21 @@ def test_streaming_config_json_says_what_a_frame_is_and_leaves_the_rest(opened, 
     )
     assert own.video_config.max_pixels == 784 and own.video(HD).grid[1:] == (2, 2)
     assert read_streaming_config(directory)[0].sink is None
+
+
+@pytest.mark.parametrize(
+    ("header", "thinks"),
+    [("assistant\\n<think>\\n' }}", True), ("assistant\n<think>\n", True), ("assistant\\n<think>\\n\\n</think>\\n", False)],
+    ids=["published", "plain", "a closed thought"],
+)
+def test_a_model_that_thinks_first_is_warned_of(opened, directory, header, thinks):
+    """Its config.json is that of the -Instruct model; in a stream it would think aloud, or answer badly."""
+    template = (directory / "chat_template.jinja").read_text()
+    (directory / "chat_template.jinja").write_text(template.replace("assistant\n", header))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        opened()
+    assert ["-Instruct" in str(warning.message) for warning in caught if "<think>" in str(warning.message)] == [True] * thinks
 
 
 # --- Qwen3-VL: patches of 16 pixels, mean = std = 0.5, and a file that bounds all frames of a video together ---
