@@ -231,6 +231,12 @@ def test_a_qwen3_vl_that_would_be_computed_differently_is_refused(section, key, 
     assert len(str(error.value)) < 300 and "\n" not in str(error.value)
 
 
+def test_a_tower_that_a_file_of_qwen2_vl_cannot_say_is_not_written():
+    config = preset("qwen2-vl-2b")
+    with pytest.raises(InputError, match=r"intermediate_size: got 5000, expected a multiple of hidden_size = 1280"):
+        config_json.dump(replace(config, vision=replace(config.vision, intermediate_size=5000)))
+
+
 @pytest.mark.parametrize("model_type", config_json._OTHER_MODELS)
 def test_a_model_that_is_easily_mistaken_is_named_with_what_to_use_instead(model_type):
     with pytest.raises(InputError, match="use ") as error:
