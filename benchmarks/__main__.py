@@ -4,6 +4,7 @@
     python -m benchmarks aot --shape 7b [--target h100]             # compiled ahead of time: FLOPs, bytes, copies
     python -m benchmarks stream --shape mid --seconds 60            # streaming: latency by stage, cache slots, memory
     python -m benchmarks host                                       # the host's part of a step, 1 and 16 streams
+    python -m benchmarks memory                                     # weights and KV cache of a stream, by model: computed
     python -m benchmarks kernels [--target h100]                    # attention kernels: time, bandwidth, error
     python -m benchmarks pixels [--target h100]                     # frames to patches, host and device: equal, time
     python -m benchmarks decode --shape 7b                          # decode steps of a few layers: ms a token, by the kernels
@@ -36,6 +37,7 @@ from benchmarks import (
     host,
     int8,
     kernels,
+    memory,
     pixels,
     serve,
     start,
@@ -56,6 +58,7 @@ from svlm_jax.files import local_path
 BENCHMARKS = {  # command -> module with add_flags and bench, help
     "convert": (convert, "checkpoint conversion: time and memory"),
     "aot": (aot, "prefill and decode compiled ahead of time"),
+    "memory": (memory, "weights and KV cache of a stream, by model"),
     "kernels": (kernels, "attention kernels at the shapes of models"),
     "pixels": (pixels, "frames to patches, on the host and on the device"),
     "decode": (decode, "decode steps of a few layers, by the kernels"),

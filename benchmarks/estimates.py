@@ -109,6 +109,7 @@ _ESTIMATES = {
     "convert": _convert,
     "aot": _aot,
     "stream": _stream,
+    "memory": lambda args: f"shapes of models, nothing run: {_about(30)}",
     "kernels": _kernels,
     "pixels": _pixels,
     "decode": lambda args: f"{args.layers} layers of {args.shape}, 20 tokens: a minute on a GPU, {_about(120)}",

@@ -16,9 +16,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from benchmarks.model_configs import published_config
+from benchmarks.model_configs import published_config, tower_blocks
 from benchmarks.report import record
 from svlm_jax.cli.flags import integer
+from svlm_jax.config import ModelConfig
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 FPS, FRAME = 2, (720, 1280, 3)
@@ -56,7 +57,7 @@ def measure(num_streams: int, chunks: int) -> dict[str, Any]:
     """One row: medians over `chunks` steps of all streams, once their windows are full."""
     from svlm_jax.stream.sequence import Chunk
 
-    session, clip = make_session(num_streams)
+    session, clip = make_session(num_streams, published_config("7b"))
     state, laps = session.init_state(), []
     for b in range(num_streams):
         state = session.join(state, b, seed=b)
@@ -78,8 +79,8 @@ def measure(num_streams: int, chunks: int) -> dict[str, Any]:
     }
 
 
-def make_session(num_streams: int) -> tuple[Any, Any]:
-    """A session without width, and a clip of it."""
+def make_session(num_streams: int, published: ModelConfig) -> tuple[Any, Any]:
+    """A session of a published model, but without width, and a clip of it."""
     from flax import nnx
 
     from svlm_jax.config import StreamConfig
@@ -87,12 +88,11 @@ def make_session(num_streams: int) -> tuple[Any, Any]:
     from svlm_jax.model.vlm import QwenVL
     from svlm_jax.stream.session import Session
 
-    published = published_config("7b").compute("float32")
     sizes = {"hidden_size": 16, "intermediate_size": 16}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "mrope_section": (2, 1, 1)}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8, "mrope_section": (2, 1, 1)}
     text = replace(published.text, num_hidden_layers=1, **sizes, **heads)
-    vision = replace(published.vision, depth=1, num_heads=2, out_hidden_size=16, fullatt_block_indexes=(0,), **sizes)
-    config = replace(published, text=text, vision=vision)
+    vision = replace(published.vision, num_heads=2, out_hidden_size=16, **sizes, **tower_blocks(published.vision, 1, (0,)))
+    config = replace(published.compute("float32"), text=text, vision=vision)
     tokenizer = load_tokenizer(FIXTURES / "processor")
     processor = Processor(config, tokenizer)
     clip = processor.video(np.zeros((FPS, *FRAME), np.uint8), fps=FPS, raw=True)
