@@ -50,6 +50,9 @@ def vision_tower(config: ModelConfig, rngs: "nnx.Rngs | None") -> "VisionTower":
 # Spellings of the rotary settings, and a list that transformers derives: written anew, not carried along.
 _ROPE_KEYS = ("layer_types", "rope_scaling", "rope_parameters", "type", "rope_type")
 
+# `rope_parameters` of the vision section, as transformers 5.24 writes them.
+VISION_ROPE: Mapping[str, Any] = {"rope_theta": VISION_ROPE_THETA, "rope_type": "axial"}
+
 
 def parse_text(text: Section, defaults: Mapping[str, Any], fixed: Mapping[str, Any], source: str) -> TextConfig:
     """The decoder's config, taken out of the text section.

@@ -63,7 +63,8 @@ def dump_sections(config: ModelConfig) -> tuple[Section, Section]:
     if hidden % width:
         raise InputError("vision intermediate_size", hidden, f"a multiple of hidden_size = {width}", "choose another one")
     vision |= {"embed_dim": width, "mlp_ratio": hidden // width, "hidden_size": vision.pop("out_hidden_size")}
-    return text, vision | {"model_type": "qwen2_vl_vision", "hidden_act": "quick_gelu"}
+    vision |= {"model_type": "qwen2_vl_vision", "hidden_act": "quick_gelu", "rope_parameters": dict(qwen.VISION_ROPE)}
+    return text, vision
 
 
 def _our_widths(embed_dim: int, mlp_ratio: int, hidden_size: int) -> Section:

@@ -7,7 +7,7 @@ of experts (`qwen3_vl_moe`) is another family. Sizes in elements, pixels as note
 import json
 from typing import Any
 
-from svlm_jax.config import VISION_ROPE_THETA, ModelConfig, TextConfig, VisionConfig
+from svlm_jax.config import ModelConfig, TextConfig, VisionConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import qwen
 from svlm_jax.families.family import ChatFormat, Family, Section, WeightTable
@@ -74,8 +74,8 @@ def dump_sections(config: ModelConfig) -> tuple[Section, Section]:
     if config.tie_word_embeddings:
         text["tie_word_embeddings"] = True  # as in the published files: vLLM looks there, and would miss a head
     vision = field_values(config.vision, {*_VISION_FIXED, "fullatt_block_indexes"})
-    vision["rope_parameters"] = {"rope_theta": VISION_ROPE_THETA, "rope_type": "axial"}
-    return text, vision | {"model_type": "qwen3_vl_vision", "hidden_act": "gelu_pytorch_tanh"}
+    vision |= {"model_type": "qwen3_vl_vision", "hidden_act": "gelu_pytorch_tanh", "rope_parameters": dict(qwen.VISION_ROPE)}
+    return text, vision
 
 
 # --- weights ---
