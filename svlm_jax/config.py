@@ -178,7 +178,7 @@ class ModelConfig:
         dtype: of computation; softmax, norms and rotary embeddings are float32 in any case.
         param_dtype: of parameters.
         scan_layers: parameters of the decoder are stacked on a leading layer axis and scanned: for training.
-        remat: what a scanned layer saves for the backward pass.
+        remat: what a layer of the decoder, and a block of the tower, saves for the backward pass.
         attention: the kernels (`pallas_kernels`); "auto": the best for the device.
         weights: "int8" stores the decoder's matrices in 8 bits: for inference (`model/transforms`).
         fused: projections that share their input are one matrix: for inference.

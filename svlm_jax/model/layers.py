@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from svlm_jax.config import Weights
+from pallas_kernels.remat import save_attention
+from svlm_jax.config import Remat, Weights
 
 INIT_SCALE = 0.02  # initializer_range of every published config
 
@@ -136,6 +137,18 @@ class GatedMLP(nnx.Module):
         else:
             gate, up = checkpoint_name(self.gate(x), "gate"), checkpoint_name(self.up(x), "up")  # for `text._SAVED`
         return self.down(jax.nn.silu(gate) * up)
+
+
+def rematerialize(function: Callable, remat: Remat, saved: tuple[str, ...] = (), *, prevent_cse: bool = True) -> Callable:
+    """`function` that is computed again for its backward pass: all of it with "full"; with the policies in between all but
+    attention and the activations that are named `saved`; nothing with "none"."""
+    if remat == "none":
+        return function
+    policies = jax.checkpoint_policies
+    policy = policies.nothing_saveable
+    if remat != "full":
+        policy = policies.save_from_both_policies(save_attention, policies.save_only_these_names(*saved))
+    return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)
 
 
 def call_layer(layer: nnx.Module, *args: Any, method: str = "__call__", **static: Any) -> Any:

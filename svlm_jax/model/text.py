@@ -18,12 +18,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Float32, Int
 
-from pallas_kernels.remat import save_attention
 from svlm_jax.config import ModelConfig, Remat
 from svlm_jax.model import fused_decode
 from svlm_jax.model.attention import text_attention
 from svlm_jax.model.cache import KVCache, write
-from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, call_layer, matmul, normal
+from svlm_jax.model.layers import GatedMLP, Linear, RMSNorm, call_layer, matmul, normal, rematerialize
 from svlm_jax.model.rope import Rotary, rotate, text_rotary
 from svlm_jax.sharding import constrain
 
@@ -239,7 +238,7 @@ class Decoder(nnx.Module):
             return self._final_norm(self._scan(self.layers, x, metadata, deepstack))
         for number, layer in enumerate(self.layers):
             with jax.named_scope(f"layer_{number}"):
-                x = _remat(lambda x, layer=layer: layer(x, metadata)[0], self.remat)(x)
+                x = self._rematerialize(lambda x, layer=layer: layer(x, metadata)[0])(x)
                 x = _add_deepstack(x, deepstack, number)
         return self._final_norm(x)
 
@@ -247,7 +246,7 @@ class Decoder(nnx.Module):
         # One compiled layer for all: parameters [L, ...] are sliced by the scan, and remat bounds what the backward pass keeps.
         graph, stacked = nnx.split(layers)
         # A scan's backward pass is a loop of its own, so there is nothing that XLA could merge the second computation with.
-        body = _remat(lambda x, state: nnx.merge(graph, state)(x, metadata)[0], self.remat, prevent_cse=False)
+        body = self._rematerialize(lambda x, state: nnx.merge(graph, state)(x, metadata)[0], prevent_cse=False)
         features = jnp.stack(deepstack) if deepstack else None
 
         def step(x, numbered):
@@ -261,6 +260,9 @@ class Decoder(nnx.Module):
             return x, None
 
         return jax.lax.scan(step, x, (stacked, jnp.arange(self.config.num_hidden_layers)))[0]
+
+    def _rematerialize(self, function: Callable, *, prevent_cse: bool = True) -> Callable:
+        return rematerialize(function, self.remat, _SAVED.get(self.remat, ()), prevent_cse=prevent_cse)
 
     def extend(
         self,
@@ -360,13 +362,3 @@ def target_log_probs(logits: Float32[Array, "*batch V"], targets: Int[Array, "*b
 
 def _add_deepstack(x: jax.Array, deepstack: Deepstack, layer: int) -> jax.Array:
     return x + deepstack[layer].astype(x.dtype) if layer < len(deepstack) else x
-
-
-def _remat(function: Callable, remat: Remat, *, prevent_cse: bool = True) -> Callable:
-    if remat == "none":
-        return function
-    policies = jax.checkpoint_policies
-    policy = policies.nothing_saveable
-    if remat != "full":
-        policy = policies.save_from_both_policies(save_attention, policies.save_only_these_names(*_SAVED[remat]))
-    return jax.checkpoint(function, policy=policy, prevent_cse=prevent_cse)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, UInt8
 
-from svlm_jax.config import VISION_EPS, VISION_ROPE_THETA, ModelConfig, VisionConfig
+from svlm_jax.config import VISION_EPS, VISION_ROPE_THETA, ModelConfig, Remat, VisionConfig
 from svlm_jax.inputs import VISION_TABLES, VisionInput
 from svlm_jax.model.attention import vision_attention
-from svlm_jax.model.layers import MLP, GatedMLP, LayerNorm, Linear, RMSNorm, call_layer, normal
+from svlm_jax.model.layers import MLP, GatedMLP, LayerNorm, Linear, RMSNorm, call_layer, normal, rematerialize
 from svlm_jax.model.rope import Rotary, rotate, vision_rotary
 
 jax.tree_util.register_dataclass(VisionInput, data_fields=["patches", *VISION_TABLES], meta_fields=["frame_span"])
@@ -115,6 +115,7 @@ class VisionTower(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs | None) -> None:
         self.config, self.dtype = config.vision, config.dtype
+        self.remat: Remat = config.remat
         vision, dtype = config.vision, config.param_dtype
         merger = partial(Merger, vision, dtype=dtype, rngs=rngs)
         self.patch_embed = Linear(vision.patch_dim, vision.hidden_size, bias=vision.patch_bias, dtype=dtype, rngs=rngs)
@@ -135,10 +136,11 @@ class VisionTower(nnx.Module):
         by_layer = []
         for number, block in enumerate(self.blocks):
             with jax.named_scope(f"block_{number}"):
-                if number in self.config.fullatt_block_indexes:
-                    x = call_layer(block, x, rotary, vision.frame_range, index, span=vision.frame_span)
-                else:
-                    x = call_layer(block, x, rotary, vision.window_range, index, span=self.config.window_patches)
+                is_full = number in self.config.fullatt_block_indexes
+                span = vision.frame_span if is_full else self.config.window_patches
+                # Of a tower that is trained: 24 s of 720p are 73,728 patches, and a block's activations several GB.
+                call_block = rematerialize(partial(call_layer, block, span=span), self.remat)
+                x = call_block(x, rotary, vision.frame_range if is_full else vision.window_range, index)
             if number in self.config.deepstack_visual_indexes:
                 with jax.named_scope("deepstack"):
                     by_layer.append(self.deepstack[len(by_layer)](x))

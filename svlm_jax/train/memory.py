@@ -119,7 +119,7 @@ def _with_dtype(leaf: jax.ShapeDtypeStruct, dtype: str) -> jax.ShapeDtypeStruct:
 
 
 def _abstract_batch(bucket: Bucket, batch_size: int, model: ModelConfig, mesh: Mesh) -> Batch:
-    def array(*shape: int, dtype: str = "int32") -> Any:
+    def array(*shape: int, dtype: Any = "int32") -> Any:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=batch_sharding(mesh, len(shape) + 1))
 
     vision = replace(blank_vision(batch_size, model.vision, bucket.patches), frame_span=bucket.frame_patches)

@@ -102,8 +102,13 @@ def test_auto_is_the_first_policy_that_fits(config, tiny_dir, monkeypatch):
 def test_what_is_saved_is_counted_without_compiling(config, tiny_dir):
     mesh = make_mesh(devices=jax.devices()[:1])
     model = training_model_config(config, config_json.read(tiny_dir))
-    bounds = [AbstractStep(config, replace(model, remat=policy), mesh).least_bytes() for policy in POLICIES]
+
+    def bound(policy: Remat, trainable: str = config.trainable) -> float:
+        return AbstractStep(replace(config, trainable=trainable), replace(model, remat=policy), mesh).least_bytes()
+
+    bounds = [bound(policy) for policy in POLICIES]
     assert bounds == sorted(bounds, reverse=True) and len(set(bounds)) == len(bounds)
+    assert bound("none", ".*") - bound("full", ".*") > bounds[0] - bounds[-1]  # a tower that is trained is computed again, too
 
 
 @pytest.mark.slow
