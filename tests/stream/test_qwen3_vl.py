@@ -30,7 +30,7 @@ from tests.support.oracle_numeric import NumpyDecoder
 from tests.support.sessions import Compiled
 
 GRID = (2, 4, 6)  # 4 frames a second: two frame pairs, two stamps
-LARGEST, MEDIAN = 2e-3, 2e-4  # of a difference of logits, as the recordings of the original promise
+TOLERANCE = 1e-4  # of a difference of logits, which are of order 1: float32 against float64, thirty times what rounding gives
 GREEDY = Sampling(repetition_penalty=1.05)
 QUERY = "Commentate"
 
@@ -115,8 +115,7 @@ def check(tiny: Model, made: Session, state, chunks: int) -> None:
         differences.append(np.abs(logits[-len(reply.logits) :] - reply.logits))
         seq = state.streams[0]
         assert seq is not None and seq.ids.tolist() == reference.oracle.ids
-    assert max(one.max() for one in differences) <= LARGEST
-    assert max(np.median(one) for one in differences) <= MEDIAN
+    assert max(one.max() for one in differences) <= TOLERANCE
 
 
 def test_logits_are_those_of_what_is_retained(tiny, evicting):
