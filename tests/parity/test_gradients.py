@@ -1,4 +1,4 @@
-"""Claims about gradients: of every parameter, the tower's too, they are those of the library, as training computes them."""
+"""Claims about training against the library: the gradients of every parameter, the tower's too, and which of them decay."""
 
 from dataclasses import replace
 
@@ -12,7 +12,9 @@ from svlm_jax.checkpoint.tensor_files import table_name
 from svlm_jax.data.batch import collate
 from svlm_jax.families import family_of
 from svlm_jax.model.parameters import from_parameters, unstack
+from svlm_jax.train.config import OptimizerConfig
 from svlm_jax.train.loss import cross_entropy
+from svlm_jax.train.optimizer import build_optimizer
 from tests.parity import reference as ref
 from tests.parity.reference import image, torch, video
 
@@ -33,6 +35,18 @@ def test_gradients_of_all_parameters_are_those_of_the_library(pair, name):
     worst = {key: float(np.linalg.norm(got[key] - want[key]) / np.linalg.norm(want[key])) for key in want}
     print("".join(f"{key}: {value:.1e}\n" for key, value in worst.items()))
     assert {key: value for key, value in worst.items() if not value <= ref.TOLERANCE} == {}
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
+def test_weights_decay_that_the_trainer_of_the_library_decays(pair, name):
+    """Learned positions among them; norms and biases are not."""
+    both, trainer = pair(name), pytest.importorskip("transformers.trainer").Trainer
+    aliases = family_of(both.config).weights.aliases
+    want = {table_name(key, aliases) for key in trainer.get_decay_parameter_names(None, both.torch)}
+    values = {row.path: jnp.ones((2,) * len(row.shape)) for row in huggingface.rows(both.config)}
+    update = build_optimizer(OptimizerConfig(learning_rate=1.0, warmup_ratio=0.0, weight_decay=0.1), 10)
+    updates, _ = update.update(jax.tree.map(jnp.zeros_like, values), update.init(values), values)
+    assert {row.name for row in huggingface.rows(both.config) if np.any(updates[row.path])} == want
 
 
 def library_gradients(both: ref.Pair, samples) -> dict[str, np.ndarray]:
