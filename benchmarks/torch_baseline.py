@@ -96,13 +96,16 @@ class ForwardPass:
         slots, tokens = cache.layers[0][0].shape[2], embeds.shape[1]
         self.slots = torch.arange(slots - tokens, slots, device=embeds.device)
         self.positions = self.slots.expand(3, 1, -1)
+        self.visible = torch.ones(1, 1, tokens, slots, dtype=torch.bool, device=embeds.device)
         # transformers renamed the argument in 5.24
         names = inspect.signature(model.model.language_model.forward).parameters
         self.cache_name = "cache" if "cache" in names else "past_key_values"
 
     def __call__(self) -> Any:
         self.cache.slots = self.slots
-        masks = {"full_attention": self.mask}
+        masks: Any = {"full_attention": self.mask}
+        if "qwen3" in self.model.config.model_type:  # takes no dict, and makes a mask where it is given none
+            masks = self.visible if self.mask is None else self.mask
         inputs = {"inputs_embeds": self.embeds, "position_ids": self.positions, self.cache_name: self.cache}
         hidden = self.model.model.language_model(**inputs, attention_mask=masks, use_cache=True).last_hidden_state
         return self.model.lm_head(hidden[:, -1]).argmax(-1)
