@@ -113,7 +113,7 @@ def test_any_stream_retains_and_sees_what_the_oracle_does(data, config, previous
 
 
 @pytest.mark.slow
-@settings(max_examples=600, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=200, deadline=None, suppress_health_check=QUIET)
 @random_streams
 def test_many_more_streams_do(data, config, previous, query, chunks, size, start):
     check_random(data, config, previous, query, chunks, size, start)
