@@ -27,6 +27,7 @@ import jaxtyping
 import pytest
 
 from tests.support import FIXTURES
+from tests.support.models import write_shallow
 
 # Shapes and types in signatures are checked on every call (once a trace, inside jit).
 jaxtyping.install_import_hook(
@@ -45,6 +46,12 @@ def data_dir() -> Path:
 def tiny_dir() -> Path:
     """A checkpoint with its own output head."""
     return FIXTURES / "models" / "tiny"
+
+
+@pytest.fixture(scope="session")
+def shallow_dir(tiny_dir, tmp_path_factory) -> Path:
+    """The same with two layers and two blocks: for claims that need no more, and compile a lot."""
+    return write_shallow(tiny_dir, tmp_path_factory.mktemp("shallow"))
 
 
 @pytest.fixture(scope="session")

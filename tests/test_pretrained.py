@@ -28,14 +28,14 @@ def picture(seed=0):
 
 
 @pytest.fixture(scope="module")
-def vlm(tiny_dir, processor_dir):
-    return svlm_jax.from_pretrained(tiny_dir, processor=processor_dir)
+def vlm(shallow_dir, processor_dir):
+    return svlm_jax.from_pretrained(shallow_dir, processor=processor_dir)
 
 
 @pytest.fixture
-def copy(tiny_dir, processor_dir, tmp_path):
+def copy(shallow_dir, processor_dir, tmp_path):
     """A directory with everything in it, to be damaged."""
-    for source in (processor_dir, tiny_dir):
+    for source in (processor_dir, shallow_dir):
         shutil.copytree(source, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -124,20 +124,20 @@ def test_a_directory_with_everything_in_it_needs_no_processor(copy, vlm):
     same(svlm_jax.from_pretrained(str(copy)), vlm)
 
 
-def test_the_orbax_form_is_the_same_model(tiny_dir, processor_dir, tmp_path, vlm):
-    config = config_json.read(tiny_dir)
-    orbax.save(tmp_path, config, stack(huggingface.load(tiny_dir, config)))
+def test_the_orbax_form_is_the_same_model(shallow_dir, processor_dir, tmp_path, vlm):
+    config = config_json.read(shallow_dir)
+    orbax.save(tmp_path, config, stack(huggingface.load(shallow_dir, config)))
     same(svlm_jax.from_pretrained(tmp_path, processor=processor_dir), vlm)
 
 
-def test_a_model_on_a_mesh_captions_the_same(tiny_dir, processor_dir, vlm):
-    spread = svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, mesh=make_mesh(fsdp=4, tensor=2))
+def test_a_model_on_a_mesh_captions_the_same(shallow_dir, processor_dir, vlm):
+    spread = svlm_jax.from_pretrained(shallow_dir, processor=processor_dir, mesh=make_mesh(fsdp=4, tensor=2))
     assert spread.caption(picture(), **LENGTH) == vlm.caption(picture(), **LENGTH)
 
 
-def test_the_precision_may_be_chosen(tiny_dir, processor_dir, vlm):
+def test_the_precision_may_be_chosen(shallow_dir, processor_dir, vlm):
     assert {str(value.dtype) for value in parameters(vlm.model).values()} == {"float32"}
-    half = svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, dtype="bfloat16")
+    half = svlm_jax.from_pretrained(shallow_dir, processor=processor_dir, dtype="bfloat16")
     assert {str(value.dtype) for value in parameters(half.model).values()} == {"bfloat16"}
     assert half.model.config.dtype == "bfloat16"
 
@@ -150,18 +150,18 @@ def test_the_generation_config_has_the_last_word_on_the_end(copy, content, ids):
     assert svlm_jax.from_pretrained(copy).eos_token_ids == ids
 
 
-def test_progress_is_passed_on(tiny_dir, processor_dir):
+def test_progress_is_passed_on(shallow_dir, processor_dir):
     seen = []
-    svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, progress=lambda done, total: seen.append(done / total))
+    svlm_jax.from_pretrained(shallow_dir, processor=processor_dir, progress=lambda done, total: seen.append(done / total))
     assert seen[-1] == 1.0 and len(seen) > 50
 
 
 # --- what is missing or wrong ---
 
 
-def test_a_missing_tokenizer_is_one_line_before_the_weights_are_read(tiny_dir):
+def test_a_missing_tokenizer_is_one_line_before_the_weights_are_read(shallow_dir):
     seen = []
-    assert "no tokenizer.json or vocab.json" in refusal(tiny_dir, progress=lambda *n: seen.append(n))
+    assert "no tokenizer.json or vocab.json" in refusal(shallow_dir, progress=lambda *n: seen.append(n))
     assert not seen
 
 
@@ -194,8 +194,8 @@ def test_a_missing_file_is_one_line(copy, file):
     assert str(copy) in refusal(copy)
 
 
-def test_an_unknown_precision_is_refused(tiny_dir, processor_dir):
-    assert "float16" in refusal(tiny_dir, processor=processor_dir, dtype="float16")
+def test_an_unknown_precision_is_refused(shallow_dir, processor_dir):
+    assert "float16" in refusal(shallow_dir, processor=processor_dir, dtype="float16")
 
 
 # --- watching ---

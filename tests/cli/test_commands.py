@@ -41,10 +41,10 @@ def refusal(result: subprocess.CompletedProcess[str], *, noisy: bool = False) ->
 
 
 @pytest.fixture(scope="module")
-def converted(tmp_path_factory, tiny_dir, processor_dir) -> tuple[Path, Path]:
-    """tiny as Orbax, and back as Hugging Face in small shards, both through the command."""
+def converted(tmp_path_factory, shallow_dir, processor_dir) -> tuple[Path, Path]:
+    """A model as Orbax, and back as Hugging Face in small shards, both through the command."""
     place = tmp_path_factory.mktemp("converted")
-    first = command("convert", tiny_dir, place / "orbax", "--processor", processor_dir, "--verify")
+    first = command("convert", shallow_dir, place / "orbax", "--processor", processor_dir, "--verify")
     assert first.returncode == 0, first.stderr
     second = command("convert", place / "orbax", place / "hf", "--max-shard-size", "300KB", "--verify")
     assert second.returncode == 0, second.stderr
@@ -52,8 +52,8 @@ def converted(tmp_path_factory, tiny_dir, processor_dir) -> tuple[Path, Path]:
     return place / "orbax", place / "hf"
 
 
-def test_a_checkpoint_comes_back_bit_by_bit_with_its_tokenizer(converted, tiny_dir, processor_dir):
-    before = load_file(tiny_dir / "model.safetensors")
+def test_a_checkpoint_comes_back_bit_by_bit_with_its_tokenizer(converted, shallow_dir, processor_dir):
+    before = load_file(shallow_dir / "model.safetensors")
     weights = json.loads((converted[1] / "model.safetensors.index.json").read_text())["weight_map"]
     after = {name: load_file(converted[1] / file)[name] for name, file in weights.items()}
     assert before.keys() == after.keys()

@@ -43,8 +43,8 @@ def film(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model_flags(tiny_dir, processor_dir) -> tuple:
-    return ("--model", tiny_dir, "--processor", processor_dir)
+def model_flags(shallow_dir, processor_dir) -> tuple:
+    return ("--model", shallow_dir, "--processor", processor_dir)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from svlm_jax.spans import Kind, Span, vision_span
 
 
 @pytest.fixture(scope="module")
-def model(tiny_dir):
-    config = config_json.read(tiny_dir)
-    return from_parameters(config, huggingface.load(tiny_dir, config))
+def model(shallow_dir):
+    config = config_json.read(shallow_dir)
+    return from_parameters(config, huggingface.load(shallow_dir, config))
 
 
 def prompt(text, grid=None, seed=0):

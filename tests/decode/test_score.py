@@ -20,9 +20,9 @@ ROUNDING = 1e-4  # nats; float32 sums of two orders over logits of order 10
 
 
 @pytest.fixture(scope="module")
-def model(tiny_dir):
-    config = config_json.read(tiny_dir)
-    return from_parameters(config, huggingface.load(tiny_dir, config))
+def model(shallow_dir):
+    config = config_json.read(shallow_dir)
+    return from_parameters(config, huggingface.load(shallow_dir, config))
 
 
 @pytest.fixture(scope="module")

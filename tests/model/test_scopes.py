@@ -18,8 +18,8 @@ LENGTH = 24
 
 
 @pytest.fixture(scope="module")
-def config(tiny_dir) -> ModelConfig:
-    return config_json.read(tiny_dir).compute("float32")
+def config(shallow_dir) -> ModelConfig:
+    return config_json.read(shallow_dir).compute("float32")
 
 
 def inputs(config, *, vision: bool = True) -> Inputs:

@@ -39,8 +39,8 @@ REPLICATED = (
 
 
 @pytest.fixture(scope="module")
-def config(tiny_dir):
-    return config_json.read(tiny_dir)
+def config(shallow_dir):
+    return config_json.read(shallow_dir)
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,14 @@ def logits(config, values, inputs):
 
 
 @pytest.fixture(scope="module")
-def unsharded(config, tiny_dir, batch):
-    return np.asarray(logits(config, huggingface.load(tiny_dir, config), batch))
+def unsharded(config, shallow_dir, batch):
+    return np.asarray(logits(config, huggingface.load(shallow_dir, config), batch))
 
 
 @pytest.mark.parametrize(("ways", "stacked"), [("fsdp", True), ("tensor", False), ("tensor", True), ("replicas", False)])
-def test_a_mesh_of_eight_computes_what_one_device_computes(config, tiny_dir, batch, unsharded, ways, stacked):
+def test_a_mesh_of_eight_computes_what_one_device_computes(config, shallow_dir, batch, unsharded, ways, stacked):
     config, mesh = replace(config, scan_layers=stacked), make_mesh(**MESHES[ways])
-    values = huggingface.load(tiny_dir, config, mesh)
+    values = huggingface.load(shallow_dir, config, mesh)
     inputs = jax.tree.map(lambda x: jax.device_put(x, batch_sharding(mesh, x.ndim)), batch)
     with jax.set_mesh(mesh):
         got = logits(config, values, inputs)
@@ -84,9 +84,9 @@ def test_a_mesh_of_eight_computes_what_one_device_computes(config, tiny_dir, bat
 
 @pytest.mark.parametrize("stacked", [False, True], ids=["unrolled", "stacked"])
 @pytest.mark.parametrize("ways", MESHES)
-def test_every_device_holds_its_share_and_no_more(config, tiny_dir, ways, stacked):
+def test_every_device_holds_its_share_and_no_more(config, shallow_dir, ways, stacked):
     mesh = make_mesh(**MESHES[ways])
-    values = huggingface.load(tiny_dir, replace(config, scan_layers=stacked), mesh)
+    values = huggingface.load(shallow_dir, replace(config, scan_layers=stacked), mesh)
     parts = mesh.shape["fsdp"] * mesh.shape["tensor"]
     bytes_of_device = dict.fromkeys(jax.devices(), 0)
     replicated = []
@@ -182,22 +182,22 @@ def test_tensor_ways_are_those_that_leave_no_head_cut(size, legal):
         assert f"one of {legal}" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_ways_that_do_not_divide_the_width_are_one_line(config, tiny_dir):
+def test_ways_that_do_not_divide_the_width_are_one_line(config, shallow_dir):
     with pytest.raises(
         InputError, match=r"^mesh: got \d+ parameters that do not divide \(text\.embedding \(448, 64\) axis embed by 5\)[^\n]*$"
     ):
-        huggingface.load(tiny_dir, config, make_mesh(fsdp=5))
+        huggingface.load(shallow_dir, config, make_mesh(fsdp=5))
     with pytest.raises(InputError, match=r"^mesh axis tensor: got 4 ways for 4 query and 2 kv heads, expected one of \[1, 2\]"):
-        huggingface.load(tiny_dir, config, make_mesh(tensor=4))
+        huggingface.load(shallow_dir, config, make_mesh(tensor=4))
 
 
 # --- replies over a mesh ---
 
 
-def test_a_reply_over_a_mesh_is_that_of_one_device(config, tiny_dir, batch):
+def test_a_reply_over_a_mesh_is_that_of_one_device(config, shallow_dir, batch):
     prompts = jax.tree.map(lambda x: x, batch)
-    one = generate(from_parameters(config, huggingface.load(tiny_dir, config)), prompts, max_new_tokens=6)
-    cut = from_parameters(config, huggingface.load(tiny_dir, config, make_mesh(**MESHES["tensor"])))
+    one = generate(from_parameters(config, huggingface.load(shallow_dir, config)), prompts, max_new_tokens=6)
+    cut = from_parameters(config, huggingface.load(shallow_dir, config, make_mesh(**MESHES["tensor"])))
     assert [reply.tolist() for reply in generate(cut, prompts, max_new_tokens=6)] == [reply.tolist() for reply in one]
 
 
@@ -207,10 +207,10 @@ def calls(jaxpr, primitive: str) -> int:
     return sum(eqn.primitive.name == primitive for eqn in jaxpr.eqns) + sum(inner)
 
 
-def test_kernels_of_a_reply_over_a_mesh_are_cut_over_it(config, tiny_dir, batch, monkeypatch):
+def test_kernels_of_a_reply_over_a_mesh_are_cut_over_it(config, shallow_dir, batch, monkeypatch):
     """A TPU refuses a kernel that is not, and a GPU gathers queries, keys, values and cache on every device for it."""
     config = replace(config, attention="tpu")
-    model = from_parameters(config, huggingface.load(tiny_dir, config, make_mesh(**MESHES["tensor"])))
+    model = from_parameters(config, huggingface.load(shallow_dir, config, make_mesh(**MESHES["tensor"])))
     lowered = []
 
     def lower(*args, **static):

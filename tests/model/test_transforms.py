@@ -33,8 +33,8 @@ def logits(config: ModelConfig, values) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def model(tiny_dir) -> QwenVL:
-    return QwenVL(config_json.read(tiny_dir).compute("float32"), nnx.Rngs(0))
+def model(shallow_dir) -> QwenVL:
+    return QwenVL(config_json.read(shallow_dir).compute("float32"), nnx.Rngs(0))
 
 
 @pytest.fixture(scope="module")
@@ -98,8 +98,8 @@ def _rounded(x: np.ndarray) -> np.ndarray:
     return np.asarray(rounded * scale)
 
 
-def test_int8_streams(tiny_dir, processor_dir):
-    vlm = svlm_jax.from_pretrained(tiny_dir, processor=processor_dir, weights="int8")
+def test_int8_streams(shallow_dir, processor_dir):
+    vlm = svlm_jax.from_pretrained(shallow_dir, processor=processor_dir, weights="int8")
     assert vlm.model.config.weights == "int8" and vlm.model.config.fused
     frames = np.random.default_rng(0).integers(0, 255, (8, 56, 84, 3), dtype=np.uint8)
     config = StreamConfig(vision_window=2, text_rounds=2, sink=8, text_window=8)

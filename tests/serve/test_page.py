@@ -21,10 +21,10 @@ SMALL = ("--vision-window", 8, "--text-rounds", 8, "--sink", 32, "--text-window"
 
 
 @pytest.fixture(scope="module")
-def server(tiny_dir, processor_dir):
+def server(shallow_dir, processor_dir):
     """The address of a server that runs as a process; it must end with 0."""
     model_name = os.environ.get("SVLM_PAGE_MODEL")
-    model = ("--model", model_name) if model_name else ("--model", tiny_dir, "--processor", processor_dir)
+    model = ("--model", model_name) if model_name else ("--model", shallow_dir, "--processor", processor_dir)
     command = [sys.executable, "-m", "launch.serve", *model, *(() if model_name else SMALL), "--port", 0, "--num-streams", 3]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT) as process:

@@ -380,8 +380,8 @@ def test_no_frame_in_the_box_needs_more_patches_than_the_session_has(config):
             assert rows * columns // config.patch_size**2 <= max_patches
 
 
-def test_bad_flags_and_a_port_in_use_are_one_line(tiny_dir, processor_dir, tmp_path):
-    model = ("--model", tiny_dir, "--processor", processor_dir)
+def test_bad_flags_and_a_port_in_use_are_one_line(shallow_dir, processor_dir, tmp_path):
+    model = ("--model", shallow_dir, "--processor", processor_dir)
     with listen("127.0.0.1", 0) as bound:
         port = bound.getsockname()[1]
         cases = {

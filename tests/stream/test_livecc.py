@@ -157,11 +157,11 @@ def test_a_stream_without_any_opening_begins_with_its_first_turn(make, tokenizer
     )
 
 
-def test_a_video_is_watched_by_the_preset(tiny_dir, processor_dir, tmp_path):
+def test_a_video_is_watched_by_the_preset(shallow_dir, processor_dir, tmp_path):
     """From the file to the words: 3 s first, then seconds; frames of at most 384 tokens."""
     path = tmp_path / "film.mp4"
     write_video(path, islice(Film(1, size=(168, 112)).frames(10), 55), 10)
-    vlm = from_pretrained(tiny_dir, processor=processor_dir, preset="livecc")
+    vlm = from_pretrained(shallow_dir, processor=processor_dir, preset="livecc")
     assert vlm.processor.video_config.max_pixels <= 384 * 28 * 28
     with pytest.warns(UserWarning, match="ends 0.5 s early"):
         captions = list(vlm.watch(str(path), query=LIVECC.query, max_new_tokens=4))

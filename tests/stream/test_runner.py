@@ -46,8 +46,8 @@ class Film(Source):
 
 
 @pytest.fixture(scope="module")
-def vlm(tiny_dir, processor_dir):
-    return svlm_jax.from_pretrained(tiny_dir, processor=processor_dir)
+def vlm(shallow_dir, processor_dir):
+    return svlm_jax.from_pretrained(shallow_dir, processor=processor_dir)
 
 
 @pytest.fixture(scope="module")

@@ -292,10 +292,10 @@ def test_a_seed_that_is_no_32_bits_is_refused(make, seed):
 
 
 @pytest.mark.parametrize("ways", [{"tensor": 2}, {"tensor": 2, "data": 2}], ids=["tensor", "tensor and data"])
-def test_a_cache_over_devices_says_the_same(model, make, tokenizer, tiny_dir, ways):
-    config = config_json.read(tiny_dir)
+def test_a_cache_over_devices_says_the_same(model, make, tokenizer, shallow_dir, ways):
+    config = config_json.read(shallow_dir)
     mesh = make_mesh(**ways)
-    cut = from_parameters(config, huggingface.load(tiny_dir, config, mesh))
+    cut = from_parameters(config, huggingface.load(shallow_dir, config, mesh))
     over = Session(cut, tokenizer, StreamConfig(**WINDOWS), GRID, sampling=GREEDY, num_streams=2)
     one = make(num_streams=2)
     assert over.batch_sizes == ((2,) if "data" in ways else (1, 2))

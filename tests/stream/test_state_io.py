@@ -29,9 +29,9 @@ def tokenizer(processor_dir):
 
 
 @pytest.fixture(scope="module")
-def model(tiny_dir):
-    config = config_json.read(tiny_dir)
-    return from_parameters(config, huggingface.load(tiny_dir, config))
+def model(shallow_dir):
+    config = config_json.read(shallow_dir)
+    return from_parameters(config, huggingface.load(shallow_dir, config))
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,14 @@ def test_keeping_all_says_what_a_stream_without_masks_says(make):
 
 
 @pytest.mark.parametrize("rope_positions", ["contiguous", "native"])
-def test_logits_are_those_of_what_is_kept(make, model, tokenizer, tiny_dir, rope_positions):
+def test_logits_are_those_of_what_is_kept(make, model, tokenizer, shallow_dir, rope_positions):
     """The decoder in numpy is given the tower's output for the cells that are kept, through every kind of eviction."""
     made = make(vision_window=2, text_rounds=3, rope_positions=rope_positions)
     encode = partial(tokenizer.encode, add_special_tokens=False)
     windows = Windows(2, 3, WINDOWS["sink"], WINDOWS["text_window"], rope_positions=rope_positions)
     oracle = Oracle(windows, made.turn_tokenizer.end_of_turn, int(made.turn_tokenizer.newline[0]))
     oracle.begin(opening_parts(encode, ""))
-    decoder, tower = NumpyDecoder(tiny_dir), jax.jit(lambda frames: model.vision(frames).rows)
+    decoder, tower = NumpyDecoder(shallow_dir), jax.jit(lambda frames: model.vision(frames).rows)
     state, features, differences = made.join(made.init_state(), query="Commentate"), {}, []
     for number in range(8):
         this = masked(number)

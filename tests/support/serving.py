@@ -49,9 +49,9 @@ LIMITS = Limits(
 
 
 @lru_cache(1)
-def compiled_parts(tiny_dir, processor_dir) -> tuple[Processor, Session, Clip]:
+def compiled_parts(shallow_dir, processor_dir) -> tuple[Processor, Session, Clip]:
     """What an engine is made of, for two streams at a time. Compiled once for all tests."""
-    vlm = from_pretrained(tiny_dir, processor=processor_dir)
+    vlm = from_pretrained(shallow_dir, processor=processor_dir)
     return vlm.processor, *session_for(vlm, CONFIG, BOX, 2, COMMENTARY)
 
 
@@ -63,8 +63,8 @@ def film(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def compiled(tiny_dir, processor_dir):
-    return compiled_parts(tiny_dir, processor_dir)
+def compiled(shallow_dir, processor_dir):
+    return compiled_parts(shallow_dir, processor_dir)
 
 
 @pytest.fixture(scope="module")

@@ -21,9 +21,9 @@ DRAWN = Sampling(temperature=1.5, top_k=0, repetition_penalty=1.05)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_dir):
-    config = config_json.read(tiny_dir)
-    return from_parameters(config, huggingface.load(tiny_dir, config))
+def model(shallow_dir):
+    config = config_json.read(shallow_dir)
+    return from_parameters(config, huggingface.load(shallow_dir, config))
 
 
 @pytest.fixture(scope="module")

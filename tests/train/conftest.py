@@ -88,10 +88,10 @@ def small_frames(tmp_path_factory, processor_dir) -> Path:
 
 
 @pytest.fixture
-def config(windows, tiny_dir, small_frames, tmp_path) -> TrainConfig:
+def config(windows, shallow_dir, small_frames, tmp_path) -> TrainConfig:
     data = DataConfig(paths=(str(windows),), root=str(windows.parent), buckets=BUCKETS, threads=2, max_bad_fraction=0.0)
     return TrainConfig(
-        model=str(tiny_dir),
+        model=str(shallow_dir),
         processor=str(small_frames),
         run_dir=str(tmp_path / "run"),
         data=data,
@@ -108,12 +108,12 @@ def config(windows, tiny_dir, small_frames, tmp_path) -> TrainConfig:
 
 
 @pytest.fixture
-def train(tiny_dir, tmp_path):
+def train(shallow_dir, tmp_path):
     """Run a config to its end: (its trainer, what it said)."""
 
     def run(config: TrainConfig, devices: int = 1, **options: Any):
         log_lines: list[str] = []
-        trainer = build_trainer(config, tiny_dir, devices=jax.devices()[:devices], log=log_lines.append, **options)
+        trainer = build_trainer(config, shallow_dir, devices=jax.devices()[:devices], log=log_lines.append, **options)
         trainer.run()
         return trainer, log_lines
 

@@ -25,11 +25,11 @@ class Read(float):
 
 
 @pytest.fixture
-def events(config, tiny_dir, monkeypatch) -> list[str]:
+def events(config, shallow_dir, monkeypatch) -> list[str]:
     """What a run of 3 steps of 4 micro-steps does, in order; devices that compute nothing."""
     events: list[str] = []
     config = replace(config, batch_size=4, micro_batch_size=1, steps=3, save_every=3)
-    trainer = build_trainer(config, tiny_dir, devices=jax.devices()[:1])
+    trainer = build_trainer(config, shallow_dir, devices=jax.devices()[:1])
     micro_steps = iter(range(12))
 
     def accumulate(trainable, accumulator, frozen, batch):

@@ -15,8 +15,8 @@ ROWS, LENGTH = 2, 37
 
 
 @pytest.fixture(scope="module")
-def text(tiny_dir) -> Decoder:
-    return QwenVL(config_json.read(tiny_dir).compute("float32"), nnx.Rngs(0)).text
+def text(shallow_dir) -> Decoder:
+    return QwenVL(config_json.read(shallow_dir).compute("float32"), nnx.Rngs(0)).text
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from tests.train.conftest import BUCKETS, SAMPLES, WINDOW, record
 
 
 @pytest.fixture(scope="module")
-def processor(tiny_dir, small_frames):
-    return Processor.from_directory(small_frames, config_json.read(tiny_dir))
+def processor(shallow_dir, small_frames):
+    return Processor.from_directory(small_frames, config_json.read(shallow_dir))
 
 
 @pytest.fixture

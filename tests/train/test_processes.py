@@ -20,6 +20,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.train import logs
 from svlm_jax.train.checkpoints import FOLDER
 from tests.support import ROOT
+from tests.train.conftest import elsewhere
 
 
 def command(settings, **flags) -> list[str]:
@@ -62,13 +63,12 @@ def losses(run_dir: str) -> list[float]:
     return [line["loss"] for line in logs.read_metrics(run_dir)]
 
 
-def test_two_processes_make_the_steps_of_one(config):
-    single, double = Path(config.run_dir) / "one", Path(config.run_dir) / "two"
-    assert finish(start(command(config, **{"run-dir": single})))[0] == 0
-    code, output = finish(start(command(config, **{"run-dir": double, "nproc": 2, "mesh.fsdp": 2})))
+def test_two_processes_make_the_steps_of_one(config, train):
+    train(elsewhere(config, "one", steps=4, micro_batch_size=2))
+    code, output = finish(start(command(config, **{"nproc": 2, "mesh.fsdp": 2})))
     assert code == 0 and "2 x cpu, 4 steps of 4 samples" in output
-    np.testing.assert_allclose(losses(str(double)), losses(str(single)), rtol=1e-5)
-    told_once(str(double))
+    np.testing.assert_allclose(losses(config.run_dir), losses(elsewhere(config, "one").run_dir), rtol=1e-5)
+    told_once(config.run_dir)
 
 
 def told_once(run_dir: str) -> None:

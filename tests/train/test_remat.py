@@ -35,10 +35,10 @@ def primitives(jaxpr: Any) -> Iterator[str]:
 
 
 def gradients(
-    tiny_dir, policy: Remat, attention: Attention = "xla", dtype: Dtype = "float32"
+    shallow_dir, policy: Remat, attention: Attention = "xla", dtype: Dtype = "float32"
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """The gradient of a stacked decoder as a function of its parameters, and parameters."""
-    model = config_json.read(tiny_dir).compute(dtype)
+    model = config_json.read(shallow_dir).compute(dtype)
     model = replace(model, scan_layers=True, remat=policy, attention=attention)
     rng = np.random.default_rng(0)
     values = {path: rng.normal(0, 0.3, leaf.shape).astype(leaf.dtype) for path, leaf in shapes(model).items()}
@@ -51,11 +51,11 @@ def gradients(
     return jax.grad(loss), values
 
 
-def test_what_a_policy_saves_is_not_computed_again(tiny_dir):
+def test_what_a_policy_saves_is_not_computed_again(shallow_dir):
     """cuDNN's log-sum-exp has no name of its own: with a saved output alone its forward pass ran again all the same."""
     counts = []
     for policy in POLICIES:
-        gradient, values = gradients(tiny_dir, policy, "cudnn", "bfloat16")
+        gradient, values = gradients(shallow_dir, policy, "cudnn", "bfloat16")
         with mock.patch(CUDNN_VERSION, lambda: 91000):
             counts.append(Counter(primitives(jax.make_jaxpr(gradient)(values).jaxpr)))
     assert [count[CUDNN_FORWARD] for count in counts] == [1, 1, 1, 1, 1, 2]
@@ -63,17 +63,17 @@ def test_what_a_policy_saves_is_not_computed_again(tiny_dir):
     assert again == [0, 0, 1, 2, 6, 6]  # of a layer gate; gate and up; and q, k, v and out
 
 
-def test_a_policy_changes_no_gradient(tiny_dir):
+def test_a_policy_changes_no_gradient(shallow_dir):
     want, some = None, ("none", "save_up")  # all is saved, and some
     for policy in some:
-        gradient, values = gradients(tiny_dir, policy)
+        gradient, values = gradients(shallow_dir, policy)
         got = jax.tree.leaves(jax.jit(gradient)(values))
         want = got if want is None else want
         for a, b in zip(want, got, strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(a).max()))
 
 
-def test_auto_is_the_first_policy_that_fits(config, tiny_dir, monkeypatch):
+def test_auto_is_the_first_policy_that_fits(config, shallow_dir, monkeypatch):
     """Those that cannot fit are not compiled: half a minute each."""
     gigabytes, compiled, log_lines = {"none": 9.0, "save_projections": 7.0, "save_up": 5.0}, [], []
     policy_of = lambda step: step.step.config.remat  # noqa: E731
@@ -86,7 +86,7 @@ def test_auto_is_the_first_policy_that_fits(config, tiny_dir, monkeypatch):
     monkeypatch.setattr(AbstractStep, "least_bytes", lambda step: needed(step) - 2e9)
     monkeypatch.setattr(AbstractStep, "micro_step", micro_step)
     auto = replace(config, remat="auto")
-    model, mesh = training_model_config(auto, config_json.read(tiny_dir)), make_mesh(devices=jax.devices()[:1])
+    model, mesh = training_model_config(auto, config_json.read(shallow_dir)), make_mesh(devices=jax.devices()[:1])
 
     def choose(capacity: float | None) -> str:
         return remat.choose_remat(auto, model, mesh, capacity, log_lines.append)
@@ -99,9 +99,9 @@ def test_auto_is_the_first_policy_that_fits(config, tiny_dir, monkeypatch):
     assert remat.choose_remat(config, model, mesh, 1.0, log_lines.append) == config.remat  # named, not chosen
 
 
-def test_what_is_saved_is_counted_without_compiling(config, tiny_dir):
+def test_what_is_saved_is_counted_without_compiling(config, shallow_dir):
     mesh = make_mesh(devices=jax.devices()[:1])
-    model = training_model_config(config, config_json.read(tiny_dir))
+    model = training_model_config(config, config_json.read(shallow_dir))
 
     def bound(policy: Remat, trainable: str = config.trainable) -> float:
         return AbstractStep(replace(config, trainable=trainable), replace(model, remat=policy), mesh).least_bytes()

@@ -31,10 +31,10 @@ def losses(config) -> list[float]:
 
 
 @pytest.fixture(params=["adamw", pytest.param("muon", marks=pytest.mark.slow)])
-def stopped(config, tiny_dir, request):
+def stopped(config, shallow_dir, request):
     """A run of 4 steps of which 2 are made: asked to stop in the middle of the third."""
     config = replace(config, steps=4, micro_batch_size=2, optimizer=replace(config.optimizer, name=request.param))
-    trainer = build_trainer(config, tiny_dir, devices=jax.devices()[:1], should_stop=lambda micro_step: micro_step == 5)
+    trainer = build_trainer(config, shallow_dir, devices=jax.devices()[:1], should_stop=lambda micro_step: micro_step == 5)
     with pytest.raises(Preempted, match="saved after step 2"):
         trainer.run()
     return config
@@ -128,7 +128,7 @@ def test_every_step_is_one_line_of_numbers(config, train):
     assert 0 < line["padding_fraction"] < 1 and line["mfu"] is None  # a CPU's peak is not known
 
 
-def test_data_that_changed_between_a_stop_and_a_start_is_refused_or_logged(config, train, tiny_dir, windows, tmp_path):
+def test_data_that_changed_between_a_stop_and_a_start_is_refused_or_logged(config, train, shallow_dir, windows, tmp_path):
     """Sample g of a run is another one then, and its losses are those of no run."""
     copy = tmp_path / "mine.jsonl"
     copy.write_text(windows.read_text())
@@ -138,14 +138,14 @@ def test_data_that_changed_between_a_stop_and_a_start_is_refused_or_logged(confi
     copy.write_text("".join(f"{line}\n" for line in lines[:5]))
     remedy = "restore them, start another run_dir, or resume with these: --data.allow-changed"
     with pytest.raises(InputError, match=rf"data\.paths: got .*changed.*5 samples, not 8.*; {remedy}"):
-        build_trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
+        build_trainer(replace(config, steps=2), shallow_dir, devices=jax.devices()[:1])
     copy.write_text("".join(f"{line}\n" for line in reversed(lines)))
     with pytest.raises(InputError, match="other records, or another order"):
-        build_trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])
+        build_trainer(replace(config, steps=2), shallow_dir, devices=jax.devices()[:1])
     _, log_lines = train(replace(config, steps=2, data=replace(config.data, allow_changed=True)))
     assert any("data changed since the checkpoint: other records" in line for line in log_lines)
     assert any("resumes after step 1 of 2" in line for line in log_lines)
-    build_trainer(replace(config, steps=2), tiny_dir, devices=jax.devices()[:1])  # what it went on with is now its data
+    build_trainer(replace(config, steps=2), shallow_dir, devices=jax.devices()[:1])  # what it went on with is now its data
 
 
 def test_an_evaluation_of_what_cannot_be_read_is_no_loss_of_zero(config, train, windows):
@@ -193,13 +193,13 @@ def test_an_evaluation_is_the_same_twice(config, train, windows):
         assert len(losses) == 2 and trainer.evaluate() == losses[-1] < losses[0]
 
 
-def test_adapters_alone_are_trained_and_merged(config, train, tiny_dir, tmp_path):
+def test_adapters_alone_are_trained_and_merged(config, train, shallow_dir, tmp_path):
     trainer, _ = train(replace(config, lora_rank=4, steps=2))
     assert all(".lora_" in path for path in trainer.state.trainable)
     assert float(np.abs(trainer.state.trainable["text.layers.attention.q.lora_b"]).max()) > 0
     written = export(config.run_dir, tmp_path / "out")
     assert written.lora_rank == 0
-    before, after = (svlm_jax.from_pretrained(place, processor=config.processor) for place in (tiny_dir, tmp_path / "out"))
+    before, after = (svlm_jax.from_pretrained(place, processor=config.processor) for place in (shallow_dir, tmp_path / "out"))
     name = "text.layers.0.attention.qkv.kernel"
     update = np.asarray(after.parameters[name]) - np.asarray(before.parameters[name])
     assert np.abs(update).max() > 0 and np.linalg.matrix_rank(update[:, 0, 0], tol=1e-5) <= 4
