@@ -117,7 +117,7 @@ def test_other_settings_are_refused_by_name(make, state_file, other, named):
 
 def test_other_weights_are_refused(make, model, tokenizer, state_file):
     values = parameters(model)
-    path = "text.layers.2.mlp.up.kernel"
+    path = "text.layers.1.mlp.up.kernel"
     values |= {path: values[path].at[3, 5].add(1e-6)}
     made = Session(from_parameters(model.config, values), tokenizer, StreamConfig(**WINDOWS), GRID, sampling=DRAWN)
     with pytest.raises(InputError, match=r"weights: got "):
