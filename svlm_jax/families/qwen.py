@@ -4,6 +4,7 @@ the tower, sizes of axes, the chat's marks, token ids.
 Owns what is the same in all of them; what differs comes as an argument, or stands in the family's own file.
 """
 
+import json
 import re
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def vision_tower(config: ModelConfig, rngs: "nnx.Rngs | None") -> "VisionTower":
 
 # --- config.json ---
 
-# Spellings of the rotary settings, and a list that transformers derives: written anew, not carried along.
+# Spellings of the rotary settings, and a list that transformers derives: written anew.
 _ROPE_KEYS = ("layer_types", "rope_scaling", "rope_parameters", "type", "rope_type")
 
 # `rope_parameters` of the vision section, as transformers 5.24 writes them.
@@ -64,20 +65,28 @@ def parse_text(text: Section, defaults: Mapping[str, Any], fixed: Mapping[str, A
     Raises:
         InputError: a wrong value, or a variant that would be computed differently here.
     """
-    rope = _rope_settings(text, source)
+    rope, of_transformers_4 = _rope_settings(text, source), text.get("rope_scaling")
     _check_text_variant(text, rope, bool(fixed["mrope_interleaved"]), source)
     for key in _ROPE_KEYS:
         text.pop(key, None)
     text |= {key: rope[key] for key in ("rope_theta", "mrope_section") if key in rope}
     if text.get("num_key_value_heads") is None:
         text["num_key_value_heads"] = text.get("num_attention_heads")
-    return take_fields(TextConfig, text, defaults, f"{source} text_config", fixed)
+    config = take_fields(TextConfig, text, defaults, f"{source} text_config", fixed)
+    if isinstance(of_transformers_4, Mapping):
+        text["rope_scaling"] = dict(of_transformers_4)  # carried along for `dump_text`
+    return config
 
 
-def dump_text(config: TextConfig, fixed: Collection[str]) -> Section:
-    """The inverse of `parse_text`, as transformers 5 writes it, without what differs between the families."""
-    text = field_values(config, fixed) | {"hidden_act": "silu"}
-    text["rope_parameters"] = {name: text.pop(name) for name in ("mrope_section", "rope_theta")} | {"rope_type": "default"}
+def dump_text(config: ModelConfig, fixed: Collection[str]) -> Section:
+    """The inverse of `parse_text`, as transformers 5 writes it, without what differs between the families. What came in the
+    spelling of transformers 4 has that too: it reads no other."""
+    text = field_values(config.text, fixed) | {"hidden_act": "silu"}
+    rope = {name: text.pop(name) for name in ("mrope_section", "rope_theta")}
+    text["rope_parameters"] = rope | {"rope_type": "default"}
+    if scaling := json.loads(config.hf_extra).get("text_config", {}).get("rope_scaling"):
+        text |= {"rope_scaling": scaling | {"mrope_section": rope["mrope_section"]}, "rope_theta": rope["rope_theta"]}
+        text["tie_word_embeddings"] = config.tie_word_embeddings
     return text
 
 

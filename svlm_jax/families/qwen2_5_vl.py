@@ -48,7 +48,7 @@ def parse_sections(text: Section, vision: Section, source: str) -> tuple[TextCon
 
 def dump_sections(config: ModelConfig) -> tuple[Section, Section]:
     """The text and the vision section, as transformers 5 writes them."""
-    text, vision = qwen.dump_text(config.text, _TEXT_FIXED), field_values(config.vision, _VISION_FIXED)
+    text, vision = qwen.dump_text(config, _TEXT_FIXED), field_values(config.vision, _VISION_FIXED)
     text |= {"model_type": "qwen2_5_vl_text", "layer_types": ["full_attention"] * config.text.num_hidden_layers}
     text["rope_parameters"] |= {"type": "mrope"}
     return text, vision | {"model_type": "qwen2_5_vl_vision", "hidden_act": "silu"}

@@ -55,7 +55,7 @@ def parse_sections(text: Section, vision: Section, source: str) -> tuple[TextCon
 
 def dump_sections(config: ModelConfig) -> tuple[Section, Section]:
     """The text and the vision section, as transformers 5 writes them."""
-    text = qwen.dump_text(config.text, _TEXT_FIXED)
+    text = qwen.dump_text(config, _TEXT_FIXED)
     text |= {"model_type": "qwen2_vl_text", "layer_types": ["full_attention"] * config.text.num_hidden_layers}
     text["rope_parameters"] |= {"type": "mrope"}
     vision = field_values(config.vision, {*_VISION_FIXED, "fullatt_block_indexes"})

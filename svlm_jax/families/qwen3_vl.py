@@ -69,7 +69,7 @@ def parse_sections(text: Section, vision: Section, source: str) -> tuple[TextCon
 
 def dump_sections(config: ModelConfig) -> tuple[Section, Section]:
     """The text and the vision section, as transformers 5 writes them."""
-    text = qwen.dump_text(config.text, _TEXT_FIXED) | {"model_type": "qwen3_vl_text", "attention_bias": False}
+    text = qwen.dump_text(config, _TEXT_FIXED) | {"model_type": "qwen3_vl_text", "attention_bias": False}
     text["rope_parameters"] |= {"mrope_interleaved": True}
     if config.tie_word_embeddings:
         text["tie_word_embeddings"] = True  # as in the published files: vLLM looks there, and would miss a head

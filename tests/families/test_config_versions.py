@@ -59,6 +59,21 @@ def test_the_newest_version_is_written_again_key_by_key(family):
         assert written == raw
 
 
+@pytest.mark.parametrize(("family", "version"), [("qwen2_5_vl", "4.57.1"), ("qwen2_vl", "4.49.0"), ("qwen3_vl", "4.57.1")])
+def test_what_transformers_4_saved_is_written_so_that_it_and_5_read_it(family, version):
+    """4 knows no `rope_parameters`: an export of a published checkpoint would stop there at its first forward pass."""
+    from transformers import AutoConfig
+
+    for size, raw in json.loads((CONFIGS / family / f"{version}.json").read_text()).items():
+        config = config_json.parse(raw)
+        written = config_json.dump(replace(config, text=replace(config.text, rope_theta=123.0)))
+        text, ours = written["text_config"], config.text
+        assert text["rope_scaling"]["mrope_section"] == list(ours.mrope_section) and text["rope_theta"] == 123.0
+        assert text["tie_word_embeddings"] == config.tie_word_embeddings, size
+        rope = AutoConfig.for_model(**json.loads(json.dumps(written))).text_config.rope_parameters
+        assert (list(rope["mrope_section"]), rope["rope_theta"]) == (list(ours.mrope_section), 123.0)
+
+
 def test_livecc_has_the_shape_of_qwen2_vl_7b():
     """Its file is what 4.45 to 4.51 write, without the tower (`hidden_size` is the default); a dry run knows it by its name."""
     assert bare(read_shape("chenjoya/LiveCC-7B-Instruct")) == bare(preset("qwen2-vl-7b"))
