@@ -190,9 +190,10 @@ def test_the_draft_of_a_killed_conversion_is_removed_by_the_next_and_one_at_work
         (__file__, ["a file", "name the one it lies in"]),
     ],
 )
-def test_a_name_that_can_be_no_model_is_told_without_asking_the_hub(name, parts, monkeypatch):
+def test_a_name_that_can_be_no_model_is_told_without_asking_the_hub(name, parts, monkeypatch, tmp_path):
     import huggingface_hub
 
+    monkeypatch.chdir(tmp_path)  # nothing lies beside it
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     line = refusal(pretrained.local_directory, name)
     assert line.startswith("model: got ") and all(part in line for part in parts)

@@ -153,6 +153,7 @@ def test_flat_config_means_the_same_to_transformers(checkpoint, name):
     def seen(config: dict) -> dict:
         found = transformers.Qwen2_5_VLConfig.from_dict(json.loads(json.dumps(config))).to_dict()
         found["vision_config"].pop("dtype", None)  # the library leaves it empty; we say it
+        found["text_config"].pop("tie_word_embeddings", None)  # for transformers 4; 5 reads the one of the root
         return found
 
     assert seen(config_json.dump(config_json.parse(raw))) == seen(raw)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from einops import rearrange
+from einops import parse_shape, rearrange
 from optax.contrib import MuonState
 
 from svlm_jax.errors import InputError
@@ -95,13 +95,26 @@ MATRICES = {  # a parameter of each kind that Muon moves: its shape, and the sta
 }
 
 
+def with_singular_values(gradient, stack, least):
+    """A stack of matrices whose singular values are `least` to 1."""
+    left, right = stack.split(" -> ")
+    u, sizes, vt = np.linalg.svd(rearrange(gradient, stack), full_matrices=False)
+    matrices = (u * np.linspace(1, least, sizes.shape[-1])) @ vt
+    return rearrange(matrices.astype(np.float32), f"{right} -> {left}", **parse_shape(gradient, left))
+
+
 def test_muon_moves_matrices_by_all_their_directions_alike():
     rate, rms = 0.01, 0.3
     tx = build_optimizer(OptimizerConfig("muon", rate, "constant", warmup_ratio=0.0, muon_rms=rms, max_grad_norm=0.0), 10)
     shapes = {path: shape for path, (shape, _) in MATRICES.items()} | {"text.embedding": (7, 12), "text.norm.scale": (12,)}
     draw = np.random.default_rng(0)
     values = {path: jnp.asarray(draw.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
-    gradients = {path: jnp.asarray(draw.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
+    gradients = {path: draw.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    for path, (
+        _,
+        stack,
+    ) in MATRICES.items():  # five steps of Newton-Schulz make singular values of 0.2 to 1 alike, not those near 0
+        gradients[path] = with_singular_values(gradients[path], stack, 0.2)
     updates, _ = jax.jit(tx.update)(gradients, tx.init(values), values)
     for path, (_, stack) in MATRICES.items():
         update = rearrange(np.asarray(updates[path]), stack)
