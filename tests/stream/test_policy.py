@@ -56,7 +56,7 @@ random_streams = given(
 QUIET = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=QUIET)
+@settings(max_examples=40, deadline=None, suppress_health_check=QUIET)
 @random_streams
 def test_any_stream_retains_and_sees_what_the_oracle_does(data, config, previous, query, chunks, size):
     check_random(data, config, previous, query, chunks, size)

@@ -45,7 +45,8 @@ def sgd(monkeypatch):
     monkeypatch.setattr("svlm_jax.train.run.build_optimizer", lambda config, steps: optax.sgd(1e-2))
 
 
-@pytest.mark.parametrize("name", ["fsdp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensor", "context"))])
+@pytest.mark.slow  # test_families.py has the gradients on a mesh, test_run.py a run that goes on with another one
+@pytest.mark.parametrize("name", ["fsdp", "tensor", "context"])
 def test_a_step_on_eight_devices_is_that_of_one(name, config, train, sgd):
     config = replace(config, batch_size=8)  # in two micro-steps, whose program the other tests have compiled
     want = trained(train(config)[0])
