@@ -318,11 +318,11 @@ class StreamConfig:
                 "set moved_reply_kv to 'reuse', or rope_positions to 'contiguous'",
             )
         first = self.chunk_seconds if self.first_chunk_seconds is None else self.first_chunk_seconds
-        for seconds in (self.chunk_seconds, first):
+        for name, seconds in (("fps", self.chunk_seconds), ("first_chunk_seconds", first)):
             frames = self.fps * seconds
             if not (0 < frames < 10_000 and frames == round(frames) and round(frames) % 2 == 0):
                 got = f"{self.fps:g} fps in chunks of {seconds:g} s"
-                raise InputError("fps", got, "an even number of frames a chunk", "2 fps and 1 s are usual")
+                raise InputError(name, got, "an even number of frames a chunk", "2 fps and 1 s are usual")
 
 
 def _check_divides(name: str, value: int, by_name: str, by: int) -> None:

@@ -55,8 +55,8 @@ def read_streaming_config(directory: Path, preset: str | None = None) -> tuple[S
         file_preset = preset_of(settings["preset"], f"{path} preset")
         stream, sampling = {**file_preset.stream, **stream}, {**file_preset.sampling, **sampling}
     if preset is not None:
-        given = preset_of(preset)
-        stream, sampling = {**stream, **given.stream}, {**sampling, **given.sampling}
+        chosen = preset_of(preset)
+        stream, sampling = {**stream, **chosen.stream}, {**sampling, **chosen.sampling}
     try:
         return replace(StreamConfig(), **stream), replace(COMMENTARY, **sampling)
     except InputError as error:

@@ -116,9 +116,9 @@ def refusal(raw: object) -> str:
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_a_preset_has_as_many_parameters_as_the_published_model(name):
-    held = shapes(replace(preset(name), scan_layers=True))
-    assert sum(math.prod(leaf.shape) for leaf in held.values()) == COUNTS[name]
-    assert {str(leaf.dtype) for leaf in held.values()} == {"bfloat16"}
+    stacked = shapes(replace(preset(name), scan_layers=True))
+    assert sum(math.prod(leaf.shape) for leaf in stacked.values()) == COUNTS[name]
+    assert {str(leaf.dtype) for leaf in stacked.values()} == {"bfloat16"}
 
 
 def test_one_array_a_layer_holds_as_many_parameters_as_the_stack():
@@ -381,9 +381,8 @@ def test_a_file_and_its_directory_read_the_same(tmp_path):
 
 def test_an_error_in_a_file_names_the_file(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(edited(PUBLISHED, "depth", 1) | {"vocab_size": -1}))
-    with pytest.raises(InputError, match=r"config\.json text_config\.vocab_size: got -1") as error:
+    with pytest.raises(InputError, match=rf"{tmp_path}/config\.json text_config\.vocab_size: got -1"):
         config_json.read(tmp_path)
-    assert str(tmp_path) in str(error.value)
 
 
 def test_a_missing_file_is_one_line(tmp_path):

@@ -78,8 +78,8 @@ def check_model_type(raw: object, source: str = "config.json") -> Family:
     if not isinstance(raw, Mapping) or not isinstance(model_type, str) or model_type not in FAMILIES:
         got, remedy = short_repr(model_type) if isinstance(raw, Mapping) else type(raw).__name__, f"use a {family_names()}"
         if isinstance(model_type, str) and model_type in _OTHER_MODELS:
-            what, remedy = _OTHER_MODELS[model_type]
-            got += f" ({what})"
+            name, remedy = _OTHER_MODELS[model_type]
+            got += f" ({name})"
         raise InputError(f"{source} model_type", got, " or ".join(map(repr, FAMILIES)), f"{remedy} checkpoint")
     sections = [raw, *(section for name in ("text_config", "vision_config") if isinstance(section := raw.get(name), Mapping))]
     for key, settings in ((key, section.get(key)) for section in sections for key in _QUANTISATION_KEYS):

@@ -31,16 +31,16 @@ def chunk_sizes(config: StreamConfig, grid: Grid, vision: VisionConfig, box: Fra
     others = config.vision_window - 1 if config.mode == "recompute" else 0
     if config.first_chunk_seconds is None:
         return (ChunkSize(grid, (1 + others) * math.prod(grid), box),)
-    usual = config.chunk_frames // vision.temporal_patch_size
-    longest = max(usual, config.first_chunk_frames // vision.temporal_patch_size)
+    num_pairs = config.chunk_frames // vision.temporal_patch_size
+    first_pairs = max(num_pairs, config.first_chunk_frames // vision.temporal_patch_size)
     frame_patches = math.prod(grid[1:])
     return tuple(
         ChunkSize(
             grid=(t, *grid[1:]),
-            max_patches=(t + others * usual) * frame_patches,
+            max_patches=(t + others * num_pairs) * frame_patches,
             box=box and box._replace(num_frames=t * vision.temporal_patch_size),
         )
-        for t in sorted({usual, longest})
+        for t in sorted({num_pairs, first_pairs})
     )
 
 

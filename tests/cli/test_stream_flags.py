@@ -69,7 +69,10 @@ def test_without_a_preset_nothing_has_changed(directory):
         ({"preset": ["livecc"]}, r"preset: got \['livecc'\], expected one of "),
         ({"stream": {"previous_text_turn": 1}}, r"stream.previous_text_turn: got 1, expected true or false; "),
         ({"stream": {"mrope_turns": "last"}}, r"mrope_turns: got 'last', expected one of all, first; "),
-        ({"stream": {"first_chunk_seconds": 0.5}}, r"fps: got 2 fps in chunks of 0.5 s, expected an even number of frames"),
+        (
+            {"stream": {"first_chunk_seconds": 0.5}},
+            r"first_chunk_seconds: got 2 fps in chunks of 0.5 s, expected an even number of frames",
+        ),
         ({"sampling": {"silence_threshold": "off"}}, r"sampling.silence_threshold: got 'off', expected a number; "),
     ],
 )

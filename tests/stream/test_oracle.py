@@ -396,6 +396,6 @@ def test_recomputing_evicts_as_streaming_does_and_computes_all_of_it_again():
     for number, reply in enumerate(replies):
         step = stream.turn(user(number))
         assert step.cached_before == 0
-        everything = [(token.serial, token.place) for token in stream.retained]
-        assert [token.seen for token in step.computed] == [everything[: n + 1] for n in range(len(everything))]
+        every = [(token.serial, token.place) for token in stream.retained]
+        assert [token.seen for token in step.computed] == [every[:n] for n in range(1, len(every) + 1)]
         stream.reply(letters(reply))

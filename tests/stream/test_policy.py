@@ -131,17 +131,17 @@ def test_the_capacity_holds_the_longest_replies_and_all_questions_that_are_let_i
     refused = 0
     for number in range(20):
         chunk = Chunk(9_999_000 + number, 9_999_001 + number, clip, "who scored the last goal of this match? " * 3)
-        before = engine.held
+        before = engine.state
         try:
             turn, _ = sequence.next_turn(before, chunk, config, turns())
         except InputError as error:
             assert str(error).startswith("question: got ") and "\n" not in str(error)
-            assert engine.held is before
+            assert engine.state is before
             refused += 1
             turn, _ = sequence.next_turn(before, chunk._replace(question=""), config, turns())
         row = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))  # never refuses
-        held = turn._replace(slots=row.slots)
-        engine.held = sequence.with_reply(held, np.arange(LONGEST, dtype=np.int32), row.reply_slots, config, turns())
+        state = turn._replace(slots=row.slots)
+        engine.state = sequence.with_reply(state, np.arange(LONGEST, dtype=np.int32), row.reply_slots, config, turns())
     assert refused or config.mode != "full"
 
 
@@ -168,7 +168,7 @@ def test_rows_of_a_batch_are_described_apart():
 
 
 def _serials(engine: Engine, clip: Clip) -> list[int]:
-    turn, _ = sequence.next_turn(engine.held, Chunk(0, 1, clip), engine.config, turns())
+    turn, _ = sequence.next_turn(engine.state, Chunk(0, 1, clip), engine.config, turns())
     return list(range(len(turn.ids) - turn.cached))
 
 

@@ -57,8 +57,8 @@ def session(tiny: Model, vision: int, rounds: int, **config) -> Session:
 @pytest.fixture(scope="module")
 def evicting(tiny) -> tuple[Session, object]:
     """A session whose vision outlives its replies, which are computed anew when they move; and a state of it."""
-    made = session(tiny, 3, 2, moved_reply_kv="recompute")
-    return made, made.init_state()
+    opened = session(tiny, 3, 2, moved_reply_kv="recompute")
+    return opened, opened.init_state()
 
 
 def chunk(number: int, grid: tuple[int, int, int] = GRID) -> Chunk:
@@ -69,9 +69,9 @@ def chunk(number: int, grid: tuple[int, int, int] = GRID) -> Chunk:
 class Reference:
     """The stream told by the oracle and computed by numpy, given what the vision tower makes of each chunk."""
 
-    def __init__(self, tiny: Model, made: Session) -> None:
+    def __init__(self, tiny: Model, opened: Session) -> None:
         self.encode = partial(tiny.tokenizer.encode, add_special_tokens=False)
-        config = made.config
+        config = opened.config
         windows = Windows(
             config.vision_window,
             config.text_rounds,
@@ -80,15 +80,15 @@ class Reference:
             mode=config.mode,
             recompute_moved=config.moved_reply_kv == "recompute",
         )
-        self.oracle = Oracle(windows, made.turn_tokenizer.end_of_turn, int(made.turn_tokenizer.newline[0]))
+        self.oracle = Oracle(windows, opened.turn_tokenizer.end_of_turn, int(opened.turn_tokenizer.newline[0]))
         self.oracle.begin(opening_parts(self.encode, "", system=False))
-        self.decoder, self.made = NumpyDecoder(tiny.directory), made
+        self.decoder, self.opened = NumpyDecoder(tiny.directory), opened
         self.tower = jax.jit(lambda frames: tiny.model.vision(frames))
         self.features: dict[int, list[np.ndarray]] = {}  # of each turn: the rows, and what is added after each first layer
 
     def logits(self, number: int, this: Chunk, tokens: list[int]) -> np.ndarray:
         """Of all that is computed for a chunk, the reply included."""
-        frames, (rows,) = pack_vision([[(this.clip.patches, GRID)]], self.made.model_config.vision, int(np.prod(GRID)))
+        frames, (rows,) = pack_vision([[(this.clip.patches, GRID)]], self.opened.model_config.vision, int(np.prod(GRID)))
         found = self.tower(frames)
         self.features[number] = [np.asarray(part)[0, rows] for part in (found.rows, *found.by_layer)]
         query = "" if number else QUERY
@@ -103,12 +103,12 @@ class Reference:
         return self.decoder.compute(token, row, deep)
 
 
-def check(tiny: Model, made: Session, state, chunks: int) -> None:
-    reference, differences = Reference(tiny, made), []
-    state = made.join(state, query=QUERY)
+def check(tiny: Model, opened: Session, state, chunks: int) -> None:
+    reference, differences = Reference(tiny, opened), []
+    state = opened.join(state, query=QUERY)
     for number in range(chunks):
         this = chunk(number)
-        state, (result,) = made.step(state, [this], record=True)
+        state, (result,) = opened.step(state, [this], record=True)
         reply = require_reply(result)
         assert reply.logits is not None
         logits = reference.logits(number, this, reply.tokens.tolist())
@@ -136,36 +136,36 @@ def test_logits_are_those_of_what_is_retained(tiny, evicting):
 )
 def test_logits_are_those_of_what_is_retained_in_all_modes(tiny, config):
     """`recompute` gives the decoder the DeepStack features of all retained frames; the others those of new ones alone."""
-    made = session(tiny, **config)
-    check(tiny, made, made.init_state(), chunks=8)
+    opened = session(tiny, **config)
+    check(tiny, opened, opened.init_state(), chunks=8)
 
 
 def test_nothing_compiles_and_no_stamp_is_left_over_while_stamps_grow_longer(evicting):
-    made, state = evicting[0], warm(evicting[0], evicting[0].init_state(), chunk(0).clip)
-    state, clip = made.join(state, query=QUERY), chunk(0).clip
+    opened, state = evicting[0], warm(evicting[0], evicting[0].init_state(), chunk(0).clip)
+    state, clip = opened.join(state, query=QUERY), chunk(0).clip
     with Compiled() as compiled:
         for number in range(8):
             second = 9_997 + number
-            state, (result,) = made.step(state, [Chunk(second, second + 1, clip)])
-            assert require_reply(result).after <= made.capacity == state.cache.capacity
+            state, (result,) = opened.step(state, [Chunk(second, second + 1, clip)])
+            assert require_reply(result).after <= opened.capacity == state.cache.capacity
             seq = state.streams[0]
             assert seq is not None and len(set(seq.slots[seq.slots >= 0].tolist())) == seq.cached
             kinds = [(span.part, span.grid is not None) for span in seq.spans if span.kind == Kind.VISION]
             block = [(Part.HEAD, False), (Part.BODY, True), (Part.TAIL, False)]
-            assert kinds == 2 * min(number + 1, made.config.vision_window) * block
+            assert kinds == 2 * min(number + 1, opened.config.vision_window) * block
     assert compiled.count == 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["streaming", "recompute"])
 def test_a_saved_state_goes_on_with_the_same_logits(tiny, tmp_path, mode):
-    made = session(tiny, 2, 3, mode=mode)
-    state = made.join(made.init_state(), query=QUERY)
+    opened = session(tiny, 2, 3, mode=mode)
+    state = opened.join(opened.init_state(), query=QUERY)
     for number in range(4):
-        state, _ = made.step(state, [chunk(number)])
-    state_io.save(tmp_path / "a.state", made, state)
-    loaded = state_io.load(tmp_path / "a.state", made)
+        state, _ = opened.step(state, [chunk(number)])
+    state_io.save(tmp_path / "a.state", opened, state)
+    loaded = state_io.load(tmp_path / "a.state", opened)
     for number in range(4, 7):
-        state, ours = made.step(state, [chunk(number)], record=True)
-        loaded, theirs = made.step(loaded, [chunk(number)], record=True)
+        state, ours = opened.step(state, [chunk(number)], record=True)
+        loaded, theirs = opened.step(loaded, [chunk(number)], record=True)
         np.testing.assert_array_equal(require_reply(ours[0]).logits, require_reply(theirs[0]).logits)

@@ -39,11 +39,11 @@ def watch(engine: Engine, chunks: int, *, start: float = 0, grid=(2, 2, 2), ques
     """The sequence as each reply begins."""
     for number in range(chunks):
         chunk = Chunk(start + number, start + number + 1, clip(grid), "who scored?" if number in questions else "")
-        turn, _ = sequence.next_turn(engine.held, chunk, engine.config, engine.turns)
+        turn, _ = sequence.next_turn(engine.state, chunk, engine.config, engine.turns)
         row = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))
         yield turn
-        held = turn._replace(slots=row.slots)
-        engine.held = sequence.with_reply(held, np.arange(5, dtype=np.int32), row.reply_slots, engine.config, engine.turns)
+        state = turn._replace(slots=row.slots)
+        engine.state = sequence.with_reply(state, np.arange(5, dtype=np.int32), row.reply_slots, engine.config, engine.turns)
 
 
 def user_text(turn: sequence.StreamSequence) -> list[str]:
@@ -183,7 +183,7 @@ def test_a_frame_pair_that_loses_all_its_tokens_keeps_its_stamp_and_the_next_fin
     config = windows(2, 2)
     engine = stamped(config)
     keep = np.array([False] * 4 + [True, False, True, True])
-    turn, _ = sequence.next_turn(engine.held, Chunk(0, 1, clip((2, 4, 4)), keep=keep), config, engine.turns)
+    turn, _ = sequence.next_turn(engine.state, Chunk(0, 1, clip((2, 4, 4)), keep=keep), config, engine.turns)
     assert user_text(turn) == ["<0.1 seconds>[]<0.6 seconds>[###]"]
     rows = np.arange(100, 108)
     scheduled = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))
@@ -211,14 +211,14 @@ def test_the_capacity_counts_stamps_at_their_longest_and_holds_all_questions_tha
     for number in range(12):
         chunk = Chunk(9_999_900 + number, 9_999_901 + number, clip(LARGEST), "who scored the last goal of this match? ")
         try:
-            turn, _ = sequence.next_turn(engine.held, chunk, config, engine.turns)
+            turn, _ = sequence.next_turn(engine.state, chunk, config, engine.turns)
         except InputError as error:
             assert str(error).startswith("question: got ")
             refused += 1
-            turn, _ = sequence.next_turn(engine.held, chunk._replace(question=""), config, engine.turns)
+            turn, _ = sequence.next_turn(engine.state, chunk._replace(question=""), config, engine.turns)
         row = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))  # never refuses
-        held = turn._replace(slots=row.slots)
-        engine.held = sequence.with_reply(held, np.arange(LONGEST, dtype=np.int32), row.reply_slots, config, engine.turns)
+        state = turn._replace(slots=row.slots)
+        engine.state = sequence.with_reply(state, np.arange(LONGEST, dtype=np.int32), row.reply_slots, config, engine.turns)
     assert refused
     longest = total(sequence.longest_turn(LARGEST, engine.turns.tokenizer, engine.turns.config))
     now = total(sequence.user_turn(9_999_998, 9_999_999, LARGEST, 1.0, engine.turns.tokenizer, engine.turns.config).spans)
@@ -228,9 +228,9 @@ def test_the_capacity_counts_stamps_at_their_longest_and_holds_all_questions_tha
 def test_a_question_takes_the_same_room_as_without_stamps():
     lengths = {}
     for family in ("qwen2_5_vl", STAMPED):
-        made = turns(family)
-        turn = sequence.user_turn(7, 8, (2, 2, 2), 1.0, made.tokenizer, made.config)
-        lengths[family] = made.max_plain_text - total(span for span in turn.spans if span.kind == Kind.USER_TEXT)
+        turn_tokenizer = turns(family)
+        turn = sequence.user_turn(7, 8, (2, 2, 2), 1.0, turn_tokenizer.tokenizer, turn_tokenizer.config)
+        lengths[family] = turn_tokenizer.max_plain_text - total(span for span in turn.spans if span.kind == Kind.USER_TEXT)
     assert lengths[STAMPED] == 0 <= lengths["qwen2_5_vl"]
     limit = StreamConfig(question_tokens=len(encode("who scored?")))
     sequence.check_query("who scored?", limit, turns(STAMPED))

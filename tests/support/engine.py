@@ -54,12 +54,12 @@ class Engine:
         opening = chat.opening(previous, turns.tokenizer, turns.config)
         turn = sequence.longest_turn(grid, turns.tokenizer, turns.config)
         self.capacity = policy.capacity(config, opening.spans, turn, chunks=200)
-        self.held = sequence.new_stream(opening, query, seed=0, sampling=Sampling(), max_new_tokens=LONGEST)
+        self.state = sequence.new_stream(opening, query, seed=0, sampling=Sampling(), max_new_tokens=LONGEST)
         self.slots = np.full(self.capacity, -1)  # serial number of what each slot holds
 
     def turn(self, chunk: Chunk, serials: list[int], size: int) -> list[list[tuple[int, tuple]]]:
         """Take a chunk; the new tokens have these serial numbers. What each of them sees, as the oracle tells it."""
-        turn, _ = sequence.next_turn(self.held, chunk, self.config, self.turns)
+        turn, _ = sequence.next_turn(self.state, chunk, self.config, self.turns)
         self.check(turn)
         kept = turn.slots[turn.slots >= 0]
         assert len(set(kept.tolist())) == len(kept)
@@ -100,9 +100,9 @@ class Engine:
             assert self.index[slot] == place and (self.positions[:, slot] == inputs.position[0] + count).all()
             self.slots[slot] = serial
             seen.append(self.visible(place))
-        held = self.scheduled.seq._replace(slots=self.scheduled.slots)
-        self.held = sequence.with_reply(held, np.array(tokens, np.int32), self.scheduled.reply_slots, self.config, self.turns)
-        self.check(self.held)
+        state = self.scheduled.seq._replace(slots=self.scheduled.slots)
+        self.state = sequence.with_reply(state, np.array(tokens, np.int32), self.scheduled.reply_slots, self.config, self.turns)
+        self.check(self.state)
         return seen
 
     def visible(self, place: int) -> list[tuple[int, tuple]]:
@@ -112,9 +112,9 @@ class Engine:
         return [(int(self.slots[slot]), tuple(self.positions[:, slot].tolist())) for slot in slots]
 
     @staticmethod
-    def check(held: sequence.StreamSequence) -> None:
-        assert total(held.spans) == len(held.ids) == len(held.slots) == held.positions.shape[1]
-        assert (held.slots[: held.cached] >= 0).all() and (held.slots[held.cached :] < 0).all()
+    def check(state: sequence.StreamSequence) -> None:
+        assert total(state.spans) == len(state.ids) == len(state.slots) == state.positions.shape[1]
+        assert (state.slots[: state.cached] >= 0).all() and (state.slots[state.cached :] < 0).all()
 
 
 def told(seen: list[tuple[int, tuple]]) -> list[tuple[int, tuple]]:
@@ -182,6 +182,6 @@ def compare(
         reply = theirs.reply(tokens)
         seen = ours.reply(tokens, [one.serial for one in reply.computed])
         assert seen == [told(one.seen) for one in reply.computed]
-        assert ours.held.ids.tolist() == theirs.ids and ours.held.cached == theirs.cached
-        most = max(most, len(ours.held.spans))
+        assert ours.state.ids.tolist() == theirs.ids and ours.state.cached == theirs.cached
+        most = max(most, len(ours.state.spans))
     return most
