@@ -46,7 +46,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("svlm_jax.settings",),
     ("svlm_jax.pretrained svlm_jax",),
-    ("svlm_jax.serve",),
+    ("svlm_jax.serve", "svlm_jax.eval"),
     ("svlm_jax.touchline",),  # the game: only commands, benchmarks and configs know of it
     ("configs",),
     ("svlm_jax.cli",),
@@ -65,11 +65,23 @@ HOST_SIDE = (
     "svlm_jax.inputs",
     "svlm_jax.data",
     *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge", "source")),
+    *(f"svlm_jax.eval.{name}" for name in ("lines", "commentary", "intervals", "frames", "judging", "run_directory")),
     "svlm_jax.stream.captions",
     "svlm_jax.stream.events",
     "svlm_jax.stream.state_file",
 )
-LATE = {"av", "transformers", "grain", "orbax", "huggingface_hub", "tensorflow_datasets", "torch", "starlette", "uvicorn"}
+LATE = {
+    "av",
+    "transformers",
+    "grain",
+    "orbax",
+    "huggingface_hub",
+    "tensorflow_datasets",
+    "torch",
+    "starlette",
+    "uvicorn",
+    "openai",
+}
 KERNEL_IMPORTS = {"jax", "numpy", "pallas_kernels"} | sys.stdlib_module_names
 
 

@@ -1,0 +1,144 @@
+"""JSON lines: files of others read with the line that is wrong named, files of ours written so that a killed run goes on.
+
+Owns what is on the disk at any moment: a file that grows (`Appender`) holds complete lines only, a file that is written at once
+(`write`) appears complete or not at all. Does not know what a line says. Host side, never jax. Lines count from 1.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from svlm_jax.errors import InputError, shortened
+from svlm_jax.files import atomic_write, local_path, parse_json, refuse_other_kinds_of_file, report_write_errors
+
+Parsed = TypeVar("Parsed")
+
+
+class BadLines:
+    """How many lines of a file may be bad, and which were: each is told, and one more than allowed is an error."""
+
+    def __init__(self, allowed: int = 0) -> None:
+        self.allowed = allowed
+        self.errors: list[str] = []
+
+    def add(self, error: InputError) -> None:
+        """Raises:
+        InputError: the same, where no more are allowed.
+        """
+        if len(self.errors) >= self.allowed:
+            raise error
+        self.errors.append(str(error))
+        warnings.warn(f"left out: {error}", stacklevel=3)
+
+
+def read(path: str | Path, expected: str, parse: Callable[[dict[str, Any], str], Parsed], bad: BadLines) -> list[Parsed]:
+    """What `parse` makes of each line of a file, in order. Blank lines are passed over.
+
+    Args:
+        expected: what the file should hold, for errors.
+        parse: called with (the object of a line, "FILE:LINE" for errors); may raise InputError.
+        bad: lines that may be left out.
+
+    Raises:
+        InputError: no such file, another kind of file, no line that is good, or more bad lines than allowed.
+    """
+    path = local_path(path)
+    if not path.is_file():
+        raise InputError(shortened(path), "no such file", expected, "check the path")
+    refuse_other_kinds_of_file(path, expected)
+    parsed = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            source = f"{path.name}:{number}"
+            try:
+                parsed.append(parse(parse_json(line, source, expected), source))
+            except InputError as error:
+                bad.add(error)
+    if not parsed:
+        raise InputError(shortened(path), "no line", expected, "check the file")
+    return parsed
+
+
+def write(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
+    """Write records, one a line, complete or not at all; returns their number."""
+    count = 0
+    with report_write_errors(path), atomic_write(path) as draft, draft.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(_line(record))
+            count += 1
+    return count
+
+
+def write_json(path: str | Path, value: dict[str, Any]) -> None:
+    """Write one object for people and programs to read, complete or not at all."""
+    with report_write_errors(path), atomic_write(path) as draft:
+        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+
+
+class Appender(AbstractContextManager["Appender"]):
+    """A file of lines that grows while a run goes on, and with which a killed run goes on. Thread by thread: one may write."""
+
+    def __init__(self, path: str | Path) -> None:
+        """What a crash left of an unfinished line is cut off."""
+        self.path = local_path(path)
+        with report_write_errors(self.path):
+            self.file = open(self.path, "ab+")  # noqa: SIM115 (closed by __exit__)
+            self.file.seek(0)
+            data = self.file.read()
+            complete = data.rfind(b"\n") + 1
+            if complete < len(data):
+                self.file.truncate(complete)
+        self._existing = data[:complete]
+
+    def existing(self) -> Iterator[dict[str, Any]]:
+        """The lines that were there when the file was opened."""
+        for number, line in enumerate(self._existing.splitlines(), 1):
+            if line.strip():
+                yield parse_json(line, f"{self.path.name}:{number}", "a line written here")
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write one line; it is on the disk when this returns."""
+        with report_write_errors(self.path):
+            self.file.write(_line(record).encode())
+            self.file.flush()
+            os.fsync(self.file.fileno())
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file, in hex: which data a number is of."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_KINDS: dict[type, str] = {str: "a text", list: "a list", int: "a whole number", float: "a number", dict: "an object"}
+
+
+def require(record: dict[str, Any], key: str, kind: type, source: str, default: Any = None) -> Any:
+    """record[key], checked to be of a kind (float takes whole numbers too); `default`, unless None, where the key is missing.
+
+    Raises:
+        InputError: no such key, or a value of another kind.
+    """
+    if key not in record and default is not None:
+        return default
+    if key not in record:
+        raise InputError(f"{source} {key}", "nothing", _KINDS[kind], "mend the line, or leave it out")
+    value = record[key]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e9  # NaN is not below it
+    if not (is_number and (kind is float or isinstance(value, int)) if kind in (int, float) else isinstance(value, kind)):
+        raise InputError(f"{source} {key}", f"{value!r:.40}", _KINDS[kind], "mend the line, or leave it out")
+    return value

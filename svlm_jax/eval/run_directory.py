@@ -1,0 +1,68 @@
+"""The folder of a run: run.json says of which model, mode, settings, versions and data its answers are.
+
+A run goes on where it stopped only with the settings that it began with. Host side.
+"""
+
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from svlm_jax.errors import InputError, shortened
+from svlm_jax.eval.lines import write_json
+from svlm_jax.files import local_path, read_json
+
+RUN = "run.json"
+PACKAGES = ("svlm-jax", "jax", "flax", "transformers")
+
+
+def open_run(path: str | Path, settings: dict[str, Any]) -> Path:
+    """The folder, made if need be, with `settings` in its run.json; versions are added and not compared.
+
+    Args:
+        settings: JSON; "benchmark" and "model" among them, and the digest of each data file.
+
+    Raises:
+        InputError: a folder that belongs to a run of other settings, or to something else.
+    """
+    folder = local_path(path)
+    file = folder / RUN
+    if file.is_file():
+        saved = read_json(file, "a run.json written by svlm evaluate")
+        different = [
+            key for key in sorted(settings.keys() | saved.keys()) if key != "versions" and settings.get(key) != saved.get(key)
+        ]
+        if different:
+            key = different[0]
+            got, expected = (
+                f"{settings.get(key)!r:.60}",
+                f"{saved.get(key)!r:.60}, with which {shortened(folder, 60)} was begun",
+            )
+            raise InputError(f"run {key}", got, expected, "give the same, or another --out")
+        return folder
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(
+            f"--out {shortened(folder)}", "a folder with other files", "a new one, or that of a run", "choose another"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, {**settings, "versions": versions()})
+    return folder
+
+
+def read_run(path: str | Path) -> dict[str, Any]:
+    """The run.json of a folder.
+
+    Raises:
+        InputError: there is none.
+    """
+    return read_json(local_path(path) / RUN, "a folder written by svlm evaluate")
+
+
+def versions() -> dict[str, str]:
+    """Of what a number may depend on."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "unknown"
+    return found
