@@ -65,7 +65,10 @@ HOST_SIDE = (
     "svlm_jax.inputs",
     "svlm_jax.data",
     *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge", "source")),
-    *(f"svlm_jax.eval.{name}" for name in ("lines", "commentary", "intervals", "frames", "judging", "run_directory", "result")),
+    *(
+        f"svlm_jax.eval.{name}"
+        for name in ("lines", "commentary", "intervals", "frames", "judging", "run_directory", "result", "table")
+    ),
     "svlm_jax.stream.captions",
     "svlm_jax.stream.events",
     "svlm_jax.stream.state_file",
