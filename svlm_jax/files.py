@@ -81,13 +81,25 @@ def read_json(path: Path, expected: str, limit: int = JSON_BYTES) -> dict[str, A
 
 def parse_json(content: bytes, source: str, expected: str) -> dict[str, Any]:
     """The object that UTF-8 JSON holds; errors as of `read_json`, in the name of `source`."""
+    return _of_kind(_parse(content, source, expected), dict, source, expected)
+
+
+def parse_json_list(content: bytes, source: str, expected: str) -> list[Any]:
+    """The list that UTF-8 JSON holds; errors as of `read_json`, in the name of `source`."""
+    return _of_kind(_parse(content, source, expected), list, source, expected)
+
+
+def _parse(content: bytes, source: str, expected: str) -> Any:
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
     except RecursionError:
         raise InputError(source, "JSON that is nested too deeply", expected, "download the file again") from None
     except ValueError as error:  # broken JSON, not UTF-8, a number of thousands of digits, a key twice
         raise InputError(source, f"broken JSON ({error})", expected, "download the file again") from None
-    if not isinstance(value, dict):
+
+
+def _of_kind(value: Any, kind: type, source: str, expected: str) -> Any:
+    if not isinstance(value, kind):
         raise InputError(source, f"a JSON {type(value).__name__}", expected, "download the file again")
     return value
 

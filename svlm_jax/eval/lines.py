@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.files import atomic_write, local_path, parse_json, refuse_other_kinds_of_file, report_write_errors
+from svlm_jax.files import (
+    atomic_write,
+    local_path,
+    parse_json,
+    parse_json_list,
+    refuse_other_kinds_of_file,
+    report_write_errors,
+)
 
 Parsed = TypeVar("Parsed")
 
@@ -37,33 +44,44 @@ class BadLines:
 
 
 def read(path: str | Path, expected: str, parse: Callable[[dict[str, Any], str], Parsed], bad: BadLines) -> list[Parsed]:
-    """What `parse` makes of each line of a file, in order. Blank lines are passed over.
+    """What `parse` makes of each object of a file, in order: one a line, blank lines passed over, or a JSON list of objects.
 
     Args:
         expected: what the file should hold, for errors.
-        parse: called with (the object of a line, "FILE:LINE" for errors); may raise InputError.
-        bad: lines that may be left out.
+        parse: called with (the object, "FILE:LINE" or "FILE[INDEX]" for errors); may raise InputError.
+        bad: lines or objects that may be left out.
 
     Raises:
-        InputError: no such file, another kind of file, no line that is good, or more bad lines than allowed.
+        InputError: no such file, another kind of file, nothing in it that is good, or more bad lines than allowed.
     """
     path = local_path(path)
     if not path.is_file():
         raise InputError(shortened(path), "no such file", expected, "check the path")
     refuse_other_kinds_of_file(path, expected)
     parsed = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            source = f"{path.name}:{number}"
-            try:
-                parsed.append(parse(parse_json(line, source, expected), source))
-            except InputError as error:
-                bad.add(error)
+    for source, item in _items(path, expected):
+        try:
+            record = parse_json(item, source, expected) if isinstance(item, bytes) else item
+            if not isinstance(record, dict):
+                raise InputError(source, f"a JSON {type(record).__name__}", expected, "mend it, or leave it out")
+            parsed.append(parse(record, source))
+        except InputError as error:
+            bad.add(error)
     if not parsed:
         raise InputError(shortened(path), "no line", expected, "check the file")
     return parsed
+
+
+def _items(path: Path, expected: str) -> Iterator[tuple[str, Any]]:
+    """(its name for errors, a line as bytes or a member of a JSON list) of all that a file holds."""
+    with path.open("rb") as file:
+        first = next((line for line in file if line.strip()), b"")
+        file.seek(0)
+        if first.lstrip().startswith(b"["):
+            members = parse_json_list(file.read(), path.name, expected)
+            yield from ((f"{path.name}[{index}]", member) for index, member in enumerate(members))
+            return
+        yield from ((f"{path.name}:{number}", line) for number, line in enumerate(file, 1) if line.strip())
 
 
 def write(path: str | Path, records: Iterable[dict[str, Any]]) -> int:

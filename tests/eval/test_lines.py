@@ -1,0 +1,41 @@
+"""Published files are read in both of their forms, and what is bad in them is named."""
+
+import pytest
+
+from svlm_jax.errors import InputError
+from svlm_jax.eval.lines import BadLines, read, require
+
+
+def numbers(path, allowed=0):
+    bad = BadLines(allowed)
+    return read(path, "numbers", lambda record, source: require(record, "n", int, source), bad), bad.errors
+
+
+@pytest.mark.parametrize("text", ['{"n": 1}\n\n{"n": 2}\n', '\n[{"n": 1},\n {"n": 2}]', '{"n": 1}\r\n{"n": 2}'])
+def test_lines_and_a_list_are_the_same(tmp_path, text):
+    (tmp_path / "f").write_text(text)
+    assert numbers(tmp_path / "f") == ([1, 2], [])
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"n": 1}\n{"n": "x"}\n', "f:2 n"),
+        ('[{"n": 1}, {}]', r"f\[1\] n"),
+        ('[{"n": 1}, 7]', r"f\[1\]"),
+        ('{"n": 1}\n[7]\n', "f:2"),
+    ],
+)
+def test_what_is_bad_is_named_and_left_out_only_if_allowed(tmp_path, text, name):
+    (tmp_path / "f").write_text(text)
+    with pytest.raises(InputError, match=name):
+        numbers(tmp_path / "f")
+    assert numbers(tmp_path / "f", 1)[0] == [1]
+
+
+@pytest.mark.parametrize("text", ["[]", " \n", '[{"n": 1}', '{"n": 1, "n": 2}'])
+def test_a_file_without_good_content_is_one_error(tmp_path, text):
+    (tmp_path / "f").write_text(text)
+    with pytest.raises(InputError):
+        numbers(tmp_path / "f")
