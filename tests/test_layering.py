@@ -67,7 +67,17 @@ HOST_SIDE = (
     *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge", "source")),
     *(
         f"svlm_jax.eval.{name}"
-        for name in ("lines", "commentary", "intervals", "frames", "judging", "run_directory", "result", "table")
+        for name in (
+            "lines",
+            "commentary",
+            "intervals",
+            "frames",
+            "judging",
+            "run_directory",
+            "result",
+            "table",
+            "commentator",
+        )
     ),
     "svlm_jax.stream.captions",
     "svlm_jax.stream.events",
