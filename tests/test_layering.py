@@ -68,6 +68,7 @@ HOST_SIDE = (
     *(
         f"svlm_jax.eval.{name}"
         for name in (
+            "answers",
             "lines",
             "commentary",
             "intervals",

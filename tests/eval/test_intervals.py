@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from svlm_jax.eval.intervals import ratio_interval
+from svlm_jax.eval.intervals import macro_interval, ratio_interval
 
 
 def test_one_game_has_no_interval_and_equal_games_have_one_of_no_width():
@@ -30,3 +30,17 @@ def test_games_that_agree_within_themselves_count_as_games_not_as_segments():
     # 10 games of 100 segments, each all won or all lost: an interval over segments would be 3 % wide on either side.
     low, high = ratio_interval([100, 0] * 5, [100] * 10)
     assert high - low > 0.4
+
+
+def test_a_macro_mean_of_one_task_is_its_ratio():
+    totals = np.array([[4], [8], [12], [6]])
+    parts = np.array([[1], [8], [6], [0]])
+    assert np.allclose(macro_interval(parts, totals, [[0]]), ratio_interval(parts[:, 0], totals[:, 0]), atol=0.02)
+    assert macro_interval([[3, 1]], [[4, 4]], [[0], [1]]) is None
+
+
+def test_a_macro_mean_weighs_tasks_and_not_questions():
+    # Every video: 9 of 10 of the first task, 0 of 1 of the second: (0.9 + 0) / 2, and not 9 / 11. The third task, alone in its
+    # group, has no question: (0.45) is the mean of the groups that have some.
+    parts, totals = [[9, 0, 0]] * 5, [[10, 1, 0]] * 5
+    assert np.allclose(macro_interval(parts, totals, [[0, 1], [2]]), (0.45, 0.45))
