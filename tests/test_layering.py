@@ -78,6 +78,7 @@ HOST_SIDE = (
             "result",
             "table",
             "commentator",
+            "infstreams",
         )
     ),
     "svlm_jax.stream.captions",

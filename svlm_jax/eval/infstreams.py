@@ -9,7 +9,7 @@ published; the rule here is the paper's. Words that end at the last instant of a
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ MIN_WORDS = 200  # of a piece that is judged
 START = 1000  # second at which models begin, so that there is something that was said before
 DISORDER = 2.0  # seconds by which a word may end before the word in front of it: two people speak at once
 LONGEST_WORD = 30.0  # seconds
+MENDED = "put after the word before it"  # what becomes of a word with a broken time
 _REMEDY = "mend it, or allow it with --bad"
 
 
@@ -103,7 +104,7 @@ def answer_name(video: str) -> str:
 
 
 def read_games(path: str | Path, bad: BadLines) -> list[Game]:
-    """The games of eval_all_metadata.jsonl, in order. Words with broken times are bad, and left out where that is allowed.
+    """The games of eval_all_metadata.jsonl, in order. Words with broken times are bad lines; see `_words`.
 
     Raises:
         InputError: as of `lines.read`; the same video twice.
@@ -147,42 +148,55 @@ def _unlike(entries: list, key: Any, path: str | Path) -> list:
 
 
 def _words(content: Sequence[Any], source: str, bad: BadLines) -> tuple[Word, ...]:
-    """The words of `content`, in order of their ends; those whose times can not be are told to `bad`.
-
-    The end of a word decides where it belongs. One that leaps ahead of those after it, or falls back behind those before it, is
-    the broken one; a word that leaps does not take the rest with it.
+    """The words of `content`, in order of their ends. A word with a time that cannot be is told to `bad`; if allowed,
+    it is kept, at the end of the word before it: it was said, and without it a piece of 200 words would not be judged.
     """
-    entries: list[tuple[str, Word]] = []
+    texts: list[str] = []
+    words: list[Word | None] = []  # None: with a broken time
     for number, entry in enumerate(content):
         name = f"{source} content[{number}]"
-        try:
-            word = _word(entry, name)
-        except InputError as error:
-            bad.add(error)
-            continue
-        if word.text:  # one without letters says nothing
-            entries.append((name, word))
-    words: list[Word] = []
-    latest = -math.inf
-    for (name, word), after in zip(entries, [*(word for _, word in entries[1:]), None], strict=True):
-        leaps = after is not None and word.end > after.end + DISORDER and after.end >= latest - DISORDER
-        if leaps or word.end < latest - DISORDER:
-            between = f"between {max(latest, 0):g} and {after.end:g} s" if leaps else f"{latest:g} s or later"
-            bad.add(InputError(name, f"{word.text!r:.40} that ends at {word.end:g} s", between, _REMEDY))
-            continue
-        words.append(word)
-        latest = max(latest, word.end)
-    if not words:
-        raise InputError(f"{source} content", "no word", "[start, end, word], ...", _REMEDY)
-    return tuple(sorted(words, key=lambda word: word.end))
+        if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[2], str):
+            bad.add(InputError(name, f"{entry!r:.60}", "[start, end, word]", _REMEDY))
+        elif entry[2].strip():  # one without letters says nothing
+            texts.append(entry[2].strip())
+            words.append(_word(entry, name, bad))
+    for index, word, expected in _disordered(words):
+        got = f"{word.text!r:.40} that ends at {word.end:g} s"
+        bad.add(InputError(f"{source} content", got, expected, _REMEDY), MENDED)
+        words[index] = None
+    time = next((word.start for word in words if word is not None), None)
+    if time is None:
+        raise InputError(f"{source} content", "no word with times", "[start, end, word], ...", _REMEDY)
+    mended = []
+    for text, word in zip(texts, words, strict=True):
+        mended.append(word or Word(time, time, text))
+        time = max(time, mended[-1].end)
+    return tuple(sorted(mended, key=lambda word: word.end))
 
 
-def _word(entry: Any, name: str) -> Word:
-    if not isinstance(entry, list) or len(entry) != 3 or not isinstance(entry[2], str):
-        raise InputError(name, f"{entry!r:.60}", "[start, end, word]", _REMEDY)
+def _disordered(words: Sequence[Word | None]) -> Iterator[tuple[int, Word, str]]:
+    """(index, word, what was expected) for each that leaps ahead of those after it, or falls back behind those before it. One
+    word that leaps does not take the rest with it."""
+    timed = [(index, word) for index, word in enumerate(words) if word is not None]
+    latest = 0.0
+    for (index, word), following in zip(timed, [*timed[1:], None], strict=True):
+        after = following[1].end if following else math.inf
+        if word.end < latest - DISORDER:
+            yield index, word, f"{latest:g} s or later"
+        elif word.end > after + DISORDER and after >= latest - DISORDER:
+            yield index, word, f"{latest:g} to {after:g} s"
+        else:
+            latest = max(latest, word.end)
+
+
+def _word(entry: list[Any], name: str, bad: BadLines) -> Word | None:
     times = {"start": entry[0], "end": entry[1]}
-    start, end = (float(require(times, key, float, name)) for key in ("start", "end"))
-    if not 0 <= start <= end <= start + LONGEST_WORD:
-        got = f"{entry[2]!r:.40} from {start:g} to {end:g} s"
-        raise InputError(name, got, f"0 <= start <= end, {LONGEST_WORD:g} s at most", _REMEDY)
+    try:
+        start, end = (float(require(times, key, float, name)) for key in ("start", "end"))
+        if not 0 <= start <= end <= start + LONGEST_WORD:
+            got = f"{entry[2]!r:.40} from {start:g} to {end:g} s"
+            raise InputError(name, got, f"0 <= start <= end, {LONGEST_WORD:g} s at most", _REMEDY)
+    except InputError as error:
+        bad.add(error, MENDED)
+        return None
     return Word(start, end, entry[2].strip())

@@ -33,14 +33,17 @@ class BadLines:
         self.allowed = allowed
         self.errors: list[str] = []
 
-    def add(self, error: InputError) -> None:
-        """Raises:
-        InputError: the same, where no more are allowed.
+    def add(self, error: InputError, outcome: str = "left out") -> None:
+        """Args:
+            outcome: what becomes of it where it is allowed.
+
+        Raises:
+            InputError: the same, where no more are allowed.
         """
         if len(self.errors) >= self.allowed:
             raise error
         self.errors.append(str(error))
-        warnings.warn(f"left out: {error}", stacklevel=3)
+        warnings.warn(f"{outcome}: {error}", stacklevel=3)
 
 
 def read(path: str | Path, expected: str, parse: Callable[[dict[str, Any], str], Parsed], bad: BadLines) -> list[Parsed]:
