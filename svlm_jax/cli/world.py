@@ -6,16 +6,14 @@
 Then `svlm windows films/matches.jsonl --out train.jsonl`. Seeds from 1,000,000 on are for testing: --test films them.
 """
 
-import argparse
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +33,29 @@ from svlm_jax.touchline.render import Renderer
 FRAME_MS, PIXEL_MS = 7.0, 7e-5  # milliseconds to draw and encode a frame: constant, and for each pixel
 PLAY_MS = 1.0  # milliseconds to play a second of a game without drawing
 PIXEL_BYTES = 0.07  # of a film
+
+
+class Filming(NamedTuple):
+    """What films are made, and how; the fields are the flags of this command. size: width and height."""
+
+    out: Path
+    seconds: int
+    size: tuple[int, int] = (336, 224)
+    fps: float = 2.0
+    jobs: int = 1
+    rules: Rules = Rules.MATCH
+    unseen: bool = False
+    keep: bool = False
+    words_only: bool = False
+    questions: float = 0.0
+    ask: tuple[str, ...] = tuple(QUESTIONS)
+
+    def path(self, seed: int) -> Path:
+        return self.out / f"{self.rules}_{seed}.mp4"
+
+    def is_wanted(self, seed: int) -> bool:
+        """Whether this film is to be drawn."""
+        return not (self.words_only or (self.keep and self.path(seed).exists()))
 
 
 def main() -> None:
@@ -65,52 +86,56 @@ def main() -> None:
     if args.sheet:
         sheet(args.out / "world.png", _size(args.size))
         return
-    seeds = _seeds(args.seeds, args.test)
+    seeds = parse_seeds(args.seeds, args.test)
     index = args.out / args.index
-    films = [] if args.words_only or args.keep else [_path(args, seed) for seed in seeds]
+    filming = Filming(
+        args.out, args.seconds, _size(args.size), args.fps, args.jobs, args.rules, args.unseen, args.keep, args.words_only,
+        args.questions, tuple(args.ask),
+    )  # fmt: skip
+    films = [] if args.words_only or args.keep else [filming.path(seed) for seed in seeds]
     for path in (index, records.seeks_path(index), *films):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
-    make_film = partial(_make_film, args=args, size=_size(args.size))
     args.out.mkdir(parents=True, exist_ok=True)
-    print(_plan(args, seeds), file=sys.stderr, flush=True)
-    annotations = _run_pool(make_film, seeds, args)
+    print(plan(filming, seeds), file=sys.stderr, flush=True)
+    annotations = make_films(filming, seeds)
     records.write(index, (to_record(annotation) for annotation in annotations))
-    size = sum(path.stat().st_size for path in map(partial(_path, args), seeds) if path.exists())
+    size = sum(path.stat().st_size for path in map(filming.path, seeds) if path.exists())
     words = sum(len(annotation.words) for annotation in annotations)
     print(f"{len(seeds)} films, {len(seeds) * args.seconds} s, {words} words, {size / 1e6:.1f} MB -> {index}")
 
 
-def _plan(args: argparse.Namespace, seeds: range) -> str:
+def plan(filming: Filming, seeds: range) -> str:
     """One line about the work ahead; times were measured on one of 2 CPU cores for each process."""
-    todo = [seed for seed in seeds if not (args.words_only or (args.keep and _path(args, seed).exists()))]
-    width, height = _size(args.size)
-    num_frames = len(todo) * args.seconds * args.fps
+    todo = [seed for seed in seeds if filming.is_wanted(seed)]
+    width, height = filming.size
+    num_frames = len(todo) * filming.seconds * filming.fps
     frame_ms = FRAME_MS + PIXEL_MS * width * height
-    parallel = min(args.jobs, len(seeds), os.cpu_count() or 1)
-    seconds = (num_frames * frame_ms + len(seeds) * args.seconds * PLAY_MS) / 1000 / parallel
-    films = f"{len(todo)} films of {span(args.seconds)}" if todo else f"{len(seeds)} games of {span(args.seconds)}, words alone"
+    parallel = min(filming.jobs, len(seeds), os.cpu_count() or 1)
+    seconds = (num_frames * frame_ms + len(seeds) * filming.seconds * PLAY_MS) / 1000 / parallel
+    length = span(filming.seconds)
+    films = f"{len(todo)} films of {length}" if todo else f"{len(seeds)} games of {length}, words alone"
     existing = f" ({len(seeds) - len(todo)} exist)" if todo and len(todo) < len(seeds) else ""
     disk = f", {num_frames * width * height * PIXEL_BYTES / 1e6:.0f} MB" if todo else ""
-    return f"{films}{existing}, {args.jobs} at a time: about {span(seconds)}{disk} in {args.out}"
+    return f"{films}{existing}, {filming.jobs} at a time: about {span(seconds)}{disk} in {filming.out}"
 
 
-def _run_pool(make_film: Callable[[int], Annotation], seeds: range, args: argparse.Namespace) -> list[Annotation]:
+def make_films(filming: Filming, seeds: range) -> list[Annotation]:
     """Write the films in parallel, with one progress line for all of them."""
     context, annotations = multiprocessing.get_context("spawn"), []
-    seconds_done, total = context.Value("q", 0), len(seeds) * args.seconds
-    progress = Progress("write" if args.words_only else "draw", "seconds of film")
+    seconds_done, total = context.Value("q", 0), len(seeds) * filming.seconds
+    progress = Progress("draw" if any(map(filming.is_wanted, seeds)) else "write", "seconds of film")
     previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the children inherit it: Ctrl-C ends the parent alone
     try:
-        pool = context.Pool(min(args.jobs, len(seeds)), _share_counter, (seconds_done,))
+        pool = context.Pool(min(filming.jobs, len(seeds)), _share_counter, (seconds_done,))
     finally:
         signal.signal(signal.SIGINT, previous_handler)
     with pool:
-        results = pool.imap(make_film, seeds)
+        results = pool.imap(partial(_make_film, filming=filming), seeds)
         while len(annotations) < len(seeds):
             with suppress(multiprocessing.TimeoutError):
                 annotations.append(results.next(timeout=1))
-            progress(max(min(seconds_done.value, total - 1), len(annotations) * args.seconds), total)
+            progress(max(min(seconds_done.value, total - 1), len(annotations) * filming.seconds), total)
     return annotations
 
 
@@ -147,30 +172,27 @@ def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
     print(f"{len(pictures)} scenes -> {path}")
 
 
-def _make_film(seed: int, *, args: argparse.Namespace, size: tuple[int, int]) -> Annotation:
-    path = _path(args, seed)
-    if args.words_only or (args.keep and path.exists()):
-        world = play(seed, args.seconds, args.rules)
-        _add_seconds(args.seconds)
+def _make_film(seed: int, *, filming: Filming) -> Annotation:
+    path = filming.path(seed)
+    if not filming.is_wanted(seed):
+        world = play(seed, filming.seconds, filming.rules)
+        _add_seconds(filming.seconds)
     else:
         seconds_before = 0
 
         def progress(num_frames: int) -> None:
             nonlocal seconds_before
-            seconds = int(num_frames / args.fps)
+            seconds = int(num_frames / filming.fps)
             _add_seconds(seconds - seconds_before)
             seconds_before = seconds
 
-        looks = {"size": size, "unseen": args.unseen, "rules": args.rules}
-        world = write_film(path, seed, seconds=args.seconds, fps=args.fps, progress=progress, **looks)
-    return annotate(world, path.name, args.seconds, args.questions, args.ask)
+        looks = {"size": filming.size, "unseen": filming.unseen, "rules": filming.rules}
+        world = write_film(path, seed, seconds=filming.seconds, fps=filming.fps, progress=progress, **looks)
+    return annotate(world, path.name, filming.seconds, filming.questions, filming.ask)
 
 
-def _path(args: argparse.Namespace, seed: int) -> Path:
-    return args.out / f"{args.rules}_{seed}.mp4"
-
-
-def _seeds(text: str, test: bool) -> range:
+def parse_seeds(text: str, test: bool) -> range:
+    """The seeds of a --seeds flag. test: held out seeds, and only those."""
     first, _, last = text.partition(":")
     if not (first.isdigit() and (last or first).isdigit()):
         raise InputError("--seeds", repr(text), "a number, or two with a colon between", "for example 0:8")
@@ -179,7 +201,9 @@ def _seeds(text: str, test: bool) -> range:
         raise InputError("--seeds", repr(text), "the smaller number first", "for example 0:8")
     if (seeds[0] >= HELD_OUT) != test or (seeds[-1] >= HELD_OUT) != test:
         expected = f"seeds {'from' if test else 'below'} {HELD_OUT}"
-        raise InputError("--seeds", repr(text), expected, "with --test they are held out, without it they are for training")
+        raise InputError(
+            "--seeds", repr(text), expected, "those are held out for tests (world --test), the others train models"
+        )
     return seeds
 
 

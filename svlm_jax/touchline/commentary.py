@@ -122,11 +122,10 @@ class Score(NamedTuple):
     goals: tuple[int, int]
 
 
-# The inverse of `phrases`: group 1 of a pattern is the team, empty where the phrase names none.
+# The inverse of `phrases`: group 1 of a pattern is the team, empty where the phrase names none; of a state it is its value.
 _TEAM = "|".join(TEAMS)
 _SCORE = re.compile(rf"({_TEAM}) (\d+)-(\d+) ({_TEAM})\.")
-_FIRST = re.compile(rf"({_TEAM}|Nobody) scored first\.")
-_CLAIMS = {
+CLAIM_PATTERNS = {
     Kind.OPENING: rf"Welcome to the (?:{'|'.join(CUPS)}) Cup\.()",
     Kind.HOME: rf"Home: ({_TEAM})\.",
     Kind.AWAY: rf"Away: ({_TEAM})\.",
@@ -141,7 +140,13 @@ _CLAIMS = {
     Kind.FOUL: rf"Foul by ({_TEAM})\.",
     Kind.FULL_TIME: r"Full time!()",
 }
-_CLAIM = {kind: re.compile(pattern) for kind, pattern in _CLAIMS.items()}
+STATE_PATTERNS = {
+    "score": rf"((?:{_TEAM}) \d+-\d+ (?:{_TEAM}))\.",
+    "first": rf"({_TEAM}|Nobody) scored first\.",
+    "cup": rf"({'|'.join(CUPS)}) Cup\b",
+}
+_FIRST = re.compile(STATE_PATTERNS["first"])
+_CLAIM = {kind: re.compile(pattern) for kind, pattern in CLAIM_PATTERNS.items()}
 
 
 def claims(text: str) -> list[Claim]:

@@ -188,7 +188,7 @@ def test_commands_that_take_minutes_say_what_they_do_and_how_long(tmp_path, caps
     from svlm_jax.touchline import recipe
 
     assert "two hours" in recipe.plan(tmp_path, recipe.steps(6, recipe.Amount()), False)
-    made = world._plan(world_flags(tmp_path), range(4))
+    made = world.plan(world.Filming(tmp_path, seconds=7200, jobs=2), range(4))
     assert made.startswith("4 films of 2.0 h, 2 at a time: about ") and " MB in " in made
     variants = findings.variants(findings.StreamConfig(), {})
     files = {variant: {1000000: tmp_path / variant.file("weights", 1000000, 7200)} for variant in variants}
@@ -198,14 +198,6 @@ def test_commands_that_take_minutes_say_what_they_do_and_how_long(tmp_path, caps
     for paths in files.values():
         paths[1000000].touch()
     assert findings._plan(files, 7200, tmp_path).startswith("0 streams")
-
-
-def world_flags(out: Path):
-    import argparse
-
-    return argparse.Namespace(
-        words_only=False, keep=False, size="336x224", seconds=7200, fps=2.0, jobs=2, out=out, rules="match"
-    )
 
 
 def test_outside_a_checkout_no_benchmark_writes_into_the_current_folder(refused, monkeypatch):
