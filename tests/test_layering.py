@@ -79,6 +79,8 @@ HOST_SIDE = (
             "table",
             "commentator",
             "infstreams",
+            "job_video",
+            "watching",
         )
     ),
     "svlm_jax.stream.captions",

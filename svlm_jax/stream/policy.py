@@ -64,6 +64,16 @@ def evict(spans: Sequence[Span], chunk: int, config: StreamConfig) -> Eviction:
     return Eviction(_merged(run.span for run in runs), survivors, _evicted(spans, survivors))
 
 
+def cut_previous(spans: Sequence[Span], config: StreamConfig) -> Eviction:
+    """What survives of the turns with which a stream begins when its previous text is cut before the first chunk, as `evict`
+    would cut it before the second."""
+    runs = _runs(spans)
+    if config.previous_text_turn and config.sink is not None and config.text_window is not None:
+        runs = _truncate_previous(runs, config.sink, config.text_window)
+    survivors = _indices(runs)
+    return Eviction(_merged(run.span for run in runs), survivors, _evicted(spans, survivors))
+
+
 def moved_replies(before: Iterable[Span], eviction: Eviction) -> Bool[np.ndarray, " n"]:
     """Which surviving tokens were a reply's and are previous text now; `before`: the spans that `evict` was given."""
     old, new = (np.concatenate([np.full(span.length, span.kind) for span in spans]) for spans in (before, eviction.spans))

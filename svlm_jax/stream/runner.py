@@ -28,7 +28,7 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.decode.detokenize import Detokenizer
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.families.chat import Tokenizer
+from svlm_jax.families.chat import Tokenizer, Tokens
 from svlm_jax.inputs import Clip
 from svlm_jax.media.sources import Source
 from svlm_jax.model.vlm import QwenVL
@@ -99,7 +99,7 @@ class Runner:
         stream: str,
         *,
         query: str = "",
-        previous: str | None = None,
+        previous: str | Tokens | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,

@@ -93,12 +93,21 @@ class TurnTokenizer(NamedTuple):
         return tuple(sorted(markup | set(range(len(self.tokenizer), self.config.text.vocab_size))))
 
 
-def opening_of(previous: str, config: StreamConfig, turns: TurnTokenizer) -> Tokens:
-    """The turns with which a stream begins.
+def cut_opening(opening: Tokens, config: StreamConfig) -> Tokens:
+    """The turns with which a stream begins, their previous text cut to sink and window: however long it was, the first chunk
+    costs no more than the others. Without the cut all of it is prefilled, and cut before the second chunk."""
+    cut = policy.cut_previous(opening.spans, config)
+    return Tokens(opening.ids[cut.survivors], cut.spans)
+
+
+def opening_of(previous: str | Tokens, config: StreamConfig, turns: TurnTokenizer) -> Tokens:
+    """The turns with which a stream begins: of previous text, or made before (`cut_opening`).
 
     Raises:
         InputError: special tokens in the previous text; a previous text for a stream that has no turn for it.
     """
+    if not isinstance(previous, str):
+        return previous
     if config.previous_text_turn:
         return opening(plain(previous, "previous text"), turns.tokenizer, turns.config)
     if previous:

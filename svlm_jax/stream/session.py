@@ -59,7 +59,7 @@ class Session:
         *,
         sampling: Sampling = COMMENTARY,
         num_streams: int = 1,
-        previous: str = "",
+        previous: str | Tokens = "",
         markup: bool = False,
         max_top_k: int | None = None,
         silence_rule: bool | None = None,
@@ -126,7 +126,7 @@ class Session:
         stream_id: int = 0,
         *,
         query: str = "",
-        previous: str | None = None,
+        previous: str | Tokens | None = None,
         seed: int = 0,
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
@@ -135,7 +135,7 @@ class Session:
 
         Args:
             query: stands in its first turn.
-            previous: the text that came before; the session's by default.
+            previous: the text that came before, or the turns with which the stream begins; the session's by default.
             seed: of its random numbers.
             sampling: how its tokens are chosen; the session's by default.
             max_new_tokens: its longest reply; the config's by default.

@@ -1,0 +1,106 @@
+"""The video of a job: whether it can be watched, at what size, and its chunks with the times that the model is told.
+
+Owns which second is which chunk, so that a job that goes on in the middle has the same chunks as one that did not stop. Does
+not know the model. Host side, never jax. Units: seconds of the video. Axes: F frames, H, W pixels.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from svlm_jax.config import StreamConfig
+from svlm_jax.errors import InputError, shortened
+from svlm_jax.eval.commentator import Job
+from svlm_jax.media.container import declared_length
+from svlm_jax.media.paths import existing_file
+from svlm_jax.media.sources import Chunk, Source, open_source
+from svlm_jax.media.video import SLACK, sample_video
+
+
+class Look(NamedTuple):
+    """What a look at a video says: height and width of its frames; error: why it cannot be watched to the end of its jobs.
+    Without a size it cannot be watched at all."""
+
+    size: tuple[int, int] | None
+    error: str = ""
+
+
+def look(jobs: Iterable[Job]) -> dict[str, Look]:
+    """What each video of some jobs is, by its path: decodes a frame of each, and reads how long it is."""
+    spans: dict[str, tuple[float, float]] = {}
+    for job in jobs:
+        path = os.fspath(job.path)
+        start, end = spans.get(path, (job.start, job.end))
+        spans[path] = min(start, job.start), max(end, job.end)
+    return {path: _look(path, start, end) for path, (start, end) in spans.items()}
+
+
+def _look(path: str, start: float, end: float) -> Look:
+    try:
+        length = declared_length(existing_file(path, "video"))
+        _, frame = next(iter(sample_video(path, 1.0, start, 1.0, lambda second, text: None)))
+    except InputError as error:
+        return Look(None, str(error))
+    height, width = frame.shape[:2]
+    if length is not None and length <= math.ceil(end) - 1:
+        return Look((height, width), f"video {shortened(path, 100)}: {length:.1f} s long, expected {end:g} s")
+    return Look((height, width))
+
+
+class Chunks:
+    """The chunks of a job.
+
+    recent_frames: how many of the newest frames the model sees with each chunk, those of the chunk among them; None: those of
+    the chunk.
+    """
+
+    def __init__(self, job: Job, config: StreamConfig, recent_frames: int | None = None) -> None:
+        self.job, self.fps, self.seconds, self.recent_frames = job, config.fps, config.chunk_seconds, recent_frames
+        first = config.first_chunk_seconds
+        self.first_seconds = self.seconds if first is None else first
+        length = job.end - job.start - self.first_seconds
+        self.total = 1 + max(0, math.ceil(length / self.seconds - SLACK))
+
+    def span(self, number: int) -> tuple[float, float]:
+        """Start and end of a chunk, as exact as floats are, wherever the job goes on."""
+        start = self.job.start if number == 0 else self.span(0)[1] + (number - 1) * self.seconds
+        return start, start + (self.seconds if number else self.first_seconds)
+
+    def open(self, first: int = 0) -> tuple[Source, Iterator[Chunk]]:
+        """The source of the job's chunks from a number on, and these chunks.
+
+        Raises:
+            InputError: a video that is not there; later, when it is read, one that cannot be decoded.
+        """
+        start, before = self.span(first)[0], self._before(first)
+        timing = {"fps": self.fps, "chunk_seconds": self.seconds, "start": start - before * self.seconds}
+        timing["duration"] = self.span(self.total - 1)[1] - timing["start"]
+        timing["first_chunk_seconds"] = None if first else self.first_seconds
+        source = open_source(self.job.path, **timing)
+        return source, self._chunks(source, first, before)
+
+    def _before(self, first: int) -> int:
+        """Chunks whose frames are still among the newest when a job begins. A clip has none before its beginning."""
+        if self.recent_frames is None:
+            return 0
+        own = round(self.fps * self.seconds)
+        wanted = math.ceil((self.recent_frames - own) / own)
+        begin = self.job.start if self.job.clock == "clip" else 0.0
+        return max(0, min(wanted, math.floor((self.span(first)[0] - begin) / self.seconds + SLACK)))
+
+    def _chunks(self, source: Source, first: int, before: int) -> Iterator[Chunk]:
+        origin = self.job.start if self.job.clock == "clip" else 0
+        seen: list[np.ndarray] = []
+        for number, chunk in enumerate(source, first - before):
+            frames = chunk.frames
+            if self.recent_frames is not None:
+                seen = [*seen, *frames][-self.recent_frames :]
+                frames = np.stack(seen)
+            if number < first:
+                continue
+            start, end = self.span(number)
+            start = start if self.recent_frames is None else end - len(frames) / self.fps
+            yield Chunk(number, start - origin, end - origin, frames, chunk.note)
