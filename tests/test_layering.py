@@ -84,6 +84,9 @@ HOST_SIDE = (
             "commentator",
             "infstreams",
             "job_video",
+            "collecting",
+            "livesports_cc",
+            "livesports_judge",
             "watching",
         )
     ),
