@@ -33,7 +33,7 @@ def prefix(path: str | Path, end: float, *, max_frames: int, fps: float = 2.0, s
     """
     if max_frames < 1:
         raise InputError("frames", max_frames, "1 or more", "raise it")
-    end = _end_within(path, end)
+    end = end_within(path, end)
     newest, rate = min(NEWEST, 0.5 / fps), fps
     if (end - start) * fps > max_frames:
         if max_frames == 1:
@@ -46,10 +46,11 @@ def prefix(path: str | Path, end: float, *, max_frames: int, fps: float = 2.0, s
 
 def recent(path: str | Path, end: float, *, frames: int, fps: float = 2.0) -> FrameSet:
     """The newest `frames` frames before `end`, and nothing of what came before: the baseline of SimpleStream."""
-    end = _end_within(path, end)
+    end = end_within(path, end)
     return prefix(path, end, max_frames=frames, fps=fps, start=max(0.0, end - frames / fps))
 
 
-def _end_within(path: str | Path, end: float) -> float:
+def end_within(path: str | Path, end: float) -> float:
+    """`end`, or the end of the video if that is sooner."""
     length = declared_length(existing_file(path, "video"))
     return min(end, length) if length else end

@@ -51,12 +51,14 @@ class LocalModel:
         options = {"max_new_tokens": request.max_new_tokens, "sampling": self.sampling, "seed": self.seed}
         return self.vlm.generate([sample], **options)[0]
 
-    def choose(self, request: Request, options: Sequence[str]) -> tuple[int, list[float]]:
+    def choose(self, request: Request, options: Sequence[str], *, ended: bool = False) -> tuple[int, list[float]]:
         """Which of some replies is likeliest, and the log-probability of each; no token is generated. Options that begin alike
-        ("Answer: A", "Answer: B") are compared in what differs."""
+        ("Answer: A", "Answer: B") are compared in what differs. ended: each with the end of the reply behind it, without which
+        "10" is never likelier than "1"."""
         if len(options) < 2:
             raise InputError("options", len(options), "2 or more", "mend the item, or leave it out")
-        log_probs = self.vlm.score(self._prompt(request), options)
+        end = self.vlm.tokenizer.decode([self.vlm.eos_token_ids[0]], skip_special_tokens=False) if ended else ""
+        log_probs = self.vlm.score(self._prompt(request), [option + end for option in options])
         return int(log_probs.argmax()), [float(each) for each in log_probs]
 
     def _prompt(self, request: Request) -> Any:

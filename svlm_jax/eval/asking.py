@@ -1,0 +1,228 @@
+"""Questions about videos, asked one by one: over frames that are read ahead, or at the end of a stream; resumable.
+
+Owns the loop over questions and the file of answers: one line a question, {"key", "task", "video", "time", "response", ...}.
+Does not know benchmarks: they bring queries and prompts. Units: seconds of the video.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+
+from svlm_jax.errors import InputError
+from svlm_jax.eval import lines
+from svlm_jax.eval.commentator import Commentator, Job, job_seed
+from svlm_jax.eval.frames import FrameSet, end_within, prefix, recent
+from svlm_jax.eval.models import Answerer, Request
+
+ANSWERS = "answers.jsonl"  # of a run's folder
+LOCAL_AHEAD = 2  # questions whose frames are read while a local model answers
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+class Query(NamedTuple):
+    """One question.
+
+    Attributes:
+        key: names it for ever: in files, and for who resumes.
+        video: path below the folder of videos.
+        start, end: what may be seen when it is asked, at `end`.
+        options: the replies to choose among where none is generated.
+    """
+
+    key: str
+    task: str
+    video: str
+    start: float
+    end: float
+    options: tuple[str, ...] = ()
+
+
+class View(NamedTuple):
+    """Which frames a model is shown: of all that may be seen, thinned to `frames`, or the newest `frames` alone."""
+
+    mode: Literal["prefix", "recent"] = "prefix"
+    frames: int = 64
+    fps: float = 2.0
+
+    def of(self, path: Path, query: Query) -> FrameSet:
+        if self.mode == "recent":
+            return recent(path, query.end, frames=self.frames, fps=self.fps)
+        return prefix(path, query.end, max_frames=self.frames, fps=self.fps, start=query.start)
+
+
+class Chooser(Protocol):
+    """Of some replies, the likeliest: `models.LocalModel`."""
+
+    def choose(self, request: Request, options: Sequence[str], *, ended: bool = False) -> tuple[int, list[float]]: ...
+
+
+Ask = Callable[[Query, FrameSet], dict[str, Any]]
+Prompt = Callable[[Query], str]
+
+
+def answering(answerer: Answerer, prompt: Prompt, max_new_tokens: int) -> Ask:
+    """Ask for a reply."""
+
+    def ask(query: Query, frames: FrameSet) -> dict[str, Any]:
+        return {"response": answerer.answer(Request(prompt(query), frames, max_new_tokens=max_new_tokens))}
+
+    return ask
+
+
+def choosing(chooser: Chooser, prompt: Prompt, lead: str = "The answer is:\n") -> Ask:
+    """Take the likeliest of a question's options as the beginning of the reply, after `lead`; no token is generated. Options of
+    which one begins as another ("1", "10") are compared with the end of the reply behind them."""
+
+    def ask(query: Query, frames: FrameSet) -> dict[str, Any]:
+        options, ended = query.options, _one_begins_another(query.options)
+        best, log_probs = chooser.choose(Request(prompt(query), frames), [lead + each for each in options], ended=ended)
+        return {"response": options[best], "log_probs": [round(each, 4) for each in log_probs]}
+
+    return ask
+
+
+def _one_begins_another(options: Sequence[str]) -> bool:
+    return any(a is not b and b.startswith(a) for a in options for b in options)
+
+
+def ask_offline(
+    queries: Sequence[Query], videos: Path, view: View, ask: Ask, bad: lines.BadLines, *, concurrency: int = 1
+) -> Iterator[tuple[Query, dict[str, Any]]]:
+    """(query, what was answered), in order. Frames are read ahead by threads; with `concurrency` above 1 (a server answers) the
+    questions are asked by them too.
+
+    Raises:
+        InputError: a video that cannot be read, where `bad` allows no more of them.
+    """
+
+    def load(query: Query) -> FrameSet:
+        return view.of(videos / query.video, query)
+
+    if concurrency == 1:
+        for query, frames in _good(in_order(queries, load, LOCAL_AHEAD), bad):
+            yield query, ask(query, frames)
+    else:
+        yield from _good(in_order(queries, lambda query: ask(query, load(query)), concurrency), bad)
+
+
+def _good(pairs: Iterable[tuple[Query, "Future[Made]"]], bad: lines.BadLines) -> Iterator[tuple[Query, Made]]:
+    """(query, result) of those that succeeded; a video that cannot be read is named."""
+    for query, future in pairs:
+        try:
+            result = future.result()
+        except InputError as error:
+            bad.add(error.within(f"question {query.key}"))
+            continue
+        yield query, result
+
+
+def in_order(items: Iterable[Item], work: Callable[[Item], Made], threads: int) -> Iterator[tuple[Item, "Future[Made]"]]:
+    """(item, its finished work), in order, `threads` at a time and no further ahead."""
+    waiting: deque[tuple[Item, Future[Made]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                waiting.append((item, pool.submit(work, item)))
+                if len(waiting) >= threads:
+                    yield waiting.popleft()
+            while waiting:
+                yield waiting.popleft()
+        finally:  # one who stops early waits for what is under way, and not for what is not begun
+            for _, future in waiting:
+                future.cancel()
+
+
+def ask_online(
+    queries: Sequence[Query], videos: Path, commentator: Commentator, prompt: Prompt, bad: lines.BadLines, *,
+    request: str = "", seed: int = 0, skip: Iterable[str] = (),
+) -> Iterator[tuple[Query, dict[str, Any]]]:  # fmt: skip
+    """(query, what was answered), as they come: each video is played from the query's start as a stream, and the question is
+    asked with the last chunk before its end.
+
+    Args:
+        request: what the stream is asked for in its first turn; "" for what the model was trained with.
+        skip: keys of queries that have been answered.
+    """
+    by_key = {query.key: query for query in queries}
+    jobs = []
+    for query in queries:
+        path = videos / query.video
+        try:
+            start, end = stream_span(path, query)
+        except InputError as error:
+            if query.key not in skip:
+                bad.add(error.within(f"question {query.key}"))
+            continue
+        question = (end, prompt(query))
+        jobs.append(Job(query.key, path, start, end, query=request, questions=(question,), seed=job_seed(seed, query.key)))
+    for finished in commentator.run(jobs, skip=set(skip)):
+        query, answers = by_key[finished.job.key], finished.answers
+        if answers and not answers[0].refused:
+            yield query, {"response": answers[0].text, "asked": answers[0].asked}
+            continue
+        got = answers[0].refused if answers else finished.error or "no answer"
+        bad.add(InputError(f"question {query.key}", got, "an answer", "mend the video, or allow it with --bad"))
+
+
+def stream_span(path: Path, query: Query) -> tuple[float, float]:
+    """(start, end) of the stream that a query is asked in: whole seconds, so that the last chunk is a full one of the video."""
+    end = max(1.0, min(math.ceil(query.end), math.floor(end_within(path, query.end))))
+    return max(0.0, min(math.floor(query.start), end - 1.0)), end
+
+
+def collect(
+    path: Path, queries: Sequence[Query], ask: Callable[[list[Query], dict[str, dict[str, Any]]], Iterable[tuple[Query, dict]]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Ask all questions that a file has no answer to, and write each answer at once; returns answers by key. When all have been
+    asked, the lines are put into the order of the questions, so that a run that was killed and resumed leaves the same file.
+
+    Args:
+        ask: called with (queries to be asked, answers by key, to which each new one is added before the next is asked for).
+        progress: called with (answered, of how many).
+    """
+    with lines.Appender(path) as file:
+        answers = {record["key"]: record for record in file.existing()}
+        open_queries = [query for query in queries if query.key not in answers]
+        done = len(queries) - len(open_queries)
+        progress(done, len(queries))
+        for query, answer in ask(open_queries, answers):
+            answers[query.key] = {"key": query.key, "task": query.task, "video": query.video, "time": query.end, **answer}
+            file.add(answers[query.key])
+            done += 1
+            progress(done, len(queries))
+    lines.write(path, (answers[query.key] for query in queries if query.key in answers))
+    return answers
+
+
+def read_answers(path: str | Path, keys: Iterable[str], bad: lines.BadLines) -> dict[str, str | None]:
+    """Replies by key of a run's folder or of its file.
+
+    Raises:
+        InputError: more lines than `bad` allows that are malformed, answer a question twice, or one that is not asked.
+    """
+    path, known, answers = Path(path), set(keys), {}
+
+    def parse(record: dict[str, Any], source: str) -> None:
+        key = lines.require(record, "key", str, source)
+        response = None if record.get("response") is None else lines.require(record, "response", str, source)
+        add_answer(answers, known, key, response, source)
+
+    lines.read(path / ANSWERS if path.is_dir() else path, "answers of svlm evaluate", parse, bad)
+    return answers
+
+
+def add_answer(answers: dict[str, Any], known: Iterable[str], key: str, response: Any, source: str) -> None:
+    """Raises:
+    InputError: a key that has an answer already, or that no question has.
+    """
+    if key in answers:
+        raise InputError(f"{source} answer", f"a second one to question {key:.40}", "one a question", "take one of them out")
+    if key not in known:
+        raise InputError(f"{source} answer", f"one to question {key:.40}", "one of the items", "score with the items asked")
+    answers[key] = response
