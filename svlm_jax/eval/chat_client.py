@@ -1,0 +1,216 @@
+"""Any server that speaks OpenAI's chat protocol, asked until it answers: retries, what it refuses left out, answers kept.
+
+The `openai` package waits and tries again: after 429 with or without Retry-After, 5xx, 408, timeouts, connections that are
+refused or cut. What it lets pass, a body that is no chat completion, is asked for again here. Knows neither judges nor
+benchmarks. The API key is read from the environment and is in no error, no file and no setting. Host side, never jax.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+from svlm_jax.errors import InputError, shortened
+from svlm_jax.eval.response_cache import ResponseCache, canonical
+from svlm_jax.media.paths import masked
+
+KEY_ENV = "OPENAI_API_KEY"
+TIMEOUT = 120.0  # seconds without a byte, of one try
+RETRIES = 6  # by the openai package: about half a minute in all, or as long as Retry-After says
+BODY_TRIES = 3  # of a body that is no chat completion
+# Parameters that some models refuse (temperature: those that reason), and under which name they take them.
+OPTIONAL = {"temperature": None, "seed": None, "max_tokens": "max_completion_tokens", "max_completion_tokens": None}
+REFUSALS = ("content_filter", "content_policy_violation")  # codes of a 400 that is about what the request says
+CHARACTERS_PER_TOKEN = 4  # of English, about
+
+
+class ChatError(Exception):
+    """No answer to this request, after all retries; another request may be answered."""
+
+
+class Reply(NamedTuple):
+    """text: what the model wrote, without its thoughts; "" where it wrote nothing. details: the model as the server names it,
+    the temperature that it was asked with (None: it takes none), and why it stopped, unless it was done."""
+
+    text: str
+    details: Mapping[str, Any]
+
+
+class ChatClient:
+    """One model of one server. Threads may share it."""
+
+    def __init__(
+        self,
+        url: str,
+        model: str,
+        *,
+        key_env: str = KEY_ENV,
+        cache: str | Path | None = None,
+        timeout: float = TIMEOUT,
+        retries: int = RETRIES,
+        flag: str = "--judge",
+    ) -> None:
+        """
+        Args:
+            url: as of the openai package, usually with /v1 at its end.
+            key_env: environment variable with the key; unset where a server wants none.
+            cache: folder of answers.
+            flag: how errors call it: "--judge" for --judge-url and --judge-model.
+
+        Raises:
+            InputError: no http address, the openai package is not there, or the cache cannot be written.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"{flag}-url", masked(url) or "nothing", "http://HOST:PORT/v1 or https://...", "check it")
+        try:
+            from openai import OpenAI
+        except ImportError:
+            raise InputError("openai", "no such package", "the extra evaluate", "pip install 'svlm-jax[evaluate]'") from None
+        self.url, self.model, self.key_env, self.flag = url, model, key_env, flag
+        self.cache = ResponseCache(cache) if cache is not None else None
+        self.counts: Counter[str] = Counter()  # asked, cached, damaged (bodies)
+        self._key = os.environ.get(key_env, "")
+        self._openai = OpenAI(base_url=url, api_key=self._key or "none", timeout=timeout, max_retries=retries)
+        self._refused: set[str] = set()  # names of parameters
+        self._lock = Lock()
+
+    def complete(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> Reply:
+        """The answer, from the cache or the server.
+
+        Args:
+            messages: of the chat protocol.
+            parameters: temperature, seed, max_tokens; None is left out.
+
+        Raises:
+            ChatError: this request is not answered.
+            InputError: none will be: a refused key, an unknown model, no credit.
+        """
+        request = self._canonical(messages, parameters)
+        if entry := self.cache and self.cache.read(request):
+            try:
+                reply = _reply(entry["response"], entry["sent"])
+                self._count("cached")
+                return reply
+            except ValueError:
+                pass  # damaged
+        return self._ask(request)
+
+    def is_cached(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> bool:
+        return self.cache is not None and self.cache.read(self._canonical(messages, parameters)) is not None
+
+    def _canonical(self, messages: Sequence[Mapping[str, Any]], parameters: Mapping[str, Any]) -> bytes:
+        set_parameters = {name: value for name, value in parameters.items() if value is not None}
+        return canonical({"model": self.model, "messages": list(messages), **set_parameters})
+
+    def _ask(self, request: bytes) -> Reply:
+        wanted = json.loads(request)
+        error = ""
+        for _ in range(BODY_TRIES):
+            body, sent = self._send(wanted)
+            if body is None:
+                return Reply("", {"model": self.model, "finish_reason": "content_filter"})
+            try:
+                reply = _reply(body, sent)
+            except ValueError as problem:
+                error = str(problem)
+                self._count("damaged")
+                continue
+            if self.cache:
+                self.cache.write(request, sent, body)
+            return reply
+        raise ChatError(f"no chat completion: {error}")
+
+    def _send(self, wanted: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+        """The raw body, None for a refusal of what the request says, and the parameters that it was sent with."""
+        from openai import APIStatusError, OpenAIError
+
+        while True:
+            request = self._accepted(wanted)
+            sent = {name: value for name, value in request.items() if name != "messages"}
+            try:
+                self._count("asked")
+                return self._openai.chat.completions.with_raw_response.create(**request).text, sent
+            except APIStatusError as error:
+                if self._refuses_parameter(error, sent):
+                    continue  # without it, and so from now on
+                if error.code in REFUSALS:
+                    return None, sent
+                raise self._explain(error) from None
+            except OpenAIError as error:  # a timeout, a connection that is refused or cut
+                cause = f" ({error.__cause__})" if error.__cause__ else ""
+                raise ChatError(self._hide(f"{error}{cause}")) from None
+
+    def _accepted(self, wanted: dict[str, Any]) -> dict[str, Any]:
+        request = dict(wanted)
+        for name, other in OPTIONAL.items():  # in this order: another name may be refused too
+            if name in request and name in self._refused:
+                value = request.pop(name)
+                if other is not None:
+                    request[other] = value
+        return request
+
+    def _refuses_parameter(self, error: Any, sent: dict[str, Any]) -> bool:
+        """Whether it is a 400 that names a parameter which can be left out; remembered."""
+        if error.status_code not in (400, 422):
+            return False
+        text = f"{error.param} {error.message}"
+        names = [name for name in OPTIONAL if name in sent and name in text]
+        if not names or ("max_" in names[0] and "support" not in text):  # a limit that is only too high must not be dropped
+            return False
+        self._refused.add(names[0])
+        return True
+
+    def _explain(self, error: Any) -> Exception:
+        status, code = error.status_code, error.code
+        if status == 401:
+            got = f"401: the key in ${self.key_env} is refused" if self._key else f"401, and ${self.key_env} is not set"
+            return InputError(f"{self.flag}-url {masked(self.url)}", got, "a key that it takes", f"set ${self.key_env}")
+        if status == 404:
+            got = f"404 for the model {shortened(self.model, 60)}"
+            remedy = f"check {self.flag}-model, and {self.flag}-url, which usually ends in /v1"
+            return InputError(f"{self.flag}-url {masked(self.url)}", got, "a model that it serves", remedy)
+        if code == "insufficient_quota":
+            return InputError(f"{self.flag}-url {masked(self.url)}", "429: no credit left", "credit", "add some and run again")
+        return ChatError(self._hide(f"{status}: {error.message}"))
+
+    def _hide(self, text: str) -> str:
+        """An error of a server on one line, short, and without the key."""
+        text = text.replace(self._key, "***") if self._key else text
+        return shortened(" ".join(text.split()), 200)
+
+    def _count(self, name: str) -> None:
+        with self._lock:
+            self.counts[name] += 1
+
+
+def approximate_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
+    """Of the texts of messages: for an estimate of what they cost."""
+    texts = [
+        part.get("text", "")
+        for message in messages
+        for part in ([{"text": message["content"]}] if isinstance(message["content"], str) else message["content"])
+    ]
+    return sum(map(len, texts)) // CHARACTERS_PER_TOKEN
+
+
+def _reply(body: str, sent: Mapping[str, Any]) -> Reply:
+    """Raises:
+    ValueError: the body is no chat completion.
+    """
+    try:
+        completion = json.loads(body)
+        choice = completion["choices"][0]
+        message = choice["message"]
+        content = message.get("content") or message.get("refusal") or ""
+        if isinstance(content, list):  # parts, as some servers give them
+            content = "".join(part.get("text", "") for part in content)
+        content = content.encode("utf-8", "replace").decode()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ValueError(repr(body[:60])) from None
+    details = {"model": str(completion.get("model") or ""), "temperature": sent.get("temperature")}
+    if (reason := choice.get("finish_reason")) not in ("stop", None):
+        details["finish_reason"] = reason
+    return Reply(content.rpartition("</think>")[2].strip(), details)
