@@ -27,14 +27,14 @@ class ResponseCache:
     """A folder of answers; safe for threads and processes, of which the last one that answers the same request counts."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Raises:
-        InputError: a file is in the way, or the disk cannot be written.
+        """The folder is made with its first entry.
+
+        Raises:
+            InputError: a file is in the way.
         """
         self.folder = local_path(folder, "--cache")
         if self.folder.exists() and not self.folder.is_dir():
             raise InputError("--cache", "a file", "a folder", "choose another")
-        with report_write_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
 
     def path(self, request: bytes) -> Path:
         name = hashlib.sha256(request).hexdigest()
@@ -56,7 +56,7 @@ class ResponseCache:
         # A name of its own for each thread and process: two may write the same entry at the same time.
         draft = path.with_name(f"{path.name}.{os.getpid()}.{get_ident()}{PARTIAL}")
         with report_write_errors(path):
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 draft.write_text(json.dumps(entry), encoding="ascii")  # escaped: a body may hold half characters
                 draft.replace(path)
