@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -49,6 +49,13 @@ from svlm_jax.stream.sequence import TurnTokenizer, check_query
 SHIPPED = {name: Path(__file__).parent / "touchline" / "weights" / name for name in ("touchline", "touchline-base")}
 SETTINGS = ("config.json", ADAPTER, INDEX, *PROCESSOR_FILES)  # of a hub repository, downloaded before its weights
 HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class Reply(NamedTuple):
+    """text: without special tokens and outer blanks. num_tokens: generated, the one that ended it included."""
+
+    text: str
+    num_tokens: int
 
 
 @dataclass(frozen=True)
@@ -157,15 +164,28 @@ class Pretrained:
 
         return play()
 
-    def generate(
-        self, samples: Sequence[Sample], *, max_new_tokens: int = 128, sampling: Sampling | None = None, seed: int = 0
-    ) -> list[str]:
-        """Replies to a batch of prompts (`processor.prompt`). sampling: that of the model's generation_config.json by default,
-        or greedy if it has none."""
+    def generate(self, samples: Sequence[Sample], **options: Any) -> list[str]:
+        """Replies to a batch of prompts (`processor.prompt`). options: of `replies`."""
+        return [reply.text for reply in self.replies(samples, **options)]
+
+    def replies(
+        self,
+        samples: Sequence[Sample],
+        *,
+        max_new_tokens: int = 128,
+        sampling: Sampling | None = None,
+        seed: int | Sequence[int] = 0,
+    ) -> list[Reply]:
+        """`generate`, with the number of tokens of each reply.
+
+        Args:
+            sampling: that of the model's generation_config.json by default, or greedy if it has none.
+            seed: for all prompts, or one for each: then a reply does not depend on its place in the batch.
+        """
         inputs = collate(samples, self.model.config.vision, side="left")
         options = {"max_new_tokens": max_new_tokens, "sampling": sampling or self.generation, "seed": seed}
         replies = generate(self.model, inputs, eos=self.eos_token_ids, **options)
-        return [self.tokenizer.decode(reply.tolist(), skip_special_tokens=True).strip() for reply in replies]
+        return [Reply(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip(), len(ids)) for ids in replies]
 
     def score(self, sample: Sample, options: Sequence[str], *, length_normalized: bool = False) -> np.ndarray:
         """Log-probability [n] float32 of each option as the beginning of the reply to a prompt (`processor.prompt`): the sum

@@ -69,6 +69,7 @@ HOST_SIDE = (
         f"svlm_jax.eval.{name}"
         for name in (
             "answers",
+            "lmms",
             "marks",
             "lines",
             "commentary",

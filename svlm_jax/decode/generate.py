@@ -35,7 +35,7 @@ def generate(
     max_new_tokens: int | Sequence[int] = 128,
     eos: tuple[int, ...] = (),
     sampling: Sampling | Sequence[Sampling] = Sampling(),
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
 ) -> list[np.ndarray]:
     """Replies to a batch of prompts, on the devices that the parameters lie on.
 
@@ -43,7 +43,8 @@ def generate(
         inputs: a padded batch; compiles once for each combination of buckets (and for each largest top_k).
         max_new_tokens, sampling: for all prompts, or one for each.
         eos: ids that end a reply; the id that ended it is the reply's last token.
-        seed: of the random numbers; the same seed gives the same replies.
+        seed: of the random numbers; the same seed gives the same replies. One for each prompt: its draws do not depend on where
+            in a batch it stands.
 
     Returns:
         One int32 array of at most `max_new_tokens` ids a prompt.
@@ -54,7 +55,9 @@ def generate(
     batch = len(inputs.ids)
     settings = [sampling] * batch if isinstance(sampling, Sampling) else list(sampling)
     lengths = list(max_new_tokens) if isinstance(max_new_tokens, Sequence) else [max_new_tokens] * batch
-    for name, rows in (("sampling", settings), ("max_new_tokens", lengths)):
+    # One seed for all: the row stands for the number of the reply, so that equal prompts get different ones.
+    seeds = [(each, 0) for each in seed] if isinstance(seed, Sequence) else [(seed, b) for b in range(batch)]
+    for name, rows in (("sampling", settings), ("max_new_tokens", lengths), ("seed", seeds)):
         if len(rows) != batch:
             raise InputError(name, f"{len(rows)} of them", f"{batch}, one for each prompt", "give one for all, or one for each")
     if any(row.silence_threshold is not None for row in settings):
@@ -63,7 +66,7 @@ def generate(
         raise InputError("max_new_tokens", min(lengths), "at least 1", "ask for a token or more")
     reply_size = bucket(max(lengths), REPLY_BUCKETS, "max_new_tokens", "ask for fewer")
     layout = reply_layout(inputs, reply_size)
-    decode_inputs = _decode_inputs(inputs, layout, settings, lengths, eos, seed, model.config.text.vocab_size)
+    decode_inputs = _decode_inputs(inputs, layout, settings, lengths, eos, seeds, model.config.text.vocab_size)
     params = parameters(model)
     static = {"config": model.config, "max_top_k": largest_top_k(settings), "dtype": kv_cache_dtype(model.config, params)}
     with on_mesh(mesh_of(params)):
@@ -77,7 +80,7 @@ def _decode_inputs(
     settings: Sequence[Sampling],
     lengths: Sequence[int],
     eos: tuple[int, ...],
-    seed: int,
+    seeds: Sequence[tuple[int, int]],
     vocabulary: int,
 ) -> DecodeInputs:
     """Replies of at most lengths[b] tokens to every prompt, none of them forced."""
@@ -91,8 +94,7 @@ def _decode_inputs(
         position=layout.position,
         slots=layout.slots,
         eos_ids=np.array(eos or (-1,), np.int32),
-        # The row stands for the number of the reply: two equal prompts of a batch get different replies.
-        rng_seeds=np.array([(seed % 2**32, b) for b in range(batch)], np.uint32),
+        rng_seeds=np.array([(seed % 2**32, number) for seed, number in seeds], np.uint32),
         generated=generated,
         suppressed=suppressed,
         forced_ids=np.full((batch, reply_size), -1, np.int32),

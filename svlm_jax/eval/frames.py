@@ -11,9 +11,10 @@ import numpy as np
 from svlm_jax.errors import InputError
 from svlm_jax.media.container import declared_length
 from svlm_jax.media.paths import existing_file
-from svlm_jax.media.video import read_video
+from svlm_jax.media.video import read_video, sample_video
 
 NEWEST = 0.05  # seconds before the end at which the newest frame of a thinned prefix is taken
+SCAN_FPS = 2.0  # at which a file that does not say its length is looked through
 
 
 class FrameSet(NamedTuple):
@@ -22,6 +23,17 @@ class FrameSet(NamedTuple):
     pixels: np.ndarray
     fps: float
     start: float
+
+
+def length(path: str | Path) -> float:
+    """Seconds of a video file: by its header, or, where that is silent, by decoding it.
+
+    Raises:
+        InputError: a file that is missing or cannot be read.
+    """
+    path = existing_file(path, "video")
+    declared = declared_length(path)
+    return declared if declared is not None else max(second for second, _ in sample_video(path, SCAN_FPS)) + 1 / SCAN_FPS
 
 
 def prefix(path: str | Path, end: float, *, max_frames: int, fps: float = 2.0, start: float = 0.0) -> FrameSet:
@@ -52,5 +64,5 @@ def recent(path: str | Path, end: float, *, frames: int, fps: float = 2.0) -> Fr
 
 def end_within(path: str | Path, end: float) -> float:
     """`end`, or the end of the video if that is sooner."""
-    length = declared_length(existing_file(path, "video"))
-    return min(end, length) if length else end
+    declared = declared_length(existing_file(path, "video"))
+    return min(end, declared) if declared else end
