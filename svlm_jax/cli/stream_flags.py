@@ -57,8 +57,8 @@ def sampling_flags(parser: Any) -> None:
     parser.add_argument("--max-new-tokens", type=integer(1), default=SUPPRESS, help="longest reply (usually 20)")
 
 
-def retention_flags(parser: argparse.ArgumentParser) -> None:
-    """What stays in the KV cache, and at which positions."""
+def retention_flags(parser: argparse.ArgumentParser, mode: bool = True) -> None:
+    """What stays in the KV cache, and at which positions. mode: with --mode, which other commands give another meaning."""
     group = parser.add_argument_group(
         "what is retained",
         "A flag that is not given leaves the model's own setting (streaming_config.json), or else the usual one. "
@@ -69,7 +69,8 @@ def retention_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(name, default=SUPPRESS, help=text, **options)
 
     modes = "streaming; full: everything; window: everything of a while, then nothing; recompute: windows without a cache"
-    add("--mode", f"{modes} (usually streaming)", choices=get_args(Mode))
+    if mode:
+        add("--mode", f"{modes} (usually streaming)", choices=get_args(Mode))
     add("--vision-window", "chunks of frames (usually 16)", type=integer(1))
     add("--text-rounds", "replies that stay turns (usually 16)", type=integer(1))
     add("--sink", "attention sink: first words of the previous text (usually 512; none: all)", type=integer_or_none)

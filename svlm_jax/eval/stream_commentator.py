@@ -12,6 +12,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ class StreamCommentator:
         resize_on: ResizeOn = "auto",
         state: Path | None = None,
         save_minutes: float = SAVE_MINUTES,
-        compiled: OnProgress | None = None,
+        compiling: Callable[[], AbstractContextManager[OnProgress | None]] = nullcontext,
         watched: OnWatched = lambda done, total: None,
     ) -> None:
         """Args:
@@ -66,7 +67,8 @@ class StreamCommentator:
         num_streams: videos at a time.
         recent_frames: no memory at all: each chunk is a fresh prompt of the query and so many of the newest frames.
         state: where the streams are saved every `save_minutes`, so that a run that was killed goes on from there.
-        compiled, watched: called with (done, all of them), of programs and of chunks.
+        compiling: entered while programs are compiled; gives what is called with (programs compiled, all of them).
+        watched: called with (chunks watched, all of them).
         """
         self.vlm, self.name, self.num_streams, self.recent_frames = vlm, name, num_streams, recent_frames
         self.config = config or vlm.stream
@@ -74,7 +76,7 @@ class StreamCommentator:
             self.config = recent_config(self.config, recent_frames)
         self.sampling = sampling or vlm.sampling
         self.on_device = resizes_on_device(resize_on, vlm.processor, self.config)
-        self.state, self.save_minutes, self.compiled, self.watched = state, save_minutes, compiled, watched
+        self.state, self.save_minutes, self.compiling, self.watched = state, save_minutes, compiling, watched
         self.stopped = False
 
     def settings(self) -> dict[str, Any]:
@@ -168,7 +170,8 @@ class _Batch:
     ) -> None:
         self.commentator, self.playback, self.openings = commentator, playback, openings
         self.runner = Runner(session)
-        self.runner.state = warm(session, self.runner.state, clip, progress=commentator.compiled)
+        with commentator.compiling() as progress:
+            self.runner.state = warm(session, self.runner.state, clip, progress=progress)
         self.watching: dict[str, Watching] = {}
         self.done = 0  # chunks
 
