@@ -179,7 +179,7 @@ def _disordered(words: Sequence[Word | None]) -> Iterator[tuple[int, Word, str]]
     word that leaps does not take the rest with it."""
     timed = [(index, word) for index, word in enumerate(words) if word is not None]
     latest = 0.0
-    for (index, word), following in zip(timed, [*timed[1:], None], strict=True):
+    for (index, word), following in zip(timed, [*timed, None][1:], strict=True):
         after = following[1].end if following else math.inf
         if word.end < latest - DISORDER:
             yield index, word, f"{latest:g} s or later"

@@ -11,7 +11,7 @@ the whole game; games are known by the name of their file alone; LiveCC ends eac
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -76,21 +76,19 @@ class GameAnswers(NamedTuple):
 
 class Answers(NamedTuple):
     """All of a model. settings: its run.json, {} for files of others. sha256: of the files. games: by the video of their
-    segments. faults: of the files, a line each. ambiguous: videos of which no answers are known because of their names."""
+    segments. faults: of the files, a line each. unusable: by video, why the answers that there are do not count."""
 
     name: str
     settings: dict[str, Any]
     sha256: str
     games: dict[str, GameAnswers]
     faults: list[str]
-    ambiguous: frozenset[str] = frozenset()
+    unusable: Mapping[str, str] = {}
 
     def candidate(self, segment: Segment) -> tuple[Candidate, str]:
         """The answer for a segment, and why there is none where it is missing."""
-        if segment.video in self.ambiguous:
-            return _MISSING, "two games of this file name"
         if segment.video not in self.games:
-            return _MISSING, "no answers for this game"
+            return _MISSING, self.unusable.get(segment.video, "no answers for this game")
         return self.games[segment.video].candidate(segment)
 
 
@@ -119,18 +117,19 @@ def read_answers(path: str | Path, videos: Sequence[str], bad: BadLines) -> Answ
     for file in files:
         for line in read(file, expected, lambda record, source: _line(record, source, bad), bad):
             lines.setdefault(line.name, []).append(line)
-    names, ambiguous = _match(sorted(lines), videos, faults)
+    names, unusable = _match(sorted(lines), videos, faults)
     games = {}
     for name, video in names.items():
         try:
             games[video] = _assemble(name, lines[name], faults)
         except InputError as error:
             bad.add(error)
+            unusable[video] = "two different answers for one second"
     settings = read_run(path) if (path / RUN).is_file() else {}
     model = settings.get("model", path.name if path.is_dir() else path.parent.name or path.stem)
     label = " ".join(filter(None, (str(model), str(settings.get("mode", "")))))
     sha256 = hashlib.sha256("".join(map(digest, files)).encode()).hexdigest()
-    return Answers(label, settings, sha256, games, faults, ambiguous)
+    return Answers(label, settings, sha256, games, faults, unusable)
 
 
 def _answer_files(path: Path, faults: list[str]) -> list[Path]:
@@ -169,24 +168,24 @@ def _answer(item: Any, source: str) -> Answer:
     return Answer(start, end, text)
 
 
-def _match(names: Sequence[str], videos: Sequence[str], faults: list[str]) -> tuple[dict[str, str], frozenset[str]]:
-    """The video that each name means; and the videos of which that cannot be told."""
+def _match(names: Sequence[str], videos: Sequence[str], faults: list[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The video that each name means; and, with the reason, the videos of which that cannot be told."""
     exact = set(names) & set(videos)
     matches = {name: name for name in exact}
     rest_of_videos, rest_of_names = _by_file_name(set(videos) - exact), _by_file_name(set(names) - exact)
-    ambiguous: list[str] = []
+    unusable: dict[str, str] = {}
     for file_name in sorted(rest_of_names):
         meant, given = rest_of_videos.get(file_name, []), rest_of_names[file_name]
         if len(meant) == len(given) == 1:
             matches[given[0]] = meant[0]
         elif meant:
-            ambiguous += meant
+            unusable |= dict.fromkeys(meant, "a file name of several games")
             faults.append(
                 f"{file_name}: the file name of {max(len(meant), len(given))} games, and no path: their answers are not used"
             )
     if unknown := sum(len(given) for name, given in rest_of_names.items() if name not in rest_of_videos):
         faults.append(f"{unknown} games without a segment: not used")
-    return matches, frozenset(ambiguous)
+    return matches, unusable
 
 
 def _by_file_name(paths: set[str]) -> dict[str, list[str]]:

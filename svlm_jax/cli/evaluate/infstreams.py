@@ -2,18 +2,30 @@
 
     svlm evaluate infstreams segments --games eval_all_metadata.jsonl --out clips.jsonl
     svlm evaluate infstreams generate --games eval_all_metadata.jsonl --videos DIR --model M --mode infinite --out runs/infinite
+    svlm evaluate infstreams judge --clips clips.jsonl --a runs/infinite --b runs/chunk --out scores \\
+        --judge-url URL --judge-model NAME             # or, without a server: --judge exact --truth truth.jsonl
 
+--a and --b are folders or files of answers, of this command or as published. Segments are judged on which both models were
+run; the exit code is 1 if the judge left some without an answer: the same command again asks for those alone.
 Files have the published names and keys: docs/evaluation.md.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from svlm_jax.cli.evaluate import infstreams_generate
 from svlm_jax.cli.flags import Parser, integer, number
-from svlm_jax.eval import infstreams, lines
-from svlm_jax.eval.lines import BadLines
+from svlm_jax.cli.progress import Progress
+from svlm_jax.errors import InputError
+from svlm_jax.eval import infstreams, infstreams_judge, lines
+from svlm_jax.eval.infstreams_answers import Answers, read_answers
+from svlm_jax.eval.judging import Judge, judge_pairs, unresolved, unresolved_path
+from svlm_jax.eval.lines import BadLines, digest
+from svlm_jax.eval.run_directory import open_run
+
+UNRESOLVED = 1  # exit code
 
 
 def main() -> None:
@@ -21,8 +33,9 @@ def main() -> None:
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser, metavar="VERB")
     _segments_flags(verbs.add_parser("segments", help="cut games into the segments that are judged"))
     infstreams_generate.add_flags(verbs.add_parser("generate", help="have a model comment on games"))
+    _judge_flags(verbs.add_parser("judge", help="compare two models, segment by segment"))
     args = parser.parse_args()
-    {"segments": _segments, "generate": infstreams_generate.run}[args.verb](args)
+    {"segments": _segments, "generate": infstreams_generate.run, "judge": _judge}[args.verb](args)
 
 
 def _segments_flags(parser: Parser) -> None:
@@ -68,3 +81,79 @@ def _segments(args: argparse.Namespace) -> None:
     print(f"{len(games)} games, {pieces} pieces of {args.seconds:g} s: {count} segments, {left_out} -> {args.out}")
     if bad.errors:
         print(f"{len(bad.errors)} bad lines or words; see above what became of each", file=sys.stderr)
+
+
+def _judge_flags(parser: Parser) -> None:
+    parser.add_argument("--clips", type=Path, required=True, metavar="CLIPS.jsonl", help="segments: score_all_clips.jsonl")
+    parser.add_argument("--a", type=Path, required=True, metavar="RUN_A", help="answers of model A: a folder or a file")
+    parser.add_argument("--b", type=Path, required=True, metavar="RUN_B", help="answers of model B")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="score_results.json, score_segments.jsonl, votes"
+    )
+    parser.add_argument("--judge", choices=("exact",), help="exact: by --truth, without a server")
+    parser.add_argument("--truth", type=Path, metavar="TRUTH.jsonl", help="what happened in each game, for --judge exact")
+    _bad_flag(parser)
+
+
+def _judge(args: argparse.Namespace) -> None:
+    bad = BadLines(args.bad)
+    segments = infstreams.read_segments(args.clips, bad)
+    videos = list(dict.fromkeys(segment.video for segment in segments))
+    a, b = (read_answers(path, videos, bad) for path in (args.a, args.b))
+    for name, answers in (("A", a), ("B", b)):
+        for fault in infstreams_judge.faults(segments, answers):
+            print(f"note: {name}, {answers.name}: {fault}", file=sys.stderr)
+    comparison = infstreams_judge.compare(segments, a, b)
+    for reason, count in comparison.reasons.items():
+        print(f"note: {count} segments are not judged: {reason}", file=sys.stderr)
+    if not comparison.pairs:
+        raise InputError("--a and --b", "no segment on which both were run", "at least one", "see why in the notes above")
+    judge = _judge_of(args)
+    clips = digest(args.clips)
+    settings = {"model": comparison.label, "clips_sha256": clips, "judge": judge.settings()}
+    folder = open_run(args.out, {"benchmark": "infstreams judge", **settings})
+    lines.write(folder / infstreams_judge.SKIPPED, map(infstreams_judge.skipped_record, comparison.skipped))
+    (folder / infstreams_judge.RESULTS).unlink(missing_ok=True)  # of an earlier run, perhaps of other answers
+    votes = folder / "votes.jsonl"
+    judgements = judge_pairs(comparison.pairs, judge, votes, progress=Progress("judged", "votes"))
+    if left := unresolved(judgements):
+        print(f"error: {len(left)} of {len(judgements)} segments without a vote: {left[0].error}", file=sys.stderr)
+        print(f"they are in {unresolved_path(votes)}; the same command asks for them again", file=sys.stderr)
+        sys.exit(UNRESOLVED)
+    data = {"clips_sha256": clips, **{name: _data(answers) for name, answers in (("a", a), ("b", b))}}
+    found = infstreams_judge.write_scores(folder, judgements, comparison, judge.settings(), data)
+    print(_summary(comparison.label, found))
+    print(f"-> {folder / infstreams_judge.RESULTS}", file=sys.stderr)
+
+
+def _judge_of(args: argparse.Namespace) -> Judge:
+    if args.judge is None:
+        raise InputError("--judge", "nothing", "exact", "name a judge")
+    if args.truth is None:
+        raise InputError("--truth", "nothing", "a file of what happened, for --judge exact", "name it")
+    from svlm_jax.eval.exact_judge import ExactJudge
+    from svlm_jax.eval.truth import read_truth
+
+    return ExactJudge(read_truth(args.truth, BadLines(args.bad)), digest(args.truth))
+
+
+def _data(answers: Answers) -> dict[str, Any]:
+    return {"name": answers.name, "sha256": answers.sha256, "run": answers.settings, "faults": answers.faults}
+
+
+def _summary(label: str, found: dict[str, Any]) -> str:
+    totals = found["global"]
+    interval = "unknown: one game" if totals["ci95"] is None else "{} to {}".format(*map(_percent, totals["ci95"]))
+    return "\n".join(
+        [
+            f"{label}: {_percent(totals['win_rate_A'])} (95 %: {interval})",
+            f"votes: {totals['A']:g} for A, {totals['B']:g} for B, {totals['invalid']} invalid",
+            f"segments: {totals['segments']} judged, {totals['skipped']} skipped",
+            f"decided otherwise in the other order: {_percent(totals['inconsistent'])}",
+            f"by fifths of the games: {', '.join(map(_percent, found['fifths']))}",
+        ]
+    )
+
+
+def _percent(rate: float | None) -> str:
+    return "none" if rate is None else f"{100 * rate:.1f} %"
