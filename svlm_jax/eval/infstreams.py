@@ -112,7 +112,7 @@ def read_games(path: str | Path, bad: BadLines) -> list[Game]:
 
     def parse(record: dict[str, Any], source: str) -> Game:
         words = _words(require(record, "content", list, source), source, bad)
-        return Game(_video(record, source), words, require(record, "title", str, source, ""))
+        return Game(_video(record, source), words, _text(record, "title", source))
 
     return _unlike(read(path, "one game of Inf-Streams-Eval a line", parse, bad), lambda game: game.video, path)
 
@@ -122,8 +122,7 @@ def read_segments(path: str | Path, bad: BadLines) -> list[Segment]:
 
     def parse(record: dict[str, Any], source: str) -> Segment:
         words = _words(require(record, "content", list, source), source, bad)
-        title, previous = (require(record, key, str, source, "") for key in ("title", "preasr"))
-        segment = Segment(_video(record, source), words, title, previous)
+        segment = Segment(_video(record, source), words, _text(record, "title", source), _text(record, "preasr", source))
         if segment.end <= segment.start:
             raise InputError(f"{source} content", f"words from {segment.start} to {segment.end} s", "a second or more", _REMEDY)
         return segment
@@ -136,6 +135,11 @@ def _video(record: dict[str, Any], source: str) -> str:
     if not PurePosixPath(video).name:
         raise InputError(f"{source} video", repr(video), "the path of a video", _REMEDY)
     return video
+
+
+def _text(record: dict[str, Any], key: str, source: str) -> str:
+    """Of a key that may be missing, or null."""
+    return "" if record.get(key) is None else require(record, key, str, source)
 
 
 def _unlike(entries: list, key: Any, path: str | Path) -> list:
