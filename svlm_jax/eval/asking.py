@@ -1,18 +1,20 @@
-"""Questions about videos, asked one by one: over frames that are read ahead, or at the end of a stream; resumable.
+"""Questions about videos, asked one by one: over frames that are read ahead, or at the end of a stream.
 
-Owns the loop over questions and the file of answers: one line a question, {"key", "task", "video", "time", "response", ...}.
-Does not know benchmarks: they bring queries and prompts. Units: seconds of the video.
+Owns the loop over questions and the lines of answers, one a question: {"key", "task", "video", "time", "response", ...}. Does
+not know benchmarks: they bring queries and prompts. Units: seconds of the video.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import lines
+from svlm_jax.eval.collecting import collect
 from svlm_jax.eval.commentator import Commentator, Job, job_seed
 from svlm_jax.eval.frames import FrameSet, end_within, prefix, recent
 from svlm_jax.eval.models import Answerer, Request
@@ -91,34 +93,24 @@ def _one_begins_another(options: Sequence[str]) -> bool:
 
 
 def ask_offline(
-    queries: Sequence[Query], videos: Path, view: View, ask: Ask, bad: lines.BadLines, *, concurrency: int = 1
-) -> Iterator[tuple[Query, dict[str, Any]]]:
-    """(query, what was answered), in order. Frames are read ahead by threads; with `concurrency` above 1 (a server answers) the
-    questions are asked by them too.
+    queries: Sequence[Query], videos: Path, view: View, ask: Ask, *, concurrency: int = 1
+) -> Iterator[tuple[Query, dict[str, Any] | InputError]]:
+    """(query, what was answered or why it was not), in order. Frames are read ahead by threads; with `concurrency` above 1 (a
+    server answers) the questions are asked by them too."""
 
-    Raises:
-        InputError: a video that cannot be read, where `bad` allows no more of them.
-    """
+    def load(query: Query) -> Callable[[], dict[str, Any]]:
+        return partial(ask, query, view.of(videos / query.video, query))
 
-    def load(query: Query) -> FrameSet:
-        return view.of(videos / query.video, query)
+    def load_and_ask(query: Query) -> Callable[[], dict[str, Any]]:
+        answer = load(query)()
+        return lambda: answer
 
-    if concurrency == 1:
-        for query, frames in _good(in_order(queries, load, LOCAL_AHEAD), bad):
-            yield query, ask(query, frames)
-    else:
-        yield from _good(in_order(queries, lambda query: ask(query, load(query)), concurrency), bad)
-
-
-def _good(pairs: Iterable[tuple[Query, "Future[Made]"]], bad: lines.BadLines) -> Iterator[tuple[Query, Made]]:
-    """(query, result) of those that succeeded; a video that cannot be read is named."""
-    for query, future in pairs:
+    work, threads = (load, LOCAL_AHEAD) if concurrency == 1 else (load_and_ask, concurrency)
+    for query, future in in_order(queries, work, threads):
         try:
-            result = future.result()
+            yield query, future.result()()
         except InputError as error:
-            bad.add(error.within(f"question {query.key}"))
-            continue
-        yield query, result
+            yield query, error
 
 
 def in_order(items: Iterable[Item], work: Callable[[Item], Made], threads: int) -> Iterator[tuple[Item, "Future[Made]"]]:
@@ -138,11 +130,11 @@ def in_order(items: Iterable[Item], work: Callable[[Item], Made], threads: int) 
 
 
 def ask_online(
-    queries: Sequence[Query], videos: Path, commentator: Commentator, prompt: Prompt, bad: lines.BadLines, *,
-    request: str = "", seed: int = 0, skip: Iterable[str] = (),
-) -> Iterator[tuple[Query, dict[str, Any]]]:  # fmt: skip
-    """(query, what was answered), as they come: each video is played from the query's start as a stream, and the question is
-    asked with the last chunk before its end.
+    queries: Sequence[Query], videos: Path, commentator: Commentator, prompt: Prompt, *,
+    request: str = "", seed: int = 0, skip: Collection[str] = (),
+) -> Iterator[tuple[Query, dict[str, Any] | InputError]]:  # fmt: skip
+    """(query, what was answered or why it was not), as they come: each video is played from the query's start as a stream, and
+    the question is asked with the last chunk before its end.
 
     Args:
         request: what the stream is asked for in its first turn; "" for what the model was trained with.
@@ -156,17 +148,17 @@ def ask_online(
             start, end = stream_span(path, query)
         except InputError as error:
             if query.key not in skip:
-                bad.add(error.within(f"question {query.key}"))
+                yield query, error
             continue
         question = (end, prompt(query))
         jobs.append(Job(query.key, path, start, end, query=request, questions=(question,), seed=job_seed(seed, query.key)))
-    for finished in commentator.run(jobs, skip=set(skip)):
-        query, answers = by_key[finished.job.key], finished.answers
-        if answers and not answers[0].refused:
-            yield query, {"response": answers[0].text, "asked": answers[0].asked}
-            continue
-        got = answers[0].refused if answers else finished.error or "no answer"
-        bad.add(InputError(f"question {query.key}", got, "an answer", "mend the video, or allow it with --bad"))
+    for finished in commentator.run(jobs, skip=skip):
+        answer = finished.answers[0]
+        if answer.refused:
+            got = shortened(answer.refused, 120)
+            yield by_key[finished.job.key], InputError("stream", got, "an answer", "mend the video, or allow it with --bad")
+        else:
+            yield by_key[finished.job.key], {"response": answer.text, "asked": answer.asked}
 
 
 def stream_span(path: Path, query: Query) -> tuple[float, float]:
@@ -175,29 +167,31 @@ def stream_span(path: Path, query: Query) -> tuple[float, float]:
     return max(0.0, min(math.floor(query.start), end - 1.0)), end
 
 
-def collect(
-    path: Path, queries: Sequence[Query], ask: Callable[[list[Query], dict[str, dict[str, Any]]], Iterable[tuple[Query, dict]]],
-    progress: Callable[[int, int], None] = lambda done, total: None,
+def write_answers(
+    folder: Path, queries: Sequence[Query], run: Callable[[Mapping[str, dict[str, Any]]], Iterable[tuple[Query, Any]]],
+    bad: lines.BadLines, progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Ask all questions that a file has no answer to, and write each answer at once; returns answers by key. When all have been
-    asked, the lines are put into the order of the questions, so that a run that was killed and resumed leaves the same file.
+    """Ask all questions that a run's folder has no answer to, and write them; returns lines by key.
 
     Args:
-        ask: called with (queries to be asked, answers by key, to which each new one is added before the next is asked for).
-        progress: called with (answered, of how many).
+        run: `ask_offline` or `ask_online` of the queries that are not among those it is given.
+        bad, progress: as of `collecting.collect`.
+
+    Raises:
+        InputError: more questions failed than `bad` allows; at the end, when all others are answered.
     """
-    with lines.Appender(path) as file:
-        answers = {record["key"]: record for record in file.existing()}
-        open_queries = [query for query in queries if query.key not in answers]
-        done = len(queries) - len(open_queries)
-        progress(done, len(queries))
-        for query, answer in ask(open_queries, answers):
-            answers[query.key] = {"key": query.key, "task": query.task, "video": query.video, "time": query.end, **answer}
-            file.add(answers[query.key])
-            done += 1
-            progress(done, len(queries))
-    lines.write(path, (answers[query.key] for query in queries if query.key in answers))
-    return answers
+
+    def records(done: Mapping[str, dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+        for query, answer in run(done):
+            if isinstance(answer, InputError):
+                yield query.key, answer.within(f"question {query.key}")
+            else:
+                yield query.key, {"key": query.key, "task": query.task, "video": query.video, "time": query.end, **answer}
+
+    keys = [query.key for query in queries]
+    file = collect(folder / ANSWERS, keys, lambda record: record["key"], records, bad, progress)
+    written = lines.read(file, "answers of svlm evaluate", lambda record, source: record, lines.BadLines())
+    return {record["key"]: record for record in written}
 
 
 def read_answers(path: str | Path, keys: Iterable[str], bad: lines.BadLines) -> dict[str, str | None]:

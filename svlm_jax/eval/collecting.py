@@ -2,7 +2,7 @@
 at the end is the same. Host side, never jax.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ def collect(
     target: Path,
     keys: Sequence[str],
     key_of: Callable[[Record], str],
-    run: Callable[[set[str]], Iterator[tuple[str, Record | InputError]]],
+    run: Callable[[Mapping[str, Record]], Iterator[tuple[str, Record | InputError]]],
     bad: BadLines,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -26,7 +26,8 @@ def collect(
     Args:
         keys: of all items; an item that was left out before is not among them.
         key_of: the key of a record.
-        run: given the keys that are done, (key, record) of the others in any order, or the error of an item that failed.
+        run: given the records of the keys that are done, (key, record) of the others in any order, or the error of an item that
+            failed.
         bad: how many may fail. The others are kept all the same, and the next run tries the failed ones again.
         progress: called with (items done, items in all).
 
@@ -40,7 +41,7 @@ def collect(
     with Appender(partial) as file:
         records = {key: record for record in file.existing() if (key := key_of(record)) in set(keys)}
         if len(records) < len(keys):
-            for key, outcome in run(set(records)):
+            for key, outcome in run(dict(records)):
                 if isinstance(outcome, InputError):
                     errors.append(outcome)
                     continue

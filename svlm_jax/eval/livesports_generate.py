@@ -4,7 +4,7 @@ Owns the protocols and the file that a run leaves. Does not know models: a `Comm
 Units: seconds of the whole video.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -125,7 +125,7 @@ def captioned(
 def predict(
     target: Path,
     events: Sequence[Event],
-    run: Callable[[set[str]], Iterator[Said]],
+    run: Callable[[Collection[str]], Iterator[Said]],
     bad: BadLines,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -140,7 +140,7 @@ def predict(
         InputError: more events failed than may be (`collecting.collect`).
     """
 
-    def records(done: set[str]) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+    def records(done: Collection[str]) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
         for said in run(done):
             key, remedy = said.event.key, "mend the video, or allow it with --bad"
             if said.error:

@@ -5,7 +5,7 @@ Owns questions, answers and their score. The published protocol generates nothin
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -139,7 +139,7 @@ def ask(
     template: str,
     frames: int,
     respond: Respond,
-    done: set[str],
+    done: Collection[str],
 ) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
     """(key, the line of an answer or why there is none) of each question that is not done. `frames` at most are shown, 2 a
     second, thinned evenly.

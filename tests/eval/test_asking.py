@@ -14,9 +14,9 @@ from svlm_jax.eval.asking import (
     ask_offline,
     ask_online,
     choosing,
-    collect,
     in_order,
     read_answers,
+    write_answers,
 )
 from svlm_jax.eval.commentator import Answer, Finished, job_seed
 from svlm_jax.media.video import write_video
@@ -57,8 +57,8 @@ def prompt(query):
     return f"at {query.key}"
 
 
-def offline(videos, echo, queries=QUERIES, bad=None, concurrency=1):
-    return ask_offline(queries, videos, View(), answering(echo, prompt, 8), bad or lines.BadLines(), concurrency=concurrency)
+def offline(videos, echo, queries=QUERIES, concurrency=1):
+    return ask_offline(queries, videos, View(), answering(echo, prompt, 8), concurrency=concurrency)
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
@@ -76,36 +76,51 @@ def test_recent_frames_are_all_that_is_shown(videos):
 def test_replies_are_compared_with_their_end_where_one_begins_another(videos):
     echo = Echo()
     ask = choosing(echo, prompt, "It is ")
-    (_, answer), *_ = ask_offline(QUERIES[:1], videos, View(), ask, lines.BadLines())
+    (_, answer), *_ = ask_offline(QUERIES[:1], videos, View(), ask)
     assert answer == {"response": "10", "log_probs": [-2.0, -1.0]}
     assert echo.asked == [(["It is 1", "It is 10"], True)]
 
 
-@pytest.mark.filterwarnings("ignore:left out")
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_a_video_that_is_missing_is_named_and_left_out_only_if_allowed(videos, concurrency):
+def test_a_video_that_is_missing_keeps_no_other_question_from_being_asked(videos, concurrency):
     queries = [QUERIES[0], QUERIES[1]._replace(video="none.mp4"), QUERIES[2]]
-    with pytest.raises(InputError, match="question 4 "):
-        list(offline(videos, Echo(), queries, concurrency=concurrency))
-    bad = lines.BadLines(1)
-    assert [query.key for query, _ in offline(videos, Echo(), queries, bad, concurrency)] == ["2", "6"]
-    assert "none.mp4" in bad.errors[0]
+    (_, first), (_, error), (_, last) = offline(videos, Echo(), queries, concurrency)
+    assert (first, last) == ({"response": "3"}, {"response": "11"})
+    assert isinstance(error, InputError) and "none.mp4" in str(error)
+
+
+def run(folder, videos, echo, queries=QUERIES, bad=None):
+    folder.mkdir(exist_ok=True)
+
+    def ask(done):
+        return offline(videos, echo, [query for query in queries if query.key not in done])
+
+    return write_answers(folder, queries, ask, bad or lines.BadLines())
 
 
 def test_a_killed_run_goes_on_and_leaves_the_same_file(videos, tmp_path):
-    def run(path, echo):
-        return collect(path, QUERIES, lambda todo, _: offline(videos, echo, todo))
-
-    run(tmp_path / "whole.jsonl", Echo())
+    run(tmp_path / "whole", videos, Echo())
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "killed.jsonl", Echo(fail_at="at 4"))
-    with (tmp_path / "killed.jsonl").open("a") as file:
+        run(tmp_path / "killed", videos, Echo(fail_at="at 4"))
+    with (tmp_path / "killed" / "answers.partial.jsonl").open("a") as file:
         file.write('{"key": "4", "resp')  # what a power cut leaves
     echo = Echo()
-    answers = run(tmp_path / "killed.jsonl", echo)
+    answers = run(tmp_path / "killed", videos, echo)
     assert echo.asked == ["at 4", "at 6"]
     assert answers["4"] == {"key": "4", "task": "T", "video": "v.mp4", "time": 4.0, "response": "7"}
-    assert (tmp_path / "killed.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    names = [sorted(file.name for file in (tmp_path / name).iterdir()) for name in ("killed", "whole")]
+    assert names == [["answers.jsonl"]] * 2
+    assert (tmp_path / "killed" / "answers.jsonl").read_bytes() == (tmp_path / "whole" / "answers.jsonl").read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:left out")
+def test_questions_that_fail_are_named_and_asked_again_by_the_next_run(videos, tmp_path):
+    queries = [QUERIES[0], QUERIES[1]._replace(video="none.mp4"), QUERIES[2]]
+    with pytest.raises(InputError, match=r"question 4 .*none\.mp4"):
+        run(tmp_path, videos, Echo(), queries)
+    echo = Echo()
+    assert run(tmp_path, videos, echo, queries, lines.BadLines(1)).keys() == {"2", "6"}
+    assert echo.asked == []  # but for the one without a video
 
 
 def test_work_is_done_no_further_ahead_than_told():
@@ -119,8 +134,8 @@ def test_work_is_done_no_further_ahead_than_told():
 class Stage:
     """A commentator that answers each question with the second at which it was asked, last job first."""
 
-    def __init__(self, refuse=(), error=()):
-        self.jobs, self.refuse, self.error = [], refuse, error
+    def __init__(self, refuse=()):
+        self.jobs, self.refuse = [], refuse
 
     def settings(self):
         return {}
@@ -130,31 +145,27 @@ class Stage:
         for job in reversed([job for job in jobs if job.key not in skip]):
             (second, text), *_ = job.questions
             refused = "too long" if job.key in self.refuse else ""
-            answers = () if job.key in self.error else (Answer(text, second, f"{second:g}", refused),)
-            yield Finished(job, (), answers, "the file breaks off" if job.key in self.error else "")
+            yield Finished(job, (), (Answer(text, second, f"{second:g}", refused),))
 
 
-def test_online_a_question_is_asked_when_it_falls_due(videos, tmp_path):
+def test_online_a_question_is_asked_when_it_falls_due(videos):
     stage = Stage()
     queries = [QUERIES[0]._replace(start=1.5, end=3.2), QUERIES[1], QUERIES[2]._replace(end=30.0)]
-
-    def ask(todo, answers):
-        return ask_online(queries, videos, stage, prompt, lines.BadLines(), seed=7, skip=answers)
-
-    answers = collect(tmp_path / "a.jsonl", queries, ask)
-    assert [(key, answer["response"]) for key, answer in sorted(answers.items())] == [("2", "3"), ("4", "4"), ("6", "10")]
+    answers = ask_online(queries, videos, stage, prompt, request="say", seed=7, skip=("4",))
+    assert [(query.key, answer) for query, answer in answers] == [
+        ("6", {"response": "10", "asked": 10.0}),
+        ("2", {"response": "3", "asked": 3.0}),
+    ]
     assert [(job.start, job.end) for job in stage.jobs] == [(1.0, 3.0), (0.0, 4.0), (0.0, 10.0)]  # whole seconds of the video
-    assert stage.jobs[0].questions == ((3.0, "at 2"),) and stage.jobs[0].seed == job_seed(7, "2")
-    assert (tmp_path / "a.jsonl").read_text().index('"2"') < (tmp_path / "a.jsonl").read_text().index('"4"')
+    job = stage.jobs[0]
+    assert (job.query, job.questions, job.seed) == ("say", ((3.0, "at 2"),), job_seed(7, "2"))
 
 
-@pytest.mark.filterwarnings("ignore:left out")
-def test_online_what_was_not_asked_has_no_answer_and_is_named(videos):
-    bad = lines.BadLines(3)
+def test_online_what_was_not_asked_has_no_answer_and_says_why(videos):
     queries = [*QUERIES, QUERIES[0]._replace(key="x", video="none.mp4")]
-    stage = Stage(refuse=("2",), error=("6",))
-    assert [query.key for query, _ in ask_online(queries, videos, stage, prompt, bad)] == ["4"]
-    assert [name in error for name, error in zip(("none.mp4", "breaks off", "too long"), bad.errors, strict=True)] == [True] * 3
+    found = {query.key: answer for query, answer in ask_online(queries, videos, Stage(refuse=("2",)), prompt)}
+    assert found["4"] == {"response": "4", "asked": 4.0}
+    assert "too long" in str(found["2"]) and "none.mp4" in str(found["x"])
 
 
 @pytest.mark.filterwarnings("ignore:left out")
