@@ -80,6 +80,7 @@ HOST_SIDE = (
             "response_cache",
             "chat_client",
             "http_judge",
+            "workers",
             "result",
             "table",
             "truth",

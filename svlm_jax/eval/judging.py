@@ -10,13 +10,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from queue import Empty, Queue, SimpleQueue
-from threading import Event, Thread
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import lines
 from svlm_jax.eval.commentary import Utterance
+from svlm_jax.eval.workers import Workers
 from svlm_jax.files import local_path
 
 Vote = Literal["A", "B", "tie", "invalid"]
@@ -195,19 +194,11 @@ def _ask(
     store: Callable[[Question, Ballot | JudgeError], None],
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """`store` is called by this thread alone. The others are daemons of our own: those of an executor would hold back the end
-    of the process until the slowest answer is there."""
-    waiting: SimpleQueue[Question] = SimpleQueue()
-    answers: Queue[tuple[Question, Ballot | Exception]] = Queue(concurrency)  # no thread runs ahead of what is stored
-    stop = Event()
-    for question in questions:
-        waiting.put(question)
-    for number in range(min(concurrency, len(questions))):
-        Thread(target=_work, args=(judge, waiting, answers, stop), name=f"judge {number}", daemon=True).start()
+    """`store` is called by this thread alone, interrupted or not, with all that was answered."""
+    workers = Workers(lambda question: judge.vote(*question), questions, concurrency)
     failures = 0
     try:
-        for done in range(1, len(questions) + 1):
-            question, answer = answers.get()
+        for done, (question, answer) in enumerate(workers, 1):
             if not isinstance(answer, Ballot | JudgeError):
                 raise answer
             store(question, answer)
@@ -217,23 +208,9 @@ def _ask(
             if failures >= max(MAX_FAILURES, 2 * concurrency):
                 break
     finally:
-        stop.set()
-        while not answers.empty():  # interrupted: what is answered is stored
-            question, answer = answers.get()
+        for question, answer in workers.stop():
             if isinstance(answer, Ballot | JudgeError):
                 store(question, answer)
-
-
-def _work(judge: Judge, waiting: SimpleQueue, answers: Queue, stop: Event) -> None:
-    while not stop.is_set():
-        try:
-            question = waiting.get_nowait()
-        except Empty:
-            return
-        try:
-            answers.put((question, judge.vote(question.pair, question.swapped)))
-        except Exception as error:  # raised again by the thread that stores
-            answers.put((question, error))
 
 
 def _digest(pair: Pair) -> str:

@@ -1,4 +1,4 @@
-"""Flags that several benchmarks share: who judges, and how it is asked."""
+"""Flags of benchmarks that are judged: who judges, how it is asked, and what the user sees of it."""
 
 import argparse
 import sys
@@ -52,9 +52,9 @@ def judged(pairs: Sequence[Pair], judge: Judge, path: Path, concurrency: int = C
     """`judge_pairs`, which says what it will cost, how far it is, and what it could not judge."""
 
     def announce(questions: Sequence[Question]) -> None:
-        known = f"; {path.name} has the others" if questions and len(questions) < 2 * len(pairs) else ""
-        cost = f": {judge.estimate(questions)}" if isinstance(judge, HttpJudge) else ""
-        print(f"{len(questions)} votes on {len(pairs)} segments{cost}{known}", file=sys.stderr, flush=True)
+        cost = f": {judge.estimate(questions)}" if isinstance(judge, HttpJudge) and questions else ""
+        line = f"{len(questions)} of {2 * len(pairs)} votes are not there yet{cost}"
+        print(line, file=sys.stderr, flush=True)
 
     judgements = judge_pairs(
         pairs, judge, path, concurrency=concurrency, progress=Progress("judged", "votes"), announce=announce
