@@ -40,10 +40,11 @@ class Answer(NamedTuple):
 
 class GameAnswers(NamedTuple):
     """What was said about a game, in order. spans: the stretches, without a hole, on which the model was run; () for answers
-    that are one a segment."""
+    that are one a segment. broken: why the model was not shown what comes after them; "": it was free to speak to the end."""
 
     utterances: tuple[Utterance, ...]
     spans: tuple[tuple[float, float], ...]
+    broken: str = ""
 
     @property
     def end(self) -> float:
@@ -57,9 +58,9 @@ class GameAnswers(NamedTuple):
         if segment.start < self.spans[0][0]:
             return _MISSING, f"begins before {self.spans[0][0]:g} s, the first answer"
         _, end = max(span for span in self.spans if span[0] <= segment.start)
-        stopped = end == self.spans[-1][1]  # what comes after the last answer is silence, and no exemption
-        if segment.end > end + SEAM and not stopped:
-            return _MISSING, "a hole in the answers"
+        is_last = end == self.spans[-1][1]  # what comes after the last answer is silence, and no exemption
+        if segment.end > end + SEAM and not (is_last and not self.broken):
+            return _MISSING, f"not watched: {self.broken}" if is_last else "a hole in the answers"
         inside = (each for each in self.utterances if segment.start < int(each.end) <= segment.end and each.text.strip())
         return Candidate(spoken(self.utterances, segment.start, segment.end), tuple(inside)), ""
 
@@ -93,10 +94,13 @@ class Answers(NamedTuple):
 
 
 class _Line(NamedTuple):
+    """error: ours have it where a video could not be watched beyond `end`."""
+
     name: str
     start: int
     end: int
     answers: tuple[Answer, ...]
+    error: str
 
 
 def read_answers(path: str | Path, videos: Sequence[str], bad: BadLines) -> Answers:
@@ -154,7 +158,7 @@ def _line(record: dict[str, Any], source: str, bad: BadLines) -> _Line:
             answers.append(_answer(item, f"{source} items[{number}]"))
         except InputError as error:
             bad.add(error)
-    return _Line(name, start, end, tuple(answers))
+    return _Line(name, start, end, tuple(answers), require(record, "error", str, source, ""))
 
 
 def _answer(item: Any, source: str) -> Answer:
@@ -220,6 +224,10 @@ def _assemble(name: str, lines: Sequence[_Line], faults: list[str]) -> GameAnswe
             f"{name}: {doubled} of {doubled + len(kept)} answers twice, as files that were merged twice have them: kept once"
         )
     kept.sort(key=lambda answer: answer.end)
+    return _game(name, lines, kept, faults)
+
+
+def _game(name: str, lines: Sequence[_Line], kept: Sequence[Answer], faults: list[str]) -> GameAnswers:
     utterances = tuple(Utterance(answer.end if answer.start is None else answer.start, *answer[1:]) for answer in kept)
     if any(answer.start is None for answer in kept) or (not kept and any(line.end > line.start for line in lines)):
         faults.append(f"{name}: answers without a start: taken as one a segment; segments without one are missing, not silent")
@@ -228,7 +236,10 @@ def _assemble(name: str, lines: Sequence[_Line], faults: list[str]) -> GameAnswe
     spans = tuple(_spans(sorted(begun + [(each.start, each.end) for each in utterances])))
     for (_, before), (after, _) in pairwise(spans):
         faults.append(f"{name}: no answer between {before:g} and {after:g} s: segments there are missing, not silent")
-    return GameAnswers(utterances, spans)
+    broken = max(lines, key=lambda line: line.end).error
+    if broken:
+        faults.append(f"{name}: not watched after {spans[-1][1]:g} s ({broken}): segments there are missing, not silent")
+    return GameAnswers(utterances, spans, broken)
 
 
 def _runs(answers: Sequence[Answer]) -> Iterator[list[Answer]]:

@@ -65,7 +65,7 @@ def compare(segments: Sequence[Segment], a: Answers, b: Answers) -> Comparison:
 def faults(segments: Sequence[Segment], answers: Answers) -> Iterator[str]:
     """What is odd about answers, a line each: their files, and games that they end before."""
     yield from answers.faults
-    ends = {video: game.end for video, game in answers.games.items() if game.spans}
+    ends = {video: game.end for video, game in answers.games.items() if game.spans and not game.broken}
     late = Counter(each.video for each in segments if each.end > ends.get(each.video, float("inf")) + SEAM)
     for video, number in late.items():
         yield f"{video}: answers end at {ends[video]:g} s; {number} segments end later, and what is not said there is silence"

@@ -144,6 +144,13 @@ def test_a_model_that_said_nothing_at_all_is_silent(tmp_path):
     assert read.candidate(SEGMENTS[0]) == (Candidate(""), "")
 
 
+def test_what_could_not_be_watched_is_missing(tmp_path):
+    """Ours say so; it is no fault of the model."""
+    read = answers(tmp_path, {"result_0.jsonl": [line(1000, 1150) | {"error": "damaged"}]})
+    assert [read.candidate(each)[1] for each in SEGMENTS] == ["", *["not watched: damaged"] * 2]
+    assert read.faults == ["final.mp4: not watched after 1150 s (damaged): segments there are missing, not silent"]
+
+
 def test_a_hole_is_missing_whether_or_not_the_file_was_merged(tmp_path):
     chunks = [line(1000, 1100), line(1200, 1300)]
     merged = [line(*GAME, [*items(1000, 1100), *items(1200, 1300)])]

@@ -186,5 +186,5 @@ def test_a_segment_without_a_vote_is_no_result(command, tmp_path, capsys):
         command("--judge", "exact", "--truth", "truth.jsonl")
     assert ended.value.code == 1
     assert not (tmp_path / "scores" / "score_results.json").exists()
-    assert "3 of 6 segments without a vote" in capsys.readouterr().err
+    assert "3 of 6 segments were not judged" in capsys.readouterr().err
     assert len((tmp_path / "scores" / "unresolved.jsonl").read_text().splitlines()) == 3

@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.cli.evaluate import infstreams_generate
+from svlm_jax.cli.evaluate.flags import UNRESOLVED, http_judge, judge_flags, judged
 from svlm_jax.cli.flags import Parser, integer, number
-from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
 from svlm_jax.eval import infstreams, infstreams_judge, lines
 from svlm_jax.eval.infstreams_answers import Answers, read_answers
-from svlm_jax.eval.judging import Judge, judge_pairs, unresolved, unresolved_path
+from svlm_jax.eval.judging import Judge, unresolved
 from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.run_directory import open_run
-
-UNRESOLVED = 1  # exit code
 
 
 def main() -> None:
@@ -93,9 +91,10 @@ def _judge_flags(parser: Parser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="score_results.json, score_segments.jsonl, votes"
     )
-    parser.add_argument("--judge", choices=("exact",), help="exact: by --truth, without a server")
-    parser.add_argument("--truth", type=Path, metavar="TRUTH.jsonl", help="what happened in each game, for --judge exact")
     _bad_flag(parser)
+    judge_flags(parser)
+    parser.add_argument("--judge", choices=("http", "exact"), default="http", help="exact: by --truth, without a server")
+    parser.add_argument("--truth", type=Path, metavar="TRUTH.jsonl", help="what happened in each game, for --judge exact")
 
 
 def _judge(args: argparse.Namespace) -> None:
@@ -117,11 +116,8 @@ def _judge(args: argparse.Namespace) -> None:
     folder = open_run(args.out, {"benchmark": "infstreams judge", **settings})
     lines.write(folder / infstreams_judge.SKIPPED, map(infstreams_judge.skipped_record, comparison.skipped))
     (folder / infstreams_judge.RESULTS).unlink(missing_ok=True)  # of an earlier run, perhaps of other answers
-    votes = folder / "votes.jsonl"
-    judgements = judge_pairs(comparison.pairs, judge, votes, progress=Progress("judged", "votes"))
-    if left := unresolved(judgements):
-        print(f"error: {len(left)} of {len(judgements)} segments without a vote: {left[0].error}", file=sys.stderr)
-        print(f"they are in {unresolved_path(votes)}; the same command asks for them again", file=sys.stderr)
+    judgements = judged(comparison.pairs, judge, folder / "votes.jsonl", args.concurrency)
+    if unresolved(judgements):
         sys.exit(UNRESOLVED)
     data = {"clips_sha256": clips, **{name: _data(answers) for name, answers in (("a", a), ("b", b))}}
     found = infstreams_judge.write_scores(folder, judgements, comparison, judge.settings(), data)
@@ -130,8 +126,8 @@ def _judge(args: argparse.Namespace) -> None:
 
 
 def _judge_of(args: argparse.Namespace) -> Judge:
-    if args.judge is None:
-        raise InputError("--judge", "nothing", "exact", "name a judge")
+    if args.judge == "http":
+        return http_judge(args, "infstreams", args.out)
     if args.truth is None:
         raise InputError("--truth", "nothing", "a file of what happened, for --judge exact", "name it")
     from svlm_jax.eval.exact_judge import ExactJudge
