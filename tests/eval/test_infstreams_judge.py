@@ -21,6 +21,7 @@ from svlm_jax.eval.infstreams_judge import (
 from svlm_jax.eval.judging import Ballot, Candidate, Judgement, Pair, Vote
 from svlm_jax.eval.lines import write
 from svlm_jax.eval.result import read_result
+from tests.support.judge_server import KEY, MODEL, judge_server
 
 
 def judgement(video: str, start: float, ab: Vote, ba: Vote, rule: str = "") -> Judgement:
@@ -188,3 +189,16 @@ def test_a_segment_without_a_vote_is_no_result(command, tmp_path, capsys):
     assert not (tmp_path / "scores" / "score_results.json").exists()
     assert "3 of 6 segments were not judged" in capsys.readouterr().err
     assert len((tmp_path / "scores" / "unresolved.jsonl").read_text().splitlines()) == 3
+
+
+def test_a_server_that_always_says_a(command, tmp_path, monkeypatch):
+    """Half of the votes, and nothing that it says twice alike; a second run asks nothing."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with judge_server("A") as server:
+        for _ in range(2):
+            command("--judge-url", server.url, "--judge-model", MODEL)
+        assert len(server.requests) == 6
+    found = json.loads((tmp_path / "scores" / "score_results.json").read_text())
+    assert found["global"] | {"A": 3, "B": 3, "win_rate_A": 0.5, "inconsistent": 1.0, "segments": 3} == found["global"]
+    assert found["judge"]["model"] == MODEL

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.cli.evaluate import infstreams_generate
-from svlm_jax.cli.evaluate.flags import UNRESOLVED, http_judge, judge_flags, judged
+from svlm_jax.cli.evaluate.judge_flags import UNRESOLVED, http_judge, judge_flags, judged
 from svlm_jax.cli.flags import Parser, integer, number
 from svlm_jax.errors import InputError
 from svlm_jax.eval import infstreams, infstreams_judge, lines
