@@ -97,8 +97,8 @@ def write(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-def write_json(path: str | Path, value: dict[str, Any] | list[dict[str, Any]]) -> None:
-    """Write an object, or a list of them, for people and programs to read, complete or not at all."""
+def write_json(path: str | Path, value: dict[str, Any] | list[Any]) -> None:
+    """Write an object, or a list, for people and programs to read, complete or not at all."""
     with report_write_errors(path), atomic_write(path) as draft:
         draft.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
 

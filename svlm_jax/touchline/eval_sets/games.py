@@ -5,7 +5,6 @@ Owns the names of videos within a set and the look-ups. Host side: numpy, never 
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import NamedTuple
 
 from svlm_jax.data.annotation import Word
 from svlm_jax.touchline import commentary
@@ -14,13 +13,6 @@ from svlm_jax.touchline.judge import facts_at
 from svlm_jax.touchline.match import Event, Facts, Kind, second_of
 
 VIDEOS = "videos"  # the folder of films within a set
-
-
-class Stretch(NamedTuple):
-    """Seconds start .. end - 1 of a game."""
-
-    start: int
-    end: int
 
 
 class Game:
@@ -65,6 +57,22 @@ class Game:
     def when(self, *kinds: Kind) -> Iterator[tuple[int, Event]]:
         """(second, event) of the events of some kinds, or of all, in order."""
         return ((second_of(event.time), event) for event in self.events if not kinds or event.kind in kinds)
+
+    def at(self, second: int) -> Event | None:
+        """The event that this second is the first to show; there is one at most."""
+        return self._by_second.get(second)
+
+    def before(self, second: int) -> Event | None:
+        """The last event that frames up to this second show."""
+        return next((event for when, event in reversed(self._by_second.items()) if when <= second), None)
+
+    def after(self, second: int) -> Event | None:
+        """The first event that only later frames show."""
+        return next((event for when, event in self.when() if when > second), None)
+
+    @cached_property
+    def _by_second(self) -> dict[int, Event]:
+        return dict(self.when())
 
     def text(self, start: int, end: int) -> str:
         """The true words of the seconds start .. end - 1."""

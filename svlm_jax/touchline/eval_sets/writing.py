@@ -8,11 +8,13 @@ from pathlib import Path
 
 from svlm_jax.eval import lines
 from svlm_jax.eval.truth import write_truth
-from svlm_jax.touchline.eval_sets import commentaries
+from svlm_jax.touchline.eval_sets import commentaries, livesports_qa, ovo, streamingbench
 from svlm_jax.touchline.eval_sets.games import Game
 
 GAMES, TRUTH = "eval_all_metadata.jsonl", "truth.jsonl"
 CC, CAPTIONS = "LiveSports-3K-CC.json", "captions"
+QA, OVO = "LiveSports-3K-QA.json", "ovo_bench_new.json"
+REAL, SEQUENCES, PROACTIVE = (f"questions_{name}.json" for name in ("real", "sqa", "proactive"))
 ANSWERS = "answers"
 
 
@@ -30,7 +32,15 @@ def write_sets(folder: Path, games: Sequence[Game]) -> dict[str, int]:
         (folder / CAPTIONS).mkdir(exist_ok=True)
         predictions = (line for each in said for line in commentaries.cc_predictions(*each))
         counts[captions] = lines.write(folder / captions, predictions)
-    events = [entry for game in games for entry in commentaries.cc_events(game)]
-    lines.write_json(folder / CC, events)
-    counts[CC] = len(events)
+    lists = {
+        CC: [entry for game in games for entry in commentaries.cc_events(game)],
+        QA: livesports_qa.questions(games),
+        OVO: ovo.items(games),
+        REAL: streamingbench.real(games),
+        SEQUENCES: streamingbench.sequences(games),
+        PROACTIVE: streamingbench.proactive(games),
+    }
+    for name, entries in lists.items():
+        lines.write_json(folder / name, entries)
+        counts[name] = len(entries)
     return counts
