@@ -11,16 +11,35 @@ from typing import Any, Literal, NamedTuple
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.collecting import collect
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.commentator import Commentator, Job, job_seed
+from svlm_jax.eval.commentator import Clock, Commentator, Job, job_seed
 from svlm_jax.eval.frames import prefix
 from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.livesports_cc import Event, fill_prompt, find_video, has_words, prediction_record
 from svlm_jax.eval.models import Answerer, Request
 
-Style = Literal["streamingvlm", "livecc"]
 OFFLINE_TOKENS = 512  # of a published offline caption, at most
-LIVECC_STREAM = {"max_new_tokens": 32}  # of its evaluation on LiveSports; its live demo has 16 and 1.05
-LIVECC_SAMPLING = {"temperature": 0.0, "repetition_penalty": 1.15}
+
+
+class Style(NamedTuple):
+    """How a protocol streams an event.
+
+    Attributes:
+        clock: as of `Job`.
+        previous: where the words before the event stand: in the previous-text "turn", or in the "query".
+        ellipsis: predictions end in "...", as all of LiveCC's published ones do.
+        settings: fields of `StreamConfig` and `Sampling` that the published evaluation has, and the model's demo has not.
+    """
+
+    clock: Clock = "video"
+    previous: Literal["turn", "query"] = "turn"
+    ellipsis: bool = False
+    settings: Mapping[str, float] = {}
+
+
+STYLES: Mapping[str, Style] = {
+    "streamingvlm": Style(),
+    "livecc": Style("clip", "query", True, {"max_new_tokens": 32, "temperature": 0.0, "repetition_penalty": 1.15}),
+}
 
 
 class Said(NamedTuple):
@@ -48,26 +67,24 @@ def find_videos(events: Iterable[Event], folder: str | Path, bad: BadLines) -> d
 
 
 def stream_jobs(
-    events: Iterable[Event], videos: Mapping[str, str | Path], template: str, style: Style = "streamingvlm", seed: int = 0
+    events: Iterable[Event], videos: Mapping[str, str | Path], template: str, style: Style, seed: int = 0
 ) -> list[Job]:
-    """What is watched: each event from its begin to its end, to the millisecond, by a stream of its own.
+    """What is watched: each event, from its begin until its end is seen, by a stream of its own.
 
     Args:
         videos: of `find_videos`; an event without one is left out.
-        style: "streamingvlm": the seconds of the whole video, and what was said before is the previous text. "livecc": seconds
-            that begin at 0, and what was said before is a part of the query.
     """
-    is_livecc = style == "livecc"
+    in_query = style.previous == "query"
     return [
         Job(
             event.key,
             videos[event.key],
             event.begin,
             event.end,
-            query=_prompt(template, event, event.previous if is_livecc else ""),
-            previous="" if is_livecc else event.previous,
+            query=_prompt(template, event, event.previous if in_query else ""),
+            previous="" if in_query else event.previous,
             seed=job_seed(seed, event.key),
-            clock="clip" if is_livecc else "video",
+            clock=style.clock,
         )
         for event in events
         if event.key in videos
@@ -81,11 +98,11 @@ def _prompt(template: str, event: Event, previous: str) -> str:
 
 
 def join(utterances: Iterable[Utterance], style: Style) -> str:
-    """The text of a prediction. LiveCC's published ones all end in "..."; silence is the empty text in ours."""
+    """The text of a prediction. Silence is the empty text, which LiveCC's script writes as "..."."""
     text = " ".join(filter(None, (each.text.strip() for each in utterances)))
     if not has_words(text):
         return ""
-    return f"{text}..." if style == "livecc" else text
+    return f"{text}..." if style.ellipsis else text
 
 
 def streamed(

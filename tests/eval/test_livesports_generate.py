@@ -11,9 +11,10 @@ from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.frames import FrameSet
 from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.livesports_cc import Event
-from svlm_jax.eval.livesports_generate import Style, captioned, find_videos, join, predict, stream_jobs, streamed
+from svlm_jax.eval.livesports_generate import STYLES, captioned, find_videos, join, predict, stream_jobs, streamed
 from tests.support.commentators import FakeCommentator
 
+STREAMINGVLM, LIVECC = STYLES["streamingvlm"], STYLES["livecc"]
 TEMPLATE = "Comment.\n---\nOn {title}.\n---\nBefore: {previous}"
 EVENTS = [
     Event("w", 10, 5.5, 8.0, "Final", "judo", "they bow", "ref"),
@@ -23,7 +24,7 @@ EVENTS = [
 VIDEOS = {"w_10": "w.mp4", "v_2": "v.mp4", "v_1": "v.mp4"}
 
 
-def run(folder, commentator, style: Style = "streamingvlm", allowed=0, events=EVENTS):
+def run(folder, commentator, style=STREAMINGVLM, allowed=0, events=EVENTS):
     jobs = stream_jobs(events, VIDEOS, TEMPLATE, style, seed=3)
 
     def said(done):
@@ -34,25 +35,25 @@ def run(folder, commentator, style: Style = "streamingvlm", allowed=0, events=EV
 
 
 def test_streamingvlm_has_the_time_of_the_video_and_the_words_before_as_previous_text():
-    job = stream_jobs(EVENTS, VIDEOS, TEMPLATE)[0]
+    job = stream_jobs(EVENTS, VIDEOS, TEMPLATE, STREAMINGVLM)[0]
     assert (job.start, job.end, job.clock) == (5.5, 8.0, "video")
     assert (job.query, job.previous) == ("Comment.\nOn Final.", "they bow")
 
 
 def test_livecc_has_the_time_of_the_clip_and_the_words_before_in_its_query():
-    job = stream_jobs(EVENTS, VIDEOS, TEMPLATE, "livecc")[0]
+    job = stream_jobs(EVENTS, VIDEOS, TEMPLATE, LIVECC)[0]
     assert (job.start, job.end, job.clock) == (5.5, 8.0, "clip")
     assert (job.query, job.previous) == ("Comment.\nOn Final.\nBefore: they bow", "")
 
 
 def test_a_model_without_instructions_gets_the_words_before_or_the_title():
-    queries = [job.query for job in stream_jobs(EVENTS, VIDEOS, "{context}")]
+    queries = [job.query for job in stream_jobs(EVENTS, VIDEOS, "{context}", STREAMINGVLM)]
     assert queries == ["they bow", "", "Heat"]
 
 
 def test_the_seed_of_an_event_does_not_depend_on_the_others():
-    alone, among = stream_jobs(EVENTS[1:2], VIDEOS, TEMPLATE, seed=3)[0], stream_jobs(EVENTS, VIDEOS, TEMPLATE, seed=3)
-    assert alone == among[1] and len({job.seed for job in among}) == 3
+    alone, among = (stream_jobs(events, VIDEOS, TEMPLATE, LIVECC, seed=3) for events in (EVENTS[1:2], EVENTS))
+    assert alone == among[1:2] and len({job.seed for job in among}) == 3
 
 
 def test_predictions_are_in_the_order_of_their_keys_and_silence_is_empty(tmp_path):
@@ -67,8 +68,8 @@ def test_predictions_are_in_the_order_of_their_keys_and_silence_is_empty(tmp_pat
 
 def test_livecc_ends_as_its_published_captions_do():
     said = [Utterance(0, 3, "He runs"), Utterance(3, 4, ""), Utterance(4, 5, "and scores")]
-    assert join(said, "livecc") == "He runs and scores..." and join(said, "streamingvlm") == "He runs and scores"
-    assert join([Utterance(0, 3, " ...")], "livecc") == ""
+    assert join(said, LIVECC) == "He runs and scores..." and join(said, STREAMINGVLM) == "He runs and scores"
+    assert join([Utterance(0, 3, " ...")], LIVECC) == ""
 
 
 class Killed(BaseException):
