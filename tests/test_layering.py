@@ -93,7 +93,6 @@ HOST_SIDE = (
             "infstreams_judge",
             "win_rate",
             "job_video",
-            "collecting",
             "livesports_cc",
             "livesports_judge",
             "watching",

@@ -158,7 +158,12 @@ def find_video(folder: str | Path, event_id: str, name: str, video_id: str) -> P
 
 def default_prompt() -> str:
     """Our wording; the published one is not copied."""
-    return (files("svlm_jax.eval") / "prompts" / PROMPT).read_text(encoding="utf-8")
+    return read_prompt(PROMPT)
+
+
+def read_prompt(name: str) -> str:
+    """A template of this package."""
+    return (files("svlm_jax.eval") / "prompts" / name).read_text(encoding="utf-8")
 
 
 def fill_prompt(template: str, values: Mapping[str, str]) -> str:

@@ -6,16 +6,15 @@ Units: seconds of the whole video.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval.collecting import collect
+from svlm_jax.eval.asking import Query, View, answering, ask_offline
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.commentator import Clock, Commentator, Job, job_seed
-from svlm_jax.eval.frames import prefix
-from svlm_jax.eval.lines import BadLines
+from svlm_jax.eval.lines import Appender, BadLines, write
 from svlm_jax.eval.livesports_cc import Event, fill_prompt, find_video, has_words, prediction_record
-from svlm_jax.eval.models import Answerer, Request
+from svlm_jax.eval.models import Answerer
 
 OFFLINE_TOKENS = 512  # of a published offline caption, at most
 
@@ -66,9 +65,7 @@ def find_videos(events: Iterable[Event], folder: str | Path, bad: BadLines) -> d
     return found
 
 
-def stream_jobs(
-    events: Iterable[Event], videos: Mapping[str, str | Path], template: str, style: Style, seed: int = 0
-) -> list[Job]:
+def stream_jobs(events: Iterable[Event], videos: Mapping[str, Path], template: str, style: Style, seed: int = 0) -> list[Job]:
     """What is watched: each event, from its begin until its end is seen, by a stream of its own.
 
     Args:
@@ -118,52 +115,69 @@ def streamed(
 
 def captioned(
     events: Iterable[Event],
-    videos: Mapping[str, str | Path],
+    videos: Mapping[str, Path],
     answerer: Answerer,
     template: str,
-    frames: int,
-    done: Iterable[str],
+    view: View,
+    done: Collection[str],
+    bad: BadLines,
+    concurrency: int = 1,
 ) -> Iterator[Said]:
-    """Caption the events that are not done: `frames` frames at most of begin..end, 2 a second, thinned evenly. The published
-    script gives its captioners the whole video instead, and asks them about a part that it does not name."""
-    skip = set(done)
-    for event in events:
-        if event.key in skip or event.key not in videos:
-            continue
-        try:
-            shown = prefix(videos[event.key], event.end, max_frames=frames, start=event.begin)
-        except InputError as error:
-            yield Said(event, "", error=str(error))
-            continue
-        text = answerer.answer(Request(_prompt(template, event, event.previous), shown, max_new_tokens=OFFLINE_TOKENS))
-        yield Said(event, text if has_words(text) else "")
+    """Caption the events that are not done, in order, from frames of begin..end. The published script gives its captioners the
+    whole video instead, and asks them about a part that it does not name.
+
+    Args:
+        concurrency: requests at a time, of an answerer that is a server.
+
+    Raises:
+        InputError: more videos that cannot be read than may be.
+    """
+    by_key = {event.key: event for event in events if event.key in videos and event.key not in done}
+    queries = [Query(key, "cc", str(videos[key].absolute()), each.begin, each.end) for key, each in by_key.items()]
+    ask = answering(answerer, lambda query: _prompt(template, by_key[query.key], by_key[query.key].previous), OFFLINE_TOKENS)
+    for query, answer in ask_offline(queries, Path(), view, ask, bad, concurrency=concurrency):
+        text = answer["response"]
+        yield Said(by_key[query.key], text if has_words(text) else "")
 
 
 def predict(
     target: Path,
     events: Sequence[Event],
-    run: Callable[[Collection[str]], Iterator[Said]],
+    run: Callable[[set[str]], Iterator[Said]],
     bad: BadLines,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Write the predictions of events, in the order of their keys; a run that was killed goes on.
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> bool:
+    """Write the predictions of events, in the order of their keys; whether all is done. Until then `target` does not exist, and
+    a file beside it grows, with which a run that was killed or stopped goes on.
 
     Args:
         events: those whose video was found.
-        run: given the keys that are done, what comes of the others.
+        run: given the keys that are done, what comes of the others, in any order; those of which nothing comes are open.
         progress: called with (events done, events in all).
 
     Raises:
-        InputError: more events failed than may be (`collecting.collect`).
+        InputError: more events failed than may be; at the end, when all others are kept. The next run tries them again.
     """
-
-    def records(done: Collection[str]) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
-        for said in run(done):
-            key, remedy = said.event.key, "mend the video, or allow it with --bad"
-            if said.error:
-                yield key, InputError(f"event {shortened(key, 60)}", said.error, "all of it watched", remedy)
-            else:
-                yield key, prediction_record(said.event, said.text, said.utterances)
-
+    if target.is_file():
+        return True
     keys = sorted(event.key for event in events)
-    return collect(target, keys, lambda record: f"{record['video_id']}_{record['event_id']}", records, bad, progress)
+    partial, left_out = target.with_suffix(".partial.jsonl"), len(bad.errors)
+    errors: list[InputError] = []
+    with Appender(partial) as file:
+        records = {f"{record['video_id']}_{record['event_id']}": record for record in file.existing()}
+        records = {key: record for key, record in records.items() if key in set(keys)}
+        for said in run(set(records)) if len(records) < len(keys) else ():
+            if said.error:
+                remedy = "mend the video, or allow it with --bad"
+                errors.append(InputError(f"event {shortened(said.event.key, 60)}", said.error, "all of it watched", remedy))
+                continue
+            records[said.event.key] = prediction_record(said.event, said.text, said.utterances)
+            file.add(records[said.event.key])
+            progress(len(records), len(keys))
+    for error in errors:
+        bad.add(error)
+    if len(records) + len(bad.errors) - left_out < len(keys):
+        return False
+    write(target, (records[key] for key in keys if key in records))
+    partial.unlink(missing_ok=True)
+    return True

@@ -5,23 +5,22 @@ Owns questions, answers and their score. The published protocol generates nothin
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import answers
-from svlm_jax.eval.frames import FrameSet, prefix
-from svlm_jax.eval.intervals import ratio_interval
+from svlm_jax.eval.asking import ANSWERS, Ask, Chooser, Prompt, Query, add_answer, answering, choosing
 from svlm_jax.eval.lines import BadLines, read, require
-from svlm_jax.eval.livesports_cc import fill_prompt
-from svlm_jax.eval.models import Answerer, Request
-from svlm_jax.eval.result import Metric, Result
+from svlm_jax.eval.livesports_cc import fill_prompt, find_video, read_prompt
+from svlm_jax.eval.marks import Mark, accuracy, not_counted, summary, task_details
+from svlm_jax.eval.models import Answerer
+from svlm_jax.eval.result import Result
+from svlm_jax.files import local_path
 from svlm_jax.media.container import declared_length
-from svlm_jax.media.paths import existing_file
 
 PROMPT = "livesports_qa.txt"
-ANSWERS = "answers.jsonl"
 PREFIX = "Answer: "  # of the assistant; the blank belongs to the letter's token
 LETTER_TOKENS = 16  # of a generated answer, at most
 
@@ -44,15 +43,6 @@ class Question(NamedTuple):
     @property
     def key(self) -> str:
         return f"{self.video_id}_{self.question_id}"
-
-
-class Chooser(Protocol):
-    """A model that says which of some replies is likeliest (`models.LocalModel`)."""
-
-    def choose(self, request: Request, options: Sequence[str]) -> tuple[int, list[float]]: ...
-
-
-Respond = Callable[[str, Question, FrameSet], dict[str, Any]]
 
 
 def read_questions(path: str | Path, bad: BadLines) -> list[Question]:
@@ -112,92 +102,76 @@ def _question(record: dict[str, Any], source: str) -> Question:
     )
 
 
-def by_score(model: Chooser) -> Respond:
-    """The likeliest letter after "Answer:", as published. Beside it stand the log-probabilities, less that of the likeliest."""
+def queries(questions: Iterable[Question], folder: str | Path, bad: BadLines) -> list[Query]:
+    """What is asked, of the questions whose video is in the folder: about the part of it that the question names, or all of it.
 
-    def respond(prompt: str, question: Question, frames: FrameSet) -> dict[str, Any]:
-        letters = answers.LETTERS[: len(question.options)]
-        index, log_probs = model.choose(Request(prompt, frames), [PREFIX + letter for letter in letters])
-        most = max(log_probs)
-        return {"response": question.options[index], "log_probs": [round(each - most, 4) for each in log_probs]}
-
-    return respond
-
-
-def by_reply(model: Answerer) -> Respond:
-    """What a model writes, for models whose probabilities are not known."""
-
-    def respond(prompt: str, question: Question, frames: FrameSet) -> dict[str, Any]:
-        return {"response": model.answer(Request(prompt, frames, max_new_tokens=LETTER_TOKENS))}
-
-    return respond
-
-
-def ask(
-    questions: Iterable[Question],
-    videos: Mapping[str, str | Path],
-    template: str,
-    frames: int,
-    respond: Respond,
-    done: Collection[str],
-) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
-    """(key, the line of an answer or why there is none) of each question that is not done. `frames` at most are shown, 2 a
-    second, thinned evenly.
-
-    Args:
-        videos: by the question's key; a question without one is left out.
+    Raises:
+        InputError: more videos are missing, empty or without a length than may be.
     """
+    found = []
     for question in questions:
-        if question.key in done or question.key not in videos:
-            continue
-        values = {"question": question.text, "options": "\n".join(question.options)}
+        name = f"question {shortened(question.key, 60)}"
         try:
-            shown = _shown(videos[question.key], question, frames)
-            record = respond(fill_prompt(template, values), question, shown)
+            path = find_video(folder, name, question.video, question.video_id)
+            end = question.end or declared_length(path)
+            if end is None:
+                raise InputError(f"{name} {shortened(path, 80)}", "no length in its header", "one, or video_end", "remux it")
         except InputError as error:
-            yield question.key, error.within(f"question {shortened(question.key, 60)}")
+            bad.add(error)
             continue
-        yield question.key, {"video_id": question.video_id, "question_id": question.question_id, **record}
+        video = path.relative_to(local_path(folder)).as_posix()
+        found.append(Query(question.key, question.q_type, video, question.start, float(end), _letters(question)))
+    return found
 
 
-def _shown(path: str | Path, question: Question, frames: int) -> FrameSet:
-    end = question.end or declared_length(existing_file(path, "video"))
-    if end is None:
-        raise InputError(f"video {shortened(path, 80)}", "no length in its header", "a length, or video_end", "remux the video")
-    return prefix(path, end, max_frames=frames, start=question.start)
+def _letters(question: Question) -> tuple[str, ...]:
+    return tuple(answers.LETTERS[: len(question.options)])
 
 
-def key_of(record: dict[str, Any]) -> str:
-    return f"{record['video_id']}_{record['question_id']}"
+def prompts(questions: Iterable[Question], template: str) -> Prompt:
+    """What is asked in words: the template, with {question} and {options}, one a line."""
+    texts = {each.key: fill_prompt(template, {"question": each.text, "options": "\n".join(each.options)}) for each in questions}
+    return lambda query: texts[query.key]
 
 
-def read_answers(path: str | Path, questions: Iterable[Question], bad: BadLines) -> dict[str, str]:
-    """Responses by the key of the question: lines of ours, or the published list of videos with their questions.
+def by_score(model: Chooser, prompt: Prompt) -> Ask:
+    """The likeliest letter after "Answer:", as published."""
+    return choosing(model, prompt, PREFIX)
+
+
+def by_reply(model: Answerer, prompt: Prompt) -> Ask:
+    """What a model writes, for models whose probabilities are not known."""
+    return answering(model, prompt, LETTER_TOKENS)
+
+
+def read_responses(path: str | Path, questions: Iterable[Question], bad: BadLines) -> dict[str, str]:
+    """Responses by the key of the question: a run's folder, its file, or the published list of videos with their questions.
 
     Raises:
         InputError: an answer without response, a second one, or one to no question of `questions`.
     """
+    path = local_path(path)
     known = {question.key for question in questions}
     responses: dict[str, str] = {}
 
     def parse(record: dict[str, Any], source: str) -> None:
-        video = require(record, "video_id", str, source)
-        for member in require(record, "questions", list, source, [record]):
-            if not isinstance(member, dict):
-                raise InputError(f"{source} questions", f"{member!r:.40}", "objects", "mend the line, or leave it out")
-            kind = str if isinstance(member.get("question_id"), str) else int
-            key = f"{video}_{require(member, 'question_id', kind, source)}"
-            response = require(member, "response", str, source)
-            if key not in known:
-                expected = "a question of the items"
-                raise InputError(f"{source} answer", f"one to {shortened(key, 60)}", expected, "take the same items")
-            if key in responses:
-                got = f"{shortened(key, 60)} a second time"
-                raise InputError(f"{source} answer", got, "each answer once", "leave one out")
-            responses[key] = response
+        if "questions" not in record:
+            members = [(require(record, "key", str, source), record)]
+        else:
+            video = require(record, "video_id", str, source)
+            members = [(_published_key(video, each, source), each) for each in require(record, "questions", list, source)]
+        for key, member in members:
+            add_answer(responses, known, key, require(member, "response", str, source), source)
 
-    read(path, "answers to LiveSports-3K QA", parse, bad)
+    read(path / ANSWERS if path.is_dir() else path, "answers to LiveSports-3K QA", parse, bad)
     return responses
+
+
+def _published_key(video: str, member: Any, source: str) -> str:
+    if not isinstance(member, dict):
+        raise InputError(f"{source} questions", f"{member!r:.40}", "objects", "mend the line, or leave it out")
+    kind = str if isinstance(member.get("question_id"), str) else int
+    return f"{video}_{require(member, 'question_id', kind, source)}"
 
 
 def chosen(question: Question, response: str) -> str | None:
@@ -210,47 +184,46 @@ def chosen(question: Question, response: str) -> str | None:
 def score(questions: Sequence[Question], responses: Mapping[str, str], label: str) -> tuple[Result, dict[str, Any]]:
     """Accuracy over all questions, over those with text on screen, and of each type. A question without an answer is wrong, and
     listed. Intervals are over videos. "overall, compat" is the published rule: the first character of the response."""
-    letters = {each.key: chosen(each, responses[each.key]) for each in questions if each.key in responses}
-
-    def is_right(question: Question) -> bool:
-        return letters.get(question.key) == question.answer
-
-    def is_right_compat(question: Question) -> bool:
-        return answers.official_first(responses.get(question.key), question.answer)
-
-    types = sorted({question.q_type for question in questions})
+    marks = {question.key: _mark(question, responses.get(question.key)) for question in questions}
+    every, types = list(marks.values()), sorted({question.q_type for question in questions})
     metrics = (
-        _accuracy("overall", questions, is_right),
-        _accuracy("overall, compat", questions, is_right_compat),
-        _accuracy("OCR", [each for each in questions if each.ocr], is_right),
-        *(_accuracy(name, [each for each in questions if each.q_type == name], is_right) for name in types),
+        accuracy("overall", every),
+        accuracy("overall, compat", every, "official"),
+        accuracy("OCR", [marks[each.key] for each in questions if each.ocr]),
+        *(accuracy(name, [mark for mark in every if mark.task == name]) for name in types),
     )
-    details = {
-        "questions": len(questions),
-        "right": sum(map(is_right, questions)),
-        "missing": [each.key for each in questions if each.key not in responses],
-        "unclear": [key for key, letter in letters.items() if letter is None],
-    }
+    details = {**summary(every), "per_type": task_details(every, types), **not_counted(every)}
     return Result("livesports-qa", label, metrics), details
 
 
-def _accuracy(name: str, questions: Sequence[Question], is_right: Callable[[Question], bool]) -> Metric:
-    right: dict[str, int] = defaultdict(int)
-    every: dict[str, int] = defaultdict(int)
-    for question in questions:
-        right[question.video_id] += is_right(question)
-        every[question.video_id] += 1
-    value = sum(right.values()) / len(questions) if questions else None
-    interval = ratio_interval(list(right.values()), list(every.values()))
-    return Metric(name, value, interval, len(questions))
+def _mark(question: Question, response: str | None) -> Mark:
+    letter = None if response is None else chosen(question, response)
+    official = answers.official_first(response, question.answer)
+    return Mark(
+        question.key,
+        question.video_id,
+        question.q_type,
+        letter == question.answer,
+        official,
+        letter is not None,
+        response is not None,
+    )
 
 
 def published_answers(questions: Iterable[Question], responses: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The published form of answered questions: one entry a video."""
+    """The published form of answered questions: one entry a video. A letter becomes its option, which begins with it."""
     videos: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for each in questions:
         if each.key in responses:
+            response = responses[each.key]
+            if (letter := chosen(each, response)) is not None:
+                response = each.options[answers.LETTERS.index(letter)]
             entry = {"question_id": each.question_id, "q_type": each.q_type, "OCR": int(each.ocr), "question": each.text}
-            entry |= {"options": list(each.options), "answer": each.answer, "response": responses[each.key]}
+            entry |= {"options": list(each.options), "answer": each.answer, "response": response}
             videos[each.video_id].append(entry)
     return [{"video_id": video, "questions": entries} for video, entries in videos.items()]
+
+
+def default_prompt() -> str:
+    """Our wording; the published one is not copied."""
+    return read_prompt(PROMPT)

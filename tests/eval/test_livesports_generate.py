@@ -1,17 +1,19 @@
 """LiveSports-3K CC: what a model is given, what stands in its predictions, and a run that is killed."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval import livesports_generate
+from svlm_jax.eval import asking
+from svlm_jax.eval.asking import View
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.frames import FrameSet
 from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.livesports_cc import Event
-from svlm_jax.eval.livesports_generate import STYLES, captioned, find_videos, join, predict, stream_jobs, streamed
+from svlm_jax.eval.livesports_generate import STYLES, Said, captioned, find_videos, join, predict, stream_jobs, streamed
 from tests.support.commentators import FakeCommentator
 
 STREAMINGVLM, LIVECC = STYLES["streamingvlm"], STYLES["livecc"]
@@ -21,7 +23,7 @@ EVENTS = [
     Event("v", 2, 1.0, 3.0, "", "judo", "", "ref"),
     Event("v", "1", 0.0, 2.0, "Heat", "judo", "", "ref"),
 ]
-VIDEOS = {"w_10": "w.mp4", "v_2": "v.mp4", "v_1": "v.mp4"}
+VIDEOS = {"w_10": Path("w.mp4"), "v_2": Path("v.mp4"), "v_1": Path("v.mp4")}
 
 
 def run(folder, commentator, style=STREAMINGVLM, allowed=0, events=EVENTS):
@@ -30,7 +32,8 @@ def run(folder, commentator, style=STREAMINGVLM, allowed=0, events=EVENTS):
     def said(done):
         return streamed(events, jobs, commentator, style, done)
 
-    target = predict(folder / "predictions.jsonl", events, said, BadLines(allowed))
+    target = folder / "predictions.jsonl"
+    assert predict(target, events, said, BadLines(allowed))
     return [json.loads(line) for line in target.read_text().splitlines()]
 
 
@@ -128,23 +131,30 @@ class Captioner:
         return "A caption." if len(self.requests) > 1 else " ... "
 
 
+@pytest.mark.filterwarnings("ignore:left out")
 def test_offline_captioners_see_the_event_and_not_the_whole_video(monkeypatch):
     asked = []
 
     def prefix(path, end, **options):
-        asked.append((path, end, options))
-        if path == "broken":
+        asked.append((path.name, end, options))
+        if path.name == "broken":
             raise InputError("video broken", "nothing", "a video", "mend it")
         return FrameSet(np.zeros((1, 2, 2, 3), np.uint8), 2.0, options["start"])
 
-    monkeypatch.setattr(livesports_generate, "prefix", prefix)
-    captioner = Captioner()
-    said = list(captioned(EVENTS, VIDEOS | {"v_1": "broken"}, captioner, TEMPLATE, 8, ()))
-    assert asked[0] == ("w.mp4", 8.0, {"max_frames": 8, "start": 5.5})
+    monkeypatch.setattr(asking, "prefix", prefix)
+    captioner, view, bad = Captioner(), View("prefix", 8), BadLines(1)
+    videos = VIDEOS | {"v_1": Path("broken")}
+    said = list(captioned(EVENTS, videos, captioner, TEMPLATE, view, (), bad))
+    assert asked[0] == ("w.mp4", 8.0, {"max_frames": 8, "fps": 2.0, "start": 5.5})
     assert captioner.requests[0].text == "Comment.\nOn Final.\nBefore: they bow"
-    assert [(each.event.key, each.text, bool(each.error)) for each in said] == [
-        ("w_10", "", False),
-        ("v_2", "A caption.", False),
-        ("v_1", "", True),
-    ]
-    assert not list(captioned(EVENTS, VIDEOS, captioner, TEMPLATE, 8, set(VIDEOS)))
+    assert [(each.event.key, each.text) for each in said] == [("w_10", ""), ("v_2", "A caption.")]
+    assert len(bad.errors) == 1 and "v_1" in bad.errors[0]
+    assert not list(captioned(EVENTS, VIDEOS, captioner, TEMPLATE, view, set(VIDEOS), bad))
+
+
+def test_a_stopped_run_is_not_taken_for_a_whole_one(tmp_path):
+    def said(done):
+        yield Said(EVENTS[0], "words")
+
+    assert not predict(tmp_path / "p.jsonl", EVENTS, said, BadLines())
+    assert not (tmp_path / "p.jsonl").exists()

@@ -1,0 +1,140 @@
+"""The verb `generate` of `svlm evaluate livesports`: its flags, and what it does with them."""
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from svlm_jax.cli.evaluate.flags import RECENT_FRAMES, commentator_flags, estimate, make_commentator, stopping
+from svlm_jax.cli.flags import Parser, integer
+from svlm_jax.cli.model_flags import load
+from svlm_jax.cli.progress import Progress
+from svlm_jax.errors import InputError, shortened
+from svlm_jax.eval.lines import BadLines, digest
+from svlm_jax.eval.livesports_cc import PREDICTIONS, Event, default_prompt, read_events
+from svlm_jax.eval.livesports_generate import STYLES, Said, captioned, find_videos, predict, stream_jobs, streamed
+from svlm_jax.eval.run_directory import open_run
+
+MODES = {
+    "stream": "as a stream, from the begin of the event on",
+    "recent": "as a stream without memory: each second the query and the newest --frames alone",
+    "offline": "the whole event at once, --frames of it evenly thinned",
+}
+OFFLINE_FRAMES = 64
+STATE = "streams.state"
+
+
+def add_flags(parser: Parser) -> None:
+    """Flags of `generate`."""
+    data = parser.add_argument_group("events")
+    data.add_argument("--events", type=Path, required=True, metavar="FILE", help="LiveSports-3K-CC.json, or as lines")
+    data.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder that the events' videos are in")
+    data.add_argument(
+        "--out", type=Path, required=True, metavar="RUN", help="folder of the predictions; a killed run goes on in it"
+    )
+    data.add_argument("--limit", type=integer(1), metavar="N", help="the first N events of the file alone")
+    bad = "bad events and videos that cannot be watched that are allowed (default 0)"
+    data.add_argument("--bad", type=integer(0), default=0, metavar="N", help=bad)
+    # `mode` is a field of StreamConfig, and `stream_settings` takes those from the flags
+    modes = "; ".join(f"{name}: {text}" for name, text in MODES.items())
+    data.add_argument("--mode", dest="way", choices=MODES, default="stream", help=f"{modes} (default stream)")
+    frames = f"with --mode recent (default {RECENT_FRAMES}) or offline (default {OFFLINE_FRAMES})"
+    data.add_argument("--frames", type=integer(1), metavar="N", help=frames)
+    style = "where the words before the event stand and which clock the model is told: those of this model's published script "
+    data.add_argument("--style", choices=STYLES, help=f"{style}(default: livecc with its --preset, else streamingvlm)")
+    prompt = 'sections parted by lines "---", with {title}, {previous} or {context}; one whose value is empty is left out'
+    data.add_argument("--prompt-file", type=Path, metavar="FILE", help=f"{prompt} (default: our own)")
+    commentator_flags(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Have a model comment on events."""
+    bad = BadLines(args.bad)
+    if args.frames and args.way == "stream":
+        raise InputError("--frames", f"{args.frames} with --mode stream", "--mode recent or offline with it", "leave it out")
+    template = prompt_of(args)
+    events = read_events(args.events, bad)[: args.limit]
+    videos = find_videos(events, args.videos, bad)
+    events = [event for event in events if event.key in videos]
+    settings = {
+        "benchmark": "livesports-cc",
+        "mode": args.way,
+        "limit": args.limit,
+        "prompt_sha256": hashlib.sha256(template.encode()).hexdigest(),
+        "data": {"events": digest(args.events)},
+    }
+    watch = _offline if args.way == "offline" else _streaming
+    target = watch(args, events, videos, template, settings, bad)
+    print(f"{len(events)} events -> {target}")
+
+
+def prompt_of(args: argparse.Namespace, default: Callable[[], str] = default_prompt) -> str:
+    """The template of --prompt-file; else what the shipped model was trained with, or `default`.
+
+    Raises:
+        InputError: a file that is no text, or has none.
+    """
+    if args.prompt_file is not None:
+        try:
+            text = args.prompt_file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            got = f"{shortened(args.prompt_file, 80)} ({error!s:.60})"
+            raise InputError("--prompt-file", got, "a text file", "check its path") from None
+        if not text.strip():
+            raise InputError("--prompt-file", "an empty file", "a text", "check its path")
+        return text
+    from svlm_jax.pretrained import SHIPPED
+    from svlm_jax.touchline.film import QUERY
+
+    return QUERY if default is default_prompt and args.model in SHIPPED else default()
+
+
+def _streaming(
+    args: argparse.Namespace,
+    events: Sequence[Event],
+    videos: Mapping[str, Path],
+    template: str,
+    settings: dict[str, Any],
+    bad: BadLines,
+) -> Path:
+    name = args.style or ("livecc" if (args.preset or "").startswith("livecc") else "streamingvlm")
+    style, recent = STYLES[name], None
+    for field, value in style.settings.items():
+        if field not in args:
+            setattr(args, field, value)
+    if args.way == "recent":
+        style, recent = style._replace(previous="query"), args.frames or RECENT_FRAMES
+    jobs = stream_jobs(events, videos, template, style, args.seed)
+    commentator = make_commentator(args, num_jobs=len(jobs), recent_frames=recent, state=args.out / STATE)
+    settings |= {"style": name, "previous_in": style.previous, "seed": args.seed, **commentator.settings()}
+    folder = open_run(args.out, settings)
+
+    def run(done: set[str]) -> Iterator[Said]:
+        seconds = sum(job.end - job.start for job in jobs if job.key not in done)
+        print(estimate(len(jobs) - len(done), seconds, commentator.num_streams, "events"), file=sys.stderr, flush=True)
+        return streamed(events, jobs, commentator, style, done)
+
+    with stopping(commentator):
+        return predict(folder / PREDICTIONS, events, run, bad)
+
+
+def _offline(
+    args: argparse.Namespace,
+    events: Sequence[Event],
+    videos: Mapping[str, Path],
+    template: str,
+    settings: dict[str, Any],
+    bad: BadLines,
+) -> Path:
+    from svlm_jax.eval.models import LocalModel
+
+    frames = args.frames or OFFLINE_FRAMES
+    answerer = LocalModel(load(args, progress=Progress("load")), args.model, seed=args.seed)
+    folder = open_run(args.out, {**settings, "frames": frames, **answerer.settings()})
+
+    def run(done: set[str]) -> Iterator[Said]:
+        return captioned(events, videos, answerer, template, frames, done)
+
+    return predict(folder / PREDICTIONS, events, run, bad, Progress("captioned", "events"))
