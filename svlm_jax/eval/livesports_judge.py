@@ -29,7 +29,7 @@ def pairs(events: Iterable[Event], a: Mapping[str, Prediction], b: Mapping[str, 
     wins nor takes the text of the other one away, as it does in a published script."""
     return [
         Pair(
-            event.key, event.video_id, event.begin, event.end, event.reference, _candidate(event, a), _candidate(event, b),
+            event.key, event.video or event.video_id, event.begin, event.end, event.reference, _candidate(event, a), _candidate(event, b),
             title=event.title,
         )
         for event in events
@@ -65,7 +65,7 @@ def compare(events: Sequence[Event], judgements: Sequence[Judgement], label: str
     counted = [each for each in compared if each.judgement.rule != "missing" and not each.judgement.error]
     words = [_mean_words(counted, lambda pair: pair.a.text), _mean_words(counted, lambda pair: pair.b.text)]
     words.append(_mean_words(counted, lambda pair: pair.reference))
-    names = ("words of A", "words of B", "words of the reference")
+    names = ("words_A", "words_B", "words_reference")
     metrics = (
         *rates(counted),
         *(Metric(name, value, None, len(counted), "") for name, value in zip(names, words, strict=True)),
@@ -97,8 +97,8 @@ def rates(compared: Sequence[Compared]) -> tuple[Metric, Metric]:
     for_a = [count["A"] for count in votes.values()]
     every, decided = [count.total() for count in votes.values()], [count["A"] + count["B"] for count in votes.values()]
     return (
-        Metric("win rate, published", _ratio(for_a, every), ratio_interval(for_a, every), len(compared)),
-        Metric("win rate of decided", _ratio(for_a, decided), ratio_interval(for_a, decided), len(compared)),
+        Metric("win_rate_published", _ratio(for_a, every), ratio_interval(for_a, every), len(compared)),
+        Metric("win_rate_decided", _ratio(for_a, decided), ratio_interval(for_a, decided), len(compared)),
     )
 
 

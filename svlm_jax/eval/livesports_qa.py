@@ -183,12 +183,12 @@ def chosen(question: Question, response: str) -> str | None:
 
 def score(questions: Sequence[Question], responses: Mapping[str, str], label: str) -> tuple[Result, dict[str, Any]]:
     """Accuracy over all questions, over those with text on screen, and of each type. A question without an answer is wrong, and
-    listed. Intervals are over videos. "overall, compat" is the published rule: the first character of the response."""
+    listed. Intervals are over videos. "overall_compat" is the published rule: the first character of the response."""
     marks = {question.key: _mark(question, responses.get(question.key)) for question in questions}
     every, types = list(marks.values()), sorted({question.q_type for question in questions})
     metrics = (
         accuracy("overall", every),
-        accuracy("overall, compat", every, "official"),
+        accuracy("overall_compat", every, "official"),
         accuracy("OCR", [marks[each.key] for each in questions if each.ocr]),
         *(accuracy(name, [mark for mark in every if mark.task == name]) for name in types),
     )

@@ -87,7 +87,7 @@ def test_a_missing_prediction_is_listed_and_never_blanks_the_other():
 def test_unresolved_events_are_listed_and_not_counted():
     result, details = compare(EVENTS[:2], judged(EVENTS[:2], ["AA", "A?!"]), "")
     assert details["unresolved"] == {"v_2": "no answer"}
-    assert result.metrics[0] == ("win rate, published", 1.0, None, 1, "%")
+    assert result.metrics[0] == ("win_rate_published", 1.0, None, 1, "%")
 
 
 def test_the_length_of_both_is_told():

@@ -85,7 +85,7 @@ def test_accuracies_by_hand(five):
     result, details = score(five, responses, "m")
     assert [(metric.name, metric.value, metric.count) for metric in result.metrics] == [
         ("overall", 2 / 5, 5),
-        ("overall, compat", 2 / 5, 5),
+        ("overall_compat", 2 / 5, 5),
         ("OCR", 0.0, 2),
         ("when", 0.0, 1),
         ("who", 2 / 4, 4),
