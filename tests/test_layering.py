@@ -93,6 +93,7 @@ HOST_SIDE = (
             "infstreams_judge",
             "win_rate",
             "job_video",
+            "collecting",
             "livesports_cc",
             "livesports_judge",
             "watching",

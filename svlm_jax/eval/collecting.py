@@ -31,6 +31,9 @@ def collect(
         bad: how many may fail. The others are kept all the same, and the next run tries the failed ones again.
         progress: called with (items done, items in all).
 
+    Returns:
+        The file with the records: the partial one where `run` ended before all items had come, because it was stopped.
+
     Raises:
         InputError: more items failed than may; at the end, when all others are done.
     """
@@ -51,6 +54,8 @@ def collect(
                     progress(len(records), len(keys))
     for error in errors:
         bad.add(error)
+    if len(records) + len(errors) < len(keys):
+        return partial
     write(target, (records[key] for key in keys if key in records))
     partial.unlink(missing_ok=True)
     return target

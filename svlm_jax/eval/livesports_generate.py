@@ -6,17 +6,19 @@ Units: seconds of the whole video.
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.asking import Query, View, answering, ask_offline
+from svlm_jax.eval.collecting import collect
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.commentator import Clock, Commentator, Job, job_seed
-from svlm_jax.eval.lines import Appender, BadLines, write
+from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.livesports_cc import Event, fill_prompt, find_video, has_words, prediction_record
 from svlm_jax.eval.models import Answerer
 
 OFFLINE_TOKENS = 512  # of a published offline caption, at most
+Outcome = tuple[Event, dict[str, Any] | InputError]  # of an event: its prediction, or why there is none
 
 
 class Style(NamedTuple):
@@ -39,15 +41,6 @@ STYLES: Mapping[str, Style] = {
     "streamingvlm": Style(),
     "livecc": Style("clip", "query", True, {"max_new_tokens": 32, "temperature": 0.0, "repetition_penalty": 1.15}),
 }
-
-
-class Said(NamedTuple):
-    """What came of an event: a text, its parts with their times where it was streamed; or why there is none."""
-
-    event: Event
-    text: str
-    utterances: tuple[Utterance, ...] = ()
-    error: str = ""
 
 
 def find_videos(events: Iterable[Event], folder: str | Path, bad: BadLines) -> dict[str, Path]:
@@ -103,14 +96,17 @@ def join(utterances: Iterable[Utterance], style: Style) -> str:
 
 
 def streamed(
-    events: Iterable[Event], jobs: Sequence[Job], commentator: Commentator, style: Style, done: Iterable[str]
-) -> Iterator[Said]:
+    events: Iterable[Event], jobs: Sequence[Job], commentator: Commentator, style: Style, done: Collection[str]
+) -> Iterator[Outcome]:
     """Watch the jobs that are not done; each comes as it is finished."""
     by_key = {event.key: event for event in events}
-    for finished in commentator.run(jobs, skip=set(done)):
+    for finished in commentator.run(jobs, skip=done):
         event = by_key[finished.job.key]
-        text = join(finished.utterances, style)
-        yield Said(event, text, finished.utterances, finished.error)
+        if finished.error:
+            remedy = "mend the video, or allow it with --bad"
+            yield event, InputError(f"event {shortened(event.key, 60)}", finished.error, "all of it watched", remedy)
+        else:
+            yield event, prediction_record(event, join(finished.utterances, style), finished.utterances)
 
 
 def captioned(
@@ -120,64 +116,41 @@ def captioned(
     template: str,
     view: View,
     done: Collection[str],
-    bad: BadLines,
     concurrency: int = 1,
-) -> Iterator[Said]:
+) -> Iterator[Outcome]:
     """Caption the events that are not done, in order, from frames of begin..end. The published script gives its captioners the
     whole video instead, and asks them about a part that it does not name.
 
     Args:
         concurrency: requests at a time, of an answerer that is a server.
-
-    Raises:
-        InputError: more videos that cannot be read than may be.
     """
     by_key = {event.key: event for event in events if event.key in videos and event.key not in done}
     queries = [Query(key, "cc", str(videos[key].absolute()), each.begin, each.end) for key, each in by_key.items()]
     ask = answering(answerer, lambda query: _prompt(template, by_key[query.key], by_key[query.key].previous), OFFLINE_TOKENS)
-    for query, answer in ask_offline(queries, Path(), view, ask, bad, concurrency=concurrency):
-        text = answer["response"]
-        yield Said(by_key[query.key], text if has_words(text) else "")
+    for query, answer in ask_offline(queries, Path(), view, ask, concurrency=concurrency):
+        event = by_key[query.key]
+        if isinstance(answer, InputError):
+            yield event, answer.within(f"event {shortened(event.key, 60)}")
+        else:
+            yield event, prediction_record(event, answer["response"] if has_words(answer["response"]) else "")
 
 
 def predict(
     target: Path,
     events: Sequence[Event],
-    run: Callable[[set[str]], Iterator[Said]],
+    run: Callable[[Collection[str]], Iterator[Outcome]],
     bad: BadLines,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> bool:
-    """Write the predictions of events, in the order of their keys; whether all is done. Until then `target` does not exist, and
-    a file beside it grows, with which a run that was killed or stopped goes on.
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Write the predictions of events, in the order of their keys, by `collecting.collect`; a run that was killed goes on.
 
     Args:
         events: those whose video was found.
-        run: given the keys that are done, what comes of the others, in any order; those of which nothing comes are open.
-        progress: called with (events done, events in all).
-
-    Raises:
-        InputError: more events failed than may be; at the end, when all others are kept. The next run tries them again.
+        run: given the keys that are done, what comes of the others, in any order.
     """
-    if target.is_file():
-        return True
+
+    def records(done: Collection[str]) -> Iterator[tuple[str, dict[str, Any] | InputError]]:
+        return ((event.key, outcome) for event, outcome in run(done))
+
     keys = sorted(event.key for event in events)
-    partial, left_out = target.with_suffix(".partial.jsonl"), len(bad.errors)
-    errors: list[InputError] = []
-    with Appender(partial) as file:
-        records = {f"{record['video_id']}_{record['event_id']}": record for record in file.existing()}
-        records = {key: record for key, record in records.items() if key in set(keys)}
-        for said in run(set(records)) if len(records) < len(keys) else ():
-            if said.error:
-                remedy = "mend the video, or allow it with --bad"
-                errors.append(InputError(f"event {shortened(said.event.key, 60)}", said.error, "all of it watched", remedy))
-                continue
-            records[said.event.key] = prediction_record(said.event, said.text, said.utterances)
-            file.add(records[said.event.key])
-            progress(len(records), len(keys))
-    for error in errors:
-        bad.add(error)
-    if len(records) + len(bad.errors) - left_out < len(keys):
-        return False
-    write(target, (records[key] for key in keys if key in records))
-    partial.unlink(missing_ok=True)
-    return True
+    return collect(target, keys, lambda record: f"{record['video_id']}_{record['event_id']}", records, bad, progress)

@@ -12,8 +12,8 @@ from svlm_jax.eval.asking import View
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.frames import FrameSet
 from svlm_jax.eval.lines import BadLines
-from svlm_jax.eval.livesports_cc import Event
-from svlm_jax.eval.livesports_generate import STYLES, Said, captioned, find_videos, join, predict, stream_jobs, streamed
+from svlm_jax.eval.livesports_cc import Event, prediction_record
+from svlm_jax.eval.livesports_generate import STYLES, captioned, find_videos, join, predict, stream_jobs, streamed
 from tests.support.commentators import FakeCommentator
 
 STREAMINGVLM, LIVECC = STYLES["streamingvlm"], STYLES["livecc"]
@@ -33,7 +33,7 @@ def run(folder, commentator, style=STREAMINGVLM, allowed=0, events=EVENTS):
         return streamed(events, jobs, commentator, style, done)
 
     target = folder / "predictions.jsonl"
-    assert predict(target, events, said, BadLines(allowed))
+    assert predict(target, events, said, BadLines(allowed)) == target
     return [json.loads(line) for line in target.read_text().splitlines()]
 
 
@@ -131,7 +131,6 @@ class Captioner:
         return "A caption." if len(self.requests) > 1 else " ... "
 
 
-@pytest.mark.filterwarnings("ignore:left out")
 def test_offline_captioners_see_the_event_and_not_the_whole_video(monkeypatch):
     asked = []
 
@@ -142,19 +141,19 @@ def test_offline_captioners_see_the_event_and_not_the_whole_video(monkeypatch):
         return FrameSet(np.zeros((1, 2, 2, 3), np.uint8), 2.0, options["start"])
 
     monkeypatch.setattr(asking, "prefix", prefix)
-    captioner, view, bad = Captioner(), View("prefix", 8), BadLines(1)
+    captioner, view = Captioner(), View("prefix", 8)
     videos = VIDEOS | {"v_1": Path("broken")}
-    said = list(captioned(EVENTS, videos, captioner, TEMPLATE, view, (), bad))
+    said = dict(captioned(EVENTS, videos, captioner, TEMPLATE, view, ()))
     assert asked[0] == ("w.mp4", 8.0, {"max_frames": 8, "fps": 2.0, "start": 5.5})
     assert captioner.requests[0].text == "Comment.\nOn Final.\nBefore: they bow"
-    assert [(each.event.key, each.text) for each in said] == [("w_10", ""), ("v_2", "A caption.")]
-    assert len(bad.errors) == 1 and "v_1" in bad.errors[0]
-    assert not list(captioned(EVENTS, VIDEOS, captioner, TEMPLATE, view, set(VIDEOS), bad))
+    assert said[EVENTS[0]] == prediction_record(EVENTS[0], "") and said[EVENTS[1]] == prediction_record(EVENTS[1], "A caption.")
+    assert isinstance(said[EVENTS[2]], InputError) and "event v_1" in str(said[EVENTS[2]])
+    assert not list(captioned(EVENTS, VIDEOS, captioner, TEMPLATE, view, set(VIDEOS)))
 
 
 def test_a_stopped_run_is_not_taken_for_a_whole_one(tmp_path):
     def said(done):
-        yield Said(EVENTS[0], "words")
+        yield EVENTS[0], prediction_record(EVENTS[0], "words")
 
-    assert not predict(tmp_path / "p.jsonl", EVENTS, said, BadLines())
+    assert predict(tmp_path / "p.jsonl", EVENTS, said, BadLines()).name == "p.partial.jsonl"
     assert not (tmp_path / "p.jsonl").exists()

@@ -6,8 +6,8 @@
     svlm evaluate livesports qa --items LiveSports-3K-QA.json --videos DIR --model M --out runs/qa
     svlm evaluate livesports qa-score --items LiveSports-3K-QA.json --answers runs/qa --out qa.json
 
---a and --b are folders of `generate`, or published files of captions. The exit code is 1 if events were not judged, or questions
-not answered; what is missing is listed in the result. Files have the published names and keys: docs/evaluation.md.
+--a and --b are folders of `generate`, or published files of captions. The exit code is 1 if events were not judged, or
+questions not answered; what is missing is listed in the result. Files have the published names and keys: docs/evaluation.md.
 """
 
 import argparse

@@ -3,18 +3,19 @@
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.cli.evaluate.flags import RECENT_FRAMES, commentator_flags, estimate, make_commentator, stopping
+from svlm_jax.cli.evaluate.commentator_flags import RECENT_FRAMES, commentator_flags, estimate, make_commentator, stopping
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.cli.model_flags import load
 from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.eval.asking import View
 from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.livesports_cc import PREDICTIONS, Event, default_prompt, read_events
-from svlm_jax.eval.livesports_generate import STYLES, Said, captioned, find_videos, predict, stream_jobs, streamed
+from svlm_jax.eval.livesports_generate import STYLES, Outcome, captioned, find_videos, predict, stream_jobs, streamed
 from svlm_jax.eval.run_directory import open_run
 
 MODES = {
@@ -111,7 +112,7 @@ def _streaming(
     settings |= {"style": name, "previous_in": style.previous, "seed": args.seed, **commentator.settings()}
     folder = open_run(args.out, settings)
 
-    def run(done: set[str]) -> Iterator[Said]:
+    def run(done: Collection[str]) -> Iterator[Outcome]:
         seconds = sum(job.end - job.start for job in jobs if job.key not in done)
         print(estimate(len(jobs) - len(done), seconds, commentator.num_streams, "events"), file=sys.stderr, flush=True)
         return streamed(events, jobs, commentator, style, done)
@@ -130,11 +131,11 @@ def _offline(
 ) -> Path:
     from svlm_jax.eval.models import LocalModel
 
-    frames = args.frames or OFFLINE_FRAMES
+    view = View("prefix", args.frames or OFFLINE_FRAMES)
     answerer = LocalModel(load(args, progress=Progress("load")), args.model, seed=args.seed)
-    folder = open_run(args.out, {**settings, "frames": frames, **answerer.settings()})
+    folder = open_run(args.out, {**settings, "frames": view.frames, **answerer.settings()})
 
-    def run(done: set[str]) -> Iterator[Said]:
-        return captioned(events, videos, answerer, template, frames, done)
+    def run(done: Collection[str]) -> Iterator[Outcome]:
+        return captioned(events, videos, answerer, template, view, done)
 
     return predict(folder / PREDICTIONS, events, run, bad, Progress("captioned", "events"))

@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from svlm_jax.cli.evaluate.livesports_generate import prompt_of
 from svlm_jax.cli.flags import Parser, integer, number
 from svlm_jax.cli.model_flags import load, model_flags
 from svlm_jax.cli.progress import Progress
-from svlm_jax.eval.asking import ANSWERS, Query, View, ask_offline, collect
+from svlm_jax.eval.asking import ANSWERS, Query, View, ask_offline, write_answers
 from svlm_jax.eval.lines import BadLines, digest, write_json
 from svlm_jax.eval.livesports_qa import (
     Question,
@@ -88,10 +88,10 @@ def run(args: argparse.Namespace) -> None:
     }
     folder = open_run(args.out, settings)
 
-    def asked(left: list[Query], _: dict[str, dict[str, Any]]) -> Iterable[tuple[Query, dict[str, Any]]]:
-        return ask_offline(left, args.videos, view, ask, bad)
+    def asked(done: Collection[str]) -> Iterable[tuple[Query, Any]]:
+        return ask_offline([query for query in found if query.key not in done], args.videos, view, ask)
 
-    collect(folder / ANSWERS, found, asked, Progress("answered", "questions"))
+    write_answers(folder, found, asked, bad, Progress("answered", "questions"))
     responses = read_responses(folder, questions, bad)
     write_json(folder / "published.json", published_answers(questions, responses))
     _write(folder / RESULTS, questions, responses, f"{args.model} {args.score}", {"run": settings})
