@@ -9,16 +9,19 @@ from svlm_jax.eval.commentator import Answer, Finished, Job
 
 
 class FakeCommentator:
-    """Says `say(job, second)` for the second that begins there, and answers `answer(job, question)`. errors: by key of the job.
-    It writes down the jobs that it has watched."""
+    """Says `say(job, second)` for the second that begins there, and answers `answer(job, question)`.
+
+    errors: by key of the job; watched: seconds of it that are watched, where not all are. `watched` are the jobs so far.
+    """
 
     def __init__(
         self,
         say: Callable[[Job, float], str] = lambda job, second: "",
         answer: Callable[[Job, str], str] = lambda job, question: "",
         errors: dict[str, str] | None = None,
+        watched: dict[str, int] | None = None,
     ) -> None:
-        self.say, self.answer, self.errors = say, answer, errors or {}
+        self.say, self.answer, self.errors, self.seconds = say, answer, errors or {}, watched or {}
         self.watched: list[Job] = []
 
     def settings(self) -> dict[str, Any]:
@@ -29,7 +32,8 @@ class FakeCommentator:
             if job.key in skip:
                 continue
             self.watched.append(job)
-            seconds = [job.start + number for number in range(math.ceil(job.end - job.start))]
+            count = self.seconds.get(job.key, math.ceil(job.end - job.start))
+            seconds = [job.start + number for number in range(count)]
             utterances = tuple(Utterance(second, second + 1, self.say(job, second)) for second in seconds)
             answers = tuple(Answer(text, math.ceil(second), self.answer(job, text)) for second, text in job.questions)
             yield Finished(job, utterances, answers, self.errors.get(job.key, ""))
