@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from svlm_jax.data.annotation import Word
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.lines import BadLines, read, require
 
@@ -107,27 +107,42 @@ def read_games(path: str | Path, bad: BadLines) -> list[Game]:
     """The games of eval_all_metadata.jsonl, in order. Words with broken times are bad lines; see `_words`.
 
     Raises:
-        InputError: as of `lines.read`; the same video twice.
+        InputError: as of `lines.read`, of a bad line; one with the video of another is bad.
     """
+    videos: set[str] = set()
 
     def parse(record: dict[str, Any], source: str) -> Game:
         words = _words(require(record, "content", list, source), source, bad)
-        return Game(_video(record, source), words, _text(record, "title", source))
+        game = Game(_video(record, source), words, _text(record, "title", source))
+        _add_new(game.video, videos, source)
+        return game
 
-    return _unlike(read(path, "one game of Inf-Streams-Eval a line", parse, bad), lambda game: game.video, path)
+    return read(path, "one game of Inf-Streams-Eval a line", parse, bad)
 
 
 def read_segments(path: str | Path, bad: BadLines) -> list[Segment]:
-    """The segments of score_all_clips.jsonl, in order; words as in `read_games`."""
+    """The segments of score_all_clips.jsonl, in order; words as in `read_games`.
+
+    Raises:
+        InputError: as of `lines.read`, of a bad line; one with the video and the seconds of another is bad.
+    """
+    keys: set[str] = set()
 
     def parse(record: dict[str, Any], source: str) -> Segment:
         words = _words(require(record, "content", list, source), source, bad)
         segment = Segment(_video(record, source), words, _text(record, "title", source), _text(record, "preasr", source))
         if segment.end <= segment.start:
             raise InputError(f"{source} content", f"words from {segment.start} to {segment.end} s", "a second or more", _REMEDY)
+        _add_new(segment.key, keys, source)
         return segment
 
-    return _unlike(read(path, "one segment of Inf-Streams-Eval a line", parse, bad), lambda segment: segment.key, path)
+    return read(path, "one segment of Inf-Streams-Eval a line", parse, bad)
+
+
+def _add_new(key: str, keys: set[str], source: str) -> None:
+    if key in keys:
+        raise InputError(source, f"{shortened(key, 80)} a second time", "each once", "leave it out")
+    keys.add(key)
 
 
 def _video(record: dict[str, Any], source: str) -> str:
@@ -140,15 +155,6 @@ def _video(record: dict[str, Any], source: str) -> str:
 def _text(record: dict[str, Any], key: str, source: str) -> str:
     """Of a key that may be missing, or null."""
     return "" if record.get(key) is None else require(record, key, str, source)
-
-
-def _unlike(entries: list, key: Any, path: str | Path) -> list:
-    seen = set()
-    for entry in entries:
-        if key(entry) in seen:
-            raise InputError(str(path), f"{key(entry)!r} twice", "each once", "remove one of the lines")
-        seen.add(key(entry))
-    return entries
 
 
 def _words(content: Sequence[Any], source: str, bad: BadLines) -> tuple[Word, ...]:

@@ -6,11 +6,12 @@ never jax. Units: seconds of the video.
 
 Of published files: the script that merges shards reads its own earlier output too, so that every answer after the first chunk
 comes twice; answers of GPT have no start, are one a segment, and where a request failed there is none, though the line claims
-the whole game; games are known by the name of their file alone; LiveCC ends each chunk a second early.
+the whole game; games are known by the name of their file alone; LiveCC's streams end a second early.
 """
 
 import hashlib
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
@@ -26,7 +27,7 @@ from svlm_jax.files import local_path
 
 MERGED = "merged_result.jsonl"
 SHARDS = "result_*.jsonl"
-SEAM = 2.0  # seconds without an item, at most, that are no hole: LiveCC's chunks end one early
+SEAM = 2.0  # seconds without an item, at most, that are neither a hole nor an early end
 _MISSING = Candidate("", missing=True)
 
 
@@ -61,14 +62,21 @@ class GameAnswers(NamedTuple):
         is_last = end == self.spans[-1][1]  # what comes after the last answer is silence, and no exemption
         if segment.end > end + SEAM and not (is_last and not self.broken):
             return _MISSING, f"not watched: {self.broken}" if is_last else "a hole in the answers"
-        inside = (each for each in self.utterances if segment.start < int(each.end) <= segment.end and each.text.strip())
-        return Candidate(spoken(self.utterances, segment.start, segment.end), tuple(inside)), ""
+        inside = [each for each in self._near(segment) if segment.start < int(each.end) <= segment.end and each.text.strip()]
+        return Candidate(spoken(inside, segment.start, segment.end), tuple(inside)), ""
+
+    def _near(self, segment: Segment) -> Sequence[Utterance]:
+        """Those that may be of a segment: a game has thousands."""
+        start, end = (
+            bisect_left(self.utterances, time, key=lambda each: each.end) for time in (segment.start, segment.end + 1)
+        )
+        return self.utterances[start:end]
 
     def _window(self, segment: Segment) -> tuple[Candidate, str]:
         """Of answers that are one a segment: the last that ends in its later half. The one before may end in it too, because a
         segment begins with its first word, and that may have begun before the last one ended."""
         middle = (segment.start + segment.end) / 2
-        inside = [each for each in self.utterances if middle < int(each.end) <= segment.end]
+        inside = [each for each in self._near(segment) if middle < int(each.end) <= segment.end]
         if not inside:
             return _MISSING, "no answer for this segment"
         utterance = inside[-1]._replace(start=float(segment.start))

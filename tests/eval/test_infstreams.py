@@ -112,8 +112,10 @@ def test_a_game_without_words_or_twice_is_an_error(tmp_path):
         read_games(games_file(tmp_path, []), BadLines())
     path = tmp_path / "twice.jsonl"
     write(path, [{"video": "g.mp4", "content": [[0, 1, "w"]]}] * 2)
-    with pytest.raises(InputError, match="twice"):
-        read_games(path, BadLines(9))
+    with pytest.raises(InputError, match=r"twice\.jsonl:2: got g\.mp4 a second time"):
+        read_games(path, BadLines())
+    with pytest.warns(UserWarning, match="left out"):
+        assert len(read_games(path, BadLines(1))) == 1
 
 
 def test_a_segment_of_no_length_is_bad(tmp_path):
@@ -121,6 +123,13 @@ def test_a_segment_of_no_length_is_bad(tmp_path):
     write(path, [{"video": "g.mp4", "preasr": "", "content": [[5.1, 5.4, "w"]]}])
     with pytest.raises(InputError, match="words from 5 to 5 s"):
         read_segments(path, BadLines())
+
+
+def test_a_segment_twice_counts_once(tmp_path):
+    path = tmp_path / "clips.jsonl"
+    write(path, [{"video": "g.mp4", "title": None, "content": [[5.1, 8.4, "w"]]}] * 2)
+    with pytest.warns(UserWarning, match=r"left out: clips\.jsonl:2: got g\.mp4:5-8 a second time"):
+        assert len(read_segments(path, BadLines(1))) == 1
 
 
 def test_published_scripts_can_read_our_answers():

@@ -168,14 +168,14 @@ def test_a_chunk_that_was_made_later_fills_its_hole(tmp_path):
     assert read.faults == []
 
 
-def test_a_chunk_that_ends_a_second_early_is_no_hole(tmp_path):
-    """LiveCC's do, and the published script leaves out the last segment of each game for it."""
-    chunks = [line(start, start + 99) for start in CHUNKS]
-    read = answers(tmp_path, {"result_0.jsonl": chunks})
+def test_a_second_too_few_is_neither_a_hole_nor_an_end(tmp_path):
+    """LiveCC's infinite streams end one early, and the published script leaves out the last segment of each game for it."""
     last = segment(1200, 1300)
-    assert [read.candidate(each)[1] for each in (*SEGMENTS, last)] == [""] * 4
-    assert read.candidate(last)[0].text == said(1200, 1299)
-    assert read.faults == []
+    for name, lines in (("whole", [line(1000, 1299)]), ("chunks", [line(start, start + 99) for start in CHUNKS])):
+        read = answers(tmp_path / name, {"result_0.jsonl": lines})
+        assert [read.candidate(each)[1] for each in (*SEGMENTS, last)] == [""] * 4
+        assert read.candidate(last)[0].text == said(1200, 1299)
+        assert read.faults == []
 
 
 def test_what_begins_before_the_first_answer_is_missing(tmp_path):

@@ -102,6 +102,8 @@ def _judge(args: argparse.Namespace) -> None:
     segments = infstreams.read_segments(args.clips, bad)
     videos = list(dict.fromkeys(segment.video for segment in segments))
     a, b = (read_answers(path, videos, bad) for path in (args.a, args.b))
+    if a.name == b.name:
+        a, b = a._replace(name=args.a.name), b._replace(name=args.b.name)
     for name, answers in (("A", a), ("B", b)):
         for fault in infstreams_judge.faults(segments, answers):
             print(f"note: {name}, {answers.name}: {fault}", file=sys.stderr)
@@ -126,6 +128,10 @@ def _judge(args: argparse.Namespace) -> None:
 
 
 def _judge_of(args: argparse.Namespace) -> Judge:
+    if args.judge == "exact" and args.judge_url:
+        raise InputError("--judge-url", "a server, with --judge exact", "one of them", "leave the other out")
+    if args.judge == "http" and args.truth:
+        raise InputError("--truth", "a file, with a judge over HTTP", "--judge exact with it", "leave it out")
     if args.judge == "http":
         return http_judge(args, "infstreams", args.out)
     if args.truth is None:
