@@ -86,6 +86,7 @@ HOST_SIDE = (
             "truth",
             "timing",
             "timing_metrics",
+            "timing_runs",
             "exact_judge",
             "commentator",
             "infstreams",

@@ -72,7 +72,7 @@ class Counts:
         seconds, words: covered; said in them.
         events, claims, matches: of the truth; of the commentary; pairs of an event and a claim.
         error, absolute_error: seconds between the two of a pair, summed over pairs.
-        timely, delay: events with a right claim before their end; seconds until the first one, summed.
+        timely_events, delay: events with a right claim before their end; seconds until the first one, summed.
         states, right_states, expected_states: claimed; right ones of them; mentioned by the true commentary.
         true_silences, silences, matched_silences: seconds without words in the true commentary; in this one; in both. All zero
             where the true commentary is unknown.
@@ -86,7 +86,7 @@ class Counts:
     matches: int = 0
     error: int = 0
     absolute_error: int = 0
-    timely: int = 0
+    timely_events: int = 0
     delay: int = 0
     states: int = 0
     right_states: int = 0
@@ -213,7 +213,7 @@ def count(observed: Observations, start: float = 0, end: float = float("inf"), n
         matches=len(errors),
         error=sum(errors),
         absolute_error=sum(map(abs, errors)),
-        timely=len(delays),
+        timely_events=len(delays),
         delay=sum(delays),
         states=len(states),
         right_states=sum(claim.right for claim in states),

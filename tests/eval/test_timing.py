@@ -51,7 +51,7 @@ def test_early_and_late_claims_have_a_sign():
     counts = count(observed)
     assert (counts.matches, counts.error, counts.absolute_error) == (2, -1 + 2, 1 + 2)
     assert (number(observed, "timing_error"), number(observed, "absolute_timing_error")) == (0.5, 1.5)
-    assert (counts.timely, number(observed, "timely_delay")) == (
+    assert (counts.timely_events, number(observed, "timely_delay")) == (
         0,
         None,
     )  # one before its span, one when it is over: 9 is not in 7 .. 9
@@ -66,7 +66,7 @@ def test_wrong_doubled_and_far_claims_are_false_alarms():
     assert (counts.events, counts.claims, counts.matches) == (2, 4, 1)
     assert number(observed, "event_f1") == 2 * 1 / (2 + 4)
     assert number(observed, "false_alarms") == 3 / (10 / 3600)
-    assert (counts.timely, counts.delay) == (1, 1)
+    assert (counts.timely_events, counts.delay) == (1, 1)
     assert (counts.states, counts.right_states, counts.expected_states) == (2, 1, 2)  # 1-0 at 6 is right, 0-1 never is
     assert (number(observed, "state_accuracy"), number(observed, "state_recall")) == (0.5, 0.5)
 
@@ -189,7 +189,7 @@ def test_on_the_game_the_numbers_are_those_of_its_judge(game, name):
         spoken=counts.spoken,
         repetitions=counts.repetitions,
     )
-    assert name != "truth" or (counts.matches, counts.timely, counts.delay) == (counts.events, counts.events, 0)
+    assert name != "truth" or (counts.matches, counts.timely_events, counts.delay) == (counts.events, counts.events, 0)
     assert name != "late" or tally.matches < tally.events / 2
 
 

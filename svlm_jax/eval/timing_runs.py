@@ -1,0 +1,140 @@
+"""What a model said, and for which seconds, from whatever file has it: answers to Inf-Streams-Eval, predictions for
+LiveSports-3K CC, captions of `svlm stream --jsonl`.
+
+Owns which seconds are covered. Does not know metrics. Host side, never jax. Units: seconds of the video.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+from svlm_jax.errors import InputError, shortened
+from svlm_jax.eval import lines
+from svlm_jax.eval.commentary import Utterance
+from svlm_jax.eval.infstreams_answers import SEAM, Answers, GameAnswers, read_answers
+from svlm_jax.eval.lines import BadLines, require
+from svlm_jax.eval.truth import Truth, truth_of
+
+EXPECTED = "answers with items, predictions with pred, or captions with start, end and text"
+_REMEDY = "give the answers, predictions or captions of a model"
+
+
+class Said(NamedTuple):
+    """Of one video. covered: the seconds for which a commentary was made, silent ones too."""
+
+    utterances: tuple[Utterance, ...]
+    covered: frozenset[int]
+
+
+class Run(NamedTuple):
+    """All that a model said. label: as a table names it. sha256: of the files. faults: of the files, a line each."""
+
+    label: str
+    sha256: str
+    videos: dict[str, Said]
+    faults: list[str]
+
+
+def read_run_files(paths: Iterable[str | Path], truths: Mapping[str, Truth], bad: BadLines) -> Run:
+    """The parts of one run: folders or files, of different videos or of different parts of one.
+
+    Raises:
+        InputError: a file of another kind, one about no video of the truth, a second that two of them have, nothing at all.
+    """
+    labels, digests, faults, videos = [], [], [], {}
+    for path in map(Path, paths):
+        label, digest, found = _read(path, truths, bad, faults)
+        labels.append(label)
+        digests.append(digest)
+        for video, said in found.items():
+            before = videos.get(video, Said((), frozenset()))
+            if both := before.covered & said.covered:
+                got = f"second {min(both)} of {shortened(video, 60)} again"
+                raise InputError(shortened(path, 80), got, "each second once", "leave one of the files out")
+            videos[video] = Said(before.utterances + said.utterances, before.covered | said.covered)
+    if not videos:
+        raise InputError("runs", "no second of a video of the truth", "some", "give the truth that belongs to the answers")
+    return Run(labels[0], hashlib.sha256("".join(digests).encode()).hexdigest(), videos, faults)
+
+
+def _read(path: Path, truths: Mapping[str, Truth], bad: BadLines, faults: list[str]) -> tuple[str, str, dict[str, Said]]:
+    kind = "items" if path.is_dir() else _kind(path)
+    if kind == "items":
+        answers = read_answers(path, list(truths), bad)
+        faults += answers.faults
+        return answers.name, answers.sha256, _of_answers(answers, truths, bad, faults)
+    found = _of_predictions(path, truths, bad) if kind == "pred" else _of_captions(path, truths, bad)
+    return path.stem, lines.digest(path), found
+
+
+def _kind(path: Path) -> str:
+    """By the keys of the first line: items, pred or text."""
+    kinds = []
+
+    def parse(record: dict[str, Any], source: str) -> None:
+        kinds.extend(key for key in ("items", "pred", "text") if key in record)
+        if not kinds:
+            raise InputError(source, f"the keys {', '.join(record):.60}", EXPECTED, _REMEDY)
+
+    lines.read(path, EXPECTED, parse, BadLines())
+    return kinds[0]
+
+
+def _of_answers(answers: Answers, truths: Mapping[str, Truth], bad: BadLines, faults: list[str]) -> dict[str, Said]:
+    """Between their first second and the end of the video, but for holes: who stops early is silent from then on."""
+    found = {}
+    for video, game in answers.games.items():
+        if not game.spans:
+            got, remedy = "answers without a start, one a segment", "leave them out: when they were said is not known"
+            bad.add(InputError(f"answers for {shortened(video, 60)}", got, "one a second", remedy))
+            continue
+        found[video] = Said(game.utterances, _covered(game, video, truths[video], faults))
+    return found
+
+
+def _covered(game: GameAnswers, video: str, truth: Truth, faults: list[str]) -> frozenset[int]:
+    last_start, last_end = game.spans[-1]
+    if last_end + SEAM < truth.seconds:
+        faults.append(f"{video}: nothing after {last_end:g} s: the rest, until {truth.seconds:g} s, counts as silence")
+    spans = [*game.spans[:-1], (last_start, max(last_end, truth.seconds))]
+    return frozenset(second for start, end in spans for second in range(int(start), math.ceil(end)))
+
+
+def _of_predictions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> dict[str, Said]:
+    """Each in its event; the words of one without `items` lie evenly in it."""
+    found: dict[str, Said] = {}
+
+    def parse(record: dict[str, Any], source: str) -> None:
+        video = truth_of(_by_stem(truths), require(record, "video_id", str, source)).video
+        begin, end = (float(require(record, key, float, source)) for key in ("begin", "end"))
+        items = [item for item in require(record, "items", list, source, []) if isinstance(item, dict)]
+        spoken = [_utterance(item, source, "start_time", "end_time", "response") for item in items]
+        spoken = spoken or [Utterance(begin, end, require(record, "pred", str, source))]
+        before = found.get(video, Said((), frozenset()))
+        covered = before.covered | set(range(int(begin), math.ceil(end)))
+        found[video] = Said((*before.utterances, *spoken), covered)
+
+    lines.read(path, "predictions for LiveSports-3K CC", parse, bad)
+    return found
+
+
+def _of_captions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> dict[str, Said]:
+    """The file is named as its video is (FILM.jsonl for FILM.mp4), unless there is only one. Dropped chunks are silent."""
+    truth = next(iter(truths.values())) if len(truths) == 1 else truth_of(_by_stem(truths), path.stem)
+    spoken = lines.read(path, "captions", lambda record, source: _utterance(record, source, "start", "end", "text"), bad)
+    covered = frozenset(second for each in spoken for second in range(int(each.start), math.ceil(each.end)))
+    return {truth.video: Said(tuple(spoken), covered)}
+
+
+def _utterance(record: dict[str, Any], source: str, start: str, end: str, text: str) -> Utterance:
+    times = [float(require(record, key, float, source)) for key in (start, end)]
+    if not 0 <= times[0] < times[1]:
+        raise InputError(source, f"{times[0]:g} to {times[1]:g} s", "a start before its end", "mend the line, or leave it out")
+    return Utterance(times[0], times[1], require(record, text, str, source))
+
+
+def _by_stem(truths: Mapping[str, Truth]) -> dict[str, Truth]:
+    """By path without ending, for files that name a video so."""
+    return {str(PurePosixPath(video).with_suffix("")): truth for video, truth in truths.items()}
