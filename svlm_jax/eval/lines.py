@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.files import (
@@ -107,10 +107,15 @@ class Appender(AbstractContextManager["Appender"]):
     """A file of lines that grows while a run goes on, and with which a killed run goes on. Thread by thread: one may write."""
 
     def __init__(self, path: str | Path) -> None:
-        """What a crash left of an unfinished line is cut off."""
+        """What a crash left of an unfinished line is cut off.
+
+        Raises:
+            InputError: a file that another run has open, or that cannot be written.
+        """
         self.path = local_path(path)
         with report_write_errors(self.path):
             self.file = open(self.path, "ab+")  # noqa: SIM115 (closed by __exit__)
+            _claim(self.file, self.path)
             self.file.seek(0)
             data = self.file.read()
             complete = data.rfind(b"\n") + 1
@@ -133,6 +138,20 @@ class Appender(AbstractContextManager["Appender"]):
 
     def __exit__(self, *_: object) -> None:
         self.file.close()
+
+
+def _claim(file: IO[bytes], path: Path) -> None:
+    """Two runs that write the same file would do the same work twice, and one would lose its lines. The claim ends with the
+    process, killed or not."""
+    import fcntl  # Windows has none, and imports this module all the same
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(shortened(path), "a file that another run is writing", "one run at a time", "wait for it") from None
+    except OSError:
+        pass  # a file system without locks
 
 
 def _line(record: dict[str, Any]) -> str:

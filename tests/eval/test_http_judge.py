@@ -160,7 +160,7 @@ def test_a_server_that_fails_now_and_then_changes_no_vote(fault, tmp_path):
     assert [(each.ab.vote, each.ba.vote, each.error) for each in judgements] == [("A", "B", "")] * 2
 
 
-@pytest.mark.parametrize("fault", [RATE_LIMITED, BROKEN, HUNG_UP, GARBAGE, slow("A", 60.0)])
+@pytest.mark.parametrize("fault", [RATE_LIMITED, failure(429, retry_after="999"), BROKEN, HUNG_UP, GARBAGE])
 def test_a_segment_that_is_never_answered_is_unresolved_and_asked_for_alone_by_the_next_run(fault, tmp_path):
     path = tmp_path / "votes.jsonl"
 
@@ -168,7 +168,7 @@ def test_a_segment_that_is_never_answered_is_unresolved_and_asked_for_alone_by_t
         return fault if "segment 2" in prompt_text(body) else "A"
 
     with judge_server(respond) as server:
-        left = unresolved(judge_pairs(PAIRS[:4], judge(server, retries=1, timeout=0.3), path, concurrency=4))
+        left = unresolved(judge_pairs(PAIRS[:4], judge(server, retries=1), path, concurrency=4))
     assert [each.pair.key for each in left] == ["segment 2"]
     assert left[0].error
     with judge_server("A") as server:
@@ -176,6 +176,14 @@ def test_a_segment_that_is_never_answered_is_unresolved_and_asked_for_alone_by_t
         assert len(server.requests) == 2
         assert all("segment 2" in prompt_text(body) for body in server.requests)
     assert unresolved(judgements) == []
+
+
+def test_a_server_that_is_too_slow_is_asked_again_and_then_given_up(tmp_path):
+    with judge_server(slow("A", 60.0)) as server:
+        asking = judge(server, retries=1, timeout=0.2)
+        [judgement] = judge_pairs(PAIRS[:1], asking, tmp_path / "votes.jsonl")
+        assert len(server.requests) == 4  # each order twice
+    assert "timed out" in judgement.error
 
 
 def test_a_model_that_refuses_the_temperature_is_asked_without_it_from_then_on(tmp_path):

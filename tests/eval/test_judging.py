@@ -135,6 +135,20 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         judge_pairs(PAIRS, FakeJudge(), tmp_path / "votes.jsonl")
 
 
+def test_a_second_run_beside_one_that_is_running_is_refused(tmp_path):
+    """Both would pay for all votes, and one would lose its own."""
+    refused = []
+
+    def run_another(done: int, total: int) -> None:
+        if done == 1:
+            with pytest.raises(InputError, match="another run is writing") as error:
+                judge_pairs(PAIRS, FakeJudge(), tmp_path / "votes.jsonl")
+            refused.append(error)
+
+    judge_pairs(PAIRS, FakeJudge(), tmp_path / "votes.jsonl", progress=run_another)
+    assert refused
+
+
 def test_an_error_that_concerns_all_ends_the_run_and_keeps_what_is_there(tmp_path):
     class Expelled(FakeJudge):
         def vote(self, pair, swapped):
