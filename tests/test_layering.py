@@ -71,6 +71,7 @@ HOST_SIDE = (
             "answers",
             "lmms",
             "marks",
+            "templates",
             "lines",
             "commentary",
             "intervals",

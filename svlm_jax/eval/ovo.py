@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import answers, lines
 from svlm_jax.eval.asking import ANSWERS, Query, add_answer, read_answers
+from svlm_jax.eval.templates import filled
 from svlm_jax.files import local_path, read_json
 
 BACKWARD = ("EPM", "ASI", "HLD")
@@ -61,10 +62,7 @@ class Question(NamedTuple):
         return tuple(map(str, range(COUNT_OPTIONS + 1))) if self.kind == "count" else ("Yes", "No")
 
     def prompt(self, prompts: Mapping[str, str]) -> str:
-        text = prompts[self.kind]
-        for name, value in self.fields.items():  # not str.format: a question may have braces
-            text = text.replace("{" + name + "}", value)
-        return text
+        return filled(prompts[self.kind], self.fields)
 
 
 class Item(NamedTuple):

@@ -32,10 +32,8 @@ def marks_of(questions: Sequence[Question], replies: Mapping[str, str | None]) -
     return [mark(question, replies.get(question.key)) for question in questions]
 
 
-def score(
-    questions: Sequence[Question], replies: Mapping[str, str | None], label: str
-) -> tuple[Result, dict[str, Any], list[Mark]]:
-    """(metrics of tasks, categories and total; details for the result's file; the marks)."""
+def score(questions: Sequence[Question], replies: Mapping[str, str | None], label: str) -> tuple[Result, dict[str, Any]]:
+    """(metrics of tasks, categories and total; details for the result's file)."""
     marks = marks_of(questions, replies)
     by_task = {task: [each for each in marks if each.task == task] for task in TASKS}
     metrics = [accuracy(task, chosen) for task, chosen in by_task.items() if chosen]
@@ -47,7 +45,7 @@ def score(
         "total": _rates("total", metrics, compat),
         **not_counted(marks),
     }
-    return Result("ovo", label, (*metrics, *compat)), details, marks
+    return Result("ovo", label, (*metrics, *compat)), details
 
 
 def _rates(name: str, metrics: Sequence[Metric], compat: Sequence[Metric]) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from svlm_jax.eval.frames import FrameSet
 from svlm_jax.eval.marks import Mark, accuracy
 from svlm_jax.eval.models import Answerer, Request
 from svlm_jax.eval.result import Metric, Result
-from svlm_jax.eval.streamingbench import filled, read_each, read_tree, seconds, walk
+from svlm_jax.eval.streamingbench import read_each, read_tree, seconds, walk
+from svlm_jax.eval.templates import filled
 from svlm_jax.files import local_path
 
 PATIENCE = 4.0  # seconds after the expected moment at which polling, or the stream, ends

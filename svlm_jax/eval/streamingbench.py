@@ -7,6 +7,7 @@ Units: seconds of the video.
 """
 
 import copy
+import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import answers, lines
 from svlm_jax.eval.asking import Query, add_answer, read_answers
-from svlm_jax.files import local_path, parse_json_list, refuse_other_kinds_of_file
+from svlm_jax.eval.templates import filled
+from svlm_jax.files import atomic_write, local_path, parse_json_list, refuse_other_kinds_of_file, report_write_errors
 
 Subset = Literal["real", "omni", "sqa", "proactive"]
 EXPECTED = "questions of StreamingBench (questions_real.json, questions_sqa.json, ...)"
@@ -72,12 +74,6 @@ class Question(NamedTuple):
             for each, answer in earlier
         ]
         return filled(prompts["sequence"], {"earlier": "\n".join(filled(prompts["earlier"], one) for one in told), **fields})
-
-
-def filled(text: str, fields: Mapping[str, str]) -> str:
-    """A prompt with its fields in place. Not `str.format`: a question may have braces, and so may its answer."""
-    pattern = re.compile("|".join(re.escape("{" + name + "}") for name in fields))
-    return pattern.sub(lambda match: fields[match[0][1:-1]], text)
 
 
 class Data(NamedTuple):
@@ -235,3 +231,9 @@ def read_replies(path: str | Path, keys: Collection[str], name: str, bad: lines.
     if not replies:
         raise InputError(f"--model {shortened(name, 60)}", "no answer of it", f"a model of {path.name}", "check the name")
     return replies
+
+
+def write_tree(path: Path, tree: list[Any]) -> None:
+    """Write a file in the published shape, complete or not at all."""
+    with report_write_errors(path), atomic_write(path) as draft:
+        draft.write_text(json.dumps(tree, indent=4, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

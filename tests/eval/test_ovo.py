@@ -70,7 +70,7 @@ def test_what_is_asked_and_when(questions):
 
 
 def test_scores_by_hand(questions):
-    result, details, _ = ovo_score.score(questions, REPLIES, "m")
+    result, details = ovo_score.score(questions, REPLIES, "m")
     values = {metric.name: metric.value for metric in result.metrics}
     # Strictly. EPM: B B -, 2 of 3. HLD: 0 of 1. OCR: 0 of 2. REC: 1 right, two numbers, ten is not 0: 1 of 3.
     # SSR: yes, and no answer: 1 of 2. CRR: 2 of 2.
@@ -89,7 +89,7 @@ def test_scores_by_hand(questions):
 
 
 def test_a_benchmark_without_a_category_has_no_total(questions):
-    result, *_ = ovo_score.score([each for each in questions if each.task != "OCR"], REPLIES, "m")
+    result, _ = ovo_score.score([each for each in questions if each.task != "OCR"], REPLIES, "m")
     values = {metric.name: metric.value for metric in result.metrics}
     assert values["total"] is None and values["realtime"] is None and values["forward"] is not None
 
