@@ -236,6 +236,7 @@ def _assemble(name: str, lines: Sequence[_Line], faults: list[str]) -> GameAnswe
 
 
 def _game(name: str, lines: Sequence[_Line], kept: Sequence[Answer], faults: list[str]) -> GameAnswers:
+    """Of lines in order of their starts and answers in order of their ends."""
     utterances = tuple(Utterance(answer.end if answer.start is None else answer.start, *answer[1:]) for answer in kept)
     if any(answer.start is None for answer in kept) or (not kept and any(line.end > line.start for line in lines)):
         faults.append(f"{name}: answers without a start: taken as one a segment; segments without one are missing, not silent")
@@ -244,7 +245,7 @@ def _game(name: str, lines: Sequence[_Line], kept: Sequence[Answer], faults: lis
     spans = tuple(_spans(sorted(begun + [(each.start, each.end) for each in utterances])))
     for (_, before), (after, _) in pairwise(spans):
         faults.append(f"{name}: no answer between {before:g} and {after:g} s: segments there are missing, not silent")
-    broken = max(lines, key=lambda line: line.end).error
+    broken = lines[-1].error
     if broken:
         faults.append(f"{name}: not watched after {spans[-1][1]:g} s ({broken}): segments there are missing, not silent")
     return GameAnswers(utterances, spans, broken)

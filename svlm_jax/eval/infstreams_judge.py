@@ -121,12 +121,14 @@ def write_scores(
     """Write score_segments.jsonl and score_results.json; returns what `scores` says.
 
     Args:
-        judge: its settings.
+        judge: its settings. Added are the models that answered, as the server calls them, with the number of their votes.
         data: of what the scores are: hashes of files, settings of the two runs.
     """
     model = str(judge.get("model") or judge.get("judge") or "")
     lines.write(folder / SEGMENTS, (segment_record(judgement, model) for judgement in judgements))
     found = scores(judgements, comparison)
+    served = Counter(ballot.details.get("model", "") for each in judgements for ballot in (each.ab, each.ba))
+    judge = {**judge, "served_models": {name: number for name, number in sorted(served.items()) if name}}
     details = {**found, "judge": judge, "skipped_because": comparison.reasons, "data": data}
     write_result(folder / RESULTS, result(judgements, comparison), details)
     return found

@@ -34,8 +34,9 @@ def count(ballots: Iterable[Ballot]) -> Votes:
 
 
 def votes(judgements: Iterable[Judgement]) -> Votes:
-    """The votes of both orders of all pairs."""
-    return count(ballot for judgement in judgements for ballot in (judgement.ab, judgement.ba))
+    """The votes of both orders of all pairs; none of a pair with a candidate that was never made."""
+    compared = (judgement for judgement in judgements if judgement.rule != "missing")
+    return count(ballot for judgement in compared for ballot in (judgement.ab, judgement.ba))
 
 
 def interval(judgements: Iterable[Judgement]) -> tuple[float, float] | None:

@@ -151,6 +151,22 @@ def test_what_could_not_be_watched_is_missing(tmp_path):
     assert read.faults == ["final.mp4: not watched after 1150 s (damaged): segments there are missing, not silent"]
 
 
+def test_a_caption_a_segment_with_times(tmp_path):
+    """A line each. A request that failed says so: missing and not silent, the last too, though it begins where another ends."""
+    lines = [
+        line(1000, 1099, [{"response": "first", "start_time": 1000, "end_time": 1099}]),
+        line(1099, 1099, []) | {"error": "no answer"},
+        line(1200, 1299, [{"response": "third", "start_time": 1200, "end_time": 1299}]),
+        line(1299, 1299, []) | {"error": "no answer"},
+    ]
+    read = answers(tmp_path, {"result_0.jsonl": lines})
+    given = [
+        read.candidate(each) for each in (segment(1000, 1099), segment(1099, 1199), segment(1200, 1299), segment(1299, 1399))
+    ]
+    assert [candidate.text for candidate, _ in given] == ["first", "", "third", ""]
+    assert [why for _, why in given] == ["", "a hole in the answers", "", "not watched: no answer"]
+
+
 def test_a_hole_is_missing_whether_or_not_the_file_was_merged(tmp_path):
     chunks = [line(1000, 1100), line(1200, 1300)]
     merged = [line(*GAME, [*items(1000, 1100), *items(1200, 1300)])]

@@ -89,7 +89,7 @@ def test_files_have_the_published_keys(tmp_path):
     assert [each["winner"] for each in segments] == ["A", "equal", "equal", "B", "A", "B"]
     results = json.loads((tmp_path / "score_results.json").read_text())
     assert {"per_video", "global", "judge", "fifths"} <= results.keys()
-    assert results["judge"] == {"model": "judge-2026"}
+    assert results["judge"] == {"model": "judge-2026", "served_models": {}}
     metrics = {metric.name: metric for metric in read_result(tmp_path / "score_results.json").metrics}
     assert metrics["win_rate"].value == pytest.approx(5 / 11)
     assert metrics["win_rate"].count == 6
@@ -202,3 +202,4 @@ def test_a_server_that_always_says_a(command, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "scores" / "score_results.json").read_text())
     assert found["global"] | {"A": 3, "B": 3, "win_rate_A": 0.5, "inconsistent": 1.0, "segments": 3} == found["global"]
     assert found["judge"]["model"] == MODEL
+    assert found["judge"]["served_models"] == {f"{MODEL}-2026-11-28": 6}

@@ -28,6 +28,7 @@ def test_a_tie_is_half_a_vote_for_each():
 def test_nothing_but_invalid_votes_is_no_rate():
     assert win_rate.votes([judgement("invalid", "invalid")]).rate is None
     assert win_rate.votes([]).rate is None
+    assert win_rate.votes([judgement("invalid", "invalid", rule="missing")]) == Votes(0, 0, 0)
 
 
 def test_inconsistent_is_of_the_pairs_that_a_judge_decided_twice():
