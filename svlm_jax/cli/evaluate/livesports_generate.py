@@ -3,10 +3,11 @@
 import argparse
 import hashlib
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from svlm_jax.cli.evaluate.captioner_flags import captioner_client, captioner_flags
 from svlm_jax.cli.evaluate.commentator_flags import RECENT_FRAMES, commentator_flags, estimate, make_commentator, stopping
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.cli.model_flags import load
@@ -48,14 +49,17 @@ def add_flags(parser: Parser) -> None:
     prompt = 'sections parted by lines "---", with {title}, {previous} or {context}; one whose value is empty is left out'
     data.add_argument("--prompt-file", type=Path, metavar="FILE", help=f"{prompt} (default: our own)")
     commentator_flags(parser)
+    captioner_flags(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Have a model comment on events."""
     bad = BadLines(args.bad)
+    if args.captioner_url or args.captioner_model:
+        args.way = "offline"
     if args.frames and args.way == "stream":
         raise InputError("--frames", f"{args.frames} with --mode stream", "--mode recent or offline with it", "leave it out")
-    template = prompt_of(args)
+    template = prompt_file(args) or _default_prompt(args.model)
     events = read_events(args.events, bad)[: args.limit]
     videos = find_videos(events, args.videos, bad)
     events = [event for event in events if event.key in videos]
@@ -71,25 +75,30 @@ def run(args: argparse.Namespace) -> None:
     print(f"{len(events)} events -> {target}")
 
 
-def prompt_of(args: argparse.Namespace, default: Callable[[], str] = default_prompt) -> str:
-    """The template of --prompt-file; else what the shipped model was trained with, or `default`.
+def prompt_file(args: argparse.Namespace) -> str | None:
+    """The template of --prompt-file, None without the flag.
 
     Raises:
         InputError: a file that is no text, or has none.
     """
-    if args.prompt_file is not None:
-        try:
-            text = args.prompt_file.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            got = f"{shortened(args.prompt_file, 80)} ({error!s:.60})"
-            raise InputError("--prompt-file", got, "a text file", "check its path") from None
-        if not text.strip():
-            raise InputError("--prompt-file", "an empty file", "a text", "check its path")
-        return text
+    if args.prompt_file is None:
+        return None
+    try:
+        text = args.prompt_file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        got = f"{shortened(args.prompt_file, 80)} ({error!s:.60})"
+        raise InputError("--prompt-file", got, "a text file", "check its path") from None
+    if not text.strip():
+        raise InputError("--prompt-file", "an empty file", "a text", "check its path")
+    return text
+
+
+def _default_prompt(model: str) -> str:
+    """A shipped model knows no other query than that of its game."""
     from svlm_jax.pretrained import SHIPPED
     from svlm_jax.touchline.film import QUERY
 
-    return QUERY if default is default_prompt and args.model in SHIPPED else default()
+    return QUERY if model in SHIPPED else default_prompt()
 
 
 def _streaming(
@@ -129,13 +138,19 @@ def _offline(
     settings: dict[str, Any],
     bad: BadLines,
 ) -> Path:
-    from svlm_jax.eval.models import LocalModel
-
-    view = View("prefix", args.frames or OFFLINE_FRAMES)
-    answerer = LocalModel(load(args, progress=Progress("load")), args.model, seed=args.seed)
+    view, client = View("prefix", args.frames or OFFLINE_FRAMES), captioner_client(args, args.out)
+    answerer, concurrency = answerer_of(args, client), args.concurrency if client else 1
     folder = open_run(args.out, {**settings, "frames": view.frames, **answerer.settings()})
 
     def run(done: Collection[str]) -> Iterator[Outcome]:
-        return captioned(events, videos, answerer, template, view, done)
+        return captioned(events, videos, answerer, template, view, done, concurrency)
 
     return predict(folder / PREDICTIONS, events, run, bad, Progress("captioned", "events"))
+
+
+def answerer_of(args: argparse.Namespace, client: Any) -> Any:
+    """An `Answerer`: the captioner of a `ChatClient`, or without one the model of --model, loaded."""
+    from svlm_jax.eval.captioner import ChatModel
+    from svlm_jax.eval.models import LocalModel
+
+    return ChatModel(client) if client else LocalModel(load(args, progress=Progress("load")), args.model)

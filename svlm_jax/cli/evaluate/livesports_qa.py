@@ -7,10 +7,12 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.cli.evaluate.livesports_generate import prompt_of
+from svlm_jax.cli.evaluate.captioner_flags import captioner_client, captioner_flags
+from svlm_jax.cli.evaluate.livesports_generate import answerer_of, prompt_file
 from svlm_jax.cli.flags import Parser, integer, number
-from svlm_jax.cli.model_flags import load, model_flags
+from svlm_jax.cli.model_flags import model_flags
 from svlm_jax.cli.progress import Progress
+from svlm_jax.errors import InputError
 from svlm_jax.eval.asking import ANSWERS, Query, View, ask_offline, write_answers
 from svlm_jax.eval.lines import BadLines, digest, write_json
 from svlm_jax.eval.livesports_qa import (
@@ -41,14 +43,17 @@ def add_flags(parser: Parser) -> None:
     out = f"folder of {ANSWERS} and {RESULTS}; a killed run goes on in it"
     data.add_argument("--out", type=Path, required=True, metavar="RUN", help=out)
     data.add_argument("--limit", type=integer(1), metavar="N", help="the first N questions of the file alone")
-    scores = "options: the likeliest letter, as published; generate: what the model writes (default options)"
-    data.add_argument("--score", choices=("options", "generate"), default="options", help=scores)
+    scores = (
+        "options: the likeliest letter, as published; generate: what the model writes (default options, of a server generate)"
+    )
+    data.add_argument("--score", choices=("options", "generate"), help=scores)
     frames = f"that are shown at most, thinned evenly (default {FRAMES})"
     data.add_argument("--frames", type=integer(1), default=FRAMES, metavar="N", help=frames)
     data.add_argument("--fps", type=number(0.01, 1000), default=2.0, help="frames a second, where that is fewer (default 2)")
     prompt = "another prompt: a text with {question} and {options}"
     data.add_argument("--prompt-file", type=Path, metavar="FILE", help=prompt)
     model_flags(parser)
+    captioner_flags(parser)
 
 
 def add_score_flags(parser: Parser) -> None:
@@ -67,19 +72,20 @@ def _items_flags(parser: Any) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Have a model answer questions, and score it."""
-    from svlm_jax.eval.models import LocalModel
-
-    bad = BadLines(args.bad)
-    template = prompt_of(args, default_prompt)
+    bad, client = BadLines(args.bad), captioner_client(args, args.out)
+    kind = args.score or ("generate" if client else "options")
+    if client and kind == "options":
+        raise InputError("--score", "options with --captioner-url", "generate", "a server does not tell its probabilities")
+    template = prompt_file(args) or default_prompt()
     questions = read_questions(args.items, bad)[: args.limit]
     found = queries(questions, args.videos, bad)
     prompt = prompts(questions, template)
-    model = LocalModel(load(args, progress=Progress("load")), args.model)
-    ask = by_score(model, prompt) if args.score == "options" else by_reply(model, prompt)
+    model = answerer_of(args, client)
+    ask = by_score(model, prompt) if kind == "options" else by_reply(model, prompt)
     view = View("prefix", args.frames, args.fps)
     settings = {
         "benchmark": "livesports-qa",
-        "score": args.score,
+        "score": kind,
         "limit": args.limit,
         **view._asdict(),
         "prompt_sha256": hashlib.sha256(template.encode()).hexdigest(),
@@ -89,12 +95,13 @@ def run(args: argparse.Namespace) -> None:
     folder = open_run(args.out, settings)
 
     def asked(done: Collection[str]) -> Iterable[tuple[Query, Any]]:
-        return ask_offline([query for query in found if query.key not in done], args.videos, view, ask)
+        left = [query for query in found if query.key not in done]
+        return ask_offline(left, args.videos, view, ask, concurrency=args.concurrency if client else 1)
 
     write_answers(folder, found, asked, bad, Progress("answered", "questions"))
     responses = read_responses(folder, questions, bad)
     write_json(folder / "published.json", published_answers(questions, responses))
-    _write(folder / RESULTS, questions, responses, f"{args.model} {args.score}", {"run": settings})
+    _write(folder / RESULTS, questions, responses, f"{settings['model']} {kind}", {"run": settings})
 
 
 def score_file(args: argparse.Namespace) -> None:
