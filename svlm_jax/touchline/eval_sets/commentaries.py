@@ -102,10 +102,17 @@ def cc_events(game: Game) -> list[dict[str, Any]]:
 
 
 def cc_predictions(game: Game, replies: dict[int, str]) -> Iterator[dict[str, Any]]:
-    """Lines of a published caption file: what was said in each event of the game."""
+    """Lines of a caption file: what was said in each event of the game; as `svlm evaluate livesports` writes them, with times,
+    without which an exact judge cannot tell the true commentary from a late one."""
     for entry in cc_events(game):
-        pred = said(replies, int(entry["begin"]), int(entry["end"]))
-        yield {**{key: entry[key] for key in ("video_id", "event_id", "begin", "end")}, "pred": pred}
+        begin, end = int(entry["begin"]), int(entry["end"])
+        items = [
+            {"response": replies[second], "start_time": second, "end_time": second + 1}
+            for second in range(begin, end)
+            if second in replies
+        ]
+        line = {key: entry[key] for key in ("video_id", "event_id", "begin", "end")}
+        yield {**line, "pred": said(replies, begin, end), "items": items}
 
 
 def infstreams_answers(game: Game, replies: dict[int, str]) -> dict[str, Any]:
