@@ -118,7 +118,7 @@ def _streaming(
         style, recent = style._replace(previous="query"), args.frames or RECENT_FRAMES
     jobs = stream_jobs(events, videos, template, style, args.seed)
     commentator = make_commentator(args, num_jobs=len(jobs), recent_frames=recent, state=args.out / STATE)
-    settings |= {"style": name, "previous_in": style.previous, "seed": args.seed, **commentator.settings()}
+    settings |= {"style": name, "seed": args.seed, **commentator.settings()}
     folder = open_run(args.out, settings)
 
     def run(done: Collection[str]) -> Iterator[Outcome]:
