@@ -9,19 +9,18 @@ first later one are missing), seeds do not depend on sharding, and a reply loses
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from svlm_jax.errors import InputError
 from svlm_jax.eval import lines
 from svlm_jax.eval.commentator import Commentator, Finished, Job, job_seed
-from svlm_jax.eval.infstreams import START, Game, answer_name, answer_record, said_before
+from svlm_jax.eval.infstreams import START, Game, Segment, answer_name, answer_record, said_before
 from svlm_jax.files import parse_json
 
 CHUNK = 100.0  # seconds of a stream that begins anew
 STATE = "state"  # folder of what a killed run goes on with: published scripts read every .jsonl beside run.json
-UNKNOWN = "unknown"
 
 
 class Protocol(NamedTuple):
@@ -50,89 +49,98 @@ def _job(game: Game, videos: Path, protocol: Protocol, start: float, end: float)
     return Job(key, videos / game.video, start, end, protocol.query, previous, seed=job_seed(protocol.seed, key))
 
 
+def segment_jobs(segments: Sequence[Segment], videos: Path, query: str = "") -> dict[str, list[Job]]:
+    """By video: the segments as jobs, for a model that is shown one as a whole (`eval.captioner`)."""
+    jobs: dict[str, list[Job]] = {}
+    for each in segments:
+        jobs.setdefault(each.video, []).append(Job(each.key, videos / each.video, each.start, each.end, query))
+    return jobs
+
+
 class Generation:
-    """The answer files of a run. A file takes its name when its game is complete; until then the rows of its streams are kept
+    """The answer files of a run. A file takes its name when its game is complete; until then the rows of its jobs are kept
     beside. Several processes may work on one run, each on its own games.
 
-    A stream of which not all was watched has a row with the reason, and is watched again when its video is another file than
-    it was.
+    A job of which not all was watched has a row with the reason. It is watched again if nothing of it was, or if its video is
+    another file now.
     """
 
     def __init__(
-        self, folder: Path, games: Sequence[Game], jobs: Sequence[Sequence[Job]], shard: tuple[int, int] = (1, 1)
+        self, folder: Path, jobs: Mapping[str, Sequence[Job]], shard: tuple[int, int] = (1, 1), *, a_line_a_game: bool = False
     ) -> None:
         """Args:
-        jobs: of each game.
+        jobs: of each game, by its video.
         shard: (K, N): this process works on every N-th game, from the K-th on.
+        a_line_a_game: jobs are segments, and the answer to one is an item; otherwise a job is a line.
         """
-        self.folder, self.games, self.jobs = folder, games, jobs
+        self.folder, self.jobs, self.a_line_a_game = folder, jobs, a_line_a_game
         first, count = shard
-        self.mine = range(first - 1, len(games), count)
-        self.number = {job.key: number for number, game_jobs in enumerate(jobs) for job in game_jobs}
-        self.job = {job.key: job for game_jobs in jobs for job in game_jobs}
+        self.mine = list(jobs)[first - 1 :: count]
+        self.game = {job.key: video for video, game_jobs in jobs.items() for job in game_jobs}
+        self.job = {job.key: job for game_jobs in jobs.values() for job in game_jobs}
         self.rows: dict[str, dict[str, Any]] = {}
         self.stamps: dict[str, Any] = {}  # of the video of a row
         state = folder / STATE
         state.mkdir(exist_ok=True)
         self.appender = lines.Appender(state / f"rows_{first}_of_{count}.jsonl")
-        self._read_rows(state)
-        self.done = {job.key for job in self.job.values() if self._is_done(job)}
-
-    def _read_rows(self, state: Path) -> None:
         for path in sorted(state.glob("rows_*.jsonl")):
             complete = path.read_bytes().rpartition(b"\n")[0]  # another process may be writing the last line
             for text in complete.splitlines():
                 line = parse_json(text, path.name, "a line written here")
                 self.rows[line["key"]], self.stamps[line["key"]] = line["row"], line["stamp"]
-        for number, jobs in enumerate(self.jobs):
-            if self._file(number).is_file():
-                found = lines.read(self._file(number), "answers written here", lambda record, source: record, lines.BadLines())
-                for job, row in zip(jobs, found, strict=True):
-                    self.rows.setdefault(job.key, row)
+        self.done = {job.key for job in self.job.values() if self._is_done(job)}
 
     def _is_done(self, job: Job) -> bool:
-        if self.number[job.key] not in self.mine:
+        if self.game[job.key] not in self.mine:
             return True
-        row = self.rows.get(job.key)
-        return row is not None and ("error" not in row or self.stamps.get(job.key, UNKNOWN) in (UNKNOWN, _stamp(job.path)))
+        if (row := self.rows.get(job.key)) is None:
+            return self._file(self.game[job.key]).is_file()  # complete, and what it was made of is removed
+        return bool("error" not in row or (row["items"] and self.stamps[job.key] == _stamp(job.path)))
 
     def run(self, commentator: Commentator) -> Iterator[Finished]:
-        """Watch what is not done, and write each game when it is; yields the streams as they end."""
+        """Watch what is not done, and write each game when it is; yields the jobs as they end."""
         with self.appender:
-            for number in self.mine:
-                if not self._file(number).is_file():
-                    self._write_if_complete(number)
+            for video in self.mine:
+                self._write_if_complete(video)
             for finished in commentator.run(list(self.job.values()), skip=self.done):
                 self._take(finished)
                 yield finished
 
     def _take(self, finished: Finished) -> None:
-        job, number = finished.job, self.number[finished.job.key]
-        end = finished.utterances[-1].end if finished.utterances else job.start
-        row = answer_record(self.games[number].video, job.start, end, finished.utterances)
+        job, utterances = finished.job, finished.utterances
+        row = answer_record(self.game[job.key], job.start, utterances[-1].end if utterances else job.start, utterances)
         row |= {"error": finished.error} if finished.error else {}
         self.rows[job.key], self.stamps[job.key] = row, _stamp(job.path)
         self.appender.add({"key": job.key, "row": row, "stamp": self.stamps[job.key]})
-        self._write_if_complete(number)
+        self._write_if_complete(self.game[job.key])
 
-    def _write_if_complete(self, number: int) -> None:
-        keys = [job.key for job in self.jobs[number]]
-        if keys and all(key in self.rows for key in keys):
-            lines.write(self._file(number), [self.rows[key] for key in keys])
+    def _write_if_complete(self, video: str) -> None:
+        jobs = self.jobs[video]
+        if jobs and all(job.key in self.rows for job in jobs):
+            rows = [self.rows[job.key] for job in jobs]
+            lines.write(self._file(video), [_as_one(jobs, rows)] if self.a_line_a_game else rows)
 
-    def _file(self, number: int) -> Path:
-        return self.folder / answer_name(self.games[number].video)
+    def _file(self, video: str) -> Path:
+        return self.folder / answer_name(video)
 
     @property
-    def errors(self) -> list[tuple[str, str]]:
-        """(key of a stream of this process, why not all of it was watched), those of earlier runs too."""
-        mine = [job.key for number in self.mine for job in self.jobs[number]]
-        return [(key, self.rows[key]["error"]) for key in mine if "error" in self.rows.get(key, ())]
+    def errors(self) -> list[tuple[Job, str]]:
+        """Jobs of this process of which not all was watched, and why, those of earlier runs too."""
+        mine = [job for video in self.mine for job in self.jobs[video]]
+        return [(job, self.rows[job.key]["error"]) for job in mine if "error" in self.rows.get(job.key, ())]
 
     @property
     def complete(self) -> int:
         """Games of this process that have their file."""
-        return sum(self._file(number).is_file() for number in self.mine)
+        return sum(self._file(video).is_file() for video in self.mine)
+
+
+def _as_one(jobs: Sequence[Job], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Answers to segments as the published ones of GPT: a line a game, an item a segment without a start. A segment that was
+    not answered has no item."""
+    items = [{"response": item["response"], "end_time": int(item["end_time"])} for row in rows for item in row["items"]]
+    names = {key: rows[0][key] for key in ("video", "path")}
+    return {**names, "chunk_start": int(jobs[0].start), "chunk_end": int(max(job.end for job in jobs)), "items": items}
 
 
 def _stamp(path: str | Path) -> list[int] | None:

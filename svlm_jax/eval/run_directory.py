@@ -3,6 +3,7 @@
 A run goes on where it stopped only with the settings that it began with. Host side.
 """
 
+import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,29 @@ def open_run(path: str | Path, settings: dict[str, Any]) -> Path:
     """
     folder = local_path(path)
     file = folder / RUN
-    if file.is_file():
-        saved = read_json(file, "a run.json written by svlm evaluate")
-        different = [
-            key for key in sorted(settings.keys() | saved.keys()) if key != "versions" and settings.get(key) != saved.get(key)
-        ]
-        if different:
-            key = different[0]
-            got, expected = (
-                f"{settings.get(key)!r:.60}",
-                f"{saved.get(key)!r:.60}, with which {shortened(folder, 60)} was begun",
-            )
-            raise InputError(f"run {key}", got, expected, "give the same, or another --out")
-        return folder
-    if folder.exists() and any(folder.iterdir()):
+    settings = json.loads(json.dumps(settings))
+    if not file.is_file():
+        _begin(folder, {**settings, "versions": versions()})
+    saved = read_json(file, "a run.json written by svlm evaluate")
+    for key in sorted(settings.keys() | saved.keys() - {"versions"}):
+        if settings.get(key) != saved.get(key):
+            got, begun = f"{settings.get(key)!r:.60}", f"{saved.get(key)!r:.60}, with which {shortened(folder, 60)} was begun"
+            raise InputError(f"run {key}", got, begun, "give the same, or another --out")
+    return folder
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Other processes of the same run may do the same at the same time."""
+    if folder.exists() and any(not path.name.startswith(RUN) for path in folder.iterdir()) and not (folder / RUN).is_file():
         raise InputError(
             f"--out {shortened(folder)}", "a folder with other files", "a new one, or that of a run", "choose another"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(file, {**settings, "versions": versions()})
-    return folder
+    try:
+        write_json(folder / RUN, settings)
+    except InputError:
+        if not (folder / RUN).is_file():
+            raise
 
 
 def read_run(path: str | Path) -> dict[str, Any]:

@@ -151,7 +151,7 @@ def test_however_long_the_previous_text_is_a_stream_begins_with_its_sink_and_its
     cut = cut_opening(whole, CONFIG)
     system = len(opening_of("", replace(CONFIG, previous_text_turn=False), turns).ids)
     head = system + 4  # the header of the turn
-    assert cut.ids.tolist() == [*whole.ids[: head + CONFIG.sink], *whole.ids[-(CONFIG.text_window + 1) :]]
+    assert cut.ids.tolist() == [*whole.ids[: head + 6], *whole.ids[-(7):]]
     assert sum(span.length for span in cut.spans) == len(cut.ids)
     unbounded = replace(CONFIG, sink=None, text_window=None)
     assert cut_opening(whole, unbounded).ids.tolist() == whole.ids.tolist()

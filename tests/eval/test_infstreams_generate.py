@@ -8,8 +8,10 @@ import pytest
 
 from svlm_jax.data.annotation import Word
 from svlm_jax.errors import InputError
-from svlm_jax.eval.infstreams import Game, answer_name
-from svlm_jax.eval.infstreams_generate import Generation, Protocol, game_jobs, shard_of
+from svlm_jax.eval.commentary import Utterance
+from svlm_jax.eval.commentator import Finished
+from svlm_jax.eval.infstreams import Game, Segment, answer_name
+from svlm_jax.eval.infstreams_generate import Generation, Protocol, game_jobs, segment_jobs, shard_of
 from tests.support.commentators import FakeCommentator
 
 VIDEOS = Path("videos")
@@ -70,7 +72,7 @@ class Killed(BaseException):
 def run(videos, folder="run", *, shard=(1, 1), kill_after=99, protocol=CHUNKS, **fake) -> tuple[Generation, FakeCommentator]:
     games = [game(f"{name}/final.mp4") for name in ("a", "b", "c")]
     (videos / folder).mkdir(exist_ok=True)
-    made = Generation(videos / folder, games, [game_jobs(each, videos, protocol) for each in games], shard)
+    made = Generation(videos / folder, {each.video: game_jobs(each, videos, protocol) for each in games}, shard)
     commentator = FakeCommentator(say, **fake)
     for number, _ in enumerate(made.run(commentator), 1):
         if number == kill_after:
@@ -127,7 +129,7 @@ def test_shards_make_what_one_process_makes_and_a_new_number_of_them_goes_on(vid
 def test_what_was_watched_of_a_broken_video_is_kept_with_the_reason_and_told_again(videos):
     key = "b/final.mp4:20-30"
     made, _ = run(videos, errors={key: "ends at 25 s"}, watched={key: 5})
-    assert made.errors == [(key, "ends at 25 s")] and made.complete == 3
+    assert [(job.key, reason) for job, reason in made.errors] == [(key, "ends at 25 s")] and made.complete == 3
     row = json.loads(files(videos)[answer_name("b/final.mp4")].splitlines()[1])
     assert (row["chunk_end"], row["error"], len(row["items"])) == (25, "ends at 25 s", 5)
     again, commentator = run(videos)
@@ -143,13 +145,54 @@ def test_a_missing_video_has_empty_rows_until_it_is_there(videos):
     (videos / "c" / "final.mp4").unlink()
     keys = [f"c/final.mp4:{part}" for part in ("10-20", "20-30", "30-34")]
     made, _ = run(videos, errors=dict.fromkeys(keys, "no such file"), watched=dict.fromkeys(keys, 0))
-    assert [key for key, _ in made.errors] == keys
+    assert [job.key for job, _ in made.errors] == keys
     rows = [json.loads(line) for line in files(videos)[answer_name("c/final.mp4")].splitlines()]
     assert [(row["chunk_start"], row["chunk_end"], row["items"]) for row in rows] == [(10, 10, []), (20, 20, []), (30, 30, [])]
     (videos / "c" / "final.mp4").write_text("film")
     mended, _ = run(videos)
     run(videos, "whole")
     assert mended.errors == [] and files(videos) == files(videos, "whole")
+
+
+def test_a_complete_file_needs_no_state(videos):
+    run(videos)
+    before = files(videos)
+    for path in (videos / "run" / "state").iterdir():
+        path.unlink()
+    assert run(videos)[1].watched == [] and files(videos) == before
+
+
+def test_answers_to_segments_are_a_line_a_game_and_one_that_failed_is_asked_again(videos):
+    segments = [Segment("a/final.mp4", (Word(start + 0.5, start + 9.5, "go"),)) for start in (10, 20, 30)]
+    jobs = segment_jobs(segments, videos, "What?")
+    assert [(job.key, job.start, job.end, job.query) for job in jobs["a/final.mp4"]] == [
+        ("a/final.mp4:10-19", 10, 19, "What?"),
+        ("a/final.mp4:20-29", 20, 29, "What?"),
+        ("a/final.mp4:30-39", 30, 39, "What?"),
+    ]
+
+    class Captioner(FakeCommentator):
+        def run(self, jobs, *, skip=()):
+            for job in (job for job in jobs if job.key not in skip):
+                self.watched.append(job)
+                error = self.errors.get(job.key, "")
+                yield Finished(job, () if error else (Utterance(job.start, job.end, f"said {job.start}"),), error=error)
+
+    def caption(**errors) -> list[str]:
+        (videos / "run").mkdir(exist_ok=True)
+        captioner = Captioner(errors={f"a/final.mp4:{part}": reason for part, reason in errors.items()})
+        made = Generation(videos / "run", jobs, a_line_a_game=True)
+        assert len(list(made.run(captioner))) == len(captioner.watched) and len(made.errors) == len(errors)
+        return [job.key for job in captioner.watched]
+
+    assert len(caption(**{"20-29": "no answer"})) == 3
+    (row,) = map(json.loads, files(videos)[answer_name("a/final.mp4")].splitlines())
+    said = [{"response": "said 10", "end_time": 19}, {"response": "said 30", "end_time": 39}]
+    assert row == {"video": "final.mp4", "path": "a/final.mp4", "chunk_start": 10, "chunk_end": 39, "items": said}
+    assert caption() == ["a/final.mp4:20-29"]
+    (row,) = map(json.loads, files(videos)[answer_name("a/final.mp4")].splitlines())
+    assert [item["end_time"] for item in row["items"]] == [19, 29, 39]
+    assert caption() == []
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/", "a/2", "1/2/3", "-1/2"])

@@ -2,9 +2,11 @@
 
 import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from svlm_jax.cli.evaluate.captioner_flags import captioner_client, captioner_flags
 from svlm_jax.cli.evaluate.commentator_flags import (
     RECENT_FRAMES,
     commentator_flags,
@@ -16,10 +18,11 @@ from svlm_jax.cli.evaluate.commentator_flags import (
     stopping,
 )
 from svlm_jax.cli.flags import Parser, integer, number
+from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
 from svlm_jax.eval import infstreams_generate as generation
-from svlm_jax.eval.commentator import Job
-from svlm_jax.eval.infstreams import START, Game, read_games
+from svlm_jax.eval.commentator import Commentator, Job
+from svlm_jax.eval.infstreams import START, Game, read_games, read_segments
 from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.run_directory import open_run
 
@@ -29,17 +32,18 @@ MODES = {
     "recent": "no memory: each second the query and the newest --frames alone",
     "window": "all is forgotten every --window-chunks chunks",
 }
+RUN_AGAIN = "mend it and run again, or allow it with --bad"
 
 
 def add_flags(parser: Parser) -> None:
     """Flags of `generate`."""
     data = parser.add_argument_group("games")
-    data.add_argument("--games", type=Path, required=True, metavar="GAMES.jsonl", help="eval_all_metadata.jsonl")
+    data.add_argument("--games", type=Path, metavar="GAMES.jsonl", help="eval_all_metadata.jsonl")
     data.add_argument("--videos", type=Path, required=True, metavar="DIR", help="folder that the games' videos are in")
     data.add_argument("--out", type=Path, required=True, metavar="RUN", help="folder of answers; a killed run goes on in it")
     # `mode` is a field of StreamConfig, and `stream_settings` takes those from the flags
     modes = "; ".join(f"{name}: {text}" for name, text in MODES.items())
-    data.add_argument("--mode", dest="protocol", choices=MODES, required=True, help=modes)
+    data.add_argument("--mode", dest="protocol", choices=MODES, help=modes)
     data.add_argument(
         "--chunk",
         type=number(1),
@@ -53,57 +57,114 @@ def add_flags(parser: Parser) -> None:
     data.add_argument("--bad", type=integer(0), default=0, metavar="N", help=bad)
     query_flags(data)
     commentator_flags(parser)
+    captioner_flags(parser)
+    parser.add_argument(
+        "--clips", type=Path, metavar="CLIPS.jsonl", help="with --captioner-url: segments, each shown as a whole"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Have a model comment on games."""
-    bad = BadLines(args.bad)
-    shard, protocol = generation.shard_of(args.shard), _protocol(args)
+    if args.captioner_url or args.captioner_model:
+        _caption(args)
+    else:
+        _stream(args)
+
+
+def _stream(args: argparse.Namespace) -> None:
+    bad, shard = BadLines(args.bad), generation.shard_of(args.shard)
+    protocol = _protocol(args)
     games = read_games(args.games, bad)
-    jobs = [generation.game_jobs(game, args.videos, protocol) for game in games]
+    jobs = {game.video: generation.game_jobs(game, args.videos, protocol) for game in games}
     _check_length(games, jobs, protocol.start)
-    mine = [job for game_jobs in jobs[shard[0] - 1 :: shard[1]] for job in game_jobs]
+    mine = [job for video in list(jobs)[shard[0] - 1 :: shard[1]] for job in jobs[video]]
     told = _look(mine, bad)
     state = args.out / generation.STATE / f"streams_{shard[0]}_of_{shard[1]}.state"
     recent = (args.frames or RECENT_FRAMES) if args.protocol == "recent" else None
     stream: dict[str, Any] = {"mode": "window"} if args.protocol == "window" else {}
-    count = sum(map(len, jobs))
+    count = sum(map(len, jobs.values()))
     commentator = make_commentator(args, num_jobs=count, recent_frames=recent, state=state, **stream)
     settings = {"benchmark": "infstreams", "mode": args.protocol, **protocol._asdict(), "data": {"games": digest(args.games)}}
     folder = open_run(args.out, {**settings, **commentator.settings()})
-    run = generation.Generation(folder, games, jobs, shard)
-    todo = [job for job in mine if job.key not in run.done]
+    made = generation.Generation(folder, jobs, shard)
+    todo = [job for job in mine if job.key not in made.done]
+    seconds = sum(job.end - job.start for job in todo)
     what = "streams" if args.protocol == "chunk" else "games"
     already = f" ({len(mine) - len(todo)} done before)" if len(todo) < len(mine) else ""
-    seconds = sum(job.end - job.start for job in todo)
     print(estimate(len(todo), seconds, commentator.num_streams, what) + already, file=sys.stderr, flush=True)
     with stopping(commentator):
-        for finished in run.run(commentator):
-            for note in finished.notes:
-                print(f"{finished.job.key}: {note}", file=sys.stderr)
-    print(f"{run.complete} of {len(run.mine)} games -> {folder}")
-    for key, error in run.errors:
-        if str(run.job[key].path) not in told:
-            told.add(str(run.job[key].path))
-            remedy = "replace the video and run again, or allow it with --bad"
-            bad.add(InputError(key, error, "all of it watched", remedy), "kept as far as it was watched")
+        _watch(made, commentator)
+    _tell(made, bad, told)
+
+
+def _caption(args: argparse.Namespace) -> None:
+    from svlm_jax.eval.captioner import ChatCommentator, num_frames
+
+    for flag, value in (("--mode", args.protocol), ("--chunk", args.chunk), ("--frames", args.frames)):
+        if value:
+            raise InputError(flag, f"{value} with --captioner-url", "none: segments are shown as a whole", "leave it out")
+    if args.clips is None:
+        raise InputError("--clips", "nothing", "the segments that a captioner is shown", "give --clips CLIPS.jsonl")
+    bad, shard = BadLines(args.bad), generation.shard_of(args.shard)
+    query = query_of(args) if args.query or args.query_file else ""
+    jobs = generation.segment_jobs(read_segments(args.clips, bad), args.videos, query)
+    mine = [job for video in list(jobs)[shard[0] - 1 :: shard[1]] for job in jobs[video]]
+    told = _look(mine, bad)
+    client = captioner_client(args, args.out)
+    assert client is not None
+    commentator = ChatCommentator(client, concurrency=args.concurrency)
+    settings = {"benchmark": "infstreams", "mode": "captioner", "query": query, "data": {"clips": digest(args.clips)}}
+    folder = open_run(args.out, {**settings, **commentator.settings()})
+    made = generation.Generation(folder, jobs, shard, a_line_a_game=True)
+    todo = [job for job in mine if job.key not in made.done]
+    frames = sum(num_frames(job.end - job.start) for job in todo)
+    print(f"{len(todo)} of {len(mine)} segments to ask for, {frames} frames", file=sys.stderr, flush=True)
+    _watch(made, commentator, Progress("asked", "segments"), len(todo))
+    _tell(made, bad, told)
+
+
+def _watch(
+    made: generation.Generation, commentator: Commentator, progress: Progress | None = None, total: int | None = None
+) -> None:
+    for done, finished in enumerate(made.run(commentator), 1):
+        if progress is not None:
+            progress(done, total or done)
+        for note in finished.notes:
+            print(f"{finished.job.key}: {note}", file=sys.stderr)
+
+
+def _tell(made: generation.Generation, bad: BadLines, told: set[str]) -> None:
+    """What there is now, and what is missing from it; a video once.
+
+    Raises:
+        InputError: more than is allowed.
+    """
+    print(f"{made.complete} of {len(made.mine)} games -> {made.folder}")
+    for job, error in made.errors:
+        if str(job.path) not in told:
+            told.add(str(job.path))
+            bad.add(InputError(job.key, error, "all of it", RUN_AGAIN), "kept as far as it goes")
 
 
 def _protocol(args: argparse.Namespace) -> generation.Protocol:
-    if args.chunk and args.protocol != "chunk":
-        raise InputError("--chunk", f"{args.chunk:g} with --mode {args.protocol}", "--mode chunk with it", "leave it out")
-    if args.frames and args.protocol != "recent":
-        raise InputError("--frames", f"{args.frames} with --mode {args.protocol}", "--mode recent with it", "leave it out")
-    chunk = (args.chunk or generation.CHUNK) if args.protocol == "chunk" else None
     from svlm_jax.cli.stream_flags import stream_settings
 
+    for flag, value in (("--games", args.games), ("--mode", args.protocol)):
+        if value is None:
+            raise InputError(flag, "nothing", "a value, or --captioner-url and --clips", "add it")
+    for flag, value, mode in (("--chunk", args.chunk, "chunk"), ("--frames", args.frames, "recent")):
+        if value and args.protocol != mode:
+            raise InputError(flag, f"{value:g} with --mode {args.protocol}", f"--mode {mode} with it", "leave it out")
+    if args.clips is not None:
+        raise InputError("--clips", "segments for a model that is not asked for", "--captioner-url with it", "leave it out")
+    chunk = (args.chunk or generation.CHUNK) if args.protocol == "chunk" else None
     has_turn = args.protocol != "recent" and stream_settings(args)[0].previous_text_turn
     return generation.Protocol(args.start, chunk, query_of(args), args.seed, has_turn)
 
 
-def _check_length(games: list[Game], jobs: list[list[Job]], start: float) -> None:
+def _check_length(games: Sequence[Game], jobs: Mapping[str, Sequence[Job]], start: float) -> None:
     """Games that end before streams begin are told, and are an error where there is no other."""
-    short = [game for game, game_jobs in zip(games, jobs, strict=True) if not game_jobs]
+    short = [game for game in games if not jobs[game.video]]
     if len(short) == len(games):
         longest = max(game.words[-1].end for game in games)
         raise InputError("--start", f"{start:g}", f"less than {longest:g}, where the longest game ends", "lower it")
@@ -111,7 +172,7 @@ def _check_length(games: list[Game], jobs: list[list[Job]], start: float) -> Non
         print(f"{game.video}: left out, it ends before second {start:g}", file=sys.stderr)
 
 
-def _look(jobs: list[Job], bad: BadLines) -> set[str]:
+def _look(jobs: Sequence[Job], bad: BadLines) -> set[str]:
     """Videos that cannot be watched to their end, as far as that shows before a model is loaded; each is told to `bad`."""
     from svlm_jax.eval.job_video import look
 
