@@ -129,6 +129,10 @@ def read_segments(path: str | Path, bad: BadLines) -> list[Segment]:
     keys: set[str] = set()
 
     def parse(record: dict[str, Any], source: str) -> Segment:
+        if "preasr" not in record:
+            raise InputError(
+                f"{source} preasr", "nothing", "a segment, not a game", "cut games: svlm evaluate infstreams segments"
+            )
         words = _words(require(record, "content", list, source), source, bad)
         segment = Segment(_video(record, source), words, _text(record, "title", source), _text(record, "preasr", source))
         if segment.end <= segment.start:

@@ -127,7 +127,7 @@ def test_a_segment_of_no_length_is_bad(tmp_path):
 
 def test_a_segment_twice_counts_once(tmp_path):
     path = tmp_path / "clips.jsonl"
-    write(path, [{"video": "g.mp4", "title": None, "content": [[5.1, 8.4, "w"]]}] * 2)
+    write(path, [{"video": "g.mp4", "title": None, "preasr": None, "content": [[5.1, 8.4, "w"]]}] * 2)
     with pytest.warns(UserWarning, match=r"left out: clips\.jsonl:2: got g\.mp4:5-8 a second time"):
         assert len(read_segments(path, BadLines(1))) == 1
 
@@ -142,3 +142,9 @@ def test_published_scripts_can_read_our_answers():
     assert record["items"][1] == {"response": "", "start_time": 1001.0, "end_time": 1002.0}
     assert answer_name("soccer/final.mp4").startswith("result_final_")
     assert answer_name("soccer/final.mp4") != answer_name("tennis/final.mp4")
+
+
+def test_games_in_place_of_segments_are_refused(tmp_path):
+    """Else whole games would be judged as one segment each."""
+    with pytest.raises(InputError, match=r"games\.jsonl:1 preasr: got nothing, expected a segment, not a game"):
+        read_segments(games_file(tmp_path, [[1.0, 2.0, "one"]]), BadLines())
