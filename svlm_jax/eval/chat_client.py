@@ -174,7 +174,8 @@ class ChatClient:
             return InputError(f"{self.flag}-url {masked(self.url)}", got, "a model that it serves", remedy)
         if code == "insufficient_quota":
             return InputError(f"{self.flag}-url {masked(self.url)}", "429: no credit left", "credit", "add some and run again")
-        return ChatError(self._hide(f"{status}: {error.message}"))
+        message = error.body.get("message") if isinstance(error.body, dict) else None
+        return ChatError(self._hide(f"{status}: {message or error.message}"))
 
     def _hide(self, text: str) -> str:
         """An error of a server on one line, short, and without the key."""

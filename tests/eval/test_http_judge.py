@@ -1,11 +1,6 @@
 """A judge over HTTP: what its answers mean, and that no fault of a server changes a number or loses a vote."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +8,6 @@ from svlm_jax.errors import InputError
 from svlm_jax.eval.chat_client import ChatClient
 from svlm_jax.eval.http_judge import MAX_CHARACTERS, STYLES, HttpJudge, Prompt, parse_commentary, parse_letter
 from svlm_jax.eval.judging import Candidate, Pair, judge_pairs, unresolved
-from tests.support import ROOT
 from tests.support.judge_server import (
     BROKEN,
     CUT,
@@ -32,7 +26,6 @@ from tests.support.judge_server import (
     prefers,
     prompt_text,
     slow,
-    wait_until,
 )
 
 
@@ -293,31 +286,3 @@ def test_a_prompt_without_a_place_for_both_candidates_is_refused(text, tmp_path)
     (tmp_path / "prompt.txt").write_text(text)
     with pytest.raises(InputError, match=r"expected a text with \{a\} and \{b\}"):
         Prompt.read(tmp_path / "prompt.txt")
-
-
-KILLED_RUN = """
-import sys
-from tests.eval.test_http_judge import MODEL, PAIRS
-from svlm_jax.eval.chat_client import ChatClient
-from svlm_jax.eval.http_judge import HttpJudge
-from svlm_jax.eval.judging import judge_pairs
-
-judge_pairs(PAIRS, HttpJudge(ChatClient(sys.argv[1], MODEL, cache=sys.argv[3]), "infstreams"), sys.argv[2], concurrency=3)
-"""
-
-
-def test_a_run_that_is_killed_asks_nothing_twice_that_was_answered_and_ends_with_the_same_bytes(tmp_path):
-    path, cache = tmp_path / "votes.jsonl", tmp_path / "cache"
-    with judge_server(
-        lambda body, times: slow("A", 60.0) if "segment 5" in prompt_text(body) and times == 0 else "A"
-    ) as server:
-        command = [sys.executable, "-c", KILLED_RUN, server.url, str(path), str(cache)]
-        process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
-        wait_until(lambda: path.exists() and path.read_bytes().count(b"\n") == 14 and len(server.requests) == 16)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-3]) + b'{"key": "segm')  # an older disk
-        judge_pairs(PAIRS, judge(server, cache=cache), path)
-        assert len(server.requests) == 18  # both orders of segment 5 again; the three are in the cache
-        judge_pairs(PAIRS, judge(server), tmp_path / "at once.jsonl")
-    assert path.read_bytes() == Path(tmp_path / "at once.jsonl").read_bytes()

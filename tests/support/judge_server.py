@@ -163,7 +163,7 @@ def judge_server(respond: Respond | Answer) -> Iterator[JudgeServer]:
         thread.join()
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
     """For what another process or thread does; fails where it never comes."""
     until = time.monotonic() + seconds
     while not condition():
