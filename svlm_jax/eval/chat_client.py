@@ -7,11 +7,11 @@ benchmarks. The API key is read from the environment and is in no error, no file
 
 import json
 import os
-from collections import Counter
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from threading import Lock
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.response_cache import ResponseCache, canonical
@@ -21,6 +21,7 @@ KEY_ENV = "OPENAI_API_KEY"
 TIMEOUT = 120.0  # seconds without a byte, of one try
 RETRIES = 6  # by the openai package: about half a minute in all, or as long as Retry-After says
 BODY_TRIES = 3  # of a body that is no chat completion
+BODY_PAUSE = 2.0  # seconds before the second of them, twice as many before the third
 # Parameters that some models refuse (temperature: those that reason), and under which name they take them.
 OPTIONAL = {"temperature": None, "seed": None, "max_tokens": "max_completion_tokens", "max_completion_tokens": None}
 REFUSALS = ("content_filter", "content_policy_violation")  # codes of a 400 that is about what the request says
@@ -61,21 +62,19 @@ class ChatClient:
             flag: how errors call it: "--judge" for --judge-url and --judge-model.
 
         Raises:
-            InputError: no http address, the openai package is not there, or the cache cannot be written.
+            InputError: no http address, no key where one is named, no openai package, or a file in the place of the cache.
         """
-        if not url.startswith(("http://", "https://")):
-            raise InputError(f"{flag}-url", masked(url) or "nothing", "http://HOST:PORT/v1 or https://...", "check it")
         try:
             from openai import OpenAI
         except ImportError:
             raise InputError("openai", "no such package", "the extra evaluate", "pip install 'svlm-jax[evaluate]'") from None
         self.url, self.model, self.key_env, self.flag = url, model, key_env, flag
         self.cache = ResponseCache(cache) if cache is not None else None
-        self.counts: Counter[str] = Counter()  # asked, cached, damaged (bodies)
-        self._key = os.environ.get(key_env, "")
+        self._key = _read_key(key_env, flag)
+        if not _is_address(url):
+            raise InputError(f"{flag}-url", masked(url) or "nothing", "http://HOST:PORT/v1 or https://...", "check it")
         self._openai = OpenAI(base_url=url, api_key=self._key or "none", timeout=timeout, max_retries=retries)
         self._refused: set[str] = set()  # names of parameters
-        self._lock = Lock()
 
     def complete(self, messages: Sequence[Mapping[str, Any]], **parameters: Any) -> Reply:
         """The answer, from the cache or the server.
@@ -91,9 +90,7 @@ class ChatClient:
         request = self._canonical(messages, parameters)
         if entry := self.cache and self.cache.read(request):
             try:
-                reply = _reply(entry["response"], entry["sent"])
-                self._count("cached")
-                return reply
+                return _reply(entry["response"], entry["sent"])
             except ValueError:
                 pass  # damaged
         return self._ask(request)
@@ -108,7 +105,8 @@ class ChatClient:
     def _ask(self, request: bytes) -> Reply:
         wanted = json.loads(request)
         error = ""
-        for _ in range(BODY_TRIES):
+        for number in range(BODY_TRIES):
+            time.sleep(BODY_PAUSE * number)
             body, sent = self._send(wanted)
             if body is None:
                 return Reply("", {"model": self.model, "finish_reason": "content_filter"})
@@ -116,7 +114,6 @@ class ChatClient:
                 reply = _reply(body, sent)
             except ValueError as problem:
                 error = str(problem)
-                self._count("damaged")
                 continue
             if self.cache:
                 self.cache.write(request, sent, body)
@@ -131,7 +128,6 @@ class ChatClient:
             request = self._accepted(wanted)
             sent = {name: value for name, value in request.items() if name != "messages"}
             try:
-                self._count("asked")
                 return self._openai.chat.completions.with_raw_response.create(**request).text, sent
             except APIStatusError as error:
                 if self._refuses_parameter(error, sent):
@@ -182,9 +178,26 @@ class ChatClient:
         text = text.replace(self._key, "***") if self._key else text
         return shortened(" ".join(text.split()), 200)
 
-    def _count(self, name: str) -> None:
-        with self._lock:
-            self.counts[name] += 1
+
+def _is_address(url: str) -> bool:
+    """Whether the openai package takes it: it says so by errors of its HTTP library, of which there are two."""
+    try:
+        address = urlsplit(url)
+        return address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0 and url.isprintable()
+    except ValueError:  # brackets, or a port that is none
+        return False
+
+
+def _read_key(name: str, flag: str) -> str:
+    """The key; empty where the usual variable is not set: servers of one's own want none."""
+    key, expected = os.environ.get(name, "").strip(), "the environment variable with the key"
+    if not key and name != KEY_ENV:
+        is_name = name.isupper() and name.isidentifier()  # else it may be the key itself
+        got = f"{name}, which is not set" if is_name else "no name of a variable"
+        raise InputError(f"{flag}-key-env", got, expected, "set it, or leave the flag out")
+    if not (key.isascii() and key.isprintable()):
+        raise InputError(f"${name}", "letters that no key has", expected, "check what it holds")
+    return key
 
 
 def approximate_tokens(messages: Sequence[Mapping[str, Any]]) -> int:

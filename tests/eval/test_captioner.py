@@ -25,6 +25,7 @@ SECONDS = 12
 def environment(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("svlm_jax.eval.chat_client.BODY_PAUSE", 0.001)
 
 
 @pytest.fixture(scope="module")

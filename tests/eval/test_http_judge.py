@@ -42,6 +42,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    monkeypatch.setattr("svlm_jax.eval.chat_client.BODY_PAUSE", 0.001)
 
 
 def judge(server, style="infstreams", prompt=None, **options) -> HttpJudge:
@@ -217,6 +218,23 @@ def test_the_key_is_sent_and_is_in_no_file_and_no_error(tmp_path, monkeypatch):
     assert written
     assert KEY.upper().encode() not in written
     assert KEY.upper() not in json.dumps(asking.settings())
+
+
+def test_a_key_that_is_named_and_not_there_is_told_without_it_before_anything_is_asked(monkeypatch):
+    for name, words in (("MY_KEY", "MY_KEY, which is not set"), (KEY, "no name of a variable")):
+        with pytest.raises(InputError, match=words) as error:
+            ChatClient("http://127.0.0.1:1/v1", MODEL, key_env=name)
+        assert KEY not in str(error.value)
+    monkeypatch.setenv("MY_KEY", f"{KEY}é")
+    with pytest.raises(InputError, match="letters that no key has"):
+        ChatClient("http://127.0.0.1:1/v1", MODEL, key_env="MY_KEY")
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "", "http://", "http://[", "http://host:port/v1", "http://me:word@[/v1"])
+def test_what_is_no_address_is_refused_before_anything_is_asked(url):
+    with pytest.raises(InputError, match="--judge-url") as error:
+        ChatClient(url, MODEL)
+    assert "word" not in str(error.value)
 
 
 def test_long_candidates_are_cut_and_it_is_told(tmp_path):
