@@ -7,10 +7,12 @@ import pytest
 from svlm_jax.data.annotation import Word
 from svlm_jax.errors import InputError
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.infstreams import Segment, answer_name, answer_record
+from svlm_jax.eval.infstreams import Game, Segment, answer_name, answer_record
 from svlm_jax.eval.infstreams_answers import Answers, read_answers
+from svlm_jax.eval.infstreams_generate import Generation, Protocol, game_jobs
 from svlm_jax.eval.judging import Candidate
 from svlm_jax.eval.lines import BadLines, write
+from tests.support.commentators import FakeCommentator
 
 VIDEO = "soccer/final.mp4"
 GAME = (1000, 1300)
@@ -245,3 +247,18 @@ def test_a_run_is_named_by_its_model_and_mode(tmp_path):
     assert read.name == "svlm infinite"
     assert read.settings == {"model": "svlm", "mode": "infinite"}
     assert len(read.sha256) == 64
+
+
+@pytest.mark.parametrize("chunk", [None, 100])
+def test_what_is_generated_here_is_read_without_a_fault(tmp_path, chunk):
+    """Infinite and chunk mode, of two games of one file name."""
+    videos = (VIDEO, "tennis/final.mp4")
+    games = [Game(video, (Word(1299.0, 1300.0, "end"),)) for video in videos]
+    jobs = {game.video: game_jobs(game, tmp_path, Protocol(chunk=chunk)) for game in games}
+    commentator = FakeCommentator(lambda job, second: f"{job.key[0]}{second + 1:g}" if (second + 1) % 3 else "")
+    assert len(list(Generation(tmp_path, jobs).run(commentator))) == (6 if chunk else 2)
+    read = read_answers(tmp_path, videos, BadLines())
+    assert read.faults == []
+    for video in videos:
+        given = [read.candidate(segment(start, start + 99, video))[0].text for start in CHUNKS]
+        assert given == [said(start, start + 99, video[0]) for start in CHUNKS]
