@@ -107,9 +107,9 @@ def run(args: argparse.Namespace) -> None:
 def score_file(args: argparse.Namespace) -> None:
     """Score answers that are there."""
     bad = BadLines(args.bad)
-    questions = read_questions(args.items, bad)
-    responses = read_responses(args.answers, questions, bad)
     run = read_run(args.answers) if args.answers.is_dir() else None
+    questions = read_questions(args.items, bad)[: run["limit"] if run else None]
+    responses = read_responses(args.answers, questions, bad)
     label = f"{run['model']} {run['score']}" if run else args.answers.stem
     answers = args.answers / ANSWERS if args.answers.is_dir() else args.answers
     details = {"run": run, "data": {"items": digest(args.items), "answers": digest(answers)}}
