@@ -4,6 +4,7 @@ Owns the protocols and the file that a run leaves. Does not know models: a `Comm
 Units: seconds of the whole video.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -102,6 +103,8 @@ def streamed(
     by_key = {event.key: event for event in events}
     for finished in commentator.run(jobs, skip=done):
         event = by_key[finished.job.key]
+        for note in finished.notes:
+            warnings.warn(f"event {event.key}: {note}", stacklevel=2)
         if finished.error:
             remedy = "mend the video, or allow it with --bad"
             yield event, InputError(f"event {shortened(event.key, 60)}", finished.error, "all of it watched", remedy)

@@ -82,6 +82,7 @@ def compare(events: Sequence[Event], judgements: Sequence[Judgement], label: str
         },
         "unresolved": {each.event.key: shortened(each.judgement.error) for each in compared if each.judgement.error},
         "position": position(counted),
+        "answered_by": sorted(_judges(counted)),
         "per_sport": _per_sport(counted),
     }
     return Result("livesports-cc", label, metrics), details
@@ -121,6 +122,12 @@ def position(compared: Iterable[Compared]) -> dict[str, int]:
     choices = Counter((judgement.ab.vote, judgement.ba.vote) for judgement in by_judge)
     decided = sum(count for (ab, ba), count in choices.items() if {ab, ba} <= {"A", "B"})
     return {"decided": decided, "first_both_times": choices["A", "B"], "second_both_times": choices["B", "A"]}
+
+
+def _judges(compared: Iterable[Compared]) -> set[str]:
+    """Who answered, as the server of a judge names it: a dated version, where the request had another name."""
+    ballots = (ballot for each in compared for ballot in (each.judgement.ab, each.judgement.ba))
+    return {str(ballot.details["model"]) for ballot in ballots if ballot.details.get("model")}
 
 
 def _per_sport(compared: Sequence[Compared]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from svlm_jax.cli.evaluate import livesports, livesports_generate
 from svlm_jax.errors import InputError
 from tests.support.commentators import FakeCommentator
 from tests.support.films import RED, film, plain
-from tests.support.judge_server import candidates, failure, judge_server, prefers
+from tests.support.judge_server import MODEL, candidates, failure, judge_server, prefers
 
 EVENTS = [
     {"video_id": "v", "event_id": n, "begin": 10.0 * n, "end": 10.0 * n + 9, "event_title": "", "class": "judo"}
@@ -65,6 +65,7 @@ def test_published_captions_are_the_baseline(run, tmp_path, capsys):
     assert found["ballots"] == {"A": 2, "B": 4, "tie": 2, "invalid": 0}
     assert found["metrics"][0]["value"] == 2 / 8 and found["metrics"][1]["value"] == 2 / 6
     assert found["without_words"]["A"] == ["v_2"] and found["judge"]["model"] == "m"
+    assert found["answered_by"] == [f"{MODEL}-2026-11-28"]
     published = [json.loads(line) for line in (tmp_path / "scores" / "GPT-4o_ours.jsonl").read_text().splitlines()]
     assert published[0] == {"video_event_id": "v_0", "ab_winner": "ours", "ba_winner": "ours"}
     output = capsys.readouterr()

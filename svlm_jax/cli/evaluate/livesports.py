@@ -13,6 +13,7 @@ questions not answered; what is missing is listed in the result. Files have the 
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from svlm_jax.cli.evaluate import livesports_generate, livesports_qa
 from svlm_jax.cli.evaluate.judge_flags import UNRESOLVED, http_judge, judge_flags, judged
@@ -24,7 +25,7 @@ from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.livesports_cc import PREDICTIONS, Event, Prediction, read_events, read_predictions
 from svlm_jax.eval.livesports_judge import compare, pairs, published_judgements
 from svlm_jax.eval.result import Result, write_result
-from svlm_jax.eval.run_directory import open_run
+from svlm_jax.eval.run_directory import RUN, open_run, read_run
 
 RESULTS = "results.json"
 
@@ -60,7 +61,9 @@ def _judge(args: argparse.Namespace) -> None:
     a, b = (_predictions(path, events, bad) for path in (args.a, args.b))
     judge = _judge_of(args)
     names = (_name(args.a), _name(args.b))
-    data = {"events": digest(args.events), "a": digest(_file(args.a)), "b": digest(_file(args.b))}
+    if names[0] == names[1]:
+        names = (f"{names[0]} (A)", f"{names[1]} (B)")
+    data = {"events": digest(args.events), "a": _origin(args.a), "b": _origin(args.b)}
     settings = {"benchmark": "livesports-cc", "model": " vs ".join(names), "limit": args.limit, "data": data}
     folder = open_run(args.out, {**settings, "judge": judge.settings()})
     judgements = judged(pairs(events, a, b), judge, folder / "votes.jsonl", args.concurrency)
@@ -86,8 +89,11 @@ def _predictions(path: Path, events: list[Event], bad: BadLines) -> dict[str, Pr
     return predictions
 
 
-def _file(path: Path) -> Path:
-    return path / PREDICTIONS if path.is_dir() else path
+def _origin(path: Path) -> dict[str, Any]:
+    """Which predictions, and the settings of the run that made them where that is known."""
+    if not path.is_dir():
+        return {"sha256": digest(path)}
+    return {"sha256": digest(path / PREDICTIONS), "run": read_run(path) if (path / RUN).is_file() else None}
 
 
 def _name(path: Path) -> str:

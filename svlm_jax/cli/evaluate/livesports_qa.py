@@ -28,7 +28,7 @@ from svlm_jax.eval.livesports_qa import (
     score,
 )
 from svlm_jax.eval.result import Result, write_result
-from svlm_jax.eval.run_directory import open_run, read_run
+from svlm_jax.eval.run_directory import RUN, open_run, read_run
 
 FRAMES = 480  # of the published script, at most
 RESULTS = "results.json"
@@ -107,7 +107,7 @@ def run(args: argparse.Namespace) -> None:
 def score_file(args: argparse.Namespace) -> None:
     """Score answers that are there."""
     bad = BadLines(args.bad)
-    run = read_run(args.answers) if args.answers.is_dir() else None
+    run = read_run(args.answers) if (args.answers / RUN).is_file() else None
     questions = read_questions(args.items, bad)[: run["limit"] if run else None]
     responses = read_responses(args.answers, questions, bad)
     label = f"{run['model']} {run['score']}" if run else args.answers.stem
