@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from svlm_jax.eval import livesports_cc
 from svlm_jax.eval.commentary import Utterance
+from svlm_jax.eval.infstreams import answer_record
 from svlm_jax.eval.truth import Mention, Truth, Value
 from svlm_jax.touchline import commentary
 from svlm_jax.touchline.commentary import CLAIM_PATTERNS, STATE_PATTERNS
@@ -19,6 +21,7 @@ from svlm_jax.touchline.match import TEAMS, Kind, second_of
 SHIFT = 3  # seconds by which a baseline is late
 ERRORS = 0.3  # share of the seconds with words in which a baseline is wrong
 EVENT_SECONDS = (10, 60)  # shortest and longest event of the CC track
+CLASS = "touchline"  # the sport
 AFTER_GOAL, BEFORE_GOAL = 8, 14  # seconds of an event around a goal
 
 
@@ -75,51 +78,50 @@ BASELINES: dict[str, Callable[[Game], dict[int, str]]] = {
 }
 
 
-def cc_events(game: Game) -> list[dict[str, Any]]:
-    """Entries of LiveSports-3K-CC.json: the seconds around every goal, from the last goal or kick-off at the earliest."""
-    entries, previous_end = [], 0
+def cc_events(game: Game) -> list[livesports_cc.Event]:
+    """The seconds around every goal, from the end of the event before at the earliest."""
+    events, previous_end = [], 0
     for second, event in game.when(Kind.GOAL):
         begin, end = max(previous_end, second - BEFORE_GOAL), min(second + AFTER_GOAL, game.seconds)
         if not EVENT_SECONDS[0] <= end - begin <= EVENT_SECONDS[1]:
             continue
         previous_end = end
-        entries.append(
-            {
-                "video_id": game.video_id,
-                "url": f"match:{game.seed}",
-                "event_id": len(entries),
-                "begin": float(begin),
-                "end": float(end),
-                "event_title": f"A goal for {event.team}",
-                "event_type": 0,
-                "class": "touchline",
-                "video": game.video,
-                "preasr_text": game.text(0, begin),
-                "event_asr_text": game.text(begin, end),
-            }
-        )
-    return entries
+        title, said_before, words = f"A goal for {event.team}", game.text(0, begin), game.text(begin, end)
+        times = (float(begin), float(end))
+        about = (title, CLASS, said_before, words, game.video)
+        events.append(livesports_cc.Event(game.video_id, len(events), *times, *about))
+    return events
+
+
+def cc_entry(event: livesports_cc.Event) -> dict[str, Any]:
+    """An entry of LiveSports-3K-CC.json."""
+    return {
+        "video_id": event.video_id,
+        "url": "",
+        "event_id": event.event_id,
+        "begin": event.begin,
+        "end": event.end,
+        "event_title": event.title,
+        "event_type": 0,
+        "class": event.sport,
+        "video": event.video,
+        "preasr_text": event.previous,
+        "event_asr_text": event.reference,
+    }
 
 
 def cc_predictions(game: Game, replies: dict[int, str]) -> Iterator[dict[str, Any]]:
-    """Lines of a caption file: what was said in each event of the game; as `svlm evaluate livesports` writes them, with times,
-    without which an exact judge cannot tell the true commentary from a late one."""
-    for entry in cc_events(game):
-        begin, end = int(entry["begin"]), int(entry["end"])
-        items = [
-            {"response": replies[second], "start_time": second, "end_time": second + 1}
-            for second in range(begin, end)
-            if second in replies
-        ]
-        line = {key: entry[key] for key in ("video_id", "event_id", "begin", "end")}
-        yield {**line, "pred": said(replies, begin, end), "items": items}
+    """Lines of a published file of predictions, with times: what was said in each event of the game."""
+    for event in cc_events(game):
+        start, end = int(event.begin), int(event.end)
+        yield livesports_cc.prediction_record(event, said(replies, start, end), utterances(replies, start, end))
 
 
 def infstreams_answers(game: Game, replies: dict[int, str]) -> dict[str, Any]:
-    """A line of a published answer file: one item a second."""
-    items = [
-        {"response": f"\n {replies[second]}" if second in replies else "\n", "start_time": second, "end_time": second + 1}
-        for second in range(game.seconds)
-    ]
-    name = game.video.rpartition("/")[2]
-    return {"video": name, "chunk_start": 0, "chunk_end": game.seconds, "items": items}
+    """A line of a published file of answers."""
+    return answer_record(game.video, 0, game.seconds, utterances(replies, 0, game.seconds))
+
+
+def utterances(replies: dict[int, str], start: int, end: int) -> list[Utterance]:
+    """One a second, "" for silence."""
+    return [Utterance(second, second + 1, replies.get(second, "")) for second in range(start, end)]

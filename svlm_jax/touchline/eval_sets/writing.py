@@ -33,7 +33,7 @@ def write_sets(folder: Path, games: Sequence[Game]) -> dict[str, int]:
         predictions = (line for each in said for line in commentaries.cc_predictions(*each))
         counts[captions] = lines.write(folder / captions, predictions)
     lists = {
-        CC: [entry for game in games for entry in commentaries.cc_events(game)],
+        CC: [commentaries.cc_entry(event) for game in games for event in commentaries.cc_events(game)],
         QA: livesports_qa.questions(games),
         OVO: ovo.items(games),
         REAL: streamingbench.real(games),
