@@ -64,7 +64,11 @@ HOST_SIDE = (
     "svlm_jax.spans",
     "svlm_jax.inputs",
     "svlm_jax.data",
-    *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge", "source", "eval_sets")),
+    *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge", "source")),
+    *(
+        f"svlm_jax.touchline.eval_sets.{name}"
+        for name in ("games", "commentaries", "choices", "ovo", "streamingbench", "livesports_qa")
+    ),
     *(
         f"svlm_jax.eval.{name}"
         for name in (

@@ -3,12 +3,14 @@
 Owns the file names. Does not make films (`svlm evaluate game` does). Host side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from svlm_jax.eval import lines
 from svlm_jax.eval.truth import write_truth
-from svlm_jax.touchline.eval_sets import commentaries, livesports_qa, ovo, streamingbench
+from svlm_jax.touchline.eval_sets import answer_key, commentaries, livesports_qa, ovo, streamingbench
+from svlm_jax.touchline.eval_sets.commentaries import BASELINES
 from svlm_jax.touchline.eval_sets.games import Game
 
 GAMES, TRUTH = "eval_all_metadata.jsonl", "truth.jsonl"
@@ -20,18 +22,10 @@ ANSWERS = "answers"
 
 def write_sets(folder: Path, games: Sequence[Game]) -> dict[str, int]:
     """Write all of them; returns the entries of each file, by its path in the folder. Files that exist are replaced."""
-    counts = {GAMES: lines.write(folder / GAMES, map(commentaries.games_line, games))}
+    (folder / CAPTIONS).mkdir(exist_ok=True)
+    for name in (*(f"infstreams/{name}" for name in BASELINES), "right"):
+        (folder / ANSWERS / name).mkdir(parents=True, exist_ok=True)
     write_truth(folder / TRUTH, map(commentaries.truth, games))
-    counts[TRUTH] = len(games)
-    for name, replies in commentaries.BASELINES.items():
-        said = [(game, replies(game)) for game in games]
-        answers = f"{ANSWERS}/infstreams/{name}/result_0.jsonl"
-        (folder / answers).parent.mkdir(parents=True, exist_ok=True)
-        counts[answers] = lines.write(folder / answers, (commentaries.infstreams_answers(*each) for each in said))
-        captions = f"{CAPTIONS}/{name}.jsonl"
-        (folder / CAPTIONS).mkdir(exist_ok=True)
-        predictions = (line for each in said for line in commentaries.cc_predictions(*each))
-        counts[captions] = lines.write(folder / captions, predictions)
     lists = {
         CC: [commentaries.cc_entry(event) for game in games for event in commentaries.cc_events(game)],
         QA: livesports_qa.questions(games),
@@ -42,5 +36,29 @@ def write_sets(folder: Path, games: Sequence[Game]) -> dict[str, int]:
     }
     for name, entries in lists.items():
         lines.write_json(folder / name, entries)
-        counts[name] = len(entries)
-    return counts
+    files = {GAMES: map(commentaries.games_line, games), **_commentaries(games), **_right_answers(folder, games)}
+    counts = {name: lines.write(folder / name, records) for name, records in files.items()}
+    return {TRUTH: len(games)} | {name: len(entries) for name, entries in lists.items()} | counts
+
+
+def _commentaries(games: Sequence[Game]) -> dict[str, Iterable[dict[str, Any]]]:
+    """The truth and the baselines, as answers to Inf-Streams-Eval and as captions of LiveSports events."""
+    files: dict[str, Iterable[dict[str, Any]]] = {}
+    for name, replies in BASELINES.items():
+        said = [(game, replies(game)) for game in games]
+        files[f"{ANSWERS}/infstreams/{name}/result_0.jsonl"] = [commentaries.infstreams_answers(*each) for each in said]
+        files[f"{CAPTIONS}/{name}.jsonl"] = [line for each in said for line in commentaries.cc_predictions(*each)]
+    return files
+
+
+def _right_answers(folder: Path, games: Sequence[Game]) -> dict[str, Iterable[dict[str, Any]]]:
+    """To all questions."""
+    answers = {
+        "livesports_qa": answer_key.to_livesports_qa(folder / QA),
+        "ovo": answer_key.to_ovo(folder / OVO),
+        "streamingbench_real": answer_key.to_streamingbench(folder / REAL),
+        "streamingbench_sqa": answer_key.to_streamingbench(folder / SEQUENCES),
+        "streamingbench_polled": answer_key.to_proactive(folder / PROACTIVE, games, polled=True),
+        "streamingbench_native": answer_key.to_proactive(folder / PROACTIVE, games, polled=False),
+    }
+    return {f"{ANSWERS}/right/{name}.jsonl": records for name, records in answers.items()}
