@@ -17,6 +17,7 @@ DATA = (
     "pallas_kernels/py.typed",
     "svlm_jax/h100.txtpb",
     "svlm_jax/serve/page/index.html",
+    "svlm_jax/eval/prompts/infstreams.txt",
     "svlm_jax/touchline/weights/touchline/model.safetensors",
     "svlm_jax/touchline/weights/touchline-base/config.json",
 )

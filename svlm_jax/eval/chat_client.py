@@ -227,4 +227,5 @@ def _reply(body: str, sent: Mapping[str, Any]) -> Reply:
     details = {"model": str(completion.get("model") or ""), "temperature": sent.get("temperature")}
     if (reason := choice.get("finish_reason")) not in ("stop", None):
         details["finish_reason"] = reason
-    return Reply(content.rpartition("</think>")[2].strip(), details)
+    text = content.rpartition("</think>")[2].strip()
+    return Reply("" if text.startswith("<think>") else text, details)  # thoughts that were cut off are no answer

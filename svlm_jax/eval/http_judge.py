@@ -71,8 +71,12 @@ class Style(NamedTuple):
     parameters: dict[str, Any]
 
 
-# A letter by itself. "A" before a small word is an article ("A lively call"), but for words that cannot follow one.
-_LETTER = re.compile(r"(?<![\w'])(?:A(?!\s+(?!(?:is|was|has|wins|and|or|over|because|since|as)\b)[a-z])|B)(?![\w'])")
+# A letter by itself, or the one of "candidate A". "A" before a small word is else an article ("A lively call"), but for words
+# that cannot follow one.
+_LETTER = re.compile(
+    r"(?i:\b(?:candidate|commentary|option)[\s*_\"'(]+)(?P<named>[AB])\b"
+    r"|(?<![\w'])(?:A(?!\s+(?!(?:is|was|has|wins|and|or|over|because|since|as)\b)[a-z])|B)(?![\w'])"
+)
 _FIRST_LINE = re.compile(r"[^\w\n]*([AB])[^\w\n]*(?:\n|$)")
 _COMMENTARY = re.compile(r"\bcommentary\W+([ab])\b", re.IGNORECASE)
 _TIE = re.compile(r"\b(?:tie|tied|equal|equally)\b", re.IGNORECASE)
@@ -86,7 +90,7 @@ def parse_letter(answer: str) -> Vote | None:
         return _vote(alone)
     if match := _FIRST_LINE.match(answer):
         return _vote(match[1])
-    letters = {match[0] for match in _LETTER.finditer(answer)}
+    letters = {match["named"] or match[0] for match in _LETTER.finditer(answer)}
     return _vote(letters.pop()) if len(letters) == 1 else None
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from svlm_jax.eval import lines, win_rate
 from svlm_jax.eval.infstreams import Segment
 from svlm_jax.eval.infstreams_answers import SEAM, Answers
-from svlm_jax.eval.judging import Judgement, Pair
+from svlm_jax.eval.judging import Judgement, Pair, served
 from svlm_jax.eval.result import Metric, Result, Series, write_result
 
 RESULTS = "score_results.json"
@@ -121,15 +121,13 @@ def write_scores(
     """Write score_segments.jsonl and score_results.json; returns what `scores` says.
 
     Args:
-        judge: its settings. Added are the models that answered, as the server calls them, with the number of their votes.
+        judge: its settings. Added is what `judging.served` tells of the votes.
         data: of what the scores are: hashes of files, settings of the two runs.
     """
     model = str(judge.get("model") or judge.get("judge") or "")
     lines.write(folder / SEGMENTS, (segment_record(judgement, model) for judgement in judgements))
     found = scores(judgements, comparison)
-    served = Counter(ballot.details.get("model", "") for each in judgements for ballot in (each.ab, each.ba))
-    judge = {**judge, "served_models": {name: number for name, number in sorted(served.items()) if name}}
-    details = {**found, "judge": judge, "skipped_because": comparison.reasons, "data": data}
+    details = {**found, "judge": {**judge, **served(judgements)}, "skipped_because": comparison.reasons, "data": data}
     write_result(folder / RESULTS, result(judgements, comparison), details)
     return found
 

@@ -163,6 +163,17 @@ def unresolved(judgements: Iterable[Judgement]) -> list[Judgement]:
     return [judgement for judgement in judgements if judgement.error]
 
 
+def served(judgements: Iterable[Judgement]) -> dict[str, dict[str, int]]:
+    """Votes by the model that gave them, as the server calls it, and by the temperature that it took: what only the answers of
+    a judge tell. Empty for a judge that is no server."""
+    details = [ballot.details for each in judgements if not each.rule for ballot in (each.ab, each.ba)]
+    models = Counter(str(each["model"]) for each in details if each.get("model"))
+    temperatures = Counter(
+        "none" if each["temperature"] is None else f"{each['temperature']:g}" for each in details if "temperature" in each
+    )
+    return {"served_models": dict(sorted(models.items())), "served_temperatures": dict(sorted(temperatures.items()))}
+
+
 def _rule(pair: Pair) -> str:
     if pair.a.missing or pair.b.missing:
         return "missing"

@@ -7,7 +7,7 @@ import pytest
 from svlm_jax.errors import InputError
 from svlm_jax.eval.chat_client import ChatClient
 from svlm_jax.eval.http_judge import MAX_CHARACTERS, STYLES, HttpJudge, Prompt, parse_commentary, parse_letter
-from svlm_jax.eval.judging import Candidate, Pair, judge_pairs, unresolved
+from svlm_jax.eval.judging import Candidate, Pair, judge_pairs, served, unresolved
 from tests.support.judge_server import (
     BROKEN,
     CUT,
@@ -26,6 +26,7 @@ from tests.support.judge_server import (
     prefers,
     prompt_text,
     slow,
+    wait_until,
 )
 
 
@@ -63,6 +64,9 @@ def judge(server, style="infstreams", prompt=None, **options) -> HttpJudge:
         ("answer: **B**.", "B"),
         ("Candidate B is livelier.", "B"),
         ("A is better.", "A"),
+        ("Candidate A sounds like a broadcast.", "A"),
+        ("commentary **A** keeps up better", "A"),
+        ("Candidate A sounds better than candidate B.", None),
         ("A\n\nBecause B reads like a report.", "A"),
         ("The better one is A", "A"),
         ("I think B is better than A", None),
@@ -109,6 +113,7 @@ def test_a_fair_judge_gives_both_orders_to_the_same_candidate(tmp_path):
         [other] = judge_pairs([swapped], judge(server, "livesports"), tmp_path / "other.jsonl")
     assert all((each.ab.vote, each.ba.vote) == ("A", "A") for each in judgements)
     assert (other.ab.vote, other.ba.vote) == ("B", "B")
+    assert served(judgements) == {"served_models": {f"{MODEL}-2026-11-28": 16}, "served_temperatures": {"0": 16}}
     assert judgements[0].ab.details == {"model": f"{MODEL}-2026-11-28", "temperature": 0.0}
 
 
@@ -176,8 +181,14 @@ def test_a_server_that_is_too_slow_is_asked_again_and_then_given_up(tmp_path):
     with judge_server(slow("A", 60.0)) as server:
         asking = judge(server, retries=1, timeout=0.2)
         [judgement] = judge_pairs(PAIRS[:1], asking, tmp_path / "votes.jsonl")
-        assert len(server.requests) == 4  # each order twice
+        wait_until(lambda: len(server.requests) == 4)  # each order twice
     assert "timed out" in judgement.error
+
+
+@pytest.mark.parametrize(("answer", "vote"), [("<think>B? No.</think>\n\nA", "A"), ("<think>It could be B", "invalid")])
+def test_thoughts_are_no_verdict(answer, vote):
+    with judge_server(answer) as server:
+        assert judge(server).vote(PAIRS[0], False).vote == vote
 
 
 def test_a_model_that_refuses_the_temperature_is_asked_without_it_from_then_on(tmp_path):

@@ -89,7 +89,7 @@ def test_files_have_the_published_keys(tmp_path):
     assert [each["winner"] for each in segments] == ["A", "equal", "equal", "B", "A", "B"]
     results = json.loads((tmp_path / "score_results.json").read_text())
     assert {"per_video", "global", "judge", "fifths"} <= results.keys()
-    assert results["judge"] == {"model": "judge-2026", "served_models": {}}
+    assert results["judge"] == {"model": "judge-2026", "served_models": {}, "served_temperatures": {}}
     metrics = {metric.name: metric for metric in read_result(tmp_path / "score_results.json").metrics}
     assert metrics["win_rate"].value == pytest.approx(5 / 11)
     assert metrics["win_rate"].count == 6

@@ -89,6 +89,11 @@ def prefers(words: str) -> Respond:
     return respond
 
 
+class _Http(ThreadingHTTPServer):
+    request_queue_size = 64  # with 5, one of eight clients that connect at once would wait for a second
+    daemon_threads = True
+
+
 class JudgeServer:
     """What it was asked, in order: `requests`. `headers` of each, by names in small letters."""
 
@@ -99,8 +104,7 @@ class JudgeServer:
         self._times: Counter[str] = Counter()
         self._lock = threading.Lock()
         self.released = threading.Event()  # set at the end: what is slow need not be waited for
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._http.daemon_threads = True
+        self._http = _Http(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:

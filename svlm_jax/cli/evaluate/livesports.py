@@ -20,7 +20,7 @@ from svlm_jax.cli.evaluate.judge_flags import UNRESOLVED, http_judge, judge_flag
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import lines
-from svlm_jax.eval.judging import Judge
+from svlm_jax.eval.judging import Judge, served
 from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.livesports_cc import PREDICTIONS, Event, Prediction, read_events, read_predictions
 from svlm_jax.eval.livesports_judge import compare, pairs, published_judgements
@@ -68,7 +68,7 @@ def _judge(args: argparse.Namespace) -> None:
     folder = open_run(args.out, {**settings, "judge": judge.settings()})
     judgements = judged(pairs(events, a, b), judge, folder / "votes.jsonl", args.concurrency)
     result, details = compare(events, judgements, " vs ".join(names))
-    write_result(folder / RESULTS, result, {**details, "data": data, "judge": judge.settings()})
+    write_result(folder / RESULTS, result, {**details, "data": data, "judge": {**judge.settings(), **served(judgements)}})
     published = published_judgements(judgements, *names)
     lines.write(folder / "{1}_{0}.jsonl".format(*names), published)
     print(_summary(result, details))
