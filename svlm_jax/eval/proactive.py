@@ -132,23 +132,28 @@ def play_all(
     context: float = 0.0, request: str = "", seed: int = 0, skip: Collection[str] = (),
 ) -> Iterator[tuple[Query, Record | InputError]]:  # fmt: skip
     """(query, {"utterances": ...} since the request or why there are none), as they come: each video is played from `context`
-    seconds before the request to the moment at which polling would end."""
+    seconds before the request to the moment at which polling would end. An empty prompt "native": nothing is requested, for
+    models that comment by themselves."""
     by_key = {question.key: question for question in questions}
     jobs = []
     for each in questions:
         start, end = max(0.0, each.asked - context), each.due + PATIENCE
         # Without context the request comes with the first chunk, with context with the chunk that ends at its second.
-        asked = (each.asked, filled(prompts["native"], {"question": each.text}))
+        asked = filled(prompts["native"], {"question": each.text})
+        orders = ((each.asked, asked),) if asked else ()
         seeds = job_seed(seed, each.key)
-        jobs.append(Job(each.key, videos / each.video, start, end, query=request, questions=(asked,), seed=seeds))
+        jobs.append(Job(each.key, videos / each.video, start, end, query=request, questions=orders, seed=seeds))
     for finished in commentator.run(jobs, skip=skip):
-        question = by_key[finished.job.key]
-        answer = finished.answers[0]
-        since = [each for each in finished.utterances if each.end >= answer.asked]
+        question, answers = by_key[finished.job.key], finished.answers
+        refused = answers[0].refused if answers else ""
+        begin = answers[0].asked if answers and not refused else question.asked
+        since = [each for each in finished.utterances if each.end >= begin]
         # A video may end before the stream is to: what was said until then counts.
-        if answer.refused or (finished.error and not since):
-            reason = shortened(answer.refused or finished.error, 120)
-            yield question.query(), InputError("stream", reason, "an answer", "mend the video, or allow it with --bad")
+        if refused or (finished.error and not since):
+            error = InputError(
+                "stream", shortened(refused or finished.error, 120), "an answer", "mend the video, or allow it with --bad"
+            )
+            yield question.query(), error
         else:
             yield question.query(), {"utterances": [list(each) for each in since]}
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from svlm_jax.errors import InputError, shortened
@@ -17,8 +17,11 @@ def filled(template: str, fields: Mapping[str, str]) -> str:
     return _FIELD.sub(lambda match: fields.get(match[1], match[0]), template)
 
 
-def read_templates(path: str | Path | None, defaults: Mapping[str, str]) -> dict[str, str]:
+def read_templates(path: str | Path | None, defaults: Mapping[str, str], may_be_empty: Sequence[str] = ()) -> dict[str, str]:
     """Prompts by name: those of a JSON file, and the defaults where it has none.
+
+    Args:
+        may_be_empty: names of prompts that may be "": nothing is asked then.
 
     Raises:
         InputError: another file, a name that is not used, or a prompt that leaves out a field which its default has.
@@ -33,7 +36,7 @@ def read_templates(path: str | Path | None, defaults: Mapping[str, str]) -> dict
             got = f"{text!r:.40}" if name in defaults else "no prompt of this benchmark"
             raise InputError(source, got, f"a text for one of {', '.join(defaults)}", "correct it")
         missing = set(_FIELD.findall(defaults[name])) - set(_FIELD.findall(text))
-        if missing:
+        if missing and not (text == "" and name in may_be_empty):
             raise InputError(source, f"a text without {{{min(missing)}}}", "a place for it", "put it where it belongs")
     return {**defaults, **texts}
 

@@ -160,8 +160,8 @@ class Stage:
         self.jobs = list(jobs)
         for job in jobs:
             said = tuple(Utterance(second, second + 1.0, "3") for second in np.arange(job.start, job.end))
-            asked = max(job.questions[0][0], job.start + 1)
-            yield Finished(job, said, (Answer("", asked, "", self.refused),), self.error)
+            answers = tuple(Answer("", max(second, job.start + 1), "", self.refused) for second, _ in job.questions)
+            yield Finished(job, said, answers, self.error)
 
 
 def test_native_the_request_is_made_once_and_what_was_said_before_does_not_count(tmp_path):
@@ -173,6 +173,17 @@ def test_native_the_request_is_made_once_and_what_was_said_before_does_not_count
     assert [each[1] for each in record["utterances"]] == [20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0]
     write_answers(tmp_path, [query], lambda done: [(query, record)], lines.BadLines())
     assert proactive.read_records(tmp_path, [QUESTION], "", lines.BadLines())["0.0"]["utterances"] == record["utterances"]
+
+
+def test_native_nothing_is_requested_of_a_model_that_comments_by_itself(tmp_path):
+    stage = Stage()
+    ((_, record),) = proactive.play_all([QUESTION], tmp_path, stage, {**PROMPTS, "native": ""}, context=5)
+    assert stage.jobs[0].questions == () and record["utterances"][0][1] == QUESTION.asked
+
+
+def test_native_a_video_that_ends_early_counts_as_far_as_it_goes(tmp_path):
+    ((_, record),) = proactive.play_all([QUESTION], tmp_path, Stage(error="ends at 27 s"), PROMPTS)
+    assert len(record["utterances"]) == 7
 
 
 def test_native_a_request_that_was_refused_is_no_answer():

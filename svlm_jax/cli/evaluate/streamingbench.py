@@ -66,7 +66,7 @@ def main() -> None:
 
 def _generate(args: argparse.Namespace) -> None:
     check(args)
-    bad, texts = BadLines(args.bad), templates.read_templates(args.prompt_file, streamingbench.PROMPTS)
+    bad, texts = BadLines(args.bad), templates.read_templates(args.prompt_file, streamingbench.PROMPTS, (NATIVE,))
     tree = streamingbench.read_tree(args.items)
     if streamingbench.is_proactive(tree):
         return _generate_proactive(args, texts, bad)
