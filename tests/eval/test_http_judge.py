@@ -1,6 +1,7 @@
 """A judge over HTTP: what its answers mean, and that no fault of a server changes a number or loses a vote."""
 
 import json
+import sys
 
 import pytest
 
@@ -246,6 +247,12 @@ def test_what_is_no_address_is_refused_before_anything_is_asked(url):
     with pytest.raises(InputError, match="--judge-url") as error:
         ChatClient(url, MODEL)
     assert "word" not in str(error.value)
+
+
+def test_without_the_openai_package_one_line_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(InputError, match=r"pip install 'svlm-jax\[evaluate\]'"):
+        ChatClient("http://127.0.0.1:1/v1", MODEL)
 
 
 def test_long_candidates_are_cut_and_it_is_told(tmp_path):
