@@ -83,23 +83,29 @@ def _kind(path: Path) -> str:
 
 
 def _of_answers(answers: Answers, truths: Mapping[str, Truth], bad: BadLines, faults: list[str]) -> dict[str, Said]:
-    """Between their first second and the end of the video, but for holes: who stops early is silent from then on."""
+    """From the first second to where the benchmark ends, but for holes: who stops earlier is silent from then on."""
     found = {}
     for video, game in answers.games.items():
         if not game.spans:
             got, remedy = "answers without a start, one a segment", "leave them out: when they were said is not known"
             bad.add(InputError(f"answers for {shortened(video, 60)}", got, "one a second", remedy))
             continue
-        found[video] = Said(game.utterances, _covered(game, video, truths[video], faults))
+        found[video] = Said(game.utterances, _covered(game, truths[video], faults))
     return found
 
 
-def _covered(game: GameAnswers, video: str, truth: Truth, faults: list[str]) -> frozenset[int]:
+def _covered(game: GameAnswers, truth: Truth, faults: list[str]) -> frozenset[int]:
     last_start, last_end = game.spans[-1]
-    if last_end + SEAM < truth.seconds:
-        faults.append(f"{video}: nothing after {last_end:g} s: the rest, until {truth.seconds:g} s, counts as silence")
-    spans = [*game.spans[:-1], (last_start, max(last_end, truth.seconds))]
-    return frozenset(second for start, end in spans for second in range(int(start), math.ceil(end)))
+    end = _end(truth)
+    if last_end + SEAM < end:
+        faults.append(f"{truth.video}: nothing after {last_end:g} s: the rest, until {end:g} s, counts as silence")
+    spans = [*game.spans[:-1], (last_start, max(last_end, end))]
+    return frozenset(second for start, stop in spans for second in range(int(start), math.ceil(stop)))
+
+
+def _end(truth: Truth) -> float:
+    """Where a run of the published protocol ends: at the whole second before the end of the last true word."""
+    return float(int(max(word.end for word in truth.commentary))) if truth.commentary else truth.seconds
 
 
 def _of_predictions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> dict[str, Said]:
