@@ -96,7 +96,7 @@ def _of_answers(answers: Answers, truths: Mapping[str, Truth], bad: BadLines, fa
 
 def _covered(game: GameAnswers, truth: Truth, faults: list[str]) -> frozenset[int]:
     last_start, last_end = game.spans[-1]
-    end = _end(truth)
+    end = last_end if game.broken else _end(truth)  # what a model was not shown it cannot speak of
     if last_end + SEAM < end:
         faults.append(f"{truth.video}: nothing after {last_end:g} s: the rest, until {end:g} s, counts as silence")
     spans = [*game.spans[:-1], (last_start, max(last_end, end))]

@@ -41,6 +41,12 @@ def test_answers_to_inf_streams_are_silent_after_their_end_and_missing_in_a_hole
     assert any("nothing after 6 s: the rest, until 10 s, counts as silence" in fault for fault in run.faults)
 
 
+def test_what_a_model_was_not_shown_does_not_count(tmp_path):
+    written(tmp_path / "result_0.jsonl", {**answers(0, 3), "error": "the film is damaged"})
+    run = read_run_files([tmp_path], TRUTHS, BadLines())
+    assert run.videos["videos/film.mp4"].covered == {0, 1, 2} and not any("silence" in fault for fault in run.faults)
+
+
 def test_answers_without_times_have_no_timing(tmp_path):
     line = {"video": "film.mp4", "chunk_start": 0, "chunk_end": 10, "items": [{"response": "A goal!", "end_time": 10}]}
     file = written(tmp_path / "gpt.jsonl", line, answers(0, 10, "other.mp4"))
