@@ -55,6 +55,7 @@ class StreamCommentator:
         sampling: Sampling | None = None,
         num_streams: int = 1,
         recent_frames: int | None = None,
+        exact_seed: bool = False,
         resize_on: ResizeOn = "auto",
         state: Path | None = None,
         save_minutes: float = SAVE_MINUTES,
@@ -66,6 +67,8 @@ class StreamCommentator:
         config, sampling: how it streams; the model's own by default.
         num_streams: videos at a time.
         recent_frames: no memory at all: each chunk is a fresh prompt of the query and so many of the newest frames.
+        exact_seed: all of the previous text is prefilled, and cut before the second chunk, as the original does; by default it
+            is cut before the first, as in training. The cache has room for the longest.
         state: where the streams are saved every `save_minutes`, so that a run that was killed goes on from there.
         compiling: entered while programs are compiled; gives what is called with (programs compiled, all of them).
         watched: called with (chunks watched, all of them).
@@ -75,6 +78,7 @@ class StreamCommentator:
         if recent_frames is not None:
             self.config = recent_config(self.config, recent_frames)
         self.sampling = sampling or vlm.sampling
+        self.exact_seed = exact_seed
         self.on_device = resizes_on_device(resize_on, vlm.processor, self.config)
         self.state, self.save_minutes, self.compiling, self.watched = state, save_minutes, compiling, watched
         self.stopped = False
@@ -89,6 +93,7 @@ class StreamCommentator:
             "sampling": asdict(self.sampling),
             "streams": self.num_streams,
             "recent_frames": self.recent_frames,
+            "exact_seed": self.exact_seed,
         }
 
     def stop(self) -> None:
@@ -106,9 +111,9 @@ class StreamCommentator:
         playable = []
         for job in jobs:
             video = looks[os.fspath(job.path)]
-            error = refused.get(job.previous) or (video.error if video.size is None else "")
+            error = refused.get(job.key) or (video.error if video.size is None else "")
             if error and job.key not in skip:
-                yield Watching(job, self._chunks(job)).finished(error)
+                yield Watching(job, self._chunks(job)).finished(str(error))
             elif job.key not in skip:
                 playable.append(job)
         if not playable:
@@ -121,16 +126,29 @@ class StreamCommentator:
     def _chunks(self, job: Job) -> Chunks:
         return Chunks(job, self.config, self.recent_frames)
 
-    def _openings(self, jobs: Iterable[Job]) -> tuple[dict[str, Tokens], dict[str, str]]:
-        """By previous text: the turns with which a stream begins, cut to sink and window as in training; or why it cannot."""
+    def _openings(self, jobs: Sequence[Job]) -> tuple[dict[str, Tokens], dict[str, InputError]]:
+        """By previous text: the turns with which a stream begins; and by key of a job why it cannot begin.
+
+        Raises:
+            InputError: none of them can, all for one reason: it is that of the run.
+        """
         turns = sequence.TurnTokenizer.of(self.vlm.tokenizer, self.vlm.model.config)
-        openings, refused = {}, {}
-        for previous in dict.fromkeys(job.previous for job in jobs):
+        openings, errors = {}, {}
+        for text in dict.fromkeys(job.previous for job in jobs):
             try:
-                opening = sequence.opening_of(previous, self.config, turns)
-                openings[previous] = sequence.cut_opening(opening, self.config)
+                opening = sequence.opening_of(text, self.config, turns)
+                openings[text] = opening if self.exact_seed else sequence.cut_opening(opening, self.config)
             except InputError as error:
-                refused[previous] = str(error)
+                errors["previous", text] = error
+        for text in dict.fromkeys(job.query for job in jobs):
+            try:
+                sequence.check_query(text, self.config, turns)
+            except InputError as error:
+                errors["query", text] = error
+        found = {job.key: errors.get(("previous", job.previous)) or errors.get(("query", job.query)) for job in jobs}
+        refused = {key: error for key, error in found.items() if error is not None}
+        if len(refused) == len(jobs) and len(reasons := set(refused.values())) == 1:
+            raise reasons.pop()
         return openings, refused
 
     def _session(self, looks: Iterable[Look], openings: Iterable[Tokens]) -> tuple[Session, Any]:

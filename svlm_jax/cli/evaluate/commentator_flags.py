@@ -99,15 +99,15 @@ def make_commentator(
     *,
     num_jobs: int,
     recent_frames: int | None = None,
+    exact_seed: bool = False,
     state: Path | None = None,
-    unit: str = "seconds of video",
     **stream: Any,
 ) -> "StreamCommentator":
     """The model, loaded, as a commentator that shows its progress on stderr.
 
     Args:
         num_jobs: of the whole benchmark: no more streams than that.
-        recent_frames, state: as of `StreamCommentator`.
+        recent_frames, exact_seed, state: as of `StreamCommentator`.
         stream: fields of `StreamConfig` that the benchmark sets.
     """
     from dataclasses import replace
@@ -126,6 +126,7 @@ def make_commentator(
         sampling=sampling,
         num_streams=min(args.streams, max(1, num_jobs)),
         recent_frames=recent_frames,
+        exact_seed=exact_seed,
         resize_on=args.resize_on,
         state=state,
         save_minutes=args.save_every_minutes,

@@ -52,6 +52,8 @@ def add_flags(parser: Parser) -> None:
     )
     recent_flag(data)
     data.add_argument("--start", type=number(0), default=START, metavar="S", help=f"where streams begin (default {START})")
+    exact = "prefill all that was said before a stream, as the original does (default: cut to sink and window first)"
+    data.add_argument("--exact-seed", action="store_true", help=exact)
     data.add_argument("--shard", metavar="K/N", default="1/1", help="this process takes every N-th game, from the K-th on")
     bad = "bad lines, broken times of words and videos that cannot be watched to their end that are allowed (default 0)"
     data.add_argument("--bad", type=integer(0), default=0, metavar="N", help=bad)
@@ -83,7 +85,8 @@ def _stream(args: argparse.Namespace) -> None:
     recent = (args.frames or RECENT_FRAMES) if args.protocol == "recent" else None
     stream: dict[str, Any] = {"mode": "window"} if args.protocol == "window" else {}
     count = sum(map(len, jobs.values()))
-    commentator = make_commentator(args, num_jobs=count, recent_frames=recent, state=state, **stream)
+    options = {"recent_frames": recent, "exact_seed": args.exact_seed, "state": state}
+    commentator = make_commentator(args, num_jobs=count, **options, **stream)
     settings = {"benchmark": "infstreams", "mode": args.protocol, **protocol._asdict(), "data": {"games": digest(args.games)}}
     folder = open_run(args.out, {**settings, **commentator.settings()})
     made = generation.Generation(folder, jobs, shard)
