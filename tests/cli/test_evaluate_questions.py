@@ -16,6 +16,7 @@ from svlm_jax.media.video import write_video
 from tests.eval.test_ovo import ITEMS as OVO_ITEMS
 from tests.eval.test_proactive import RECORD as PROACTIVE
 from tests.eval.test_streamingbench import entry, question
+from tests.support.judge_server import MODEL, failure, judge_server, prompt_text
 
 
 class Oracle:
@@ -189,3 +190,36 @@ def test_flags_of_other_questions_are_refused(tmp_path, oracle, call, capsys):
             call(streamingbench, "generate", *flags, *wrong)
     call(streamingbench, "generate", *flags)
     assert "the model hears none" in capsys.readouterr().out
+
+
+def test_a_model_behind_a_server_answers_and_what_it_did_not_answer_is_asked_again(tmp_path, call, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    items = [{**item, "video": "videos/v1.mp4"} for item in OVO_ITEMS if item["task"] == "EPM"]
+    for item, name in zip(items, ("one", "two", "three"), strict=True):
+        item["question"] = f"Number {name}?"
+    refuses = [True]
+
+    def respond(body, _):
+        is_refused = refuses[0] and "Number two?" in prompt_text(body)
+        return failure(400, "bad request") if is_refused else "B"
+
+    with judge_server(respond) as server:
+        flags = (
+            "--items",
+            write(tmp_path / "items.json", items),
+            "--videos",
+            tmp_path,
+            "--frames",
+            3,
+            "--out",
+            tmp_path / "run",
+        )
+        flags += ("--captioner-url", server.url, "--captioner-model", MODEL)
+        with pytest.raises(InputError, match="question 1 "):
+            call(ovo, "generate", *flags)
+        refuses[0] = False
+        call(ovo, "generate", *flags)
+        asked = [prompt_text(body) for body in server.requests]
+    assert [sum(f"Number {name}?" in text for text in asked) for name in ("one", "three")] == [1, 1]
+    answers = [json.loads(line) for line in (tmp_path / "run/answers.jsonl").read_text().splitlines()]
+    assert [(answer["key"], answer["response"]) for answer in answers] == [("0", "B"), ("1", "B"), ("2", "B")]
