@@ -9,6 +9,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from tests.support import FIXTURES, XLA_FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
@@ -21,12 +23,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch; the tests are parallel a
 # Tests compile far more than they run, and LLVM's optimisations took a third of all their time; the HLO is the same without.
 # Commands that tests start inherit it. Claims about bits have programs as users do: the fixture `optimized`.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+if XLA_FLAGS not in os.environ["XLA_FLAGS"]:
+    os.environ["XLA_FLAGS"] += f" {XLA_FLAGS}"
 
 import jax
 import jaxtyping
 import pytest
+from jax._src import compiler
 
-from tests.support import FIXTURES
 from tests.support.models import write_shallow
 
 # Shapes and types in signatures are checked on every call (once a trace, inside jit).
@@ -68,13 +72,20 @@ def processor_dir() -> Path:
 
 @pytest.fixture(scope="module")
 def optimized():
-    """Programs of this module are compiled as users compile them: what is bit for bit must survive LLVM's optimisations."""
+    """Programs of this module are compiled as users compile them: what is bit for bit must survive XLA's optimisations."""
     name = "jax_disable_most_optimizations"
-    if not (before := jax.config.values[name]):
+    if not jax.config.values[name]:
         yield
         return
-    jax.clear_caches()  # they do not tell the two apart
-    jax.config.update(name, False)
-    yield
-    jax.config.update(name, before)
+
+    def options(*args, env_options_overrides=None, make=compiler.get_compile_options, **settings):
+        settings["env_options_overrides"] = (env_options_overrides or {}) | {"xla_backend_extra_options": ""}
+        return make(*args, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", options)
+        jax.clear_caches()  # they do not tell the two apart
+        jax.config.update(name, False)
+        yield
+        jax.config.update(name, True)
     jax.clear_caches()

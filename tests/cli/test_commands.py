@@ -17,7 +17,7 @@ from benchmarks import report as bench
 from svlm_jax.cli.convert import parse_size
 from svlm_jax.errors import InputError
 from svlm_jax.media.video import write_video
-from tests.support import ROOT
+from tests.support import ROOT, XLA_FLAGS
 
 
 def command(module: str, *args: object, limit: int | None = None) -> subprocess.CompletedProcess[str]:
@@ -197,7 +197,7 @@ def test_a_dry_run_for_this_machine_says_what_a_step_takes(tmp_path):
     text = re.sub(r"buckets=\(.*\)\),", "buckets=(Bucket(256, 64, 64, 16),)),", text)  # the recipe's take a minute to compile
     (tmp_path / "small.py").write_text(text)
     (tmp_path / "empty").mkdir()
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": XLA_FLAGS}
     line = [sys.executable, "-m", "svlm_jax.cli", "train", "--config", str(tmp_path / "small.py"), "--dry-run"]
     result = subprocess.run(line, capture_output=True, text=True, env=env, cwd=tmp_path / "empty", check=False)
     assert result.returncode == 0, result.stderr

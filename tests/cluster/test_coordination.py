@@ -10,7 +10,7 @@ from svlm_jax.cluster.coordination import Channel, PeerLost, is_peer_lost
 from svlm_jax.cluster.distributed import free_port
 from svlm_jax.errors import InputError
 from svlm_jax.train import checkpoints
-from tests.support import ROOT
+from tests.support import ROOT, XLA_FLAGS
 
 LOST_PEER = (
     "Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2",
@@ -107,7 +107,7 @@ except Exception as error:
 def test_hosts_load_the_same_step_and_report_who_is_lost(tmp_path):
     """One host that cannot read the newest step, and the others would go on from it: a hang, or two runs in one."""
     (tmp_path / "child.py").write_text(CHILD)
-    environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RUN": str(tmp_path / "run"), "XLA_FLAGS": ""}
+    environ = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}", "RUN": str(tmp_path / "run"), "XLA_FLAGS": XLA_FLAGS}
     environ |= {"SVLM_HEARTBEAT_SECONDS": "60", "SVLM_LEAVE_SECONDS": "10", "JAX_PLATFORMS": "cpu"}
     common = environ | {"SVLM_COORDINATOR": f"127.0.0.1:{free_port()}", "SVLM_NUM_PROCESSES": "2"}
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "cwd": ROOT}

@@ -19,7 +19,7 @@ import yaml
 from svlm_jax.cluster.distributed import ProcessLayout, local_devices, process_layout
 from svlm_jax.cluster.local import spawn
 from svlm_jax.errors import InputError
-from tests.support import ROOT
+from tests.support import ROOT, XLA_FLAGS
 
 RECIPES = ROOT / "launch" / "cluster"
 GONE = 90.0  # seconds in which all processes have ended, on a busy machine; left alone they live for longer
@@ -76,7 +76,7 @@ def start(folder: Path, text: str, processes: int, **environ: str) -> subprocess
     """A parent that spawns `text` that many times, on two virtual devices each."""
     (folder / "child.py").write_text(text)
     code = f"import sys; from svlm_jax.cluster.local import spawn; sys.exit(spawn({processes}, ['child'], devices_each=2))"
-    variables = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "XLA_FLAGS": ""}
+    variables = {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "XLA_FLAGS": XLA_FLAGS}
     variables |= {"JAX_PLATFORMS": "cpu", "SVLM_HEARTBEAT_SECONDS": "10", "SVLM_LEAVE_SECONDS": "10"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen([sys.executable, "-c", code], env=os.environ | variables | environ, **pipes)

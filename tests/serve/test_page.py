@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_commands import ROOT
+from tests.support import ROOT, XLA_FLAGS
 from tests.support.browser import Browser, Tab, chromium
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(chromium() is None, reason="needs chromium on the PATH")]
@@ -26,7 +26,7 @@ def server(shallow_dir, processor_dir):
     model_name = os.environ.get("SVLM_PAGE_MODEL")
     model = ("--model", model_name) if model_name else ("--model", shallow_dir, "--processor", processor_dir)
     command = [sys.executable, "-m", "launch.serve", *model, *(() if model_name else SMALL), "--port", 0, "--num-streams", 3]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": XLA_FLAGS}
     with subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, text=True, env=env, cwd=ROOT) as process:
         assert process.stderr is not None
         address = next(line.split()[0] for line in process.stderr if line.startswith("http"))

@@ -19,7 +19,7 @@ from svlm_jax.cluster.local import spawn
 from svlm_jax.errors import InputError
 from svlm_jax.train import logs
 from svlm_jax.train.checkpoints import FOLDER
-from tests.support import ROOT
+from tests.support import ROOT, XLA_FLAGS
 from tests.train.conftest import elsewhere
 
 
@@ -35,7 +35,7 @@ def command(settings, **flags) -> list[str]:
 
 def start(argv: list[str], limit: int | None = None) -> subprocess.Popen:
     """`limit`: the largest file it may write, in bytes (a full disk)."""
-    environ = os.environ | {"XLA_FLAGS": "", "SVLM_LEAVE_SECONDS": "10", "SVLM_HEARTBEAT_SECONDS": "10"}
+    environ = os.environ | {"XLA_FLAGS": XLA_FLAGS, "SVLM_LEAVE_SECONDS": "10", "SVLM_HEARTBEAT_SECONDS": "10"}
     environ |= {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir or ""}
     environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
     environ |= {"JAX_COMPILATION_CACHE_MAX_SIZE": str(jax.config.jax_compilation_cache_max_size)}
