@@ -17,7 +17,7 @@ from svlm_jax.eval.judging import Ballot, JudgeError, Pair, Question, Vote
 from svlm_jax.files import local_path, refuse_other_kinds_of_file
 
 PROMPTS = Path(__file__).with_name("prompts")
-MAX_CHARACTERS = 8000  # of the reference and of each candidate; both published judges cut there
+MAX_CHARACTERS = 8000  # of the reference and of each candidate, where the published judge of Inf-Streams-Eval cuts
 _FIELDS = re.compile(r"\{(reference|a|b|title)\}")
 _SECTION = re.compile(r"^\[(system|user)\]\s*$", re.MULTILINE)
 
@@ -63,12 +63,14 @@ class Prompt(NamedTuple):
 
 
 class Style(NamedTuple):
-    """How a benchmark asks. parse: the vote of an answer, of what the judge read as A and B; None: not understood."""
+    """How a benchmark asks. parse: the vote of an answer, of what the judge read as A and B; None: not understood.
+    max_characters: of each text; None: all of it."""
 
     prompt: str
     parse: Callable[[str], Vote | None]
     reminder: str
     parameters: dict[str, Any]
+    max_characters: int | None = None
 
 
 # A letter by itself, or the one of "candidate A". "A" before a small word is else an article ("A lively call"), but for words
@@ -109,7 +111,13 @@ def _vote(letter: str) -> Vote:
 
 
 STYLES = {
-    "infstreams": Style("infstreams.txt", parse_letter, "Write one letter, A or B, and nothing else.", {"temperature": 0.0}),
+    "infstreams": Style(
+        "infstreams.txt",
+        parse_letter,
+        "Write one letter, A or B, and nothing else.",
+        {"temperature": 0.0},
+        MAX_CHARACTERS,
+    ),
     "livesports": Style(
         "livesports.txt",
         parse_commentary,
@@ -152,7 +160,7 @@ class HttpJudge:
             "style": self.style_name,
             "prompt_sha256": self.prompt.digest(),
             **self.style.parameters,
-            "max_characters": MAX_CHARACTERS,
+            "max_characters": self.style.max_characters,
         }
 
     def vote(self, pair: Pair, swapped: bool) -> Ballot:
@@ -188,8 +196,8 @@ class HttpJudge:
     def _messages(self, pair: Pair, swapped: bool) -> tuple[list[dict[str, str]], list[str]]:
         """And which texts of the pair were cut."""
         whole = {"reference": pair.reference, "a": pair.a.text.strip(), "b": pair.b.text.strip(), "title": pair.title}
-        cut = [name for name, text in whole.items() if len(text) > MAX_CHARACTERS]
-        texts = {name: text[:MAX_CHARACTERS] for name, text in whole.items()}
+        texts = {name: text[: self.style.max_characters] for name, text in whole.items()}
+        cut = [name for name, text in texts.items() if text != whole[name]]
         if swapped:
             texts["a"], texts["b"] = texts["b"], texts["a"]
         return self.prompt.messages(texts), cut

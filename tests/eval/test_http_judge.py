@@ -264,7 +264,9 @@ def test_long_candidates_are_cut_and_it_is_told(tmp_path):
         judge_pairs(
             [long, PAIRS[0]], asking, tmp_path / "votes.jsonl", announce=lambda asked: told.append(asking.estimate(asked))
         )
+        whole = judge(server, "livesports").vote(long, False)  # whose published judge cuts nothing
     assert len(candidates(server.requests[0])[1].strip()) <= MAX_CHARACTERS
+    assert "cut" not in whole.details and len(str(server.requests[-1])) > len(long.a.text.strip())
     assert ballot.details["cut"] == ["a"]
     assert "4 requests" in str(told[0])
     assert "2 texts are cut to 8,000" in str(told[0])
