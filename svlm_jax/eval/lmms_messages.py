@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval.frames import length, prefix
+from svlm_jax.eval.frames import end_within, length, prefix
 from svlm_jax.eval.lmms_settings import ModelArgs
 from svlm_jax.families.chat import Turn, plain
 from svlm_jax.inputs import Clip
@@ -64,7 +64,8 @@ def _video(part: Any, processor: Processor, args: ModelArgs) -> Clip:
         expected = f"a path, or a list of at most {args.max_frames} frames"
         raise InputError("url of a video", f"{source!r:.60}", expected, "mend the task, or raise max_frames")
     start = _seconds("video_start", given, part) or _seconds("start_time", given, part) or 0.0
-    end = _seconds("video_end", given, part) or _seconds("end_time", given, part) or length(source)
+    end = _seconds("video_end", given, part) or _seconds("end_time", given, part)
+    end = length(source) if end is None else end_within(source, end)
     if args.mode == "recent":
         start = max(start, end - args.max_frames / args.fps)
     frames = prefix(source, end, max_frames=args.max_frames, fps=args.fps, start=start)

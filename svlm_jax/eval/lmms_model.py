@@ -117,7 +117,7 @@ class ChatModel(lmms):
             return doc_to_messages(self.task_dict[task][split][doc_id], **told)
         except Exception as error:
             expected, remedy = "a document that its task can read", "check its files, or leave it out (--offset, --limit)"
-            raise InputError(_name([request]), f"{type(error).__name__}: {error}", expected, remedy) from error
+            raise InputError(_name([request]), f"{type(error).__name__} ({error})", expected, remedy) from error
 
     def _encode(self, request: Any, messages: Any) -> Sample:
         with _naming([request]):
@@ -154,4 +154,4 @@ def _naming(requests: Sequence[Any]) -> Iterator[None]:
 
 
 def _name(requests: Sequence[Any]) -> str:
-    return f"task {requests[0].args[4]}, document {', '.join(str(request.args[3]) for request in requests)}:"
+    return f"task {requests[0].args[4]} document {', '.join(str(request.args[3]) for request in requests)}"

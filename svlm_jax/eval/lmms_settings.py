@@ -31,7 +31,7 @@ class ModelArgs:
 
     pretrained: str
     fps: float = 2.0
-    max_frames: int = 480
+    max_frames: int = 64
     mode: str = "prefix"
     seed: int = 0
     max_new_tokens: int = 128

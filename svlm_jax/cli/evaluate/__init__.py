@@ -16,6 +16,7 @@ BENCHMARKS = {
     "streamingbench": "StreamingBench: real-time, sequential and proactive questions (generate, score)",
     "timing": "when things were said: event F1, delay, silence, repetition, false alarms",
     "game": "make small sets of the generated game in the published formats, with their truth",
+    "lmms": "task files for lmms-eval of local files in the form of OVO-Bench",
     "table": "one table of many runs, with intervals and plots",
 }
 
