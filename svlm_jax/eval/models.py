@@ -4,7 +4,7 @@ Owns requests and the local model. Does not know benchmarks. Units: seconds, tok
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any, NamedTuple, Protocol
 
 from svlm_jax.decode.sampling import Sampling
@@ -38,13 +38,9 @@ class LocalModel:
         self.sampling = sampling or replace(vlm.generation, temperature=0.0)
 
     def settings(self) -> dict[str, Any]:
-        sampling = self.sampling
-        return {
-            "model": self.name,
-            "temperature": sampling.temperature,
-            "seed": self.seed,
-            "dtype": self.vlm.model.config.dtype,
-        }
+        config = self.vlm.model.config
+        shared = {"model": self.name, "dtype": config.dtype, "weights": config.weights}
+        return {**shared, "sampling": asdict(self.sampling), "seed": self.seed}
 
     def answer(self, request: Request) -> str:
         sample = self._prompt(request)

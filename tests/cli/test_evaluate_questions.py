@@ -120,6 +120,21 @@ def test_ovo_bench_online_and_by_options(tmp_path, oracle, call):
             call(ovo, "generate", *flags, "--online", *wrong, "--out", tmp_path / "new")
 
 
+@pytest.mark.parametrize(
+    "flags, name",
+    [
+        (("--vision-window", 8), "--vision-window"),
+        (("--silence-threshold", 0.5), "--silence-threshold"),
+        (("--captioner-url", "http://x/v1", "--captioner-model", "m", "--temperature", 1), "--temperature"),
+        (("--videos", "nowhere"), "--videos"),
+    ],
+)
+def test_a_flag_without_effect_is_refused_before_anything_is_loaded(tmp_path, call, flags, name):
+    path = write(tmp_path / "items.json", OVO_ITEMS)
+    with pytest.raises(InputError, match=name):
+        call(ovo, "generate", "--items", path, "--videos", tmp_path, "--out", tmp_path / "run", *flags)
+
+
 def test_answers_are_scored_with_the_items_that_were_asked(tmp_path, oracle, call):
     items = [{**item, "video": "videos/v1.mp4"} for item in OVO_ITEMS]
     path = write(tmp_path / "items.json", items)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from svlm_jax.cli.evaluate.commentator_flags import (
 from svlm_jax.cli.flags import integer
 from svlm_jax.cli.model_flags import load
 from svlm_jax.cli.progress import Progress
+from svlm_jax.cli.stream_flags import SAMPLING_FIELDS, STREAM_FIELDS
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import asking, templates
 from svlm_jax.eval.asking import Query, View
@@ -31,6 +32,7 @@ from svlm_jax.eval.table import cell
 FRAMES = {"prefix": 64, "recent": 4}
 FPS = 2.0
 MAX_NEW_TOKENS = 128
+STREAM_SAMPLING = ("silence_threshold", "silence_threshold_step")
 STATE = Path("state") / "streams.state"
 
 Record = dict[str, Any]
@@ -83,8 +85,20 @@ def check(args: argparse.Namespace) -> None:
     ):
         if given and other_given:
             raise InputError(flag, f"{other} with it", "one of the two", "leave one out")
+    for name in _idle(args, with_server):
+        flag, expected = "--" + name.replace("_", "-"), "a server decides" if with_server else "--online with it"
+        raise InputError(flag, "a setting that nothing depends on", expected, "leave it out")
     if not args.videos.is_dir():
         raise InputError("--videos", f"{shortened(args.videos)} (no such folder)", "the folder of videos", "check the path")
+
+
+def _idle(args: argparse.Namespace, with_server: bool) -> list[str]:
+    """Flags that were given and would be without effect: those of streams where none is played, of words where a server says
+    them."""
+    if args.online:
+        return []
+    idle = {*STREAM_FIELDS, *(SAMPLING_FIELDS if with_server else STREAM_SAMPLING)} - {"fps", "max_new_tokens"}
+    return sorted(name for name in idle if name in args)
 
 
 def view_of(args: argparse.Namespace) -> View:
@@ -125,7 +139,10 @@ def _answerer(args: argparse.Namespace) -> Answerer:
         return ChatModel(client)
     from svlm_jax.eval.models import LocalModel
 
-    return LocalModel(load(args, progress=Progress("load")), args.model, seed=args.seed)
+    vlm = load(args, progress=Progress("load"))
+    given = {name: getattr(args, name) for name in SAMPLING_FIELDS if name in args}
+    sampling = replace(vlm.generation, **{"temperature": 0.0, **given})
+    return LocalModel(vlm, args.model, sampling=sampling, seed=args.seed)
 
 
 def max_new_tokens(args: argparse.Namespace) -> int:
