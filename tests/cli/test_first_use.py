@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def test_svlm_lists_its_commands_and_knows_near_misses():
 
 def test_every_command_has_a_module_and_a_way_to_run_it_from_a_checkout():
     for name in cli.COMMANDS:
-        assert (ROOT / "svlm_jax" / "cli" / f"{name}.py").is_file() and (ROOT / "launch" / f"{name}.py").is_file()
+        assert find_spec(f"svlm_jax.cli.{name}") and (ROOT / "launch" / f"{name}.py").is_file()
 
 
 def test_a_source_that_does_not_play_is_told_before_a_model_is_looked_for(refused, tmp_path):
