@@ -25,10 +25,13 @@ _NUMBER = re.compile(r"(?<![\w.,:/+-])\d+(?![\w]|[.,:/-]\d)")
 
 
 def letter(reply: str | None, options: int | Sequence[str]) -> str | None:
-    """The one option that a reply names: "B", "(b)", "B. a red kite", "The answer is B". None where it names none, several, or
-    one that is not among the first `options` letters."""
+    """The one option that a reply names: "B", "(b)", "B. a red kite", "The answer is B", or, where the texts of the options are
+    given, "A red kite", which is the second one's. None where it names none, several, or one that is not among the first
+    `options` letters."""
     count = options if isinstance(options, int) else len(options)
     text = (reply or "").strip()
+    if not isinstance(options, int) and (repeated := _repeated(text, options)):
+        return repeated
     bare = text.strip(_WRAPPING + ".:;,")
     if len(bare) == 1:
         named = {bare.upper()}
@@ -45,6 +48,20 @@ def letter(reply: str | None, options: int | Sequence[str]) -> str | None:
         return None
     (found,) = named
     return found if found in LETTERS[:count] else None
+
+
+def _repeated(text: str, options: Sequence[str]) -> str | None:
+    """The letter of the one option whose text a reply is, or its first line, in any case, with or without a full stop. In a
+    stream the lines after the answer are commentary. A letter alone is no text."""
+    bare = [_bare(option.removeprefix(f"{name}.")) for name, option in zip(LETTERS, options, strict=False)]
+    for said in (_bare(text), _bare(text.partition("\n")[0])):
+        if len(said) > 1 and bare.count(said) == 1:
+            return LETTERS[bare.index(said)]
+    return None
+
+
+def _bare(text: str) -> str:
+    return " ".join(text.split()).strip(_WRAPPING + ".:;,!").lower()
 
 
 def _is_label(text: str, match: re.Match[str]) -> bool:

@@ -49,7 +49,7 @@ class Question(NamedTuple):
     kind: Kind
     right: str | int | bool
     fields: Mapping[str, str]
-    num_options: int = 0
+    options: tuple[str, ...] = ()
 
     def query(self) -> Query:
         """What is seen when it is asked: all from the beginning to the next whole second, as the published clips are cut."""
@@ -58,7 +58,7 @@ class Question(NamedTuple):
     def replies(self) -> tuple[str, ...]:
         """The replies among which one is chosen where none is generated."""
         if self.kind == "choice":
-            return tuple(answers.LETTERS[: self.num_options])
+            return tuple(answers.LETTERS[: len(self.options)])
         return tuple(map(str, range(COUNT_OPTIONS + 1))) if self.kind == "count" else ("Yes", "No")
 
     def prompt(self, prompts: Mapping[str, str]) -> str:
@@ -130,7 +130,7 @@ def _choice(record: dict[str, Any], key: str, task: str, video: str, source: str
     right = answers.LETTERS[_bounded(record, "gt", source, len(options) - 1)]
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(answers.LETTERS, options, strict=False))
     fields = {"question": lines.require(record, "question", str, source), "options": listed}
-    return Question(key, task, video, _time(record, source), "choice", right, fields, len(options))
+    return Question(key, task, video, _time(record, source), "choice", right, fields, tuple(options))
 
 
 def _time(record: dict[str, Any], source: str) -> float:

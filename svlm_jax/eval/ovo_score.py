@@ -18,7 +18,7 @@ def mark(question: Question, reply: str | None, answered: bool = True) -> Mark:
     """Right by the strict parse, and by the official rule. A reply of None (the published form of a failure) is no answer."""
     right = question.right
     if question.kind == "choice":
-        parsed: str | int | bool | None = answers.letter(reply, question.num_options)
+        parsed: str | int | bool | None = answers.letter(reply, question.options)
         official = answers.official_contains(reply, str(right))
     elif question.kind == "count":
         parsed, official = answers.number(reply), answers.official_count(reply, int(right))

@@ -9,6 +9,7 @@ from pathlib import Path
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.files import local_path, read_json
 
+OPTIONS = "options"  # a field
 _FIELD = re.compile(r"\{(\w+)\}")
 
 
@@ -24,7 +25,8 @@ def read_templates(path: str | Path | None, defaults: Mapping[str, str], may_be_
         may_be_empty: names of prompts that may be "": nothing is asked then.
 
     Raises:
-        InputError: another file, a name that is not used, or a prompt that leaves out a field which its default has.
+        InputError: another file, a name that is not used, or a prompt that leaves out a field which its default has; but for
+            the options, without which a model answers in its own words.
     """
     if path is None:
         return dict(defaults)
@@ -35,7 +37,7 @@ def read_templates(path: str | Path | None, defaults: Mapping[str, str], may_be_
         if name not in defaults or not isinstance(text, str):
             got = f"{text!r:.40}" if name in defaults else "no prompt of this benchmark"
             raise InputError(source, got, f"a text for one of {', '.join(defaults)}", "correct it")
-        missing = set(_FIELD.findall(defaults[name])) - set(_FIELD.findall(text))
+        missing = set(_FIELD.findall(defaults[name])) - set(_FIELD.findall(text)) - {OPTIONS}
         if missing and not (text == "" and name in may_be_empty):
             raise InputError(source, f"a text without {{{min(missing)}}}", "a place for it", "put it where it belongs")
     return {**defaults, **texts}

@@ -60,6 +60,27 @@ def test_a_letter_is_among_the_options_of_its_item():
 
 
 @pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("A red kite.", "B"),
+        ("a red  kite", "B"),
+        ("Reds 1-0 Blues", "A"),
+        ("Reds 1-0 Blues.\n Blues pass.", "A"),  # commentary follows the answer in a stream
+        ("Blues pass.\n Reds 1-0 Blues.", None),
+        ("C", "C"),  # a letter, though it is the text of the fourth
+        ("I", None),
+        ("A red kite or a blue one", None),
+        ("A kite", None),
+        ("twice", None),
+        ("", None),
+    ],
+)
+def test_a_reply_that_repeats_the_text_of_one_option_names_it(reply, expected):
+    assert answers.letter(reply, ["Reds 1-0 Blues.", "a red kite", "twice", "C", "Twice"]) == expected
+    assert answers.letter(reply, ["A. Reds 1-0 Blues.", "B. a red kite", "C. twice", "D. C", "E. Twice"]) == expected
+
+
+@pytest.mark.parametrize(
     "reply, expected",
     [
         ("Yes", True),
