@@ -6,7 +6,7 @@ Owns the calls of lmms-eval's interface (version 0.7.3). Does not know tasks or 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,14 @@ from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
 from svlm_jax.errors import InputError
+from svlm_jax.eval.asking import in_order
 from svlm_jax.eval.lmms_messages import chat_turns
 from svlm_jax.eval.lmms_settings import HARNESS, ModelArgs, ReplySettings, batch_size_of, reply_settings
 from svlm_jax.families.chat import encode
 from svlm_jax.inputs import Sample
 from svlm_jax.pretrained import Pretrained, from_pretrained
+
+AHEAD = 2  # batches whose files are read while the model replies
 
 
 class ChatModel(lmms):
@@ -49,14 +52,13 @@ class ChatModel(lmms):
         """A `GenerationResult` for each request, in order."""
         results: list[Any] = [None] * len(requests)
         with tqdm(total=len(requests), desc="documents", disable=self.rank != 0) as progress:
-            for numbers, settings in self._groups(requests):
-                for first in range(0, len(numbers), self.batch_size):
-                    batch = {number: self._prompt(requests[number]) for number in numbers[first : first + self.batch_size]}
-                    replies = self._replies(requests, batch, settings, [(number, 0) for number in batch])
-                    for number, reply in zip(batch, replies, strict=True):
-                        results[number] = reply
-                        self._remember("generate_until", requests[number], reply.text)
-                    progress.update(len(batch))
+            for (settings, messages), prompts in in_order(self._batches(requests), self._encode_batch(requests), AHEAD):
+                batch = prompts.result()
+                replies = self._replies(requests, batch, settings, [(number, 0) for number in batch])
+                for number, reply in zip(messages, replies, strict=True):
+                    results[number] = reply
+                    self._remember("generate_until", requests[number], reply.text)
+                progress.update(len(batch))
         return results
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
@@ -94,6 +96,16 @@ class ChatModel(lmms):
                 settings = reply_settings(request.args[2], self.args, self.vlm.generation, self._notes)
             groups.setdefault(settings, []).append(number)
         return ((numbers, settings) for settings, numbers in groups.items())
+
+    def _batches(self, requests: Sequence[Any]) -> Iterator[tuple[ReplySettings, dict[int, Any]]]:
+        """(settings, messages by number of request) of each batch. The task's functions are called here, one after the other;
+        what takes long, reading the files that they name, is `_encode`, which may run ahead in threads."""
+        for numbers, settings in self._groups(requests):
+            for first in range(0, len(numbers), self.batch_size):
+                yield settings, {number: self._ask(requests[number]) for number in numbers[first : first + self.batch_size]}
+
+    def _encode_batch(self, requests: Sequence[Any]) -> Callable[[tuple[ReplySettings, dict[int, Any]]], dict[int, Sample]]:
+        return lambda item: {number: self._encode(requests[number], messages) for number, messages in item[1].items()}
 
     def _prompt(self, request: Any) -> Sample:
         """The prompt of a request, or of its first round."""

@@ -4,6 +4,7 @@ a task asks, and logs what the model says. Slow: it installs 2 GB.
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 
 import svlm_jax
+from svlm_jax.eval import ovo, ovo_score
 from svlm_jax.eval.frames import prefix
+from svlm_jax.eval.lines import BadLines
 from svlm_jax.media.video import write_video
 from tests.support import ROOT
 
@@ -40,6 +43,44 @@ from lmms_eval.tasks.ovobench.utils import build_prompt
 items = json.loads(sys.argv[1])
 print(json.dumps([[build_prompt(item, i) for i in range(len(item.get("test_info", [0])))] for item in items]))
 """
+
+# The same: the official score of each category, for replies by key.
+SCORES = """import json, sys
+from lmms_eval.tasks.ovobench import utils
+from lmms_eval.tasks.ovobench.score_utils import score
+items, replies = json.loads(sys.argv[1])
+def mean(values):
+    return sum(values) / len(values)
+def average(marks):
+    return mean([mean(each) for each in marks.values()])
+asked = [utils.ovo_back_real_process_results(item, [replies[str(item["id"])]]) for item in items if "gt" in item]
+later = [item for item in items if "test_info" in item]
+rounds = [[replies[f"{item['id']}_{i}"] for i in range(len(item["test_info"]))] for item in later]
+told = [utils.ovo_forward_process_results(item, [each]) for item, each in zip(later, rounds)]
+print(json.dumps({
+    "realtime": average(score.calculate_score_backward_realtime([each["back_real_acc"] for each in asked])[1]),
+    "forward": average(score.calculate_score_forward([each["forward_acc"] for each in told])[1]),
+}))
+"""
+REPLIES = [
+    "A",
+    "B",
+    "All",
+    "(D)",
+    "**B**",
+    "",
+    "Yes",
+    "no",
+    "No.",
+    "Not sure",
+    " Y ",
+    "N",
+    "3",
+    "1 or 0",
+    "2 times",
+    "10",
+    "\u0663",
+]
 
 
 def recipe() -> list[list[str]]:
@@ -135,6 +176,18 @@ def test_lmms_eval_asks_the_model_and_logs_what_it_says(python, folder):
     hits = [int(letter in replies[0]) for letter, replies in zip("ABD", want, strict=False)]
     assert scores["local_ovo_realtime"]["back_real_acc,none"] == pytest.approx(100 * ((hits[0] + hits[2]) / 2 + hits[1]) / 2)
     assert "forward_acc" in done.stdout
+
+
+def test_compat_is_the_score_of_lmms_eval(python, tmp_path):
+    """`svlm evaluate ovo score` against lmms-eval's own functions, on replies that are right, wrong, empty and odd."""
+    draw = random.Random(0)
+    items = [{**item, "id": number} for number, item in enumerate(draw.choices([*REALTIME, *FORWARD], k=200))]
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    questions = [each for item in ovo.read_items(tmp_path / "items.json", BadLines()) for each in item.questions]
+    replies = {question.key: draw.choice(REPLIES) for question in questions}
+    theirs = json.loads(run(python, "-c", SCORES, json.dumps([items, replies])).stdout.splitlines()[-1])
+    _, ours = ovo_score.score(questions, replies, "")
+    assert {name: ours["categories"][name]["compat"] for name in theirs} == pytest.approx(theirs) and all(theirs.values())
 
 
 def test_a_missing_video_stops_the_run_and_leaves_no_result(python, folder, tmp_path):
