@@ -46,7 +46,7 @@ def _job(game: Game, videos: Path, protocol: Protocol, start: float, end: float)
     key = f"{game.video}:{start:g}-{end:g}"
     said = said_before(game.words, start) if protocol.previous_text else ""
     previous = f" {said}" if said else ""  # training has a blank before each word, the first one too
-    return Job(key, videos / game.video, start, end, protocol.query, previous, seed=job_seed(protocol.seed, key))
+    return Job(key, videos / game.video, float(start), float(end), protocol.query, previous, seed=job_seed(protocol.seed, key))
 
 
 def segment_jobs(segments: Sequence[Segment], videos: Path, query: str = "") -> dict[str, list[Job]]:

@@ -29,6 +29,7 @@ from svlm_jax.eval.watching import Watching
 from svlm_jax.families.chat import Tokens
 from svlm_jax.media.resize_weights import FrameBox
 from svlm_jax.media.sources import Chunk as VideoChunk
+from svlm_jax.media.sources import Source
 from svlm_jax.pretrained import Pretrained
 from svlm_jax.stream import sequence
 from svlm_jax.stream.events import Caption, Ended, Event, Refused
@@ -191,6 +192,7 @@ class _Batch:
         with commentator.compiling() as progress:
             self.runner.state = warm(session, self.runner.state, clip, progress=progress)
         self.watching: dict[str, Watching] = {}
+        self.sources: dict[str, Source] = {}
         self.done = 0  # chunks
 
     def run(self, jobs: Sequence[Job]) -> Iterator[Finished]:
@@ -226,13 +228,14 @@ class _Batch:
         """Read its video from the chunk on with which it goes on."""
         source, chunks = watching.chunks.open(len(watching.utterances))
         self.playback.open(watching.job.key, source, chunks)
-        self.watching[watching.job.key] = watching
+        self.watching[watching.job.key], self.sources[watching.job.key] = watching, source
 
     def finish(self, watching: Watching, error: str = "") -> Finished:
         key = watching.job.key
         self.playback.close(key)
         self.runner.leave(key)
         self.watching.pop(key, None)
+        self.sources.pop(key, None)
         self.done += watching.chunks.total
         return watching.finished(error)
 
@@ -249,12 +252,13 @@ class _Batch:
             if watching.is_complete:
                 yield self.finish(watching)
             elif isinstance(event, Ended):
+                watching.notes += [text for _, text in self.sources[event.stream].notes]  # of what comes after its last chunk
                 yield self.finish(watching, str(event.error) if event.error else _short(watching))
 
     def chunk(self, key: str, item: Ready) -> Chunk:
         watching = self.watching[key]
         if item.note:
-            watching.notes.append(f"{item.start:g} s: {item.note}")
+            watching.notes.append(f"{watching.chunks.span(len(watching.utterances))[0]:g} s: {item.note}")
         return Chunk(item.start, item.end, item.clip, watching.question())
 
 

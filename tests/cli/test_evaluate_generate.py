@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.cli.evaluate import infstreams, infstreams_generate
+from svlm_jax.cli.evaluate.commentator_flags import stopping
 from svlm_jax.errors import InputError
 from svlm_jax.media.video import write_video
 from tests.support import ROOT
@@ -149,6 +150,24 @@ def test_a_captioner_is_shown_segments_and_asked_again_for_those_that_failed(gen
     assert len(asked) == before + 1
     (row,) = rows("there")
     assert [(item["response"], item["end_time"]) for item in row["items"]] == [("A goal.", 5), ("A goal.", 11)]
+
+
+def test_the_first_interrupt_ends_the_run_after_the_chunk_and_says_how_to_go_on(capsys):
+    class Stoppable:
+        stopped = False
+
+        def stop(self):
+            self.stopped = True
+
+    commentator = Stoppable()
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as end, stopping(commentator):  # pyright: ignore[reportArgumentType]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert commentator.stopped
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert end.value.code == 130 and "goes on from here" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.eval.commentator import Job
 from svlm_jax.eval.job_video import Chunks, look
 from svlm_jax.media.video import write_video
+from tests.support.films import film
 
 CONFIG = StreamConfig()
 STEP = 8  # grey levels between a frame and the next, which encoding does not blur
@@ -62,6 +63,19 @@ def test_recent_frames_are_the_newest_those_before_the_job_too(video):
 def test_a_clip_begins_at_0_and_knows_nothing_of_what_was_before_it(video):
     assert seen(Chunks(Job("a", video, 2.5, 4, clock="clip"), CONFIG)) == [(0, 0, 1, [5, 6]), (1, 1, 2, [7, 8])]
     assert seen(Chunks(Job("a", video, 2, 4, clock="clip"), CONFIG, 4)) == [(0, 0, 1, [4, 5]), (1, 0, 2, [4, 5, 6, 7])]
+
+
+def test_a_video_that_breaks_off_says_so_with_its_last_chunk(tmp_path):
+    path = tmp_path / "cut.mkv"
+    rng = np.random.default_rng(0)
+    data = film(path, [rng.integers(0, 256, (56, 84, 3), np.uint8) for _ in range(20)], fps=2).read_bytes()
+    path.write_bytes(data[: len(data) * 7 // 10])
+    job = Job("a", path, 2, 10)
+    assert look([job])[str(path)].error == ""  # its header says nothing
+    source, chunks = Chunks(job, CONFIG).open()
+    with source:
+        notes = [chunk.note for chunk in chunks] + [text for _, text in source.notes]
+    assert 0 < len(notes) < 8 and "cut short" in " ".join(notes)
 
 
 def test_a_look_names_videos_that_cannot_be_watched_to_the_end_of_their_jobs(video, tmp_path):
