@@ -119,12 +119,13 @@ def transcript(utterances: Iterable[Utterance]) -> Transcript:
 
 
 def claims_of(mention: Mention, said: Transcript) -> list[tuple[int, str]]:
-    """(second, text) of every match of a pattern, in order."""
-    return [
+    """(second, text) of every match of a pattern, in order of time."""
+    found = [
         (int(said.seconds[match.start()]), " ".join((match[1] or "").split()) if match.re.groups else "")
         for match in re.finditer(mention.pattern, said.text)
         if match[0]
     ]
+    return sorted(found, key=lambda claim: claim[0])  # utterances may overlap
 
 
 def observe(

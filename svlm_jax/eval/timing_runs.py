@@ -5,8 +5,10 @@ Owns which seconds are covered. Does not know metrics. Host side, never jax. Uni
 """
 
 import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -16,6 +18,7 @@ from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.infstreams_answers import SEAM, Answers, GameAnswers, read_answers
 from svlm_jax.eval.lines import BadLines, require
 from svlm_jax.eval.truth import Truth, truth_of
+from svlm_jax.files import refuse_other_kinds_of_file
 
 EXPECTED = "answers with items, predictions with pred, or captions with start, end and text"
 _REMEDY = "give the answers, predictions or captions of a model"
@@ -70,16 +73,17 @@ def _read(path: Path, truths: Mapping[str, Truth], bad: BadLines, faults: list[s
 
 
 def _kind(path: Path) -> str:
-    """By the keys of the first line: items, pred or text."""
-    kinds = []
-
-    def parse(record: dict[str, Any], source: str) -> None:
-        kinds.extend(key for key in ("items", "pred", "text") if key in record)
-        if not kinds:
-            raise InputError(source, f"the keys {', '.join(record):.60}", EXPECTED, _REMEDY)
-
-    lines.read(path, EXPECTED, parse, BadLines())
-    return kinds[0]
+    """pred, items or text: by the keys of the first line that has one of them. Predictions may have items too."""
+    if not path.is_file():
+        raise InputError(shortened(path), "no such file", EXPECTED, "check the path")
+    refuse_other_kinds_of_file(path, EXPECTED)
+    with path.open("rb") as file:
+        for line in file:
+            with suppress(ValueError):  # a bad line is told by whoever reads the file
+                record = json.loads(line)
+                if isinstance(record, dict) and (keys := [key for key in ("pred", "items", "text") if key in record]):
+                    return keys[0]
+    raise InputError(shortened(path), "none of these keys", EXPECTED, _REMEDY)
 
 
 def _of_answers(answers: Answers, truths: Mapping[str, Truth], bad: BadLines, faults: list[str]) -> dict[str, Said]:

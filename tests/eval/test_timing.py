@@ -118,6 +118,12 @@ def test_words_of_a_long_utterance_lie_evenly_in_it():
     assert short.words == {57: "Goal for Reds!"}
 
 
+def test_utterances_may_overlap():
+    said = [Utterance(0, 10, "And on and on and on and Goal for Blues!"), Utterance(2, 3, "Goal for Reds!")]
+    counts = count(observe(FILM, said, range(10)))
+    assert (counts.claims, counts.matches, counts.error) == (2, 2, 0)  # word 7 of 10 is said in second 7
+
+
 def test_a_claim_may_go_on_in_the_next_second_if_the_pattern_says_so():
     said = {2: "Goal for", 3: "Reds!"}
     assert count(watched(said)).claims == 0

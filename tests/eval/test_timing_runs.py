@@ -71,6 +71,8 @@ def test_predictions_are_of_their_events(tmp_path):
     event = {"video_id": "film", "event_id": 0, "begin": 1.5, "end": 4, "pred": "Goal for Reds!"}
     items = [{"start_time": 6, "end_time": 7, "response": "So."}]
     later = {"video_id": "film", "event_id": 1, "begin": 6, "end": 8, "pred": "So.", "items": items}
+    for order in ((event, later), (later, event)):
+        assert read_run_files([written(tmp_path / "p.jsonl", *order)], TRUTHS, BadLines()).videos["videos/film.mp4"].covered
     said = read_run_files([written(tmp_path / "p.jsonl", event, later)], TRUTHS, BadLines()).videos["videos/film.mp4"]
     assert said.covered == {1, 2, 3, 6, 7}
     assert said.utterances == (Utterance(1.5, 4, "Goal for Reds!"), Utterance(6, 7, "So."))
@@ -85,9 +87,15 @@ def test_parts_of_a_run_are_one_and_no_second_comes_twice(tmp_path):
         read_run_files([shard, shard], TRUTHS, BadLines())
 
 
-@pytest.mark.parametrize(
-    "record", [{"question": "What?"}, {"start": 2, "end": 1, "text": "x"}, {"start": 0, "end": 1, "text": 3}]
-)
-def test_another_file_is_named(tmp_path, record):
+@pytest.mark.parametrize("record", [{"start": 2, "end": 1, "text": "x"}, {"start": 0, "end": 1, "text": 3}])
+def test_a_bad_line_is_named_or_left_out(tmp_path, record):
+    file = written(tmp_path / "film.jsonl", record, {"start": 3, "end": 4, "text": "Goal for Reds!"})
     with pytest.raises(InputError, match=r"film\.jsonl:1"):
-        read_run_files([written(tmp_path / "film.jsonl", record)], TRUTHS, BadLines())
+        read_run_files([file], TRUTHS, BadLines())
+    with pytest.warns(UserWarning, match="left out"):
+        assert read_run_files([file], TRUTHS, BadLines(1)).videos["videos/film.mp4"].covered == {3}
+
+
+def test_another_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"film\.jsonl: got none of these keys"):
+        read_run_files([written(tmp_path / "film.jsonl", {"question": "What?"})], TRUTHS, BadLines())
