@@ -86,12 +86,12 @@ REPLIES = [
 def recipe() -> list[list[str]]:
     """The commands of the page, as typed."""
     page = (ROOT / "docs" / "evaluation_lmms.md").read_text()
-    return [[word.strip('"') for word in line.split()] for line in re.findall(r"(?m)^pip (install .*)$", page)]
+    return [[word.strip("'") for word in line.split()] for line in re.findall(r"(?m)^pip (install .*)$", page)]
 
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory) -> Path:
-    """The interpreter of an environment in which only the page's recipe was followed, with this checkout for the release."""
+    """The interpreter of an environment in which only the page's recipe was followed, in a copy of this checkout."""
     folder = tmp_path_factory.mktemp("lmms")
     names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     for name in names:
@@ -102,16 +102,15 @@ def python(tmp_path_factory) -> Path:
     commands = recipe()
     assert len(commands) == 3, commands
     for command in commands:
-        words = [word.replace("svlm-jax", str(folder / "src")) for word in command]
-        run(folder / "env" / "bin" / "python", "-m", "pip", *words)
+        run(folder / "env" / "bin" / "python", "-m", "pip", *command, cwd=folder / "src")
     return folder / "env" / "bin" / "python"
 
 
-def run(*command: object, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+def run(*command: object, check: bool = True, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     outside = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "XLA_FLAGS")}
     # Not in the checkout: `python -m` would import from there, and not what was installed.
-    words, cwd = [str(word) for word in command], Path(str(command[0])).parent
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, env=outside | env)
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd or Path(words[0]).parent, capture_output=True, text=True, env=outside | env)
     assert not check or done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     return done
 
