@@ -1,6 +1,7 @@
 """FLOPs of a sample are those of the matrices that it passes: a wrong count is a wrong MFU."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,8 @@ from svlm_jax.train.flops import sample_flops
 def sizes(request):
     """(config, number of weights of each matrix by path) of a published model."""
     config = presets()[request.param]
-    return config, {path: math.prod(x.shape) for path, x in shapes(config).items() if path.endswith(".kernel")}
+    stacked = shapes(replace(config, scan_layers=True))  # as many weights, traced once for all layers
+    return config, {path: math.prod(x.shape) for path, x in stacked.items() if path.endswith(".kernel")}
 
 
 def test_a_patch_passes_every_matrix_of_the_tower_and_a_quarter_of_the_mergers(sizes):
