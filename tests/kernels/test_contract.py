@@ -49,6 +49,8 @@ HEADS = [
 
 SLOW = ("prefill qwen2-vl-2b", "prefill qwen3-vl-2b", "frame qwen3-vl-2b")  # workloads as others are, with other numbers
 
+REFERENCE, XLA = jax.jit(reference.attention), jax.jit(xla.attention)  # a shape compiles once for all implementations
+
 
 def random_qkv(batch, length, slots, heads, kv_heads, width, dtype=jnp.bfloat16, seed=0):
     rng = np.random.default_rng(seed)
@@ -81,8 +83,8 @@ def angles(batch, slots, width):
 def check(operation, implementation, arrays, visibility, **options):
     """The implementation is no further from the reference than twice plain XLA in the same dtype."""
     rotary = {"rotary": options["rotary"]} if "rotary" in options else {}
-    want = reference.attention(*arrays, **({"first": None} | visibility), **rotary)
-    plain = np.abs(xla.attention(*arrays, **({"first": None} | visibility), **rotary).astype(jnp.float32) - want).max()
+    want, in_xla = (attention(*arrays, **({"first": None} | visibility), **rotary) for attention in (REFERENCE, XLA))
+    plain = np.abs(in_xla.astype(jnp.float32) - want).max()
     out = jax.jit(lambda *a: operation(*a, **visibility, implementation=implementation, **options))(*arrays)
     assert out.shape == want.shape and out.dtype == arrays[0].dtype
     off = np.abs(out.astype(jnp.float32) - want).max()
@@ -198,7 +200,7 @@ def test_no_thread_block_races_with_another(warpgroups):
     ints = {name: jnp.asarray(value) for name, value in visibility.items()}
     flash = partial(mosaic_gpu.flash, first=None, **ints, rotary=rotary, tiling=tiling, interpret=params)
     out = jax.jit(flash)(*arrays)
-    np.testing.assert_allclose(out, reference.attention(*arrays, first=None, **visibility, rotary=rotary), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(out, REFERENCE(*arrays, first=None, **visibility, rotary=rotary), rtol=0, atol=2e-6)
     if jax.__version_info__ < (0, 11):  # 0.11 flags the library's own pipeline as well
         assert not gpu_callbacks.get_races().races_found
 

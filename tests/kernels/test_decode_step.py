@@ -13,7 +13,7 @@ import pytest
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
-from pallas_kernels import decode_step, reference, xla
+from pallas_kernels import decode_step
 from pallas_kernels.blocks import filled_tiles
 from svlm_jax.decode.loop import DecodeInputs, decode
 from svlm_jax.decode.sampling import COMMENTARY, Sampling, SamplingParams
@@ -22,6 +22,7 @@ from svlm_jax.model.cache import KVCache
 from svlm_jax.model.fused_decode import interpreted as runs_interpreted
 from svlm_jax.model.layers import RMSNorm
 from svlm_jax.model.parameters import from_parameters, shapes
+from tests.kernels.test_contract import REFERENCE, XLA
 
 pytestmark = pytest.mark.usefixtures("interpreted")
 
@@ -80,8 +81,8 @@ def test_attention_writes_the_token_and_sees_it(dtype, counts, slots, group, kv_
     assert np.isfinite(out.astype(jnp.float32)).all()
     q = new[:, :, :group].reshape(len(counts), 1, kv_heads * group, width)
     visibility = {"first": None, "last": metadata.last[:, None], "index": metadata.index}
-    want = reference.attention(q, updated[0], updated[2], **visibility)[:2]  # the result of an ended reply is not used
-    plain = np.abs(xla.attention(q, updated[0], updated[2], **visibility)[:2].astype(jnp.float32) - want).max()
+    want = REFERENCE(q, updated[0], updated[2], **visibility)[:2]  # the result of an ended reply is not used
+    plain = np.abs(XLA(q, updated[0], updated[2], **visibility)[:2].astype(jnp.float32) - want).max()
     assert np.abs(out[:2].astype(jnp.float32) - want).max() <= 2 * max(plain, 2e-6)
 
 
@@ -204,8 +205,8 @@ def test_a_decode_step_of_7b_on_the_device(batch):
         np.testing.assert_array_equal(cache.astype(jnp.float32), expected)
     q = new[:, :, :7].reshape(batch, 1, 28, 128)
     visibility = {"first": None, "last": metadata.last[:, None], "index": metadata.index}
-    want = reference.attention(q, updated[0], updated[2], **visibility)
-    plain = np.abs(xla.attention(q, updated[0], updated[2], **visibility).astype(jnp.float32) - want).max()
+    want = REFERENCE(q, updated[0], updated[2], **visibility)
+    plain = np.abs(XLA(q, updated[0], updated[2], **visibility).astype(jnp.float32) - want).max()
     assert np.abs(out.astype(jnp.float32) - want).max() <= 2 * plain
 
 
