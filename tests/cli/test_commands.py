@@ -18,17 +18,7 @@ from svlm_jax.cli.convert import parse_size
 from svlm_jax.errors import InputError
 from svlm_jax.media.video import write_video
 from tests.support import ROOT, XLA_FLAGS
-
-
-def command(module: str, *args: object, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `python -m launch.MODULE ARGS`; `limit` is the largest file it may write, in bytes (a full disk)."""
-    env = {**os.environ, "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(ROOT)}
-    line = [sys.executable, "-m", f"launch.{module}", *map(str, args)]
-    if limit is not None:
-        if shutil.which("prlimit") is None:
-            pytest.skip("needs prlimit (util-linux)")
-        line = ["prlimit", f"--fsize={limit}", *line]
-    return subprocess.run(line, capture_output=True, text=True, env=env, cwd=ROOT, check=False)
+from tests.support.commands import command
 
 
 def refusal(result: subprocess.CompletedProcess[str], *, noisy: bool = False) -> str:

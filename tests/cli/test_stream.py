@@ -20,19 +20,12 @@ from svlm_jax.media.video import write_video
 from svlm_jax.stream.runner import Runner
 from svlm_jax.stream.state_io import peek
 from svlm_jax.touchline.film import Film
-from tests.cli.test_commands import ROOT, command, refusal
+from tests.cli.test_commands import refusal
+from tests.support import ROOT
+from tests.support.commands import command
 
 HANG = 300  # seconds after which a test has hung; none waits for them
 SMALL = ("--vision-window", 3, "--text-rounds", 3, "--sink", 6, "--text-window", 6, "--query", "Commentate on this match")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def programs(tmp_path_factory):
-    """Compiled once for all the processes below: it is most of what they do."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("programs")))
-        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-        yield
 
 
 @pytest.fixture(scope="module")

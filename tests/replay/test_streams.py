@@ -12,8 +12,9 @@ import pytest
 from svlm_jax.errors import InputError
 from svlm_jax.pretrained import from_pretrained
 from svlm_jax.replay import stream
-from tests.cli.test_commands import command, refusal
+from tests.cli.test_commands import refusal
 from tests.support import FIXTURES
+from tests.support.commands import command
 from tests.support.pixels import STREAM_FRAME
 
 pytestmark = pytest.mark.usefixtures("optimized")

@@ -31,7 +31,8 @@ from svlm_jax.stream import sequence
 from svlm_jax.stream.cache_view import KINDS
 from svlm_jax.stream.playback import Ready
 from svlm_jax.stream.sequence import StreamSequence
-from tests.cli.test_commands import command, refusal
+from tests.cli.test_commands import refusal
+from tests.support.commands import command
 from tests.support.pixels import STREAM_FRAME
 from tests.support.serving import BOX, HANG, Client, ServerThread, compiled, film, server, serving  # noqa: F401
 

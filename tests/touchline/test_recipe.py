@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 
 from svlm_jax.touchline.recipe import Amount, steps
-from tests.cli.test_commands import command
+from tests.support.commands import command
 
 
 def test_no_step_is_done_by_the_one_before_it():

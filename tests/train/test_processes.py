@@ -19,7 +19,7 @@ from svlm_jax.cluster.local import spawn
 from svlm_jax.errors import InputError
 from svlm_jax.train import logs
 from svlm_jax.train.checkpoints import FOLDER
-from tests.support import ROOT, XLA_FLAGS
+from tests.support import ROOT, XLA_FLAGS, commands
 from tests.train.conftest import elsewhere
 
 
@@ -130,8 +130,9 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_settings_are_refused_in_one_line(name, config):
     flags, words = BAD[name]
-    code, output = finish(start(command(config, **flags)))
-    assert code == 2 and words in output and "Traceback" not in output, output
+    module, *args = command(config, **flags)
+    refused = commands.command(module.removeprefix("launch."), *args)
+    assert refused.returncode == 2 and words in refused.stderr and "Traceback" not in refused.stderr, refused.stderr
 
 
 @pytest.mark.slow  # a minute
