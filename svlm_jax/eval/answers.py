@@ -46,17 +46,17 @@ def letter(reply: str | None, options: int | Sequence[str]) -> str | None:
         named = set(_ALONE.findall(text))
     if len(named) != 1:
         return None
-    (found,) = named
-    return found if found in LETTERS[:count] else None
+    (choice,) = named
+    return choice if choice in LETTERS[:count] else None
 
 
 def _repeated(text: str, options: Sequence[str]) -> str | None:
     """The letter of the one option whose text a reply is, or its first line, in any case, with or without a full stop. In a
     stream the lines after the answer are commentary. A letter alone is no text."""
     bare = [_bare(option.removeprefix(f"{name}.")) for name, option in zip(LETTERS, options, strict=False)]
-    for said in (_bare(text), _bare(text.partition("\n")[0])):
-        if len(said) > 1 and bare.count(said) == 1:
-            return LETTERS[bare.index(said)]
+    for candidate in (_bare(text), _bare(text.partition("\n")[0])):
+        if len(candidate) > 1 and bare.count(candidate) == 1:
+            return LETTERS[bare.index(candidate)]
     return None
 
 
@@ -93,31 +93,31 @@ def number(reply: str | None) -> int | None:
     word = text.strip(_WRAPPING + ".:;,!").lower()
     if word in COUNT_WORDS:
         return COUNT_WORDS.index(word)
-    found = _NUMBER.findall(text)
-    if len(found) != 1 or len(re.findall(r"\d+", text)) != 1 or len(found[0]) > 9:
+    numbers = _NUMBER.findall(text)
+    if len(numbers) != 1 or len(re.findall(r"\d+", text)) != 1 or len(numbers[0]) > 9:
         return None
-    return int(found[0])
+    return int(numbers[0])
 
 
-def official_contains(reply: str | None, right: str) -> bool:
+def official_contains(reply: str | None, ground_truth: str) -> bool:
     """OVO-Bench, letters: the letter occurs anywhere in the reply, so that "A" counts in "All of them"."""
-    return right in (reply or "")
+    return ground_truth in (reply or "")
 
 
-def official_yes_no(reply: str | None, right: bool) -> bool:
+def official_yes_no(reply: str | None, ground_truth: bool) -> bool:
     """OVO-Bench, steps and clues: "Yes" or "No" occurs anywhere, in this case, so that "No" counts in "Not sure"; or all of the
     reply is "Y" or "N"."""
-    return reply == "NY"[right] or ("No", "Yes")[right] in (reply or "")
+    return reply == "NY"[ground_truth] or ("No", "Yes")[ground_truth] in (reply or "")
 
 
-def official_count(reply: str | None, right: int) -> bool:
+def official_count(reply: str | None, ground_truth: int) -> bool:
     """OVO-Bench, counts: all digits of the reply, written one after the other, are the number, so that "1 or 0" is ten."""
-    return "".join(re.findall(r"\d", reply or "")) == str(right)
+    return "".join(re.findall(r"\d", reply or "")) == str(ground_truth)
 
 
-def official_first(reply: str | None, right: str) -> bool:
+def official_first(reply: str | None, ground_truth: str) -> bool:
     """StreamingBench: the first character of the reply is the letter, so that "A" counts in "All of them"."""
-    return (reply or "")[:1] == right
+    return (reply or "")[:1] == ground_truth
 
 
 def contains_phrase(reply: str | None, phrase: str) -> bool:

@@ -20,10 +20,10 @@ from svlm_jax.eval.frames import FrameSet, end_within, prefix, recent
 from svlm_jax.eval.models import Answerer, Request
 
 ANSWERS = "answers.jsonl"  # of a run's folder
-LOCAL_AHEAD = 2  # questions whose frames are read while a local model answers
+LOCAL_PREFETCH = 2  # questions whose frames are read while a local model answers
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Output = TypeVar("Output")
 
 
 class Query(NamedTuple):
@@ -105,7 +105,7 @@ def ask_offline(
         answer = load(query)()
         return lambda: answer
 
-    work, threads = (load, LOCAL_AHEAD) if concurrency == 1 else (load_and_ask, concurrency)
+    work, threads = (load, LOCAL_PREFETCH) if concurrency == 1 else (load_and_ask, concurrency)
     for query, future in in_order(queries, work, threads):
         try:
             yield query, future.result()()
@@ -113,9 +113,9 @@ def ask_offline(
             yield query, error
 
 
-def in_order(items: Iterable[Item], work: Callable[[Item], Made], threads: int) -> Iterator[tuple[Item, "Future[Made]"]]:
+def in_order(items: Iterable[Item], work: Callable[[Item], Output], threads: int) -> Iterator[tuple[Item, "Future[Output]"]]:
     """(item, its finished work), in order, `threads` at a time and no further ahead."""
-    waiting: deque[tuple[Item, Future[Made]]] = deque()
+    waiting: deque[tuple[Item, Future[Output]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
@@ -158,7 +158,7 @@ def ask_online(
             got = shortened(answer.refused, 120)
             yield by_key[finished.job.key], InputError("stream", got, "an answer", "mend the video, or allow it with --bad")
         else:
-            yield by_key[finished.job.key], {"response": answer.text, "asked": answer.asked}
+            yield by_key[finished.job.key], {"response": answer.text, "asked": answer.time}
 
 
 def stream_span(path: Path, query: Query) -> tuple[float, float]:

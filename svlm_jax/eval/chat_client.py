@@ -103,44 +103,44 @@ class ChatClient:
         return canonical({"model": self.model, "messages": list(messages), **set_parameters})
 
     def _ask(self, request: bytes) -> Reply:
-        wanted = json.loads(request)
+        payload = json.loads(request)
         error = ""
         for number in range(BODY_TRIES):
             time.sleep(BODY_PAUSE * number)
-            body, sent = self._send(wanted)
+            body, parameters = self._send(payload)
             if body is None:
                 return Reply("", {"model": self.model, "finish_reason": "content_filter"})
             try:
-                reply = _reply(body, sent)
+                reply = _reply(body, parameters)
             except ValueError as problem:
                 error = str(problem)
                 continue
             if self.cache:
-                self.cache.write(request, sent, body)
+                self.cache.write(request, parameters, body)
             return reply
         raise ChatError(f"no chat completion: {error}")
 
-    def _send(self, wanted: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
+    def _send(self, payload: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
         """The raw body, None for a refusal of what the request says, and the parameters that it was sent with."""
         from openai import APIStatusError, OpenAIError
 
         while True:
-            request = self._accepted(wanted)
-            sent = {name: value for name, value in request.items() if name != "messages"}
+            request = self._accepted(payload)
+            parameters = {name: value for name, value in request.items() if name != "messages"}
             try:
-                return self._openai.chat.completions.with_raw_response.create(**request).text, sent
+                return self._openai.chat.completions.with_raw_response.create(**request).text, parameters
             except APIStatusError as error:
-                if self._refuses_parameter(error, sent):
+                if self._refuses_parameter(error, parameters):
                     continue  # without it, and so from now on
                 if error.code in REFUSALS:
-                    return None, sent
+                    return None, parameters
                 raise self._explain(error) from None
             except OpenAIError as error:  # a timeout, a connection that is refused or cut
                 cause = f" ({error.__cause__})" if error.__cause__ else ""
                 raise ChatError(self._hide(f"{error}{cause}")) from None
 
-    def _accepted(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        request = dict(wanted)
+    def _accepted(self, payload: dict[str, Any]) -> dict[str, Any]:
+        request = dict(payload)
         for name, other in OPTIONAL.items():  # in this order: another name may be refused too
             if name in request and name in self._refused:
                 value = request.pop(name)
@@ -148,12 +148,12 @@ class ChatClient:
                     request[other] = value
         return request
 
-    def _refuses_parameter(self, error: Any, sent: dict[str, Any]) -> bool:
+    def _refuses_parameter(self, error: Any, parameters: dict[str, Any]) -> bool:
         """Whether it is a 400 that names a parameter which can be left out; remembered."""
         if error.status_code not in (400, 422):
             return False
         text = f"{error.param} {error.message}"
-        names = [name for name in OPTIONAL if name in sent and name in text]
+        names = [name for name in OPTIONAL if name in parameters and name in text]
         if not names or ("max_" in names[0] and "support" not in text):  # a limit that is only too high must not be dropped
             return False
         self._refused.add(names[0])
@@ -210,7 +210,7 @@ def approximate_tokens(messages: Sequence[Mapping[str, Any]]) -> int:
     return sum(map(len, texts)) // CHARACTERS_PER_TOKEN
 
 
-def _reply(body: str, sent: Mapping[str, Any]) -> Reply:
+def _reply(body: str, parameters: Mapping[str, Any]) -> Reply:
     """Raises:
     ValueError: the body is no chat completion.
     """
@@ -224,7 +224,7 @@ def _reply(body: str, sent: Mapping[str, Any]) -> Reply:
         content = content.encode("utf-8", "replace").decode()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ValueError(repr(body[:60])) from None
-    details = {"model": str(completion.get("model") or ""), "temperature": sent.get("temperature")}
+    details = {"model": str(completion.get("model") or ""), "temperature": parameters.get("temperature")}
     if (reason := choice.get("finish_reason")) not in ("stop", None):
         details["finish_reason"] = reason
     text = content.rpartition("</think>")[2].strip()

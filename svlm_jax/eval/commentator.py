@@ -42,11 +42,11 @@ class Job(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The reply to a question, whose chunk ended at second `asked`. refused: why it was not asked; asked and text are then of
+    """The reply to a question, whose chunk ended at second `time`. refused: why it was not asked; time and text are then of
     no meaning."""
 
     question: str
-    asked: float = 0.0
+    time: float = 0.0
     text: str = ""
     refused: str = ""
 

@@ -195,9 +195,9 @@ class HttpJudge:
 
     def _messages(self, pair: Pair, swapped: bool) -> tuple[list[dict[str, str]], list[str]]:
         """And which texts of the pair were cut."""
-        whole = {"reference": pair.reference, "a": pair.a.text.strip(), "b": pair.b.text.strip(), "title": pair.title}
-        texts = {name: text[: self.style.max_characters] for name, text in whole.items()}
-        cut = [name for name, text in texts.items() if text != whole[name]]
+        full_texts = {"reference": pair.reference, "a": pair.a.text.strip(), "b": pair.b.text.strip(), "title": pair.title}
+        texts = {name: text[: self.style.max_characters] for name, text in full_texts.items()}
+        cut = [name for name, text in texts.items() if text != full_texts[name]]
         if swapped:
             texts["a"], texts["b"] = texts["b"], texts["a"]
         return self.prompt.messages(texts), cut

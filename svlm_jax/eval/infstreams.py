@@ -71,15 +71,15 @@ def said_before(words: Iterable[Word], time: float) -> str:
 def cut(game: Game, seconds: float = SECONDS, min_words: int = MIN_WORDS) -> tuple[list[Segment], int]:
     """The pieces between multiples of `seconds`, from 0, that have `min_words` or more; and the number of pieces with any word.
     A word belongs to the piece in which it ends."""
-    pieces: dict[int, list[Word]] = {}
+    words_by_interval: dict[int, list[Word]] = {}
     for word in game.words:
-        pieces.setdefault(max(0, math.ceil(word.end / seconds) - 1), []).append(word)
+        words_by_interval.setdefault(max(0, math.ceil(word.end / seconds) - 1), []).append(word)
     segments = [
         Segment(game.video, tuple(words), game.title, said_before(game.words, number * seconds))
-        for number, words in sorted(pieces.items())
+        for number, words in sorted(words_by_interval.items())
         if len(words) >= min_words
     ]
-    return segments, len(pieces)
+    return segments, len(words_by_interval)
 
 
 def segment_record(segment: Segment) -> dict[str, Any]:

@@ -187,15 +187,14 @@ def _match(names: Sequence[str], videos: Sequence[str], faults: list[str]) -> tu
     rest_of_videos, rest_of_names = _by_file_name(set(videos) - exact), _by_file_name(set(names) - exact)
     unusable: dict[str, str] = {}
     for file_name in sorted(rest_of_names):
-        meant, given = rest_of_videos.get(file_name, []), rest_of_names[file_name]
-        if len(meant) == len(given) == 1:
-            matches[given[0]] = meant[0]
-        elif meant:
-            unusable |= dict.fromkeys(meant, "a file name of several games")
-            faults.append(
-                f"{file_name}: the file name of {max(len(meant), len(given))} games, and no path: their answers are not used"
-            )
-    if unknown := sum(len(given) for name, given in rest_of_names.items() if name not in rest_of_videos):
+        candidates, names_of_file = rest_of_videos.get(file_name, []), rest_of_names[file_name]
+        if len(candidates) == len(names_of_file) == 1:
+            matches[names_of_file[0]] = candidates[0]
+        elif candidates:
+            unusable |= dict.fromkeys(candidates, "a file name of several games")
+            number = max(len(candidates), len(names_of_file))
+            faults.append(f"{file_name}: the file name of {number} games, and no path: their answers are not used")
+    if unknown := sum(len(names_of_file) for name, names_of_file in rest_of_names.items() if name not in rest_of_videos):
         faults.append(f"{unknown} games without a segment: not used")
     return matches, unusable
 
@@ -216,29 +215,29 @@ def _assemble(name: str, lines: Sequence[_Line], faults: list[str]) -> GameAnswe
     lines = sorted(lines, key=lambda line: line.start)
     known: set[Answer] = set()
     seconds: set[int] = set()
-    kept: list[Answer] = []
+    answers: list[Answer] = []
     doubled = 0
     for run in (run for line in lines for run in _runs(line.answers)):
         fresh = [answer for answer in run if answer not in known]
         doubled += len(run) - len(fresh)
-        if taken := next((answer for answer in fresh if int(answer.end) in seconds), None):
-            got, remedy = f"two answers for second {int(taken.end)}", "give the files of one run, not merged"
+        if conflict := next((answer for answer in fresh if int(answer.end) in seconds), None):
+            got, remedy = f"two answers for second {int(conflict.end)}", "give the files of one run, not merged"
             raise InputError(f"game {name}", got, "one", remedy)
         known.update(fresh)
         seconds.update(int(answer.end) for answer in fresh)
-        kept += fresh
+        answers += fresh
     if doubled:
         faults.append(
-            f"{name}: {doubled} of {doubled + len(kept)} answers twice, as files that were merged twice have them: kept once"
+            f"{name}: {doubled} of {doubled + len(answers)} answers twice, as files that were merged twice have them: kept once"
         )
-    kept.sort(key=lambda answer: answer.end)
-    return _game(name, lines, kept, faults)
+    answers.sort(key=lambda answer: answer.end)
+    return _game(name, lines, answers, faults)
 
 
-def _game(name: str, lines: Sequence[_Line], kept: Sequence[Answer], faults: list[str]) -> GameAnswers:
+def _game(name: str, lines: Sequence[_Line], answers: Sequence[Answer], faults: list[str]) -> GameAnswers:
     """Of lines in order of their starts and answers in order of their ends."""
-    utterances = tuple(Utterance(answer.end if answer.start is None else answer.start, *answer[1:]) for answer in kept)
-    if any(answer.start is None for answer in kept) or (not kept and any(line.end > line.start for line in lines)):
+    utterances = tuple(Utterance(answer.end if answer.start is None else answer.start, *answer[1:]) for answer in answers)
+    if any(answer.start is None for answer in answers) or (not answers and any(line.end > line.start for line in lines)):
         faults.append(f"{name}: answers without a start: taken as one a segment; segments without one are missing, not silent")
         return GameAnswers(utterances, ())
     begun = [(float(line.start), float(line.start)) for line in lines]

@@ -39,13 +39,13 @@ def game_jobs(game: Game, videos: Path, protocol: Protocol) -> list[Job]:
     start, end = protocol.start, int(game.words[-1].end)
     length = protocol.chunk or max(end - start, 1)
     starts = [start + number * length for number in range(math.ceil((end - start) / length))]
-    return [_job(game, videos, protocol, begin, min(begin + length, end)) for begin in starts]
+    return [_job(game, videos, protocol, start, min(start + length, end)) for start in starts]
 
 
 def _job(game: Game, videos: Path, protocol: Protocol, start: float, end: float) -> Job:
     key = f"{game.video}:{start:g}-{end:g}"
-    said = said_before(game.words, start) if protocol.previous_text else ""
-    previous = f" {said}" if said else ""  # training has a blank before each word, the first one too
+    text = said_before(game.words, start) if protocol.previous_text else ""
+    previous = f" {text}" if text else ""  # training has a blank before each word, the first one too
     return Job(key, videos / game.video, float(start), float(end), protocol.query, previous, seed=job_seed(protocol.seed, key))
 
 
@@ -75,7 +75,7 @@ class Generation:
         """
         self.folder, self.jobs, self.a_line_a_game = folder, jobs, a_line_a_game
         first, count = shard
-        self.mine = list(jobs)[first - 1 :: count]
+        self.shard_videos = list(jobs)[first - 1 :: count]
         self.game = {job.key: video for video, game_jobs in jobs.items() for job in game_jobs}
         self.job = {job.key: job for game_jobs in jobs.values() for job in game_jobs}
         self.rows: dict[str, dict[str, Any]] = {}
@@ -91,7 +91,7 @@ class Generation:
         self.done = {job.key for job in self.job.values() if self._is_done(job)}
 
     def _is_done(self, job: Job) -> bool:
-        if self.game[job.key] not in self.mine:
+        if self.game[job.key] not in self.shard_videos:
             return True
         if (row := self.rows.get(job.key)) is None:
             return self._file(self.game[job.key]).is_file()  # complete, and what it was made of is removed
@@ -100,7 +100,7 @@ class Generation:
     def run(self, commentator: Commentator) -> Iterator[Finished]:
         """Watch what is not done, and write each game when it is; yields the jobs as they end."""
         with self.appender:
-            for video in self.mine:
+            for video in self.shard_videos:
                 self._write_if_complete(video)
             for finished in commentator.run(list(self.job.values()), skip=self.done):
                 self._take(finished)
@@ -126,13 +126,13 @@ class Generation:
     @property
     def errors(self) -> list[tuple[Job, str]]:
         """Jobs of this process of which not all was watched, and why, those of earlier runs too."""
-        mine = [job for video in self.mine for job in self.jobs[video]]
-        return [(job, self.rows[job.key]["error"]) for job in mine if "error" in self.rows.get(job.key, ())]
+        shard_jobs = [job for video in self.shard_videos for job in self.jobs[video]]
+        return [(job, self.rows[job.key]["error"]) for job in shard_jobs if "error" in self.rows.get(job.key, ())]
 
     @property
     def complete(self) -> int:
         """Games of this process that have their file."""
-        return sum(self._file(video).is_file() for video in self.mine)
+        return sum(self._file(video).is_file() for video in self.shard_videos)
 
 
 def _as_one(jobs: Sequence[Job], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

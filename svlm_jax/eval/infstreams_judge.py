@@ -41,8 +41,8 @@ class Comparison(NamedTuple):
     @property
     def reasons(self) -> dict[str, int]:
         """How many segments are skipped for which reason: "A: no answers for this game"."""
-        given = [f"{name}: {reason}" for each in self.skipped for name, reason in (("A", each.a), ("B", each.b)) if reason]
-        return dict(Counter(given).most_common())
+        reasons = [f"{name}: {reason}" for each in self.skipped for name, reason in (("A", each.a), ("B", each.b)) if reason]
+        return dict(Counter(reasons).most_common())
 
 
 def compare(segments: Sequence[Segment], a: Answers, b: Answers) -> Comparison:
@@ -126,10 +126,10 @@ def write_scores(
     """
     model = str(judge.get("model") or judge.get("judge") or "")
     lines.write(folder / SEGMENTS, (segment_record(judgement, model) for judgement in judgements))
-    found = scores(judgements, comparison)
-    details = {**found, "judge": {**judge, **served(judgements)}, "skipped_because": comparison.reasons, "data": data}
+    score_values = scores(judgements, comparison)
+    details = {**score_values, "judge": {**judge, **served(judgements)}, "skipped_because": comparison.reasons, "data": data}
     write_result(folder / RESULTS, result(judgements, comparison), details)
-    return found
+    return score_values
 
 
 def segment_record(judgement: Judgement, judge: str) -> dict[str, Any]:

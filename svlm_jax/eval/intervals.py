@@ -38,8 +38,8 @@ def macro_interval(parts: ArrayLike, totals: ArrayLike, groups: Sequence[Sequenc
     None as in `ratio_interval`.
     """
     part, total = np.asarray(parts, np.float64), np.asarray(totals, np.float64)
-    used = np.unique([column for group in groups for column in group])
-    clusters = total[:, used].sum(axis=1) > 0 if total.size else np.zeros(0, bool)
+    columns = np.unique([column for group in groups for column in group])
+    clusters = total[:, columns].sum(axis=1) > 0 if total.size else np.zeros(0, bool)
     part, total = part[clusters], total[clusters]
     if len(total) < 2:
         return None

@@ -87,18 +87,18 @@ class Chunks:
         if self.recent_frames is None:
             return 0
         own = round(self.fps * self.seconds)
-        wanted = math.ceil((self.recent_frames - own) / own)
-        begin = self.job.start if self.job.clock == "clip" else 0.0
-        return max(0, min(wanted, math.floor((self.span(first)[0] - begin) / self.seconds + SLACK)))
+        needed_chunks = math.ceil((self.recent_frames - own) / own)
+        earliest_second = self.job.start if self.job.clock == "clip" else 0.0
+        return max(0, min(needed_chunks, math.floor((self.span(first)[0] - earliest_second) / self.seconds + SLACK)))
 
     def _chunks(self, source: Source, first: int, before: int) -> Iterator[Chunk]:
         origin = self.job.start if self.job.clock == "clip" else 0
-        seen: list[np.ndarray] = []
+        newest_frames: list[np.ndarray] = []
         for number, chunk in enumerate(source, first - before):
             frames = chunk.frames
             if self.recent_frames is not None:
-                seen = [*seen, *frames][-self.recent_frames :]
-                frames = np.stack(seen)
+                newest_frames = [*newest_frames, *frames][-self.recent_frames :]
+                frames = np.stack(newest_frames)
             if number < first:
                 continue
             start, end = self.span(number)

@@ -27,7 +27,7 @@ class Event(NamedTuple):
 
     video_id: str
     event_id: int | str
-    begin: float
+    start: float
     end: float
     title: str
     sport: str
@@ -68,9 +68,9 @@ def read_events(path: str | Path, bad: BadLines) -> list[Event]:
 
 def _event(record: dict[str, Any], source: str) -> Event:
     video_id, event_id = _ids(record, source)
-    begin, end = require(record, "begin", float, source), require(record, "end", float, source)
-    if not 0 <= begin < end:
-        raise InputError(f"{source} begin, end", f"{begin:g}, {end:g}", "0 <= begin < end, seconds", "leave the event out")
+    start, end = require(record, "begin", float, source), require(record, "end", float, source)
+    if not 0 <= start < end:
+        raise InputError(f"{source} begin, end", f"{start:g}, {end:g}", "0 <= begin < end, seconds", "leave the event out")
     reference = require(record, "event_asr_text", str, source).strip()
     if not has_words(reference):
         raise InputError(f"{source} event_asr_text", "no word", "what the commentator said", "leave the event out")
@@ -78,7 +78,7 @@ def _event(record: dict[str, Any], source: str) -> Event:
         require({key: value for key, value in record.items() if value is not None}, key, str, source, "")
         for key in ("event_title", "class", "preasr_text", "video")
     )
-    return Event(video_id, event_id, float(begin), float(end), title.strip(), sport, previous.strip(), reference, video)
+    return Event(video_id, event_id, float(start), float(end), title.strip(), sport, previous.strip(), reference, video)
 
 
 def _ids(record: dict[str, Any], source: str) -> tuple[str, int | str]:
@@ -101,13 +101,13 @@ def read_predictions(path: str | Path, events: Iterable[Event], bad: BadLines) -
     def parse(record: dict[str, Any], source: str) -> None:
         key = "{}_{}".format(*_ids(record, source))
         text = require(record, "pred", str, source).strip()
-        begin, end = require(record, "begin", float, source), require(record, "end", float, source)
+        start, end = require(record, "begin", float, source), require(record, "end", float, source)
         if key in predictions:
             raise InputError(f"{source} event", f"{shortened(key, 60)} a second time", "each event once", "leave one out")
         event = by_key.get(key)
-        if event and max(abs(begin - event.begin), abs(end - event.end)) > SAME_TIME:
-            expected = f"{event.begin:g} to {event.end:g} s, as the events have it"
-            got = f"{begin:g} to {end:g} s"
+        if event and max(abs(start - event.start), abs(end - event.end)) > SAME_TIME:
+            expected = f"{event.start:g} to {event.end:g} s, as the events have it"
+            got = f"{start:g} to {end:g} s"
             raise InputError(f"{source} {shortened(key, 60)}", got, expected, "take one revision of the data")
         items = [_utterance(item, source) for item in require(record, "items", list, source, [])]
         predictions[key] = Prediction(text if has_words(text) else "", tuple(items))
@@ -126,7 +126,7 @@ def _utterance(item: Any, source: str) -> Utterance:
 def prediction_record(event: Event, text: str, utterances: Iterable[Utterance] = ()) -> dict[str, Any]:
     """The line of a prediction, as the published scripts read it. `items` is ours: the same with times, in the words of
     Inf-Streams-Eval."""
-    record: dict[str, Any] = {"video_id": event.video_id, "event_id": event.event_id, "begin": event.begin, "end": event.end}
+    record: dict[str, Any] = {"video_id": event.video_id, "event_id": event.event_id, "begin": event.start, "end": event.end}
     record["pred"] = text
     items = [{"response": each.text, "start_time": each.start, "end_time": each.end} for each in utterances]
     return record | ({"items": items} if items else {})
@@ -169,8 +169,8 @@ def read_prompt(name: str) -> str:
 def fill_prompt(template: str, values: Mapping[str, str]) -> str:
     """A prompt from its template: sections parted by lines of "---", with {name} for a value. A section that names an
     empty value is left out. Braces in values stay as they are."""
-    kept = []
+    sections = []
     for section in re.split(r"^---[ \t]*\n", template, flags=re.MULTILINE):
         if all(values[name] for name in values if f"{{{name}}}" in section):
-            kept.append(re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), section))
-    return "".join(kept).strip()
+            sections.append(re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), section))
+    return "".join(sections).strip()

@@ -50,13 +50,13 @@ def find_videos(events: Iterable[Event], folder: str | Path, bad: BadLines) -> d
     Raises:
         InputError: more are missing or empty than may be.
     """
-    found = {}
+    paths = {}
     for event in events:
         try:
-            found[event.key] = find_video(folder, f"event {event.key}", event.video, event.video_id)
+            paths[event.key] = find_video(folder, f"event {event.key}", event.video, event.video_id)
         except InputError as error:
             bad.add(error)
-    return found
+    return paths
 
 
 def stream_jobs(events: Iterable[Event], videos: Mapping[str, Path], template: str, style: Style, seed: int = 0) -> list[Job]:
@@ -70,7 +70,7 @@ def stream_jobs(events: Iterable[Event], videos: Mapping[str, Path], template: s
         Job(
             event.key,
             videos[event.key],
-            event.begin,
+            event.start,
             event.end,
             query=_prompt(template, event, event.previous if in_query else ""),
             previous="" if in_query else event.previous,
@@ -128,7 +128,7 @@ def captioned(
         concurrency: requests at a time, of an answerer that is a server.
     """
     by_key = {event.key: event for event in events if event.key in videos and event.key not in done}
-    queries = [Query(key, "cc", str(videos[key].absolute()), each.begin, each.end) for key, each in by_key.items()]
+    queries = [Query(key, "cc", str(videos[key].absolute()), each.start, each.end) for key, each in by_key.items()]
     ask = answering(answerer, lambda query: _prompt(template, by_key[query.key], by_key[query.key].previous), OFFLINE_TOKENS)
     for query, answer in ask_offline(queries, Path(), view, ask, concurrency=concurrency):
         event = by_key[query.key]

@@ -27,12 +27,12 @@ class Compared(NamedTuple):
 def pairs(events: Iterable[Event], a: Mapping[str, Prediction], b: Mapping[str, Prediction]) -> list[Pair]:
     """One pair an event, in the order of the events. Who has no prediction for an event is marked as missing there: it neither
     wins nor takes the text of the other one away, as it does in a published script."""
-    made = []
+    event_pairs = []
     for event in events:
         candidates = _candidate(event, a), _candidate(event, b)
         video = event.video or event.video_id
-        made.append(Pair(event.key, video, event.begin, event.end, event.reference, *candidates, title=event.title))
-    return made
+        event_pairs.append(Pair(event.key, video, event.start, event.end, event.reference, *candidates, title=event.title))
+    return event_pairs
 
 
 def _candidate(event: Event, predictions: Mapping[str, Prediction]) -> Candidate:

@@ -108,7 +108,7 @@ def queries(questions: Iterable[Question], folder: str | Path, bad: BadLines) ->
     Raises:
         InputError: more videos are missing, empty or without a length than may be.
     """
-    found = []
+    items = []
     for question in questions:
         name = f"question {shortened(question.key, 60)}"
         try:
@@ -120,8 +120,8 @@ def queries(questions: Iterable[Question], folder: str | Path, bad: BadLines) ->
             bad.add(error)
             continue
         video = path.relative_to(local_path(folder)).as_posix()
-        found.append(Query(question.key, question.q_type, video, question.start, float(end), _letters(question)))
-    return found
+        items.append(Query(question.key, question.q_type, video, question.start, float(end), _letters(question)))
+    return items
 
 
 def _letters(question: Question) -> tuple[str, ...]:

@@ -55,16 +55,16 @@ def _part(part: Any, processor: Processor, args: ModelArgs) -> str | Clip:
 
 def _video(part: Any, processor: Processor, args: ModelArgs) -> Clip:
     source = _field(part, "url")
-    given = source if isinstance(source, Mapping) else {}
-    if given:
-        source = next((given[key] for key in ("path", "url", "video") if given.get(key) is not None), None)
+    video_fields = source if isinstance(source, Mapping) else {}
+    if video_fields:
+        source = next((video_fields[key] for key in ("path", "url", "video") if video_fields.get(key) is not None), None)
     if isinstance(source, list | tuple) and len(source) <= args.max_frames:
         return processor.video(source, fps=args.fps)
     if not isinstance(source, str | Path):
         expected = f"a path, or a list of at most {args.max_frames} frames"
         raise InputError("url of a video", f"{source!r:.60}", expected, "mend the task, or raise max_frames")
-    start = _seconds("video_start", given, part) or _seconds("start_time", given, part) or 0.0
-    end = _seconds("video_end", given, part) or _seconds("end_time", given, part)
+    start = _seconds("video_start", video_fields, part) or _seconds("start_time", video_fields, part) or 0.0
+    end = _seconds("video_end", video_fields, part) or _seconds("end_time", video_fields, part)
     end = length(source) if end is None else end_within(source, end)
     if args.mode == "recent":
         start = max(start, end - args.max_frames / args.fps)
@@ -72,8 +72,8 @@ def _video(part: Any, processor: Processor, args: ModelArgs) -> Clip:
     return processor.video(frames.pixels, fps=frames.fps, start=frames.start)
 
 
-def _seconds(key: str, *places: Mapping[str, Any]) -> float | None:
-    value = next((place[key] for place in places if place.get(key) is not None), None)
+def _seconds(key: str, *mappings: Mapping[str, Any]) -> float | None:
+    value = next((mapping[key] for mapping in mappings if mapping.get(key) is not None), None)
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):

@@ -23,7 +23,7 @@ from svlm_jax.families.chat import encode
 from svlm_jax.inputs import Sample
 from svlm_jax.pretrained import Pretrained, from_pretrained
 
-AHEAD = 2  # batches whose files are read while the model replies
+PREFETCH = 2  # batches whose files are read while the model replies
 
 
 class ChatModel(lmms):
@@ -52,7 +52,7 @@ class ChatModel(lmms):
         """A `GenerationResult` for each request, in order."""
         results: list[Any] = [None] * len(requests)
         with tqdm(total=len(requests), desc="documents", disable=self.rank != 0) as progress:
-            for (settings, messages), prompts in in_order(self._batches(requests), self._encode_batch(requests), AHEAD):
+            for (settings, messages), prompts in in_order(self._batches(requests), self._encode_batch(requests), PREFETCH):
                 batch = prompts.result()
                 replies = self._replies(requests, batch, settings, [(number, 0) for number in batch])
                 for number, reply in zip(messages, replies, strict=True):
@@ -115,18 +115,18 @@ class ChatModel(lmms):
         """The prompt of the round after so many replies, None after the last; and what the task wants back in the next."""
         if not replies:
             return self._prompt(request), info
-        told = {"round_idx": len(replies), "previous_output": list(replies), "previous_round_info": info}
-        answer = self._ask(request, **told)
+        round_state = {"round_idx": len(replies), "previous_output": list(replies), "previous_round_info": info}
+        answer = self._ask(request, **round_state)
         if not (isinstance(answer, tuple) and len(answer) == 4):  # a task without rounds
             return None, info
         messages, is_over, _, info = answer
         return None if is_over else self._encode(request, messages), info
 
-    def _ask(self, request: Any, **told: Any) -> Any:
+    def _ask(self, request: Any, **round_state: Any) -> Any:
         """What `doc_to_messages` of the task makes of its document."""
         _, doc_to_messages, _, doc_id, task, split = request.args
         try:
-            return doc_to_messages(self.task_dict[task][split][doc_id], **told)
+            return doc_to_messages(self.task_dict[task][split][doc_id], **round_state)
         except Exception as error:
             expected, remedy = "a document that its task can read", "check its files, or leave it out (--offset, --limit)"
             raise InputError(_name([request]), f"{type(error).__name__} ({error})", expected, remedy) from error

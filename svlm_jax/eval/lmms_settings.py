@@ -44,23 +44,23 @@ class ModelArgs:
     preset: str = ""
 
     @classmethod
-    def parse(cls, given: Mapping[str, Any]) -> "ModelArgs":
+    def parse(cls, arguments: Mapping[str, Any]) -> "ModelArgs":
         """From names and values as lmms-eval splits them: numbers are numbers, true and false are, all else is text.
 
         Raises:
             InputError: a name that is none of these, a value of another kind, no `pretrained`.
         """
         kinds = {field.name: field.type for field in fields(cls)}
-        if unknown := sorted(set(given) - set(kinds)):
+        if unknown := sorted(set(arguments) - set(kinds)):
             raise InputError(f"model_args {unknown[0]:.60}", "no such name", f"one of {', '.join(kinds)}", "correct it")
-        if given.get("pretrained", "") == "":
+        if arguments.get("pretrained", "") == "":
             raise InputError("model_args", "no pretrained", "pretrained=DIR", "name the model")
-        args = cls(**{name: _as(kinds[name], name, value) for name, value in given.items()})
+        args = cls(**{name: _as(kinds[name], name, value) for name, value in arguments.items()})
         if args.mode not in MODES:
             raise InputError("model_args mode", args.mode, f"one of {', '.join(MODES)}", "correct it")
-        for name, least in (("fps", 1e-3), ("max_frames", 1), ("max_new_tokens", 1), ("seed", 0)):
-            if not least <= getattr(args, name) < float("inf"):
-                raise InputError(f"model_args {name}", getattr(args, name), f"{least} or more", "correct it")
+        for name, minimum in (("fps", 1e-3), ("max_frames", 1), ("max_new_tokens", 1), ("seed", 0)):
+            if not minimum <= getattr(args, name) < float("inf"):
+                raise InputError(f"model_args {name}", getattr(args, name), f"{minimum} or more", "correct it")
         return args
 
     def loading(self) -> dict[str, Any]:

@@ -33,36 +33,36 @@ class Mark(NamedTuple):
 
 def accuracy(name: str, marks: Sequence[Mark], rule: str = "correct") -> Metric:
     """The share of questions that are right (micro mean). rule: "correct" or "official"."""
-    right, asked = _table(marks, rule, {mark.task: 0 for mark in marks})
+    correct, total = _table(marks, rule, {mark.task: 0 for mark in marks})
     if not marks:
         return Metric(name, None)
-    return Metric(name, float(right.sum() / asked.sum()), ratio_interval(right[:, 0], asked[:, 0]), len(marks))
+    return Metric(name, float(correct.sum() / total.sum()), ratio_interval(correct[:, 0], total[:, 0]), len(marks))
 
 
 def macro_accuracy(name: str, marks: Sequence[Mark], groups: Sequence[Sequence[str]], rule: str = "correct") -> Metric:
     """The mean over groups of the mean over tasks of the share of right answers. No value where a group has no question."""
     tasks = [task for group in groups for task in group]
     counted = [mark for mark in marks if mark.task in tasks]
-    right, asked = _table(counted, rule, {task: column for column, task in enumerate(tasks)})
-    present = asked.sum(axis=0) > 0
+    correct, total = _table(counted, rule, {task: column for column, task in enumerate(tasks)})
+    present = total.sum(axis=0) > 0
     columns = [[tasks.index(task) for task in group if present[tasks.index(task)]] for group in groups]
     if not all(columns):
         return Metric(name, None)
-    rates = right.sum(axis=0) / np.maximum(asked.sum(axis=0), 1)
+    rates = correct.sum(axis=0) / np.maximum(total.sum(axis=0), 1)
     value = float(np.mean([np.mean(rates[group]) for group in columns]))
-    return Metric(name, value, macro_interval(right, asked, columns), len(counted))
+    return Metric(name, value, macro_interval(correct, total, columns), len(counted))
 
 
 def _table(marks: Sequence[Mark], rule: str, columns: dict[str, int]) -> tuple[np.ndarray, np.ndarray]:
     """(right answers, questions), float64 [videos, columns]."""
     videos = {video: row for row, video in enumerate(dict.fromkeys(mark.video for mark in marks))}
-    right = np.zeros((len(videos), 1 + max(columns.values(), default=0)))
-    asked = np.zeros_like(right)
+    correct = np.zeros((len(videos), 1 + max(columns.values(), default=0)))
+    total = np.zeros_like(correct)
     for mark in marks:
-        place = videos[mark.video], columns[mark.task]
-        right[place] += getattr(mark, rule)
-        asked[place] += 1
-    return right, asked
+        cell = videos[mark.video], columns[mark.task]
+        correct[cell] += getattr(mark, rule)
+        total[cell] += 1
+    return correct, total
 
 
 def task_details(marks: Sequence[Mark], tasks: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -39,15 +39,15 @@ PROMPTS: dict[str, str] = {
 
 
 class Question(NamedTuple):
-    """One question of an item. key: as the published clips are named, "ID" or "ID_INDEX". right: a letter, a count, or whether
-    the answer is yes. fields: what its prompt is filled with."""
+    """One question of an item. key: as the published clips are named, "ID" or "ID_INDEX". ground_truth: a letter, a count, or
+    whether the answer is yes. fields: what its prompt is filled with."""
 
     key: str
     task: str
     video: str
     time: float
     kind: Kind
-    right: str | int | bool
+    ground_truth: str | int | bool
     fields: Mapping[str, str]
     options: tuple[str, ...] = ()
 
@@ -78,14 +78,14 @@ def read_items(path: str | Path, bad: lines.BadLines, tasks: Sequence[str] = TAS
     Raises:
         InputError: another file, no item of the tasks, or more malformed items than `bad` allows: each is named.
     """
-    seen: set[int] = set()
+    ids: set[int] = set()
 
     def parse(record: dict[str, Any], source: str) -> Item:
         number = lines.require(record, "id", int, source)
-        if number in seen:
+        if number in ids:
             raise InputError(f"{source} id", f"{number} a second time", "each id once", "leave one out")
         item = Item(record, _questions(record, number, source))
-        seen.add(number)
+        ids.add(number)
         return item
 
     items = [item for item in lines.read(path, EXPECTED, parse, bad) if item.questions[0].task in tasks]
@@ -106,19 +106,19 @@ def _questions(record: dict[str, Any], number: int, source: str) -> tuple[Questi
         raise InputError(f"{source} test_info", "an empty list", "at least one question", "mend the item, or leave it out")
     questions = []
     for index, test in enumerate(tests):
-        where = f"{source} test_info[{index}]"
+        test_source = f"{source} test_info[{index}]"
         if not isinstance(test, dict):
-            raise InputError(where, f"{test!r:.40}", "an object", "mend the item, or leave it out")
-        right: int | bool
+            raise InputError(test_source, f"{test!r:.40}", "an object", "mend the item, or leave it out")
+        ground_truth: int | bool
         if kind == "count":
-            right = _bounded(test, "count", where, MAX_COUNT)
+            ground_truth = _bounded(test, "count", test_source, MAX_COUNT)
             fields = {"activity": lines.require(record, "activity", str, source)}
         else:
-            right = bool(_bounded(test, "type", where, 1))
+            ground_truth = bool(_bounded(test, "type", test_source, 1))
             from_test = kind == "step"
             name = "step" if from_test else "question"
-            fields = {name: lines.require(test if from_test else record, name, str, where)}
-        questions.append(Question(f"{number}_{index}", task, video, _time(test, where), kind, right, fields))
+            fields = {name: lines.require(test if from_test else record, name, str, test_source)}
+        questions.append(Question(f"{number}_{index}", task, video, _time(test, test_source), kind, ground_truth, fields))
     return tuple(questions)
 
 
@@ -127,10 +127,10 @@ def _choice(record: dict[str, Any], key: str, task: str, video: str, source: str
     if not 2 <= len(options) <= len(answers.LETTERS) or not all(isinstance(option, str) for option in options):
         expected = f"2 to {len(answers.LETTERS)} texts"
         raise InputError(f"{source} options", f"{options!r:.60}", expected, "mend the item, or leave it out")
-    right = answers.LETTERS[_bounded(record, "gt", source, len(options) - 1)]
+    ground_truth = answers.LETTERS[_bounded(record, "gt", source, len(options) - 1)]
     listed = "\n".join(f"{letter}. {option}" for letter, option in zip(answers.LETTERS, options, strict=False))
     fields = {"question": lines.require(record, "question", str, source), "options": listed}
-    return Question(key, task, video, _time(record, source), "choice", right, fields, tuple(options))
+    return Question(key, task, video, _time(record, source), "choice", ground_truth, fields, tuple(options))
 
 
 def _time(record: dict[str, Any], source: str) -> float:
@@ -165,7 +165,7 @@ def published(items: Sequence[Item], replies: Mapping[str, str | None]) -> dict[
             result[category].append({**record, "test_info": tests})
         else:
             named = {key: record[key] for key in ("id", "video", "task", "question")}
-            result[category].append({**named, "response": replies.get(first.key), "ground_truth": first.right})
+            result[category].append({**named, "response": replies.get(first.key), "ground_truth": first.ground_truth})
     return result
 
 

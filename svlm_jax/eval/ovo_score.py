@@ -16,16 +16,16 @@ TOTALS = {**{name: (tasks,) for name, tasks in CATEGORIES.items()}, "total": tup
 
 def mark(question: Question, reply: str | None, answered: bool = True) -> Mark:
     """Right by the strict parse, and by the official rule. A reply of None (the published form of a failure) is no answer."""
-    right = question.right
+    ground_truth = question.ground_truth
     if question.kind == "choice":
         parsed: str | int | bool | None = answers.letter(reply, question.options)
-        official = answers.official_contains(reply, str(right))
+        official = answers.official_contains(reply, str(ground_truth))
     elif question.kind == "count":
-        parsed, official = answers.number(reply), answers.official_count(reply, int(right))
+        parsed, official = answers.number(reply), answers.official_count(reply, int(ground_truth))
     else:
-        parsed, official = answers.yes_no(reply), answers.official_yes_no(reply, bool(right))
+        parsed, official = answers.yes_no(reply), answers.official_yes_no(reply, bool(ground_truth))
     answered = answered and reply is not None
-    return Mark(question.key, question.video, question.task, parsed == right, official, parsed is not None, answered)
+    return Mark(question.key, question.video, question.task, parsed == ground_truth, official, parsed is not None, answered)
 
 
 def marks_of(questions: Sequence[Question], replies: Mapping[str, str | None]) -> list[Mark]:

@@ -30,18 +30,18 @@ Record = dict[str, Any]
 
 
 class ProactiveQuestion(NamedTuple):
-    """asked, due: when the request is made, and when the words are to be said. output: the words."""
+    """request_time, due: when the request is made, and when the words are to be said. output: the words."""
 
     key: str
     task: str
     video: str
-    asked: float
+    request_time: float
     due: float
     text: str
     output: str
 
     def query(self) -> Query:
-        return Query(self.key, self.task, self.video, self.asked, self.due)
+        return Query(self.key, self.task, self.video, self.request_time, self.due)
 
 
 def read_questions(path: str | Path, bad: lines.BadLines) -> tuple[list[Any], list[ProactiveQuestion]]:
@@ -55,16 +55,18 @@ def read_questions(path: str | Path, bad: lines.BadLines) -> tuple[list[Any], li
 
 
 def _question(key: str, video: str, record: Record, source: str) -> ProactiveQuestion:
-    asked, due = (
+    request_time, due = (
         seconds(lines.require(record, name, str, source), f"{source} {name}")
         for name in ("time_stamp", "ground_truth_time_stamp")
     )
     text, output = lines.require(record, "question", str, source), lines.require(record, "ground_truth_output", str, source)
-    if due < asked:
-        raise InputError(f"{source} ground_truth_time_stamp", f"{due:g} s", f"{asked:g} s or later", "mend it, or leave it out")
+    if due < request_time:
+        raise InputError(
+            f"{source} ground_truth_time_stamp", f"{due:g} s", f"{request_time:g} s or later", "mend it, or leave it out"
+        )
     if not output.strip():
         raise InputError(f"{source} ground_truth_output", "no words", "what is to be said", "mend it, or leave it out")
-    return ProactiveQuestion(key, lines.require(record, "task_type", str, source), video, asked, due, text, output)
+    return ProactiveQuestion(key, lines.require(record, "task_type", str, source), video, request_time, due, text, output)
 
 
 # Polled
@@ -98,7 +100,7 @@ def poll(
     """
     fields = _fields(question)
     polls, waiting = [], {"strict", "official"}
-    now = question.asked + 1
+    now = question.request_time + 1
     while waiting and now <= question.due + PATIENCE:
         frames = show(now)
         entry = {"time": now, "reply": answerer.answer(_request(filled(prompts["poll"], fields), frames))}
@@ -137,35 +139,35 @@ def play_all(
     by_key = {question.key: question for question in questions}
     jobs = []
     for each in questions:
-        start, end = max(0.0, each.asked - context), each.due + PATIENCE
+        start, end = max(0.0, each.request_time - context), each.due + PATIENCE
         # Without context the request comes with the first chunk, with context with the chunk that ends at its second.
-        asked = filled(prompts["native"], {"question": each.text})
-        orders = ((each.asked, asked),) if asked else ()
+        request_text = filled(prompts["native"], {"question": each.text})
+        timed_requests = ((each.request_time, request_text),) if request_text else ()
         seeds = job_seed(seed, each.key)
-        jobs.append(Job(each.key, videos / each.video, start, end, query=request, questions=orders, seed=seeds))
+        jobs.append(Job(each.key, videos / each.video, start, end, query=request, questions=timed_requests, seed=seeds))
     for finished in commentator.run(jobs, skip=skip):
         question, answers = by_key[finished.job.key], finished.answers
         refused = answers[0].refused if answers else ""
-        begin = answers[0].asked if answers and not refused else question.asked
-        since = [each for each in finished.utterances if each.end >= begin]
+        request_end = answers[0].time if answers and not refused else question.request_time
+        utterances = [each for each in finished.utterances if each.end >= request_end]
         # A video may end before the stream is to: what was said until then counts.
-        if refused or (finished.error and not since):
+        if refused or (finished.error and not utterances):
             error = InputError(
                 "stream", shortened(refused or finished.error, 120), "an answer", "mend the video, or allow it with --bad"
             )
             yield question.query(), error
         else:
-            yield question.query(), {"utterances": [list(each) for each in since]}
+            yield question.query(), {"utterances": [list(each) for each in utterances]}
 
 
 # Scores
 
 
 class Outcome(NamedTuple):
-    """When the words were said, by one rule: None for never. said: whether they were the expected ones."""
+    """When the words were said, by one rule: None for never. is_correct: whether they were the expected ones."""
 
     time: float | None = None
-    said: bool = False
+    is_correct: bool = False
 
 
 def outcome(question: ProactiveQuestion, record: Record | None, rule: str) -> Outcome:
@@ -175,10 +177,10 @@ def outcome(question: ProactiveQuestion, record: Record | None, rule: str) -> Ou
     if record is None:
         return Outcome()
     if "utterances" in record:
-        heard = ""
+        transcript = ""
         for _, end, text in record["utterances"]:
-            heard = f"{heard} {text.strip()}".strip()  # the words may come in two utterances
-            if says(heard, question.output):
+            transcript = f"{transcript} {text.strip()}".strip()  # the words may come in two utterances
+            if says(transcript, question.output):
                 return Outcome(end, True)
         return Outcome()
     for entry in record["polls"]:
@@ -199,10 +201,10 @@ def score(questions: Sequence[ProactiveQuestion], records: Mapping[str, Record],
         record = records.get(question.key)
         strict, official = (outcome(question, record, rule) for rule in ("strict", "official"))
         timely = [is_timely(question, each.time) for each in (strict, official)]
-        right = [each.said and in_time for each, in_time in zip((strict, official), timely, strict=True)]
+        correct = [each.is_correct and in_time for each, in_time in zip((strict, official), timely, strict=True)]
         shared = {"key": question.key, "video": question.video, "task": question.task, "answered": record is not None}
         time_marks.append(Mark(**shared, correct=timely[0], official=timely[1]))
-        answer_marks.append(Mark(**shared, correct=right[0], official=right[1]))
+        answer_marks.append(Mark(**shared, correct=correct[0], official=correct[1]))
         if strict.time is None:
             never.append(question.key)
         else:
@@ -241,8 +243,8 @@ def read_records(path: str | Path, questions: Sequence[ProactiveQuestion], name:
     if path.is_dir() or path.suffix == ".jsonl":
         lines.read(path / ANSWERS if path.is_dir() else path, "answers of svlm evaluate", parse, bad)
         return records
-    for place, _, record in walk(read_tree(path)):
-        key, source = ".".join(map(str, place)), f"{path.name} question {'.'.join(map(str, place))}"
+    for index, _, record in walk(read_tree(path)):
+        key, source = ".".join(map(str, index)), f"{path.name} question {'.'.join(map(str, index))}"
         if not isinstance(record, dict) or record.get(name) is None:
             continue
         try:
@@ -275,17 +277,19 @@ def published_answer(question: ProactiveQuestion, record: Record, prompts: Mappi
     """In the shape that the published counter reads, which takes what was last said, and when: of polls those up to the first
     that it takes for a yes, of a stream all that was heard until the expected words."""
     result = outcome(question, record, "official")
-    asked = [(entry["time"], filled(prompts["poll"], _fields(question)), entry["reply"]) for entry in record.get("polls", ())]
+    exchanges = [
+        (entry["time"], filled(prompts["poll"], _fields(question)), entry["reply"]) for entry in record.get("polls", ())
+    ]
     if "utterances" in record:
         end = question.due + PATIENCE if result.time is None else result.time
-        heard = " ".join(text.strip() for _, until, text in record["utterances"] if until <= end)
-        asked = [(end, question.text, heard)]
+        transcript = " ".join(text.strip() for _, until, text in record["utterances"] if until <= end)
+        exchanges = [(end, question.text, transcript)]
     elif result.time is not None:
-        said = next(entry.get("answer", "") for entry in record["polls"] if entry["time"] == result.time)
-        asked = [each for each in asked if each[0] <= result.time] + [(result.time, question.text, said)]
+        answer = next(entry.get("answer", "") for entry in record["polls"] if entry["time"] == result.time)
+        exchanges = [each for each in exchanges if each[0] <= result.time] + [(result.time, question.text, answer)]
     history = [
         {"role": role, "content": content, "time": time}
-        for time, prompt, reply in asked
+        for time, prompt, reply in exchanges
         for role, content in (("user", prompt), ("assistant", reply))
     ]
     return {"answered": False if result.time is None else result.time, "dialog_history": history}

@@ -49,10 +49,10 @@ class ResponseCache:
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
 
-    def write(self, request: bytes, sent: dict[str, Any], response: str) -> None:
+    def write(self, request: bytes, parameters: dict[str, Any], response: str) -> None:
         """Under its final name there is the old entry or the whole new one. Pictures are kept as their hashes."""
         path = self.path(request)
-        entry = {"request": _without_pictures(json.loads(request)), "sent": sent, "response": response}
+        entry = {"request": _without_pictures(json.loads(request)), "sent": parameters, "response": response}
         # A name of its own for each thread and process: two may write the same entry at the same time.
         draft = path.with_name(f"{path.name}.{os.getpid()}.{get_ident()}{PARTIAL}")
         with report_write_errors(path):

@@ -56,8 +56,8 @@ def write_result(path: str | Path, result: Result, details: dict[str, Any]) -> N
         "series": [series._asdict() for series in result.series],
         "versions": versions(),
     }
-    if taken := shared.keys() & details.keys():
-        raise ValueError(f"write_result: got the shared key {min(taken)!r} among the details")
+    if duplicates := shared.keys() & details.keys():
+        raise ValueError(f"write_result: got the shared key {min(duplicates)!r} among the details")
     write_json(path, {**details, **shared})
 
 

@@ -29,16 +29,19 @@ def open_run(path: str | Path, settings: dict[str, Any]) -> Path:
     file = folder / RUN
     settings = json.loads(json.dumps(settings))
     if not file.is_file():
-        _begin(folder, {**settings, "versions": versions()})
+        _create_run(folder, {**settings, "versions": versions()})
     saved = read_json(file, "a run.json written by svlm evaluate")
     for key in sorted(settings.keys() | saved.keys() - {"versions"}):
         if settings.get(key) != saved.get(key):
-            got, begun = f"{settings.get(key)!r:.60}", f"{saved.get(key)!r:.60}, with which {shortened(folder, 60)} was begun"
-            raise InputError(f"run {key}", got, begun, "give the same, or another --out")
+            got, saved_value = (
+                f"{settings.get(key)!r:.60}",
+                f"{saved.get(key)!r:.60}, with which {shortened(folder, 60)} was begun",
+            )
+            raise InputError(f"run {key}", got, saved_value, "give the same, or another --out")
     return folder
 
 
-def _begin(folder: Path, settings: dict[str, Any]) -> None:
+def _create_run(folder: Path, settings: dict[str, Any]) -> None:
     """Other processes of the same run may do the same at the same time."""
     if folder.exists() and any(not path.name.startswith(RUN) for path in folder.iterdir()) and not (folder / RUN).is_file():
         raise InputError(
@@ -63,10 +66,10 @@ def read_run(path: str | Path) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of what a number may depend on."""
-    found = {}
+    package_versions = {}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            package_versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
+            package_versions[name] = "unknown"
+    return package_versions

@@ -53,7 +53,7 @@ class SavedRun(AbstractContextManager["SavedRun"]):
         if error := self.writer.failure():
             warnings.warn(f"streams not saved, tried again later: {error}", stacklevel=2)
         if time.monotonic() - self.last >= self.seconds:
-            self._begin(watching)
+            self._start_save(watching)
 
     def save(self, watching: Mapping[str, Watching]) -> None:
         """Save, and wait until the disk has it.
@@ -62,12 +62,12 @@ class SavedRun(AbstractContextManager["SavedRun"]):
             Exception: why that failed.
         """
         if self.writer is not None:
-            self._begin(watching)
+            self._start_save(watching)
             self.writer.wait()
             if error := self.writer.failure():
                 raise error
 
-    def _begin(self, watching: Mapping[str, Watching]) -> None:
+    def _start_save(self, watching: Mapping[str, Watching]) -> None:
         assert self.writer is not None
         self.runner.save(self.writer, {"jobs": {key: each.record() for key, each in watching.items()}})
         self.last = time.monotonic()

@@ -146,8 +146,8 @@ class StreamCommentator:
                 sequence.check_query(text, self.config, turns)
             except InputError as error:
                 errors["query", text] = error
-        found = {job.key: errors.get(("previous", job.previous)) or errors.get(("query", job.query)) for job in jobs}
-        refused = {key: error for key, error in found.items() if error is not None}
+        first_errors = {job.key: errors.get(("previous", job.previous)) or errors.get(("query", job.query)) for job in jobs}
+        refused = {key: error for key, error in first_errors.items() if error is not None}
         if len(refused) == len(jobs) and len(reasons := set(refused.values())) == 1:
             raise reasons.pop()
         return openings, refused
@@ -266,9 +266,9 @@ def take(watching: Watching, event: Event) -> None:
     """Add what was said, or not asked, in a chunk."""
     match event:
         case Refused():
-            watching.refused(event.question, str(event.error))
+            watching.add_refusal(event.question, str(event.error))
         case Caption():
-            watching.said(event.text, event.question)
+            watching.add_reply(event.text, event.question)
 
 
 def _short(watching: Watching) -> str:

@@ -69,11 +69,13 @@ class Question(NamedTuple):
         fields = {"question": self.text, "options": self.listed()}
         if not earlier:
             return filled(prompts["choice"], fields)
-        told = [
+        earlier_fields = [
             {"time": each.stamp, "question": each.text, "options": each.listed("; "), "answer": answer}
             for each, answer in earlier
         ]
-        return filled(prompts["sequence"], {"earlier": "\n".join(filled(prompts["earlier"], one) for one in told), **fields})
+        return filled(
+            prompts["sequence"], {"earlier": "\n".join(filled(prompts["earlier"], each) for each in earlier_fields), **fields}
+        )
 
 
 class Data(NamedTuple):
@@ -116,13 +118,13 @@ def read_each(
 ) -> list[Question_]:
     """What `parse` makes of each question, called with (key, video, question, its name for errors)."""
     parsed = []
-    for place, entry, record in walk(tree):
-        source = name + "".join(f"[{number}]" for number in place)
+    for index, entry, record in walk(tree):
+        source = name + "".join(f"[{number}]" for number in index)
         try:
             if not isinstance(entry, dict) or not isinstance(record, dict):
                 raise InputError(source, f"{record if isinstance(entry, dict) else entry!r:.40}", "an object", "mend it")
             video = lines.require(entry, "video_path", str, source).removeprefix("./")
-            parsed.append(parse(".".join(map(str, place)), video, record, source))
+            parsed.append(parse(".".join(map(str, index)), video, record, source))
         except InputError as error:
             bad.add(error)
     if not parsed:
@@ -131,10 +133,11 @@ def read_each(
 
 
 def walk(tree: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], Any, Any]]:
-    """(place, entry, question) of all questions; the entries of sequential questions lie in one list a video."""
+    """(index, entry, question) of all questions. index: in each of the nested lists; the entries of sequential questions lie in
+    one list a video."""
     for number, member in enumerate(tree):
-        for place, entry in enumerate(member) if isinstance(member, list) else [(None, member)]:
-            prefix = (number,) if place is None else (number, place)
+        for position, entry in enumerate(member) if isinstance(member, list) else [(None, member)]:
+            prefix = (number,) if position is None else (number, position)
             questions = entry.get("questions") if isinstance(entry, dict) else None
             if not isinstance(questions, list):
                 yield prefix, entry if not isinstance(entry, dict) else {}, entry
@@ -202,8 +205,8 @@ def earlier_of(question: Question, questions: Sequence[Question]) -> list[Questi
 def published(tree: list[Any], name: str, answered: Mapping[str, Any]) -> list[Any]:
     """A copy of the file's tree in which each answered question has its answer under the model's name."""
     result = copy.deepcopy(tree)
-    for place, _, question in walk(result):
-        if (key := ".".join(map(str, place))) in answered:
+    for index, _, question in walk(result):
+        if (key := ".".join(map(str, index))) in answered:
             question[name] = answered[key]
     return result
 
@@ -219,13 +222,13 @@ def read_replies(path: str | Path, keys: Collection[str], name: str, bad: lines.
     if path.is_dir() or path.suffix == ".jsonl":
         return read_answers(path, keys, bad)
     replies: dict[str, str | None] = {}
-    for place, _, question in walk(read_tree(path)):
+    for index, _, question in walk(read_tree(path)):
         if not isinstance(question, dict) or name not in question:
             continue
-        source = path.name + "".join(f"[{number}]" for number in place)
+        source = path.name + "".join(f"[{number}]" for number in index)
         try:
             reply = None if question[name] is None else lines.require(question, name, str, source)
-            add_answer(replies, keys, ".".join(map(str, place)), reply, source)
+            add_answer(replies, keys, ".".join(map(str, index)), reply, source)
         except InputError as error:
             bad.add(error)
     if not replies:

@@ -22,7 +22,7 @@ def find(paths: Iterable[str | Path]) -> list[tuple[Path, Result]]:
     Raises:
         InputError: a file that is no result, a folder without one, the same file twice.
     """
-    found: dict[Path, Result] = {}
+    results: dict[Path, Result] = {}
     for name in paths:
         path = local_path(name)
         if not path.is_dir():
@@ -32,10 +32,10 @@ def find(paths: Iterable[str | Path]) -> list[tuple[Path, Result]]:
             if not files:
                 raise InputError(f"run {path}", "no result in it", "a folder with one", "judge or score the run first")
         for file, result in files.items():
-            if file.resolve() in (each.resolve() for each in found):
+            if file.resolve() in (each.resolve() for each in results):
                 raise InputError(f"run {file}", "the same file twice", "each once", "leave one out")
-            found[file] = result
-    return list(found.items())
+            results[file] = result
+    return list(results.items())
 
 
 def _results_in(folder: Path) -> Iterable[tuple[Path, Result]]:

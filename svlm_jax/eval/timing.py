@@ -33,9 +33,9 @@ class Transcript(NamedTuple):
     words: dict[int, str]
 
 
-class EventSeen(NamedTuple):
+class EventTiming(NamedTuple):
     """An event of the truth. error: seconds by which the claim that matches it came late (negative: early); delay: seconds from
-    its start to the first right claim before its end. None: there is no such claim."""
+    its start to the first correct claim before its end. None: there is no such claim."""
 
     second: int
     name: str
@@ -44,11 +44,11 @@ class EventSeen(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A claim of the commentary. right: it has an event of its own, or is the state at that time."""
+    """A claim of the commentary. correct: it has an event of its own, or is the state at that time."""
 
     second: int
     name: str
-    right: bool
+    correct: bool
 
 
 class Observations(NamedTuple):
@@ -56,7 +56,7 @@ class Observations(NamedTuple):
     the true commentary mentions. silent: whether the true commentary is, in each second that is covered; None: unknown."""
 
     covered: tuple[int, ...]
-    events: tuple[EventSeen, ...]
+    events: tuple[EventTiming, ...]
     claims: tuple[Claim, ...]
     states: tuple[Claim, ...]
     expected: tuple[Claim, ...]
@@ -72,8 +72,8 @@ class Counts:
         seconds, words: covered; said in them.
         events, claims, matches: of the truth; of the commentary; pairs of an event and a claim.
         error, absolute_error: seconds between the two of a pair, summed over pairs.
-        timely_events, delay: events with a right claim before their end; seconds until the first one, summed.
-        states, right_states, expected_states: claimed; right ones of them; mentioned by the true commentary.
+        timely_events, delay: events with a correct claim before their end; seconds until the first one, summed.
+        states, right_states, expected_states: claimed; correct ones of them; mentioned by the true commentary.
         true_silences, silences, matched_silences: seconds without words in the true commentary; in this one; in both. All zero
             where the true commentary is unknown.
         spoken, repetitions: seconds with words; with the same words as one of the REPETITION_WINDOW seconds before.
@@ -103,29 +103,29 @@ class Counts:
 
 def transcript(utterances: Iterable[Utterance]) -> Transcript:
     """All utterances, in order of their starts; of silence nothing is left."""
-    pieces: list[str] = []
+    parts: list[str] = []
     seconds: list[int] = []
     words: dict[int, str] = {}
     for start, end, text in sorted(utterances, key=lambda utterance: utterance.start):
-        said = text.strip().removesuffix(ELLIPSIS).split()
-        for number, word in enumerate(said):
-            second = int(start + (end - start) * number / len(said)) if end - start > 1 else int(start)
+        tokens = text.strip().removesuffix(ELLIPSIS).split()
+        for number, word in enumerate(tokens):
+            second = int(start + (end - start) * number / len(tokens)) if end - start > 1 else int(start)
             # the words of one second are one line, however many utterances they came in
-            gap = "" if not pieces else " " if number or second == seconds[-1] else "\n"
-            pieces += [gap, word]
+            gap = "" if not parts else " " if number or second == seconds[-1] else "\n"
+            parts += [gap, word]
             seconds += [second] * (len(gap) + len(word))
             words[second] = f"{words[second]} {word}" if second in words else word
-    return Transcript("".join(pieces), np.array(seconds, np.int64), words)
+    return Transcript("".join(parts), np.array(seconds, np.int64), words)
 
 
-def claims_of(mention: Mention, said: Transcript) -> list[tuple[int, str]]:
+def claims_of(mention: Mention, commentary: Transcript) -> list[tuple[int, str]]:
     """(second, text) of every match of a pattern, in order of time."""
-    found = [
-        (int(said.seconds[match.start()]), " ".join((match[1] or "").split()) if match.re.groups else "")
-        for match in re.finditer(mention.pattern, said.text)
+    claims = [
+        (int(commentary.seconds[match.start()]), " ".join((match[1] or "").split()) if match.re.groups else "")
+        for match in re.finditer(mention.pattern, commentary.text)
         if match[0]
     ]
-    return sorted(found, key=lambda claim: claim[0])  # utterances may overlap
+    return sorted(claims, key=lambda claim: claim[0])  # utterances may overlap
 
 
 def observe(
@@ -138,38 +138,38 @@ def observe(
         covered: seconds for which the commentary was made; nothing else of truth and commentary counts.
         tolerance: seconds between an event and a claim that match, at most.
     """
-    said = transcript(utterances)
+    commentary = transcript(utterances)
     seconds = dict.fromkeys(sorted(second for second in covered if second < truth.seconds))
-    events: list[EventSeen] = []
+    events: list[EventTiming] = []
     claims: list[Claim] = []
     states: list[Claim] = []
     expected: list[Claim] = []
     true_words = None if truth.commentary is None else transcript(truth.commentary)
     for mention in truth.mentions:
-        found = [claim for claim in claims_of(mention, said) if claim[0] in seconds]
+        matches = [claim for claim in claims_of(mention, commentary) if claim[0] in seconds]
         if mention.kind == "event":
             values = [value for value in mention.values if int(value.start) in seconds]
-            seen, matched = match_events(mention.name, values, found, tolerance)
-            events += seen
-            claims += [Claim(second, mention.name, right) for (second, _), right in zip(found, matched, strict=True)]
+            timings, matched = match_events(mention.name, values, matches, tolerance)
+            events += timings
+            claims += [Claim(second, mention.name, correct) for (second, _), correct in zip(matches, matched, strict=True)]
             continue
-        states += [Claim(second, mention.name, is_true(mention.values, second, text)) for second, text in found]
+        states += [Claim(second, mention.name, is_true(mention.values, second, text)) for second, text in matches]
         if true_words is not None:
             expected += [Claim(second, mention.name, True) for second, _ in claims_of(mention, true_words) if second in seconds]
     silent = None if true_words is None else {second: second not in true_words.words for second in seconds}
-    words = {second: text for second, text in said.words.items() if second in seconds}
+    words = {second: text for second, text in commentary.words.items() if second in seconds}
     return Observations(tuple(seconds), tuple(events), tuple(claims), tuple(states), tuple(expected), words, silent)
 
 
 def match_events(
     name: str, values: Sequence[Value], claims: Sequence[tuple[int, str]], tolerance: float
-) -> tuple[list[EventSeen], list[bool]]:
+) -> tuple[list[EventTiming], list[bool]]:
     """Events of one kind, and for each claim whether it has an event of its own.
 
     Each event, in order of time, takes the nearest claim within the tolerance that fits it and is still free; of two as near,
-    the earlier. Whether there is a right claim inside the span of an event does not depend on whose it is.
+    the earlier. Whether there is a correct claim inside the span of an event does not depend on whose it is.
     """
-    seconds, matched, seen = [second for second, _ in claims], [False] * len(claims), []
+    seconds, matched, timings = [second for second, _ in claims], [False] * len(claims), []
     for value in values:
         start = int(value.start)
         error = nearest = None
@@ -184,8 +184,8 @@ def match_events(
         inside = (index for index in range(bisect_left(seconds, start), len(claims)) if _fits(claims[index][1], value))
         first = next(inside, None)
         delay = seconds[first] - start if first is not None and seconds[first] < value.end else None
-        seen.append(EventSeen(start, name, error, delay))
-    return seen, matched
+        timings.append(EventTiming(start, name, error, delay))
+    return timings, matched
 
 
 def is_true(values: Sequence[Value], second: int, text: str) -> bool:
@@ -195,20 +195,20 @@ def is_true(values: Sequence[Value], second: int, text: str) -> bool:
 
 def count(observed: Observations, start: float = 0, end: float = float("inf"), names: Iterable[str] | None = None) -> Counts:
     """The counts of start <= second < end. names: of the mentions that count; None: all."""
-    wanted = None if names is None else set(names)
+    selected = None if names is None else set(names)
 
     def of(entries: Sequence) -> list:
-        return [each for each in entries if start <= each.second < end and (wanted is None or each.name in wanted)]
+        return [each for each in entries if start <= each.second < end and (selected is None or each.name in selected)]
 
     events, claims, states = of(observed.events), of(observed.claims), of(observed.states)
     errors = [event.error for event in events if event.error is not None]
     delays = [event.delay for event in events if event.delay is not None]
     seconds = [second for second in observed.covered if start <= second < end]
-    said = [second for second in seconds if second in observed.words]
+    spoken_seconds = [second for second in seconds if second in observed.words]
     silent = [] if observed.silent is None else [second for second in seconds if observed.silent[second]]
     return Counts(
         seconds=len(seconds),
-        words=sum(len(observed.words[second].split()) for second in said),
+        words=sum(len(observed.words[second].split()) for second in spoken_seconds),
         events=len(events),
         claims=len(claims),
         matches=len(errors),
@@ -217,13 +217,13 @@ def count(observed: Observations, start: float = 0, end: float = float("inf"), n
         timely_events=len(delays),
         delay=sum(delays),
         states=len(states),
-        right_states=sum(claim.right for claim in states),
+        right_states=sum(claim.correct for claim in states),
         expected_states=len(of(observed.expected)),
         true_silences=len(silent),
-        silences=0 if observed.silent is None else len(seconds) - len(said),
+        silences=0 if observed.silent is None else len(seconds) - len(spoken_seconds),
         matched_silences=sum(second not in observed.words for second in silent),
-        spoken=len(said),
-        repetitions=sum(_repeats(observed.words, second) for second in said),
+        spoken=len(spoken_seconds),
+        repetitions=sum(_repeats(observed.words, second) for second in spoken_seconds),
     )
 
 

@@ -57,11 +57,11 @@ def value(ratio: Ratio, counts: Counts) -> float | None:
 def metrics(videos: Sequence[Counts]) -> tuple[Metric, ...]:
     """All numbers over some videos; each interval is of a bootstrap over them."""
     total = sum(videos, Counts())
-    found = []
+    all_metrics = []
     for name, ratio in RATIOS.items():
         ci95 = ratio_interval([ratio.part(counts) for counts in videos], [ratio.total(counts) for counts in videos])
-        found.append(Metric(name, value(ratio, total), ci95, ratio.of(total), ratio.unit))
-    return tuple(found)
+        all_metrics.append(Metric(name, value(ratio, total), ci95, ratio.of(total), ratio.unit))
+    return tuple(all_metrics)
 
 
 def fifths(observed: Observations) -> list[Counts]:
@@ -75,11 +75,11 @@ def series(videos: Sequence[Observations]) -> tuple[Series, ...]:
     """Every number against stream time: for each fifth of a video, over all videos."""
     parts = [sum(counts, Counts()) for counts in zip(*map(fifths, videos), strict=True)]
     middles = [100 * (number + 0.5) / FIFTHS for number in range(FIFTHS)]
-    found = []
+    all_series = []
     for name, ratio in RATIOS.items():
         points = tuple((x, value(ratio, counts)) for x, counts in zip(middles, parts, strict=True))
-        found.append(Series(name, "% of the stream", points, ratio.unit))
-    return tuple(found)
+        all_series.append(Series(name, "% of the stream", points, ratio.unit))
+    return tuple(all_series)
 
 
 def details(videos: Mapping[str, Observations]) -> dict[str, Any]:
@@ -105,11 +105,11 @@ def _numbers(counts: Counts, names: Sequence[str] = (), ratios: Sequence[str] = 
 def _errors(observed: Observations) -> list[Counter]:
     """Seconds late -> number of events, for each fifth."""
     first, length = observed.covered[0], observed.covered[-1] + 1 - observed.covered[0]
-    found = [Counter() for _ in range(FIFTHS)]
+    histograms = [Counter() for _ in range(FIFTHS)]
     for event in observed.events:
         if event.error is not None:
-            found[int(FIFTHS * (event.second - first) / length)][event.error] += 1
-    return found
+            histograms[int(FIFTHS * (event.second - first) / length)][event.error] += 1
+    return histograms
 
 
 def _histogram(errors: Counter) -> dict[str, int]:

@@ -24,7 +24,7 @@ EXPECTED = "answers with items, predictions with pred, or captions with start, e
 _REMEDY = "give the answers, predictions or captions of a model"
 
 
-class Said(NamedTuple):
+class Commentary(NamedTuple):
     """Of one video. covered: the seconds for which a commentary was made, silent ones too."""
 
     utterances: tuple[Utterance, ...]
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
     label: str
     sha256: str
-    videos: dict[str, Said]
+    videos: dict[str, Commentary]
     faults: list[str]
 
 
@@ -48,28 +48,28 @@ def read_run_files(paths: Iterable[str | Path], truths: Mapping[str, Truth], bad
     """
     labels, digests, faults, videos = [], [], [], {}
     for path in map(Path, paths):
-        label, digest, found = _read(path, truths, bad, faults)
+        label, digest, commentaries = _read(path, truths, bad, faults)
         labels.append(label)
         digests.append(digest)
-        for video, said in found.items():
-            before = videos.get(video, Said((), frozenset()))
-            if both := before.covered & said.covered:
-                got = f"second {min(both)} of {shortened(video, 60)} again"
+        for video, commentary in commentaries.items():
+            before = videos.get(video, Commentary((), frozenset()))
+            if overlap := before.covered & commentary.covered:
+                got = f"second {min(overlap)} of {shortened(video, 60)} again"
                 raise InputError(shortened(path, 80), got, "each second once", "leave one of the files out")
-            videos[video] = Said(before.utterances + said.utterances, before.covered | said.covered)
+            videos[video] = Commentary(before.utterances + commentary.utterances, before.covered | commentary.covered)
     if not videos:
         raise InputError("runs", "no second of a video of the truth", "some", "give the truth that belongs to the answers")
     return Run(labels[0], hashlib.sha256("".join(digests).encode()).hexdigest(), videos, faults)
 
 
-def _read(path: Path, truths: Mapping[str, Truth], bad: BadLines, faults: list[str]) -> tuple[str, str, dict[str, Said]]:
+def _read(path: Path, truths: Mapping[str, Truth], bad: BadLines, faults: list[str]) -> tuple[str, str, dict[str, Commentary]]:
     kind = "items" if path.is_dir() else _kind(path)
     if kind == "items":
         answers = read_answers(path, list(truths), bad)
         faults += answers.faults
         return answers.name, answers.sha256, _of_answers(answers, truths, bad, faults)
-    found = _of_predictions(path, truths, bad) if kind == "pred" else _of_captions(path, truths, bad)
-    return path.stem, lines.digest(path), found
+    commentaries = _of_predictions(path, truths, bad) if kind == "pred" else _of_captions(path, truths, bad)
+    return path.stem, lines.digest(path), commentaries
 
 
 def _kind(path: Path) -> str:
@@ -86,16 +86,16 @@ def _kind(path: Path) -> str:
     raise InputError(shortened(path), "none of these keys", EXPECTED, _REMEDY)
 
 
-def _of_answers(answers: Answers, truths: Mapping[str, Truth], bad: BadLines, faults: list[str]) -> dict[str, Said]:
+def _of_answers(answers: Answers, truths: Mapping[str, Truth], bad: BadLines, faults: list[str]) -> dict[str, Commentary]:
     """From the first second to where the benchmark ends, but for holes: who stops earlier is silent from then on."""
-    found = {}
+    commentaries = {}
     for video, game in answers.games.items():
         if not game.spans:
             got, remedy = "answers without a start, one a segment", "leave them out: when they were said is not known"
             bad.add(InputError(f"answers for {shortened(video, 60)}", got, "one a second", remedy))
             continue
-        found[video] = Said(game.utterances, _covered(game, truths[video], faults))
-    return found
+        commentaries[video] = Commentary(game.utterances, _covered(game, truths[video], faults))
+    return commentaries
 
 
 def _covered(game: GameAnswers, truth: Truth, faults: list[str]) -> frozenset[int]:
@@ -112,30 +112,30 @@ def _end(truth: Truth) -> float:
     return float(int(max(word.end for word in truth.commentary))) if truth.commentary else truth.seconds
 
 
-def _of_predictions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> dict[str, Said]:
+def _of_predictions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> dict[str, Commentary]:
     """Each in its event; the words of one without `items` lie evenly in it."""
-    found: dict[str, Said] = {}
+    commentaries: dict[str, Commentary] = {}
 
     def parse(record: dict[str, Any], source: str) -> None:
         video = truth_of(_by_stem(truths), require(record, "video_id", str, source)).video
-        begin, end = (float(require(record, key, float, source)) for key in ("begin", "end"))
+        start, end = (float(require(record, key, float, source)) for key in ("begin", "end"))
         items = [item for item in require(record, "items", list, source, []) if isinstance(item, dict)]
-        spoken = [_utterance(item, source, "start_time", "end_time", "response") for item in items]
-        spoken = spoken or [Utterance(begin, end, require(record, "pred", str, source))]
-        before = found.get(video, Said((), frozenset()))
-        covered = before.covered | set(range(int(begin), math.ceil(end)))
-        found[video] = Said((*before.utterances, *spoken), covered)
+        utterances = [_utterance(item, source, "start_time", "end_time", "response") for item in items]
+        utterances = utterances or [Utterance(start, end, require(record, "pred", str, source))]
+        before = commentaries.get(video, Commentary((), frozenset()))
+        covered = before.covered | set(range(int(start), math.ceil(end)))
+        commentaries[video] = Commentary((*before.utterances, *utterances), covered)
 
     lines.read(path, "predictions for LiveSports-3K CC", parse, bad)
-    return found
+    return commentaries
 
 
-def _of_captions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> dict[str, Said]:
+def _of_captions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> dict[str, Commentary]:
     """The file is named as its video is (FILM.jsonl for FILM.mp4), unless there is only one. Dropped chunks are silent."""
     truth = next(iter(truths.values())) if len(truths) == 1 else truth_of(_by_stem(truths), path.stem)
     spoken = lines.read(path, "captions", lambda record, source: _utterance(record, source, "start", "end", "text"), bad)
     covered = frozenset(second for each in spoken for second in range(int(each.start), math.ceil(each.end)))
-    return {truth.video: Said(tuple(spoken), covered)}
+    return {truth.video: Commentary(tuple(spoken), covered)}
 
 
 def _utterance(record: dict[str, Any], source: str, start: str, end: str, text: str) -> Utterance:

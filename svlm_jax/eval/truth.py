@@ -143,14 +143,14 @@ def _spans(entries: list[Any], source: str) -> list[tuple[float, float, str]]:
     """[start, end, text] entries, checked and in order of time."""
     spans = []
     for number, entry in enumerate(entries):
-        where, expected = f"{source}[{number}]", "[start, end, text]"
+        entry_source, expected = f"{source}[{number}]", "[start, end, text]"
         if not isinstance(entry, list) or len(entry) != 3:
-            raise InputError(where, f"{entry!r:.40}", expected, _REMEDY)
+            raise InputError(entry_source, f"{entry!r:.40}", expected, _REMEDY)
         named: dict[str, Any] = dict(zip(("start", "end", "text"), entry, strict=True))
-        start, end = (float(require(named, key, float, where)) for key in ("start", "end"))
+        start, end = (float(require(named, key, float, entry_source)) for key in ("start", "end"))
         if not 0 <= start < end:
-            raise InputError(where, f"{start:g} to {end:g} s", "a start before its end", _REMEDY)
-        spans.append((start, end, require(named, "text", str, where)))
+            raise InputError(entry_source, f"{start:g} to {end:g} s", "a start before its end", _REMEDY)
+        spans.append((start, end, require(named, "text", str, entry_source)))
     return sorted(spans, key=lambda span: span[:2])
 
 

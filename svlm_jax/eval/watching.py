@@ -34,11 +34,11 @@ class Watching:
         number = len(self.utterances)
         return text if second <= self.chunks.span(number)[1] or number == self.chunks.total - 1 else ""
 
-    def refused(self, question: str, reason: str) -> None:
+    def add_refusal(self, question: str, reason: str) -> None:
         """The question of the next chunk, which is watched without it."""
         self.answers.append(Answer(question, refused=reason))
 
-    def said(self, text: str, question: str = "") -> None:
+    def add_reply(self, text: str, question: str = "") -> None:
         """The reply to the next chunk; question: asked with it."""
         start, end = self.chunks.span(len(self.utterances))
         self.utterances.append(Utterance(start, end, text))

@@ -30,7 +30,7 @@ def count(ballots: Iterable[Ballot]) -> Votes:
     for ballot in ballots:
         number[ballot.vote] += 1
     half = number["tie"] / 2
-    return Votes(_whole(number["A"] + half), _whole(number["B"] + half), number["invalid"])
+    return Votes(_int_if_integral(number["A"] + half), _int_if_integral(number["B"] + half), number["invalid"])
 
 
 def votes(judgements: Iterable[Judgement]) -> Votes:
@@ -61,5 +61,5 @@ def grouped(judgements: Iterable[Judgement], key: Callable[[Judgement], Hashable
     return dict(groups)
 
 
-def _whole(value: float) -> float:
+def _int_if_integral(value: float) -> float:
     return int(value) if value == int(value) else value

@@ -126,7 +126,7 @@ def test_questions_are_asked_when_they_fall_due_one_a_second(watch, jobs):
     too_late = ((2, "who?"), (5.5, "when?"), (6, "why?"))
     found = watch([jobs[0]._replace(questions=questions), jobs[3]._replace(questions=too_late)])
     won, who, what, refused = found["wide"].answers
-    assert [(answer.question, answer.asked) for answer in (won, who, what)] == [("who won?", 6), ("who?", 3), ("what?", 4)]
+    assert [(answer.question, answer.time) for answer in (won, who, what)] == [("who won?", 6), ("who?", 3), ("what?", 4)]
     texts = {utterance.end: utterance.text for utterance in found["wide"].utterances}
     assert [won.text, who.text, what.text] == [texts[6], texts[3], texts[4]]
     assert refused.question == too_long and "question" in refused.refused

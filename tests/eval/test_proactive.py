@@ -178,7 +178,7 @@ def test_native_the_request_is_made_once_and_what_was_said_before_does_not_count
 def test_native_nothing_is_requested_of_a_model_that_comments_by_itself(tmp_path):
     stage = Stage()
     ((_, record),) = proactive.play_all([QUESTION], tmp_path, stage, {**PROMPTS, "native": ""}, context=5)
-    assert stage.jobs[0].questions == () and record["utterances"][0][1] == QUESTION.asked
+    assert stage.jobs[0].questions == () and record["utterances"][0][1] == QUESTION.request_time
 
 
 def test_native_a_video_that_ends_early_counts_as_far_as_it_goes(tmp_path):

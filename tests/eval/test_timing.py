@@ -136,7 +136,7 @@ def test_a_state_that_changes_within_a_second_has_two_right_values_in_it():
     mention = Mention("score", "state", r"(\d-\d)", (Value(0, 4.4, "0-0"), Value(4.4, 10, "1-0")))
     film = Truth("x.mp4", 10, (mention,))
     states = observe(film, seconds({3: "1-0", 4: "0-0 1-0", 5: "0-0"}), range(10)).states
-    assert [claim.right for claim in states] == [False, True, True, False]
+    assert [claim.correct for claim in states] == [False, True, True, False]
 
 
 def test_fifths_add_up_to_the_whole_and_tell_when_it_got_worse():

@@ -159,7 +159,7 @@ def stopping(commentator: "StreamCommentator") -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def estimate(jobs: int, seconds: float, streams: int, what: str = "videos") -> str:
+def estimate(jobs: int, seconds: float, streams: int, unit: str = "videos") -> str:
     """What a run is about to do, in one line."""
     ticks = seconds / min(streams, max(1, jobs))
-    return f"{jobs} {what}, {span(seconds)} of video, {streams} at a time: {span(ticks)} at the speed of the video"
+    return f"{jobs} {unit}, {span(seconds)} of video, {streams} at a time: {span(ticks)} at the speed of the video"

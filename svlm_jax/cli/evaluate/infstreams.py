@@ -68,18 +68,18 @@ def _bad_flag(parser: Parser) -> None:
 
 def _segments(args: argparse.Namespace) -> None:
     bad = BadLines(args.bad)
-    pieces, segments = 0, []
+    num_intervals, segments = 0, []
     games = infstreams.read_games(args.games, bad)
     for game in games:
-        kept, count = infstreams.cut(game, args.seconds, args.min_words)
-        segments += kept
-        pieces += count
+        long_enough, count = infstreams.cut(game, args.seconds, args.min_words)
+        segments += long_enough
+        num_intervals += count
     if not segments:
         got = f"{args.min_words}, and no piece of {args.seconds:g} s has as many words"
         raise InputError("--min-words", got, "what some piece has", "lower it, or raise --seconds")
     count = lines.write(args.out, map(infstreams.segment_record, segments))
-    left_out = f"{pieces - count} with fewer than {args.min_words} words"
-    print(f"{len(games)} games, {pieces} pieces of {args.seconds:g} s: {count} segments, {left_out} -> {args.out}")
+    left_out = f"{num_intervals - count} with fewer than {args.min_words} words"
+    print(f"{len(games)} games, {num_intervals} pieces of {args.seconds:g} s: {count} segments, {left_out} -> {args.out}")
     if bad.errors:
         print(f"{len(bad.errors)} bad lines or words; see above what became of each", file=sys.stderr)
 
@@ -122,8 +122,8 @@ def _judge(args: argparse.Namespace) -> None:
     if unresolved(judgements):
         sys.exit(UNRESOLVED)
     data = {"clips_sha256": clips, **{name: _data(answers) for name, answers in (("a", a), ("b", b))}}
-    found = infstreams_judge.write_scores(folder, judgements, comparison, judge.settings(), data)
-    print(_summary(comparison.label, found))
+    scores = infstreams_judge.write_scores(folder, judgements, comparison, judge.settings(), data)
+    print(_summary(comparison.label, scores))
     print(f"-> {folder / infstreams_judge.RESULTS}", file=sys.stderr)
 
 
@@ -146,8 +146,8 @@ def _data(answers: Answers) -> dict[str, Any]:
     return {"name": answers.name, "sha256": answers.sha256, "run": answers.settings, "faults": answers.faults}
 
 
-def _summary(label: str, found: dict[str, Any]) -> str:
-    totals = found["global"]
+def _summary(label: str, scores: dict[str, Any]) -> str:
+    totals = scores["global"]
     interval = "unknown: one game" if totals["ci95"] is None else "{} to {}".format(*map(_percent, totals["ci95"]))
     return "\n".join(
         [
@@ -155,7 +155,7 @@ def _summary(label: str, found: dict[str, Any]) -> str:
             f"votes: {totals['A']:g} for A, {totals['B']:g} for B, {totals['invalid']} invalid",
             f"segments: {totals['segments']} judged, {totals['skipped']} skipped",
             f"decided otherwise in the other order: {_percent(totals['inconsistent'])}",
-            f"by fifths of the games: {', '.join(map(_percent, found['fifths']))}",
+            f"by fifths of the games: {', '.join(map(_percent, scores['fifths']))}",
         ]
     )
 

@@ -79,8 +79,8 @@ def _stream(args: argparse.Namespace) -> None:
     games = read_games(args.games, bad)
     jobs = {game.video: generation.game_jobs(game, args.videos, protocol) for game in games}
     _check_length(games, jobs, protocol.start)
-    mine = [job for video in list(jobs)[shard[0] - 1 :: shard[1]] for job in jobs[video]]
-    told = _look(mine, bad)
+    shard_jobs = [job for video in list(jobs)[shard[0] - 1 :: shard[1]] for job in jobs[video]]
+    reported_paths = _check_videos(shard_jobs, bad)
     state = args.out / generation.STATE / f"streams_{shard[0]}_of_{shard[1]}.state"
     recent = (args.frames or RECENT_FRAMES) if args.protocol == "recent" else None
     stream: dict[str, Any] = {"mode": "window"} if args.protocol == "window" else {}
@@ -89,15 +89,15 @@ def _stream(args: argparse.Namespace) -> None:
     commentator = make_commentator(args, num_jobs=count, **options, **stream)
     settings = {"benchmark": "infstreams", "mode": args.protocol, **protocol._asdict(), "data": {"games": digest(args.games)}}
     folder = open_run(args.out, {**settings, **commentator.settings()})
-    made = generation.Generation(folder, jobs, shard)
-    todo = [job for job in mine if job.key not in made.done]
-    seconds = sum(job.end - job.start for job in todo)
-    what = "streams" if args.protocol == "chunk" else "games"
-    already = f" ({len(mine) - len(todo)} done before)" if len(todo) < len(mine) else ""
-    print(estimate(len(todo), seconds, commentator.num_streams, what) + already, file=sys.stderr, flush=True)
+    answer_files = generation.Generation(folder, jobs, shard)
+    pending = [job for job in shard_jobs if job.key not in answer_files.done]
+    seconds = sum(job.end - job.start for job in pending)
+    unit = "streams" if args.protocol == "chunk" else "games"
+    already = f" ({len(shard_jobs) - len(pending)} done before)" if len(pending) < len(shard_jobs) else ""
+    print(estimate(len(pending), seconds, commentator.num_streams, unit) + already, file=sys.stderr, flush=True)
     with stopping(commentator):
-        _watch(made, commentator)
-    _tell(made, bad, told)
+        _watch(answer_files, commentator)
+    _report(answer_files, bad, reported_paths)
 
 
 def _caption(args: argparse.Namespace) -> None:
@@ -111,41 +111,41 @@ def _caption(args: argparse.Namespace) -> None:
     bad, shard = BadLines(args.bad), generation.shard_of(args.shard)
     query = query_of(args) if args.query or args.query_file else ""
     jobs = generation.segment_jobs(read_segments(args.clips, bad), args.videos, query)
-    mine = [job for video in list(jobs)[shard[0] - 1 :: shard[1]] for job in jobs[video]]
-    told = _look(mine, bad)
+    shard_jobs = [job for video in list(jobs)[shard[0] - 1 :: shard[1]] for job in jobs[video]]
+    reported_paths = _check_videos(shard_jobs, bad)
     client = captioner_client(args, args.out)
     assert client is not None
     commentator = ChatCommentator(client, concurrency=args.concurrency)
     settings = {"benchmark": "infstreams", "mode": "captioner", "query": query, "data": {"clips": digest(args.clips)}}
     folder = open_run(args.out, {**settings, **commentator.settings()})
-    made = generation.Generation(folder, jobs, shard, a_line_a_game=True)
-    todo = [job for job in mine if job.key not in made.done]
-    frames = sum(num_frames(job.end - job.start) for job in todo)
-    print(f"{len(todo)} of {len(mine)} segments to ask for, {frames} frames", file=sys.stderr, flush=True)
-    _watch(made, commentator, Progress("asked", "segments"), len(todo))
-    _tell(made, bad, told)
+    answer_files = generation.Generation(folder, jobs, shard, a_line_a_game=True)
+    pending = [job for job in shard_jobs if job.key not in answer_files.done]
+    frames = sum(num_frames(job.end - job.start) for job in pending)
+    print(f"{len(pending)} of {len(shard_jobs)} segments to ask for, {frames} frames", file=sys.stderr, flush=True)
+    _watch(answer_files, commentator, Progress("asked", "segments"), len(pending))
+    _report(answer_files, bad, reported_paths)
 
 
 def _watch(
-    made: generation.Generation, commentator: Commentator, progress: Progress | None = None, total: int | None = None
+    answer_files: generation.Generation, commentator: Commentator, progress: Progress | None = None, total: int | None = None
 ) -> None:
-    for done, finished in enumerate(made.run(commentator), 1):
+    for done, finished in enumerate(answer_files.run(commentator), 1):
         if progress is not None:
             progress(done, total or done)
         for note in finished.notes:
             print(f"{finished.job.key}: {note}", file=sys.stderr)
 
 
-def _tell(made: generation.Generation, bad: BadLines, told: set[str]) -> None:
+def _report(answer_files: generation.Generation, bad: BadLines, reported_paths: set[str]) -> None:
     """What there is now, and what is missing from it; a video once.
 
     Raises:
         InputError: more than is allowed.
     """
-    print(f"{made.complete} of {len(made.mine)} games -> {made.folder}")
-    for job, error in made.errors:
-        if str(job.path) not in told:
-            told.add(str(job.path))
+    print(f"{answer_files.complete} of {len(answer_files.shard_videos)} games -> {answer_files.folder}")
+    for job, error in answer_files.errors:
+        if str(job.path) not in reported_paths:
+            reported_paths.add(str(job.path))
             bad.add(InputError(job.key, error, "all of it", RUN_AGAIN), "kept as far as it goes")
 
 
@@ -175,14 +175,14 @@ def _check_length(games: Sequence[Game], jobs: Mapping[str, Sequence[Job]], star
         print(f"{game.video}: left out, it ends before second {start:g}", file=sys.stderr)
 
 
-def _look(jobs: Sequence[Job], bad: BadLines) -> set[str]:
+def _check_videos(jobs: Sequence[Job], bad: BadLines) -> set[str]:
     """Videos that cannot be watched to their end, as far as that shows before a model is loaded; each is told to `bad`."""
     from svlm_jax.eval.job_video import look
 
-    told = set()
+    reported_paths = set()
     for path, video in look(jobs).items():
         if video.error:
             outcome = "watched as far as it goes" if video.size else "left out"
             bad.add(InputError(path, video.error, "a video of the whole game", "replace it, or allow it with --bad"), outcome)
-            told.add(path)
-    return told
+            reported_paths.add(path)
+    return reported_paths

@@ -76,14 +76,14 @@ def check(args: argparse.Namespace) -> None:
     """Raises InputError for flags that contradict each other, before anything is loaded."""
     with_server = bool(args.captioner_url or args.captioner_model)
     by_options = getattr(args, "score", "reply") == "options"
-    for flag, given, other, other_given in (
+    for flag, is_first_set, other, is_second_set in (
         ("--online", args.online, "--mode recent", args.protocol == "recent"),
         ("--online", args.online, "--frames", args.frames is not None),
         ("--online", args.online, "--score options", by_options),
         ("--online", args.online, "--captioner-url", with_server),
         ("--score options", by_options, "--captioner-url", with_server),
     ):
-        if given and other_given:
+        if is_first_set and is_second_set:
             raise InputError(flag, f"{other} with it", "one of the two", "leave one out")
     for name in _idle(args, with_server):
         flag, expected = "--" + name.replace("_", "-"), "a server decides" if with_server else "--online with it"
@@ -140,8 +140,8 @@ def _answerer(args: argparse.Namespace) -> Answerer:
     from svlm_jax.eval.models import LocalModel
 
     vlm = load(args, progress=Progress("load"))
-    given = {name: getattr(args, name) for name in SAMPLING_FIELDS if name in args}
-    sampling = replace(vlm.generation, **{"temperature": 0.0, **given})
+    overrides = {name: getattr(args, name) for name in SAMPLING_FIELDS if name in args}
+    sampling = replace(vlm.generation, **{"temperature": 0.0, **overrides})
     return LocalModel(vlm, args.model, sampling=sampling, seed=args.seed)
 
 

@@ -102,13 +102,13 @@ def _generate(args: argparse.Namespace) -> None:
 
 def _generate_proactive(args: argparse.Namespace, texts: Mapping[str, str], bad: BadLines) -> None:
     native = args.protocol == NATIVE
-    for flag, given, remedy in (
+    for flag, is_set, remedy in (
         ("--history", args.history, "leave it out"),
         ("--score", args.score == "options", "leave it out"),
         ("--online", args.online, "--mode native plays a stream"),
         ("--context", args.context and not native, "polls see all since the request, and no more"),
     ):
-        if given:
+        if is_set:
             raise InputError(flag, "proactive questions with it", "questions with options", remedy)
     args.online = native
     check(args)

@@ -23,8 +23,8 @@ def main() -> None:
     )
     parser.add_argument("--no-plots", action="store_true", help="no plots")
     args = parser.parse_args()
-    found = table.find(args.runs)
-    results = [result for _, result in found]
+    results_by_file = table.find(args.runs)
+    results = [result for _, result in results_by_file]
     text = table.markdown(results)
     print(text, end="")
     if args.out is None:
@@ -35,5 +35,5 @@ def main() -> None:
     pictures = "".join(f"\n![{path.stem.replace('_', ' ')}]({path.name})\n" for path in plots)
     with report_write_errors(folder / "table.md"), atomic_write(folder / "table.md") as draft:
         draft.write_text(text + pictures, encoding="utf-8")
-    write_json(folder / "table.json", table.as_json(found))
+    write_json(folder / "table.json", table.as_json(results_by_file))
     print(f"{len(results)} results, {len(plots)} plots -> {folder}", file=sys.stderr)

@@ -43,15 +43,15 @@ def main() -> None:
     for fault in run.faults:
         print(f"note: {fault}", file=sys.stderr)
     observed = {}
-    for video, said in run.videos.items():
-        found = observe(truths[video], said.utterances, said.covered, args.tolerance)
-        if found.covered:
-            observed[video] = found
-    found = Result(
+    for video, commentary in run.videos.items():
+        observations = observe(truths[video], commentary.utterances, commentary.covered, args.tolerance)
+        if observations.covered:
+            observed[video] = observations
+    result = Result(
         "timing", args.label or run.label, metrics([count(each) for each in observed.values()]), series([*observed.values()])
     )
     settings = {"tolerance": args.tolerance, "truth_sha256": digest(args.truth), "answers_sha256": run.sha256}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_result(args.out, found, {"settings": settings, "faults": [*run.faults, *bad.errors], **details(observed)})
-    print(markdown([found]), end="")
+    write_result(args.out, result, {"settings": settings, "faults": [*run.faults, *bad.errors], **details(observed)})
+    print(markdown([result]), end="")
     print(f"{len(observed)} of {len(truths)} videos -> {args.out}", file=sys.stderr)

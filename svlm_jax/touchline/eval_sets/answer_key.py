@@ -24,9 +24,9 @@ def to_ovo(path: Path) -> Records:
 
 
 def _reply(question: ovo.Question) -> str:
-    if isinstance(question.right, bool):
-        return "Yes" if question.right else "No"
-    return str(question.right)
+    if isinstance(question.ground_truth, bool):
+        return "Yes" if question.ground_truth else "No"
+    return str(question.ground_truth)
 
 
 def to_streamingbench(path: Path) -> Records:
@@ -41,13 +41,13 @@ def to_proactive(path: Path, games: Sequence[Game], polled: bool) -> Records:
     by_video: Mapping[str, Game] = {game.video: game for game in games}
     _, questions = proactive.read_questions(path, BadLines())
     for each in questions:
-        asked, due = int(each.asked), int(each.due)
+        request_time, due = int(each.request_time), int(each.due)
         if polled:
-            times = range(asked + 1, due + 1)
+            times = range(request_time + 1, due + 1)
             polls: list[dict[str, Any]] = [{"time": float(time), "reply": "Yes" if time == due else "No"} for time in times]
             polls[-1]["answer"] = each.output
             yield {"key": each.key, "polls": polls}
         else:
             end = due + int(proactive.PATIENCE)
-            said = utterances(by_video[each.video].replies, asked, end)
-            yield {"key": each.key, "utterances": [list(one) for one in said]}
+            replies = utterances(by_video[each.video].replies, request_time, end)
+            yield {"key": each.key, "utterances": [list(reply) for reply in replies]}

@@ -45,26 +45,26 @@ class Choice(NamedTuple):
 def find(game: Game, kind: str, count: int) -> list[Choice]:
     """Up to `count` questions of a kind, at seconds all over the game, in order."""
     random = np.random.default_rng([game.seed, zlib.crc32(kind.encode())])
-    found: list[Choice] = []
+    choices: list[Choice] = []
     for second in random.permutation(np.arange(FIRST, game.seconds - LAST)).tolist():
-        if len(found) == count:
+        if len(choices) == count:
             break
-        if any(abs(choice.second - second) < APART for choice in found):
+        if any(abs(choice.second - second) < APART for choice in choices):
             continue
-        if asked := KINDS[kind](game, second, random):
-            text, right, others = asked
-            found.append(_shuffled(second, text, right, others, random))
-    return sorted(found)
+        if parts := KINDS[kind](game, second, random):
+            text, correct, others = parts
+            choices.append(_shuffled(second, text, correct, others, random))
+    return sorted(choices)
 
 
-def _shuffled(second: int, text: str, right: str, others: Sequence[str], random: np.random.Generator) -> Choice:
-    wrong_options = [option for option in dict.fromkeys(others) if option != right]
+def _shuffled(second: int, text: str, correct: str, others: Sequence[str], random: np.random.Generator) -> Choice:
+    wrong_options = [option for option in dict.fromkeys(others) if option != correct]
     chosen = [wrong_options[index] for index in random.permutation(len(wrong_options))[: len(LETTERS) - 1]]
     if len(chosen) != len(LETTERS) - 1:
         raise ValueError(f"{text} has {len(chosen)} wrong options, expected {len(LETTERS) - 1} or more")
-    options = [right, *chosen]
-    order = random.permutation(len(options)).tolist()
-    return Choice(second, text, tuple(options[index] for index in order), order.index(0))
+    options = [correct, *chosen]
+    permutation = random.permutation(len(options)).tolist()
+    return Choice(second, text, tuple(options[index] for index in permutation), permutation.index(0))
 
 
 def shout(event: Event) -> str:
@@ -72,30 +72,30 @@ def shout(event: Event) -> str:
     return commentary.phrases(event)[0].removesuffix(commentary.score(event.facts)).strip()
 
 
-Asked = tuple[str, str, Sequence[str]]  # question, right option, others
-Ask = Callable[[Game, int, np.random.Generator], Asked | None]
+QuestionParts = tuple[str, str, Sequence[str]]  # question, right option, others
+Ask = Callable[[Game, int, np.random.Generator], QuestionParts | None]
 
 
 def _from_commentary(kind: str) -> Ask:
     """A question of viewers, with wrong options of the same form."""
     text = commentary.QUESTIONS[kind][0]
 
-    def ask(game: Game, second: int, random: np.random.Generator) -> Asked | None:
+    def ask(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
         seconds = (second - 2, second - 1, second)
-        rights = {commentary.answer(text, game.facts(each), game.holder(each)) for each in seconds}
-        if len(rights) > 1 or any(is_unannounced(game.events, each) for each in seconds):
+        correct_answers = {commentary.answer(text, game.facts(each), game.holder(each)) for each in seconds}
+        if len(correct_answers) > 1 or any(is_unannounced(game.events, each) for each in seconds):
             return None
         facts = game.facts(second)
-        (home, away), (left, right) = facts.goals, facts.teams
+        (home, away), (home_team, away_team) = facts.goals, facts.teams
         strangers = [team for team in TEAMS if team not in facts.teams]
         others = {
-            "score": [f"{left} {h}-{a} {right}." for h in _near(home) for a in _near(away)],
-            "first": [f"{left} did.", f"{right} did.", "Nobody yet.", f"{random.choice(strangers)} did."],
+            "score": [f"{home_team} {h}-{a} {away_team}." for h in _near(home) for a in _near(away)],
+            "first": [f"{home_team} did.", f"{away_team} did.", "Nobody yet.", f"{random.choice(strangers)} did."],
             "cup": [f"The {cup} Cup." for cup in CUPS],
-            "playing": [f"{a} and {b}." for a, b in combinations(TEAMS, 2) if {a, b} != {left, right}],
-            "ball": [f"{left}.", f"{right}.", "Nobody.", f"{random.choice(strangers)}."],
+            "playing": [f"{a} and {b}." for a, b in combinations(TEAMS, 2) if {a, b} != {home_team, away_team}],
+            "ball": [f"{home_team}.", f"{away_team}.", "Nobody.", f"{random.choice(strangers)}."],
         }[kind]
-        return text, rights.pop(), others
+        return text, correct_answers.pop(), others
 
     return ask
 
@@ -110,13 +110,13 @@ def _holder(game: Game, second: int) -> str:
     return teams.pop() if len(teams) == 1 else ""
 
 
-def _colour(game: Game, second: int, random: np.random.Generator) -> Asked | None:
+def _colour(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
     team = _holder(game, second)
     colours = [f"{each.removesuffix('s')}." for each in TEAMS]
     return ("What is the colour of the team with the ball?", f"{team.removesuffix('s')}.", colours) if team else None
 
 
-def _side(game: Game, second: int, random: np.random.Generator) -> Asked | None:
+def _side(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
     team = _holder(game, second)
     sides = ("To the right.", "To the left.", "Upwards.", "Downwards.")
     if not team:
@@ -131,22 +131,22 @@ def _shouts(game: Game, second: int, *but: str) -> list[str]:
     return [text for text in map(shout, events) if text not in but]
 
 
-def _now(game: Game, second: int, random: np.random.Generator) -> Asked | None:
-    event = game.at(second - 1)
+def _now(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
+    event = game.event_at(second - 1)
     if event is None or event.kind not in SCENES:
         return None
     return "What happens right now?", shout(event), _shouts(game, second)
 
 
-def _last(game: Game, second: int, random: np.random.Generator) -> Asked | None:
-    event = game.before(second - 1)
-    if event is None or event.kind not in SCENES or game.at(second - 1) or game.at(second):
+def _last(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
+    event = game.event_before(second - 1)
+    if event is None or event.kind not in SCENES or game.event_at(second - 1) or game.event_at(second):
         return None
     return "What happened last?", shout(event), _shouts(game, second)
 
 
-def _next(game: Game, second: int, random: np.random.Generator) -> Asked | None:
-    shot, outcome = game.at(second - 1), game.after(second - 1)
+def _next(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
+    shot, outcome = game.event_at(second - 1), game.event_after(second - 1)
     if shot is None or shot.kind is not Kind.SHOT or outcome is None or outcome.kind not in OUTCOMES:
         return None
     facts = outcome.facts
@@ -155,8 +155,8 @@ def _next(game: Game, second: int, random: np.random.Generator) -> Asked | None:
     return "What comes next?", shout(outcome), [shout(Event(0.0, kind, team, facts)) for kind, team in teams.items()]
 
 
-def _why(game: Game, second: int, random: np.random.Generator) -> Asked | None:
-    event = game.at(second - 1)
+def _why(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
+    event = game.event_at(second - 1)
     if event is None or event.kind is not Kind.KICK_OFF or not sum(event.facts.goals):
         return None
     other = event.facts.teams[1 - event.facts.teams.index(event.team)]
@@ -164,17 +164,19 @@ def _why(game: Game, second: int, random: np.random.Generator) -> Asked | None:
     return "Why do they begin at the centre again?", f"{other} scored.", others
 
 
-def _summary(game: Game, second: int, random: np.random.Generator) -> Asked | None:
-    said = game.text(second - SUMMARY_SECONDS, second)
-    if len(said.split()) < 6:
+def _summary(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
+    true_words = game.text(second - SUMMARY_SECONDS, second)
+    if len(true_words.split()) < 6:
         return None
-    others = {wrong(said, random) for _ in range(8)}
+    others = {wrong(true_words, random) for _ in range(8)}
     return (
-        (f"Which commentary is that of the last {SUMMARY_SECONDS} seconds?", said, sorted(others)) if len(others) > 3 else None
+        (f"Which commentary is that of the last {SUMMARY_SECONDS} seconds?", true_words, sorted(others))
+        if len(others) > 3
+        else None
     )
 
 
-def _at(game: Game, second: int, random: np.random.Generator) -> Asked | None:
+def _at_second(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
     past = [(when, event) for when, event in game.when(*SCENES) if when < second - APART]
     if not past:
         return None
@@ -182,20 +184,20 @@ def _at(game: Game, second: int, random: np.random.Generator) -> Asked | None:
     return f"What happened at second {when}?", shout(event), _shouts(game, when)
 
 
-def _after(game: Game, second: int, random: np.random.Generator) -> Asked | None:
+def _after(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
     """The first event after a kick-off, which its score names."""
     kick_offs = [(when, event) for when, event in _new_scores(game, Kind.KICK_OFF) if when < second - APART]
     if not kick_offs:
         return None
     when, event = kick_offs[random.integers(len(kick_offs))]
-    first = game.after(when)
+    first = game.event_after(when)
     if first is None or first.kind not in SCENES or second_of(first.time) >= second - 1:
         return None
     text = f"What happened first after the kick-off at {commentary.score(event.facts).rstrip('.')}?"
     return text, shout(first), _shouts(game, when)
 
 
-def _when(game: Game, second: int, random: np.random.Generator) -> Asked | None:
+def _when(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
     """The second of a goal, which the score names."""
     goals = [(when, event) for when, event in _new_scores(game, Kind.GOAL) if when < second - APART]
     if not goals:
@@ -216,7 +218,7 @@ def _new_scores(game: Game, kind: Kind) -> Iterator[tuple[int, Event]]:
         known.add(score)
 
 
-def _never(game: Game, second: int, random: np.random.Generator) -> Asked | None:
+def _never(game: Game, second: int, random: np.random.Generator) -> QuestionParts | None:
     """A question that takes a goal for granted that was not scored."""
     free = [
         when for when in range(FIRST, second - APART) if not any(abs(when - goal) < NOT_AT for goal, _ in game.when(Kind.GOAL))
@@ -237,7 +239,7 @@ KINDS: dict[str, Ask] = {
     "next": _next,
     "why": _why,
     "summary": _summary,
-    "at": _at,
+    "at": _at_second,
     "after": _after,
     "when": _when,
     "never": _never,
@@ -252,5 +254,5 @@ def lettered(options: Sequence[str]) -> list[str]:
 def each(games: Sequence[Game], kinds: dict[str, int]) -> Iterator[tuple[Game, str, Choice]]:
     """(game, kind, choice) of so many questions of each kind, game by game, in order of time."""
     for game in games:
-        found = [(choice, kind) for kind, count in kinds.items() for choice in find(game, kind, count)]
-        yield from ((game, kind, choice) for choice, kind in sorted(found))
+        questions = [(choice, kind) for kind, count in kinds.items() for choice in find(game, kind, count)]
+        yield from ((game, kind, choice) for choice, kind in sorted(questions))

@@ -15,7 +15,7 @@ from svlm_jax.eval.infstreams import answer_record
 from svlm_jax.eval.truth import Mention, Truth, Value
 from svlm_jax.touchline import commentary
 from svlm_jax.touchline.commentary import CLAIM_PATTERNS, STATE_PATTERNS
-from svlm_jax.touchline.eval_sets.games import Game, changes, said
+from svlm_jax.touchline.eval_sets.games import Game, changes, text_between
 from svlm_jax.touchline.match import TEAMS, Kind, second_of
 
 SHIFT = 3  # seconds by which a baseline is late
@@ -82,13 +82,13 @@ def cc_events(game: Game) -> list[livesports_cc.Event]:
     """The seconds around every goal, from the end of the event before at the earliest."""
     events, previous_end = [], 0
     for second, event in game.when(Kind.GOAL):
-        begin, end = max(previous_end, second - BEFORE_GOAL), min(second + AFTER_GOAL, game.seconds)
-        if not EVENT_SECONDS[0] <= end - begin <= EVENT_SECONDS[1]:
+        start, end = max(previous_end, second - BEFORE_GOAL), min(second + AFTER_GOAL, game.seconds)
+        if not EVENT_SECONDS[0] <= end - start <= EVENT_SECONDS[1]:
             continue
         previous_end = end
-        title, said_before, words = f"A goal for {event.team}", game.text(0, begin), game.text(begin, end)
-        times = (float(begin), float(end))
-        about = (title, CLASS, said_before, words, game.video)
+        title, previous, words = f"A goal for {event.team}", game.text(0, start), game.text(start, end)
+        times = (float(start), float(end))
+        about = (title, CLASS, previous, words, game.video)
         events.append(livesports_cc.Event(game.video_id, len(events), *times, *about))
     return events
 
@@ -99,7 +99,7 @@ def cc_entry(event: livesports_cc.Event) -> dict[str, Any]:
         "video_id": event.video_id,
         "url": "",
         "event_id": event.event_id,
-        "begin": event.begin,
+        "begin": event.start,
         "end": event.end,
         "event_title": event.title,
         "event_type": 0,
@@ -113,8 +113,8 @@ def cc_entry(event: livesports_cc.Event) -> dict[str, Any]:
 def cc_predictions(game: Game, replies: dict[int, str]) -> Iterator[dict[str, Any]]:
     """Lines of a published file of predictions, with times: what was said in each event of the game."""
     for event in cc_events(game):
-        start, end = int(event.begin), int(event.end)
-        yield livesports_cc.prediction_record(event, said(replies, start, end), utterances(replies, start, end))
+        start, end = int(event.start), int(event.end)
+        yield livesports_cc.prediction_record(event, text_between(replies, start, end), utterances(replies, start, end))
 
 
 def infstreams_answers(game: Game, replies: dict[int, str]) -> dict[str, Any]:

@@ -36,10 +36,10 @@ class Game:
     @cached_property
     def replies(self) -> dict[int, str]:
         """The true commentary: second -> its words; silent seconds are left out."""
-        said: dict[int, list[str]] = {}
+        words_by_second: dict[int, list[str]] = {}
         for word in self.words:
-            said.setdefault(int(word.start), []).append(word.text)
-        return {second: " ".join(texts) for second, texts in said.items()}
+            words_by_second.setdefault(int(word.start), []).append(word.text)
+        return {second: " ".join(texts) for second, texts in words_by_second.items()}
 
     @property
     def title(self) -> str:
@@ -58,15 +58,15 @@ class Game:
         """(second, event) of the events of some kinds, or of all, in order."""
         return ((second_of(event.time), event) for event in self.events if not kinds or event.kind in kinds)
 
-    def at(self, second: int) -> Event | None:
+    def event_at(self, second: int) -> Event | None:
         """The event that this second is the first to show; there is one at most."""
         return self._by_second.get(second)
 
-    def before(self, second: int) -> Event | None:
+    def event_before(self, second: int) -> Event | None:
         """The last event that frames up to this second show."""
         return next((event for when, event in reversed(self._by_second.items()) if when <= second), None)
 
-    def after(self, second: int) -> Event | None:
+    def event_after(self, second: int) -> Event | None:
         """The first event that only later frames show."""
         return next((event for when, event in self.when() if when > second), None)
 
@@ -76,10 +76,10 @@ class Game:
 
     def text(self, start: int, end: int) -> str:
         """The true words of the seconds start .. end - 1."""
-        return said(self.replies, start, end)
+        return text_between(self.replies, start, end)
 
 
-def said(replies: dict[int, str], start: int, end: int) -> str:
+def text_between(replies: dict[int, str], start: int, end: int) -> str:
     """The words of the seconds start .. end - 1, joined by blanks."""
     return " ".join(replies[second] for second in range(start, end) if second in replies)
 

@@ -14,7 +14,7 @@ FAMILIES = {"ball": "who", "first": "who", "playing": "who", "now": "what", "cup
 OCR = ("cup", "score")  # kinds that a broadcast would answer in writing
 PER_GAME = 2  # questions of each kind
 CLIP = 30  # seconds that are shown before a question that they answer
-WHOLE = ("first", "playing", "cup", "score", "when")  # kinds that only the whole game so far answers
+WHOLE_GAME_KINDS = ("first", "playing", "cup", "score", "when")  # kinds that only the whole game so far answers
 
 
 def questions(games: Sequence[Game]) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def questions(games: Sequence[Game]) -> list[dict[str, Any]]:
                 "options": lettered(choice.options),
                 "answer": choice.letter,
                 "video": game.video,
-                "video_start": 0.0 if kind in WHOLE else float(max(choice.second - CLIP, 0)),
+                "video_start": 0.0 if kind in WHOLE_GAME_KINDS else float(max(choice.second - CLIP, 0)),
                 "video_end": float(choice.second),
             }
         )

@@ -76,7 +76,7 @@ def _steps(game: Game) -> Iterator[dict[str, Any]]:
     spans = []
     for kind in STEPS:
         second = next(second for second, _ in game.when(kind))
-        following = game.after(second)
+        following = game.event_after(second)
         spans.append((second, game.seconds if following is None else second_of(following.time)))
     tests = [
         {"realtime": start + 1, "step": step, "type": int(index == other)}

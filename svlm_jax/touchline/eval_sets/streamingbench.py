@@ -29,7 +29,7 @@ MEMORY = ("cup", "score")  # kinds that the last seconds do not answer
 PER_GAME = 2  # questions of each type
 SEQUENCE = ("cup", "ball", "first", "score", "ball")  # kinds of a sequence of questions, in order
 PROACTIVE_PER_GAME = 3
-ASKED_BEFORE = 12  # seconds between an order and what it waits for
+REQUEST_LEAD = 12  # seconds between an order and what it waits for
 CATEGORY = "touchline"
 
 
@@ -94,18 +94,18 @@ def proactive(games: Sequence[Game]) -> list[dict[str, Any]]:
 
 
 def _orders(game: Game) -> Iterator[dict[str, Any]]:
-    goals = [(second, event) for second, event in game.when(Kind.GOAL) if second > ASKED_BEFORE]
+    goals = [(second, event) for second, event in game.when(Kind.GOAL) if second > REQUEST_LEAD]
     for second, event in goals[:: max(1, len(goals) // PROACTIVE_PER_GAME)][:PROACTIVE_PER_GAME]:
         output = commentary.score(event.facts).rstrip(".")
-        asked = second - ASKED_BEFORE
-        if second + ASKED_BEFORE > game.seconds or output in game.text(asked, second):
+        request_time = second - REQUEST_LEAD
+        if second + REQUEST_LEAD > game.seconds or output in game.text(request_time, second):
             continue
         question = {
             "task_type": "Proactive Output",
             "question": f'When the score becomes {output}, output "{output}".',
-            "time_stamp": stamp(asked),
+            "time_stamp": stamp(request_time),
             "ground_truth_time_stamp": stamp(second + 1),
             "ground_truth_output": output,
             "required_ability": "working memory",
         }
-        yield _entry(game, asked, second + ASKED_BEFORE, question)
+        yield _entry(game, request_time, second + REQUEST_LEAD, question)

@@ -36,7 +36,7 @@ def write_sets(folder: Path, games: Sequence[Game]) -> dict[str, int]:
     }
     for name, entries in lists.items():
         lines.write_json(folder / name, entries)
-    files = {GAMES: map(commentaries.games_line, games), **_commentaries(games), **_right_answers(folder, games)}
+    files = {GAMES: map(commentaries.games_line, games), **_commentaries(games), **_correct_answers(folder, games)}
     counts = {name: lines.write(folder / name, records) for name, records in files.items()}
     return {TRUTH: len(games)} | {name: len(entries) for name, entries in lists.items()} | counts
 
@@ -45,13 +45,13 @@ def _commentaries(games: Sequence[Game]) -> dict[str, Iterable[dict[str, Any]]]:
     """The truth and the baselines, as answers to Inf-Streams-Eval and as captions of LiveSports events."""
     files: dict[str, Iterable[dict[str, Any]]] = {}
     for name, replies in BASELINES.items():
-        said = [(game, replies(game)) for game in games]
-        files[f"{ANSWERS}/infstreams/{name}/result_0.jsonl"] = [commentaries.infstreams_answers(*each) for each in said]
-        files[f"{CAPTIONS}/{name}.jsonl"] = [line for each in said for line in commentaries.cc_predictions(*each)]
+        game_replies = [(game, replies(game)) for game in games]
+        files[f"{ANSWERS}/infstreams/{name}/result_0.jsonl"] = [commentaries.infstreams_answers(*each) for each in game_replies]
+        files[f"{CAPTIONS}/{name}.jsonl"] = [line for each in game_replies for line in commentaries.cc_predictions(*each)]
     return files
 
 
-def _right_answers(folder: Path, games: Sequence[Game]) -> dict[str, Iterable[dict[str, Any]]]:
+def _correct_answers(folder: Path, games: Sequence[Game]) -> dict[str, Iterable[dict[str, Any]]]:
     """To all questions."""
     answers = {
         "livesports_qa": answer_key.to_livesports_qa(folder / QA),
