@@ -30,9 +30,9 @@ class Query(NamedTuple):
     """One question.
 
     Attributes:
-        key: names it for ever: in files, and for who resumes.
+        key: its permanent name, in files and when a run is resumed.
         video: path below the folder of videos.
-        start, end: what may be seen when it is asked, at `end`.
+        start, end: the part of the video that may be seen; the question is asked at `end`.
         options: the replies to choose among where none is generated.
     """
 
@@ -124,7 +124,7 @@ def in_order(items: Iterable[Item], work: Callable[[Item], Output], threads: int
                     yield waiting.popleft()
             while waiting:
                 yield waiting.popleft()
-        finally:  # one who stops early waits for what is under way, and not for what is not begun
+        finally:  # stopped early: wait for the running items, cancel those not started
             for _, future in waiting:
                 future.cancel()
 
@@ -137,7 +137,7 @@ def ask_online(
     the question is asked with the last chunk before its end.
 
     Args:
-        request: what the stream is asked for in its first turn; "" for what the model was trained with.
+        request: the query of the first turn; "" for the one that the model was trained with.
         skip: keys of queries that have been answered.
     """
     by_key = {query.key: query for query in queries}
@@ -174,7 +174,7 @@ def write_answers(
     """Ask all questions that a run's folder has no answer to, and write them; returns lines by key.
 
     Args:
-        run: `ask_offline` or `ask_online` of the queries that are not among those it is given.
+        run: `ask_offline` or `ask_online`, called with the stored answers; skips their queries.
         bad, progress: as of `collecting.collect`.
 
     Raises:

@@ -34,7 +34,7 @@ class ChatError(Exception):
 
 class Reply(NamedTuple):
     """text: what the model wrote, without its thoughts; "" where it wrote nothing. details: the model as the server names it,
-    the temperature that it was asked with (None: it takes none), and why it stopped, unless it was done."""
+    the temperature of the request (None: the model takes none), and why it stopped, unless it was done."""
 
     text: str
     details: Mapping[str, Any]

@@ -19,15 +19,15 @@ class Job(NamedTuple):
     """A part of a video that is watched by a stream of its own, from its first chunk to its last.
 
     Attributes:
-        key: names it for ever: in files, and for those who ask what is done.
+        key: its permanent name, in files and in the list of finished jobs.
         path: of the video.
         start, end: as many chunks as it takes to reach `end`; the last may go beyond it.
-        query: what is asked for in the first turn.
+        query: the text of the first turn.
         previous: commentary that came before.
         questions: (second, text): each is asked with the first chunk that ends at that second or later, one a chunk.
         seed: of what is drawn: `job_seed`.
-        clock: what the model is told: seconds of the "video", or of the "clip", which begins at 0. Results are always in those
-            of the video.
+        clock: the times in the prompts: seconds of the "video", or of the "clip", which begins at 0. Results are always in
+            those of the video.
     """
 
     key: str

@@ -1,8 +1,8 @@
-"""A language model as the judge of two commentaries: the words that it is asked with, and what its answer means.
+"""A language model as the judge of two commentaries: its prompt, and the parse of its answer.
 
 Two styles: `infstreams` answers with a letter, `livesports` names the better commentary or a tie. Their prompts are package
-files, in our own words; another file takes their place (`Prompt.read`). What cannot be understood is asked once more, then the
-vote is "invalid": it counts for nobody and is reported. Host side, never jax.
+files, in our own words; another file takes their place (`Prompt.read`). After an answer without a verdict the judge is asked
+once more, then the vote is "invalid": it counts for neither and is reported. Host side, never jax.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ _SECTION = re.compile(r"^\[(system|user)\]\s*$", re.MULTILINE)
 
 
 class Prompt(NamedTuple):
-    """What a judge is asked. system: "" for none. user: with {a} and {b}, and {reference} and {title} where they are wanted."""
+    """The prompt of a judge. system: "" for none. user: with {a} and {b}, and {reference} and {title} where they are needed."""
 
     system: str
     user: str
@@ -128,7 +128,7 @@ STYLES = {
 
 
 class Estimate(NamedTuple):
-    """What judging will cost. tokens: of input, about; cut: texts longer than a judge is given."""
+    """What judging will cost. tokens: of input, about; cut: texts longer than the judge's limit."""
 
     requests: int
     cached: int

@@ -4,7 +4,7 @@ Owns what a line of each file says, how a game is cut into judged segments, and 
 or judges; answers that others wrote are read in `eval.infstreams_answers`. Host side, never jax. Units: seconds of the video.
 
 Source: StreamingVLM (arXiv 2510.09608), section 4 and its folder `eval/model_compete`. No script that makes the segments was
-published; the rule here is the paper's. Words that end at the last instant of a piece belong to it, as in training.
+published; the rule here is the paper's. Words that end at the last instant of a segment belong to it, as in training.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.lines import BadLines, read, require
 
-SECONDS = 100.0  # of a piece
-MIN_WORDS = 200  # of a piece that is judged
-START = 1000  # second at which models begin, so that there is something that was said before
+SECONDS = 100.0  # of a segment
+MIN_WORDS = 200  # of a segment that is judged
+START = 1000  # second at which models begin, so that there is previous text
 DISORDER = 2.0  # seconds by which a word may end before the word in front of it: two people speak at once
 LONGEST_WORD = 30.0  # seconds
 MENDED = "put after the word before it"  # what becomes of a word with a broken time
@@ -36,7 +36,7 @@ class Game(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A piece of a game that is judged. words: the reference. previous: all that was said in the game before."""
+    """A part of a game that is judged. words: the reference. previous: all words of the game before it."""
 
     video: str
     words: tuple[Word, ...]
@@ -69,8 +69,8 @@ def said_before(words: Iterable[Word], time: float) -> str:
 
 
 def cut(game: Game, seconds: float = SECONDS, min_words: int = MIN_WORDS) -> tuple[list[Segment], int]:
-    """The pieces between multiples of `seconds`, from 0, that have `min_words` or more; and the number of pieces with any word.
-    A word belongs to the piece in which it ends."""
+    """The intervals between multiples of `seconds`, from 0, that have `min_words` or more; and the number of intervals with any
+    word. A word belongs to the interval in which it ends."""
     words_by_interval: dict[int, list[Word]] = {}
     for word in game.words:
         words_by_interval.setdefault(max(0, math.ceil(word.end / seconds) - 1), []).append(word)
@@ -162,8 +162,8 @@ def _text(record: dict[str, Any], key: str, source: str) -> str:
 
 
 def _words(content: Sequence[Any], source: str, bad: BadLines) -> tuple[Word, ...]:
-    """The words of `content`, in order of their ends. A word with a time that cannot be is told to `bad`; if allowed,
-    it is kept, at the end of the word before it: it was said, and without it a piece of 200 words would not be judged.
+    """The words of `content`, in order of their ends. A word with an impossible time is reported to `bad`; if allowed,
+    it stays, at the end of the word before it: without it a segment of 200 words would not be judged.
     """
     texts: list[str] = []
     words: list[Word | None] = []  # None: with a broken time

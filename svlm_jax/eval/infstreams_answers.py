@@ -1,7 +1,7 @@
 """Answers of a model to Inf-Streams-Eval: our files and published ones, as they are.
 
 Owns what counts as an answer. A segment is *missing* if the model was not run on all of it, and *silent* if it was and said
-nothing, or stopped before. Each fault of a file is told in one line: what was found, and what is done about it. Host side,
+nothing, or stopped before. Each fault of a file is reported in one line: what it is, and how it is handled. Host side,
 never jax. Units: seconds of the video.
 
 Of published files: the script that merges shards reads its own earlier output too, so that every answer after the first chunk
@@ -181,7 +181,7 @@ def _answer(item: Any, source: str) -> Answer:
 
 
 def _match(names: Sequence[str], videos: Sequence[str], faults: list[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The video that each name means; and, with the reason, the videos of which that cannot be told."""
+    """The video that each name means; and, with the reason, the videos for which that is ambiguous."""
     exact = set(names) & set(videos)
     matches = {name: name for name in exact}
     rest_of_videos, rest_of_names = _by_file_name(set(videos) - exact), _by_file_name(set(names) - exact)
@@ -210,7 +210,7 @@ def _assemble(name: str, lines: Sequence[_Line], faults: list[str]) -> GameAnswe
     """The answers for a game of all its lines: those that come twice once, in order.
 
     Raises:
-        InputError: two different answers for one second: which of them counts cannot be told.
+        InputError: two different answers for one second: which of them counts is unknown.
     """
     lines = sorted(lines, key=lambda line: line.start)
     known: set[Answer] = set()

@@ -1,6 +1,6 @@
-"""Inf-Streams-Eval: which parts of a game a model watches, what it knows when it begins, and the answer files that come of it.
+"""Inf-Streams-Eval: which parts of a game a model watches, its previous text, and the answer files.
 
-Owns the published protocol of generation, and what of a run is done already. A game is one stream from second 1000 to its last
+Owns the published protocol of generation, and which jobs of a run are done. A game is one stream from second 1000 to its last
 word; or many, of 100 s each, that begin anew and know the true words until then. Units: seconds of the video.
 
 Source: eval/model_compete of StreamingVLM's code. What differs: previous text is cut to sink and window before the first chunk
@@ -25,7 +25,7 @@ STATE = "state"  # folder of what a killed run goes on with: published scripts r
 
 class Protocol(NamedTuple):
     """start: second at which streams begin. chunk: seconds of a stream; None: a game is one stream. query: of the first turn.
-    previous_text: whether streams are told what was said before."""
+    previous_text: whether streams start with the words before them."""
 
     start: float = START
     chunk: float | None = None

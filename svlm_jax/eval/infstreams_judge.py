@@ -121,7 +121,7 @@ def write_scores(
     """Write score_segments.jsonl and score_results.json; returns what `scores` says.
 
     Args:
-        judge: its settings. Added is what `judging.served` tells of the votes.
+        judge: its settings. `judging.served` of the votes is added.
         data: of what the scores are: hashes of files, settings of the two runs.
     """
     model = str(judge.get("model") or judge.get("judge") or "")

@@ -1,4 +1,4 @@
-"""The video of a job: whether it can be watched, at what size, and its chunks with the times that the model is told.
+"""The video of a job: whether it can be watched, at what size, and its chunks with the times in the prompts.
 
 Owns which second is which chunk, so that a job that goes on in the middle has the same chunks as one that did not stop. Does
 not know the model. Host side, never jax. Units: seconds of the video. Axes: F frames, H, W pixels.

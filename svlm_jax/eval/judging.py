@@ -58,7 +58,7 @@ class Ballot(NamedTuple):
 
 class Judgement(NamedTuple):
     """Both orders of one pair. rule: "" where a judge decided; else by which rule it was decided without one: "empty": a
-    candidate without text loses, two of them tie; "missing": a candidate was never made, so nobody wins, and both votes are
+    candidate without text loses, two of them tie; "missing": a candidate was never made, so neither wins, and both votes are
     "invalid". error: why the judge did not answer; the pair is then unresolved, and a vote that is missing is "invalid"."""
 
     pair: Pair
@@ -117,8 +117,8 @@ def judge_pairs(
 
     Args:
         concurrency: threads that call `judge.vote`. Ctrl-C does not wait for them; what they have answered is stored.
-        progress: called with (ballots that came, all that are asked for).
-        announce: called once with what will be asked for, before it is.
+        progress: called with (ballots received, ballots requested).
+        announce: called once with the questions to be asked, before the first one.
 
     Raises:
         InputError: two pairs of one key, a line that was not written here, or the judge cannot be asked at all.

@@ -27,7 +27,7 @@ Parsed = TypeVar("Parsed")
 
 
 class BadLines:
-    """How many lines of a file may be bad, and which were: each is told, and one more than allowed is an error."""
+    """How many lines of a file may be bad, and which were: each is reported, and one more than allowed is an error."""
 
     def __init__(self, allowed: int = 0) -> None:
         self.allowed = allowed

@@ -22,8 +22,8 @@ SAME_TIME = 0.5  # seconds by which the times of a prediction may differ from th
 
 
 class Event(NamedTuple):
-    """A part of a video on which somebody commented. event_id: as the file has it, a number or a text. previous: what was said
-    before (`preasr_text`); reference: what was said (`event_asr_text`). video: the name of the file, "" where none is given."""
+    """A part of a video with a commentary. event_id: as the file has it, a number or a text. previous: the words
+    before it (`preasr_text`); reference: its words (`event_asr_text`). video: the name of the file, "" for none."""
 
     video_id: str
     event_id: int | str

@@ -60,7 +60,7 @@ def find_videos(events: Iterable[Event], folder: str | Path, bad: BadLines) -> d
 
 
 def stream_jobs(events: Iterable[Event], videos: Mapping[str, Path], template: str, style: Style, seed: int = 0) -> list[Job]:
-    """What is watched: each event, from its begin until its end is seen, by a stream of its own.
+    """A stream for each event, from its start until its end is seen.
 
     Args:
         videos: of `find_videos`; an event without one is left out.
@@ -149,7 +149,7 @@ def predict(
 
     Args:
         events: those whose video was found.
-        run: given the keys that are done, what comes of the others, in any order.
+        run: called with the keys that are done; yields the results of the others, in any order.
     """
 
     def records(done: Collection[str]) -> Iterator[tuple[str, dict[str, Any] | InputError]]:

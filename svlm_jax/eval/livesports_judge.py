@@ -25,8 +25,8 @@ class Compared(NamedTuple):
 
 
 def pairs(events: Iterable[Event], a: Mapping[str, Prediction], b: Mapping[str, Prediction]) -> list[Pair]:
-    """One pair an event, in the order of the events. Who has no prediction for an event is marked as missing there: it neither
-    wins nor takes the text of the other one away, as it does in a published script."""
+    """One pair an event, in the order of the events. A model without a prediction for an event is marked as missing there: it
+    does not win, and the other keeps its text (a published script drops it)."""
     event_pairs = []
     for event in events:
         candidates = _candidate(event, a), _candidate(event, b)
@@ -147,7 +147,7 @@ def _per_sport(compared: Sequence[Compared]) -> dict[str, Any]:
 
 
 def _mean_words(compared: Sequence[Compared], text: Callable[[Pair], str]) -> float | None:
-    """Words a caption, parted by blanks, as the length of published captions is told."""
+    """Words a caption, parted by blanks, as the length of published captions is stated."""
     return sum(len(text(each.judgement.pair).split()) for each in compared) / len(compared) if compared else None
 
 

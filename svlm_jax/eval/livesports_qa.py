@@ -103,7 +103,7 @@ def _question(record: dict[str, Any], source: str) -> Question:
 
 
 def queries(questions: Iterable[Question], folder: str | Path, bad: BadLines) -> list[Query]:
-    """What is asked, of the questions whose video is in the folder: about the part of it that the question names, or all of it.
+    """The questions whose video is in the folder, each about the part of it that the question names, or all of it.
 
     Raises:
         InputError: more videos are missing, empty or without a length than may be.
@@ -129,7 +129,7 @@ def _letters(question: Question) -> tuple[str, ...]:
 
 
 def prompts(questions: Iterable[Question], template: str) -> Prompt:
-    """What is asked in words: the template, with {question} and {options}, one a line."""
+    """The prompts: the template, with {question} and {options}, one a line."""
     texts = {each.key: fill_prompt(template, {"question": each.text, "options": "\n".join(each.options)}) for each in questions}
     return lambda query: texts[query.key]
 

@@ -64,7 +64,7 @@ class ChatModel(lmms):
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
         """The replies of all rounds of each request, in order. A round sees what the task puts into it, no round before it."""
         results: list[list[str]] = [[] for _ in requests]
-        info: dict[int, Any] = {}  # what the task hands from round to round
+        info: dict[int, Any] = {}  # state of the task, passed from round to round
         with tqdm(total=len(requests), desc="documents of several rounds", disable=self.rank != 0) as progress:
             for numbers, settings in self._groups(requests):
                 queue = deque(numbers)
@@ -158,7 +158,7 @@ class ChatModel(lmms):
 
 @contextmanager
 def _naming(requests: Sequence[Any]) -> Iterator[None]:
-    """Bad input is told with the task and the documents that it is of."""
+    """Bad input is reported with its task and documents."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""What lmms-eval is told in text, checked: --model_args of the model, and the generation settings of a task.
+"""Settings that lmms-eval takes as text, checked: --model_args of the model, and the generation settings of a task.
 
 Host side. Units: seconds, tokens.
 """
@@ -114,7 +114,7 @@ def reply_settings(gen_kwargs: Mapping[str, Any], args: ModelArgs, default: Samp
     do_sample false is greedy, whatever the temperature; without do_sample, a temperature above 0 samples.
 
     Args:
-        notes: what was told before; each thing that is not supported is told once.
+        notes: warnings so far; each unsupported setting is reported once.
 
     Raises:
         InputError: a value of another kind, or out of range.

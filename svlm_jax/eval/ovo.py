@@ -1,4 +1,4 @@
-"""OVO-Bench: its file of items, what is asked and when, and answers in the shape that the published scorer reads.
+"""OVO-Bench: its file of items, prompts and times of their questions, and answers in the shape that the published scorer reads.
 
 Owns items and prompts; marks and means are in `eval.ovo_score`. The published data are read as they are (`ovo_bench_new.json`,
 1,640 items, 3,035 questions); the prompts are our own words, and a file replaces them. Units: seconds of the video.
@@ -52,7 +52,7 @@ class Question(NamedTuple):
     options: tuple[str, ...] = ()
 
     def query(self) -> Query:
-        """What is seen when it is asked: all from the beginning to the next whole second, as the published clips are cut."""
+        """The visible part: all from the beginning to the next whole second, as the published clips are cut."""
         return Query(self.key, self.task, self.video, 0.0, float(math.ceil(self.time)), self.replies())
 
     def replies(self) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """Proactive output of StreamingBench: "when the score becomes 2-1, output 2-1", asked before it does.
 
 Two protocols. Polled, as published: every second the model is asked whether this is the moment to say the expected words, which
-are told to it; after its first yes it is asked what is to be said. Native: the video is played as a stream, the request is made
-once, and what counts is when the model of its own accord has said the expected words. Nobody tells it them.
+are in the prompt; after its first yes it is asked for the words. Native: the video is played as a stream, the request is made
+once, and what counts is when the model says the expected words by itself. They are in no other prompt.
 
 Owns questions, both protocols and their scores. Units: seconds of the video.
 """
@@ -275,7 +275,7 @@ def _checked(record: Record, source: str) -> Record:
 
 def published_answer(question: ProactiveQuestion, record: Record, prompts: Mapping[str, str]) -> Record:
     """In the shape that the published counter reads, which takes what was last said, and when: of polls those up to the first
-    that it takes for a yes, of a stream all that was heard until the expected words."""
+    that it takes for a yes, of a stream the transcript until the expected words."""
     result = outcome(question, record, "official")
     exchanges = [
         (entry["time"], filled(prompts["poll"], _fields(question)), entry["reply"]) for entry in record.get("polls", ())

@@ -1,4 +1,4 @@
-"""Answers of servers on the disk: what was paid for is asked once, over all runs and processes that share a folder.
+"""Answers of servers on the disk: each request is paid for once, over all runs and processes that share a folder.
 
 The name of a file is the SHA-256 of the whole request: model, messages (pictures included) and parameters, in one canonical
 form of JSON. The address of the server is no part of it, nor the key: a model behind another port or proxy gives the same
@@ -41,7 +41,7 @@ class ResponseCache:
         return self.folder / name[:2] / f"{name}.json"
 
     def read(self, request: bytes) -> dict[str, Any] | None:
-        """What `write` was given: {"sent": the parameters, "response": the raw body}. None: not there, or damaged, which is the
+        """The entry of `write`: {"sent": the parameters, "response": the raw body}. None: not there, or damaged, which is the
         same: it is asked for again."""
         try:
             entry = json.loads(self.path(request).read_bytes())

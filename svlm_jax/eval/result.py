@@ -15,7 +15,7 @@ from svlm_jax.files import local_path, read_json
 
 
 class Metric(NamedTuple):
-    """A number. value: None where there was nothing to count. ci95: (low, high), None where it cannot be told. count: of what
+    """A number. value: None where there was nothing to count. ci95: (low, high), None where it is unknown. count: of what
     the value is a mean (questions, segments, events). unit: "%" of a share of 1; else "s", "words/s", "/h" or ""."""
 
     name: str

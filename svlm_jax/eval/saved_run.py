@@ -47,7 +47,7 @@ class SavedRun(AbstractContextManager["SavedRun"]):
             yield Watching.of_record(by_key[key], chunks(by_key[key]), records[key])
 
     def save_now_and_then(self, watching: Mapping[str, Watching]) -> None:
-        """Save when it is time, unless the last save is still being written. One that fails is told, and tried again."""
+        """Save when it is time, unless the last save is still being written. A failure is reported, and tried again."""
         if self.writer is None or self.writer.busy:
             return
         if error := self.writer.failure():

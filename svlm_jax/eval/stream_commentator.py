@@ -263,7 +263,7 @@ class _Batch:
 
 
 def take(watching: Watching, event: Event) -> None:
-    """Add what was said, or not asked, in a chunk."""
+    """Add the reply to a chunk, or the refusal of its question."""
     match event:
         case Refused():
             watching.add_refusal(event.question, str(event.error))

@@ -1,4 +1,4 @@
-"""StreamingBench: its files of questions, what is asked and when, and answers in the shape that the published counter reads.
+"""StreamingBench: its files of questions, their prompts and times, and answers in the shape that the published counter reads.
 
 Owns the questions with options: real-time (`questions_real.json`), omni-source (its sound is part of the question, and this
 library hears nothing) and sequential (`questions_sqa.json`), also as grouped by video in the `_stream` files. Proactive output
@@ -57,7 +57,7 @@ class Question(NamedTuple):
     answer: str
 
     def query(self, context: float) -> Query:
-        """What is seen when it is asked: the `context` seconds before, or, with 0 or less, all from the beginning."""
+        """The visible part: the `context` seconds before the question, or, with 0 or less, all from the beginning."""
         start = max(0.0, self.time - context) if context > 0 else 0.0
         return Query(self.key, self.task, self.video, start, self.time, tuple(answers.LETTERS[: len(self.options)]))
 

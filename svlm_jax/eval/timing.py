@@ -1,11 +1,11 @@
-"""When things were said, and how right it was: a commentary against the truth of its video, second by second.
+"""Timing and correctness: a commentary against the truth of its video, second by second.
 
 Owns the observations and the counts; `eval.timing_metrics` makes numbers of them. Does not know where commentaries come from.
 Host side, never jax. Units: seconds of the video.
 
 The unit of time is the whole second. An utterance of a second or less is said in the second in which it starts; the words of a
 longer one, of a captioner that describes minutes at once, lie evenly in it. An event is in the second in which it starts, a
-claim in that of its first letter. The claims of a pattern are looked for in all that was said, with a line break between two
+claim in that of its first letter. The claims of a pattern are looked for in the whole transcript, with a line break between two
 utterances: `\\s` in a pattern lets a claim go on in the next one, a blank does not.
 """
 
@@ -26,7 +26,7 @@ ELLIPSIS = "..."  # ends every reply of some models, and is no word
 
 
 class Transcript(NamedTuple):
-    """All that was said. text: a line an utterance; seconds [characters of text]: when; words: second -> what was said."""
+    """text: a line an utterance; seconds: of each character of text; words: second -> its words."""
 
     text: str
     seconds: np.ndarray

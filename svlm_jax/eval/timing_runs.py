@@ -79,7 +79,7 @@ def _kind(path: Path) -> str:
     refuse_other_kinds_of_file(path, EXPECTED)
     with path.open("rb") as file:
         for line in file:
-            with suppress(ValueError):  # a bad line is told by whoever reads the file
+            with suppress(ValueError):  # a bad line is reported by the reader of the file
                 record = json.loads(line)
                 if isinstance(record, dict) and (keys := [key for key in ("pred", "items", "text") if key in record]):
                     return keys[0]

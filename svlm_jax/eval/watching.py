@@ -1,4 +1,4 @@
-"""A job that is being watched: which chunk comes next, which question goes with it, and what was said so far.
+"""A job in progress: its next chunk, the question that goes with it, and the replies so far.
 
 Owns what a killed run must know to go on with a job (`record`). Does not know the model. Host side, never jax.
 """
@@ -27,7 +27,7 @@ class Watching:
         return len(self.utterances) == self.chunks.total
 
     def question(self) -> str:
-        """What is asked with the next chunk, or ""."""
+        """The question that goes with the next chunk, or ""."""
         if len(self.answers) == len(self.due):
             return ""
         second, text = self.job.questions[self.due[len(self.answers)]]

@@ -72,7 +72,7 @@ def query_flags(parser: Any) -> None:
 
 
 def query_of(args: argparse.Namespace) -> str:
-    """What a stream is asked for.
+    """The query of a stream.
 
     Raises:
         InputError: both flags, or a file that is no text.
@@ -117,7 +117,7 @@ def make_commentator(
     config, sampling = stream_settings(args)
     config = replace(config, **stream)
     if recent_frames is not None:
-        recent_config(config, recent_frames)  # a number that is wrong is told before the model is loaded
+        recent_config(config, recent_frames)  # raises for a wrong number before the model is loaded
     vlm = load(args, progress=Progress("load"))
     commentator = StreamCommentator(
         vlm,

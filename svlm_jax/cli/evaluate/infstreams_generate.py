@@ -137,7 +137,7 @@ def _watch(
 
 
 def _report(answer_files: generation.Generation, bad: BadLines, reported_paths: set[str]) -> None:
-    """What there is now, and what is missing from it; a video once.
+    """Print the number of games that are complete, and report each video that was not watched to its end, once.
 
     Raises:
         InputError: more than is allowed.
@@ -166,7 +166,7 @@ def _protocol(args: argparse.Namespace) -> generation.Protocol:
 
 
 def _check_length(games: Sequence[Game], jobs: Mapping[str, Sequence[Job]], start: float) -> None:
-    """Games that end before streams begin are told, and are an error where there is no other."""
+    """Games that end before streams begin are reported; an error if all do."""
     short = [game for game in games if not jobs[game.video]]
     if len(short) == len(games):
         longest = max(game.words[-1].end for game in games)
@@ -176,7 +176,7 @@ def _check_length(games: Sequence[Game], jobs: Mapping[str, Sequence[Job]], star
 
 
 def _check_videos(jobs: Sequence[Job], bad: BadLines) -> set[str]:
-    """Videos that cannot be watched to their end, as far as that shows before a model is loaded; each is told to `bad`."""
+    """Videos that cannot be watched to their end, as far as that shows before a model is loaded; each is added to `bad`."""
     from svlm_jax.eval.job_video import look
 
     reported_paths = set()

@@ -78,7 +78,7 @@ def _judge(args: argparse.Namespace) -> None:
 
 
 def _predictions(path: Path, events: list[Event], bad: BadLines) -> dict[str, Prediction]:
-    """Of one model; what its file lacks is told."""
+    """Of one model; events that its file lacks are reported."""
     predictions = read_predictions(path, events, bad)
     if silent := [key for key, prediction in predictions.items() if not prediction.text]:
         print(f"note: {path.name}: {len(silent)} events without a word ({silent[0]}, ...): each is lost", file=sys.stderr)

@@ -93,8 +93,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def _idle(args: argparse.Namespace, with_server: bool) -> list[str]:
-    """Flags that were given and would be without effect: those of streams where none is played, of words where a server says
-    them."""
+    """Flags without effect: of streams where none is played, of sampling where a server samples."""
     if args.online:
         return []
     idle = {*STREAM_FIELDS, *(SAMPLING_FIELDS if with_server else STREAM_SAMPLING)} - {"fps", "max_new_tokens"}
@@ -166,7 +165,7 @@ def ask_all(
     """Have all questions answered; returns lines by key.
 
     Args:
-        answered: is given each reply by its key before the next question is asked, which is then asked alone.
+        answered: gets each reply, by its key, before the next question is asked; questions are then asked one at a time.
     """
 
     def offline(todo: list[Query]) -> Answers:

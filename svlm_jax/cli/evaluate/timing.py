@@ -1,4 +1,4 @@
-"""When things were said, and how right they were, against a file of truth: event F1, timing error, silence, repetition, states.
+"""Timing and correctness of a commentary, against a file of truth: event F1, timing error, silence, repetition, states.
 
     svlm evaluate timing runs/infinite --truth truth.jsonl --out timing.json
     svlm evaluate timing match_1000000.jsonl --truth truth.jsonl --out timing.json      # captions of svlm stream --jsonl

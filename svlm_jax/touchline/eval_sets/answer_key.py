@@ -36,7 +36,7 @@ def to_streamingbench(path: Path) -> Records:
 
 
 def to_proactive(path: Path, games: Sequence[Game], polled: bool) -> Records:
-    """What is said when nothing but the truth is. polled: a yes at the right moment, and the words; else the true commentary
+    """The correct answers. polled: a yes at the expected moment, and the words; else the true commentary
     from the request on."""
     by_video: Mapping[str, Game] = {game.video: game for game in games}
     _, questions = proactive.read_questions(path, BadLines())

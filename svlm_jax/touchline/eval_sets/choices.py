@@ -1,9 +1,10 @@
 """Questions about a game with options, of which one is right, and the seconds at which they can be asked.
 
-Owns what is asked, the wrong options and their order. Does not know files. numpy only. Units: seconds.
+Owns the questions, the wrong options and their order. Does not know files. numpy only. Units: seconds.
 
-Who is asked at second t has seen the seconds before t. What is asked about a state does not change around t, so that it does
-not matter to which side t belongs. What the shipped model can say is asked in its words: "What is the score?" "Reds 1-0 Blues."
+A model that is asked at second t has seen the seconds before t. A state that is asked about does not change around t, so that
+it does not matter to which side t belongs. What the shipped model can answer is asked in its words: "What is the score?" "Reds
+1-0 Blues."
 """
 
 import zlib
@@ -30,7 +31,7 @@ SUMMARY_SECONDS = 10
 
 
 class Choice(NamedTuple):
-    """A question asked at a second; options[answer] is right."""
+    """A question asked at a second; options[answer] is correct."""
 
     second: int
     text: str
@@ -68,11 +69,11 @@ def _shuffled(second: int, text: str, correct: str, others: Sequence[str], rando
 
 
 def shout(event: Event) -> str:
-    """What is said of an event, without the score."""
+    """The commentary of an event, without the score."""
     return commentary.phrases(event)[0].removesuffix(commentary.score(event.facts)).strip()
 
 
-QuestionParts = tuple[str, str, Sequence[str]]  # question, right option, others
+QuestionParts = tuple[str, str, Sequence[str]]  # question, correct option, others
 Ask = Callable[[Game, int, np.random.Generator], QuestionParts | None]
 
 

@@ -1,4 +1,4 @@
-"""Held-out games as StreamingBench: questions while a game goes on, sequences of them, and what is to be said unasked.
+"""Held-out games as StreamingBench: questions while a game goes on, sequences of them, and proactive output.
 
 Owns which question stands for which published type. Does not write. Units: seconds; a question at a time stamp is about what
 came before it.
@@ -29,7 +29,7 @@ MEMORY = ("cup", "score")  # kinds that the last seconds do not answer
 PER_GAME = 2  # questions of each type
 SEQUENCE = ("cup", "ball", "first", "score", "ball")  # kinds of a sequence of questions, in order
 PROACTIVE_PER_GAME = 3
-REQUEST_LEAD = 12  # seconds between an order and what it waits for
+REQUEST_LEAD = 12  # seconds between a request and its goal
 CATEGORY = "touchline"
 
 
