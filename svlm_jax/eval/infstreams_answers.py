@@ -216,19 +216,20 @@ def _assemble(name: str, lines: Sequence[_Line], faults: list[str]) -> GameAnswe
     known: set[Answer] = set()
     seconds: set[int] = set()
     answers: list[Answer] = []
-    doubled = 0
+    num_duplicates = 0
     for run in (run for line in lines for run in _runs(line.answers)):
-        fresh = [answer for answer in run if answer not in known]
-        doubled += len(run) - len(fresh)
-        if conflict := next((answer for answer in fresh if int(answer.end) in seconds), None):
+        new_answers = [answer for answer in run if answer not in known]
+        num_duplicates += len(run) - len(new_answers)
+        if conflict := next((answer for answer in new_answers if int(answer.end) in seconds), None):
             got, remedy = f"two answers for second {int(conflict.end)}", "give the files of one run, not merged"
             raise InputError(f"game {name}", got, "one", remedy)
-        known.update(fresh)
-        seconds.update(int(answer.end) for answer in fresh)
-        answers += fresh
-    if doubled:
+        known.update(new_answers)
+        seconds.update(int(answer.end) for answer in new_answers)
+        answers += new_answers
+    if num_duplicates:
+        total = num_duplicates + len(answers)
         faults.append(
-            f"{name}: {doubled} of {doubled + len(answers)} answers twice, as files that were merged twice have them: kept once"
+            f"{name}: {num_duplicates} of {total} answers twice, as files that were merged twice have them: kept once"
         )
     answers.sort(key=lambda answer: answer.end)
     return _game(name, lines, answers, faults)
@@ -240,8 +241,8 @@ def _game(name: str, lines: Sequence[_Line], answers: Sequence[Answer], faults: 
     if any(answer.start is None for answer in answers) or (not answers and any(line.end > line.start for line in lines)):
         faults.append(f"{name}: answers without a start: taken as one a segment; segments without one are missing, not silent")
         return GameAnswers(utterances, ())
-    begun = [(float(line.start), float(line.start)) for line in lines]
-    spans = tuple(_spans(sorted(begun + [(each.start, each.end) for each in utterances])))
+    starts = [(float(line.start), float(line.start)) for line in lines]
+    spans = tuple(_spans(sorted(starts + [(each.start, each.end) for each in utterances])))
     for (_, before), (after, _) in pairwise(spans):
         faults.append(f"{name}: no answer between {before:g} and {after:g} s: segments there are missing, not silent")
     broken = lines[-1].error

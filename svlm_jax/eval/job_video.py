@@ -20,34 +20,34 @@ from svlm_jax.media.sources import Chunk, Source, open_source
 from svlm_jax.media.video import SLACK, sample_video
 
 
-class Look(NamedTuple):
-    """What a look at a video says: height and width of its frames; error: why it cannot be watched to the end of its jobs.
+class VideoProbe(NamedTuple):
+    """size: height and width of the frames of a video; error: why it cannot be watched to the end of its jobs.
     Without a size it cannot be watched at all."""
 
     size: tuple[int, int] | None
     error: str = ""
 
 
-def look(jobs: Iterable[Job]) -> dict[str, Look]:
-    """What each video of some jobs is, by its path: decodes a frame of each, and reads how long it is."""
+def probe_videos(jobs: Iterable[Job]) -> dict[str, VideoProbe]:
+    """The videos of some jobs, by path: decodes a frame of each, and reads how long it is."""
     spans: dict[str, tuple[float, float]] = {}
     for job in jobs:
         path = os.fspath(job.path)
         start, end = spans.get(path, (job.start, job.end))
         spans[path] = min(start, job.start), max(end, job.end)
-    return {path: _look(path, start, end) for path, (start, end) in spans.items()}
+    return {path: _probe(path, start, end) for path, (start, end) in spans.items()}
 
 
-def _look(path: str, start: float, end: float) -> Look:
+def _probe(path: str, start: float, end: float) -> VideoProbe:
     try:
         length = declared_length(existing_file(path, "video"))
         _, frame = next(iter(sample_video(path, 1.0, start, 1.0, lambda second, text: None)))
     except InputError as error:
-        return Look(None, str(error))
+        return VideoProbe(None, str(error))
     height, width = frame.shape[:2]
     if length is not None and length <= math.ceil(end) - 1:
-        return Look((height, width), f"video {shortened(path, 100)}: {length:.1f} s long, expected {end:g} s")
-    return Look((height, width))
+        return VideoProbe((height, width), f"video {shortened(path, 100)}: {length:.1f} s long, expected {end:g} s")
+    return VideoProbe((height, width))
 
 
 class Chunks:

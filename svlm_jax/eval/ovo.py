@@ -128,8 +128,8 @@ def _choice(record: dict[str, Any], key: str, task: str, video: str, source: str
         expected = f"2 to {len(answers.LETTERS)} texts"
         raise InputError(f"{source} options", f"{options!r:.60}", expected, "mend the item, or leave it out")
     ground_truth = answers.LETTERS[_bounded(record, "gt", source, len(options) - 1)]
-    listed = "\n".join(f"{letter}. {option}" for letter, option in zip(answers.LETTERS, options, strict=False))
-    fields = {"question": lines.require(record, "question", str, source), "options": listed}
+    option_list = "\n".join(f"{letter}. {option}" for letter, option in zip(answers.LETTERS, options, strict=False))
+    fields = {"question": lines.require(record, "question", str, source), "options": option_list}
     return Question(key, task, video, _time(record, source), "choice", ground_truth, fields, tuple(options))
 
 

@@ -99,16 +99,16 @@ def poll(
     that both can be scored.
     """
     fields = _fields(question)
-    polls, waiting = [], {"strict", "official"}
+    polls, pending_rules = [], {"strict", "official"}
     now = question.request_time + 1
-    while waiting and now <= question.due + PATIENCE:
+    while pending_rules and now <= question.due + PATIENCE:
         frames = show(now)
         entry = {"time": now, "reply": answerer.answer(_request(filled(prompts["poll"], fields), frames))}
-        agreed = waiting & {rule for rule in waiting if _says_yes(entry["reply"], rule)}
-        if agreed:
+        new_rules = pending_rules & {rule for rule in pending_rules if _says_yes(entry["reply"], rule)}
+        if new_rules:
             entry["answer"] = answerer.answer(_request(filled(prompts["output"], fields), frames))
         polls.append(entry)
-        waiting -= agreed
+        pending_rules -= new_rules
         now += 1
     return polls
 
@@ -173,19 +173,19 @@ class Outcome(NamedTuple):
 def outcome(question: ProactiveQuestion, record: Record | None, rule: str) -> Outcome:
     """rule: "strict": a yes is a reply that begins with it, and the expected words are whole words in any case. "official": a
     yes is one anywhere in the reply, and the expected words are a part of the answer, letter by letter."""
-    says = answers.contains_phrase if rule == "strict" else lambda text, phrase: phrase in (text or "")
+    contains = answers.contains_phrase if rule == "strict" else lambda text, phrase: phrase in (text or "")
     if record is None:
         return Outcome()
     if "utterances" in record:
         transcript = ""
         for _, end, text in record["utterances"]:
             transcript = f"{transcript} {text.strip()}".strip()  # the words may come in two utterances
-            if says(transcript, question.output):
+            if contains(transcript, question.output):
                 return Outcome(end, True)
         return Outcome()
     for entry in record["polls"]:
         if _says_yes(entry["reply"], rule):
-            return Outcome(entry["time"], says(entry.get("answer"), question.output))
+            return Outcome(entry["time"], contains(entry.get("answer"), question.output))
     return Outcome()
 
 
@@ -196,7 +196,7 @@ def is_timely(question: ProactiveQuestion, time: float | None, tolerance: float 
 def score(questions: Sequence[ProactiveQuestion], records: Mapping[str, Record], label: str) -> tuple[Result, dict[str, Any]]:
     """(metrics; details for the result's file). An answer is correct only in time; a question without a record is wrong."""
     time_marks, answer_marks, delays = [], [], []
-    never, details = [], {}
+    silent_keys, details = [], {}
     for question in questions:
         record = records.get(question.key)
         strict, official = (outcome(question, record, rule) for rule in ("strict", "official"))
@@ -206,7 +206,7 @@ def score(questions: Sequence[ProactiveQuestion], records: Mapping[str, Record],
         time_marks.append(Mark(**shared, correct=timely[0], official=timely[1]))
         answer_marks.append(Mark(**shared, correct=correct[0], official=correct[1]))
         if strict.time is None:
-            never.append(question.key)
+            silent_keys.append(question.key)
         else:
             delays.append(strict.time - question.due)
     metrics = [accuracy("answer_correct", answer_marks), accuracy("time_correct", time_marks)]
@@ -217,7 +217,7 @@ def score(questions: Sequence[ProactiveQuestion], records: Mapping[str, Record],
     details = {
         "questions": len(questions),
         "missing": [mark.key for mark in time_marks if not mark.answered],
-        "never_said": never,
+        "never_said": silent_keys,
         "within_seconds": {
             f"{limit:g}": sum(abs(delay) <= limit for delay in delays) / len(questions) for limit in (1, 2, 3, 5, 10)
         },

@@ -23,7 +23,7 @@ from svlm_jax.config import ResizeOn, StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.eval.commentator import Finished, Job
-from svlm_jax.eval.job_video import Chunks, Look, look
+from svlm_jax.eval.job_video import Chunks, VideoProbe, probe_videos
 from svlm_jax.eval.saved_run import SavedRun
 from svlm_jax.eval.watching import Watching
 from svlm_jax.families.chat import Tokens
@@ -107,11 +107,11 @@ class StreamCommentator:
         Raises:
             InputError: a state of other settings, a query that no stream of these settings can have.
         """
-        looks = look(jobs)
+        probes = probe_videos(jobs)
         openings, refused = self._openings(jobs)
         playable = []
         for job in jobs:
-            video = looks[os.fspath(job.path)]
+            video = probes[os.fspath(job.path)]
             error = refused.get(job.key) or (video.error if video.size is None else "")
             if error and job.key not in skip:
                 yield Watching(job, self._chunks(job)).finished(str(error))
@@ -120,7 +120,7 @@ class StreamCommentator:
         if not playable:
             SavedRun.discard(self.state)
         elif not self.stopped:
-            session, clip = self._session(looks.values(), openings.values())
+            session, clip = self._session(probes.values(), openings.values())
             with Playback(self.vlm.processor, on_device=self.on_device, upload=session.upload) as playback:
                 yield from _Batch(self, session, clip, playback, openings).run(playable)
 
@@ -152,11 +152,11 @@ class StreamCommentator:
             raise reasons.pop()
         return openings, refused
 
-    def _session(self, looks: Iterable[Look], openings: Iterable[Tokens]) -> tuple[Session, Any]:
+    def _session(self, probes: Iterable[VideoProbe], openings: Iterable[Tokens]) -> tuple[Session, Any]:
         """For every video of the benchmark, so that no result depends on which of them are watched here."""
         vlm, count = self.vlm, self.recent_frames or self.config.chunk_frames
         clips = []
-        for height, width in sorted({video.size for video in looks if video.size}):
+        for height, width in sorted({video.size for video in probes if video.size}):
             black = VideoChunk(0, 0.0, 1.0, np.zeros((count, height, width, 3), np.uint8))
             clips.append(Playback(vlm.processor, on_device=self.on_device).clip(black, self.config.fps))
         largest = max(clips, key=lambda clip: math.prod(clip.grid))

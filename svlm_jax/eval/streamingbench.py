@@ -61,16 +61,16 @@ class Question(NamedTuple):
         start = max(0.0, self.time - context) if context > 0 else 0.0
         return Query(self.key, self.task, self.video, start, self.time, tuple(answers.LETTERS[: len(self.options)]))
 
-    def listed(self, separator: str = "\n") -> str:
+    def option_list(self, separator: str = "\n") -> str:
         return separator.join(f"{letter}. {option}" for letter, option in zip(answers.LETTERS, self.options, strict=False))
 
     def prompt(self, prompts: Mapping[str, str], earlier: Sequence[tuple["Question", str]] = ()) -> str:
         """earlier: questions about the same video that came before, with their answers."""
-        fields = {"question": self.text, "options": self.listed()}
+        fields = {"question": self.text, "options": self.option_list()}
         if not earlier:
             return filled(prompts["choice"], fields)
         earlier_fields = [
-            {"time": each.stamp, "question": each.text, "options": each.listed("; "), "answer": answer}
+            {"time": each.stamp, "question": each.text, "options": each.option_list("; "), "answer": answer}
             for each, answer in earlier
         ]
         return filled(

@@ -5,7 +5,7 @@ import pytest
 
 from svlm_jax.config import StreamConfig
 from svlm_jax.eval.commentator import Job
-from svlm_jax.eval.job_video import Chunks, look
+from svlm_jax.eval.job_video import Chunks, probe_videos
 from svlm_jax.media.video import write_video
 from tests.support.films import film
 
@@ -71,7 +71,7 @@ def test_a_video_that_breaks_off_says_so_with_its_last_chunk(tmp_path):
     data = film(path, [rng.integers(0, 256, (56, 84, 3), np.uint8) for _ in range(20)], fps=2).read_bytes()
     path.write_bytes(data[: len(data) * 7 // 10])
     job = Job("a", path, 2, 10)
-    assert look([job])[str(path)].error == ""  # its header says nothing
+    assert probe_videos([job])[str(path)].error == ""  # its header says nothing
     source, chunks = Chunks(job, CONFIG).open()
     with source:
         notes = [chunk.note for chunk in chunks] + [text for _, text in source.notes]
@@ -81,14 +81,14 @@ def test_a_video_that_breaks_off_says_so_with_its_last_chunk(tmp_path):
 def test_a_look_names_videos_that_cannot_be_watched_to_the_end_of_their_jobs(video, tmp_path):
     (tmp_path / "empty.mp4").touch()
     (tmp_path / "text.mp4").write_text("no video")
-    looks = look(
+    probes = probe_videos(
         [Job("a", video, 2, 10), Job("b", video, 0, 3), Job("c", tmp_path / "gone.mp4", 0, 5)]
         + [Job(name, tmp_path / name, 0, 5) for name in ("empty.mp4", "text.mp4")]
     )
-    assert looks.pop(str(video)) == ((56, 56), "")
-    for path, video_look in looks.items():
-        assert video_look.size is None and path.rpartition("/")[2] in video_look.error
-    (short,) = look([Job("a", video, 2, 10), Job("b", video, 2, 12)]).values()
+    assert probes.pop(str(video)) == ((56, 56), "")
+    for path, probe in probes.items():
+        assert probe.size is None and path.rpartition("/")[2] in probe.error
+    (short,) = probe_videos([Job("a", video, 2, 10), Job("b", video, 2, 12)]).values()
     assert short.size == (56, 56) and "10.0 s long, expected 12 s" in short.error
-    (beyond,) = look([Job("a", video, 11, 12)]).values()
+    (beyond,) = probe_videos([Job("a", video, 11, 12)]).values()
     assert beyond.size is None and "11 s" in beyond.error

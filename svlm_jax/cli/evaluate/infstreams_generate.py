@@ -177,10 +177,10 @@ def _check_length(games: Sequence[Game], jobs: Mapping[str, Sequence[Job]], star
 
 def _check_videos(jobs: Sequence[Job], bad: BadLines) -> set[str]:
     """Videos that cannot be watched to their end, as far as that shows before a model is loaded; each is added to `bad`."""
-    from svlm_jax.eval.job_video import look
+    from svlm_jax.eval.job_video import probe_videos
 
     reported_paths = set()
-    for path, video in look(jobs).items():
+    for path, video in probe_videos(jobs).items():
         if video.error:
             outcome = "watched as far as it goes" if video.size else "left out"
             bad.add(InputError(path, video.error, "a video of the whole game", "replace it, or allow it with --bad"), outcome)

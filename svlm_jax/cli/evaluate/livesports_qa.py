@@ -78,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--score", "options with --captioner-url", "generate", "a server does not tell its probabilities")
     template = prompt_file(args) or default_prompt()
     questions = read_questions(args.items, bad)[: args.limit]
-    items = queries(questions, args.videos, bad)
+    query_list = queries(questions, args.videos, bad)
     prompt = prompts(questions, template)
     model = answerer_of(args, client)
     ask = by_score(model, prompt) if kind == "options" else by_reply(model, prompt)
@@ -95,10 +95,10 @@ def run(args: argparse.Namespace) -> None:
     folder = open_run(args.out, settings)
 
     def answer_pending(done: Collection[str]) -> Iterable[tuple[Query, Any]]:
-        pending = [query for query in items if query.key not in done]
+        pending = [query for query in query_list if query.key not in done]
         return ask_offline(pending, args.videos, view, ask, concurrency=args.concurrency if client else 1)
 
-    write_answers(folder, items, answer_pending, bad, Progress("answered", "questions"))
+    write_answers(folder, query_list, answer_pending, bad, Progress("answered", "questions"))
     responses = read_responses(folder, questions, bad)
     write_json(folder / "published.json", published_answers(questions, responses))
     _write(folder / RESULTS, questions, responses, f"{settings['model']} {kind}", {"run": settings})

@@ -106,10 +106,10 @@ def view_of(args: argparse.Namespace) -> View:
 
 @dataclass
 class Run:
-    """A run about to be made: who answers, and its folder."""
+    """A run: the model that answers, and the folder."""
 
     folder: Path
-    who: Any  # an Answerer or a StreamCommentator
+    model: Any  # an Answerer or a StreamCommentator
 
     @classmethod
     def open(
@@ -122,13 +122,18 @@ class Run:
             texts: the prompts.
         """
         if args.online:
-            who: Any = make_commentator(args, num_jobs=num_queries, state=args.out / STATE)
-            how: dict[str, Any] = {"mode": "online", "query": query_of(args), "seed": args.seed}
+            model: Any = make_commentator(args, num_jobs=num_queries, state=args.out / STATE)
+            view_settings: dict[str, Any] = {"mode": "online", "query": query_of(args), "seed": args.seed}
         else:
-            who, view = _answerer(args), view_of(args)
-            how = {**view._asdict(), "max_new_tokens": max_new_tokens(args)}
-        shared = {"benchmark": benchmark, **how, "prompts": templates.digest(texts), "data": {"items": digest(args.items)}}
-        return cls(open_run(args.out, {**shared, **settings, **who.settings()}), who)
+            model, view = _answerer(args), view_of(args)
+            view_settings = {**view._asdict(), "max_new_tokens": max_new_tokens(args)}
+        shared = {
+            "benchmark": benchmark,
+            **view_settings,
+            "prompts": templates.digest(texts),
+            "data": {"items": digest(args.items)},
+        }
+        return cls(open_run(args.out, {**shared, **settings, **model.settings()}), model)
 
 
 def _answerer(args: argparse.Namespace) -> Answerer:
@@ -170,15 +175,15 @@ def ask_all(
 
     def offline(todo: list[Query]) -> Answers:
         if getattr(args, "score", "reply") == "options":
-            ask = asking.choosing(run.who, prompt)
+            ask = asking.choosing(run.model, prompt)
         else:
-            ask = asking.answering(run.who, prompt, max_new_tokens(args))
+            ask = asking.answering(run.model, prompt, max_new_tokens(args))
         at_a_time = 1 if answered is not None else concurrency(args)
         return asking.ask_offline(todo, args.videos, view_of(args), ask, concurrency=at_a_time)
 
     def online(todo: Collection[str]) -> Answers:
         request, skip = query_of(args), {query.key for query in queries} - set(todo)
-        return asking.ask_online(queries, args.videos, run.who, prompt, request=request, seed=args.seed, skip=skip)
+        return asking.ask_online(queries, args.videos, run.model, prompt, request=request, seed=args.seed, skip=skip)
 
     def answers(done: Mapping[str, Record]) -> Answers:
         todo = [query for query in queries if query.key not in done]
@@ -206,8 +211,8 @@ def collect(
         records = asking.write_answers(run.folder, queries, answers, bad, Progress("answered", "questions"))
     else:
         seconds = sum(query.end - query.start for query in queries)
-        print(estimate(len(queries), seconds, run.who.num_streams, "streams"), file=sys.stderr, flush=True)
-        with stopping(run.who):
+        print(estimate(len(queries), seconds, run.model.num_streams, "streams"), file=sys.stderr, flush=True)
+        with stopping(run.model):
             records = asking.write_answers(run.folder, queries, answers, bad)
     print(f"{len(records)} of {len(queries)} questions answered -> {run.folder / asking.ANSWERS}")
     return records

@@ -122,9 +122,9 @@ def _generate_proactive(args: argparse.Namespace, texts: Mapping[str, str], bad:
     def answers(done: Mapping[str, Any]) -> Any:
         if native:
             options = {"context": context, "request": query_of(args), "seed": args.seed, "skip": done}
-            return proactive.play_all(questions, args.videos, run.who, texts, **options)
+            return proactive.play_all(questions, args.videos, run.model, texts, **options)
         todo = [question for question in questions if question.key not in done]
-        return proactive.poll_all(todo, args.videos, view_of(args), run.who, texts, concurrency(args))
+        return proactive.poll_all(todo, args.videos, view_of(args), run.model, texts, concurrency(args))
 
     records = collect(args, run, queries, answers, bad)
     shape = {each.key: proactive.published_answer(each, records[each.key], texts) for each in questions if each.key in records}
@@ -132,7 +132,7 @@ def _generate_proactive(args: argparse.Namespace, texts: Mapping[str, str], bad:
 
 
 def _publish(run: Run, tree: list[Any], answers: Mapping[str, Any]) -> None:
-    name = str(run.who.settings()["model"])
+    name = str(run.model.settings()["model"])
     path = run.folder / "published" / "answers.json"
     with report_write_errors(path):
         path.parent.mkdir(exist_ok=True)
