@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from svlm_jax.data.annotation import Word
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines, read, require
+from svlm_jax.eval.lines import BadLines, read, require, require_video
 
 SECONDS = 100.0  # of a segment
 MIN_WORDS = 200  # of a segment that is judged
@@ -113,7 +113,7 @@ def read_games(path: str | Path, bad: BadLines) -> list[Game]:
 
     def parse(record: dict[str, Any], source: str) -> Game:
         words = _words(require(record, "content", list, source), source, bad)
-        game = Game(_video(record, source), words, _text(record, "title", source))
+        game = Game(require_video(record, "video", source), words, _text(record, "title", source))
         _add_new(game.video, videos, source)
         return game
 
@@ -134,7 +134,9 @@ def read_segments(path: str | Path, bad: BadLines) -> list[Segment]:
                 f"{source} preasr", "nothing", "a segment, not a game", "cut games: svlm evaluate infstreams segments"
             )
         words = _words(require(record, "content", list, source), source, bad)
-        segment = Segment(_video(record, source), words, _text(record, "title", source), _text(record, "preasr", source))
+        segment = Segment(
+            require_video(record, "video", source), words, _text(record, "title", source), _text(record, "preasr", source)
+        )
         if segment.end <= segment.start:
             raise InputError(f"{source} content", f"words from {segment.start} to {segment.end} s", "a second or more", _REMEDY)
         _add_new(segment.key, keys, source)
@@ -147,13 +149,6 @@ def _add_new(key: str, keys: set[str], source: str) -> None:
     if key in keys:
         raise InputError(source, f"{shortened(key, 80)} a second time", "each once", "leave it out")
     keys.add(key)
-
-
-def _video(record: dict[str, Any], source: str) -> str:
-    video = require(record, "video", str, source)
-    if not PurePosixPath(video).name:
-        raise InputError(f"{source} video", repr(video), "the path of a video", _REMEDY)
-    return video
 
 
 def _text(record: dict[str, Any], key: str, source: str) -> str:

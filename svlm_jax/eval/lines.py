@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
 
 from svlm_jax.errors import InputError, shortened
@@ -182,3 +182,23 @@ def require(record: dict[str, Any], key: str, kind: type, source: str, default: 
     if not (is_number and (kind is float or isinstance(value, int)) if kind in (int, float) else isinstance(value, kind)):
         raise InputError(f"{source} {key}", f"{value!r:.40}", _KINDS[kind], "mend the line, or leave it out")
     return value
+
+
+def require_video(record: dict[str, Any], key: str, source: str) -> str:
+    """record[key], the path of a video below the folder of videos, as `require`: items come from others, and must not name
+    files outside it.
+
+    Raises:
+        InputError: also for no name, an absolute path, or one with "..".
+    """
+    video = require(record, key, str, source)
+    if not is_below(video):
+        expected = "a path below the folder of videos"
+        raise InputError(f"{source} {key}", f"{shortened(video, 60)!r}", expected, "mend the line, or leave it out")
+    return video
+
+
+def is_below(path: str) -> bool:
+    """Whether a path that somebody else wrote names something below a folder, and not what lies beside it."""
+    parts = PurePath(path).parts
+    return bool(parts) and not PurePath(path).anchor and ".." not in parts and "\0" not in path

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines, read, require
+from svlm_jax.eval.lines import BadLines, is_below, read, require
 from svlm_jax.files import local_path
 
 PREDICTIONS = "predictions.jsonl"
@@ -146,7 +146,7 @@ def find_video(folder: str | Path, event_id: str, name: str, video_id: str) -> P
     folder = local_path(folder)
     names = [name, Path(name).name] if name else []
     names += [video_id + suffix for suffix in SUFFIXES]
-    for candidate in names:
+    for candidate in filter(is_below, names):
         path = folder / candidate
         if path.is_file():
             if path.stat().st_size == 0:

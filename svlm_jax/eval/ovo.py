@@ -95,7 +95,7 @@ def read_items(path: str | Path, bad: lines.BadLines, tasks: Sequence[str] = TAS
 
 
 def _questions(record: dict[str, Any], number: int, source: str) -> tuple[Question, ...]:
-    task, video = lines.require(record, "task", str, source), lines.require(record, "video", str, source)
+    task, video = lines.require(record, "task", str, source), lines.require_video(record, "video", source)
     if task not in KINDS:
         raise InputError(f"{source} task", f"{task!r:.40}", f"one of {', '.join(TASKS)}", "mend the item, or leave it out")
     kind = KINDS[task]

@@ -123,7 +123,7 @@ def read_each(
         try:
             if not isinstance(entry, dict) or not isinstance(record, dict):
                 raise InputError(source, f"{record if isinstance(entry, dict) else entry!r:.40}", "an object", "mend it")
-            video = lines.require(entry, "video_path", str, source).removeprefix("./")
+            video = lines.require_video(entry, "video_path", source).removeprefix("./")
             parsed.append(parse(".".join(map(str, index)), video, record, source))
         except InputError as error:
             bad.add(error)

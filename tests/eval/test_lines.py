@@ -3,7 +3,7 @@
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval.lines import BadLines, read, require
+from svlm_jax.eval.lines import BadLines, read, require, require_video
 
 
 def numbers(path, allowed=0):
@@ -39,3 +39,14 @@ def test_a_file_without_good_content_is_one_error(tmp_path, text):
     (tmp_path / "f").write_text(text)
     with pytest.raises(InputError):
         numbers(tmp_path / "f")
+
+
+@pytest.mark.parametrize("video", ["../secret.mp4", "a/../../b.mp4", "/etc/passwd", "", ".", "a\0.mp4"])
+def test_items_of_others_name_no_file_outside_the_folder_of_videos(video):
+    with pytest.raises(InputError, match="f:1 video: got .* below the folder of videos"):
+        require_video({"video": video}, "video", "f:1")
+
+
+@pytest.mark.parametrize("video", ["final.mp4", "./a/b.mp4", "COIN/ü ..mp4", "..a/b..mp4"])
+def test_a_path_below_the_folder_is_taken_as_it_is(video):
+    assert require_video({"video": video}, "video", "f:1") == video
