@@ -32,6 +32,7 @@ _OTHER_KINDS = (  # first bytes, what that is, what to do
     (b"PK\x03\x04", "a zip archive (as PyTorch pickles are)", "save the model as safetensors"),
     (b"\x80\x02\x8a\nl\xfc", "a PyTorch pickle, which can run code and is never read", "save the model as safetensors"),
 )
+_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 # A scheme and a slash: "gs://bucket", what `Path` makes of it ("gs:/bucket"), "file:///x". A letter alone is a drive, and a
 # name with a colon and no slash is a name.
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
@@ -91,7 +92,10 @@ def parse_json_list(content: bytes, source: str, expected: str) -> list[Any]:
 
 def _parse(content: bytes, source: str, expected: str) -> Any:
     try:
-        return json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+        if _HALF.search(content):  # half a character can be written in JSON, and nowhere else
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError:
         raise InputError(source, "JSON that is nested too deeply", expected, "download the file again") from None
     except ValueError as error:  # broken JSON, not UTF-8, a number of thousands of digits, a key twice

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from svlm_jax.data.annotation import Word
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines, read, require, require_video
+from svlm_jax.eval.lines import BadLines, read, require, require_time, require_video
 
 SECONDS = 100.0  # of a segment
 MIN_WORDS = 200  # of a segment that is judged
@@ -201,7 +201,7 @@ def _disordered(words: Sequence[Word | None]) -> Iterator[tuple[int, Word, str]]
 def _word(entry: list[Any], name: str, bad: BadLines) -> Word | None:
     times = {"start": entry[0], "end": entry[1]}
     try:
-        start, end = (float(require(times, key, float, name)) for key in ("start", "end"))
+        start, end = (require_time(times, key, name) for key in ("start", "end"))
         if not 0 <= start <= end <= start + LONGEST_WORD:
             got = f"{entry[2]!r:.40} from {start:g} to {end:g} s"
             raise InputError(name, got, f"0 <= start <= end, {LONGEST_WORD:g} s at most", _REMEDY)

@@ -21,7 +21,7 @@ from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance, spoken
 from svlm_jax.eval.infstreams import Segment
 from svlm_jax.eval.judging import Candidate
-from svlm_jax.eval.lines import BadLines, digest, read, require
+from svlm_jax.eval.lines import BadLines, digest, read, require, require_time
 from svlm_jax.eval.run_directory import RUN, read_run
 from svlm_jax.files import local_path
 
@@ -159,7 +159,7 @@ def _answer_files(path: Path, faults: list[str]) -> list[Path]:
 
 def _line(record: dict[str, Any], source: str, bad: BadLines) -> _Line:
     name = require(record, "path", str, source, require(record, "video", str, source))
-    start, end = (int(require(record, key, float, source)) for key in ("chunk_start", "chunk_end"))
+    start, end = (int(require_time(record, key, source)) for key in ("chunk_start", "chunk_end"))
     answers = []
     for number, item in enumerate(require(record, "items", list, source)):
         try:
@@ -173,8 +173,8 @@ def _answer(item: Any, source: str) -> Answer:
     if not isinstance(item, dict):
         raise InputError(source, f"{item!r:.40}", "an object", "mend the line, or leave it out")
     text = require(item, "response" if "response" in item else "text", str, source)
-    end = float(require(item, "end_time", float, source))
-    start = None if item.get("start_time") is None else float(require(item, "start_time", float, source))
+    end = require_time(item, "end_time", source)
+    start = None if item.get("start_time") is None else require_time(item, "start_time", source)
     if start is not None and start > end:
         raise InputError(f"{source} end_time", end, f"start_time {start:g} or later", "mend the line, or leave it out")
     return Answer(start, end, text)

@@ -23,6 +23,8 @@ from svlm_jax.files import (
     report_write_errors,
 )
 
+MAX_SECONDS = 1e6  # of a video: eleven days
+
 Parsed = TypeVar("Parsed")
 
 
@@ -182,6 +184,17 @@ def require(record: dict[str, Any], key: str, kind: type, source: str, default: 
     if not (is_number and (kind is float or isinstance(value, int)) if kind in (int, float) else isinstance(value, kind)):
         raise InputError(f"{source} {key}", f"{value!r:.40}", _KINDS[kind], "mend the line, or leave it out")
     return value
+
+
+def require_time(record: dict[str, Any], key: str, source: str) -> float:
+    """record[key], a number of seconds of a video, as `require`: no later than `MAX_SECONDS`, because seconds are counted one
+    by one."""
+    seconds = require(record, key, float, source)
+    if seconds > MAX_SECONDS:
+        raise InputError(
+            f"{source} {key}", f"{seconds:g}", f"seconds, {MAX_SECONDS:g} at most", "mend the line, or leave it out"
+        )
+    return float(seconds)
 
 
 def require_video(record: dict[str, Any], key: str, source: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines, is_below, read, require
+from svlm_jax.eval.lines import BadLines, is_below, read, require, require_time
 from svlm_jax.files import local_path
 
 PREDICTIONS = "predictions.jsonl"
@@ -68,7 +68,7 @@ def read_events(path: str | Path, bad: BadLines) -> list[Event]:
 
 def _event(record: dict[str, Any], source: str) -> Event:
     video_id, event_id = _ids(record, source)
-    start, end = require(record, "begin", float, source), require(record, "end", float, source)
+    start, end = require_time(record, "begin", source), require_time(record, "end", source)
     if not 0 <= start < end:
         raise InputError(f"{source} begin, end", f"{start:g}, {end:g}", "0 <= begin < end, seconds", "leave the event out")
     reference = require(record, "event_asr_text", str, source).strip()
@@ -101,7 +101,7 @@ def read_predictions(path: str | Path, events: Iterable[Event], bad: BadLines) -
     def parse(record: dict[str, Any], source: str) -> None:
         key = "{}_{}".format(*_ids(record, source))
         text = require(record, "pred", str, source).strip()
-        start, end = require(record, "begin", float, source), require(record, "end", float, source)
+        start, end = require_time(record, "begin", source), require_time(record, "end", source)
         if key in predictions:
             raise InputError(f"{source} event", f"{shortened(key, 60)} a second time", "each event once", "leave one out")
         event = by_key.get(key)
@@ -119,7 +119,7 @@ def read_predictions(path: str | Path, events: Iterable[Event], bad: BadLines) -
 def _utterance(item: Any, source: str) -> Utterance:
     if not isinstance(item, dict):
         raise InputError(f"{source} items", f"{item!r:.40}", "objects", "mend the line, or leave it out")
-    start, end = require(item, "start_time", float, source), require(item, "end_time", float, source)
+    start, end = require_time(item, "start_time", source), require_time(item, "end_time", source)
     return Utterance(start, end, require(item, "response", str, source))
 
 

@@ -81,7 +81,10 @@ def write_tasks(items_path: str | Path, videos: str | Path, out: str | Path, nam
 def _write_task(out: Path, task: str, category: str, items: list[dict[str, Any]], videos: Path) -> None:
     forward = category == "forward"
     file = out.absolute() / f"{task}.jsonl"
-    lines.write(file, items)
+    try:
+        lines.write(file, items)
+    except ValueError:
+        raise InputError("--items", "NaN or Infinity in an item", "JSON", "write null for it") from None
     text = TASK.format(
         task=task,
         items=json.dumps(str(file)),

@@ -4,14 +4,15 @@ Owns the keys that all result files share. What else a benchmark has to say lies
 Units: a rate is a share of 1; other metrics name their unit.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from svlm_jax.errors import InputError
+from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.lines import require, write_json
 from svlm_jax.eval.run_directory import versions
 from svlm_jax.files import local_path, read_json
+
+_REMEDY = "mend the file, or make it again"
 
 
 class Metric(NamedTuple):
@@ -44,9 +45,10 @@ class Result(NamedTuple):
 
 
 def write_result(path: str | Path, result: Result, details: dict[str, Any]) -> None:
-    """Write a result, complete or not at all. details: the benchmark's own keys.
+    """Write a result, complete or not at all; only another result is replaced. details: the benchmark's own keys.
 
     Raises:
+        InputError: a file that is no result has the name.
         ValueError: a key of `details` that all results share.
     """
     shared = {
@@ -56,9 +58,20 @@ def write_result(path: str | Path, result: Result, details: dict[str, Any]) -> N
         "series": [series._asdict() for series in result.series],
         "versions": versions(),
     }
+    if Path(path).is_file() and not _is_result(Path(path)):
+        raise InputError(shortened(path), "a file that is no result", "a new name, or a result", "choose another")
     if duplicates := shared.keys() & details.keys():
         raise ValueError(f"write_result: got the shared key {min(duplicates)!r} among the details")
     write_json(path, {**details, **shared})
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a result may replace a file: who takes --out for --items loses no data."""
+    try:
+        read_result(path)
+    except InputError:
+        return False
+    return True
 
 
 def read_result(path: str | Path) -> Result:
@@ -78,6 +91,7 @@ def read_result(path: str | Path) -> Result:
 
 
 def _metric(entry: Any, source: str) -> Metric:
+    entry = _object(entry, source)
     name, unit = require(entry, "name", str, source), require(entry, "unit", str, source, "%")
     value = None if entry.get("value") is None else float(require(entry, "value", float, source))
     ci95 = _pair(entry.get("ci95"), f"{source} {name} ci95")
@@ -85,23 +99,32 @@ def _metric(entry: Any, source: str) -> Metric:
 
 
 def _series(entry: Any, source: str) -> Series:
+    entry = _object(entry, source)
     metric, x_label = require(entry, "metric", str, source), require(entry, "x_label", str, source)
     points = []
     for point in require(entry, "points", list, source):
-        x, value = _items(point, f"{source} {metric} points")
-        points.append((float(x), None if value is None else float(value)))
+        x, value = _items(point, f"{source} {metric} points", optional=True)
+        points.append((x, value))
     return Series(metric, x_label, tuple(points), require(entry, "unit", str, source, "%"))
+
+
+def _object(entry: Any, source: str) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise InputError(source, f"{entry!r:.40}", "an object", _REMEDY)
+    return entry
 
 
 def _pair(value: Any, source: str) -> tuple[float, float] | None:
     if value is None:
         return None
     low, high = _items(value, source)
-    return float(low), float(high)
+    return low, high
 
 
-def _items(value: Any, source: str) -> Sequence[Any]:
-    is_pair = isinstance(value, list) and len(value) == 2
-    if not is_pair or not all(each is None or isinstance(each, int | float) for each in value):
-        raise InputError(source, f"{value!r:.40}", "two numbers", "mend the file, or make it again")
-    return value
+def _items(value: Any, source: str, optional: bool = False) -> tuple[float, Any]:
+    """Two numbers. optional: the second may be None."""
+    if not isinstance(value, list) or len(value) != 2:
+        raise InputError(source, f"{value!r:.40}", "two numbers", _REMEDY)
+    named = {"first": value[0], "second": value[1]}
+    first = float(require(named, "first", float, source))
+    return first, None if optional and value[1] is None else float(require(named, "second", float, source))

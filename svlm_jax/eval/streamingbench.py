@@ -105,7 +105,12 @@ def read_tree(path: str | Path) -> list[Any]:
     if not file.is_file():
         raise InputError(shortened(file), "no such file", EXPECTED, "check the path")
     refuse_other_kinds_of_file(file, EXPECTED)
-    return parse_json_list(file.read_bytes(), file.name, EXPECTED)
+    tree = parse_json_list(file.read_bytes(), file.name, EXPECTED)
+    try:
+        json.dumps(tree, allow_nan=False)  # now, and not when the answers to all of it are to be written
+    except ValueError:
+        raise InputError(shortened(file), "NaN or Infinity", EXPECTED, "write null for it") from None
+    return tree
 
 
 def is_proactive(tree: Sequence[Any]) -> bool:

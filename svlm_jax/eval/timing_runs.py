@@ -16,7 +16,7 @@ from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import lines
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.infstreams_answers import SEAM, Answers, GameAnswers, read_answers
-from svlm_jax.eval.lines import BadLines, require
+from svlm_jax.eval.lines import BadLines, require, require_time
 from svlm_jax.eval.truth import Truth, truth_of
 from svlm_jax.files import refuse_other_kinds_of_file
 
@@ -79,7 +79,7 @@ def _kind(path: Path) -> str:
     refuse_other_kinds_of_file(path, EXPECTED)
     with path.open("rb") as file:
         for line in file:
-            with suppress(ValueError):  # a bad line is reported by the reader of the file
+            with suppress(ValueError, RecursionError):  # a bad line is reported by the reader of the file
                 record = json.loads(line)
                 if isinstance(record, dict) and (keys := [key for key in ("pred", "items", "text") if key in record]):
                     return keys[0]
@@ -118,7 +118,7 @@ def _of_predictions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> d
 
     def parse(record: dict[str, Any], source: str) -> None:
         video = truth_of(_by_stem(truths), require(record, "video_id", str, source)).video
-        start, end = (float(require(record, key, float, source)) for key in ("begin", "end"))
+        start, end = (require_time(record, key, source) for key in ("begin", "end"))
         items = [item for item in require(record, "items", list, source, []) if isinstance(item, dict)]
         utterances = [_utterance(item, source, "start_time", "end_time", "response") for item in items]
         utterances = utterances or [Utterance(start, end, require(record, "pred", str, source))]
@@ -139,7 +139,7 @@ def _of_captions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> dict
 
 
 def _utterance(record: dict[str, Any], source: str, start: str, end: str, text: str) -> Utterance:
-    times = [float(require(record, key, float, source)) for key in (start, end)]
+    times = [require_time(record, key, source) for key in (start, end)]
     if not 0 <= times[0] < times[1]:
         raise InputError(source, f"{times[0]:g} to {times[1]:g} s", "a start before its end", "mend the line, or leave it out")
     return Utterance(times[0], times[1], require(record, text, str, source))

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import lines
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines, require
+from svlm_jax.eval.lines import BadLines, require, require_time
 
 EXPECTED = "a file of truth: a line for each video with its mentions"
 KINDS = ("event", "state")
@@ -110,7 +110,7 @@ def _parse(record: dict[str, Any], source: str) -> Truth:
     if len(set(names)) != len(names):
         got = f"the names {', '.join(names):.60}"
         raise InputError(f"{source} mentions", got, "each of another name", _REMEDY)
-    seconds = float(require(record, "seconds", float, source))
+    seconds = require_time(record, "seconds", source)
     if seconds <= 0:
         raise InputError(f"{source} seconds", seconds, "the length of the video", _REMEDY)
     commentary = None
@@ -147,7 +147,7 @@ def _spans(entries: list[Any], source: str) -> list[tuple[float, float, str]]:
         if not isinstance(entry, list) or len(entry) != 3:
             raise InputError(entry_source, f"{entry!r:.40}", expected, _REMEDY)
         named: dict[str, Any] = dict(zip(("start", "end", "text"), entry, strict=True))
-        start, end = (float(require(named, key, float, entry_source)) for key in ("start", "end"))
+        start, end = (require_time(named, key, entry_source) for key in ("start", "end"))
         if not 0 <= start < end:
             raise InputError(entry_source, f"{start:g} to {end:g} s", "a start before its end", _REMEDY)
         spans.append((start, end, require(named, "text", str, entry_source)))

@@ -76,3 +76,30 @@ def test_what_is_no_result_is_refused_by_name(tmp_path):
     (tmp_path / "score.json").write_text(json.dumps(record))
     with pytest.raises(InputError, match="win_rate ci95: got"):
         table.find([tmp_path / "score.json"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"metrics": [7]},
+        {"series": [None]},
+        {"metrics": [{"name": "a", "ci95": [None, 1]}]},
+        {"series": [{"metric": "a", "x_label": "b", "points": [[None, 1]]}]},
+        {"series": [{"metric": "a", "x_label": "b", "points": [[float("nan"), 1]]}]},
+    ],
+)
+def test_a_damaged_result_is_one_error(tmp_path, change):
+    write_result(tmp_path / "score.json", STREAM, {})
+    record = json.loads((tmp_path / "score.json").read_text())
+    (tmp_path / "score.json").write_text(json.dumps(record | change))
+    with pytest.raises(InputError, match=r"score\.json (metrics|series)"):
+        read_result(tmp_path / "score.json")
+
+
+def test_a_result_replaces_a_result_and_no_data(tmp_path):
+    write_result(tmp_path / "score.json", STREAM, {})
+    write_result(tmp_path / "score.json", OTHER, {})
+    (tmp_path / "items.json").write_text('[{"id": 1}]')
+    with pytest.raises(InputError, match="a file that is no result"):
+        write_result(tmp_path / "items.json", STREAM, {})
+    assert (tmp_path / "items.json").read_text() == '[{"id": 1}]'

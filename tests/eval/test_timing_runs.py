@@ -99,3 +99,9 @@ def test_a_bad_line_is_named_or_left_out(tmp_path, record):
 def test_another_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"film\.jsonl: got none of these keys"):
         read_run_files([written(tmp_path / "film.jsonl", {"question": "What?"})], TRUTHS, BadLines())
+
+
+def test_a_line_nested_without_end_is_passed_over(tmp_path):
+    (tmp_path / "film.jsonl").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="none of these keys"):
+        read_run_files([tmp_path / "film.jsonl"], TRUTHS, BadLines())

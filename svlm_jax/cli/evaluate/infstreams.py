@@ -77,6 +77,8 @@ def _segments(args: argparse.Namespace) -> None:
     if not segments:
         got = f"{args.min_words}, and no piece of {args.seconds:g} s has as many words"
         raise InputError("--min-words", got, "what some piece has", "lower it, or raise --seconds")
+    if args.out.exists() and args.out.samefile(args.games):
+        raise InputError("--out", "the file of --games", "a new name", "choose another")
     count = lines.write(args.out, map(infstreams.segment_record, segments))
     left_out = f"{num_intervals - count} with fewer than {args.min_words} words"
     print(f"{len(games)} games, {num_intervals} pieces of {args.seconds:g} s: {count} segments, {left_out} -> {args.out}")
