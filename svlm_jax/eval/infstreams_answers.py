@@ -182,9 +182,9 @@ def _answer(item: Any, source: str) -> Answer:
 
 def _match(names: Sequence[str], videos: Sequence[str], faults: list[str]) -> tuple[dict[str, str], dict[str, str]]:
     """The video that each name means; and, with the reason, the videos for which that is ambiguous."""
-    exact = set(names) & set(videos)
-    matches = {name: name for name in exact}
-    rest_of_videos, rest_of_names = _by_file_name(set(videos) - exact), _by_file_name(set(names) - exact)
+    answered = set(names)
+    matches = {video: video for video in videos if video in answered}  # in the order of the benchmark
+    rest_of_videos, rest_of_names = (_by_file_name(set(paths) - matches.keys()) for paths in (videos, names))
     unusable: dict[str, str] = {}
     for file_name in sorted(rest_of_names):
         candidates, names_of_file = rest_of_videos.get(file_name, []), rest_of_names[file_name]

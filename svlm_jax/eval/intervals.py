@@ -1,6 +1,6 @@
 """How certain a rate is: bootstrap intervals over clusters (games, videos), because segments of one game are not independent.
 
-numpy only, and reproducible: the random numbers have a fixed seed.
+numpy only, and reproducible: the random numbers have a fixed seed, and the order of clusters does not matter.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,8 @@ def ratio_interval(parts: ArrayLike, totals: ArrayLike) -> tuple[float, float] |
     part, total = part[total > 0], total[total > 0]
     if len(total) < 2:
         return None
+    order = np.lexsort((total, part))
+    part, total = part[order], total[order]
     index = np.random.default_rng(SEED).integers(len(total), size=(RESAMPLES, len(total)))
     rates = part[index].sum(axis=1) / total[index].sum(axis=1)
     low, high = np.quantile(rates, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
@@ -43,6 +45,8 @@ def macro_interval(parts: ArrayLike, totals: ArrayLike, groups: Sequence[Sequenc
     part, total = part[clusters], total[clusters]
     if len(total) < 2:
         return None
+    order = np.lexsort(np.concatenate([part, total], axis=1).T)
+    part, total = part[order], total[order]
     # How often each cluster is drawn, instead of which: the sums of all resamples are then two products of matrices.
     drawn = np.random.default_rng(SEED).multinomial(len(total), np.full(len(total), 1 / len(total)), size=RESAMPLES)
     part, total = drawn @ part, drawn @ total

@@ -25,7 +25,7 @@ class VideoProbe(NamedTuple):
     Without a size it cannot be watched at all."""
 
     size: tuple[int, int] | None
-    error: str = ""
+    error: InputError | None = None
 
 
 def probe_videos(jobs: Iterable[Job]) -> dict[str, VideoProbe]:
@@ -43,10 +43,11 @@ def _probe(path: str, start: float, end: float) -> VideoProbe:
         length = declared_length(existing_file(path, "video"))
         _, frame = next(iter(sample_video(path, 1.0, start, 1.0, lambda second, text: None)))
     except InputError as error:
-        return VideoProbe(None, str(error))
+        return VideoProbe(None, error)
     height, width = frame.shape[:2]
     if length is not None and length <= math.ceil(end) - 1:
-        return VideoProbe((height, width), f"video {shortened(path, 100)}: {length:.1f} s long, expected {end:g} s")
+        got, expected = f"{length:.1f} s of video", f"{end:g} s, to the end of what is watched"
+        return VideoProbe((height, width), InputError(f"video {shortened(path, 100)}", got, expected, "replace it"))
     return VideoProbe((height, width))
 
 

@@ -92,7 +92,7 @@ def _items(path: Path, expected: str) -> Iterator[tuple[str, Any]]:
 def write(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
     """Write records, one a line, complete or not at all; returns their number."""
     count = 0
-    with report_write_errors(path), atomic_write(path) as draft, draft.open("w", encoding="utf-8") as file:
+    with report_write_errors(path), atomic_write(path) as draft, draft.open("w", encoding="utf-8", errors="replace") as file:
         for record in records:
             file.write(_line(record))
             count += 1
@@ -102,7 +102,8 @@ def write(path: str | Path, records: Iterable[dict[str, Any]]) -> int:
 def write_json(path: str | Path, value: dict[str, Any] | list[Any]) -> None:
     """Write an object, or a list, for people and programs to read, complete or not at all."""
     with report_write_errors(path), atomic_write(path) as draft:
-        draft.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        draft.write_text(text, encoding="utf-8", errors="replace")  # a path or a label may hold bytes that are no UTF-8
 
 
 class Appender(AbstractContextManager["Appender"]):
@@ -134,7 +135,7 @@ class Appender(AbstractContextManager["Appender"]):
     def add(self, record: dict[str, Any]) -> None:
         """Write one line; it is on the disk when this returns."""
         with report_write_errors(self.path):
-            self.file.write(_line(record).encode())
+            self.file.write(_line(record).encode("utf-8", "replace"))
             self.file.flush()
             os.fsync(self.file.fileno())
 

@@ -112,7 +112,7 @@ class StreamCommentator:
         playable = []
         for job in jobs:
             video = probes[os.fspath(job.path)]
-            error = refused.get(job.key) or (video.error if video.size is None else "")
+            error = refused.get(job.key) or (str(video.error) if video.size is None else "")
             if error and job.key not in skip:
                 yield Watching(job, self._chunks(job)).finished(str(error))
             elif job.key not in skip:

@@ -77,6 +77,11 @@ def cell(metric: Metric) -> str:
     return f"{text} n {metric.count}" if metric.count else text
 
 
+def percent(rate: float | None) -> str:
+    """A rate in a line of text."""
+    return "none" if rate is None else f"{100 * rate:.1f} %"
+
+
 def as_json(files: Sequence[tuple[Path, Result]]) -> dict[str, Any]:
     """The same table for programs."""
     rows = [

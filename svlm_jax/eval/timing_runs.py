@@ -59,6 +59,7 @@ def read_run_files(paths: Iterable[str | Path], truths: Mapping[str, Truth], bad
             videos[video] = Commentary(before.utterances + commentary.utterances, before.covered | commentary.covered)
     if not videos:
         raise InputError("runs", "no second of a video of the truth", "some", "give the truth that belongs to the answers")
+    videos = {video: videos[video] for video in truths if video in videos}  # in one order, whatever that of the files is
     return Run(labels[0], hashlib.sha256("".join(digests).encode()).hexdigest(), videos, faults)
 
 

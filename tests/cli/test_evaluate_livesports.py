@@ -69,7 +69,7 @@ def test_published_captions_are_the_baseline(run, tmp_path, capsys):
     published = [json.loads(line) for line in (tmp_path / "scores" / "GPT-4o_ours.jsonl").read_text().splitlines()]
     assert published[0] == {"video_event_id": "v_0", "ab_winner": "ours", "ba_winner": "ours"}
     output = capsys.readouterr()
-    assert "ours vs GPT-4o: 25.0%" in output.out and "1 events without a word" in output.err
+    assert "ours vs GPT-4o: 25.0 %" in output.out and "1 events without a word" in output.err
 
 
 def test_a_judge_of_positions_is_found_out(run, tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_answers_are_scored_without_a_model(run, tmp_path, capsys):
     assert exit.value.code == 1
     assert json.loads((tmp_path / "score.json").read_text())["missing"] == ["v_2"]
     output = capsys.readouterr()
-    assert "overall: 66.7% of 3" in output.out and "1 questions without an answer (v_2" in output.err
+    assert "overall: 66.7 % of 3" in output.out and "1 questions without an answer (v_2" in output.err
 
 
 GENERATE = ("generate", "--events", "cc.json", "--videos", ".", "--limit", 2)

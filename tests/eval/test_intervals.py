@@ -11,6 +11,11 @@ def test_one_game_has_no_interval_and_equal_games_have_one_of_no_width():
     assert ratio_interval([3, 6, 9], [4, 8, 12]) == (0.75, 0.75)
 
 
+def test_the_order_of_games_does_not_matter():
+    parts, totals = [3, 1, 4, 1, 5], [5, 9, 6, 5, 7]
+    assert ratio_interval(parts, totals) == ratio_interval(parts[::-1], totals[::-1])
+
+
 def test_two_games_span_from_one_to_the_other():
     # Of two resampled games, both are the first in a quarter of the draws: rate 0 / 2; both the second in a quarter: 2 / 2.
     assert ratio_interval([0, 1], [1, 1]) == (0.0, 1.0)

@@ -24,6 +24,7 @@ from svlm_jax.eval.infstreams_answers import Answers, read_answers
 from svlm_jax.eval.judging import Judge, unresolved
 from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.run_directory import open_run
+from svlm_jax.eval.table import percent
 
 
 def main() -> None:
@@ -150,17 +151,13 @@ def _data(answers: Answers) -> dict[str, Any]:
 
 def _summary(label: str, scores: dict[str, Any]) -> str:
     totals = scores["global"]
-    interval = "unknown: one game" if totals["ci95"] is None else "{} to {}".format(*map(_percent, totals["ci95"]))
+    interval = "unknown: one game" if totals["ci95"] is None else "{} to {}".format(*map(percent, totals["ci95"]))
     return "\n".join(
         [
-            f"{label}: {_percent(totals['win_rate_A'])} (95 %: {interval})",
+            f"{label}: {percent(totals['win_rate_A'])} (95 %: {interval})",
             f"votes: {totals['A']:g} for A, {totals['B']:g} for B, {totals['invalid']} invalid",
             f"segments: {totals['segments']} judged, {totals['skipped']} skipped",
-            f"decided otherwise in the other order: {_percent(totals['inconsistent'])}",
-            f"by fifths of the games: {', '.join(map(_percent, scores['fifths']))}",
+            f"decided otherwise in the other order: {percent(totals['inconsistent'])}",
+            f"by fifths of the games: {', '.join(map(percent, scores['fifths']))}",
         ]
     )
-
-
-def _percent(rate: float | None) -> str:
-    return "none" if rate is None else f"{100 * rate:.1f} %"

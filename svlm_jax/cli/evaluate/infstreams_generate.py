@@ -183,6 +183,6 @@ def _check_videos(jobs: Sequence[Job], bad: BadLines) -> set[str]:
     for path, video in probe_videos(jobs).items():
         if video.error:
             outcome = "watched as far as it goes" if video.size else "left out"
-            bad.add(InputError(path, video.error, "a video of the whole game", "replace it, or allow it with --bad"), outcome)
+            bad.add(video.error, outcome)
             reported_paths.add(path)
     return reported_paths

@@ -57,7 +57,7 @@ def judged(pairs: Sequence[Pair], judge: Judge, path: Path, concurrency: int = C
         print(line, file=sys.stderr, flush=True)
 
     judgements = judge_pairs(
-        pairs, judge, path, concurrency=concurrency, progress=Progress("judged", "votes"), announce=announce
+        pairs, judge, path, concurrency=concurrency, progress=Progress("asked for", "votes"), announce=announce
     )
     if left := unresolved(judgements):
         print(

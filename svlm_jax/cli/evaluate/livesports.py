@@ -26,6 +26,7 @@ from svlm_jax.eval.livesports_cc import PREDICTIONS, Event, Prediction, read_eve
 from svlm_jax.eval.livesports_judge import compare, pairs, published_judgements
 from svlm_jax.eval.result import Result, write_result
 from svlm_jax.eval.run_directory import RUN, open_run, read_run
+from svlm_jax.eval.table import percent
 
 RESULTS = "results.json"
 
@@ -115,13 +116,13 @@ def _summary(result: Result, details: dict) -> str:
     events, ballots, position = details["events"], details["ballots"], details["position"]
     published, decided, words_a, words_b, words = (metric.value for metric in result.metrics)
     low, high = result.metrics[0].ci95 or (None, None)
-    interval = f" (95 %: {low:.1%} to {high:.1%})" if low is not None else ""
+    interval = f" (95 %: {percent(low)} to {percent(high)})" if low is not None else ""
     if published is None:
         return f"{result.label}: no event was judged"
     return "\n".join(
         [
-            f"{result.label}: {published:.1%}{interval} of {events['judged']} events, as published: ties are lost by both",
-            f"of what is decided: {'none' if decided is None else f'{decided:.1%}'}",
+            f"{result.label}: {percent(published)}{interval} of {events['judged']} events, as published: ties are lost by both",
+            f"of what is decided: {percent(decided)}",
             "events: " + ", ".join(f"{events[name]} {name}" for name in events if name != "judged"),
             "votes: " + ", ".join(f"{count} {name}" for name, count in ballots.items()),
             f"by position: first both times {position['first_both_times']}, second both times {position['second_both_times']}, "

@@ -29,6 +29,7 @@ from svlm_jax.eval.livesports_qa import (
 )
 from svlm_jax.eval.result import Result, write_result
 from svlm_jax.eval.run_directory import RUN, open_run, read_run
+from svlm_jax.eval.table import percent
 
 FRAMES = 480  # of the published script, at most
 RESULTS = "results.json"
@@ -129,7 +130,7 @@ def _write(path: Path, questions: Sequence[Question], responses: dict[str, str],
 def _summary(result: Result) -> str:
     lines = [result.label]
     for metric in result.metrics:
-        interval = f" (95 %: {metric.ci95[0]:.1%} to {metric.ci95[1]:.1%})" if metric.ci95 else ""
-        value = "none" if metric.value is None else f"{metric.value:.1%}"
+        interval = f" (95 %: {percent(metric.ci95[0])} to {percent(metric.ci95[1])})" if metric.ci95 else ""
+        value = percent(metric.value)
         lines.append(f"{metric.name}: {value}{interval} of {metric.count}")
     return "\n".join(lines)
