@@ -70,7 +70,10 @@ def test_a_run_that_is_ended_in_the_middle_goes_on_and_its_files_are_the_same(nu
     with judge_server(respond) as server:
         command = [sys.executable, "-m", "svlm_jax.cli", "evaluate", "infstreams", *arguments(server, data)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-        with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
+        options = {"cwd": ROOT, "env": env, "stderr": subprocess.PIPE, "text": True}
+        # Whoever runs the tests in the background of a script ignores SIGINT, and so would the command.
+        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+        with subprocess.Popen(command, **options) as process:
             try:
                 wait_until(lambda: process.poll() is not None or (count(votes) == 14 and len(server.requests) == 16))
                 process.send_signal(number)
