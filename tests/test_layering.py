@@ -230,22 +230,28 @@ def check_cycles(modules: dict[str, Module]) -> Iterator[str]:
 
 
 def check_host_side(modules: dict[str, Module]) -> Iterator[str]:
-    def way_to_jax(target: str, seen: tuple[str, ...]) -> str | None:
+    ways: dict[str, str | None] = {}
+
+    def way_to_jax(target: str) -> str | None:
         if target.split(".")[0] in ("jax", "flax"):
             return target
-        for imp in modules[target].imports if target in modules and target not in seen else ():
+        if target in ways or target not in modules:
+            return ways.get(target)
+        ways[target] = None  # while it is looked for: a cycle is no way
+        for imp in modules[target].imports:
             if within(target, "svlm_jax.families") and imp.where != "module":
                 continue  # a family reaches its vision tower in a function, which host code does not call
-            if way := way_to_jax(imp.target, (*seen, target)):
-                return f"{target} -> {way}"
-        return None
+            if way := way_to_jax(imp.target):
+                ways[target] = f"{target} -> {way}"
+                break
+        return ways[target]
 
     for m in modules.values():
         if any(within(m.name, host) for host in HOST_SIDE):
             for imp in m.imports:
                 if within(m.name, "svlm_jax.families") and imp.where != "module":
                     continue
-                if way := way_to_jax(imp.target, (m.name,)):
+                if way := way_to_jax(imp.target):
                     yield f"{m.path}:{imp.line}: host code never imports jax or flax: {m.name} -> {way}"
 
 
