@@ -14,6 +14,8 @@ from tests.support import ROOT
 from tests.support.judge_server import BROKEN, KEY, MODEL, judge_server, prefers, prompt_text, slow, wait_until
 
 SEGMENTS = 8
+# Whoever runs the tests in the background of a script ignores SIGINT, and so would the command.
+RUN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from svlm_jax.cli import main; main()"
 HANG = 120.0  # seconds; no test that passes waits for them
 
 
@@ -68,12 +70,9 @@ def test_a_run_that_is_ended_in_the_middle_goes_on_and_its_files_are_the_same(nu
 
     votes = data / "scores" / "votes.jsonl"
     with judge_server(respond) as server:
-        command = [sys.executable, "-m", "svlm_jax.cli", "evaluate", "infstreams", *arguments(server, data)]
+        command = [sys.executable, "-c", RUN, "evaluate", "infstreams", *arguments(server, data)]
         env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
-        options = {"cwd": ROOT, "env": env, "stderr": subprocess.PIPE, "text": True}
-        # Whoever runs the tests in the background of a script ignores SIGINT, and so would the command.
-        options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
-        with subprocess.Popen(command, **options) as process:
+        with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True) as process:
             try:
                 wait_until(lambda: process.poll() is not None or (count(votes) == 14 and len(server.requests) == 16))
                 process.send_signal(number)
