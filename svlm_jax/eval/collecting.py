@@ -42,7 +42,8 @@ def collect(
     partial = target.with_suffix(".partial.jsonl")
     errors: list[InputError] = []
     with Appender(partial) as file:
-        records = {key: record for record in file.existing() if (key := key_of(record)) in set(keys)}
+        item_keys = frozenset(keys)
+        records = {key: record for record in file.existing() if (key := key_of(record)) in item_keys}
         if len(records) < len(keys):
             for key, outcome in run(dict(records)):
                 if isinstance(outcome, InputError):

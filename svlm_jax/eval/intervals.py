@@ -22,8 +22,8 @@ def ratio_interval(parts: ArrayLike, totals: ArrayLike) -> tuple[float, float] |
     part, total = part[total > 0], total[total > 0]
     if len(total) < 2:
         return None
-    order = np.lexsort((total, part))
-    part, total = part[order], total[order]
+    ranks = np.lexsort((total, part))
+    part, total = part[ranks], total[ranks]
     index = np.random.default_rng(SEED).integers(len(total), size=(RESAMPLES, len(total)))
     rates = part[index].sum(axis=1) / total[index].sum(axis=1)
     low, high = np.quantile(rates, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
@@ -45,8 +45,8 @@ def macro_interval(parts: ArrayLike, totals: ArrayLike, groups: Sequence[Sequenc
     part, total = part[clusters], total[clusters]
     if len(total) < 2:
         return None
-    order = np.lexsort(np.concatenate([part, total], axis=1).T)
-    part, total = part[order], total[order]
+    ranks = np.lexsort(np.concatenate([part, total], axis=1).T)
+    part, total = part[ranks], total[ranks]
     # How often each cluster is drawn, instead of which: the sums of all resamples are then two products of matrices.
     drawn = np.random.default_rng(SEED).multinomial(len(total), np.full(len(total), 1 / len(total)), size=RESAMPLES)
     part, total = drawn @ part, drawn @ total

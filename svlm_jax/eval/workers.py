@@ -52,5 +52,5 @@ class Workers(Generic[Item, Result]):
                 return
             try:
                 self._results.put((item, self._work(item)))
-            except Exception as error:  # raised again, or told, by the thread that iterates
+            except Exception as error:  # nothing is hidden: it is the result, for the thread that iterates
                 self._results.put((item, error))
