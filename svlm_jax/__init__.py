@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from svlm_jax.pretrained import Pretrained, from_pretrained
     from svlm_jax.stream.events import Caption, Dropped, Ended, Event, Note, Refused, Started, TokenDelta
     from svlm_jax.stream.playback import Playback
-    from svlm_jax.stream.runner import Runner, watch
+    from svlm_jax.stream.runner import Runner
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
+    from svlm_jax.stream.stream_settings import StreamSettings
+    from svlm_jax.stream.watch import watch
 
 _MODULES = {
     "compile_cache": ("enable_compile_cache",),
@@ -30,9 +32,11 @@ _MODULES = {
     "pretrained": ("Pretrained", "from_pretrained"),
     "stream.events": ("Caption", "Dropped", "Ended", "Event", "Note", "Refused", "Started", "TokenDelta"),
     "stream.playback": ("Playback",),
-    "stream.runner": ("Runner", "watch"),
+    "stream.runner": ("Runner",),
     "stream.sequence": ("Chunk",),
     "stream.session": ("Session",),
+    "stream.stream_settings": ("StreamSettings",),
+    "stream.watch": ("watch",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -53,6 +57,7 @@ __all__ = [
     "Session",
     "Started",
     "StreamConfig",
+    "StreamSettings",
     "TokenDelta",
     "enable_compile_cache",
     "from_pretrained",

@@ -39,11 +39,16 @@ from svlm_jax.model.transforms import fuse, quantize
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.presets import preset_of
 from svlm_jax.settings import read_generation_config, read_streaming_config
+from svlm_jax.stream.admission import check_query
+from svlm_jax.stream.alerts import AlertRule
 from svlm_jax.stream.events import Caption, Dropped, Event, Note
 from svlm_jax.stream.frames import resizes_on_device
+from svlm_jax.stream.pacing import NO_PACING, Pacing
 from svlm_jax.stream.playback import Playback
-from svlm_jax.stream.runner import VIDEO, OnToken, Runner, watch
-from svlm_jax.stream.sequence import TurnTokenizer, check_query
+from svlm_jax.stream.runner import VIDEO, OnToken, Runner
+from svlm_jax.stream.stream_settings import StreamSettings
+from svlm_jax.stream.turn_tokenizer import TurnTokenizer
+from svlm_jax.stream.watch import watch
 
 # Models in the package, by name; the second is what the first was fine-tuned from.
 SHIPPED = {name: Path(__file__).parent / "touchline" / "weights" / name for name in ("touchline", "touchline-base")}
@@ -127,6 +132,8 @@ class Pretrained:
         sampling: Sampling | None = None,
         seed: int = 0,
         on_token: OnToken | None = None,
+        pacing: Pacing = NO_PACING,
+        alert: AlertRule | None = None,
         resize_on: ResizeOn = "auto",
         **settings: Any,
     ) -> Iterator[Event]:
@@ -139,6 +146,8 @@ class Pretrained:
             start, duration: seconds.
             config: windows, mode, frames a second; the model's own by default, as is `sampling`.
             on_token: called with each `TokenDelta` as it is decoded, at the cost of a round trip to the device a token.
+            pacing: how often and how long it may speak.
+            alert: a condition that it is asked with each chunk, in place of commentary; `Alert` events tell of changes.
             resize_on: where frames are resized: on the "host" or the "device", to the same pixels. "auto": on a GPU or TPU if
                 there is one.
             settings: fields of `StreamConfig` to change (fps=4, mode="full", vision_window=8).
@@ -153,9 +162,9 @@ class Pretrained:
         timing["first_chunk_seconds"] = config.first_chunk_seconds
 
         def join(clip: Clip) -> Runner:
-            options = {"sampling": sampling, "previous": previous, "tokens": on_token is not None}
+            options = {"sampling": sampling, "previous": previous, "tokens": on_token is not None, "choices": alert is not None}
             runner = Runner.compiled(self.model, self.tokenizer, config, clip, **options)
-            runner.join(VIDEO, query=query, seed=seed)
+            runner.join(VIDEO, StreamSettings(query=query, seed=seed, pacing=pacing, alert=alert))
             return runner
 
         def play() -> Iterator[Event]:

@@ -32,7 +32,7 @@ _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 _MAX_NUMBER = 1 << 31  # also of token ids
 _MAX_COUNT = 1 << 17  # chunks or tokens in streaming_config.json
 # Of streaming_config.json, where null is a value: all tokens, no rule, as long as the other chunks.
-_OPTIONAL = ("sink", "text_window", "silence_threshold", "first_chunk_seconds")
+_OPTIONAL = ("sink", "text_window", "silence_threshold", "silence", "first_chunk_seconds")
 _DEFAULTS: dict[str, StreamConfig | Sampling] = {"stream": StreamConfig(), "sampling": COMMENTARY}
 
 

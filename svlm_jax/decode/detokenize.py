@@ -22,6 +22,12 @@ def raw_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     return tokenizer.decode(ids, skip_special_tokens=True).rstrip(PARTIAL).removesuffix(ELLIPSIS)
 
 
+def split_reply(raw: str) -> tuple[str, str]:
+    """(answer to a question or "", commentary) of a reply with its newlines: the first one ends the answer."""
+    answer, _, words = raw.partition("\n")
+    return answer.strip(), words.strip()
+
+
 class Detokenizer:
     """The text of one reply as its tokens come: the results of `add` and `flush`, joined, are `reply_text` of all ids."""
 

@@ -14,7 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Integer, Key
 
-from svlm_jax.decode.sampling import SamplingParams, Silence, mark_generated, sample
+from svlm_jax.decode.choice import Choices, choose
+from svlm_jax.decode.sampling import (
+    SamplingParams,
+    Silence,
+    SilenceTokens,
+    mark_generated,
+    penalize,
+    sample,
+    silence_probability,
+)
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.fused_decode import slot_tiles
 from svlm_jax.model.vlm import QwenVL
@@ -34,6 +43,7 @@ class DecodeInputs(NamedTuple):
     suppressed: ids that a reply may not hold.
     forced_ids: ids that a reply has to hold, -1 where the model chooses.
     done: rows that make no reply.
+    choices: answers that replies have to be one of; None: there are none, and nothing is computed for them.
     """
 
     index: Int32[Array | np.ndarray, " B"]
@@ -46,6 +56,7 @@ class DecodeInputs(NamedTuple):
     forced_ids: Int32[Array | np.ndarray, "B R"]
     done: Bool[Array | np.ndarray, " B"]
     sampling: SamplingParams
+    choices: Choices | None = None
 
 
 class DecodeState(NamedTuple):
@@ -53,6 +64,8 @@ class DecodeState(NamedTuple):
 
     count: tokens chosen so far, of each row. tokens: those, 0 after them. done: rows whose reply has ended. generated: as in
     `DecodeInputs`. cache: with its rotated keys, until the replies have ended. logits: before each token, if they are recorded.
+    probability: of yes (`choice.choose`) in rows with answers to choose from, of silence (`silence_probability`) in the others,
+    -1 where the reply has not come so far, and where the programs look at neither.
     """
 
     tokens: Int32[Array, "B R"]
@@ -61,6 +74,7 @@ class DecodeState(NamedTuple):
     generated: Bool[Array, "B V"]
     cache: KVCache
     logits: Float32[Array, "B R V"] | None
+    probability: Float32[Array, " B"]
 
 
 def decode(
@@ -71,14 +85,14 @@ def decode(
     limit: Limit,
     *,
     max_top_k: int,
-    silence_token: int | None = None,
+    silence: SilenceTokens | None = None,
     record: bool = False,
 ) -> DecodeState:
     """Replies of at most `limit` tokens (1 or more) from the hidden state [B, D] of the newest token of each row.
 
     Args:
         max_top_k: the largest top_k of a row, 0: the whole vocabulary; static.
-        silence_token: of the rows with a silence threshold; None: there are none, and nothing is computed for the rule; static.
+        silence: for rows with a rule of silence; None: there are none, and nothing is computed for the rules; static.
         record: keep the raw logits before each token.
     """
     batch, longest = inputs.slots.shape
@@ -92,9 +106,10 @@ def decode(
         # all else that a token needs.
         cache=model.text.with_rotated_keys(cache),
         logits=logits,
+        probability=jnp.full(batch, -1.0, jnp.float32),
     )
-    state = _choose_token(model, hidden, state, inputs, ~state.done, max_top_k, silence_token)
-    return decode_until(model, state, inputs, limit, max_top_k=max_top_k, silence_token=silence_token)
+    state = _choose_token(model, hidden, state, inputs, ~state.done, max_top_k, silence)
+    return decode_until(model, state, inputs, limit, max_top_k=max_top_k, silence=silence)
 
 
 def decode_until(
@@ -104,7 +119,7 @@ def decode_until(
     limit: Limit,
     *,
     max_top_k: int,
-    silence_token: int | None = None,
+    silence: SilenceTokens | None = None,
 ) -> DecodeState:
     """Compute the newest token and choose the next one, until each reply has `limit` tokens or has ended."""
 
@@ -122,7 +137,7 @@ def decode_until(
         index = (jnp.asarray(inputs.index) + newest)[:, None]
         positions = jnp.broadcast_to((jnp.asarray(inputs.position) + newest)[:, None, None], (len(token), 3, 1))
         hidden, cache = model.text.decode_step(model.text.embed(token), index, positions, slot, state.cache, tiles)
-        return _choose_token(model, hidden[:, 0], state._replace(cache=cache), inputs, rows, max_top_k, silence_token)
+        return _choose_token(model, hidden[:, 0], state._replace(cache=cache), inputs, rows, max_top_k, silence)
 
     return jax.lax.while_loop(lambda state: jnp.any(active(state)), step, state)
 
@@ -134,14 +149,15 @@ def _choose_token(
     inputs: DecodeInputs,
     rows: Bool[Array, " B"],
     max_top_k: int,
-    silence_token: int | None,
+    silence: SilenceTokens | None,
 ) -> DecodeState:
     """Choose the next token of the replies of `rows` [B] from the hidden state [B, D] of the newest computed one."""
     logits = model.text.logits(hidden)
     keys = _token_keys(jnp.asarray(inputs.rng_seeds), state.count)
     suppressed, column = jnp.asarray(inputs.suppressed), state.count[:, None]
-    silence = None if silence_token is None else Silence(silence_token, state.count)
-    token = sample(logits, state.generated, suppressed, keys, inputs.sampling, max_top_k, silence)
+    rules = None if silence is None else Silence(silence, state.tokens, state.count, jnp.asarray(inputs.eos_ids))
+    token = sample(logits, state.generated, suppressed, keys, inputs.sampling, max_top_k, rules)
+    token, probability = _decide(logits, token, state, inputs, rows, rules)
     # Beyond the last column (a row that has ended) any value will do.
     forced = jnp.take_along_axis(jnp.asarray(inputs.forced_ids), column, axis=1, mode="clip")[:, 0]
     token = jnp.where(forced >= 0, forced, token)
@@ -159,7 +175,29 @@ def _choose_token(
         generated=mark_generated(state.generated, token[:, None], rows[:, None]),
         cache=state.cache,
         logits=recorded,
+        probability=probability,
     )
+
+
+def _decide(
+    logits: Float32[Array, "B V"],
+    token: Int32[Array, " B"],
+    state: DecodeState,
+    inputs: DecodeInputs,
+    rows: Bool[Array, " B"],
+    silence: Silence | None,
+) -> tuple[Int32[Array, " B"], Float32[Array, " B"]]:
+    """(the tokens [B] that were drawn, or those of an answer that is to be given; `DecodeState.probability` [B])."""
+    probability = state.probability
+    if silence is not None:
+        share, decides = silence_probability(penalize(logits, state.generated, inputs.sampling), silence)
+        probability = jnp.where(decides & rows, share, probability)
+    if inputs.choices is not None:
+        answer, share = choose(logits, state.tokens, state.count, inputs.choices)
+        first = (inputs.choices.answers[:, 0, 0] >= 0) & (state.count == 0) & rows
+        probability = jnp.where(first, share, jnp.where(answer >= 0, state.probability, probability))
+        token = jnp.where(answer >= 0, answer, token)
+    return token, probability
 
 
 def _token_keys(rng_seeds: Integer[Array, "B 2"], count: Int32[Array, " B"]) -> Key[Array, " B"]:

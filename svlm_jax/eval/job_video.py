@@ -14,9 +14,10 @@ import numpy as np
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentator import Job
+from svlm_jax.media.chunks import Chunk, Source
 from svlm_jax.media.container import declared_length
 from svlm_jax.media.paths import existing_file
-from svlm_jax.media.sources import Chunk, Source, open_source
+from svlm_jax.media.sources import open_source
 from svlm_jax.media.video import SLACK, sample_video
 
 

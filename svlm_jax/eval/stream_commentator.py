@@ -27,17 +27,19 @@ from svlm_jax.eval.job_video import Chunks, VideoProbe, probe_videos
 from svlm_jax.eval.saved_run import SavedRun
 from svlm_jax.eval.watching import Watching
 from svlm_jax.families.chat import Tokens
+from svlm_jax.media.chunks import Chunk as VideoChunk
+from svlm_jax.media.chunks import Source
 from svlm_jax.media.resize_weights import FrameBox
-from svlm_jax.media.sources import Chunk as VideoChunk
-from svlm_jax.media.sources import Source
 from svlm_jax.pretrained import Pretrained
-from svlm_jax.stream import sequence
+from svlm_jax.stream.admission import check_query
 from svlm_jax.stream.events import Caption, Ended, Event, Refused
 from svlm_jax.stream.frames import frame_box, resizes_on_device
 from svlm_jax.stream.playback import Playback, Ready
 from svlm_jax.stream.runner import Runner
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
+from svlm_jax.stream.turn_tokenizer import TurnTokenizer, cut_opening, opening_of
 from svlm_jax.stream.warmup import OnProgress, warm
 
 SAVE_MINUTES = 5.0
@@ -133,17 +135,17 @@ class StreamCommentator:
         Raises:
             InputError: none of them can, all for one reason: it is that of the run.
         """
-        turns = sequence.TurnTokenizer.of(self.vlm.tokenizer, self.vlm.model.config)
+        turns = TurnTokenizer.of(self.vlm.tokenizer, self.vlm.model.config)
         openings, errors = {}, {}
         for text in dict.fromkeys(job.previous for job in jobs):
             try:
-                opening = sequence.opening_of(text, self.config, turns)
-                openings[text] = opening if self.exact_seed else sequence.cut_opening(opening, self.config)
+                opening = opening_of(text, self.config, turns)
+                openings[text] = opening if self.exact_seed else cut_opening(opening, self.config)
             except InputError as error:
                 errors["previous", text] = error
         for text in dict.fromkeys(job.query for job in jobs):
             try:
-                sequence.check_query(text, self.config, turns)
+                check_query(text, self.config, turns)
             except InputError as error:
                 errors["query", text] = error
         first_errors = {job.key: errors.get(("previous", job.previous)) or errors.get(("query", job.query)) for job in jobs}
@@ -219,7 +221,7 @@ class _Batch:
             job = queue.popleft()
             watching = Watching(job, self.commentator._chunks(job))
             try:
-                self.runner.join(job.key, query=job.query, previous=self.openings[job.previous], seed=job.seed)
+                self.runner.join(job.key, StreamSettings(query=job.query, previous=self.openings[job.previous], seed=job.seed))
                 self.open(watching)
             except InputError as error:
                 yield self.finish(watching, str(error))

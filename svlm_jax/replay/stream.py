@@ -34,6 +34,7 @@ from svlm_jax.stream.events import Caption
 from svlm_jax.stream.runner import VIDEO, Runner
 from svlm_jax.stream.sequence import Chunk, StreamSequence
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
 
 ROPE_POSITIONS: dict[str, RopePositions] = {"shrink": "contiguous", "append": "native"}  # by their name in recordings
 MODES = ("forced", "overflow", "greedy")  # the first two: the generated tokens are forced to be the recorded ones
@@ -195,7 +196,7 @@ def run(recording: StreamRecording, model: QwenVL, tokenizer: Tokenizer, pixels:
     frame_pairs = -(-config.chunk_frames // vision.temporal_patch_size)
     grid = (frame_pairs, height // pixels.patch_size, width // pixels.patch_size)
     runner = Runner(Session(model, tokenizer, config, grid, sampling=recording.sampling, markup=True))
-    runner.join(VIDEO, query=settings["query"], previous=settings["previous_text"])
+    runner.join(VIDEO, StreamSettings(query=settings["query"], previous=settings["previous_text"]))
     for recorded in recording.rounds:
         frames = noise_frames(settings["seed"], recorded["frames"], height, width)
         clip = Clip(*patchify(normalise(frames, pixels), pixels), step, video=True)

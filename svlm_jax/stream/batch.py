@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Integer
 
 from svlm_jax.config import ModelConfig
+from svlm_jax.decode.choice import Choice, Choices
 from svlm_jax.decode.loop import DecodeInputs
 from svlm_jax.decode.sampling import Sampling, SamplingParams
 from svlm_jax.inputs import PATCH_BUCKETS, Clip, Inputs, VisionInput, bucket, pack_vision
@@ -25,11 +26,15 @@ from svlm_jax.stream.sequence import StreamSequence
 
 class ScheduledSequence(NamedTuple):
     """One stream of a step: its sequence of n tokens as the reply begins, and the slots of the KV cache that are allocated for
-    these tokens and for the reply."""
+    these tokens and for the reply. has_question: whether the chunk came with a question; choice: the answers to it, if they are
+    few. max_new_tokens: of the reply."""
 
     seq: StreamSequence
     slots: Int32[np.ndarray, " n"]
     reply_slots: Int32[np.ndarray, " R"]
+    has_question: bool = False
+    choice: Choice | None = None
+    max_new_tokens: int | None = None
 
 
 Batch = Sequence[ScheduledSequence | None]  # None: a free place, or a stream that waits
@@ -125,15 +130,22 @@ def _vision_index(seq: StreamSequence, tower_rows: np.ndarray, merge: int) -> In
 
 
 def decode_inputs(
-    scheduled: Batch, forced: Sequence[np.ndarray | None], max_new_tokens: int, suppressed: Bool[np.ndarray, " V"], end: int
+    scheduled: Batch,
+    forced: Sequence[np.ndarray | None] | None,
+    max_new_tokens: int,
+    suppressed: Bool[np.ndarray, " V"],
+    end: int,
+    *,
+    choices: bool = False,
 ) -> DecodeInputs:
     """The replies to come.
 
     Args:
-        forced: ids that each reply has to hold, or None.
+        forced: ids that each reply has to hold, or None; None: no reply has any.
         max_new_tokens: R, the longest reply of the session; a stream may have a shorter limit of its own.
         suppressed: ids that no reply may hold, besides those that its stream suppresses.
         end: the id that ends a reply.
+        choices: whether the programs look for answers to choose from.
     """
     batch, vocabulary = len(scheduled), len(suppressed)
     index, position = np.zeros(batch, np.int32), np.zeros(batch, np.float32)
@@ -146,11 +158,16 @@ def decode_inputs(
         if item is None:
             continue
         seq = item.seq
-        index[b], position[b], slots[b] = len(item.slots), seq.positions[0, -1] + 1, item.reply_slots
-        rng_seeds[b], generated[b, seq.ids] = (seq.seed, seq.chunk), True
-        sampling[b], limits[b] = seq.sampling, seq.max_new_tokens
+        index[b], position[b] = len(item.slots), seq.positions[0, -1] + 1
+        slots[b, : len(item.reply_slots)] = item.reply_slots  # a shorter reply writes to no slot after these
+        rng_seeds[b], generated[b, seq.ids] = (seq.settings.seed, seq.chunk), True
+        # Who is asked answers, however much silence the stream has asked for.
+        sampling[b] = (
+            replace(seq.sampling, silence=None) if item.has_question and seq.sampling.silence is not None else seq.sampling
+        )
+        limits[b] = item.max_new_tokens or seq.config.max_new_tokens
         suppressed[b, list(seq.sampling.suppressed)] = True
-        ids = forced[b]
+        ids = None if forced is None else forced[b]
         if ids is not None:
             forced_ids[b, : len(ids)] = ids
     return DecodeInputs(
@@ -164,4 +181,5 @@ def decode_inputs(
         forced_ids=forced_ids,
         done=np.array([item is None for item in scheduled]),
         sampling=SamplingParams.stack(sampling, limits),
+        choices=Choices.stack([item and item.choice for item in scheduled], max_new_tokens) if choices else None,
     )

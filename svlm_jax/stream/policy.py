@@ -36,8 +36,8 @@ class Run(NamedTuple):
     index: int
 
 
-def evict(spans: Sequence[Span], chunk: int, config: StreamConfig) -> Eviction:
-    """What survives before the `chunk`-th chunk of a stream (counted from 0).
+def evict(spans: Sequence[Span], turn: int, config: StreamConfig) -> Eviction:
+    """What survives before the chunk that becomes turn number `turn` of a stream.
 
     Attention sink: the system turn, the head of the previous text and its first `sink` tokens are never evicted.
     Vision window: the vision tokens of the last `vision_window` chunks.
@@ -45,20 +45,21 @@ def evict(spans: Sequence[Span], chunk: int, config: StreamConfig) -> Eviction:
     text, of which the last `text_window` tokens stay. Where the stream has no previous text they are dropped.
     Time stamps of frames are vision tokens: they go when their frames go.
     Positions follow from the new order (`positions`): contiguous RoPE, however much was evicted.
+
+    The age of a turn decides, not how many there are: windows may have another length than before the last chunk.
     """
     runs = _runs(spans)
-    if config.mode in ("streaming", "recompute"):
+    if config.mode in ("streaming", "recompute") and any(_is_reply(span) for span in spans):
         vision, rounds = config.vision_window, config.text_rounds
-        if chunk >= rounds:
-            oldest = _oldest_turn(runs, _is_reply)
+        for oldest in _turns_until(runs, turn - rounds, _is_reply):
             runs = _move_reply(runs, oldest) if config.previous_text_turn else _drop(runs, oldest, _is_reply)
             if vision > rounds:  # the vision tokens of that turn stay, without its time text and its question
                 runs = _drop(runs, oldest, _is_time)
-        if chunk >= vision and vision < rounds:  # the text of that turn stays, without its vision tokens
-            runs = _drop_oldest(runs, _is_vision)
-        if chunk >= max(vision, rounds):  # nothing of the user turn is in a window
-            runs = _drop_oldest(runs, _is_user)
-        if chunk > 0 and config.previous_text_turn and config.sink is not None and config.text_window is not None:
+        for oldest in _turns_until(runs, turn - vision, _is_vision) if vision < rounds else ():
+            runs = _drop(runs, oldest, _is_vision)  # the text of that turn stays, without its vision tokens
+        for oldest in _turns_until(runs, turn - max(vision, rounds), _is_user):
+            runs = _drop(runs, oldest, _is_user)  # nothing of the user turn is in a window
+        if config.previous_text_turn and config.sink is not None and config.text_window is not None:
             runs = _truncate_previous(runs, config.sink, config.text_window)
     survivors = _indices(runs)
     return Eviction(_merged(run.span for run in runs), survivors, _evicted(spans, survivors))
@@ -104,22 +105,17 @@ def _runs(spans: Iterable[Span]) -> list[Run]:
     return runs
 
 
-def _oldest_turn(runs: list[Run], matches: Callable[[Span], bool]) -> int | None:
-    """The first turn with a span that matches."""
-    return next((run.span.turn for run in runs if matches(run.span)), None)
+def _turns_until(runs: Iterable[Run], newest: int, matches: Callable[[Span], bool]) -> list[int]:
+    """The turns up to number `newest` that have a span that matches, the oldest first."""
+    return sorted({run.span.turn for run in runs if matches(run.span) and run.span.turn <= newest})
 
 
-def _drop(runs: list[Run], turn: int | None, matches: Callable[[Span], bool]) -> list[Run]:
+def _drop(runs: list[Run], turn: int, matches: Callable[[Span], bool]) -> list[Run]:
     """Without the spans of a turn that match."""
     return [run for run in runs if not (matches(run.span) and run.span.turn == turn)]
 
 
-def _drop_oldest(runs: list[Run], matches: Callable[[Span], bool]) -> list[Run]:
-    """Without the spans that match in the oldest turn that has one."""
-    return _drop(runs, _oldest_turn(runs, matches), matches)
-
-
-def _move_reply(runs: list[Run], turn: int | None) -> list[Run]:
+def _move_reply(runs: list[Run], turn: int) -> list[Run]:
     """The words of a reply go to the end of the previous text; its head and tail are dropped."""
     reply = [run for run in runs if run.span.kind == Kind.REPLY and run.span.turn == turn]
     words = [run._replace(span=Span(Kind.PREVIOUS, run.span.length)) for run in reply if run.span.part == Part.BODY]

@@ -12,11 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from svlm_jax.config import ModelConfig
 from svlm_jax.decode import loop
 from svlm_jax.decode.loop import DecodeInputs, DecodeState, Limit
+from svlm_jax.decode.sampling import SilenceTokens
 from svlm_jax.inputs import RawFrames, VisionInput
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import from_part
@@ -55,7 +56,7 @@ def prefill(
         return constrain(jnp.where((batch.newest >= 0)[:, None], newest, hidden), "batch", None), cache
 
 
-@partial(jax.jit, static_argnames=("config", "max_top_k", "silence_token", "record"), donate_argnames="cache")
+@partial(jax.jit, static_argnames=("config", "max_top_k", "silence", "record"), donate_argnames="cache")
 def decode(
     params: Arrays,
     inputs: DecodeInputs,
@@ -65,17 +66,17 @@ def decode(
     *,
     config: ModelConfig,
     max_top_k: int,
-    silence_token: int | None = None,
+    silence: SilenceTokens | None = None,
     record: bool,
 ) -> DecodeState:
     """Replies of at most `limit` tokens; `resume_decode` continues them."""
     with jax.named_scope("decode"):
         model = from_part(config, "text", params)
-        options = {"max_top_k": max_top_k, "silence_token": silence_token, "record": record}
+        options = {"max_top_k": max_top_k, "silence": silence, "record": record}
         return loop.decode(model, hidden, cache, inputs, limit, **options)
 
 
-@partial(jax.jit, static_argnames=("config", "max_top_k", "silence_token"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("config", "max_top_k", "silence"), donate_argnames="state")
 def resume_decode(
     params: Arrays,
     inputs: DecodeInputs,
@@ -84,11 +85,11 @@ def resume_decode(
     *,
     config: ModelConfig,
     max_top_k: int,
-    silence_token: int | None = None,
+    silence: SilenceTokens | None = None,
 ) -> DecodeState:
     """The same replies, up to another limit."""
     with jax.named_scope("decode"):
-        model, options = from_part(config, "text", params), {"max_top_k": max_top_k, "silence_token": silence_token}
+        model, options = from_part(config, "text", params), {"max_top_k": max_top_k, "silence": silence}
         return loop.decode_until(model, state, inputs, limit, **options)
 
 
@@ -96,20 +97,27 @@ def decode_token_by_token(
     params: Arrays,
     inputs: DecodeInputs,
     state: DecodeState,
-    on_token: Callable[[int, int], object],
+    on_token: Callable[[int, int], bool],
     max_new_tokens: int,
     **static_args: Any,
-) -> DecodeState:
-    """The rest of replies that have their first token; calls `on_token` with (row, token id) as each token comes."""
+) -> tuple[DecodeState, Bool[np.ndarray, " B"]]:
+    """The rest of replies that have their first token. Calls `on_token` with (row, token id) as each token comes; where it
+    returns True the reply ends with that token, and no more is computed for it. The other rows do not notice.
+
+    Returns:
+        The replies, and which rows were ended so.
+    """
     inputs = jax.device_put(inputs)  # once, not for every token
-    for limit in range(1, max_new_tokens + 1):
-        tokens = np.asarray(state.tokens)
-        for row in np.flatnonzero(np.asarray(state.count) >= limit):
-            on_token(int(row), int(tokens[row, limit - 1]))
-        if np.asarray(state.done).all():
+    limits = np.full(len(state.done), max_new_tokens, np.int32)  # a row that is ended stays at the limit that it has reached
+    for number in range(1, max_new_tokens + 1):
+        tokens, done = np.asarray(state.tokens), np.asarray(state.done)
+        for row in np.flatnonzero(np.asarray(state.count) >= number):
+            if on_token(int(row), int(tokens[row, number - 1])) and not done[row]:
+                limits[row] = number
+        if (done | (limits <= number)).all():
             break
-        state = resume_decode(params, inputs, state, limit + 1, **static_args)
-    return state
+        state = resume_decode(params, inputs, state, np.minimum(limits, number + 1), **static_args)
+    return state, limits < max_new_tokens
 
 
 @partial(jax.jit, static_argnames="capacity")

@@ -10,15 +10,15 @@ A second of video becomes text in four steps:
 3. `Runner.step` does the rest for all streams at once: prefill the new turns into the KV cache, decode the replies.
 4. Each reply is a `Caption`. With `on_token` its tokens come before it, one by one, as `TokenDelta`.
 
-`Runner.tick` does 2 to 4 for chunks that the caller has. `Runner.run` repeats all four until every source has ended. `watch`
-opens one source, makes the runner for the size of its first frames, and runs it to the end.
+`Runner.tick` does 2 to 4 for chunks that the caller has. `Runner.run` repeats all four until every source has ended
+(`watch.watch` does so for one source).
 
-Streams join and leave between ticks, each with its own query, seed and KV cache; those without a chunk wait at no cost.
+Streams join, change and leave between ticks, each with its own `StreamSettings` and KV cache; those without a chunk wait at
+no cost.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from itertools import chain
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +28,24 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.decode.detokenize import Detokenizer
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.families.chat import Tokenizer, Tokens
+from svlm_jax.families.chat import Tokenizer
 from svlm_jax.inputs import Clip
-from svlm_jax.media.sources import Source
 from svlm_jax.model.vlm import QwenVL
 from svlm_jax.stream import state_io
-from svlm_jax.stream.events import Caption, Ended, Event, Note, Refused, Started, TokenDelta
+from svlm_jax.stream.events import Caption, Ended, Event, Note, Refused, TokenDelta
 from svlm_jax.stream.frames import frame_box
 from svlm_jax.stream.playback import Playback, Ready
-from svlm_jax.stream.results import Reply
+from svlm_jax.stream.results import Reply, caption_of
 from svlm_jax.stream.sequence import Chunk, StreamSequence
 from svlm_jax.stream.session import Session, StreamState
+from svlm_jax.stream.speaking import Speaking
 from svlm_jax.stream.step import Prepared, StageTimer
+from svlm_jax.stream.stream_settings import DEFAULT_SETTINGS, StreamSettings
 from svlm_jax.stream.warmup import OnProgress, warm
 
 VIDEO = "video"  # the stream of `watch`, which has one
-OnToken = Callable[[TokenDelta], None]
+OnToken = Callable[[TokenDelta], object]
+Cancelled = Callable[[str], bool]  # stream -> whether its reply has to end
 Question = Callable[[str, float | int, float | int], str]  # stream, start and end of a chunk -> what is asked with it, or ""
 
 
@@ -57,6 +59,7 @@ class Runner:
         self.session = session
         self.state: StreamState = session.init_state()
         self.batch_index: dict[str, int] = {}
+        self.speaking: dict[str, Speaking] = {}
         self.timer = StageTimer()  # of the tick; begins in `prepare`, goes on in `step`
 
     @classmethod
@@ -73,6 +76,7 @@ class Runner:
         tokens: bool = False,
         max_top_k: int | None = None,
         silence_rule: bool | None = None,
+        choices: bool = False,
         progress: OnProgress | None = None,
     ) -> "Runner":
         """A runner whose programs are compiled, for chunks like `clip` (a first one or another). Takes as long as the compiler
@@ -83,31 +87,22 @@ class Runner:
             num_streams: batch size.
             previous: the text before streams that join without their own.
             tokens: compile what `on_token` needs, too.
-            max_top_k, silence_rule: what streams may ask for, as of `Session`.
+            max_top_k, silence_rule, choices: what streams may ask for, as of `Session`.
             progress: called with (programs compiled so far, all of them).
         """
         options = {"sampling": sampling, "num_streams": num_streams, "previous": previous, "max_top_k": max_top_k}
-        options |= {"silence_rule": silence_rule, "frame_box": frame_box(clip, model.config.vision)}
+        options |= {"silence_rule": silence_rule, "choices": choices, "frame_box": frame_box(clip, model.config.vision)}
         runner = cls(Session(model, tokenizer, config, clip.grid, **options))
         runner.state = warm(runner.session, runner.state, clip, tokens=tokens, progress=progress)
         return runner
 
     # streams come and go
 
-    def join(
-        self,
-        stream: str,
-        *,
-        query: str = "",
-        previous: str | Tokens | None = None,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        max_new_tokens: int | None = None,
-    ) -> None:
-        """Begin a stream in a free place of the batch. The settings are those of `Session.join`.
+    def join(self, stream: str, settings: StreamSettings = DEFAULT_SETTINGS) -> None:
+        """Begin a stream in a free place of the batch.
 
         Raises:
-            InputError: a setting that the session refuses.
+            InputError: settings for which the session has no program or no slots (`admission`).
             ValueError: the stream has joined before, or the batch is full.
         """
         if stream in self.batch_index:
@@ -115,20 +110,32 @@ class Runner:
         free = [b for b, sequence in enumerate(self.state.streams) if sequence is None]
         if not free:
             raise ValueError(f"join: the batch is full, {len(self.batch_index)} streams")
-        sampling_settings = {"seed": seed, "sampling": sampling, "max_new_tokens": max_new_tokens}
-        self.state = self.session.join(self.state, free[0], query=query, previous=previous, **sampling_settings)
+        self.state = self.session.join(self.state, free[0], settings)
         self.batch_index[stream] = free[0]
+
+    def change(self, stream: str, settings: StreamSettings) -> None:
+        """Let a stream go on with other settings from its next chunk on, between two ticks.
+
+        Raises:
+            InputError: as `join`, or what cannot change while a stream plays; the stream is as it was.
+        """
+        self.state = self.session.change(self.state, self.batch_index[stream], settings)
 
     def leave(self, stream: str) -> None:
         """End a stream; its place in the batch is free for another. Nothing happens if it has not joined."""
         if stream in self.batch_index:
             self.state = self.session.leave(self.state, self.batch_index.pop(stream))
+            self.speaking.pop(stream, None)
 
     def sequence(self, stream: str) -> StreamSequence:
         """What a stream retains, as the host knows it."""
         sequence = self.state.streams[self.batch_index[stream]]
         assert sequence is not None
         return sequence
+
+    def _speaking(self, stream: str) -> Speaking:
+        speaking = self.speaking.setdefault(stream, Speaking(self.session.turn_tokenizer))
+        return speaking.follow(self.sequence(stream))
 
     # one tick
 
@@ -168,7 +175,7 @@ class Runner:
         for event in refused:
             if event.error is not None:
                 raise event.error
-        (caption,) = self.step(prepared, forced=None if forced is None else {stream: forced}, record=record)
+        caption, *_ = self.step(prepared, forced=None if forced is None else {stream: forced}, record=record)
         assert isinstance(caption, Caption)
         return caption
 
@@ -178,6 +185,7 @@ class Runner:
         self.timer = StageTimer(wait)
         if unknown := sorted(set(chunks) - set(self.batch_index)):
             raise ValueError(f"tick: got a chunk for {unknown[0]!r}, which has not joined")
+        chunks = {stream: self._speaking(stream).chunk(chunk) for stream, chunk in chunks.items()}
         names = {self.batch_index[stream]: stream for stream in chunks}
         batch = [chunks[names[b]] if b in names else None for b in range(self.session.num_streams)]
         encoded = self.session.encode(self.state, batch, self.timer)
@@ -197,7 +205,7 @@ class Runner:
                 except InputError as error:
                     events.append(Refused(**span, question=chunk.question, error=error))
             try:
-                prepared[stream] = prepare(stream, chunk._replace(question=""))
+                prepared[stream] = prepare(stream, chunk._replace(question="", choice=None))
             except InputError as error:
                 events.append(Ended(stream=stream, reason=str(error), error=error))
         self.timer.lap("policy")
@@ -208,28 +216,43 @@ class Runner:
         prepared: Mapping[str, Prepared],
         *,
         on_token: OnToken | None = None,
+        cancelled: Cancelled | None = None,
+        recoverable: bool = True,
         forced: Mapping[str, np.ndarray] | None = None,
         record: bool = False,
     ) -> list[Event]:
-        """The second half of `tick`: watch what `prepare` has checked. Streams that have left since then are passed over."""
+        """The second half of `tick`: watch what `prepare` has checked. Streams that have left since then are passed over.
+
+        Args:
+            cancelled: asked after each token of a stream's reply, which ends with that token where it says so.
+            recoverable: with `on_token` or `cancelled`, whether one may tick again after an interrupt; this costs a copy of the
+                cache. A server, which ends with an interrupt, says no.
+        """
         self.timer.resume()
         prepared = {stream: item for stream, item in prepared.items() if stream in self.batch_index}
         # The session counts streams by their place in the batch, callers by name.
         names = {self.batch_index[stream]: stream for stream in prepared}
         detokenizers = {stream: Detokenizer(self.session.turn_tokenizer.tokenizer) for stream in prepared}
+        speaking = {stream: self._speaking(stream) for stream in prepared}
+        paused = {stream: speaking[stream].forced_ids(item.chunk) for stream, item in prepared.items()}
+        forced_ids = {**paused, **(forced or {})}
+        unheard = {stream for stream, item in prepared.items() if speaking[stream].asks(item.chunk)}
 
         def emit(b: int, token: int) -> None:
-            chunk, text = prepared[names[b]].chunk, detokenizers[names[b]].add(token)
-            assert on_token is not None
-            on_token(TokenDelta(stream=names[b], start=chunk.start, end=chunk.end, token=token, text=text))
+            now, chunk, text = time.monotonic(), prepared[names[b]].chunk, detokenizers[names[b]].add(token)
+            if on_token is None or names[b] in unheard:
+                return
+            on_token(TokenDelta(stream=names[b], start=chunk.start, end=chunk.end, token=token, text=text, chosen_at=now))
 
         batch = range(self.session.num_streams)
         self.state, results = self.session.step(
             self.state,
             [prepared[names[b]] if b in names else None for b in batch],
-            forced=None if forced is None else [forced.get(names.get(b, "")) for b in batch],
+            forced=[forced_ids.get(names.get(b, "")) for b in batch],
             record=record,
             on_token=None if on_token is None else emit,
+            cancelled=None if cancelled is None else lambda b: cancelled(names[b]),
+            recoverable=recoverable,
             timer=self.timer,
         )
         events: list[Event] = []
@@ -237,28 +260,13 @@ class Runner:
             reply = results[self.batch_index[stream]]
             assert isinstance(reply, Reply)  # `prepare` has checked its chunk
             # A callback that has raised was not called with the rest of the tokens either.
-            if on_token is not None and not reply.callback_error and (text := detokenizers[stream].flush()):
-                events.append(TokenDelta(stream=stream, start=reply.start, end=reply.end, token=None, text=text))
-            events.append(self._caption(stream, item.chunk.question, reply))
+            is_streamed = on_token is not None and stream not in unheard and not reply.callback_error
+            if is_streamed and (text := detokenizers[stream].flush()):
+                span = {"stream": stream, "start": reply.start, "end": reply.end}
+                events.append(TokenDelta(**span, token=None, text=text, chosen_at=time.monotonic()))
+            caption = caption_of(stream, item.chunk.question, reply, self.state.cache.capacity)
+            events += speaking[stream].after(caption, item.chunk)
         return events
-
-    def _caption(self, stream: str, question: str, reply: Reply) -> Caption:
-        return Caption(
-            stream=stream,
-            start=reply.start,
-            end=reply.end,
-            text=reply.text,
-            raw=reply.raw,
-            question=question,
-            tokens=reply.tokens,
-            ms=reply.ms,
-            cached_before=reply.before,
-            used_slots=reply.after,
-            capacity=self.state.cache.capacity,
-            logits=reply.logits,
-            evicted=reply.evicted,
-            callback_error=reply.callback_error,
-        )
 
     # many ticks
 
@@ -317,7 +325,8 @@ class Runner:
         """
         names = {b: stream for stream, b in self.batch_index.items()}
         streams = [names.get(b) for b in range(self.session.num_streams)]
-        writer.save(self.state, {**extra, "streams": streams}, first)
+        speaking = {stream: self._speaking(stream).state() for stream in self.batch_index}
+        writer.save(self.state, {**extra, "streams": streams, "speaking": speaking}, first)
 
     def resume(self, path: str | Path) -> None:
         """Go on from a saved state, in place of all streams. When it is refused, the runner has no state any more.
@@ -325,7 +334,8 @@ class Runner:
         Raises:
             InputError: as `state_io.load`.
         """
-        names = state_io.peek(path).get("streams")
+        saved = state_io.peek(path)
+        names = saved.get("streams")
         del self.state  # its cache makes room for the saved one
         self.state = state_io.load(path, self.session)
         joined = [b for b, sequence in enumerate(self.state.streams) if sequence is not None]
@@ -333,59 +343,6 @@ class Runner:
             got = "a state without the names of its streams"
             raise InputError(shortened(path), got, "one that a runner has saved", "begin the stream anew")
         self.batch_index = {names[b]: b for b in joined}
-
-
-def watch(
-    playback: Playback,
-    source: Source,
-    start: Callable[[Clip], Runner],
-    *,
-    question: Question | None = None,
-    on_token: OnToken | None = None,
-) -> Iterator[Event]:
-    """Watch one source to its end, as the stream `VIDEO`.
-
-    Args:
-        source: open, and closed at the end.
-        start: makes the runner, with the stream joined, from the frames of the first chunk.
-        question, on_token: as in `Runner.run`.
-
-    Raises:
-        Exception: what broke the source, why a chunk cannot be watched, or what `on_token` raised; after the events of all
-            chunks before it.
-    """
-    ready: Mapping[str, Ready] = {}
-    dropped: Iterable[Event] = ()
-    if source.live:  # it goes on while the programs are compiled; what then waits for too long is dropped
-        playback.open(VIDEO, source)
-        playback.wait()
-        ready, dropped = playback.poll()
-        if not ready:  # it had no chunk, or `playback.stop` came first
-            yield from _raise_error(dropped)
-            return
-        runner = start(ready[VIDEO].clip)
-        playback.upload = runner.session.upload
-    else:  # compiled before the clock of a paced file starts, so that it costs no second of the video
-        try:
-            chunks = iter(source)
-            first = next(chunks)
-            runner = start(playback.clip(first, source.fps))
-            playback.upload = runner.session.upload
-        except BaseException:
-            source.close()
-            raise
-        playback.open(VIDEO, source, chain([first], chunks))
-    merge = runner.session.model_config.vision.spatial_merge_size
-    tokens = math.prod(runner.session.grid) // merge**2
-    yield Started(stream=VIDEO, grid=runner.session.grid, vision_tokens=tokens, capacity=runner.session.capacity)
-    yield from dropped
-    yield from _raise_error(runner.run(playback, ready=ready, question=question, on_token=on_token))
-
-
-def _raise_error(events: Iterable[Event]) -> Iterator[Event]:
-    for event in events:
-        if isinstance(event, Ended) and event.error is not None:
-            raise event.error
-        yield event
-        if isinstance(event, Caption) and event.callback_error is not None:
-            raise event.callback_error
+        self.speaking = {}
+        for stream in self.batch_index:
+            self._speaking(stream).restore(saved, stream, path)

@@ -14,7 +14,7 @@ Axes: B streams, T tokens of a prefill batch, P patches, S slots, R longest repl
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from svlm_jax.config import StreamConfig
-from svlm_jax.decode.sampling import COMMENTARY, Sampling
+from svlm_jax.decode.sampling import COMMENTARY, Sampling, SilenceTokens
 from svlm_jax.errors import InputError
 from svlm_jax.families.chat import Tokenizer, Tokens
 from svlm_jax.inputs import TOKEN_BUCKETS, Clip, VisionInput, bucket
@@ -35,14 +35,16 @@ from svlm_jax.model.vlm import QwenVL
 from svlm_jax.sharding import batch_shards, mesh_of, on_mesh
 from svlm_jax.spans import total
 from svlm_jax.stream import batch, frames, policy, programs, sequence
+from svlm_jax.stream.admission import Admission
 from svlm_jax.stream.batch import Batch, ScheduledSequence
 from svlm_jax.stream.groups import batch_sizes, gather, groups, scatter
-from svlm_jax.stream.results import OnToken, Refusal, Reply, StepResult, TokenCallbacks
-from svlm_jax.stream.sequence import Chunk, StreamSequence, TurnTokenizer
+from svlm_jax.stream.results import Cancelled, OnToken, Refusal, Reply, StepResult, TokenCallbacks
+from svlm_jax.stream.sequence import Chunk, StreamSequence
 from svlm_jax.stream.sizes import ChunkSize, chunk_sizes, round_up, size_index
 from svlm_jax.stream.step import EncodedGroup, GroupReplies, Prepared, ProgramInputs, StageTimer, StreamState, reply_of
+from svlm_jax.stream.stream_settings import DEFAULT_SETTINGS, StreamSettings
+from svlm_jax.stream.turn_tokenizer import TurnTokenizer, opening_of
 
-GROWTH_CHUNKS = 64  # by which the cache of a mode without bound grows
 TOKEN_MULTIPLE, SLOT_MULTIPLE = 16, 128  # sizes are rounded up to multiples of what kernels take at once
 ForcedIds = Sequence[np.ndarray | None]
 
@@ -63,6 +65,7 @@ class Session:
         markup: bool = False,
         max_top_k: int | None = None,
         silence_rule: bool | None = None,
+        choices: bool = False,
         frame_box: FrameBox | None = None,
     ) -> None:
         """Args:
@@ -74,8 +77,9 @@ class Session:
         previous: previous text of streams that have none of their own.
         max_top_k: the largest top_k that a stream may sample with, a static size of the programs; 0: the whole vocabulary,
             whose sort takes longer. That of `sampling` by default.
-        silence_rule: whether streams may have a silence threshold, for which the programs then look at each token. By default
+        silence_rule: whether streams may have a rule of silence, for which the programs then look at each token. By default
             whether `sampling` has one.
+        choices: whether chunks may have answers to choose from (`Chunk.choice`), for which the programs then look.
         frame_box: of frames that the device resizes and cuts into patches; by default clips have patches.
         """
         self.config, self.num_streams = config, num_streams
@@ -87,19 +91,21 @@ class Session:
         self.turn_tokenizer = TurnTokenizer.of(tokenizer, model.config)
         self.sampling = sampling
         self.max_top_k = sampling.top_k if max_top_k is None else max_top_k
-        self.silence_rule = sampling.silence_threshold is not None if silence_rule is None else silence_rule
-        self.check_sampling(sampling)
+        self.silence_rule = sampling.silence_rule if silence_rule is None else silence_rule
+        self.choices = choices
         self.suppressed = np.zeros(model.config.text.vocab_size, bool)
         self.suppressed[[] if markup else list(self.turn_tokenizer.suppressed_ids())] = True
-        self.opening = sequence.opening_of(previous, config, self.turn_tokenizer)
-        self.first_turn, self.longest_turn = (
-            sequence.longest_turn(size.grid, tokenizer, model.config) for size in (self.sizes[-1], self.sizes[0])
-        )
-        self.capacity = round_up(self._slots_for(self.opening), SLOT_MULTIPLE)
+        opening = opening_of(previous, config, self.turn_tokenizer)
+        limits = config, sampling, self.turn_tokenizer, self.sizes, self.max_top_k, self.silence_rule, choices, opening
+        admission = Admission(*limits, capacity=0)
+        self.capacity = round_up(admission.slots_for(config, opening), SLOT_MULTIPLE)
+        self.admission = admission._replace(capacity=self.capacity)
+        self.check(DEFAULT_SETTINGS)
+        longest_turn, _ = admission.longest_turns(config)
         # A turn, the two tokens of the last reply that are not computed yet, its "\n", and a moved reply; a first turn or one
         # with a question may be longer and takes several prefill batches.
         moved = config.max_new_tokens if config.moved_reply_kv == "recompute" else 0
-        self.prefill_size = round_up(total(self.longest_turn) + 3 + moved, TOKEN_MULTIPLE)
+        self.prefill_size = round_up(total(longest_turn) + 3 + moved, TOKEN_MULTIPLE)
         self.mesh = mesh_of(self.params)
         # Where devices share the streams each device has its own, so a step is of all streams.
         shards = batch_shards(self.mesh)
@@ -111,51 +117,26 @@ class Session:
         cache = KVCache.empty(config.text, self.num_streams, capacity or self.capacity, dtype, self.mesh)
         return StreamState(cache, (None,) * self.num_streams)
 
-    def check_query(self, query: str) -> None:
-        """Refuse a query for which there is no room, or that holds special tokens (`sequence.check_query`)."""
-        sequence.check_query(query, self.config, self.turn_tokenizer)
+    def check(self, settings: StreamSettings) -> None:
+        """Refuse settings with which no stream can join, as `join` would; may be called from any thread."""
+        self.admission.new_stream(settings)
 
-    def check_sampling(self, sampling: Sampling, max_new_tokens: int = 1) -> None:
-        """Refuse settings of a stream for which this session has no program (`sequence.check_sampling`)."""
-        limits = max_new_tokens, self.max_top_k, self.config, self.turn_tokenizer
-        sequence.check_sampling(sampling, *limits, silence_rule=self.silence_rule)
-
-    def join(
-        self,
-        state: StreamState,
-        stream_id: int = 0,
-        *,
-        query: str = "",
-        previous: str | Tokens | None = None,
-        seed: int = 0,
-        sampling: Sampling | None = None,
-        max_new_tokens: int | None = None,
-    ) -> StreamState:
+    def join(self, state: StreamState, stream_id: int = 0, settings: StreamSettings = DEFAULT_SETTINGS) -> StreamState:
         """Start a stream at a place of the batch, instead of the stream that was there.
 
-        Args:
-            query: stands in its first turn.
-            previous: the text that came before, or the turns with which the stream begins; the session's by default.
-            seed: of its random numbers.
-            sampling: how its tokens are chosen; the session's by default.
-            max_new_tokens: its longest reply; the config's by default.
+        Raises:
+            InputError: settings for which the session has no program or no slots (`admission`).
+        """
+        return _with_stream(state, stream_id, self.admission.new_stream(settings))
+
+    def change(self, state: StreamState, stream_id: int, settings: StreamSettings) -> StreamState:
+        """Let a stream go on with other settings, from its next chunk on; between two steps. Nothing is forgotten but what the
+        new windows do not hold.
 
         Raises:
-            InputError: a query or previous text that is too long or holds special tokens, a seed that is no 32 bits, sampling
-                settings or a reply length that the session has no program for.
+            InputError: as `join`, or what cannot change while a stream plays; the stream is as it was.
         """
-        sampling = self.sampling if sampling is None else sampling
-        max_new_tokens = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
-        self.check_sampling(sampling, max_new_tokens)
-        opening = self.opening if previous is None else sequence.opening_of(previous, self.config, self.turn_tokenizer)
-        self.check_query(query)
-        slots = self._slots_for(opening)
-        if self.config.bounded and slots > self.capacity:
-            got = f"{len(opening.ids)} tokens, with which the stream needs {slots} slots"
-            raise InputError("previous text", got, f"{self.capacity} slots", "shorten it, or give it to the session")
-        if not 0 <= seed < 2**32:
-            raise InputError("seed", seed, "0 to 4294967295", "choose another")
-        return _with_stream(state, stream_id, sequence.new_stream(opening, query, seed, sampling, max_new_tokens))
+        return _with_stream(state, stream_id, self.admission.changed(_stream(state, stream_id), settings))
 
     def leave(self, state: StreamState, stream_id: int = 0) -> StreamState:
         """End a stream; its place of the batch is free."""
@@ -183,7 +164,7 @@ class Session:
                     self._check_clip(chunk.clip)
                 except InputError:
                     continue
-                clips[b] = [clip for _, clip in sequence.clips_to_encode(_stream(state, b), chunk, self.config)]
+                clips[b] = [clip for _, clip in sequence.clips_to_encode(_stream(state, b), chunk)]
         encoded: list[EncodedGroup | None] = [None] * self.num_streams
         by_size = [[b for b in clips if size_index(self.sizes, clips[b]) == number] for number in range(len(self.sizes))]
         for members, group in chain.from_iterable(groups(ids, self.batch_sizes, self.num_streams) for ids in by_size):
@@ -204,9 +185,11 @@ class Session:
         """
         stream = _stream(state, stream_id)
         self._check_clip(chunk.clip)
-        seq, evicted = sequence.next_turn(stream, chunk, self.config, self.turn_tokenizer)
-        slots, reply_slots = policy.allocate(seq.slots, self.config.max_new_tokens, self._capacity_for(state.cache, seq))
-        return Prepared(stream, chunk, ScheduledSequence(seq, slots, reply_slots), evicted, encoded)
+        seq, evicted = sequence.next_turn(stream, chunk, self.turn_tokenizer)
+        slots, reply_slots = policy.allocate(seq.slots, seq.config.max_new_tokens, self._capacity_for(state.cache, seq))
+        longest = min(seq.config.max_new_tokens, chunk.max_new_tokens or seq.config.max_new_tokens)
+        scheduled = ScheduledSequence(seq, slots, reply_slots, bool(chunk.question), chunk.choice, longest)
+        return Prepared(stream, chunk, scheduled, evicted, encoded)
 
     def step(
         self,
@@ -216,20 +199,25 @@ class Session:
         forced: ForcedIds | None = None,
         record: bool = False,
         on_token: OnToken | None = None,
+        cancelled: Cancelled | None = None,
+        recoverable: bool = True,
         timer: StageTimer | None = None,
     ) -> tuple[StreamState, list[StepResult]]:
         """One chunk for every stream that has one. A chunk that one stream cannot take is a `Refusal` in its place, and the
         other streams go on.
 
         Args:
-            state: consumed; go on with the one that is returned. With `on_token` it is still good when an interrupt (what is no
-                Exception) leaves the step.
+            state: consumed; go on with the one that is returned.
             chunks: one a stream; None for a free place, or a stream that waits: it costs nothing. What `prepare` returned is
                 not decided again.
             forced: ids that replies have to begin with, for replays.
             record: return the raw logits.
-            on_token: called with (stream_id, token id) as each token comes, at the cost of a round trip a token and of a copy
-                of the streams' part of the cache. An Exception that it raises is in the `Reply` of that stream.
+            on_token: called with (stream_id, token id) as each token comes, at the cost of a round trip a token. An Exception
+                that it raises is in the `Reply` of that stream.
+            cancelled: called with a stream_id after each token of its reply, at the same cost; where it is True the reply ends
+                with that token. The stream retains what was generated.
+            recoverable: with these two the state is still good when an interrupt (what is no Exception) leaves the step, at the
+                cost of a copy of the streams' part of the cache.
             timer: of what came before; by default a new one.
         """
         timer = timer or StageTimer()
@@ -240,10 +228,11 @@ class Session:
         timer.lap("policy")
         if not prepared:
             return state, results
-        callbacks = None if on_token is None else TokenCallbacks(on_token)
+        by_token = on_token is not None or cancelled is not None
+        callbacks = TokenCallbacks(on_token, cancelled, recoverable=recoverable) if by_token else None
         streams, cache = list(state.streams), self._grown(state.cache, prepared)
         batches = dict.fromkeys(item.encoded for item in prepared.values() if item.encoded)
-        if callbacks and len(batches) > 1:  # an interrupt in a callback must find no stream written back
+        if callbacks and recoverable and len(batches) > 1:  # an interrupt in a callback must find no stream written back
             cache = jax.tree.map(jnp.copy, cache)
         for group in batches:
             members = {b: item for b, item in prepared.items() if item.encoded is group}
@@ -295,8 +284,8 @@ class Session:
         inputs = self.program_inputs(scheduled, forced and [forced[b] for b in stream_ids], cache.capacity, group.tower_rows)
         timer.lap("policy")
         on_token = callbacks and (lambda index, token: callbacks(stream_ids[index], token))
-        # The programs donate their cache: with callbacks they are given a copy, even of all streams.
-        in_place = len(stream_ids) == self.num_streams and callbacks is None
+        # The programs donate their cache: where the state has to outlive an interrupt they get a copy, even of all streams.
+        in_place = len(stream_ids) == self.num_streams and not (callbacks and callbacks.recoverable)
         rows = np.array(stream_ids, np.int32)
         with on_mesh(self.mesh):
             part = cache if in_place else gather(cache, rows)
@@ -309,7 +298,7 @@ class Session:
         features: Features,
         inputs: ProgramInputs,
         record: bool,
-        on_token: OnToken | None,
+        on_token: Callable[[int, int], bool] | None,
         timer: StageTimer,
     ) -> tuple[KVCache, GroupReplies]:
         """Prefill, decode. The cache is donated."""
@@ -324,13 +313,14 @@ class Session:
         # All programs are dispatched, and only now waited for, stage by stage.
         timer.wait_for("vision", features)
         timer.wait_for("prefill", hidden)
+        cancelled = np.zeros(len(inputs.decode.index), bool)
         if on_token is not None:
-            rest = on_token, self.config.max_new_tokens
-            decoded = programs.decode_token_by_token(self.text_params, inputs.decode, decoded, *rest, **self.static_args)
+            rest = self.text_params, inputs.decode, decoded, on_token, self.config.max_new_tokens
+            decoded, cancelled = programs.decode_token_by_token(*rest, **self.static_args)
         logits = None if decoded.logits is None else np.asarray(decoded.logits)
         tokens = [ids[:count] for ids, count in zip(np.asarray(decoded.tokens), np.asarray(decoded.count), strict=True)]
         timer.lap("decode")
-        return decoded.cache._replace(rotated_keys=()), GroupReplies(tokens, logits)
+        return decoded.cache._replace(rotated_keys=()), GroupReplies(tokens, logits, np.asarray(decoded.probability), cancelled)
 
     def vision_input(self, clips: Sequence[Sequence[Clip]]) -> tuple[VisionInput, list[np.ndarray]]:
         """What the vision tower is given for the clips of each stream (`batch.vision_input`), in the smallest of the session's
@@ -351,23 +341,18 @@ class Session:
         return ProgramInputs(
             prefill_batches=batch.prefill_batches(scheduled, tower_rows, size, capacity, merge),
             slots={"index": index, "positions": positions},
-            decode=batch.decode_inputs(
-                scheduled, forced or [None] * len(scheduled), config.max_new_tokens, self.suppressed, end
-            ),
+            decode=batch.decode_inputs(scheduled, forced, config.max_new_tokens, self.suppressed, end, choices=self.choices),
         )
 
     def _commit(self, prepared: Prepared, replies: GroupReplies, index: int, timer: StageTimer) -> tuple[StreamSequence, Reply]:
         """The sequence after the reply at an index of the group, and the reply."""
-        (seq, slots, reply_slots), reply = prepared.scheduled, reply_of(prepared, replies, index, timer, self.turn_tokenizer)
-        seq = seq._replace(slots=slots)
-        return sequence.with_reply(seq, reply.tokens, reply_slots, self.config, self.turn_tokenizer), reply
-
-    def _slots_for(self, opening: Tokens) -> int:
-        return policy.capacity(self.config, opening.spans, self.longest_turn, GROWTH_CHUNKS, self.first_turn)
+        scheduled, reply = prepared.scheduled, reply_of(prepared, replies, index, timer, self.turn_tokenizer)
+        seq = scheduled.seq._replace(slots=scheduled.slots)
+        return sequence.with_reply(seq, reply.tokens, scheduled.reply_slots, self.turn_tokenizer), reply
 
     def _capacity_for(self, cache: KVCache, seq: StreamSequence) -> int:
         """Slots that the cache must have: more than it has when what is retained has no bound."""
-        slots = len(seq.ids) + self.config.max_new_tokens
+        slots = len(seq.ids) + seq.config.max_new_tokens
         if self.config.bounded or slots <= cache.capacity:
             return cache.capacity
         return round_up(max(slots, 2 * cache.capacity), SLOT_MULTIPLE)
@@ -380,8 +365,9 @@ class Session:
     @property
     def static_args(self) -> dict[str, Any]:
         """Static arguments of the decode programs."""
-        silence_token = self.turn_tokenizer.silence if self.silence_rule else None
-        return {"config": self.model_config, "max_top_k": self.max_top_k, "silence_token": silence_token}
+        turns = self.turn_tokenizer
+        silence = SilenceTokens(turns.silence, int(turns.newline[-1])) if self.silence_rule else None
+        return {"config": self.model_config, "max_top_k": self.max_top_k, "silence": silence}
 
 
 def _stream(state: StreamState, stream_id: int) -> StreamSequence:

@@ -21,7 +21,8 @@ import numpy as np
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.files import atomic_write, draft_path, report_write_errors
 
-VERSION = 3
+VERSION = 4
+BEFORE = {"2": "streams had settings of their own", "3": "streams had windows of their own"}  # what a version lacks
 OPENING = b'{"__metadata__":{"sha256":"'
 DIGITS = 64
 SEAL = slice(8 + len(OPENING), 8 + len(OPENING) + DIGITS)  # bytes of the checksum; the first 8 are the length of the header
@@ -197,7 +198,7 @@ def _refuse(raw: bytes, field: str) -> NoReturn:
 
 def _refuse_version(version: object, field: str) -> NoReturn:
     newer = str(version).isdigit() and int(str(version)[:9]) > VERSION
-    missing = {"2": "streams had settings of their own"}.get(str(version), "states had checksums")
+    missing = BEFORE.get(str(version), "states had checksums")
     saved_by = "a newer svlm-jax" if newer else f"svlm-jax 0.1.0 as it was before {missing}"
     remedy = f"it was saved by {saved_by}: resume with that, or begin anew"
     raise InputError(field, f"version {version!s:.20}", f"a state of version {VERSION}", remedy)

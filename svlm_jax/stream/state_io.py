@@ -29,7 +29,7 @@ from svlm_jax.inputs import Clip
 from svlm_jax.model.cache import KVCache
 from svlm_jax.model.parameters import Parameters
 from svlm_jax.spans import Kind, Part, Span, grid_index, merged_tokens, total
-from svlm_jax.stream import state_file
+from svlm_jax.stream import state_file, state_settings
 from svlm_jax.stream.sequence import StreamSequence
 from svlm_jax.stream.session import Session, StreamState
 from svlm_jax.stream.state_file import MALFORMED_ERRORS, VERSION, check, malformed
@@ -178,7 +178,7 @@ def load(path: str | Path, session: Session) -> StreamState:
     try:
         _compare(metadata["settings"], settings(session), field)
         streams = tuple(
-            None if sequence is None else _sequence(sequence, _with_prefix(f"{b}.", tensors))
+            None if sequence is None else _sequence(sequence, _with_prefix(f"{b}.", tensors), session)
             for b, sequence in enumerate(metadata["streams"])
         )
         _check(streams, metadata["capacity"], session)
@@ -237,8 +237,6 @@ def _check(streams: tuple[StreamSequence | None, ...], capacity: int, session: S
 
 
 def _check_sequence(seq: StreamSequence, capacity: int, session: Session) -> None:
-    _require(type(seq.max_new_tokens) is int, "a reply of no integer number of tokens")
-    session.check_sampling(seq.sampling, seq.max_new_tokens)
     length, cached, slots = len(seq.ids), seq.cached, seq.slots
     dtypes = (seq.ids.dtype, slots.dtype, seq.positions.dtype) == (np.int32, np.int32, np.float32)
     _require(dtypes and slots.shape == (length,) and seq.positions.shape == (3, length), "arrays of other shapes")
@@ -292,10 +290,7 @@ def _with_prefix(prefix: str, tensors: dict[str, np.ndarray]) -> dict[str, np.nd
 
 def _sequence_metadata(seq: StreamSequence) -> dict[str, Any]:
     return {
-        "query": seq.query,
-        "seed": seq.seed,
-        "sampling": asdict(seq.sampling),
-        "max_new_tokens": seq.max_new_tokens,
+        "settings": state_settings.to_json(seq.settings),
         "chunk": seq.chunk,
         "window_start": seq.window_start,
         "spans": _span_lists(seq.spans),
@@ -309,17 +304,19 @@ def _sequence_tensors(seq: StreamSequence) -> dict[str, np.ndarray]:
     return arrays | {f"clip.{number}": clip.patches for number, (_, clip) in enumerate(seq.clips)}
 
 
-def _sequence(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> StreamSequence:
+def _sequence(metadata: dict[str, Any], tensors: dict[str, np.ndarray], session: Session) -> StreamSequence:
+    settings = state_settings.from_json(metadata["settings"])
+    opening = Tokens(tensors["opening"], _spans(metadata["opening"]))
+    config, sampling = session.admission.resumed(settings, opening)
     clips = tuple(
         (turn, Clip(tensors[f"clip.{number}"], tuple(grid), step, video=True))
         for number, (turn, grid, step) in enumerate(metadata["clips"])
     )
     return StreamSequence(
-        opening=Tokens(tensors["opening"], _spans(metadata["opening"])),
-        query=metadata["query"],
-        seed=metadata["seed"],
-        sampling=_sampling(metadata["sampling"]),
-        max_new_tokens=metadata["max_new_tokens"],
+        opening=opening,
+        settings=settings,
+        config=config,
+        sampling=sampling,
         chunk=metadata["chunk"],
         window_start=metadata["window_start"],
         ids=tensors["ids"],
@@ -328,21 +325,6 @@ def _sequence(metadata: dict[str, Any], tensors: dict[str, np.ndarray]) -> Strea
         spans=_spans(metadata["spans"]),
         clips=clips,
     )
-
-
-def _sampling(metadata: dict[str, Any]) -> Sampling:
-    """The sampling settings of a stream.
-
-    Raises:
-        ValueError, KeyError, TypeError: no release writes such settings.
-    """
-    fields: dict[str, Any] = metadata | {"suppressed": tuple(metadata["suppressed"])}
-    sampling = Sampling(**fields)
-    numbers = (sampling.temperature, sampling.top_p, sampling.repetition_penalty)
-    numbers += (sampling.silence_threshold or 0.0, sampling.silence_threshold_step)
-    if not (np.isfinite(numbers).all() and all(type(number) is int for number in (sampling.top_k, *sampling.suppressed))):
-        raise ValueError("sampling settings of another type")
-    return sampling
 
 
 def _span_lists(spans: tuple[Span, ...]) -> list[list[Any]]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from svlm_jax.decode.detokenize import raw_text, reply_text
 from svlm_jax.decode.loop import DecodeInputs
@@ -19,8 +19,10 @@ from svlm_jax.model.cache import KVCache
 from svlm_jax.model.vision import Features
 from svlm_jax.spans import Span
 from svlm_jax.stream.batch import PrefillBatch, ScheduledSequence
+from svlm_jax.stream.events import Finish
 from svlm_jax.stream.results import Reply
-from svlm_jax.stream.sequence import Chunk, StreamSequence, TurnTokenizer
+from svlm_jax.stream.sequence import Chunk, StreamSequence
+from svlm_jax.stream.turn_tokenizer import TurnTokenizer
 
 
 class StreamState(NamedTuple):
@@ -64,10 +66,13 @@ class ProgramInputs(NamedTuple):
 
 
 class GroupReplies(NamedTuple):
-    """Replies of a group of streams: the tokens of each, and logits before each token if they are recorded."""
+    """Replies of a group of streams: the tokens of each, logits before each token if they are recorded,
+    `DecodeState.probability`, and which were cancelled."""
 
     tokens: list[Int32[np.ndarray, " r"]]
     logits: Float32[np.ndarray, "B R V"] | None
+    probability: Float32[np.ndarray, " B"]
+    cancelled: Bool[np.ndarray, " B"]
 
 
 def reply_of(
@@ -87,7 +92,24 @@ def reply_of(
         after=len(seq.ids) + len(tokens) - 1,  # the newest token is not computed
         logits=None if replies.logits is None else replies.logits[index, : len(tokens)],
         evicted=prepared.evicted,
+        finish=_finish(ids, bool(replies.cancelled[index]), turn_tokenizer),
+        probability=_probability(prepared, replies, index),
     )
+
+
+def _finish(ids: list[int], cancelled: bool, turn_tokenizer: TurnTokenizer) -> Finish:
+    if cancelled:
+        return "cancelled"
+    return "stop" if ids[-1] == turn_tokenizer.end_of_turn else "length"
+
+
+def _probability(prepared: Prepared, replies: GroupReplies, index: int) -> float | None:
+    """Of yes, or of silence: nobody has asked for that of a reply that is an answer."""
+    chunk = prepared.chunk
+    if chunk.question and chunk.choice is None:
+        return None
+    probability = float(replies.probability[index])
+    return probability if probability >= 0 else None
 
 
 class StageTimer:

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 from svlm_jax.inputs import Clip
-from svlm_jax.stream import programs, sequence
+from svlm_jax.stream import programs
 from svlm_jax.stream.frames import with_length
 from svlm_jax.stream.groups import gather, scatter
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session, StreamState
+from svlm_jax.stream.stream_settings import DEFAULT_SETTINGS
 
 OnProgress = Callable[[int, int], object]  # (programs compiled so far, all of them)
 
@@ -93,7 +94,7 @@ def _lower(session: Session, size: int, state: StreamState, clip: Clip, tokens: 
     config, limit = session.model_config, session.config.max_new_tokens
     cache = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.cache)
     part = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype), cache)
-    stream = sequence.new_stream(session.opening, "", 0, session.sampling, limit)
+    stream = session.admission.new_stream(DEFAULT_SETTINGS)
     hidden = jax.ShapeDtypeStruct((size, config.text.hidden_size), config.dtype)
     for chunk_clip in _clips(session, clip):
         chunk = Chunk(0.0, float(session.config.chunk_seconds), chunk_clip)
@@ -106,7 +107,8 @@ def _lower(session: Session, size: int, state: StreamState, clip: Clip, tokens: 
     decode = programs.decode.lower(session.text_params, inputs.decode, hidden, part, limit, **session.static_args, record=False)
     yield decode
     if tokens:
-        yield programs.resume_decode.lower(session.text_params, inputs.decode, _outputs(decode), limit, **session.static_args)
+        limits = np.full(size, limit, np.int32)
+        yield programs.resume_decode.lower(session.text_params, inputs.decode, _outputs(decode), limits, **session.static_args)
     if _in_part(session, size, tokens):
         group = np.arange(size, dtype=np.int32)
         yield from (gather.lower(cache, group), scatter.lower(cache, part, group))

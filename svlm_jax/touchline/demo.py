@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from svlm_jax.config import ResizeOn, StreamConfig
+from svlm_jax.decode.detokenize import split_reply
 from svlm_jax.inputs import Clip
 from svlm_jax.stream.events import Caption
 from svlm_jax.touchline.commentary import QUESTIONS, words
 from svlm_jax.touchline.film import Film, play
-from svlm_jax.touchline.judge import Tally, judge, split_reply
+from svlm_jax.touchline.judge import Tally, judge
 
 if TYPE_CHECKING:
     from svlm_jax.media.processor import Processor
@@ -44,7 +45,7 @@ def captions(
     """
     from svlm_jax.stream.frames import resizes_on_device
     from svlm_jax.stream.playback import Playback
-    from svlm_jax.stream.runner import watch
+    from svlm_jax.stream.watch import watch
     from svlm_jax.touchline.source import open_match
 
     def question(stream: str, start: float | int, end: float | int) -> str:

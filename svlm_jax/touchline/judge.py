@@ -174,12 +174,6 @@ def score_mentions(replies: Mapping[int, str], events: Sequence[Event], end: int
     return mentions
 
 
-def split_reply(reply: str) -> tuple[str, str]:
-    """(answer to a question or "", commentary) of a reply."""
-    answer, _, words = reply.partition("\n")
-    return answer.strip(), words.strip()
-
-
 def facts_at(events: Sequence[Event], second: int) -> Facts:
     """The state of the match that frames up to this second show."""
     return latest_event(events, second).facts

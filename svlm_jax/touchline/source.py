@@ -14,7 +14,8 @@ import numpy as np
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.media import sources
-from svlm_jax.media.sources import Opener, Source, Timing
+from svlm_jax.media.chunks import Source, Timing
+from svlm_jax.media.sources import Opener
 from svlm_jax.media.video import SLACK
 from svlm_jax.touchline.film import HELD_OUT, Film, moments
 

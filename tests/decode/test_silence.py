@@ -1,18 +1,21 @@
 """LiveCC's silence rule: " ..." is forbidden where its probability is at most a threshold that moves with each token."""
 
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
 
 from svlm_jax.decode.generate import generate
-from svlm_jax.decode.sampling import Sampling, SamplingParams, Silence, process_logits
+from svlm_jax.decode.sampling import Sampling, SamplingParams, Silence, SilenceTokens, process_logits
 from svlm_jax.errors import InputError
 from svlm_jax.inputs import Inputs
 from svlm_jax.stream import state_io
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
 from tests.support.sessions import GREEDY, chunk, make, model, said, tokenizer, watch  # noqa: F401
 
-VOCABULARY, SILENCE = 64, 7
+VOCABULARY, SILENCE, NEWLINE, END = 64, 7, 8, 9
 
 
 def reference(
@@ -49,7 +52,9 @@ def test_the_rule_is_that_of_the_published_code():
     ]
     params = SamplingParams.stack(settings, [20] * batch)
     suppressed = np.zeros((batch, VOCABULARY), bool)
-    process = jax.jit(lambda count: process_logits(logits, generated, suppressed, params, Silence(SILENCE, count)))
+    reply, end = np.zeros((batch, 20), np.int32), np.array([END])
+    rules = partial(Silence, SilenceTokens(SILENCE, NEWLINE), reply, eos_ids=end)
+    process = jax.jit(lambda count: process_logits(logits, generated, suppressed, params, rules(count=count)))
     got, forbidden = np.asarray(process(count)), 0
     for b, row in enumerate(settings):
         rule = row.silence_threshold, row.silence_threshold_step
@@ -60,6 +65,47 @@ def test_the_rule_is_that_of_the_published_code():
     without = np.asarray(process_logits(logits, generated, suppressed, params))
     off = [b for b, row in enumerate(settings) if row.silence_threshold is None]
     np.testing.assert_array_equal(got[off], without[off])
+
+
+def decided(shares: dict[int, float], silence: float | None, tokens: tuple[int, ...] = ()) -> set[int]:
+    """The ids that may come after these tokens of a reply, from a distribution with these shares; the rest is evenly spread."""
+    probabilities = np.full(VOCABULARY, (1 - sum(shares.values())) / (VOCABULARY - len(shares)))
+    probabilities[list(shares)] = list(shares.values())
+    logits = np.log(probabilities).astype(np.float32)[None]
+    reply = np.zeros((1, 20), np.int32)
+    reply[0, : len(tokens)] = tokens
+    rules = Silence(SilenceTokens(SILENCE, NEWLINE), reply, np.array([len(tokens)]), np.array([END]))
+    params = SamplingParams.stack([Sampling(silence=silence)], [20])
+    nothing = np.zeros((1, VOCABULARY), bool)
+    return set(np.flatnonzero(np.isfinite(np.asarray(process_logits(logits, nothing, nothing, params, rules))[0])).tolist())
+
+
+WORDS = set(range(VOCABULARY)) - {SILENCE, NEWLINE, END}
+
+
+@pytest.mark.parametrize(
+    ("shares", "silence", "tokens", "allowed"),
+    [
+        ({SILENCE: 0.6}, 0.7, (), WORDS),  # it has words where silence is as likely as that, or less
+        ({SILENCE: 0.6}, 0.5, (), {SILENCE}),
+        ({SILENCE: 0.3, END: 0.3}, 0.5, (), {SILENCE}),  # a reply that ends at once is silent too
+        ({SILENCE: 0.3, END: 0.3}, 0.7, (), WORDS),
+        ({SILENCE: 0.6}, 1.0, (), WORDS),
+        ({SILENCE: 0.001}, 0.0, (), {SILENCE}),
+        ({NEWLINE: 0.9, SILENCE: 0.01}, 0.5, (), {NEWLINE}),  # the newline of trained replies decides nothing
+        ({SILENCE: 0.6}, 0.5, (NEWLINE,), {SILENCE}),
+        ({SILENCE: 0.6}, 0.7, (NEWLINE,), WORDS),
+        ({1: 0.9}, 0.5, (SILENCE,), {END}),  # silence is all that a silent reply says
+        ({1: 0.9}, 0.5, (NEWLINE, SILENCE), {END}),
+        ({SILENCE: 0.9}, 0.5, (1,), set(range(VOCABULARY))),  # after the first word the model is free
+        ({SILENCE: 0.9}, 0.5, (NEWLINE, 1), set(range(VOCABULARY))),
+        ({SILENCE: 0.9}, 0.5, (1, SILENCE), set(range(VOCABULARY))),
+        ({SILENCE: 0.9}, None, (), set(range(VOCABULARY))),
+    ],
+)
+def test_one_threshold_decides_between_words_and_silence(shares, silence, tokens, allowed):
+    """Else the number that a viewer sets says nothing of when a stream speaks."""
+    assert decided(shares, silence, tokens) == allowed
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +127,7 @@ def continued(session: Session, settings, chunks: int = 3):
     """Replies of every row, the ids that each stream retained as it began, and the state after them."""
     state = session.init_state()
     for row, sampling in enumerate(settings):
-        state = session.join(state, row, sampling=sampling)
+        state = session.join(state, row, StreamSettings(sampling=sampling))
     replies, prompts = [[] for _ in settings], [[] for _ in settings]
     for number in range(chunks):
         prepared = [session.prepare(state, row, chunk(number)) for row in range(len(settings))]
@@ -128,15 +174,15 @@ def test_a_session_without_the_rule_refuses_it(make, model):
     rule, plain = Sampling(silence_threshold=0.5), make()
     line = r"^silence_threshold of a stream: got 0.5, expected none in this session; make the session with silence_rule=True$"
     with pytest.raises(InputError, match=line):
-        plain.check_sampling(rule)
+        plain.check(StreamSettings(sampling=rule))
     assert make(sampling=rule).silence_rule and not plain.silence_rule
-    with pytest.raises(InputError, match=r"^silence_threshold: "):
+    with pytest.raises(InputError, match=r"^silence: "):
         generate(model, Inputs(np.zeros((1, 4), np.int32), None, None, None), sampling=rule)
 
 
 def test_a_saved_stream_keeps_its_rule(session, tmp_path):
     rule = Sampling(silence_threshold=0.25, silence_threshold_step=-0.125)
-    state = session.join(session.init_state(), sampling=rule)
+    state = session.join(session.init_state(), settings=StreamSettings(sampling=rule))
     state_io.save(tmp_path / "a.state", session, state)
     assert state_io.load(tmp_path / "a.state", session).streams[0].sampling == rule
 
@@ -145,3 +191,8 @@ def test_a_saved_stream_keeps_its_rule(session, tmp_path):
 def test_a_threshold_is_a_probability(setting):
     with pytest.raises(InputError, match=r"^sampling silence_threshold"):
         Sampling(**setting)
+
+
+def test_two_rules_of_silence_at_a_time_are_refused():
+    with pytest.raises(InputError, match=r"^sampling silence: got 0.5 with silence_threshold 0.1, expected one rule"):
+        Sampling(silence=0.5, silence_threshold=0.1)

@@ -159,7 +159,7 @@ def test_a_job_that_cannot_begin_is_named_and_costs_no_other_anything(watch, job
 
 
 def test_however_long_the_previous_text_is_a_stream_begins_with_its_sink_and_its_window(vlm):
-    from svlm_jax.stream.sequence import TurnTokenizer, cut_opening, opening_of
+    from svlm_jax.stream.turn_tokenizer import TurnTokenizer, cut_opening, opening_of
 
     turns = TurnTokenizer.of(vlm.tokenizer, vlm.model.config)
     whole = opening_of(SAID * 50, CONFIG, turns)

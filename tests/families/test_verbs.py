@@ -18,7 +18,7 @@ from svlm_jax.inputs import Inputs
 from svlm_jax.media.video import write_video
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.model.transforms import fuse
-from svlm_jax.serve.engine import session_for
+from svlm_jax.serve.engine.session import session_for
 from svlm_jax.touchline.film import Film
 from tests.support.families import tiny_checkpoint
 from tests.support.serving import BOX, CONFIG, film, serving  # noqa: F401

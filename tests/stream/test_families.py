@@ -19,6 +19,7 @@ from svlm_jax.spans import Kind, Part, positions
 from svlm_jax.stream.results import Reply
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
 from svlm_jax.stream.warmup import warm
 from tests.support.families import tiny_checkpoint
 from tests.support.sessions import Compiled
@@ -51,7 +52,7 @@ def chunk(number: int, vision) -> Chunk:
 def test_a_stream_that_forgets_nothing_says_what_one_forward_pass_says(model):
     stream, config = session(model, GREEDY), model[0].config
     chunks = [chunk(number, config.vision) for number in range(4)]
-    state, replies = stream.join(stream.init_state(), query="Commentate"), []
+    state, replies = stream.join(stream.init_state(), settings=StreamSettings(query="Commentate")), []
     for each in chunks:
         state, (reply,) = stream.step(state, [each], record=True)
         replies.append(reply)
@@ -74,7 +75,7 @@ def test_a_thousand_chunks_compile_nothing_and_take_no_more_slots(model):
     stream, vision = session(model, DRAWN, vision_window=3, text_rounds=3, sink=6, text_window=6), model[0].config.vision
     state = warm(stream, stream.init_state(), chunk(0, vision).clip)
     capacity, used = state.cache.capacity, []
-    state = stream.join(state, query="Commentate")
+    state = stream.join(state, settings=StreamSettings(query="Commentate"))
     state, _ = stream.step(state, [chunk(0, vision)])
     with Compiled() as compiled:
         for number in range(1, 1001):

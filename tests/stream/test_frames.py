@@ -20,16 +20,18 @@ from svlm_jax.media.resize_weights import FrameBox
 from svlm_jax.media.video import write_video
 from svlm_jax.replay import stream
 from svlm_jax.replay.format import noise_frames
-from svlm_jax.serve.client_image import Box, fit_size
-from svlm_jax.serve.engine import session_for
+from svlm_jax.serve.engine.session import session_for
+from svlm_jax.serve.sources.images import Box, fit_size
 from svlm_jax.sharding import make_mesh
 from svlm_jax.stream import frames
 from svlm_jax.stream.events import Caption
 from svlm_jax.stream.playback import Playback
-from svlm_jax.stream.runner import VIDEO, Runner, watch
+from svlm_jax.stream.runner import VIDEO, Runner
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
 from svlm_jax.stream.warmup import compile_programs
+from svlm_jax.stream.watch import watch
 from svlm_jax.touchline.scratch import scratch
 from tests.stream.test_runner import CONFIG, Film
 from tests.support import FIXTURES
@@ -67,7 +69,7 @@ def session(vlm, box: FrameBox | None, model=None) -> Session:
 
 def replies(vlm, made: Session, on_device: bool) -> list[list[int]]:
     """Of both streams over four seconds; in one of them only the second has a chunk."""
-    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    state = made.join(made.join(made.init_state(), 0, StreamSettings(seed=1)), 1, StreamSettings(seed=2))
     every = []
     for number in range(4):
         chunks = [chunk(vlm, number, size, 100 * b, on_device) for b, size in enumerate(SIZES)]
@@ -115,7 +117,7 @@ def test_a_recorded_stream_of_the_original_replays(data_dir, processor_dir):
     box = FrameBox.of(2, height, width, height, width)
     options = {"sampling": recording.sampling, "markup": True, "frame_box": box}
     runner = Runner(Session(vlm.model, vlm.tokenizer, recording.config, grid, **options))
-    runner.join(VIDEO, query=settings["query"], previous=settings["previous_text"])
+    runner.join(VIDEO, StreamSettings(query=settings["query"], previous=settings["previous_text"]))
     for recorded in recording.rounds[:10]:
         pixels = noise_frames(settings["seed"], recorded["frames"], height, width)
         clip = Clip(np.zeros((0, 1176), np.uint8), grid, 1.0, video=True, frames=Frames(pixels, height, width))
@@ -147,7 +149,7 @@ def test_frames_are_sent_by_the_thread_that_reads_them(vlm, compiled_session, mo
 
 def test_a_page_takes_every_picture_that_it_fits_into_its_box(vlm, monkeypatch):
     """Else a camera held upright is refused for its shape."""
-    monkeypatch.setattr("svlm_jax.serve.engine.warm", lambda *_, **__: None)
+    monkeypatch.setattr("svlm_jax.serve.engine.session.warm", lambda *_, **__: None)
     config = replace(CONFIG, chunk_seconds=1)
     made, clip = session_for(vlm, config, Box(168, 112), 1, vlm.sampling, resize_on="device")
     assert clip.frames is not None and made.frame_box is not None and made.frame_box[:3] == (2, 112, 168)

@@ -15,8 +15,10 @@ from svlm_jax.spans import Kind, Part
 from svlm_jax.stream import policy, sequence
 from svlm_jax.stream.frames import frame_box
 from svlm_jax.stream.runner import Runner
-from svlm_jax.stream.sequence import Chunk, TurnTokenizer
+from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
+from svlm_jax.stream.turn_tokenizer import TurnTokenizer
 from svlm_jax.stream.warmup import warm
 from svlm_jax.touchline.film import Film
 from tests.support.sessions import Compiled, make, model, said, tokenizer  # noqa: F401
@@ -54,13 +56,13 @@ def turns(make, tokenizer):
     (end,) = tokenizer.encode("<|im_end|>", add_special_tokens=False)
     words = tokenizer.encode(" red blue ball goal the team scores red blue ball goal the", add_special_tokens=False)
     replies = [[*words[:4], end], (words * 16)[:16], [*words[:2], end]]
-    seq, result = sequence.new_stream(session.opening, LIVECC.query, 0, session.sampling, 16), []
+    seq, result = session.admission.new_stream(StreamSettings(query=LIVECC.query)), []
     for number, reply in enumerate(replies):
-        seq, _ = sequence.next_turn(seq, chunk(number), session.config, session.turn_tokenizer)
+        seq, _ = sequence.next_turn(seq, chunk(number), session.turn_tokenizer)
         result.append(seq)
         slots = np.arange(len(seq.ids) + 16, dtype=np.int32)
         seq = seq._replace(slots=slots[: len(seq.ids)])
-        seq = sequence.with_reply(seq, np.array(reply, np.int32), slots[-16:], session.config, session.turn_tokenizer)
+        seq = sequence.with_reply(seq, np.array(reply, np.int32), slots[-16:], session.turn_tokenizer)
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     return result, published(encode, replies, session.model_config.video_token_id)
 
@@ -85,16 +87,16 @@ def test_frames_of_the_first_turn_alone_stand_on_three_axes_as_transformers_coun
 
 def test_the_other_form_counts_all_tokens_on_one_axis(make):
     session = make(**LIVECC_1D.stream)
-    seq = sequence.new_stream(session.opening, LIVECC.query, 0, session.sampling, 16)
-    seq, _ = sequence.next_turn(seq, chunk(0), session.config, session.turn_tokenizer)
+    seq = session.admission.new_stream(StreamSettings(query=LIVECC.query))
+    seq, _ = sequence.next_turn(seq, chunk(0), session.turn_tokenizer)
     np.testing.assert_array_equal(seq.positions, np.tile(np.arange(len(seq.ids)), (3, 1)))
     assert set(PRESETS) == {"livecc", "livecc-1d"}
 
 
 def test_a_question_stands_after_the_frames(make, tokenizer):
     session = make(**LIVECC.stream)
-    seq = sequence.new_stream(session.opening, "Commentate.", 0, session.sampling, 16)
-    seq, _ = sequence.next_turn(seq, chunk(0, question="Who leads?"), session.config, session.turn_tokenizer)
+    seq = session.admission.new_stream(StreamSettings(query="Commentate."))
+    seq, _ = sequence.next_turn(seq, chunk(0, question="Who leads?"), session.turn_tokenizer)
     expected = "<|vision_end|>Commentate.Who leads?<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(seq.ids.tolist(), skip_special_tokens=False).endswith(expected)
 
@@ -115,11 +117,11 @@ def test_nothing_compiles_after_warm_up_and_a_first_chunk_disturbs_no_other_stre
     runner.state = warm(session, runner.state, first)
     assert session.grid == NEXT and [(size.grid, size.box.num_frames) for size in session.sizes] == [(NEXT, 2), (FIRST, 6)]
     with Compiled() as compiled:
-        runner.join("a", query="Commentate")
+        runner.join("a", StreamSettings(query="Commentate"))
         alone = [runner.tick({"a": play(number, 1)})[0] for number in range(3)]
         runner.leave("a")
-        runner.join("a", query="Commentate")
-        runner.join("b", query="Commentate")
+        runner.join("a", StreamSettings(query="Commentate"))
+        runner.join("b", StreamSettings(query="Commentate"))
         together = [runner.tick({"a": play(0, 1)})]
         together += [runner.tick({"a": play(n, 1), "b": play(n - 1, 2)}) for n in (1, 2)]
     assert compiled.count == 0
@@ -132,26 +134,27 @@ def test_without_previous_text_old_words_are_dropped_with_their_turn(make):
     windows = {"vision_window": 3, "text_rounds": 2, "max_new_tokens": 4, "question_tokens": 16}
     session = make(previous_text_turn=False, first_chunk_seconds=3, **windows)
     assert session.config.bounded
-    seq = sequence.new_stream(session.opening, "Commentate", 0, session.sampling, 4)
+    seq = session.admission.new_stream(StreamSettings(query="Commentate"))
     for number in range(8):
-        seq, _ = sequence.next_turn(seq, chunk(number), session.config, session.turn_tokenizer)
+        seq, _ = sequence.next_turn(seq, chunk(number), session.turn_tokenizer)
         assert not any(span.kind == Kind.PREVIOUS for span in seq.spans)
         replies = {span.turn for span in seq.spans if span.kind == Kind.REPLY and span.part == Part.BODY}
         frames = {span.turn for span in seq.spans if span.kind == Kind.VISION}
         assert replies == set(range(max(0, number - 1), number)) and frames == set(range(max(0, number - 2), number + 1))
         slots, reply_slots = policy.allocate(seq.slots, 4, session.capacity)
         reply = np.array([5, 6, 7, 8], np.int32)
-        seq = sequence.with_reply(seq._replace(slots=slots), reply, reply_slots, session.config, session.turn_tokenizer)
+        seq = sequence.with_reply(seq._replace(slots=slots), reply, reply_slots, session.turn_tokenizer)
     with pytest.raises(InputError, match=r"^previous text: got Earlier, expected none: this stream has no turn for it; "):
-        session.join(session.init_state(), previous="Earlier")
+        session.join(session.init_state(), settings=StreamSettings(previous="Earlier"))
 
 
 def test_a_stream_without_any_opening_begins_with_its_first_turn(make, tokenizer):
     """A family without a system prompt leaves nothing to begin with."""
     session = make(previous_text_turn=False)
-    empty = session.opening._replace(ids=session.opening.ids[:0], spans=())
-    seq = sequence.new_stream(empty, "", 0, session.sampling, 4)
-    seq, evicted = sequence.next_turn(seq, chunk(1), session.config, session.turn_tokenizer)
+    opening = session.admission.opening
+    empty = opening._replace(ids=opening.ids[:0], spans=())
+    seq = sequence.new_stream(empty, StreamSettings(), session.config, session.sampling)
+    seq, evicted = sequence.next_turn(seq, chunk(1), session.turn_tokenizer)
     assert (
         tokenizer.decode(seq.ids.tolist(), skip_special_tokens=False).startswith("<|im_start|>user\nTime=3.0") and not evicted
     )

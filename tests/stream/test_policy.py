@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import chat
+from svlm_jax.families.chat import reply_turn
 from svlm_jax.inputs import Clip
 from svlm_jax.spans import Kind, Part, Span, merged_tokens, total, truncate
 from svlm_jax.stream import batch, policy, sequence
@@ -136,15 +137,15 @@ def test_the_capacity_holds_the_longest_replies_and_all_questions_that_are_let_i
         chunk = Chunk(9_999_000 + number, 9_999_001 + number, clip, "who scored the last goal of this match? " * 3)
         before = engine.state
         try:
-            turn, _ = sequence.next_turn(before, chunk, config, turns())
+            turn, _ = sequence.next_turn(before, chunk, turns())
         except InputError as error:
             assert str(error).startswith("question: got ") and "\n" not in str(error)
             assert engine.state is before
             refused += 1
-            turn, _ = sequence.next_turn(before, chunk._replace(question=""), config, turns())
+            turn, _ = sequence.next_turn(before, chunk._replace(question=""), turns())
         row = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))  # never refuses
         state = turn._replace(slots=row.slots)
-        engine.state = sequence.with_reply(state, np.arange(LONGEST, dtype=np.int32), row.reply_slots, config, turns())
+        engine.state = sequence.with_reply(state, np.arange(LONGEST, dtype=np.int32), row.reply_slots, turns())
     assert refused or config.mode != "full"
 
 
@@ -171,7 +172,7 @@ def test_rows_of_a_batch_are_described_apart():
 
 
 def _serials(engine: Engine, clip: Clip) -> list[int]:
-    turn, _ = sequence.next_turn(engine.state, Chunk(0, 1, clip), engine.config, turns())
+    turn, _ = sequence.next_turn(engine.state, Chunk(0, 1, clip), turns())
     return list(range(len(turn.ids) - turn.cached))
 
 
@@ -209,8 +210,8 @@ def test_words_of_the_oldest_reply_end_the_previous_text():
 
 
 def test_replies_cut_short_lose_their_last_word():
-    assert tail(sequence.reply_turn([5, 6, 7, 1], 3)) == [(Kind.REPLY, Part.BODY, 3), (Kind.REPLY, Part.TAIL, 3)]
-    assert [span.length for span in sequence.reply_turn([1], 3)] == [1]
+    assert tail(reply_turn([5, 6, 7, 1], 3)) == [(Kind.REPLY, Part.BODY, 3), (Kind.REPLY, Part.TAIL, 3)]
+    assert [span.length for span in reply_turn([1], 3)] == [1]
 
 
 @pytest.mark.parametrize(

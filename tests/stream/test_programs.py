@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.stream import batch, groups, programs
+from svlm_jax.stream.stream_settings import StreamSettings
 from svlm_jax.stream.warmup import compile_programs, warm
 from tests.support.sessions import DRAWN, Compiled, chunk, make, model, tokenizer, watch  # noqa: F401
 
@@ -72,13 +73,13 @@ def test_the_search_for_copies_finds_them():
 @pytest.mark.parametrize("changes", [{}, {"mode": "window", "window_chunks": 4}, {"moved_reply_kv": "recompute"}])
 def test_nothing_compiles_after_warming_up(make, changes):
     session = make(num_streams=2, sampling=DRAWN, **changes)
-    state = session.join(warm(session, session.init_state(), chunk(0).clip), 0, query="Commentate")
+    state = session.join(warm(session, session.init_state(), chunk(0).clip), 0, StreamSettings(query="Commentate"))
     state, _ = session.step(state, [chunk(0), None])
     lengths = set()
     with Compiled() as compiled:
         for number in range(1, 12):
             if number == 3:
-                state = session.join(state, 1, previous="red blue ball " * 6, query="Who has the ball?", seed=7)
+                state = session.join(state, 1, StreamSettings(previous="red blue ball " * 6, query="Who has the ball?", seed=7))
             if number == 9:
                 state = session.leave(state, 0)
             first = chunk(number, question="who scored?" if number == 5 else "") if number < 9 else None
@@ -96,7 +97,7 @@ def test_warming_up_compiles_all_there_is(make):
         state = warm(session, session.init_state(), chunk(0).clip, tokens=True, progress=lambda *done: told.append(done))
     assert warming.count >= 4 and state.streams == (None,)
     assert told == [(done, 6) for done in range(7)]  # three programs, one token, and the copy of the cache that it needs
-    state = session.join(state, query="Commentate")
+    state = session.join(state, settings=StreamSettings(query="Commentate"))
     with Compiled() as compiled:
         state, _ = session.step(state, [chunk(0)])
         state, _ = session.step(state, [chunk(1)], on_token=lambda row, token: None)
@@ -155,7 +156,9 @@ def test_keys_are_not_rotated_again_for_each_token_that_is_told(make):
     inputs = session.program_inputs(prepared, None, session.capacity, [np.zeros(0, np.int32)]).decode
     hidden = jnp.zeros((1, session.model_config.text.hidden_size))
     decoded = programs.decode(session.text_params, inputs, hidden, state.cache, 1, **session.static_args, record=False)
-    program = programs.resume_decode.lower(session.text_params, inputs, decoded, 2, **session.static_args).compile()
+    program = programs.resume_decode.lower(
+        session.text_params, inputs, decoded, np.array([2], np.int32), **session.static_args
+    ).compile()
     size = sum(one.nbytes for one in jax.tree.leaves(decoded.cache))
     assert not large_moves(program.as_text(), decoded.cache.keys[0].size)
     assert program.memory_analysis().alias_size_in_bytes >= size and program.memory_analysis().temp_size_in_bytes < 0.1 * size

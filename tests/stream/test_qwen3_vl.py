@@ -23,6 +23,7 @@ from svlm_jax.stream import state_io
 from svlm_jax.stream.results import require_reply
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
 from svlm_jax.stream.warmup import warm
 from tests.support.families import tiny_checkpoint
 from tests.support.oracle import Computed, Oracle, Windows, opening_parts, turn_parts
@@ -105,7 +106,7 @@ class Reference:
 
 def check(tiny: Model, opened: Session, state, chunks: int) -> None:
     reference, differences = Reference(tiny, opened), []
-    state = opened.join(state, query=QUERY)
+    state = opened.join(state, settings=StreamSettings(query=QUERY))
     for number in range(chunks):
         this = chunk(number)
         state, (result,) = opened.step(state, [this], record=True)
@@ -142,7 +143,7 @@ def test_logits_are_those_of_what_is_retained_in_all_modes(tiny, config):
 
 def test_nothing_compiles_and_no_stamp_is_left_over_while_stamps_grow_longer(evicting):
     opened, state = evicting[0], warm(evicting[0], evicting[0].init_state(), chunk(0).clip)
-    state, clip = opened.join(state, query=QUERY), chunk(0).clip
+    state, clip = opened.join(state, settings=StreamSettings(query=QUERY)), chunk(0).clip
     with Compiled() as compiled:
         for number in range(8):
             second = 9_997 + number
@@ -160,7 +161,7 @@ def test_nothing_compiles_and_no_stamp_is_left_over_while_stamps_grow_longer(evi
 @pytest.mark.parametrize("mode", ["streaming", "recompute"])
 def test_a_saved_state_goes_on_with_the_same_logits(tiny, tmp_path, mode):
     opened = session(tiny, 2, 3, mode=mode)
-    state = opened.join(opened.init_state(), query=QUERY)
+    state = opened.join(opened.init_state(), settings=StreamSettings(query=QUERY))
     for number in range(4):
         state, _ = opened.step(state, [chunk(number)])
     state_io.save(tmp_path / "a.state", opened, state)

@@ -10,12 +10,14 @@ import pytest
 import svlm_jax
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
-from svlm_jax.media.sources import Source, Timing
+from svlm_jax.media.chunks import Source, Timing
 from svlm_jax.stream import state_io
 from svlm_jax.stream.events import Caption, Dropped, Ended, Event, Note, Refused, Started, TokenDelta
 from svlm_jax.stream.playback import Playback
-from svlm_jax.stream.runner import VIDEO, Runner, watch
+from svlm_jax.stream.runner import VIDEO, Runner
 from svlm_jax.stream.sequence import Chunk
+from svlm_jax.stream.stream_settings import StreamSettings
+from svlm_jax.stream.watch import watch
 
 CONFIG = StreamConfig(vision_window=2, text_rounds=2, sink=6, text_window=6, max_new_tokens=6)
 HANG = 60  # seconds after which a test has hung; none waits for them
@@ -204,7 +206,7 @@ def test_saved_and_resumed_it_says_what_it_would_have_said(vlm, runner_for, tmp_
     films = {name: chunks(vlm, Film(12, seed)) for seed, name in enumerate("abc")}
     runner = runner_for(2)
     runner.join("b")
-    runner.join("a", query="Commentate", seed=3)
+    runner.join("a", StreamSettings(query="Commentate", seed=3))
     runner.leave("b")
     runner.join("c")
     for number in range(3):

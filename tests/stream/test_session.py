@@ -12,8 +12,9 @@ from svlm_jax.families import config_json
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.sharding import make_mesh
 from svlm_jax.spans import Kind, total
-from svlm_jax.stream import programs, sequence, session
+from svlm_jax.stream import admission, programs, sequence
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
 from svlm_jax.stream.warmup import warm
 from tests.support.sessions import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, make, model, said, tokenizer, watch  # noqa: F401
 
@@ -42,7 +43,7 @@ def test_streams_of_a_batch_say_what_they_say_alone(make, sampling):
     state, heard = together.init_state(), {row: [] for row in range(3)}
     for number in range(8):
         for row in range(3):
-            state = together.join(state, row, **joins[row]) if begin[row] == number else state
+            state = together.join(state, row, StreamSettings(**joins[row])) if begin[row] == number else state
             state = together.leave(state, row) if end[row] == number else state
         chunks = [chunk(number, row, grids[row]) if (row, number) in takes else None for row in range(3)]
         state, replies = together.step(state, chunks, record=True)
@@ -52,7 +53,7 @@ def test_streams_of_a_batch_say_what_they_say_alone(make, sampling):
 
     alone = make(sampling=sampling)
     for row in range(3):
-        state = alone.join(alone.init_state(), **joins[row])
+        state = alone.join(alone.init_state(), settings=StreamSettings(**joins[row]))
         for reply, number in zip(heard[row], sorted(n for r, n in takes if r == row), strict=True):
             state, (one,) = alone.step(state, [chunk(number, row, grids[row])], record=True)
             assert one.tokens.tolist() == reply.tokens.tolist() and one.text == reply.text
@@ -78,7 +79,7 @@ def test_only_streams_with_a_chunk_are_computed(make, monkeypatch):
         monkeypatch.setattr(programs, name, counted(name))
     state = made.init_state()
     for row in range(3):
-        state = made.join(state, row, seed=row)
+        state = made.join(state, row, StreamSettings(seed=row))
     for sizes, taken, expected in (
         ((1, 2, 3), [2], [1]),
         ((1, 2, 3), [0, 2], [2]),
@@ -112,7 +113,7 @@ def test_a_reply_names_what_was_evicted_for_it(make):
 def test_a_row_is_free_for_another_stream_at_once(make):
     made = make(num_streams=1)
     _, state = watch(made, 5, seed=1)
-    again, _ = watch(made, 3, state=made.join(made.leave(state), seed=2), first=0)
+    again, _ = watch(made, 3, state=made.join(made.leave(state), settings=StreamSettings(seed=2)), first=0)
     fresh, _ = watch(made, 3, seed=2)
     assert said(again) == said(fresh)
 
@@ -184,7 +185,7 @@ def test_a_moved_reply_that_is_computed_anew_is_held_as_the_text_that_it_is(make
 
     def held(**changes):  # values of the last layer of the replies in the previous text
         made = make(sink=100, text_window=100, **changes)
-        state = made.join(made.init_state(), previous="red ball ")
+        state = made.join(made.init_state(), settings=StreamSettings(previous="red ball "))
         said = [np.array([30 + number, 7, 90 - number, made.turn_tokenizer.end_of_turn], np.int32) for number in range(7)]
         for number, reply in enumerate(said):
             state, _ = made.step(state, [chunk(number)], forced=[reply])
@@ -204,7 +205,7 @@ def test_a_moved_reply_that_is_computed_anew_is_held_as_the_text_that_it_is(make
 def test_a_window_begins_afresh(make):
     made = make(mode="window", window_chunks=3)
     replies, _ = watch(made, 6, query="Commentate", record=True)
-    state = made.join(made.init_state(), query="Commentate")
+    state = made.join(made.init_state(), settings=StreamSettings(query="Commentate"))
     for number in range(3, 6):
         state, (reply,) = made.step(state, [chunk(number)], record=True)
         np.testing.assert_allclose(reply.logits, replies[number].logits, rtol=0, atol=1e-5)
@@ -223,7 +224,7 @@ def test_native_positions_that_are_no_longer_exact_begin_afresh(make, monkeypatc
 
 def test_full_attention_grows_and_goes_on(make, monkeypatch):
     roomy, _ = watch(make(mode="full"), 6)
-    monkeypatch.setattr(session, "GROWTH_CHUNKS", 1)
+    monkeypatch.setattr(admission, "GROWTH_CHUNKS", 1)
     tight = make(mode="full", question_tokens=1)
     grown, state = watch(tight, 6)
     assert said(grown) == said(roomy)
@@ -244,7 +245,7 @@ def test_positions_and_slots_stay_bounded(make):
 def test_a_previous_text_for_which_there_is_no_room_is_refused(make):
     made = make(mode="window", window_chunks=2)
     with pytest.raises(InputError, match=r"^previous text: got \d+ tokens, with which the stream needs \d+ slots, expected"):
-        made.join(made.init_state(), previous="red blue ball " * 400)
+        made.join(made.init_state(), settings=StreamSettings(previous="red blue ball " * 400))
 
 
 @pytest.mark.parametrize(
@@ -259,9 +260,9 @@ def test_a_query_that_does_not_fit_is_refused_before_anything_is_taken(make, que
     """Else a stream takes a row, and its first second ends it with a line about a question that nobody asked."""
     made = make()
     with pytest.raises(InputError, match=line):
-        made.check_query(query)
+        made.check(StreamSettings(query=query))
     with pytest.raises(InputError, match=line):
-        made.join(made.init_state(), query=query)
+        made.join(made.init_state(), settings=StreamSettings(query=query))
 
 
 def test_the_longest_query_is_taken_and_streams(make, tokenizer):
@@ -275,7 +276,7 @@ def test_the_longest_query_is_taken_and_streams(make, tokenizer):
 def test_a_stream_that_forgets_nothing_may_be_asked_without_end(make):
     """Its cache grows: a limit on all questions together would end the asking after a while."""
     made = make(mode="full", question_tokens=8)
-    state = made.join(made.init_state(), query="who scored? " * 10)
+    state = made.join(made.init_state(), settings=StreamSettings(query="who scored? " * 10))
     for number in range(3):
         state, (reply,) = made.step(state, [chunk(number, question="who has the ball? ")])
         assert reply is not None
@@ -285,7 +286,7 @@ def test_a_stream_that_forgets_nothing_may_be_asked_without_end(make):
 def test_a_seed_that_is_no_32_bits_is_refused(make, seed):
     made = make()
     with pytest.raises(InputError, match=r"^seed: got "):
-        made.join(made.init_state(), seed=seed)
+        made.join(made.init_state(), settings=StreamSettings(seed=seed))
 
 
 # --- devices ---
@@ -301,7 +302,7 @@ def test_a_cache_over_devices_says_the_same(model, make, tokenizer, shallow_dir,
     assert over.batch_sizes == ((2,) if "data" in ways else (1, 2))
     warmed = [warm(made, made.init_state(), chunk(0).clip) for made in (one, over)]
     states = [
-        made.join(made.join(state, 0, seed=1), 1, previous="red ", seed=2)
+        made.join(made.join(state, 0, StreamSettings(seed=1)), 1, StreamSettings(previous="red ", seed=2))
         for made, state in zip((one, over), warmed, strict=True)
     ]
     rows, heads = 2 // ways.get("data", 1), config.text.num_key_value_heads // 2

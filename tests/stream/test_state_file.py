@@ -115,7 +115,7 @@ def test_what_is_no_state_is_told_for_what_it_is(file, tmp_path):
         b"": "an empty file",
         bytes(5000): "a file of zeros, as a loss of power leaves it",
         b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n": "a Git LFS pointer",
-        len(header).to_bytes(8, "little") + header: "version 1, expected a state of version 3; it was saved by svlm-jax 0.1.0",
+        len(header).to_bytes(8, "little") + header: "version 1, expected a state of version 4; it was saved by svlm-jax 0.1.0",
         file.read_bytes()[:20]: "another kind of file",
         b"\xff" * 4000: "another kind of file",
     }
@@ -132,7 +132,7 @@ def test_a_state_of_a_newer_release_is_told_as_such(file, monkeypatch):
         later.setattr(state_file, "VERSION", 7)
         state_file.write(file, {"extra": {}}, {})
         assert peek(file) == {}
-    assert "version 7, expected a state of version 3; it was saved by a newer svlm-jax" in refused(peek, file)
+    assert "version 7, expected a state of version 4; it was saved by a newer svlm-jax" in refused(peek, file)
 
 
 def test_arrays_of_every_kind_come_back(tmp_path):

@@ -19,6 +19,7 @@ from svlm_jax.model.parameters import from_parameters, parameters
 from svlm_jax.stream import state_file as state_format
 from svlm_jax.stream import state_io
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
 from tests.stream.test_state_file import refused
 from tests.support.sessions import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, said
 
@@ -48,7 +49,8 @@ def make(model, tokenizer):
 def state_file(make, tmp_path):
     """A stream of five chunks, saved."""
     made = make()
-    state = made.join(made.init_state(), query="Commentate", seed=3)
+    settings = StreamSettings(query="Commentate", seed=3, sampling=DRAWN, config=made.config)
+    state = made.join(made.init_state(), settings=settings)
     for number in range(5):
         state, _ = made.step(state, [chunk(number)])
     state_io.save(tmp_path / "a.state", made, state, {"next": 5.0})
@@ -67,11 +69,11 @@ def state_file(make, tmp_path):
     ids=["streaming", "two rows, appended", "two rows, moved anew", "recomputed", "grown"],
 )
 def test_what_is_loaded_goes_on_bit_by_bit(make, tmp_path, monkeypatch, settings, rows):
-    monkeypatch.setattr("svlm_jax.stream.session.GROWTH_CHUNKS", 2)
+    monkeypatch.setattr("svlm_jax.stream.admission.GROWTH_CHUNKS", 2)
     made = make(num_streams=rows, **settings)
     state = made.init_state()
     for row in range(rows):
-        state = made.join(state, row, query="Commentate", previous="red blue ", seed=row)
+        state = made.join(state, row, StreamSettings(query="Commentate", previous="red blue ", seed=row))
     for number in range(5):
         state, _ = made.step(state, [chunk(number, row) for row in range(rows)])
     state_io.save(tmp_path / "a.state", made, state, {"next": 5.0})
@@ -133,7 +135,7 @@ def test_a_file_that_is_no_state_is_one_line(make, state_file, tmp_path):
     torn.write_bytes(torn.read_bytes()[:-1000])
     for name, line in (
         ("weights.safetensors", "got another kind of file"),
-        ("old.state", "got version 0, expected a state of version 3"),
+        ("old.state", "got version 0, expected a state of version 4"),
         ("torn.state", "got an unreadable file"),
         ("none.state", "got an unreadable file"),
     ):
@@ -178,6 +180,13 @@ ABSURD = {
     "a mask": lambda notes, tensors: set_mask(notes, "ff"),
     "a long mask": lambda notes, tensors: set_mask(notes, "00" * 9 + "fc"),
     "a kind": lambda notes, tensors: notes["streams"][0]["spans"][0].__setitem__(0, 99),
+    "no stream settings": lambda notes, tensors: notes["streams"][0].pop("settings"),
+    "a seed": lambda notes, tensors: notes["streams"][0]["settings"].update(seed="1"),
+    "a longest reply": lambda notes, tensors: notes["streams"][0]["settings"].update(max_new_tokens=2.5),
+    "a top_k": lambda notes, tensors: notes["streams"][0]["settings"]["sampling"].update(top_k="all"),
+    "a temperature": lambda notes, tensors: notes["streams"][0]["settings"]["sampling"].update(temperature=float("nan")),
+    "windows": lambda notes, tensors: notes["streams"][0]["settings"]["config"].update(vision_window=1.5),
+    "pacing": lambda notes, tensors: notes["streams"][0]["settings"].update(pacing=None),
     "time": lambda notes, tensors: notes["streams"][0].update(window_start=99),
 }
 
@@ -206,7 +215,7 @@ def test_a_device_that_holds_keys_in_another_type_is_told(make, state_file):
 def test_saving_and_loading_compile_nothing(make, tmp_path):
     """Else a stream stalls at every save, and memory creeps, for as long as it lives."""
     made = make()
-    state = made.join(made.init_state(), query="Commentate", seed=3)
+    state = made.join(made.init_state(), settings=StreamSettings(query="Commentate", seed=3))
     state, _ = made.step(state, [chunk(0)])
     writer = state_io.Writer(tmp_path / "b.state", made)
     with Compiled() as compiled:
@@ -233,7 +242,7 @@ def test_the_weights_are_looked_at_once_a_session(make, tmp_path, monkeypatch):
 def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch):
     """What is written is the stream as it was when the save began, whatever it has said since."""
     made, going, let, write = make(), threading.Event(), threading.Event(), state_format.write
-    state = made.join(made.init_state(), seed=3)
+    state = made.join(made.init_state(), settings=StreamSettings(seed=3))
     state, _ = made.step(state, [chunk(0)])
     state_io.save(tmp_path / "then.state", made, state, {"next": 1.0})
     writer, order = state_io.Writer(tmp_path / "a.state", made), []

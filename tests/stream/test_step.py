@@ -6,15 +6,17 @@ import pytest
 
 from svlm_jax.errors import InputError
 from svlm_jax.stream import programs, sequence
+from svlm_jax.stream.groups import gather
 from svlm_jax.stream.results import Refusal, Reply, require_reply
 from svlm_jax.stream.step import StageTimer
+from svlm_jax.stream.stream_settings import StreamSettings
 from tests.support.sessions import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, make, model, said, tokenizer, watch  # noqa: F401
 
 
 def test_a_chunk_that_one_stream_is_refused_is_no_matter_of_the_others(make):
     """Else a viewer whose picture is too large ends the captions of everybody."""
     made = make(num_streams=2)
-    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    state = made.join(made.join(made.init_state(), 0, StreamSettings(seed=1)), 1, StreamSettings(seed=2))
     good = made.prepare(state, 0, chunk(0))
     with pytest.raises(InputError, match=r"^frames of a chunk: "):
         made.prepare(state, 1, chunk(0, grid=(1, 6, 6)))
@@ -27,7 +29,7 @@ def test_a_chunk_that_one_stream_is_refused_is_no_matter_of_the_others(make):
 def test_a_step_refuses_one_stream_and_the_others_go_on(make):
     """Else whoever drives a batch must ask for every stream first, or lose the second of all of them."""
     made, alone = make(num_streams=2, sampling=DRAWN), make(sampling=DRAWN)
-    state = made.join(made.join(made.init_state(), 0, seed=0), 1, seed=1)
+    state = made.join(made.join(made.init_state(), 0, StreamSettings(seed=0)), 1, StreamSettings(seed=1))
     replies: dict[int, list] = {0: [], 1: []}
     bad = {0: chunk(0, 0, grid=(1, 6, 6)), 1: chunk(1, 1, question="<|im_end|>")}
     for number in range(5):
@@ -44,7 +46,7 @@ def test_a_step_refuses_one_stream_and_the_others_go_on(make):
                 replies[row].append(require_reply(result))
     for row in range(2):
         numbers = [number for number in range(5) if not (row == number and number in bad)]
-        single = alone.join(alone.init_state(), seed=row)
+        single = alone.join(alone.init_state(), settings=StreamSettings(seed=row))
         for number, reply in zip(numbers, replies[row], strict=True):
             single, (expected,) = alone.step(single, [chunk(number, row)])
             assert reply.tokens.tolist() == require_reply(expected).tokens.tolist()
@@ -84,14 +86,14 @@ def test_streams_whose_frames_were_sent_apart_are_stepped_apart(make):
     """A caller may prepare streams one by one, and step them together."""
     made = make(num_streams=2, sampling=DRAWN)
     both = [chunk(0, 0), chunk(0, 1)]
-    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    state = made.join(made.join(made.init_state(), 0, StreamSettings(seed=1)), 1, StreamSettings(seed=2))
     timer, apart = StageTimer(), []
     for b, one in enumerate(both):
         encoded = made.encode(state, [one if b == other else None for other in range(2)], timer)
         apart.append(made.prepare(state, b, one, encoded[b]))
     assert apart[0].encoded is not apart[1].encoded
     said_apart = said(made.step(state, apart)[1])
-    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    state = made.join(made.join(made.init_state(), 0, StreamSettings(seed=1)), 1, StreamSettings(seed=2))
     assert said_apart == said(made.step(state, both)[1])
 
 
@@ -99,7 +101,7 @@ def test_an_interrupt_in_a_callback_loses_no_stream_of_several_groups(make):
     """The page compiles larger batches while it runs: until then a step runs several groups."""
     made = make(num_streams=2)
     made.batch_sizes = (1,)
-    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    state = made.join(made.join(made.init_state(), 0, StreamSettings(seed=1)), 1, StreamSettings(seed=2))
     came: list[int] = []
 
     def heard(row, token):
@@ -111,7 +113,7 @@ def test_an_interrupt_in_a_callback_loses_no_stream_of_several_groups(make):
         made.step(state, [chunk(0), chunk(0, 1)], on_token=heard)
     assert 0 in came  # the first stream had been decoded
     again = said(made.step(state, [chunk(0), chunk(0, 1)])[1])
-    fresh = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    fresh = made.join(made.join(made.init_state(), 0, StreamSettings(seed=1)), 1, StreamSettings(seed=2))
     assert again == said(made.step(fresh, [chunk(0), chunk(0, 1)])[1])
 
 
@@ -128,19 +130,41 @@ def test_stages_add_up_to_the_step(make, monkeypatch, wait):
     assert sum(reply.ms.values()) == pytest.approx(next(clock) - 1)
 
 
-def test_tokens_come_one_by_one_and_are_the_reply(make):
+def test_tokens_come_one_by_one_and_are_the_reply_and_one_that_is_cancelled_ends_for_itself_alone(make):
+    """Else who interrupts one reply changes another one's words, or has to wait for the end of what nobody hears."""
     made = make(num_streams=2, sampling=DRAWN)
-    state = made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)
+    both = [chunk(0), chunk(0, 1)]
+    join = lambda: made.join(made.join(made.init_state(), 0, StreamSettings(seed=1)), 1, StreamSettings(seed=2))  # noqa: E731
     came: dict[int, list[int]] = {0: [], 1: []}
-    state, replies = made.step(state, [chunk(0), chunk(0)], on_token=lambda row, token: came[row].append(token))
-    whole = made.step(made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2), [chunk(0), chunk(0)])[1]
-    assert [came[0], came[1]] == said(replies) == said(whole)
+    on_token = lambda row, token: came[row].append(token)  # noqa: E731
+    _, replies = made.step(join(), both, on_token=on_token)
+    whole = said(made.step(join(), both)[1])
+    assert [came[0], came[1]] == said(replies) == whole and len(whole[0]) > 3
+    came[0].clear(), came[1].clear()
+    with Compiled() as compiled:
+        cancelled = lambda row: row == 0 and len(came[0]) == 3  # noqa: E731
+        state, replies = made.step(join(), both, on_token=on_token, cancelled=cancelled, recoverable=False)
+        assert said(replies) == [whole[0][:3], whole[1]] == [came[0], came[1]]
+        assert replies[0].finish == "cancelled" and {replies[1].finish} <= {"stop", "length"}
+        end = made.turn_tokenizer.end_of_turn
+        assert state.streams[0].ids[-4:].tolist() == [*whole[0][:3], end]  # what it has said it goes on from
+        _, again = made.step(state, [chunk(1), chunk(1, 1)], cancelled=lambda row: False)
+    assert compiled.count == 0 and all(len(reply.tokens) for reply in again)
+
+
+@pytest.mark.parametrize("recoverable", [True, False])
+def test_a_step_that_nothing_has_to_outlive_copies_no_cache(make, monkeypatch, recoverable):
+    """Else a server of many streams moves gigabytes every second for an interrupt that ends it anyway."""
+    made, copied = make(), []
+    monkeypatch.setattr("svlm_jax.stream.session.gather", lambda *args: copied.append(1) or gather(*args))
+    made.step(made.join(made.init_state()), [chunk(0)], on_token=lambda row, token: None, recoverable=recoverable)
+    assert len(copied) == recoverable
 
 
 def test_a_callback_that_fails_for_one_stream_hurts_nobody_else(make):
     """A pipe that is closed or a bug of a user's own must not end a stream of hours, nor cost another one its words."""
     made = make(num_streams=2, sampling=DRAWN)
-    join = lambda: made.join(made.join(made.init_state(), 0, seed=1), 1, seed=2)  # noqa: E731
+    join = lambda: made.join(made.join(made.init_state(), 0, StreamSettings(seed=1)), 1, StreamSettings(seed=2))  # noqa: E731
     silent, streamed = join(), join()
     tokens: dict[int, list[int]] = {0: [], 1: []}
 

@@ -10,11 +10,14 @@ from hypothesis import strategies as st
 
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
+from svlm_jax.families.chat import user_turn
 from svlm_jax.inputs import Clip
 from svlm_jax.spans import Kind, Part, Span, merged_tokens, total
 from svlm_jax.stream import batch, frames, policy, sequence
+from svlm_jax.stream.admission import check_query
 from svlm_jax.stream.cache_view import cache_runs, evicted_runs
 from svlm_jax.stream.sequence import Chunk
+from svlm_jax.stream.turn_tokenizer import longest_turn
 from tests.support.engine import LONGEST, WORDS, Engine, compare, encode, turns
 
 STAMPED = "qwen3_vl"
@@ -39,11 +42,11 @@ def watch(engine: Engine, chunks: int, *, start: float = 0, grid=(2, 2, 2), ques
     """The sequence as each reply begins."""
     for number in range(chunks):
         chunk = Chunk(start + number, start + number + 1, clip(grid), "who scored?" if number in questions else "")
-        turn, _ = sequence.next_turn(engine.state, chunk, engine.config, engine.turns)
+        turn, _ = sequence.next_turn(engine.state, chunk, engine.turns)
         row = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))
         yield turn
         state = turn._replace(slots=row.slots)
-        engine.state = sequence.with_reply(state, np.arange(5, dtype=np.int32), row.reply_slots, engine.config, engine.turns)
+        engine.state = sequence.with_reply(state, np.arange(5, dtype=np.int32), row.reply_slots, engine.turns)
 
 
 def user_text(turn: sequence.StreamSequence) -> list[str]:
@@ -183,7 +186,7 @@ def test_a_frame_pair_that_loses_all_its_tokens_keeps_its_stamp_and_the_next_fin
     config = windows(2, 2)
     engine = stamped(config)
     keep = np.array([False] * 4 + [True, False, True, True])
-    turn, _ = sequence.next_turn(engine.state, Chunk(0, 1, clip((2, 4, 4)), keep=keep), config, engine.turns)
+    turn, _ = sequence.next_turn(engine.state, Chunk(0, 1, clip((2, 4, 4)), keep=keep), engine.turns)
     assert user_text(turn) == ["<0.1 seconds>[]<0.6 seconds>[###]"]
     rows = np.arange(100, 108)
     scheduled = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))
@@ -211,17 +214,17 @@ def test_the_capacity_counts_stamps_at_their_longest_and_holds_all_questions_tha
     for number in range(12):
         chunk = Chunk(9_999_900 + number, 9_999_901 + number, clip(LARGEST), "who scored the last goal of this match? ")
         try:
-            turn, _ = sequence.next_turn(engine.state, chunk, config, engine.turns)
+            turn, _ = sequence.next_turn(engine.state, chunk, engine.turns)
         except InputError as error:
             assert str(error).startswith("question: got ")
             refused += 1
-            turn, _ = sequence.next_turn(engine.state, chunk._replace(question=""), config, engine.turns)
+            turn, _ = sequence.next_turn(engine.state, chunk._replace(question=""), engine.turns)
         row = batch.ScheduledSequence(turn, *policy.allocate(turn.slots, LONGEST, engine.capacity))  # never refuses
         state = turn._replace(slots=row.slots)
-        engine.state = sequence.with_reply(state, np.arange(LONGEST, dtype=np.int32), row.reply_slots, config, engine.turns)
+        engine.state = sequence.with_reply(state, np.arange(LONGEST, dtype=np.int32), row.reply_slots, engine.turns)
     assert refused
-    longest = total(sequence.longest_turn(LARGEST, engine.turns.tokenizer, engine.turns.config))
-    now = total(sequence.user_turn(9_999_998, 9_999_999, LARGEST, 1.0, engine.turns.tokenizer, engine.turns.config).spans)
+    longest = total(longest_turn(LARGEST, engine.turns.tokenizer, engine.turns.config))
+    now = total(user_turn(9_999_998, 9_999_999, LARGEST, 1.0, engine.turns.tokenizer, engine.turns.config).spans)
     assert now == longest
 
 
@@ -229,13 +232,13 @@ def test_a_question_takes_the_same_room_as_without_stamps():
     lengths = {}
     for family in ("qwen2_5_vl", STAMPED):
         turn_tokenizer = turns(family)
-        turn = sequence.user_turn(7, 8, (2, 2, 2), 1.0, turn_tokenizer.tokenizer, turn_tokenizer.config)
+        turn = user_turn(7, 8, (2, 2, 2), 1.0, turn_tokenizer.tokenizer, turn_tokenizer.config)
         lengths[family] = turn_tokenizer.max_plain_text - total(span for span in turn.spans if span.kind == Kind.USER_TEXT)
     assert lengths[STAMPED] == 0 <= lengths["qwen2_5_vl"]
     limit = StreamConfig(question_tokens=len(encode("who scored?")))
-    sequence.check_query("who scored?", limit, turns(STAMPED))
+    check_query("who scored?", limit, turns(STAMPED))
     with pytest.raises(InputError, match=r"^query: got \d+ tokens, expected at most \d+"):
-        sequence.check_query("who scored? red", limit, turns(STAMPED))
+        check_query("who scored? red", limit, turns(STAMPED))
 
 
 def test_more_frame_pairs_than_a_session_has_room_for_are_refused():

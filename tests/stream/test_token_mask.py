@@ -11,6 +11,7 @@ from svlm_jax.inputs import Sample, pack_vision
 from svlm_jax.spans import Kind, Span, grid_index, total, vision_span
 from svlm_jax.stream import state_io
 from svlm_jax.stream.results import Refusal
+from svlm_jax.stream.stream_settings import StreamSettings
 from tests.support.oracle import Oracle, Windows, opening_parts, turn_parts
 from tests.support.oracle_numeric import NumpyDecoder
 from tests.support.sessions import DRAWN, GRID, WINDOWS, chunk, make, model, said, tokenizer  # noqa: F401
@@ -26,7 +27,7 @@ def masked(number: int, grid: tuple[int, int, int] = GRID):
 
 def test_keeping_all_says_what_a_stream_without_masks_says(make):
     made = make(sampling=DRAWN)
-    masks, plain = (made.join(made.init_state(), seed=1) for _ in range(2))
+    masks, plain = (made.join(made.init_state(), settings=StreamSettings(seed=1)) for _ in range(2))
     for number in range(6):
         keep = np.ones(GRID[0] * GRID[1] * GRID[2] // 4, bool)
         masks, ours = made.step(masks, [chunk(number)._replace(keep=keep)], record=True)
@@ -44,7 +45,7 @@ def test_logits_are_those_of_what_is_kept(make, model, tokenizer, shallow_dir, r
     oracle = Oracle(windows, made.turn_tokenizer.end_of_turn, int(made.turn_tokenizer.newline[0]))
     oracle.begin(opening_parts(encode, ""))
     decoder, tower = NumpyDecoder(shallow_dir), jax.jit(lambda frames: model.vision(frames).rows)
-    state, features, differences = made.join(made.init_state(), query="Commentate"), {}, []
+    state, features, differences = made.join(made.init_state(), settings=StreamSettings(query="Commentate")), {}, []
     for number in range(8):
         this = masked(number)
         frames, (rows,) = pack_vision([[(this.clip.patches, GRID)]], made.model_config.vision, made.max_patches)
@@ -71,7 +72,7 @@ def test_logits_are_those_of_what_is_kept(make, model, tokenizer, shallow_dir, r
 @pytest.mark.parametrize("mode", ["streaming", "recompute"])
 def test_a_saved_state_knows_which_tokens_are_there(make, tmp_path, mode):
     made = make(sampling=DRAWN, mode=mode)
-    state = made.join(made.init_state(), seed=1)
+    state = made.join(made.init_state(), settings=StreamSettings(seed=1))
     for number in range(4):
         state, _ = made.step(state, [masked(number)])
     state_io.save(tmp_path / "a.state", made, state)

@@ -14,7 +14,9 @@ from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.spans import merged_tokens, total
 from svlm_jax.stream import batch, policy, sequence
-from svlm_jax.stream.sequence import Chunk, TurnTokenizer
+from svlm_jax.stream.sequence import Chunk
+from svlm_jax.stream.stream_settings import StreamSettings
+from svlm_jax.stream.turn_tokenizer import TurnTokenizer, longest_turn
 from tests.support import FIXTURES, oracle
 from tests.support.oracle import Oracle, Windows, opening_parts, turn_parts
 
@@ -52,14 +54,16 @@ class Engine:
     ) -> None:
         self.config, self.turns = config, turns
         opening = chat.opening(previous, turns.tokenizer, turns.config)
-        turn = sequence.longest_turn(grid, turns.tokenizer, turns.config)
+        turn = longest_turn(grid, turns.tokenizer, turns.config)
         self.capacity = policy.capacity(config, opening.spans, turn, chunks=200)
-        self.state = sequence.new_stream(opening, query, seed=0, sampling=Sampling(), max_new_tokens=LONGEST)
+        self.state = sequence.new_stream(
+            opening, StreamSettings(query=query), replace(config, max_new_tokens=LONGEST), Sampling()
+        )
         self.slots = np.full(self.capacity, -1)  # serial number of what each slot holds
 
     def turn(self, chunk: Chunk, serials: list[int], size: int) -> list[list[tuple[int, tuple]]]:
         """Take a chunk; the new tokens have these serial numbers. What each of them sees, as the oracle tells it."""
-        turn, _ = sequence.next_turn(self.state, chunk, self.config, self.turns)
+        turn, _ = sequence.next_turn(self.state, chunk, self.turns)
         self.check(turn)
         kept = turn.slots[turn.slots >= 0]
         assert len(set(kept.tolist())) == len(kept)
@@ -101,7 +105,7 @@ class Engine:
             self.slots[slot] = serial
             seen.append(self.visible(place))
         state = self.scheduled.seq._replace(slots=self.scheduled.slots)
-        self.state = sequence.with_reply(state, np.array(tokens, np.int32), self.scheduled.reply_slots, self.config, self.turns)
+        self.state = sequence.with_reply(state, np.array(tokens, np.int32), self.scheduled.reply_slots, self.turns)
         self.check(self.state)
         return seen
 

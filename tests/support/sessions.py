@@ -13,6 +13,7 @@ from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.model.parameters import from_parameters
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session
+from svlm_jax.stream.stream_settings import StreamSettings
 
 GRID = (1, 4, 6)
 WINDOWS = {"vision_window": 3, "text_rounds": 3, "sink": 6, "text_window": 6}
@@ -40,11 +41,12 @@ def make(model, tokenizer):
         markup: bool = False,
         max_top_k: int | None = None,
         silence_rule: bool | None = None,
+        grid: tuple[int, int, int] = GRID,
         **config,
     ) -> Session:
         options = {"num_streams": num_streams, "markup": markup, "max_top_k": max_top_k, "silence_rule": silence_rule}
         settings = StreamConfig(**{**WINDOWS, **config})
-        return Session(model, tokenizer, settings, GRID, sampling=sampling, **options)
+        return Session(model, tokenizer, settings, grid, sampling=sampling, **options)
 
     return made
 
@@ -57,7 +59,7 @@ def chunk(number: int, seed: int = 0, grid: tuple[int, int, int] = GRID, questio
 
 def watch(made: Session, chunks: int, *, state=None, first: int = 0, record: bool = False, **join):
     """Replies of one stream, and the state after it."""
-    state = made.join(made.init_state(), **join) if state is None else state
+    state = made.join(made.init_state(), settings=StreamSettings(**join)) if state is None else state
     replies = []
     for number in range(first, first + chunks):
         state, (reply,) = made.step(state, [chunk(number)], record=record)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import svlm_jax
+from svlm_jax.decode.detokenize import split_reply
 from svlm_jax.pretrained import SHIPPED
 from svlm_jax.touchline.film import HELD_OUT, play
-from svlm_jax.touchline.judge import judge, split_reply
+from svlm_jax.touchline.judge import judge
 from svlm_jax.touchline.scratch import STREAMING
 from svlm_jax.touchline.source import open_match
 

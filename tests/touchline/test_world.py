@@ -12,7 +12,8 @@ import pytest
 from svlm_jax.data.annotation import parse_line, training_turns
 from svlm_jax.data.records import Records
 from svlm_jax.errors import InputError
-from svlm_jax.media.sources import Timing, open_source
+from svlm_jax.media.chunks import Timing
+from svlm_jax.media.sources import open_source
 from svlm_jax.media.video import sample_video
 from svlm_jax.touchline import commentary, film
 from svlm_jax.touchline.film import play
