@@ -50,7 +50,7 @@ def generate(
         One int32 array of at most `max_new_tokens` ids a prompt.
 
     Raises:
-        InputError: too short or too long a reply; settings for another number of prompts; a silence threshold.
+        InputError: too short or too long a reply; settings for another number of prompts; a rule of silence.
     """
     batch = len(inputs.ids)
     settings = [sampling] * batch if isinstance(sampling, Sampling) else list(sampling)
@@ -60,21 +60,21 @@ def generate(
     for name, rows in (("sampling", settings), ("max_new_tokens", lengths), ("seed", seeds)):
         if len(rows) != batch:
             raise InputError(name, f"{len(rows)} of them", f"{batch}, one for each prompt", "give one for all, or one for each")
-    if any(row.silence_threshold is not None for row in settings):
-        raise InputError("silence_threshold", "one for a plain reply", "none: it is of streams", "leave it out")
+    if any(row.silence_rule for row in settings):
+        raise InputError("silence", "a rule for a plain reply", "none: it is of streams", "leave it out")
     if min(lengths) < 1:
         raise InputError("max_new_tokens", min(lengths), "at least 1", "ask for a token or more")
     reply_size = bucket(max(lengths), REPLY_BUCKETS, "max_new_tokens", "ask for fewer")
     layout = reply_layout(inputs, reply_size)
-    decode_inputs = _decode_inputs(inputs, layout, settings, lengths, eos, seeds, model.config.text.vocab_size)
+    reply = decode_inputs(inputs, layout, settings, lengths, eos, seeds, model.config.text.vocab_size)
     params = parameters(model)
     static = {"config": model.config, "max_top_k": largest_top_k(settings), "dtype": kv_cache_dtype(model.config, params)}
     with on_mesh(mesh_of(params)):
-        tokens, count = _generate(params, inputs, decode_inputs, **static)
+        tokens, count = _generate(params, inputs, reply, **static)
     return [row[:length] for row, length in zip(np.asarray(tokens), np.asarray(count), strict=True)]
 
 
-def _decode_inputs(
+def decode_inputs(
     inputs: Inputs,
     layout: "ReplyLayout",
     settings: Sequence[Sampling],
