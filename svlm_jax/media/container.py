@@ -306,7 +306,7 @@ class Reader:
                 if failures > FAILURES:
                     self.read_error = error
             except (FFmpegError, OSError) as error:
-                self.read_error = error
+                self.read_error = error.with_traceback(None)  # whose frames refer to this reader, and it to FFmpeg's memory
         yield None
 
     def _stamp(self, packet: "av.Packet") -> int | None:

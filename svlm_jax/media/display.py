@@ -4,7 +4,7 @@ Owns orientation, transparency and deinterlacing. numpy and PIL; PyAV inside the
 Axes: H, W pixels · 3 channels R, G, B, values 0..255.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -25,17 +25,24 @@ class Orientation(NamedTuple):
 
 
 class FrameContext(NamedTuple):
-    """A frame with its neighbours in time, which deinterlacing looks at; None where they are not known."""
+    """A frame with its neighbours in time, which deinterlacing looks at; None where they are not known. orientation: of the
+    frame, if the caller knows it."""
 
     frame: "av.VideoFrame"
     previous: "av.VideoFrame | None" = None
     following: "av.VideoFrame | None" = None
+    orientation: Orientation | None = None
 
 
 def orientation(frame: "av.VideoFrame") -> Orientation:
     """By the frame's display matrix: mirrored or not, and turned by quarters; other angles go to the nearest of the eight."""
+    from av.sidedata.sidedata import SideDataContainer
+
+    # not `frame.side_data`: the frame would hold what holds the frame, and its pixels and decoder would stay in memory until
+    # the next look for cycles
+    side_data: Any = SideDataContainer(frame)  # pyright: ignore[reportCallIssue]
     try:
-        matrix = np.frombuffer(bytes(frame.side_data["DISPLAYMATRIX"]), np.int32)  # pyright: ignore[reportGeneralTypeIssues]
+        matrix = np.frombuffer(bytes(side_data["DISPLAYMATRIX"]), np.int32)
     except KeyError:
         return Orientation(False, False, False)
     a, b, c, d = (float(matrix[index]) for index in (0, 1, 3, 4))  # displayed x = a x + c y, displayed y = b x + d y
@@ -44,14 +51,15 @@ def orientation(frame: "av.VideoFrame") -> Orientation:
     return Orientation(False, a < 0, d < 0)
 
 
-def display_size(frame: "av.VideoFrame") -> tuple[int, int]:
-    """(width, height) as displayed."""
-    return (frame.height, frame.width) if orientation(frame).transpose else (frame.width, frame.height)
+def display_size(frame: "av.VideoFrame", known: Orientation | None = None) -> tuple[int, int]:
+    """(width, height) as displayed. known: the frame's orientation, if the caller knows it."""
+    return (frame.height, frame.width) if (known or orientation(frame)).transpose else (frame.width, frame.height)
 
 
 def to_rgb(context: FrameContext, size: tuple[int, int]) -> np.ndarray:
     """uint8 [H, W, 3] of that (width, height) as displayed; what is transparent lies on white, as `load_image` has it."""
-    frame, (transpose, flip_columns, flip_rows) = context.frame, orientation(context.frame)
+    frame = context.frame
+    transpose, flip_columns, flip_rows = context.orientation or orientation(frame)
     if frame.interlaced_frame and frame.height >= MIN_FIELD_ROWS:
         frame = _deinterlaced(context)
     width, height = (size[1], size[0]) if transpose else size
@@ -71,7 +79,8 @@ def _deinterlaced(context: FrameContext) -> "av.VideoFrame":
 
     frame = context.frame
     kind = (frame.width, frame.height, frame.format.name)
-    near = [other for other in context if other is not None and (other.width, other.height, other.format.name) == kind]
+    all_frames = (frame, context.previous, context.following)
+    near = [other for other in all_frames if other is not None and (other.width, other.height, other.format.name) == kind]
     near.sort(key=lambda other: (other is context.following) - (other is context.previous))  # in order of time
     graph = Graph()
     source = graph.add("buffer", f"video_size={kind[0]}x{kind[1]}:pix_fmt={kind[2]}:time_base=1/1000:pixel_aspect=1/1")

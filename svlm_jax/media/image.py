@@ -48,6 +48,33 @@ def load_image(source: ImageSource) -> np.ndarray:
     return image
 
 
+def fit_inside(size: tuple[int, int], largest: tuple[int, int]) -> tuple[int, int]:
+    """The (width, height) to which a picture of that size is scaled without distortion, to fill another from side to side."""
+    scale = min(largest[0] / size[0], largest[1] / size[1])
+    width, height = (min(max(1, round(side * scale)), limit) for side, limit in zip(size, largest, strict=True))
+    return width, height
+
+
+def on_black(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image, uint8 [H, W, 3], in the middle of a black picture of that (width, height), which is no smaller."""
+    height, width = image.shape[:2]
+    if (width, height) == size:
+        return image
+    picture = np.zeros((size[1], size[0], 3), np.uint8)
+    left, top = (size[0] - width) // 2, (size[1] - height) // 2
+    picture[top : top + height, left : left + width] = image
+    return picture
+
+
+def letterbox(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """An image, uint8 [H, W, 3], as a picture of that (width, height): scaled without distortion, in the middle, on black."""
+    height, width = image.shape[:2]
+    fitted = fit_inside((width, height), size)
+    if fitted != (width, height):
+        image = np.asarray(Image.fromarray(image).resize(fitted, Image.Resampling.BILINEAR, reducing_gap=2.0))
+    return on_black(image, size)
+
+
 def _image_of_array(array: np.ndarray) -> np.ndarray:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.dtype not in (np.uint8, np.uint16) or not array.size:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from svlm_jax.media.sources import Chunk, Source
+from svlm_jax.media.chunks import Chunk, Source
 
 PREFETCH = 4  # chunks that are prepared before they are read
 MAX_DELAY = 5.0  # seconds of video that may wait
@@ -46,7 +46,7 @@ class Player(AbstractContextManager):
         """
         self.source, self.prepare, self.on_dropped, self.clock = source, prepare, on_dropped, clock
         self.chunks = source if chunks is None else chunks
-        self.paced, self.timed = pace and not source.live, pace or source.live
+        self.pace = pace
         self.max_ready = max(1, int(max_delay / source.chunk_seconds + 1e-6))  # complete chunks
         self.ready: deque[tuple[Chunk, Any]] = deque()
         self.dropped: list[Chunk] = []  # not reported yet
@@ -86,6 +86,17 @@ class Player(AbstractContextManager):
         if item is None and ended and self.error is not None:
             raise self.error
         return item
+
+    @property
+    def paced(self) -> bool:
+        """Whether chunks wait here until their time has come."""
+        return self.pace and not self.source.live
+
+    @property
+    def timed(self) -> bool:
+        """Whether chunks come by a clock, and are dropped when they are late. Not before the first chunk is it certain of a
+        source whose frames are pushed."""
+        return self.pace or self.source.live
 
     @property
     def has_chunk(self) -> bool:

@@ -103,9 +103,10 @@ class Processor:
         video = limited(self.video_config, preset.max_frame_tokens)
         return Processor(self.config, self.tokenizer, self.image_config, video, self.video_pixels)
 
-    def image(self, source: Any) -> Clip:
-        """An image (path, PIL image or uint8 array [H, W, 3]) as patches."""
-        return Clip(*preprocess(load_image(source)[None], self.image_config))
+    def image(self, source: Any, *, raw: bool = False) -> Clip:
+        """An image (path, PIL image or uint8 array [H, W, 3]) as patches. raw: as of `video`."""
+        raw = raw and self.image_config.has_norm_of(self.config.vision)
+        return Clip(*preprocess(load_image(source)[None], self.image_config, raw=raw))
 
     def video(
         self,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from svlm_jax.errors import InputError
-from svlm_jax.media.sources import Source, Timing
+from svlm_jax.media.chunks import Source, Timing
 from svlm_jax.media.timestamps import Joiner
 from svlm_jax.media.video import SLACK
 
@@ -52,12 +52,14 @@ class PushSource(Source):
         max_frames: int = MAX_FRAMES,
         max_silence: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
+        on_taken: Callable[[], None] = lambda: None,
     ) -> None:
         """Args:
         timing: of the samples; 2 a second by default. `start` only names the first second.
         max_frames: frames that may wait to be read; of more the oldest are dropped, and a chunk's note says how many.
         max_silence: seconds without a frame after which the source ends.
         clock: seconds of the host, for frames without stamps, and to tell a pause from a jump of the stamps.
+        on_taken: called when a frame that waited was read, in the thread that reads, and when the source ends.
 
         Raises:
             InputError: `timing` is of no video; no frame may wait.
@@ -65,7 +67,7 @@ class PushSource(Source):
         super().__init__(name, timing or Timing())
         if max_frames < 1:
             raise InputError("max_frames", max_frames, "1 or more", f"{MAX_FRAMES} is the default")
-        self.max_frames, self.max_silence, self.clock = max_frames, max_silence, clock
+        self.max_frames, self.max_silence, self.clock, self.on_taken = max_frames, max_silence, clock, on_taken
         self.total = self._chunks_in(None)
         self.joiner = Joiner(TICK, 1 / self.fps, can_jump=True)
         self.size: tuple[int, int] | None = None  # height and width of all frames
@@ -73,6 +75,7 @@ class PushSource(Source):
         self.second = 0.0  # of the newest frame on the joined clock; never goes back
         self.length = 0.0  # seconds that it stands for when no frame follows
         self.last_sample = -1  # the newest one that a frame is on time for
+        self.num_certain = 0  # samples that no later frame changes
         self.waiting: deque[Pushed] = deque()
         self.pushed_notes: list[tuple[float, str]] = []  # (second, text), until the reader takes them
         self.num_dropped = 0  # since the reader last took a frame
@@ -119,6 +122,7 @@ class PushSource(Source):
         sample = max(0, math.ceil((self.second - SLACK) * self.fps))
         on_time = sample > self.last_sample and sample / self.fps <= self.second + SLACK
         self.last_sample = sample if on_time else self.last_sample
+        self.num_certain = max(self.num_certain, sample + on_time)
         last = self.waiting[-1] if self.waiting else None
         if last is not None and last.sample == sample and not last.on_time:
             self.waiting.pop()  # no sample falls between the two
@@ -127,12 +131,23 @@ class PushSource(Source):
             self.waiting.popleft()
             self.num_dropped += 1
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a frame that is pushed now drops none that waits."""
+        return len(self.waiting) < self.max_frames
+
+    @property
+    def complete_until(self) -> float | int:
+        """End of the last chunk that needs no further frame; `start` before the first one is complete."""
+        return self.end_of(self.num_certain)
+
     def finish(self, reason: str = "the source has ended") -> None:
         """No more frames; those that wait are still read. From any thread."""
         with self.changed:
             if not self.finished:
                 self.finished, self.ending = True, reason
             self.changed.notify_all()
+        self.on_taken()
 
     def stop(self) -> None:
         self.finish()
@@ -171,4 +186,5 @@ class PushSource(Source):
                 self.num_dropped = 0
             self.notes += self.pushed_notes
             self.pushed_notes = []
+        self.on_taken()
         return pushed

@@ -102,7 +102,7 @@ def sample_video(
         if second >= start:  # what is before the start is read, and not watched
             on_note(second, text)
 
-    for end, context in _with_neighbours(path, start, note_watched):
+    for end, context in with_neighbours(_decoded(path, start, note_watched)):
         size = size or display_size(context.frame)
         image = None  # a frame that no sample falls on is never converted
         while due < min(end, until) - SLACK:
@@ -135,10 +135,10 @@ def check_clock(fps: float | int, start: float | int, duration: float | int | No
         raise InputError("start", got, f"0 or more seconds, at most {MAX_START:g}", "count from the beginning of the video")
 
 
-def _with_neighbours(path: Path, start: float | int, on_note: OnNote) -> Iterator[tuple[float, FrameContext]]:
-    """(second at which it leaves the screen, frame and its neighbours), from one on screen at or before `start`."""
+def with_neighbours(frames: Iterable[tuple[float, float, "av.VideoFrame"]]) -> Iterator[tuple[float, FrameContext]]:
+    """(second at which it leaves the screen, frame and its neighbours) of every (second, seconds on screen or 0, frame)."""
     previous, current, end = None, None, 0.0
-    for second, length, frame in _decoded(path, start, on_note):
+    for second, length, frame in frames:
         if current is not None:
             yield second, FrameContext(current, previous, frame)
         previous, current, end = current, frame, second + max(length, 2 * SLACK)

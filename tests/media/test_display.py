@@ -1,9 +1,12 @@
 """What a decoded frame looks like: as a player shows it, whatever way it is stored."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from svlm_jax.media.display import orientation
 from svlm_jax.media.image import load_image
 from svlm_jax.media.sources import open_source
 from svlm_jax.media.video import read_video
@@ -130,3 +133,11 @@ def test_a_size_that_changes_is_scaled_to_the_first_as_shown(tmp_path):
 def test_odd_sizes_come_as_they_are(tmp_path, size):
     frames, _, _ = read_video(film(tmp_path / "v.mkv", [plain(RED, size)] * 2, 2, "ffv1", "bgr0"))
     assert frames.shape == (2, size[1], size[0], 3) and colours(frames) == "RR"
+
+
+def test_a_frame_does_not_hold_itself_once_its_orientation_is_known():
+    """Else pictures and decoders stay in memory until Python looks for cycles: gigabytes of 4K video."""
+    frame = av.VideoFrame(64, 48, "rgb24")
+    before = sys.getrefcount(frame)
+    orientation(frame)
+    assert sys.getrefcount(frame) == before

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from svlm_jax.media.chunks import Source, Timing
 from svlm_jax.media.player import MAX_DELAY, PREFETCH, Player
-from svlm_jax.media.sources import Source, Timing
 
 FRAME = np.zeros((2, 2, 3), np.uint8)
 HANG = 60  # seconds after which a test has hung; none waits for them

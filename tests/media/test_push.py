@@ -6,9 +6,10 @@ import warnings
 import numpy as np
 import pytest
 
+from svlm_jax.media.chunks import Timing
 from svlm_jax.media.player import Player
 from svlm_jax.media.push import PushSource
-from svlm_jax.media.sources import Timing, open_source
+from svlm_jax.media.sources import open_source
 from tests.media.test_video import refused
 from tests.support.films import BLUE, GREEN, RED, colours, plain
 

@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from svlm_jax.errors import InputError
-from svlm_jax.media.sources import SCHEMES, FileSource, FolderSource, StreamSource, Timing, open_source, scheme_of
+from svlm_jax.media.chunks import Timing
+from svlm_jax.media.sources import SCHEMES, FileSource, FolderSource, open_source, scheme_of
+from svlm_jax.media.stream_source import StreamSource
 from svlm_jax.media.video import sample_video, write_video
 from tests.media.test_video import frame_numbers, grey, refused, write_stamped, write_tone
 
