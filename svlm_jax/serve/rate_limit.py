@@ -26,10 +26,10 @@ class RateLimit:
         self.credit -= 1
         return True
 
-    def reserve(self) -> float:
-        """Count one event in any case, and return the seconds to wait before it may happen."""
+    def reserve(self, cost: float = 1) -> float:
+        """Count one event, or as many as it costs, in any case, and return the seconds to wait before it may happen."""
         self._refill()
-        self.credit -= 1  # may go below zero: whoever comes next waits longer
+        self.credit -= cost  # may go below zero: whoever comes next waits longer
         return max(0.0, -self.credit / self.rate)
 
     @property

@@ -1,4 +1,5 @@
-"""The server process: binds a port, runs the site with uvicorn, and stops on a signal after a last message to the viewers.
+"""The server process: binds a port, runs the site with uvicorn, and stops on a signal: from then on it takes no new
+streams, lets those that run go on for a while, and sends a last message to the viewers.
 
 Owns uvicorn's configuration and how the server starts and stops. uvicorn is an extra, imported inside `Server`.
 """
@@ -8,16 +9,17 @@ import errno
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
 from svlm_jax.errors import InputError
-from svlm_jax.serve.connections import ACCEPT_BATCH, available_connections
-from svlm_jax.serve.middleware import HEADERS
-from svlm_jax.serve.protocols import protocols
+from svlm_jax.serve.http.connections import ACCEPT_BATCH, available_connections
+from svlm_jax.serve.http.middleware import HEADERS
+from svlm_jax.serve.http.protocols import protocols
 from svlm_jax.serve.rate_limit import RateLimit
-from svlm_jax.serve.web import Site
+from svlm_jax.serve.site import Site
 
 SEND_BUFFER = 256 * 1024  # bytes that the kernel stores for a socket whose client does not read
 ACCEPT_QUEUE = 128  # connections that wait in the kernel
@@ -51,13 +53,17 @@ def listen(host: str, port: int) -> socket.socket:
 class Server:
     """A site on a bound socket. `run` returns when `stop` is called, from any thread, or at SIGINT and SIGTERM."""
 
-    def __init__(self, site: Site, bound: socket.socket) -> None:
-        """Raises:
-        InputError: the system has too few open files for it.
+    def __init__(self, site: Site, bound: socket.socket, *, drain_seconds: float = 0) -> None:
+        """Args:
+            drain_seconds: that streams may go on after `drain`, or after a first signal.
+
+        Raises:
+            InputError: the system has too few open files for it.
         """
         import uvicorn
 
         self.site, self.bound, self.stopping = site, bound, False
+        self.drain_seconds, self.drain_end = drain_seconds, float("inf")
         self.log_limit = RateLimit(1 / 60, 1)
         site.connections.max_connections = available_connections(site.hub.limits)
         http, websocket = protocols(site.connections, HEADERS)
@@ -87,7 +93,17 @@ class Server:
         return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
     def stop(self) -> None:
+        """Stop now."""
         self.stopping = True
+
+    def drain(self) -> None:
+        """Take no new streams, and stop once none runs or `drain_seconds` are over. From any thread."""
+        self.site.hub.is_draining = True
+        self.drain_end = time.monotonic() + self.drain_seconds
+
+    @property
+    def is_drained(self) -> bool:
+        return self.site.hub.is_draining and (time.monotonic() >= self.drain_end or not self.site.hub.is_busy)
 
     async def run(self, *, handle_signals: bool = False) -> None:
         """Serve until stopped; viewers get a last message first."""
@@ -103,9 +119,14 @@ class Server:
             await self.uvicorn.serve(sockets=[self.bound])
 
     def _on_signal(self, number: int) -> None:
-        print(f"{signal.Signals(number).name}: stopping", file=sys.stderr, flush=True)
-        self.uvicorn.force_exit = self.stopping  # at the second signal: do not wait for open sockets
-        self.stopping = True
+        name, is_draining = signal.Signals(number).name, self.site.hub.is_draining
+        if self.drain_seconds and not is_draining and number == signal.SIGTERM:
+            print(f"{name}: no new streams; stopping within {self.drain_seconds:g} s", file=sys.stderr, flush=True)
+            self.drain()
+            return
+        print(f"{name}: stopping", file=sys.stderr, flush=True)
+        self.uvicorn.force_exit = self.stopping  # at the next signal: do not wait for open sockets
+        self.stop()
 
     def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Without open files asyncio reports every waiting connection again and again: counted here, and logged once a
@@ -125,7 +146,7 @@ class Server:
             # uvicorn's `backlog` is both the kernel's queue and the number that asyncio accepts at once, before any of them can
             # be refused. The second must be small; the first is set again here.
             self.bound.listen(ACCEPT_QUEUE)
-        while not self.stopping and not self.uvicorn.should_exit:
+        while not self.stopping and not self.uvicorn.should_exit and not self.is_drained:
             await asyncio.sleep(0.05)
         self.site.hub.close("the server is stopping")
         await asyncio.sleep(0.2)  # for the close frames to go out

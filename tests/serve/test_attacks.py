@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.serve_attack import PING, TEXT, frame, scan_bomb
+from benchmarks.serve_wire import PING, TEXT, frame, scan_bomb
 from svlm_jax.errors import InputError
-from svlm_jax.serve import client_image, connections
-from svlm_jax.serve.client_image import Box, decode_image
-from svlm_jax.serve.connections import Connections, address_group, available_connections
+from svlm_jax.serve.http import connections
+from svlm_jax.serve.http.connections import Connections, address_group, available_connections
+from svlm_jax.serve.http.protocols import PARSE_BYTES
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
-from svlm_jax.serve.protocols import PARSE_BYTES
+from svlm_jax.serve.sources import images
+from svlm_jax.serve.sources.images import Box, decode_image
 from tests.support.serving import ServerThread, compiled, film, server, serving  # noqa: F401
 
 BOX = Box(168, 112)
@@ -89,7 +90,7 @@ COSTLY = {
 @pytest.mark.parametrize(("data", "wrong"), COSTLY.values(), ids=COSTLY.keys())
 def test_a_costly_image_is_refused_before_a_pixel_is_decoded(data, wrong, monkeypatch):
     """Else one image of 249 kB keeps a core busy for seconds and other viewers lose captions."""
-    monkeypatch.setattr(client_image.Image, "open", lambda *_, **__: pytest.fail("it reached the decoder"))
+    monkeypatch.setattr(images.Image, "open", lambda *_, **__: pytest.fail("it reached the decoder"))
     with pytest.raises(InputError, match=wrong):
         decode_image(data, Limits(), BOX)
 
@@ -259,7 +260,7 @@ def opened(server: ServerThread, data: bytes, path: str = "") -> socket.socket:
 
 
 def upgraded(server: ServerThread) -> socket.socket:
-    head = f"GET /ws HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    head = f"GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
     raw = opened(server, head.encode())
     assert raw.recv(12) == b"HTTP/1.1 101"
     return raw
@@ -284,8 +285,8 @@ def dropped(raw: socket.socket, data: bytes = b"") -> bool:
 def test_an_unfinished_request_is_dropped_and_others_are_served(compiled, film):
     limits = Limits(request_timeout=0.8, max_viewers_per_address=8)
     with serving(compiled, film, limits=limits) as server, server.viewer() as viewer:
-        viewer.receive("hello")
-        upgrade = f"GET /ws HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}".encode()
+        viewer.receive("session.created")
+        upgrade = f"GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}".encode()
         post = b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n"
         idle = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         raws = [opened(server, (HALF, upgrade, b"")[n % 3]) for n in range(100)]
@@ -300,11 +301,11 @@ def test_an_unfinished_request_is_dropped_and_others_are_served(compiled, film):
 
 
 def test_a_socket_without_messages_and_one_without_pongs_are_closed(compiled, film):
-    with serving(compiled, film, limits=Limits(first_message_timeout=0.3)) as server, server.viewer() as silent:
+    with serving(compiled, film, limits=Limits(first_message_timeout=0.3)) as server, server.viewer(()) as silent:
         assert silent.close_reason() == (1008, "no message for 0.3 s")
     with serving(compiled, film, limits=Limits(ping_interval=0.2)) as server:
         raw = upgraded(server)
-        raw.sendall(frame(TEXT, b'{"type": "leave"}'))
+        raw.sendall(frame(TEXT, b'{"type": "svlm.stream.leave"}'))
         assert dropped(raw)
         raw.close()
 
@@ -330,7 +331,7 @@ def test_costly_frames_without_content_close_a_socket(server, data, reason):
 def test_messages_wait_in_the_client_not_in_the_server(server):
     """Else small messages become large objects, and memory grows with what anybody cares to send."""
     raw = upgraded(server)
-    message = frame(TEXT, b'{"type": "leave"}')
+    message = frame(TEXT, b'{"type": "svlm.stream.leave"}')
     raw.sendall(message * 2000)
     protocols = [protocol for protocol in list(server.server.uvicorn.server_state.connections) if hasattr(protocol, "unparsed")]
     deadline = time.monotonic() + 10

@@ -7,19 +7,22 @@ import time
 import urllib.error
 import urllib.request
 
+import numpy as np
 import pytest
 from websockets.exceptions import InvalidStatus
 
-from svlm_jax.cli.serve import _url_title
+from svlm_jax.cli.source_titles import url_title
 from svlm_jax.errors import InputError
-from svlm_jax.serve import broadcast
-from svlm_jax.serve.access import Access, check_token
 from svlm_jax.serve.broadcast import Broadcast, HistoryEntry
-from svlm_jax.serve.feed import CameraFeed, mask_address
+from svlm_jax.serve.caption_files import CaptionFiles
+from svlm_jax.serve.http.access import Access, check_token
+from svlm_jax.serve.http.middleware import HEADERS
 from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
-from svlm_jax.serve.middleware import HEADERS
 from svlm_jax.serve.rate_limit import RateLimit
+from svlm_jax.serve.sources.feed import mask_address
+from svlm_jax.serve.sources.push_feed import PushFeed
+from svlm_jax.stream.stream_settings import StreamSettings
 from tests.serve.test_attacks import Now, upgraded
 from tests.serve.test_server import jpeg
 from tests.support.serving import ServerThread, compiled, film, server, serving  # noqa: F401
@@ -131,9 +134,9 @@ KEY = b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
         (b"GET /health HTTP/1.1\r\nHost: evil.example\r\n", 421),
         (b"nonsense\r\n", 400),
         (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 200_000 + b"\r\n", 400),
-        (b"GET /ws" + SOCKET, 400),  # no key
+        (b"GET /v1/realtime" + SOCKET, 400),  # no key
         (b"GET /elsewhere" + SOCKET + KEY, 403),
-        (b"GET /ws" + SOCKET + KEY + b"Origin: http://evil.example\r\n", 403),
+        (b"GET /v1/realtime" + SOCKET + KEY + b"Origin: http://evil.example\r\n", 403),
     ],
 )
 def test_every_answer_has_the_headers(server, request_, status):
@@ -143,9 +146,35 @@ def test_every_answer_has_the_headers(server, request_, status):
     assert {name.lower(): value for name, value in HEADERS.items()}.items() <= headers.items()
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("GET", "/v1/streaming/sessions/a%2Fb", 404, "not_found"),
+        ("DELETE", "/v1/events", 405, "method_not_allowed"),
+        ("GET", "/v1/realtime", 426, "upgrade_required"),
+    ],
+)
+def test_errors_of_the_api_have_the_form_of_openai_where_no_route_has_the_path_too(server, method, path, status, code):
+    request = urllib.request.Request(server.http + path, method=method)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    with refused.value as answer:
+        error = json.loads(answer.read())["error"]
+    assert (answer.code, error["code"]) == (status, code)
+    assert set(error) == {"message", "type", "param", "code"}
+
+
+def test_a_bug_of_a_route_ends_one_request_and_is_told_to_the_operator_alone(server, capfd, monkeypatch):
+    monkeypatch.setattr(server.hub.metrics, "text", lambda gauges: 1 / 0)
+    assert server.get("/metrics")[:2] == (500, "internal error of the server\n")
+    assert "ZeroDivisionError" in capfd.readouterr().err
+    assert server.get("/health")[0] == 200
+
+
 def test_health_has_no_text_of_errors(compiled, film):
     with serving(compiled, film) as server, server.viewer() as first:
-        first.receive("hello")
+        first.receive("session.created")
         server.engine.error = "the engine broke: OSError: /home/somebody/secret"
         server.engine.playback.stop()
         server.engine.thread.join(timeout=20)
@@ -172,33 +201,31 @@ def test_a_rate_limit_refills_at_its_rate():
     assert limit.is_full and limit.reserve() == 0
 
 
-def test_a_join_costs_the_same_after_six_hours(monkeypatch):
-    """Else thirty clients who join again and again stop everybody's captions."""
-    calls = []
-    monkeypatch.setattr(broadcast, "_message", lambda entry: calls.append(entry) or entry.message())
-    stream = Broadcast("a", "match", 21_600)
-    stream.history.extend(HistoryEntry(n, float(n), n + 1.0, f"said {n}", "", 0) for n in range(100, 30_000))
+def test_a_join_gets_the_last_entries_and_is_told_of_others():
+    stream = Broadcast("a", "match", StreamSettings(), 21_600)
+    said = (HistoryEntry.of("commentary", n, float(n), n + 1.0, text=f"said {n}", question="") for n in range(100, 30_000))
+    stream.history.extend(said)
     for after, numbers, cut in ((-1, range(29_990, 30_000), True), (29_997, range(29_998, 30_000), False), (29_999, [], False)):
         lines, more = stream.missed_since(after, 10)
         assert [json.loads(line)["number"] for line in lines] == list(numbers) and more == cut
     assert stream.missed_since(2**52, 10) == ([], False)
-    assert len(calls) == 12
 
 
 def test_a_client_that_joins_too_often_is_not_read_meanwhile(server):
     with server.viewer() as owner, server.viewer() as other:
         name = owner.start(seed=21)
-        other.receive("hello")
+        other.receive("session.created")
         viewer = next(viewer for viewer in server.hub.viewers if not viewer.is_owner)
         reserved = []
         viewer.join_limit.reserve = lambda: reserved.append("join") or 0.0
-        for message in (
-            {"type": "join", "stream": name},
-            {"type": "ask", "question": "why?"},
-            {"type": "join", "stream": name},
-        ):
-            other.socket.send(json.dumps(message))
-        assert other.receive("joined") and other.receive("question_queued") and other.receive("joined")
+        other.send("svlm.stream.join", stream=name)
+        other.ask("why?")
+        other.send("svlm.stream.join", stream=name)
+        assert (
+            other.receive("svlm.stream.joined")
+            and other.receive("svlm.question.queued")
+            and other.receive("svlm.stream.joined")
+        )
         assert reserved == ["join", "join"]
         owner.stop()
 
@@ -207,10 +234,10 @@ def test_a_query_without_room_takes_no_place(server):
     """Else the stream starts, and ends at its first chunk; with one stream at a time everybody else waits for nothing."""
     with server.viewer() as first:
         for query in ("ж" * 300, "<|im_end|>"):
-            first.send("start", source="match", query=query)
-            assert first.receive("error")["error"].startswith("query: got")
+            first.send_start(svlm={"query": query})
+            assert first.error().startswith("query: got")
             assert not server.engine.running
-        first.start(source="match", query="Say what you see")
+        first.start(svlm={"query": "Say what you see"})
         first.stop()
 
 
@@ -227,31 +254,31 @@ def test_no_more_sources_are_opened_than_can_run(server, monkeypatch):
     monkeypatch.setattr(Hub, "_open", slow)
     with server.viewer() as first, server.viewer() as second, server.viewer() as third:
         for client in (first, second):
-            client.send("start", seed=1)
+            client.send_start(seed=1)
             assert opening.acquire(timeout=20)
-        third.send("start", seed=1)
-        assert third.receive("error")["error"].startswith("start: got all 2 streams in use")
+        third.send_start(seed=1)
+        assert third.error().startswith("start: got all 2 streams in use")
         assert server.get("/streams/aaaaaaaa.vtt")[0] == 404  # meanwhile everything else goes on
         released.set()
         for client in (first, second):
-            client.key = client.receive("started")["key"]
-            client.receive("joined")
+            client.key = client.receive("svlm.stream.started")["key"]
+            client.receive("svlm.stream.joined")
             client.stop()
 
 
 def test_captions_are_written_once_for_all_requests(server, monkeypatch):
     written = []
-    original = Hub._write_vtt
+    original = CaptionFiles._write
 
-    def counted(hub: Hub, stream: Broadcast, history: list[HistoryEntry]) -> None:
+    def counted(files: CaptionFiles, stream: Broadcast, history: list[HistoryEntry]) -> None:
         before = stream.vtt
-        original(hub, stream, history)
+        original(files, stream, history)
         written.extend([1] if stream.vtt is not before else [])
 
-    monkeypatch.setattr(Hub, "_write_vtt", counted)
-    stream = server.hub.broadcasts["aaaaaaa1"] = Broadcast("aaaaaaa1", "match", 100)
+    monkeypatch.setattr(CaptionFiles, "_write", counted)
+    stream = server.hub.broadcasts["aaaaaaa1"] = Broadcast("aaaaaaa1", "match", StreamSettings(), 100)
     stream.end_reason, stream.end_time = "over", time.monotonic()
-    stream.history.extend(HistoryEntry(n, float(n), n + 1.0, "wörter " * 3000, "", 0) for n in range(20))
+    stream.history.extend(HistoryEntry(n, float(n), n + 1.0, "wörter " * 3000, "", "{}") for n in range(20))
     texts = [server.get("/streams/aaaaaaa1.vtt")[1] for _ in range(5)]
     assert len(written) == 1 and len(set(texts)) == 1 and texts[0].count("-->") == 20 and "wörter" in texts[0]
 
@@ -262,27 +289,27 @@ def test_captions_are_written_once_for_all_requests(server, monkeypatch):
 def test_the_newest_image_counts_and_one_socket_sends(server, monkeypatch):
     """Else images queue up in threads, and a camera of eight sockets costs eight."""
     released, decoded = threading.Event(), []
-    original = CameraFeed.set_image
+    original = PushFeed._decode
 
-    def slow(feed: CameraFeed, data: bytes) -> None:
+    def slow(feed: PushFeed, data: bytes) -> np.ndarray:
         decoded.append(data)
         released.wait(20)
-        original(feed, data)
+        return original(feed, data)
 
-    monkeypatch.setattr(CameraFeed, "set_image", slow)
+    monkeypatch.setattr(PushFeed, "_decode", slow)
     with server.viewer() as first, server.viewer() as second:
-        name = first.start(source="camera")
+        name = first.start("push")
         several = [jpeg(64, 64, shade) for shade in range(5)]
         for data in several:
             first.socket.send(data)
-        first.send("ask", question="what is it?")  # handled after the images
-        first.receive("question_queued")
-        second.send("join", stream=name, key=first.key)
-        assert second.receive("joined")["is_owner"]
+        first.ask("what is it?")  # handled after the images
+        first.receive("svlm.question.queued")
+        second.send("svlm.stream.join", stream=name, key=first.key)
+        assert second.receive("svlm.stream.joined")["is_owner"]
         first.socket.send(several[0])
-        assert "second page" in first.receive("error")["error"]
+        assert "second client" in first.error()
         released.set()
-        first.receive("caption")
+        first.receive("svlm.chunk.done")
         assert decoded == [several[0], several[-1]]
         first.stop()
 
@@ -291,19 +318,19 @@ def test_the_newest_image_counts_and_one_socket_sends(server, monkeypatch):
 def test_no_password_of_a_source_is_written_anywhere(compiled, film, user, capfd):
     address = f"rtsp://{user}@127.0.0.1:9/cam?token=hunter2"
     with serving(compiled, film, allow_addresses=True) as server, server.viewer() as first:
-        server.hub.catalog.listed.append((_url_title(address), address))
-        first.send("start", source="listed", index=3)
-        assert "hunter2" not in first.receive("error")["error"]
-        first.send("start", source="address", address=address)
-        assert "hunter2" not in first.receive("error")["error"].replace("hun/ter2", "hunter2")
+        server.hub.catalog.listed.append((url_title(address), address))
+        first.send_start("listed", index=3)
+        assert "hunter2" not in first.error()
+        first.send_start("address", address=address)
+        assert "hunter2" not in first.error().replace("hun/ter2", "hunter2")
     err = capfd.readouterr().err.replace("hun/ter2", "hunter2")
     assert "hunter2" not in err and "127.0.0.1/cam" in err
 
 
 def test_titles_show_no_user_no_password_no_key():
     camera = "rtsp://10.0.0.1:554/user=admin_password=hunter2_channel=1.sdp"
-    assert _url_title("rtsp://admin:hunter2@cam:554/1") == "cam/1" and "hunter2" not in _url_title(camera)
-    assert _url_title("https://u:p#ss/w?rd@[::1]:80/live?key=hunter2") == "[::1]/live"
+    assert url_title("rtsp://admin:hunter2@cam:554/1") == "cam/1" and "hunter2" not in url_title(camera)
+    assert url_title("https://u:p#ss/w?rd@[::1]:80/live?key=hunter2") == "[::1]/live"
     assert mask_address("video rtsp://a:b@c/d: got x", "rtsp://a:b@c/d", "c/d") == "video c/d: got x"
     assert mask_address("no rtsp://a:b@c/d", "other", "t") == "no rtsp://c/d"
 
@@ -314,13 +341,13 @@ def test_a_stream_says_whether_it_is_a_game(server):
     try:
         with server.viewer() as viewer:
             for message, game in (
-                ({"source": "match"}, True),
-                ({"source": "listed", "index": 3}, True),
-                ({"source": "camera"}, False),
+                ({"kind": "match"}, True),
+                ({"kind": "listed", "index": 3}, True),
+                ({"kind": "push"}, False),
             ):
-                viewer.send("start", **message)
-                viewer.key = viewer.receive("started")["key"]
-                assert viewer.receive("joined")["is_game"] is game
+                viewer.send_start(**message)
+                viewer.key = viewer.receive("svlm.stream.started")["key"]
+                assert viewer.receive("svlm.stream.joined")["is_game"] is game
                 viewer.stop()
     finally:
         server.hub.catalog.listed.pop()

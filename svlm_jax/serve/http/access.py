@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from svlm_jax.errors import InputError
 
 COOKIE = "svlm_token"
+KEY_PROTOCOL = "openai-insecure-api-key."  # of a WebSocket
 MIN_TOKEN_CHARS = 12
 LOOPBACK = {"localhost", "127.0.0.1", "::1"}
 
@@ -64,7 +65,8 @@ class Access:
         return scheme in ("https", "wss") or forwarded_proto in ("https", "wss") or forwarded is not None or url in self.origins
 
     def has_token(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
-        """Whether a request carries the token: as "Authorization: Bearer" in UTF-8, as the cookie, or as ?token=."""
+        """Whether a request carries the token: as "Authorization: Bearer" in UTF-8, as the cookie, as ?token=, or as a browser
+        with OpenAI's client sends it, which cannot set header fields: in the name of a subprotocol."""
         if not self.token:
             return True
         # every candidate is compared, also after a match: the time of the answer depends on no secret
@@ -116,6 +118,8 @@ def _candidates(headers: Mapping[str, str], query: Mapping[str, str]) -> list[by
     encoding them again gives the bytes that were sent."""
     scheme, _, bearer = headers.get("authorization", "").partition(" ")
     candidates = [bearer.strip(" \t").encode("latin-1", "replace")] if scheme.lower() == "bearer" else []
+    names = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
+    candidates += [_bytes(name.removeprefix(KEY_PROTOCOL)) for name in names if name.startswith(KEY_PROTOCOL)]
     return candidates + ([_bytes(query["token"])] if "token" in query else [])
 
 

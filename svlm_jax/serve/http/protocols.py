@@ -4,10 +4,12 @@ server compute or store between two messages.
 Owns the hooks into uvicorn and nothing else: `connections` decides. uvicorn is an extra, so it is imported in `protocols`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from svlm_jax.serve.connections import Connections
+from svlm_jax.serve.http.connections import Connections
+from svlm_jax.serve.http.routes import RENEW_EXTENSION
 from svlm_jax.serve.rate_limit import RateLimit
 
 if TYPE_CHECKING:
@@ -17,6 +19,7 @@ else:
     HttpBase = WebSocketBase = object  # `protocols` adds uvicorn's classes as second bases
 
 ABORT_EXTENSION = "svlm.abort"  # key in the ASGI scope of a socket: a function that closes its connection at once
+SEND_EXTENSION = "svlm.send"  # another: a coroutine function that sends several text messages in one write
 PARSE_BYTES = 2048  # of a socket that are parsed before the messages in them are consumed
 MAX_FRAGMENTS = 128  # frames of one message
 
@@ -41,8 +44,11 @@ class HttpProtocol(HttpBase):
 
     def handle_events(self) -> None:
         super().handle_events()
-        if self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body:
-            self.open_connections.expect_response(self.transport)
+        if self.cycle is not None and not self.cycle.response_complete:
+            extensions: Any = self.cycle.scope.setdefault("extensions", {})
+            extensions[RENEW_EXTENSION] = partial(self.open_connections.renew, self.transport)
+            if not self.cycle.more_body:
+                self.open_connections.expect_response(self.transport)
 
     def on_response_complete(self) -> None:
         # before super: it goes on with the next pipelined request, which sets a deadline of its own
@@ -95,7 +101,8 @@ class WebSocketProtocol(WebSocketBase):
         self.conn.accept = accept_with_headers
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope["extensions"][ABORT_EXTENSION] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+            own = {ABORT_EXTENSION: self.transport.abort, SEND_EXTENSION: self.send_texts}
+            self.scope["extensions"].update(own)  # type: ignore[typeddict-item]
 
     def start_keepalive(self) -> None:
         self.open_connections.keep_open(self.transport)  # uvicorn calls this once the handshake is accepted
@@ -120,6 +127,21 @@ class WebSocketProtocol(WebSocketBase):
     async def send(self, message: Any) -> None:
         await super().send(message)
         self._parse()  # a socket that is being closed is read again, for the peer's close frame
+
+    async def send_texts(self, texts: Sequence[str]) -> None:
+        """Send several messages in one write: each write is a system call that wakes the client, and the first words of a reply
+        are five messages to each of those who watch.
+
+        Raises:
+            OSError: the socket is closed, or is being closed.
+        """
+        await self.writable.wait()
+        if self.disconnected or self.close_sent:
+            raise ConnectionResetError("the socket is closed")
+        for text in texts:
+            self.conn.send_text(text.encode())
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self._parse()
 
     def handle_ping(self) -> None:
         if self._allow_control_frame():

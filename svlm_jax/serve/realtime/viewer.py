@@ -7,40 +7,56 @@ Knows no stream. Runs in the event loop only. Units: seconds, bytes.
 import asyncio
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from svlm_jax.errors import InputError
+from svlm_jax.serve.json_fields import code_of
 from svlm_jax.serve.limits import Limits
-from svlm_jax.serve.messages import encode, parse
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.rate_limit import RateLimit
+from svlm_jax.serve.realtime.client_events import ClientEvent, StreamJoin, StreamStart, StreamStop, parse
+from svlm_jax.serve.realtime.server_events import error_event
 
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
+    from svlm_jax.serve.broadcast import Broadcast
+
 POLICY, GOING_AWAY, INTERNAL_ERROR, SLOW_CLIENT = 1008, 1001, 1011, 4008  # WebSocket close codes
-COSTLY_MESSAGES = ("start", "join", "stop")
+COSTLY_EVENTS = (StreamStart, StreamJoin, StreamStop)  # they make work for others
+TIMELY_CODES = ("refused", "response_cancel_not_active")  # of events that may be right at another time
 CLOSE_TIMEOUT = 2.0  # for a socket to accept the last messages and the close frame
 
-Handler = Callable[["Viewer", dict[str, Any] | bytes], Awaitable[None]]
+MAX_WRITE = 16_384  # characters of messages that are sent in one write, unless a single one is larger
+
+Handler = Callable[[ClientEvent | bytes], Awaitable[None]]
+SendTexts = Callable[[Sequence[str]], Awaitable[None]]
 
 
 class Viewer:
     """Call `serve` once; it returns when the socket is closed. The hub sets `broadcast` and `is_owner`."""
 
-    def __init__(self, socket: "WebSocket", limits: Limits, metrics: Metrics, abort: Callable[[], None]) -> None:
-        """abort: closes the connection at once, for a client that reads nothing."""
-        self.socket, self.limits, self.metrics, self.abort = socket, limits, metrics, abort
-        self.broadcast: Any = None
+    def __init__(
+        self, socket: "WebSocket", limits: Limits, metrics: Metrics, abort: Callable[[], None], send_texts: SendTexts
+    ) -> None:
+        """Args:
+        abort: closes the connection at once, for a client that reads nothing.
+        send_texts: sends several messages at once.
+        """
+        self.socket, self.limits, self.metrics, self.abort, self.send_texts = socket, limits, metrics, abort, send_texts
+        self.broadcast: Broadcast | None = None
         self.is_owner = False
+        self.subscriptions: frozenset[str] = frozenset()
+        self.reads_words = True
         self.queue: deque[str] = deque()
         self.frame: bytes | None = None
         self.has_data, self.is_leaving = asyncio.Event(), asyncio.Event()
         self.close_reason: tuple[int, str] | None = None
         self.invalid_messages = 0  # in a row
         self.message_limit = RateLimit(limits.messages_per_second, limits.message_burst)
+        self.byte_limit = RateLimit(limits.bytes_per_second, 2 * limits.max_message_bytes)
         self.join_limit = RateLimit(limits.joins_per_second, 3)
 
     def send(self, message: str) -> None:
@@ -68,7 +84,8 @@ class Viewer:
             self.is_leaving.set()
 
     async def serve(self, handler: Handler) -> None:
-        """Send and receive until the client or `disconnect` ends it. handler: called with each valid message."""
+        """Send and receive until the client or `disconnect` ends it. handler: called with each valid event and with each
+        binary message; it sets `invalid_messages` to 0 where one was right."""
         # Three tasks, because `send` of a client that reads nothing blocks for up to `send_timeout`: meanwhile its messages are
         # still read, and a disconnect takes effect at once.
         coroutines = (self._send_loop(), self._receive_loop(handler), self.is_leaving.wait())
@@ -100,7 +117,7 @@ class Viewer:
     async def _send_loop(self) -> None:
         from starlette.websockets import WebSocketDisconnect
 
-        with suppress(WebSocketDisconnect, RuntimeError):
+        with suppress(WebSocketDisconnect, RuntimeError, OSError):
             while True:
                 await self.has_data.wait()
                 self.has_data.clear()
@@ -114,45 +131,53 @@ class Viewer:
 
     async def _send_next(self) -> None:
         if self.queue:
-            message = self.queue.popleft()
-            await self.socket.send_text(message)
-            self.metrics.count("svlm_sent_bytes_total", len(message), "text")
+            texts = [self.queue.popleft()]
+            size = len(texts[0])
+            while self.queue and (size := size + len(self.queue[0])) <= MAX_WRITE:
+                texts.append(self.queue.popleft())
+            await self.send_texts(texts)
+            self.metrics.count("svlm_sent_bytes_total", sum(map(len, texts)), "text")
         elif self.frame is not None:
             frame, self.frame = self.frame, None  # before the await: a newer frame may come meanwhile
             await self.socket.send_bytes(frame)
             self.metrics.count("svlm_sent_bytes_total", len(frame), "frame")
 
-    def refuse(self, error: InputError, *, is_invalid: bool = True) -> None:
-        """Tell the client why a message is refused. is_invalid: it can never be right; too many of these end the socket."""
+    def refuse(self, error: InputError, *, event_id: str = "") -> None:
+        """Tell the client why an event is refused. Too many in a row that could never be right end the socket."""
         self.metrics.count("svlm_refused_total", label="message")
-        self.send(encode("error", error=str(error)))
-        self.invalid_messages += is_invalid
+        self.send(error_event(error, event_id=event_id or getattr(error, "event_id", "")))
+        self.invalid_messages += code_of(error) not in TIMELY_CODES
         if self.invalid_messages >= self.limits.max_invalid_messages:
             self.disconnect(POLICY, "too many invalid messages")
 
     async def _receive_loop(self, handler: Handler) -> None:
-        event = await self._first_event()
-        while event is not None and event["type"] != "websocket.disconnect" and self.close_reason is None:
-            await asyncio.sleep(self.message_limit.reserve())  # too fast: meanwhile nothing is read from the socket
-            text, data = event.get("text"), event.get("bytes")
-            is_invalid = True  # images, and text that does not parse; but not a message that cannot be served right now
+        message = await self._first_message()
+        while message is not None and message["type"] != "websocket.disconnect" and self.close_reason is None:
+            text, event_id = message.get("text"), ""
+            await self._keep_pace(len(text if text is not None else message.get("bytes") or b""))
             try:
-                message = bytes(data or b"") if text is None else parse(text, self.limits)
-                is_invalid = text is None
-                if isinstance(message, dict) and message["type"] in COSTLY_MESSAGES:
+                event = bytes(message.get("bytes") or b"") if text is None else parse(text, self.limits)
+                if isinstance(event, ClientEvent):
+                    event_id = event.event_id
+                if isinstance(event, COSTLY_EVENTS):
                     await asyncio.sleep(self.join_limit.reserve())
-                await handler(self, message)
-                if text is not None:  # whether an image is valid shows when it is decoded
-                    self.invalid_messages = 0
+                await handler(event)
             except InputError as error:
-                self.refuse(error, is_invalid=is_invalid)
-            event = await self.socket.receive() if self.close_reason is None else None
+                self.refuse(error, event_id=event_id)
+            message = await self.socket.receive() if self.close_reason is None else None
 
-    async def _first_event(self) -> Any:
-        """The first event of the socket; None, and the socket is closed, when none comes in time."""
+    async def _keep_pace(self, size: int) -> None:
+        """Wait if the client sends too fast: meanwhile nothing is read from its socket."""
+        await asyncio.sleep(max(self.message_limit.reserve(), self.byte_limit.reserve(size)))
+
+    async def _first_message(self) -> Any:
+        """The first message of the socket; None, and the socket is closed, when none comes in time and it watches nothing."""
+        receiving = asyncio.ensure_future(self.socket.receive())
         try:
-            async with asyncio.timeout(self.limits.first_message_timeout):
-                return await self.socket.receive()
-        except TimeoutError:
-            self.disconnect(POLICY, f"no message for {self.limits.first_message_timeout:g} s")
-            return None
+            await asyncio.wait({receiving}, timeout=self.limits.first_message_timeout)
+            if not receiving.done() and self.broadcast is None:
+                self.disconnect(POLICY, f"no message for {self.limits.first_message_timeout:g} s")
+                return None
+            return await receiving
+        finally:
+            receiving.cancel()

@@ -7,7 +7,8 @@ stream.
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from svlm_jax.serve.connections import Connections
+from svlm_jax.serve.http.connections import Connections
+from svlm_jax.serve.http.routes import HttpError, answered
 
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -23,11 +24,16 @@ HEADERS = {
 RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 RESPONSE_KINDS = ("http", "websocket.http")  # message types: response to a request, and to a handshake that is refused
 
+NOT_FOUND = b"not found\n"
+PLAIN = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", str(len(NOT_FOUND)).encode())]
+
 Send = Callable[[Any], Awaitable[None]]
 
 
 def protect(application: Any, connections: Connections) -> Any:
     """The ASGI application with headers on every response, and 429 for an address that sends too many requests."""
+
+    from starlette.requests import HTTPConnection
 
     async def protected(scope: Any, receive: Any, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -40,7 +46,9 @@ def protect(application: Any, connections: Connections) -> Any:
             accepted = accepted or message["type"] == "websocket.accept"
             if message["type"] == "websocket.close" and not accepted:
                 # uvicorn's own answer to a refused handshake has no headers
-                await _respond(send_with_headers, "websocket.http", 403, b"not found\n")
+                message = {"type": "websocket.http.response.start", "status": 403, "headers": PLAIN}
+                await send_with_headers(message)
+                await send_with_headers({"type": "websocket.http.response.body", "body": NOT_FOUND})
                 return
             if message["type"] in [f"{kind}.response.start" for kind in RESPONSE_KINDS]:
                 headers = list(message.get("headers", []))
@@ -52,15 +60,9 @@ def protect(application: Any, connections: Connections) -> Any:
             await application(scope, receive, send_with_headers)
             return
         connections.metrics.count("svlm_refused_total", label="rate_limit")
-        kind = RESPONSE_KINDS[scope["type"] == "websocket"]
-        body = b"too many requests from your address; come back later\n"
-        await _respond(send_with_headers, kind, 429, body, (b"connection", b"close"))
+        error = HttpError(429, "too many requests from your address; come back later", code="rate_limit", retry_after=1)
+        response = answered(HTTPConnection(scope), error)
+        response.headers["Connection"] = "close"
+        await response(scope, receive, send_with_headers)
 
     return protected
-
-
-async def _respond(send: Send, kind: str, status: int, body: bytes, *extra_headers: tuple[bytes, bytes]) -> None:
-    length = (b"content-length", str(len(body)).encode())
-    headers = [(b"content-type", b"text/plain; charset=utf-8"), length, *extra_headers]
-    await send({"type": f"{kind}.response.start", "status": status, "headers": headers})
-    await send({"type": f"{kind}.response.body", "body": body})

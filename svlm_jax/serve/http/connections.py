@@ -85,6 +85,12 @@ class Connections:
         """A complete request came; the client has to read the response in time."""
         self._set_deadline(transport, self.limits.response_timeout, is_idle=False)
 
+    def renew(self, transport: Any) -> None:
+        """A response goes on: the client has read what was sent so far, and has as long again for the next part. Or a handler
+        waits for a large body: it has as long to arrive."""
+        if (connection := self.open.get(transport)) is not None:
+            self._set_deadline(transport, self.limits.response_timeout, is_idle=connection.is_idle)
+
     def keep_open(self, transport: Any) -> None:
         """The connection is the socket of a viewer, which has limits of its own (`viewer`)."""
         self._set_deadline(transport, float("inf"), is_idle=False)

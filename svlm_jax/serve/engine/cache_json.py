@@ -11,7 +11,7 @@ from svlm_jax.spans import Span
 from svlm_jax.stream.cache_view import KINDS, TURN_KINDS, CacheRun, cache_runs, evicted_runs
 
 
-def cache_message(
+def cache_json(
     retained: Iterable[Span], evicted: Iterable[Span], turn_starts: dict[int, float], config: StreamConfig
 ) -> dict[str, Any]:
     """{"retained": [[kind, tokens, second], ...], "evicted": the same}. kind: an index into KINDS; second: at which the turn

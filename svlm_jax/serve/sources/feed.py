@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from svlm_jax.media.sources import Opener, Source, Timing, open_source, scheme_of
-from svlm_jax.serve.client_image import Box, decode_image, encode_jpeg, fit_size, read_header
-from svlm_jax.serve.limits import Limits
+from svlm_jax.media.chunks import Interruption, Source, Timing
+from svlm_jax.media.image import letterbox
+from svlm_jax.media.reconnect import Reconnect
+from svlm_jax.media.sources import Opener, open_source, scheme_of
+from svlm_jax.serve.sources.images import Box, encode_jpeg, fit_size
 
 VIEWER_FPS = 8.0  # about; a multiple of the model's rate
 
@@ -49,14 +50,16 @@ class Feed(Source):
 
     live = True
     is_game = False  # whether it is a generated game, which is all that the shipped model knows
+    metrics_label = "client"  # `source` of its metrics: the title of a listed one, else one of a few constants
 
     def __init__(self, name: str, config: FeedConfig, sink: FrameSink) -> None:
         super().__init__(name, Timing(config.fps, config.chunk_seconds, first_chunk_seconds=config.first_chunk_seconds))
         self.config, self.sink = config, sink
         self.stop_event = threading.Event()
         self.frame_size: tuple[int, int] | None = None  # width, height of all frames; that of the first one in the box
+        self.position = 0.0  # second of the newest frame
 
-    def draw_calls(self) -> Iterator[Callable[[], np.ndarray]]:
+    def draw_calls(self) -> Iterator[Callable[[], np.ndarray] | Interruption]:
         """Yields a function per frame that returns it, `config.fps * stride()` a second; frames nobody needs are not drawn."""
         raise NotImplementedError
 
@@ -73,10 +76,14 @@ class Feed(Source):
         # on the monotonic clock, which all threads of the process share
         return (time.monotonic() // period + 1) * period
 
-    def frames(self) -> Iterator[np.ndarray]:
+    def frames(self) -> Iterator[np.ndarray | Interruption]:
         stride, paced = self.stride(), self.is_paced_here()
-        interval, start = 1 / (self.config.fps * stride), None
-        for index, draw in enumerate(self.draw_calls()):
+        interval, start, index = 1 / (self.config.fps * stride), None, 0
+        for draw in self.draw_calls():
+            if isinstance(draw, Interruption):
+                yield draw
+                index = round((self.next_start - self.start) / interval)
+                continue
             start = self.first_frame_time() if start is None else start
             due = start + index * interval
             if self.stop_event.wait(due - time.monotonic() if paced else 0):  # sleeps, unless `stop` wakes it
@@ -84,11 +91,13 @@ class Feed(Source):
             # a late frame for viewers is skipped, to catch up; the model must get all of its frames
             is_late = paced and time.monotonic() > due + interval
             for_model, for_viewers = index % stride == 0, self.sink.is_watched()
+            self.position = index * interval
+            index += 1
             if not for_model and (is_late or not for_viewers):
                 continue
             image = self._fit(draw())
             if for_viewers:
-                self.sink.send(index * interval, encode_jpeg(image))
+                self.sink.send(self.position, encode_jpeg(image))
             if for_model:
                 yield image
 
@@ -96,9 +105,7 @@ class Feed(Source):
         height, width = image.shape[:2]
         if self.frame_size is None:
             self.frame_size = fit_size(width, height, self.config.box)
-        if (width, height) == self.frame_size:
-            return image
-        return np.asarray(Image.fromarray(image).resize(self.frame_size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+        return letterbox(image, self.frame_size)
 
     def error_line(self, error: Exception) -> str:
         """The reason that viewers read when this error has ended the stream."""
@@ -121,15 +128,17 @@ class OpenedFeed(Feed):
         title: str,
         is_private: bool,
         schemes: Mapping[str, Opener],
+        reconnect: Reconnect | None = None,
     ) -> None:
         super().__init__(title, config, sink)
         self.address, self.is_private = address, is_private
         self.is_game = scheme_of(address, schemes) == "match"
         fps = config.fps * config.stride
-        self.inner = open_source(address, fps=fps, chunk_seconds=config.chunk_seconds, schemes=schemes)
+        timing = {"fps": fps, "chunk_seconds": config.chunk_seconds}
+        self.inner = open_source(address, **timing, schemes=schemes, reconnect=reconnect)
         self.notes = self.inner.notes  # shared: jumps of its clock and damage become notes of this feed's chunks
 
-    def draw_calls(self) -> Iterator[Callable[[], np.ndarray]]:
+    def draw_calls(self) -> Iterator[Callable[[], np.ndarray] | Interruption]:
         yield from self.inner.lazy_frames()
         self.ending = self.inner.ending or "the video is over"
 
@@ -143,52 +152,12 @@ class OpenedFeed(Feed):
         print(f"{self.name}: {line}", file=sys.stderr, flush=True)
         return "the source does not play; whoever runs the server sees why"
 
-    def close(self) -> None:
-        self.inner.close()
-
-
-class CameraFeed(Feed):
-    """A browser's camera: the newest image, `fps` times a second. Without new images the last one stands still for a while."""
-
-    def __init__(self, config: FeedConfig, sink: FrameSink, limits: Limits) -> None:
-        super().__init__("camera", config, sink)
-        self.limits, self.image_time = limits, time.monotonic()
-        self.image = np.zeros((1, 1, 3), np.uint8)
-        self.has_image = threading.Event()
-
-    def stride(self) -> int:
-        return 1  # its viewers see the frames of the model; the owner sees the camera itself
-
-    def check(self, data: bytes) -> None:
-        """Refuse an encoded image by its header alone.
-
-        Raises:
-            InputError: as `read_header` and `fit_size` do.
-        """
-        header = read_header(data, self.limits)
-        fit_size(header.width, header.height, self.config.box)
-
-    def set_image(self, data: bytes) -> None:
-        """Decode an image, in the calling thread, and make it the newest one.
-
-        Raises:
-            InputError: as `decode_image` does.
-        """
-        self.image, self.image_time = decode_image(data, self.limits, self.config.box), time.monotonic()
-        self.has_image.set()
-
-    def draw_calls(self) -> Iterator[Callable[[], np.ndarray]]:
-        while not self.stop_event.is_set():
-            silence = time.monotonic() - self.image_time
-            if silence > self.limits.camera_timeout:
-                self.ending = f"no image from the camera for {silence:.0f} s"
-                return
-            if self.has_image.wait(0.25):
-                yield lambda: self.image
-
     def stop(self) -> None:
         super().stop()
-        self.has_image.set()  # wakes `draw_calls`
+        self.inner.stop()
+
+    def close(self) -> None:
+        self.inner.close()
 
 
 def mask_address(text: str, address: str, title: str) -> str:

@@ -1,0 +1,1 @@
+"""What can be watched: listed sources, generated games, addresses, and frames that clients push."""
