@@ -25,7 +25,7 @@ FLAGS = (
     "--mute-audio",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
-    "--use-fake-device-for-media-stream",
+    "--use-fake-device-for-media-stream=device-count=2",
     "--use-fake-ui-for-media-stream",
 )
 
@@ -80,18 +80,23 @@ class Tab(AbstractContextManager):
     def size(self, width: int, height: int, scale: float = 1.0, mobile: bool = False) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=scale, mobile=mobile)
 
-    def screenshot(self, path: Path, *, colours: int = 255) -> None:
-        """A screenshot as a small PNG."""
-        import io
-
-        from PIL import Image
-
-        data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
-        image = Image.open(io.BytesIO(data)).convert("RGB")
-        image.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
+    def screenshot(self) -> bytes:
+        """A screenshot as PNG; `save_small` makes it small, which takes seconds."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def __exit__(self, *_: object) -> None:
+        self.connection.send(json.dumps({"id": next(self.ids), "method": "Page.close"}))  # no answer is certain to come
         self.connection.close()
+
+
+def save_small(png: bytes, path: Path, *, colours: int = 255) -> None:
+    """Write a screenshot as a PNG with a palette."""
+    import io
+
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.quantize(colours, Image.Quantize.MEDIANCUT, kmeans=4, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 class Browser(AbstractContextManager):

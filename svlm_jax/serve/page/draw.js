@@ -9,13 +9,14 @@ const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)");
 // A colour of the page, light or dark; cached until that changes, for reading a style is slow.
 const theme = matchMedia("(prefers-color-scheme: light)"), colours = new Map();
 theme.addEventListener("change", () => colours.clear());
-function colourOf(name) {
+export function onTheme(repaint) { theme.addEventListener("change", repaint); }
+export function colourOf(name) {
   if (!colours.has(name)) colours.set(name, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`));
   return colours.get(name);
 }
 
 // A context whose units are CSS pixels, cleared.
-function clearContext(canvas) {
+export function clearContext(canvas) {
   const { width, height } = canvas.getBoundingClientRect(), scale = devicePixelRatio || 1;
   const w = Math.max(1, Math.round(width * scale)), h = Math.max(1, Math.round(height * scale));
   if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
@@ -29,7 +30,7 @@ export class CacheBar {
   constructor(canvas, kinds) {
     this.canvas = canvas; this.kinds = kinds; this.clear();
     new ResizeObserver(() => this.paint()).observe(canvas);
-    theme.addEventListener("change", () => this.paint());
+    onTheme(() => this.paint());
     canvas.addEventListener("pointermove", (event) => this.describe(event));
   }
 
