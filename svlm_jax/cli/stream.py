@@ -10,10 +10,12 @@ every one is told. Words go to stdout, the rest to stderr.
 """
 
 import argparse
+import json
 import os
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load, mo
 from svlm_jax.cli.outputs import check_outputs, open_captions
 from svlm_jax.cli.progress import Progress, compiling
 from svlm_jax.cli.screen import Questions, Screen, Stopping, clock, stdin_has_input
+from svlm_jax.cli.speaking_flags import alert_of, given_speaking, pacing_of, speaking_flags
 from svlm_jax.cli.stream_flags import (
     frame_flags,
     preset_flag,
+    reconnect_flag,
+    reconnect_policy,
     resize_flag,
     retention_flags,
     sampling_flags,
@@ -35,7 +40,20 @@ from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.media.player import MAX_DELAY
 from svlm_jax.presets import PRESETS
-from svlm_jax.stream.events import Caption, Dropped, Ended, Event, Note, Refused, Started, TokenDelta
+from svlm_jax.stream.captions import one_line
+from svlm_jax.stream.events import (
+    Alert,
+    Caption,
+    Dropped,
+    Ended,
+    Event,
+    Note,
+    Refused,
+    SourceBack,
+    SourceLost,
+    Started,
+    TokenDelta,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -57,12 +75,16 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="S",
         help=f"live or with --pace: seconds of video that may wait before the oldest are dropped (default {MAX_DELAY:g})",
     )
+    reconnect_flag(video)
+    wait = "wait for a camera or URL that is not there at the start, as for one that is lost"
+    video.add_argument("--wait-for-source", action="store_true", help=wait)
     text = parser.add_argument_group("words")
     text.add_argument("--query", default="", help="what is asked for, in the first turn (default: that of --preset)")
     text.add_argument("--previous-text", default="", help="commentary that came before")
     text.add_argument("--ask", action="append", default=[], metavar="S:QUESTION", help="a question at a second; repeatable")
     text.add_argument("--tokens", action="store_true", help="show words as they come, not chunk by chunk")
     sampling_flags(text)
+    speaking_flags(parser)
     text.add_argument("--seed", type=integer(0, MAX_SEED), default=0, help="of what is drawn, unless greedy (default 0)")
     retention_flags(parser)
     files = parser.add_argument_group("files")
@@ -83,6 +105,7 @@ def main() -> None:
         args.query = args.query or PRESETS[args.preset].query
     check_outputs(args)
     check_source(args.source, args.start, args.duration)
+    alert_of(args)  # refused before the model is loaded
     config, sampling = stream_settings(args)
     with ExitStack() as stack:
         StreamCommand(args, config, sampling, stack).run()
@@ -101,6 +124,7 @@ class StreamCommand:
         listens = stdin_has_input()
         self.screen = Screen(listens and sys.stdin.isatty())
         self.questions = Questions(args.ask, listens, self.screen.entered)
+        self.is_asked = False  # whether the first words of the next reply answer a question
         self.stopping = stack.enter_context(Stopping(self.screen))
         saved = state_io.peek(args.resume) if args.resume else {}
         self.questions.resume(saved.get("questions", {}))
@@ -108,7 +132,8 @@ class StreamCommand:
         timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "duration": args.duration}
         # A stream that is resumed has had its first chunk.
         timing["first_chunk_seconds"] = None if args.resume else config.first_chunk_seconds
-        self.source = open_source(args.source, start=self.next, schemes=SCHEMES, **timing)
+        reconnect = reconnect_policy(args.reconnect_seconds)._replace(must_open=not args.wait_for_source)
+        self.source = open_source(args.source, start=self.next, schemes=SCHEMES, reconnect=reconnect, **timing)
         if args.save_state is not None:
             state_io.check(args.save_state)
         opened = open_captions(args, saved.get("captions", {}), self.screen.say)
@@ -120,12 +145,12 @@ class StreamCommand:
             self.screen.say(warning)
         self.vlm = load(args, mesh=mesh, progress=Progress("load"))
         self.screen.say(settings_line(config, sampling))
-        self.watched = self.dropped = self.saved = 0  # chunks
+        self.watched = self.dropped = self.missed = self.saved = 0  # chunks
 
     def run(self) -> None:
         from svlm_jax.stream.frames import resizes_on_device
         from svlm_jax.stream.playback import Playback
-        from svlm_jax.stream.runner import watch
+        from svlm_jax.stream.watch import watch
 
         args, source, screen, processor = self.args, self.source, self.screen, self.vlm.processor
         on_device = resizes_on_device(args.resize_on, processor, self.config)
@@ -148,6 +173,7 @@ class StreamCommand:
         if error := self._save_last():
             raise error
         dropped = f", {self.dropped} dropped" if self.dropped else ""
+        dropped += f", {self.missed} missed while the source was lost" if self.missed else ""
         screen.say(f"watched {self.watched} chunks to {clock(self.next)}{dropped}")
 
     def _source_line(self) -> str:
@@ -160,20 +186,27 @@ class StreamCommand:
     def _start(self, clip: Any) -> Any:
         """The runner for frames of that size, compiled, with the stream joined or resumed."""
         from svlm_jax.stream import state_io
+        from svlm_jax.stream.admission import check_query
         from svlm_jax.stream.runner import VIDEO, Runner
-        from svlm_jax.stream.sequence import TurnTokenizer, check_query
+        from svlm_jax.stream.stream_settings import StreamSettings
+        from svlm_jax.stream.turn_tokenizer import TurnTokenizer
 
         args, vlm, started = self.args, self.vlm, time.monotonic()
         check_query(
             args.query, self.config, TurnTokenizer.of(vlm.tokenizer, vlm.model.config)
         )  # before the compiler takes its time
         options = {"sampling": self.sampling, "previous": args.previous_text, "tokens": args.tokens}
+        # A stream that is resumed may have rules of its own.
+        options |= {"choices": bool(args.alert or args.resume), "silence_rule": self.sampling.silence_rule or bool(args.resume)}
         with compiling() as progress:
             self.runner = Runner.compiled(vlm.model, vlm.tokenizer, self.config, clip, progress=progress, **options)
         if args.resume:
             self.runner.resume(args.resume)
+            if changes := given_speaking(args):
+                self.runner.change(VIDEO, replace(self.runner.sequence(VIDEO).settings, **changes))
         else:
-            self.runner.join(VIDEO, query=args.query, seed=args.seed)
+            speaking = {"pacing": pacing_of(args), "alert": alert_of(args)}
+            self.runner.join(VIDEO, StreamSettings(query=args.query, seed=args.seed, **speaking))
         if args.save_state is not None:
             self.writer = self.stack.enter_context(state_io.Writer(args.save_state, self.runner.session))
         self.compile_seconds = time.monotonic() - started
@@ -181,7 +214,9 @@ class StreamCommand:
 
     def _question(self, stream: str, start: float | int, end: float | int) -> str:
         self.consistent = False  # from here to the captions of the chunk
-        return self.questions.before(end)
+        question = self.questions.before(end)
+        self.is_asked = bool(question)
+        return question
 
     def _handle(self, event: Event) -> None:
         say = self.screen.say
@@ -196,9 +231,14 @@ class StreamCommand:
                     say(self._source_line())
             case Dropped():
                 self._count_dropped(event)
+            case SourceLost():
+                say(f"{clock(event.second)} {self.source.name} is lost: {event.reason}; it is tried again")
+            case SourceBack():
+                self._count_missed(event)
             case Note():
                 say(f"{clock(event.start)} {event.text}")
             case Refused():
+                self.is_asked = False
                 say(f"{clock(event.start)} not asked: {event.error}")
             case TokenDelta():
                 self._show_token(event)
@@ -206,6 +246,8 @@ class StreamCommand:
                 self._show_caption(event)
                 self._write_caption(event)
                 self._save_now_and_then()
+            case Alert():
+                self._tell_alert(event)
             case Ended() if event.reason:
                 say(f"{self.source.name}: {event.reason}")
 
@@ -216,9 +258,32 @@ class StreamCommand:
         if jsonl := self.captions.get("jsonl"):
             jsonl.write(event.start, event.end, "", dropped=event.chunks)
 
+    def _tell_alert(self, event: Alert) -> None:
+        words = f"{event.name}: {'yes' if event.state else 'no'} ({event.probability:.2f})"
+        if event.error:
+            words = f"{event.name}: {event.error} of the schema: {one_line(event.text)}"
+        elif event.data is not None:
+            words = f"{event.name}: {json.dumps(event.data)}"
+        self.screen.words(f"[{clock(event.start)}] alert, {words}")
+        if jsonl := self.captions.get("jsonl"):
+            fields = {"name": event.name, "state": event.state, "probability": round(event.probability, 4)}
+            fields |= {"data": event.data} if event.data is not None else {"error": event.error} if event.error else {}
+            jsonl.write(event.start, event.end, "", alert=fields)
+
+    def _count_missed(self, event: SourceBack) -> None:
+        self.missed += event.chunks
+        gap = f"nobody saw {clock(event.start)} to {clock(event.end)}" if event.chunks else "no chunk is missing"
+        self.screen.say(f"{clock(event.end)} {self.source.name} is back after {event.seconds:.1f} s: {gap}")
+        if event.chunks and (jsonl := self.captions.get("jsonl")):
+            jsonl.write(event.start, event.end, "", missed=event.chunks)
+
     def _show_token(self, event: TokenDelta) -> None:
-        if event.text:  # a line begins with its first word: most seconds of a commentary have none
-            self.screen.words(event.text if self.screen.line_open else f"[{clock(event.start)}] {event.text}", end="")
+        if self.screen.line_open:
+            self.screen.words(event.text, end="")
+        elif event.text:  # a line begins with its first word: most seconds of a commentary have none
+            self.screen.words(f"[{clock(event.start)}] {'answer: ' * self.is_asked}{event.text}", end="")
+        elif event.token is not None and "\n" in self.vlm.tokenizer.decode([event.token]):
+            self.is_asked = False  # a reply whose words follow a newline is commentary (`split_reply`)
 
     def _show_caption(self, event: Caption) -> None:
         if self.screen.line_open:  # the line of its tokens
@@ -226,7 +291,8 @@ class StreamCommand:
         if event.question:
             self.screen.say(f"{clock(event.start)} asked: {event.question}")
         if not self.args.tokens and event.text:
-            self.screen.words(f"[{clock(event.start)}] {event.text}")
+            answered = "answer: " if event.answer else ""
+            self.screen.words(f"[{clock(event.start)}] {answered}{event.text}")
 
     def _write_caption(self, event: Caption) -> None:
         extra = {
@@ -235,7 +301,11 @@ class StreamCommand:
             "slots": event.used_slots,
         }
         if event.question:
-            extra["question"] = event.question
+            extra |= {"question": event.question, "answer": event.answer}
+        seq = self.runner.sequence(event.stream)
+        rules = seq.settings.alert is not None or seq.sampling.silence_rule
+        if event.probability is not None and rules:  # a stream that is resumed is computed with it, whatever its rules are
+            extra["probability"] = round(event.probability, 6)
         for captions in self.captions.values():
             captions.write(event.start, event.end, event.text, **extra)
         self.watched, self.next, self.consistent = self.watched + 1, event.end, True

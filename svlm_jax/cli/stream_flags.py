@@ -4,6 +4,7 @@ A flag is named as the field that it sets. One that is not given leaves the sett
 """
 
 import argparse
+import math
 from argparse import SUPPRESS, BooleanOptionalAction
 from dataclasses import fields, replace
 from typing import Any, get_args
@@ -11,10 +12,12 @@ from typing import Any, get_args
 from svlm_jax.cli.flags import integer, integer_or_none, number, number_or_none
 from svlm_jax.config import CutReply, Mode, MovedReplyKV, MropeTurns, ResizeOn, RopePositions, StreamConfig
 from svlm_jax.errors import InputError
+from svlm_jax.media.reconnect import GIVE_UP_AFTER, Reconnect
 from svlm_jax.presets import PRESETS
 
 STREAM_FIELDS = tuple(field.name for field in fields(StreamConfig))
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "repetition_penalty", "silence_threshold", "silence_threshold_step")
+SAMPLING_FIELDS += ("silence",)
 # What every stream is shown with; the others only where they differ from the defaults.
 DISPLAYED_FIELDS = ("mode", "vision_window", "text_rounds", "sink", "text_window", "rope_positions", "moved_reply_kv")
 DISPLAYED_FIELDS += ("fps", "chunk_seconds")
@@ -42,6 +45,19 @@ def resize_flag(parser: Any) -> None:
     parser.add_argument("--resize-on", choices=get_args(ResizeOn), default="auto", help=description)
 
 
+def reconnect_flag(parser: Any) -> None:
+    """--reconnect-seconds: what `reconnect_policy` reads."""
+    description = (
+        f"how long a camera or live URL that is lost is tried again; 0: not at all, none: for ever (default {GIVE_UP_AFTER:g})"
+    )
+    parser.add_argument("--reconnect-seconds", type=number_or_none(0), default=GIVE_UP_AFTER, metavar="S", help=description)
+
+
+def reconnect_policy(seconds: float | None) -> Reconnect:
+    """Of a value of --reconnect-seconds."""
+    return Reconnect(math.inf if seconds is None else seconds)
+
+
 def sampling_flags(parser: Any) -> None:
     """How the tokens of a reply are drawn, and how many there may be."""
     parser.add_argument("--temperature", type=number(0, 100), default=SUPPRESS, help="0 is greedy (usually 0.9)")
@@ -50,6 +66,8 @@ def sampling_flags(parser: Any) -> None:
     parser.add_argument(
         "--repetition-penalty", type=number(0, 100), default=SUPPRESS, help="above 1: fewer repetitions (usually 1.05)"
     )
+    rule = "speak exactly where the probability of silence is at most this: 0 never, 1 always (usually the model's choice)"
+    parser.add_argument("--silence", type=number_or_none(0, 1), default=SUPPRESS, metavar="P", help=rule)
     silence = 'forbid " ..." where its probability is at most this: fewer silent chunks (usually none)'
     parser.add_argument("--silence-threshold", type=number_or_none(0, 1), default=SUPPRESS, metavar="P", help=silence)
     step = "added to the threshold with each token of a reply: longer replies (usually 0)"
@@ -101,7 +119,10 @@ def stream_settings(args: argparse.Namespace) -> tuple[StreamConfig, Any]:
     _check_positions(overrides, config)
     try:
         config = replace(config, **overrides)
-        return config, replace(sampling, **{name: getattr(args, name) for name in SAMPLING_FIELDS if name in args})
+        chosen = {name: getattr(args, name) for name in SAMPLING_FIELDS if name in args}
+        if chosen.get("silence") is not None:  # one rule of silence at a time: that of a model or a preset gives way
+            chosen = {"silence_threshold": None, "silence_threshold_step": 0.0} | chosen
+        return config, replace(sampling, **chosen)
     except InputError as error:
         raise _under_flag_names(error) from None
 
@@ -149,4 +170,5 @@ def settings_line(config: StreamConfig, sampling: Any) -> str:
     if sampling.silence_threshold is not None:
         drawing += f", silence-threshold {sampling.silence_threshold:g}"
         drawing += f" + {sampling.silence_threshold_step:g} a token" if sampling.silence_threshold_step else ""
+    drawing += f", silence {sampling.silence:g}" if sampling.silence is not None else ""
     return f"settings: {stream}; {drawing}, max-new-tokens {config.max_new_tokens}"

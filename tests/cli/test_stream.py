@@ -10,13 +10,18 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from PIL import Image
 
-from svlm_jax.cli.stream import main
-from svlm_jax.media.sources import FileSource, Source
+from svlm_jax.cli.screen import Screen
+from svlm_jax.cli.stream import StreamCommand, main
+from svlm_jax.media.chunks import Source
+from svlm_jax.media.sources import FileSource
 from svlm_jax.media.video import write_video
+from svlm_jax.stream.events import SourceBack, SourceLost
 from svlm_jax.stream.runner import Runner
 from svlm_jax.stream.state_io import peek
 from svlm_jax.touchline.film import Film
@@ -59,13 +64,13 @@ def without_ms(path: Path) -> list[dict]:
 # A child process whose source gives a chunk for each byte that comes through a pipe, and all the rest when the pipe is closed.
 GATED = """
 import os, runpy, sys
-from svlm_jax.media import sources
-gate, chunks = int(sys.argv.pop(1)), sources.Source.__iter__
+from svlm_jax.media.chunks import Source
+gate, chunks = int(sys.argv.pop(1)), Source.__iter__
 def gated(self):
     for chunk in chunks(self):
         os.read(gate, 1)
         yield chunk
-sources.Source.__iter__ = gated
+Source.__iter__ = gated
 runpy.run_module("launch.stream", run_name="__main__", alter_sys=True)
 """
 
@@ -311,3 +316,18 @@ def test_a_busy_device_reports_what_it_dropped_and_watches_the_newest_seconds(fi
 
 def test_a_source_without_a_frame_is_one_line(film, model_flags):
     assert "shorter than one frame" in refusal(command("stream", "match:5", "--duration", 0.1, *model_flags))
+
+
+def test_the_loss_and_the_return_of_a_camera_are_told(tmp_path, capsys):
+    """Else a file of captions has a hole that nobody can explain."""
+    run, written = cast("Any", object.__new__(StreamCommand)), []
+    run.screen, run.source, run.missed = Screen(), SimpleNamespace(name="rtsp://***@camera/1"), 0
+    run.captions = {"jsonl": SimpleNamespace(write=lambda *span, **extra: written.append((*span, extra)))}
+    run._handle(SourceLost(stream="video", second=4, reason="nothing came for 10 s"))
+    run._handle(SourceBack(stream="video", start=4, end=16, chunks=12, seconds=12.4, attempts=3))
+    run._handle(SourceBack(stream="video", start=16, end=16, chunks=0, seconds=0.2, attempts=1))
+    lost, back, at_once = capsys.readouterr().err.splitlines()
+    assert lost == "00:00:04.0 rtsp://***@camera/1 is lost: nothing came for 10 s; it is tried again"
+    assert back == "00:00:16.0 rtsp://***@camera/1 is back after 12.4 s: nobody saw 00:00:04.0 to 00:00:16.0"
+    assert at_once.endswith("is back after 0.2 s: no chunk is missing")
+    assert written == [(4, 16, "", {"missed": 12})] and run.missed == 12

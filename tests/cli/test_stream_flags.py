@@ -93,3 +93,8 @@ def test_the_settings_in_force_are_shown(directory):
     _, sampling = given(directory, "--silence-threshold", "none")
     assert sampling == replace(COMMENTARY, silence_threshold=None)
     assert settings_line(StreamConfig(), COMMENTARY).count("previous") == 0
+    # One rule of silence at a time: the flag takes the place of the model's.
+    _, sampling = given(directory, "--silence", 0.5)
+    assert sampling == replace(COMMENTARY, silence=0.5) and ", silence 0.5, max-new-tokens" in settings_line(config, sampling)
+    with pytest.raises(InputError, match=r"^--silence: got 0.5 with silence_threshold 0.25, expected one rule of silence"):
+        given(directory, "--silence", 0.5, "--silence-threshold", 0.25)

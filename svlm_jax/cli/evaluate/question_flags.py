@@ -32,7 +32,7 @@ from svlm_jax.eval.table import cell
 FRAMES = {"prefix": 64, "recent": 4}
 FPS = 2.0
 MAX_NEW_TOKENS = 128
-STREAM_SAMPLING = ("silence_threshold", "silence_threshold_step")
+STREAM_SAMPLING = ("silence", "silence_threshold", "silence_threshold_step")
 STATE = Path("state") / "streams.state"
 
 Record = dict[str, Any]
