@@ -13,9 +13,10 @@
     python -m benchmarks int8 [--model DIR]                         # int8 decoder weights: error of the logits
     python -m benchmarks teacher-forcing windows.jsonl              # how many replies of annotated windows a model predicts
     python -m benchmarks drops                                      # how dropped chunks change a commentary
+    python -m benchmarks silence                                    # talk and events against --silence; alerts
     python -m benchmarks findings                                   # the paper's findings on the generated game
-    python -m benchmarks serve --clients 50 --seconds 120           # the live page: lost captions, latency, memory
-    python -m benchmarks serve --attack --num-streams 2 --seconds 600      # the same for one viewer among attackers
+    python -m benchmarks serve --clients 50 --seconds 120           # the server: lost captions, latency of tokens, memory
+    python -m benchmarks serve --attack --seconds 600                    # the same for one viewer among attackers
     python -m benchmarks device --list                              # what needs a GPU, in parts of at most four minutes
     python -m benchmarks table                                      # docs/benchmarks.md from docs/benchmarks/*.json
     python -m benchmarks timeline                                   # the picture of docs/performance.md
@@ -40,6 +41,7 @@ from benchmarks import (
     memory,
     pixels,
     serve,
+    silence,
     start,
     stream,
     teacher_forcing,
@@ -67,9 +69,10 @@ BENCHMARKS = {  # command -> module with add_flags and bench, help
     "host": (host, "the host's part of a step: planning, tables, replies"),
     "train": (train, "a training step: time and MFU, or memory ahead of time"),
     "int8": (int8, "int8 decoder weights: error of the logits"),
-    "serve": (serve, "the live page under load"),
+    "serve": (serve, "the server under load, with clients of every protocol"),
     "device": (device, "what needs a GPU, in parts of at most four minutes"),
     "torch": (torch_baseline, "one chunk in plain torch (what `stream --torch` runs); prints JSON"),
+    "silence": (silence, "when the shipped model speaks, against the threshold of silence; alert mode"),
     "drops": (drops, "how dropped chunks change a commentary"),
     "teacher-forcing": (teacher_forcing, "how many replies of annotated windows a model predicts"),
     "findings": (findings, "the paper's findings on the generated game"),

@@ -80,10 +80,10 @@ def bench(args: argparse.Namespace) -> None:
 
 def watch(vlm: Any, frames: np.ndarray, dropped: set[int]) -> dict[int, str]:
     """second -> commentary of each second that is not dropped. frames uint8 [2 S, H, W, 3]: two a second."""
+    from svlm_jax.decode.detokenize import split_reply
     from svlm_jax.stream.runner import VIDEO, Runner
     from svlm_jax.stream.sequence import Chunk
     from svlm_jax.stream.session import Session
-    from svlm_jax.touchline.judge import split_reply
 
     words: dict[int, str] = {}
     runner = None

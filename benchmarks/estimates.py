@@ -83,7 +83,9 @@ def _train(args: argparse.Namespace) -> str:
 
 
 def _serve(args: argparse.Namespace) -> str:
-    return f"{args.clients} viewers of {args.num_streams} streams: {_about(args.seconds + 60)}"
+    if args.attack:
+        return f"a viewer among attackers, {args.num_streams} streams: {_about(args.seconds + 60)}"
+    return f"{args.clients} clients of {args.num_streams} streams: {_about(1.5 * args.seconds + 100)}"
 
 
 def _device(args: argparse.Namespace) -> str:
@@ -118,6 +120,7 @@ _ESTIMATES = {
     "int8": lambda args: f"int8 decoder weights against full ones: {_about(60)}",
     "serve": _serve,
     "device": _device,
+    "silence": lambda args: f"{args.games} games of {args.seconds} s, 12 streams: {_about(0.6 * args.games * args.seconds)}",
     "drops": lambda args: f"{args.games} games of {args.seconds} s, 6 times each: {_about(0.4 * args.games * args.seconds)}",
     "torch": lambda args: f"one chunk of {args.shape} in plain torch: {_about(30 + 10 * _size(args.shape).chunk)}",
 }

@@ -24,11 +24,12 @@ from benchmarks.report import DOCS, record
 from svlm_jax.cli.model_flags import DEFAULT_MODEL
 from svlm_jax.cli.progress import Progress, span
 from svlm_jax.config import StreamConfig
+from svlm_jax.decode.detokenize import split_reply
 from svlm_jax.errors import InputError
 from svlm_jax.files import atomic_write
 from svlm_jax.touchline import commentary
 from svlm_jax.touchline.film import HELD_OUT, Film, play
-from svlm_jax.touchline.judge import ScoreMention, Tally, facts_at, judge, score_mentions, split_reply
+from svlm_jax.touchline.judge import ScoreMention, Tally, facts_at, judge, score_mentions
 from svlm_jax.touchline.match import World
 
 ASK_EVERY = 150  # seconds between questions that no frame answers

@@ -20,6 +20,7 @@ from benchmarks.model_configs import published_config, tower_blocks
 from benchmarks.report import record
 from svlm_jax.cli.flags import integer
 from svlm_jax.config import ModelConfig
+from svlm_jax.stream.stream_settings import StreamSettings
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 FPS, FRAME = 2, (720, 1280, 3)
@@ -60,7 +61,7 @@ def measure(num_streams: int, chunks: int) -> dict[str, Any]:
     session, clip = make_session(num_streams, published_config("7b"))
     state, laps = session.init_state(), []
     for b in range(num_streams):
-        state = session.join(state, b, seed=b)
+        state = session.join(state, b, StreamSettings(seed=b))
     with stand_ins() as stopwatch:
         for number in range(FILLED + chunks):
             chunk = Chunk(float(number), float(number + 1), clip)
@@ -125,7 +126,8 @@ def stand_ins() -> Iterator[Callable[[], Stopwatch]]:
         current[0].lap("prefill to decode")
         tokens = rng.integers(*WORDS, inputs.slots.shape, np.int32)
         count = np.full(len(tokens), tokens.shape[1], np.int32)
-        return DecodeState(tokens, count, count > 0, inputs.generated, cache, None)  # pyright: ignore[reportArgumentType]
+        undecided = np.full(len(count), -1, np.float32)
+        return DecodeState(tokens, count, count > 0, inputs.generated, cache, None, undecided)  # pyright: ignore[reportArgumentType]
 
     with (
         patch.object(programs, "encode_vision", encode_vision),

@@ -101,8 +101,10 @@ def dispatch(session: Any, clip: Any) -> dict[str, int]:
     def prefill(cache: Any) -> Any:
         return programs.prefill(session.text_params, batch, features, hidden, cache._replace(**inputs.slots), config=config)[1]
 
-    def resume_decode(decoded: Any) -> Any:  # up to a limit that is reached: no token
-        return programs.resume_decode(session.text_params, inputs.decode, decoded, 1, **static)
+    reached = np.ones(session.num_streams, np.int32)  # up to a limit that is reached: no token
+
+    def resume_decode(decoded: Any) -> Any:
+        return programs.resume_decode(session.text_params, inputs.decode, decoded, reached, **static)
 
     times = {"encode_vision": _fastest(lambda _: programs.encode_vision(session.vision_params, frames, config=config), None)[0]}
     times["prefill"], cache = _fastest(prefill, cache)

@@ -15,6 +15,7 @@ import numpy as np
 
 from benchmarks.trace import Profile, profile
 from svlm_jax.config import ResizeOn, StreamConfig
+from svlm_jax.stream.stream_settings import StreamSettings
 
 FIXTURES = Path(__file__).parents[1] / "tests" / "fixtures"
 QUERY = "Commentate on this match"
@@ -61,7 +62,7 @@ class StreamRun:
             self.runner.state = warm(session, self.runner.state, clip, sizes=(num_streams,))
             self.streams = [str(number) for number in range(num_streams)]
             for stream in self.streams:
-                self.runner.join(stream, query=QUERY, seed=int(stream))
+                self.runner.join(stream, StreamSettings(query=QUERY, seed=int(stream)))
             self.tick(first)
         self.first_chunk = FirstChunk(time.perf_counter() - started, compilations.compiled, compilations.cached)
 

@@ -6,13 +6,14 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from benchmarks import assembler, device, drops, kernels, teacher_forcing, timeline
+from benchmarks import assembler, device, drops, kernels, silence, teacher_forcing, timeline
 from benchmarks.__main__ import parser
 from benchmarks.ceilings import Ceilings
 from benchmarks.kernel_rivals import RIVALS, visibility
@@ -23,6 +24,7 @@ from pallas_kernels import reference
 from pallas_kernels.workloads import WORKLOADS, Workload
 from svlm_jax.errors import InputError
 from svlm_jax.families import FAMILIES, family_named
+from svlm_jax.stream.events import Alert
 from tests.support import ROOT
 
 
@@ -238,3 +240,14 @@ def test_which_seconds_a_slow_device_drops_follows_from_its_speed():
     assert len(oldest) == len(latest_event) == 24  # 0.7 of 90 s can be watched, and four wait at the end
     assert max(oldest) < 90 - 1 and not any({second, second + 1} <= oldest for second in oldest)  # one by one, and not the last
     assert any({second, second + 1, second + 2} <= latest_event for second in latest_event)  # in a row
+
+
+def test_an_alert_is_a_hit_of_one_change_alone():
+    """Else a table tells of hits that two alerts share, or of false alarms that were late hits."""
+    world = SimpleNamespace(holders=["", "Reds", "Reds", "", "Reds", "Blues", "Blues", "Blues", "Blues", "Reds"])
+    announced = [
+        Alert(stream="a", start=second, end=second + 1, name="ball", state=state, probability=0.9)
+        for second, state in ((2, True), (3, False), (4, True), (7, True))
+    ]
+    game = silence.Watched(world, 10, {}, {"a": announced})  # pyright: ignore[reportArgumentType]
+    assert silence.judge_alerts(game, announced) == silence.Alerts(onsets=3, hits=2, announced=3, delays=(1, 0))
