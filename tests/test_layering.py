@@ -105,8 +105,15 @@ HOST_SIDE = (
             "watching",
         )
     ),
+    "svlm_jax.stream.alerts",
+    *(
+        f"svlm_jax.serve.{name}"
+        for name in ("engine.one_shot", "engine.reports", "http.server_sent_events", "metrics", "notifications")
+    ),
     "svlm_jax.stream.captions",
     "svlm_jax.stream.events",
+    "svlm_jax.stream.json_schema",
+    "svlm_jax.stream.pacing",
     "svlm_jax.stream.state_file",
 )
 LATE = {

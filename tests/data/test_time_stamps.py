@@ -18,7 +18,9 @@ from svlm_jax.inputs import Clip
 from svlm_jax.media.processor import Processor, load_tokenizer
 from svlm_jax.spans import Kind, positions
 from svlm_jax.stream import sequence
-from svlm_jax.stream.sequence import Chunk, TurnTokenizer
+from svlm_jax.stream.sequence import Chunk
+from svlm_jax.stream.stream_settings import StreamSettings
+from svlm_jax.stream.turn_tokenizer import TurnTokenizer
 from tests.support import FIXTURES
 from tests.support.families import tiny_config
 
@@ -62,13 +64,13 @@ def test_turns_have_stamps_in_place_of_the_time_text_and_no_blank():
 def test_as_streamed_a_window_is_token_for_token_what_a_stream_retains():
     built, _ = build(WINDOW, 3, as_streamed=True)
     config, turns = StreamConfig(fps=4), TurnTokenizer.of(TOKENIZER, CONFIG)
-    seq = sequence.new_stream(chat.opening("", TOKENIZER, CONFIG), WINDOW.query, 0, Sampling(), 20)
+    seq = sequence.new_stream(chat.opening("", TOKENIZER, CONFIG), StreamSettings(query=WINDOW.query), config, Sampling())
     for number, reply in enumerate(("\n ...", "Red.\n goal ...", "\n again ...")):
         chunk = Chunk(99 + number, 100 + number, CLIP, "Who?" if number == 1 else "")
-        seq, _ = sequence.next_turn(seq, chunk, config, turns)
+        seq, _ = sequence.next_turn(seq, chunk, turns)
         np.testing.assert_array_equal(seq.positions, positions(built.spans)[:, : len(seq.ids)])
         tokens = np.array(TOKENIZER.encode(reply + "<|im_end|>", add_special_tokens=False), np.int32)
-        seq = sequence.with_reply(seq, tokens, np.arange(len(tokens), dtype=np.int32), config, turns)
+        seq = sequence.with_reply(seq, tokens, np.arange(len(tokens), dtype=np.int32), turns)
     np.testing.assert_array_equal(built.ids[:-1], seq.ids)  # the "\n" after the last reply would come with the next chunk
 
 
