@@ -95,7 +95,8 @@ def test_warming_up_compiles_all_there_is(make):
     told: list[tuple[int, int]] = []
     with Compiled() as warming:
         state = warm(session, session.init_state(), chunk(0).clip, tokens=True, progress=lambda *done: told.append(done))
-    assert warming.count >= 4 and state.streams == (None,)
+    # What other tests have compiled for the same shapes is not compiled again; the decode programs are new.
+    assert warming.count >= 2 and state.streams == (None,)
     assert told == [(done, 6) for done in range(7)]  # three programs, one token, and the copy of the cache that it needs
     state = session.join(state, settings=StreamSettings(query="Commentate"))
     with Compiled() as compiled:
