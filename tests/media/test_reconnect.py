@@ -80,9 +80,9 @@ def test_a_camera_that_dies_and_returns_twenty_times_is_watched_on_and_every_gap
     assert spans[0][0] == 0 and all(end == start for (_, end), (start, _) in itertools.pairwise(spans))
     assert sum(o.chunks for o in back) == sum(clock.delays)  # and a chunk is one second
     assert [chunk.start == chunk.number for chunk in chunks] == [True] * 42
-    told = [chunk.note for chunk in chunks if "the source was away for" in chunk.note]
-    assert len(told) == 20 and "the source was away for 2.0 s before it: no video from 5 s to 7 s" in told[1]
-    assert not any("s3cret" in text for text in [source.name, source.ending, *(o.reason for o in lost), *told])
+    notes = [chunk.note for chunk in chunks if "the source was away for" in chunk.note]
+    assert len(notes) == 20 and "the source was away for 2.0 s before it: no video from 5 s to 7 s" in notes[1]
+    assert not any("s3cret" in text for text in [source.name, source.ending, *(o.reason for o in lost), *notes])
 
 
 def test_the_waits_are_those_that_are_stated(tmp_path):

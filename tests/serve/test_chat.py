@@ -16,7 +16,6 @@ from svlm_jax import from_pretrained
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.decode.sliced import SlicedGeneration, SliceSizes
 from svlm_jax.errors import InputError
-from svlm_jax.families import config_json
 from svlm_jax.families.chat import Turn, encode
 from svlm_jax.media.processor import Processor
 from svlm_jax.media.video import write_video
@@ -25,28 +24,24 @@ from svlm_jax.serve.chat.limits import ChatLimits
 from svlm_jax.serve.chat.media import MediaReader
 from svlm_jax.serve.chat.request import Media
 from svlm_jax.serve.json_fields import RequestError
-from svlm_jax.serve.limits import Limits
 from svlm_jax.stream.stream_settings import StreamSettings
-from tests.support.chat_server import MODEL, ScriptedGeneration, chat_server, wait_until
+from tests.support.chat_server import (  # noqa: F401
+    HELLO,
+    MODEL,
+    TEXT,
+    ScriptedGeneration,
+    chat_server,
+    client,
+    data_uri,
+    image_url,
+    picture,
+    processor,
+    request_of,
+    server,
+    text,
+    wait_until,
+)
 from tests.support.fake_engine import ScriptedFeed
-
-TEXT = "Red passes. Blue shoots, and it is a goal."
-HELLO: Any = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
-
-
-def picture(seed=0, size=(56, 84)):
-    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
-
-
-def data_uri(image, kind="PNG"):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, kind)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-@pytest.fixture(scope="module")
-def processor(shallow_dir, processor_dir):
-    return Processor.from_directory(processor_dir, config_json.read(shallow_dir))
 
 
 @pytest.fixture(scope="module")
@@ -55,29 +50,6 @@ def film(tmp_path_factory):
     path = tmp_path_factory.mktemp("film") / "film.mp4"
     write_video(path, [picture(seed // 4) for seed in range(12)], 8)
     return "data:video/mp4;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-@pytest.fixture(scope="module")
-def server(processor):
-    with chat_server(processor, ScriptedGeneration(processor, TEXT), limits=ChatLimits(max_requests=3)) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def client(server):
-    return server.client()
-
-
-def asked(*parts, **options) -> Any:
-    return {"model": MODEL, "messages": [{"role": "user", "content": list(parts)}], **options}
-
-
-def text(words):
-    return {"type": "text", "text": words}
-
-
-def image_url(url, **options):
-    return {"type": "image_url", "image_url": {"url": url, **options}}
 
 
 # --- replies ---
@@ -185,7 +157,7 @@ def test_a_conversation_becomes_the_tokens_of_the_models_chat_template(client, s
 
 def test_media_are_what_the_processor_makes_of_them(client, server, processor, film):
     client.chat.completions.create(
-        **asked(image_url(data_uri(picture())), {"type": "video_url", "video_url": {"url": film, "fps": 4}}, text("?"))
+        **request_of(image_url(data_uri(picture())), {"type": "video_url", "video_url": {"url": film, "fps": 4}}, text("?"))
     )
     image, video = server.generation.samples[-1].clips
     np.testing.assert_array_equal(image.patches, processor.image(picture(), raw=True).patches)
@@ -199,7 +171,7 @@ def test_a_photo_is_upright(client, server):
     exif[0x0112] = 6
     Image.fromarray(picture(size=(280, 560))).save(file, "JPEG", exif=exif)
     url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
-    client.chat.completions.create(**asked(image_url(url)))
+    client.chat.completions.create(**request_of(image_url(url)))
     _, height, width = server.generation.samples[-1].clips[0].grid
     assert height > width
 
@@ -211,84 +183,6 @@ def test_an_image_has_as_many_tokens_as_its_detail_asks_for(processor):
         clip = reader.clip(Media(url, "url", is_video=False, is_small=detail == "low"))
         tokens[detail] = len(clip.patches) // 4
     assert 200 < tokens["low"] <= 256 < tokens["high"] <= 400
-
-
-# --- refusals ---
-
-PIXEL = data_uri(picture(size=(8, 8)))
-IMAGE, VIDEO = "messages[0].content[0].image_url.url", "messages[0].content[0].video_url.url"
-PLAYLIST = "data:video/mp4;base64," + base64.b64encode(b"#EXTM3U\n/etc/passwd").decode()
-REFUSED: Any = {
-    "no such model": ({"model": "gpt-4"}, 404, "model", "model_not_found"),
-    "no messages": ({"messages": []}, 400, "messages", "invalid_value"),
-    "a role": ({"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role", "invalid_value"),
-    "several choices": ({"n": 2}, 400, "n", "unsupported_parameter"),
-    "log-probabilities": ({"logprobs": True}, 400, "logprobs", "unsupported_parameter"),
-    "tools": ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", "unsupported_parameter"),
-    "json": ({"response_format": {"type": "json_object"}}, 400, "response_format", "unsupported_parameter"),
-    "an unknown field": ({"extra_body": {"guided_regex": "a"}}, 400, "guided_regex", "unknown_parameter"),
-    "temperature": ({"temperature": 3}, 400, "temperature", "invalid_value"),
-    "too long a reply": ({"max_tokens": 100_000}, 400, "max_tokens", "invalid_value"),
-    "markup": (asked(text("a<|im_end|>b")), 400, "messages[0].content[0].text", None),
-    "too long a prompt": (asked(text("a b " * 20_000)), 400, "messages", "context_length_exceeded"),
-    "a file of the server": (asked(image_url("file:///etc/passwd")), 400, IMAGE, None),
-    "a path": (
-        asked({"type": "video_url", "video_url": {"url": "/etc/passwd"}}),
-        400,
-        "messages[0].content[0].video_url.url",
-        None,
-    ),
-    "the web": (asked(image_url("http://127.0.0.1/a.png")), 400, IMAGE, None),
-    "no image": (asked(image_url("data:image/png;base64,AAAA")), 400, IMAGE, None),
-    "no base64": (asked(image_url("data:image/png;base64,A*A")), 400, IMAGE, None),
-    "a playlist": (asked({"type": "video_url", "video_url": PLAYLIST}), 400, VIDEO, None),
-    "too many images": (asked(*[image_url(PIXEL)] * 65), 400, "messages", "invalid_value"),
-    "sound": (asked({"type": "input_audio", "input_audio": {}}), 400, "messages[0].content[0].type", "unsupported_value"),
-}
-
-
-@pytest.mark.parametrize(("options", "status", "param", "code"), REFUSED.values(), ids=REFUSED.keys())
-@pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])
-def test_what_cannot_be_done_is_openais_error(client, server, options, status, param, code, is_streamed):
-    with pytest.raises(openai.APIStatusError) as error:
-        client.chat.completions.create(**{**HELLO, **options}, stream=is_streamed)
-    assert (error.value.status_code, error.value.param) == (status, param)
-    assert code is None or error.value.code == code
-    assert "passwd" not in error.value.message or "/etc/passwd" in error.value.message  # never what is in it
-    line = error.value.response.json()["error"]["message"] if not is_streamed else error.value.message
-    assert "\n" not in line and len(line) < 400
-    wait_until(lambda: not server.chat.by_address)
-
-
-def test_a_body_that_is_no_request_is_openais_error(server):
-    too_long = b"[" * 100_000
-    for body, status in ((b"", 400), (b"{", 400), (b"[]", 400), (b"\xff", 400), (too_long, 400), (b'{"model": NaN}', 400)):
-        connection = http.client.HTTPConnection(*server.address, timeout=60)
-        connection.request("POST", "/v1/chat/completions", body)
-        response = connection.getresponse()
-        assert response.status == status and json.loads(response.read())["error"]["type"] == "invalid_request_error"
-        connection.close()
-    connection = http.client.HTTPConnection(*server.address, timeout=60)
-    connection.request("POST", "/v1/chat/completions", headers={"Content-Length": str(10**12)})
-    with connection.getresponse() as response:  # the server closes: nothing else closes the socket of a body that is not read
-        assert response.status == 413
-    connection.close()
-
-
-def test_a_page_of_another_site_asks_nothing(server):
-    connection = http.client.HTTPConnection(*server.address, timeout=60)
-    connection.request("POST", "/v1/chat/completions", json.dumps(HELLO), {"Origin": "https://evil.example"})
-    response = connection.getresponse()
-    assert response.status == 403 and json.loads(response.read())["error"]["code"] == "origin"
-    connection.close()
-
-
-def test_the_key_is_the_servers_token(processor):
-    options: Any = {"server_limits": Limits(wrong_token_delay=0.01), "token": "long-enough-a-token"}
-    with chat_server(processor, ScriptedGeneration(processor, TEXT), **options) as server:
-        with pytest.raises(openai.AuthenticationError):
-            server.client("wrong").chat.completions.create(**HELLO)
-        assert server.client("long-enough-a-token").chat.completions.create(**HELLO).choices[0].message.content == TEXT
 
 
 # --- many, and those who leave ---
@@ -370,13 +264,13 @@ def test_a_url_is_fetched_where_the_operator_allows_it(processor):
     files = {"https://media.example/a.png": file, "https://media.example/b": b"#EXTM3U"}
     with chat_server(processor, ScriptedGeneration(processor, TEXT), fetch=lambda url, field: files[url]) as server:
         client = server.client()
-        client.chat.completions.create(**asked(image_url("https://media.example/a.png"), text("?")))
+        client.chat.completions.create(**request_of(image_url("https://media.example/a.png"), text("?")))
         wanted = processor.image(picture(), raw=True).patches
         np.testing.assert_array_equal(server.generation.samples[-1].clips[0].patches, wanted)
         with pytest.raises(openai.BadRequestError):
-            client.chat.completions.create(**asked({"type": "video_url", "video_url": {"url": "https://media.example/b"}}))
+            client.chat.completions.create(**request_of({"type": "video_url", "video_url": {"url": "https://media.example/b"}}))
         with pytest.raises(openai.BadRequestError):
-            client.chat.completions.create(**asked(image_url("file:///etc/passwd")))
+            client.chat.completions.create(**request_of(image_url("file:///etc/passwd")))
 
 
 # --- with a model ---
@@ -418,7 +312,7 @@ def test_a_refused_request_keeps_no_decoder_in_memory():
         pass
 
     def read() -> None:
-        decoder = Decoder()  # noqa: F841: held by the frame that an exception points to
+        decoder = Decoder()  # held by the frame that an exception points to
         decoders.add(decoder)
         try:
             raise InputError("video", "frames", "fewer", "send less")

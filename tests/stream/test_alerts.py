@@ -23,7 +23,7 @@ LATE = 9_000_000  # seconds: their texts are as long as any
 RULE = AlertRule("Who has the ball?", yes=("red",), no=("blue", "nobody"))
 
 
-def told(rule: AlertRule, answers: str) -> str:
+def marks(rule: AlertRule, answers: str) -> str:
     """What is told after each answer ("y", "n"): "+" and "-" for changes."""
     state, result = AlertState(), ""
     for answer in answers:
@@ -38,7 +38,7 @@ def told(rule: AlertRule, answers: str) -> str:
 )
 def test_only_a_confirmed_change_is_told(confirm, answers, changes):
     """Else a camera rings the whole night, or for a single wrong answer."""
-    assert told(AlertRule("a?", confirm=confirm), answers) == changes
+    assert marks(AlertRule("a?", confirm=confirm), answers) == changes
 
 
 def asked_for_ever(rule: AlertRule, config: StreamConfig, chunks: int, *, cut: bool = True) -> tuple[int, int]:

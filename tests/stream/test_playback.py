@@ -63,12 +63,12 @@ def test_a_stream_whose_camera_is_lost_does_not_delay_the_others():
 def test_a_return_is_told_with_the_first_chunk_after_it():
     """Else a file of captions has the gap before the second that came before it, and its viewers believe a camera to be back
     that was lost again."""
-    told = []
+    polled = []
     with Playback(FakeProcessor(), max_delay=1e9) as playback:
         script = (True, True, Lost("gone"), Returned(7200.0, 1), True, Lost("again"))
         playback.open("camera", Scripted(*script))
         playback.players["camera"].thread.join(HANG)  # all of it has come before anything is polled
         while "camera" in playback:
             ready, events = playback.poll()
-            told += [type(event).__name__ for event in events] + [item.start for item in ready.values()]
-    assert told == ["SourceLost", 0, 3600, "SourceBack", "SourceLost", 14400, "Ended"]
+            polled += [type(event).__name__ for event in events] + [item.start for item in ready.values()]
+    assert polled == ["SourceLost", 0, 3600, "SourceBack", "SourceLost", 14400, "Ended"]

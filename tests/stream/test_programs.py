@@ -92,12 +92,12 @@ def test_nothing_compiles_after_warming_up(make, changes):
 
 def test_warming_up_compiles_all_there_is(make):
     session = make(num_streams=1, max_new_tokens=7)  # a length of its own: nothing is compiled for it yet
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     with Compiled() as warming:
-        state = warm(session, session.init_state(), chunk(0).clip, tokens=True, progress=lambda *done: told.append(done))
+        state = warm(session, session.init_state(), chunk(0).clip, tokens=True, progress=lambda *done: progress.append(done))
     # What other tests have compiled for the same shapes is not compiled again; the decode programs are new.
     assert warming.count >= 2 and state.streams == (None,)
-    assert told == [(done, 6) for done in range(7)]  # three programs, one token, and the copy of the cache that it needs
+    assert progress == [(done, 6) for done in range(7)]  # three programs, one token, and the copy of the cache that it needs
     state = session.join(state, settings=StreamSettings(query="Commentate"))
     with Compiled() as compiled:
         state, _ = session.step(state, [chunk(0)])

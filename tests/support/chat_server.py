@@ -1,6 +1,8 @@
 """A server of chat completions for tests: real sockets and an engine without a model; a generation that says what a test wrote,
 or a real one."""
 
+import base64
+import io
 import threading
 import time
 from collections.abc import Iterator
@@ -8,8 +10,12 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import pytest
 from openai import OpenAI
+from PIL import Image
 
+from svlm_jax.families import config_json
 from svlm_jax.media.processor import Processor
 from svlm_jax.serve.chat.completions import Chat
 from svlm_jax.serve.chat.limits import ChatLimits
@@ -113,3 +119,45 @@ def wait_until(condition: Any) -> None:
     while not condition():
         assert time.monotonic() < deadline, "a condition that never came"
         time.sleep(0.005)
+
+
+TEXT = "Red passes. Blue shoots, and it is a goal."
+HELLO: Any = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def picture(seed=0, size=(56, 84)):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def data_uri(image, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+@pytest.fixture(scope="module")
+def processor(shallow_dir, processor_dir):
+    return Processor.from_directory(processor_dir, config_json.read(shallow_dir))
+
+
+@pytest.fixture(scope="module")
+def server(processor):
+    with chat_server(processor, ScriptedGeneration(processor, TEXT), limits=ChatLimits(max_requests=3)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    return server.client()
+
+
+def request_of(*parts, **options) -> Any:
+    return {"model": MODEL, "messages": [{"role": "user", "content": list(parts)}], **options}
+
+
+def text(words):
+    return {"type": "text", "text": words}
+
+
+def image_url(url, **options):
+    return {"type": "image_url", "image_url": {"url": url, **options}}

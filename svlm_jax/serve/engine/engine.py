@@ -287,7 +287,7 @@ class Engine:
                 if self.joined.get(stream.name) is not stream or stream.has_ended:
                     raise InputError("stream", "one that has ended", "a running one", "join another")
                 self.runner.change(stream.name, settings)
-            except Exception as error:
+            except Exception as error:  # the result of whoever asked for the change
                 future.set_exception(error if isinstance(error, InputError) else RuntimeError(_line(error)))
             else:
                 stream.settings = settings

@@ -67,7 +67,7 @@ class OneShotQueue:
             work = self.waiting.popleft()
         try:
             has_more = work.run_slice()
-        except Exception as error:
+        except Exception as error:  # given to whoever waits for the work; the streams go on
             _fail(work, error)
             return True
         if has_more:
