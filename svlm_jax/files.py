@@ -4,6 +4,7 @@ Owns the limits on what is read, the refusal of other kinds of files and of addr
 what the files mean. Nothing here runs or unpickles anything. Sizes in bytes.
 """
 
+import codecs
 import glob
 import json
 import os
@@ -22,6 +23,7 @@ from svlm_jax.errors import InputError, shortened
 JSON_BYTES = 1 << 24  # of a settings file or an index; the largest in use have some 100 kB
 HEAD_BYTES = 512  # enough to recognise another kind of file
 PARTIAL = ".partial"  # suffix of what is being written
+_AGAIN = "download the file again"
 REMOVE_TRIES = 100  # 0.1 s apart
 _OTHER_KINDS = (  # first bytes, what that is, what to do
     (b"version https://git-lfs", "a Git LFS pointer", "download the file itself (git lfs pull)"),
@@ -56,12 +58,13 @@ def refuse_other_kinds_of_file(path: Path, expected: str) -> None:
             raise InputError(str(path), kind, expected, remedy)
 
 
-def read_json(path: Path, expected: str, limit: int = JSON_BYTES) -> dict[str, Any]:
+def read_json(path: Path, expected: str, limit: int = JSON_BYTES, *, is_handwritten: bool = False) -> dict[str, Any]:
     """A JSON file that holds an object.
 
     Args:
         expected: what the file should hold, for errors.
         limit: bytes; a larger file is not opened.
+        is_handwritten: it may begin with a byte order mark, as editors on Windows write it; no file of a checkpoint may.
 
     Raises:
         InputError: anything else, in one line: no file, a pointer or web page in its place, broken or too deep JSON, a key
@@ -77,34 +80,36 @@ def read_json(path: Path, expected: str, limit: int = JSON_BYTES) -> dict[str, A
         content = path.read_bytes()
     except OSError as error:
         raise InputError(str(path), f"an unreadable file ({error})", expected, "check its path and permissions") from None
+    if content.startswith(codecs.BOM_UTF8) and not is_handwritten:
+        raise InputError(str(path), "a byte order mark before the JSON", expected, _AGAIN)
     return parse_json(content, str(path), expected)
 
 
-def parse_json(content: bytes, source: str, expected: str) -> dict[str, Any]:
+def parse_json(content: bytes, source: str, expected: str, remedy: str = _AGAIN) -> dict[str, Any]:
     """The object that UTF-8 JSON holds; errors as of `read_json`, in the name of `source`."""
-    return _of_kind(_parse(content, source, expected), dict, source, expected)
+    return _of_kind(_parse(content, source, expected, remedy), dict, source, expected, remedy)
 
 
 def parse_json_list(content: bytes, source: str, expected: str) -> list[Any]:
     """The list that UTF-8 JSON holds; errors as of `read_json`, in the name of `source`."""
-    return _of_kind(_parse(content, source, expected), list, source, expected)
+    return _of_kind(_parse(content, source, expected, _AGAIN), list, source, expected, _AGAIN)
 
 
-def _parse(content: bytes, source: str, expected: str) -> Any:
+def _parse(content: bytes, source: str, expected: str, remedy: str) -> Any:
     try:
-        value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique_keys)
+        value = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_unique_keys)  # see `read_json`
         if _HALF.search(content):  # half a character can be written in JSON, and nowhere else
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except RecursionError:
-        raise InputError(source, "JSON that is nested too deeply", expected, "download the file again") from None
+        raise InputError(source, "JSON that is nested too deeply", expected, remedy) from None
     except ValueError as error:  # broken JSON, not UTF-8, a number of thousands of digits, a key twice
-        raise InputError(source, f"broken JSON ({error})", expected, "download the file again") from None
+        raise InputError(source, f"broken JSON ({error})", expected, remedy) from None
 
 
-def _of_kind(value: Any, kind: type, source: str, expected: str) -> Any:
+def _of_kind(value: Any, kind: type, source: str, expected: str, remedy: str) -> Any:
     if not isinstance(value, kind):
-        raise InputError(source, f"a JSON {type(value).__name__}", expected, "download the file again")
+        raise InputError(source, f"a JSON {type(value).__name__}", expected, remedy)
     return value
 
 
@@ -240,6 +245,14 @@ def _umask() -> int:
     mask = os.umask(0)  # the only way to read it is to set it
     os.umask(mask)
     return mask
+
+
+def same_file(path: Path, other: Path) -> bool:
+    """Whether two paths name one file, however they are spelled and whether it exists or not."""
+    with suppress(OSError, ValueError):
+        if os.path.samefile(path, other):
+            return True
+    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def local_path(path: str | Path, field: str = "") -> Path:

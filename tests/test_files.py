@@ -10,7 +10,7 @@ import pytest
 
 from svlm_jax.data import records, tfds
 from svlm_jax.errors import InputError
-from svlm_jax.files import atomic_directory, local_path
+from svlm_jax.files import atomic_directory, local_path, read_json
 from svlm_jax.stream.captions import Subtitles
 from svlm_jax.train.checkpoints import Checkpoints
 from svlm_jax.train.logs import MetricsWriter
@@ -78,3 +78,11 @@ def test_commands_refuse_an_address_at_once(name, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="got the address"):
         main()
     assert [path.name for path in tmp_path.iterdir()] == ["one.jsonl"]
+
+
+def test_the_mark_that_windows_writes_before_a_file_is_no_part_of_it(tmp_path):
+    path = tmp_path / "names.json"
+    path.write_bytes(b'\xef\xbb\xbf{"Reds": []}')
+    assert read_json(path, "names", is_handwritten=True) == {"Reds": []}
+    with pytest.raises(InputError, match="byte order mark"):
+        read_json(path, "a file of a checkpoint, which other readers would refuse")

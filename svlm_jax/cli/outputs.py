@@ -4,14 +4,13 @@ Owns the checks before anything is opened or loaded. Does not know the model; wh
 """
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.files import same_file
 from svlm_jax.stream.captions import Subtitles
 
 CAPTIONS = ("vtt", "srt", "jsonl")
@@ -34,14 +33,6 @@ def check_outputs(args: argparse.Namespace) -> None:
         path = getattr(args, flag)
         if path is not None and path.suffix.lower() in {f".{other}" for other in CAPTIONS} - {f".{flag}"}:
             raise InputError(f"--{flag}", shortened(path), f"a name that ends in .{flag}", "rename it, or use its own flag")
-
-
-def same_file(path: Path, other: Path) -> bool:
-    """Whether two paths name one file, however they are spelled and whether it exists or not."""
-    with suppress(OSError, ValueError):
-        if os.path.samefile(path, other):
-            return True
-    return os.path.realpath(path) == os.path.realpath(other)
 
 
 def open_captions(

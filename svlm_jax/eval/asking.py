@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval import lines
 from svlm_jax.eval.collecting import collect
 from svlm_jax.eval.commentator import Commentator, Job, job_seed
 from svlm_jax.eval.frames import FrameSet, end_within, prefix, recent
@@ -169,7 +169,7 @@ def stream_span(path: Path, query: Query) -> tuple[float, float]:
 
 def write_answers(
     folder: Path, queries: Sequence[Query], run: Callable[[Mapping[str, dict[str, Any]]], Iterable[tuple[Query, Any]]],
-    bad: lines.BadLines, progress: Callable[[int, int], None] | None = None,
+    bad: json_lines.BadLines, progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
     """Ask all questions that a run's folder has no answer to, and write them; returns lines by key.
 
@@ -190,11 +190,11 @@ def write_answers(
 
     keys = [query.key for query in queries]
     file = collect(folder / ANSWERS, keys, lambda record: record["key"], records, bad, progress)
-    written = lines.read(file, "answers of svlm evaluate", lambda record, source: record, lines.BadLines())
+    written = json_lines.read(file, "answers of svlm evaluate", lambda record, source: record, json_lines.BadLines())
     return {record["key"]: record for record in written}
 
 
-def read_answers(path: str | Path, keys: Iterable[str], bad: lines.BadLines) -> dict[str, str | None]:
+def read_answers(path: str | Path, keys: Iterable[str], bad: json_lines.BadLines) -> dict[str, str | None]:
     """Replies by key of a run's folder or of its file.
 
     Raises:
@@ -203,11 +203,11 @@ def read_answers(path: str | Path, keys: Iterable[str], bad: lines.BadLines) -> 
     path, known, answers = Path(path), set(keys), {}
 
     def parse(record: dict[str, Any], source: str) -> None:
-        key = lines.require(record, "key", str, source)
-        response = None if record.get("response") is None else lines.require(record, "response", str, source)
+        key = json_lines.require(record, "key", str, source)
+        response = None if record.get("response") is None else json_lines.require(record, "response", str, source)
         add_answer(answers, known, key, response, source)
 
-    lines.read(path / ANSWERS if path.is_dir() else path, "answers of svlm evaluate", parse, bad)
+    json_lines.read(path / ANSWERS if path.is_dir() else path, "answers of svlm evaluate", parse, bad)
     return answers
 
 

@@ -16,12 +16,13 @@ import numpy as np
 from PIL import Image
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval.chat_client import ChatClient, ChatError
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.commentator import Answer, Finished, Job
 from svlm_jax.eval.frames import FrameSet, prefix
 from svlm_jax.eval.models import Request
-from svlm_jax.eval.workers import Workers
+from svlm_jax.remote.chat_client import ChatClient
+from svlm_jax.remote.connection import RequestError
+from svlm_jax.remote.workers import Workers
 
 SECONDS_PER_FRAME = 4.0
 MAX_FRAMES = 60
@@ -53,7 +54,7 @@ class ChatModel:
             reply = self.client.complete(messages, temperature=0.0, max_tokens=request.max_new_tokens)
             if not reply.text and reply.details.get("finish_reason") == "length":  # spent on thoughts
                 reply = self.client.complete(messages, temperature=0.0)
-        except ChatError as error:
+        except RequestError as error:
             field, remedy = f"{self.client.flag}-url", "run again: what was answered is kept"
             raise InputError(field, f"no answer ({error})", "a server that answers", remedy) from None
         return reply.text
@@ -110,7 +111,7 @@ class ChatCommentator:
             return Finished(job, (), refused, error=str(error))
         try:
             reply = self.client.complete(_messages(self.system, [_text(self._request(job, frames)), *_pictures(frames)]))
-        except ChatError as error:
+        except RequestError as error:
             return Finished(job, (), refused, error=f"no answer ({error})")
         return Finished(job, (Utterance(job.start, job.end, reply.text),), refused)
 

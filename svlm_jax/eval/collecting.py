@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval.lines import Appender, BadLines, write
+from svlm_jax.json_lines import Appender, BadLines, write
 
 Record = dict[str, Any]
 

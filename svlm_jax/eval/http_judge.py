@@ -1,65 +1,24 @@
 """A language model as the judge of two commentaries: its prompt, and the parse of its answer.
 
 Two styles: `infstreams` answers with a letter, `livesports` names the better commentary or a tie. Their prompts are package
-files, in our own words; another file takes their place (`Prompt.read`). After an answer without a verdict the judge is asked
+files, in our own words; another file takes their place. After an answer without a verdict the judge is asked
 once more, then the vote is "invalid": it counts for neither and is reported. Host side, never jax.
 """
 
-import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval.chat_client import ChatClient, ChatError, approximate_tokens
+from svlm_jax.errors import shortened
 from svlm_jax.eval.judging import Ballot, JudgeError, Pair, Question, Vote
-from svlm_jax.files import local_path, refuse_other_kinds_of_file
+from svlm_jax.remote.chat_client import ChatClient, approximate_tokens
+from svlm_jax.remote.connection import RequestError
+from svlm_jax.remote.prompt import Prompt, remind
 
 PROMPTS = Path(__file__).with_name("prompts")
 MAX_CHARACTERS = 8000  # of the reference and of each candidate, where the published judge of Inf-Streams-Eval cuts
-_FIELDS = re.compile(r"\{(reference|a|b|title)\}")
-_SECTION = re.compile(r"^\[(system|user)\]\s*$", re.MULTILINE)
-
-
-class Prompt(NamedTuple):
-    """The prompt of a judge. system: "" for none. user: with {a} and {b}, and {reference} and {title} where they are needed."""
-
-    system: str
-    user: str
-
-    @classmethod
-    def read(cls, path: str | Path) -> "Prompt":
-        """A text file: lines `[system]` and `[user]` begin its two messages; without them it is all the user's.
-
-        Raises:
-            InputError: no such file, no text, or no place for a candidate.
-        """
-        path, expected = local_path(path, "--prompt-file"), "a text with {a} and {b}"
-        if not path.is_file():
-            raise InputError("--prompt-file", shortened(path), expected, "check the path")
-        refuse_other_kinds_of_file(path, expected)
-        try:
-            parts = _SECTION.split(path.read_bytes().decode("utf-8").replace("\r\n", "\n"))
-        except UnicodeDecodeError:
-            raise InputError(
-                "--prompt-file", f"{shortened(path, 100)}, which is not UTF-8", expected, "save it as UTF-8"
-            ) from None
-        sections = dict(zip(parts[1::2], parts[2::2], strict=True)) if len(parts) > 1 else {"user": parts[0]}
-        user = sections.get("user", "").strip()
-        if missing := [field for field in ("{a}", "{b}") if field not in user]:
-            got = f"{shortened(path, 100)} without {missing[0]}"
-            raise InputError("--prompt-file", got, expected, "add it to the part after [user]")
-        return cls(sections.get("system", "").strip(), user)
-
-    def messages(self, texts: Mapping[str, str]) -> list[dict[str, str]]:
-        """Of the chat protocol. All fields are filled at once: braces in a commentary stay what they are."""
-        user = _FIELDS.sub(lambda match: texts[match[1]], self.user)
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        return [*system, {"role": "user", "content": user}]
-
-    def digest(self) -> str:
-        return hashlib.sha256(f"{self.system}\0{self.user}".encode()).hexdigest()
+FIELDS = ("a", "b")  # that a prompt must have; {reference} and {title} where they are needed
 
 
 class Style(NamedTuple):
@@ -151,7 +110,7 @@ class HttpJudge:
             prompt: instead of that of the style; its answers are parsed as those of the style.
         """
         self.client, self.style_name, self.style = client, style, STYLES[style]
-        self.prompt = prompt or Prompt.read(PROMPTS / self.style.prompt)
+        self.prompt = prompt or Prompt.read(PROMPTS / self.style.prompt, FIELDS)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -169,9 +128,9 @@ class HttpJudge:
             reply = first = self.client.complete(messages, **self.style.parameters)
             vote = self.style.parse(reply.text)
             if vote is None:
-                reply = self.client.complete(self._remind(messages), **self.style.parameters)
+                reply = self.client.complete(remind(messages, self.style.reminder), **self.style.parameters)
                 vote = self.style.parse(reply.text)
-        except ChatError as error:
+        except RequestError as error:
             raise JudgeError(str(error)) from None
         details = dict(reply.details)
         if cut:
@@ -201,8 +160,3 @@ class HttpJudge:
         if swapped:
             texts["a"], texts["b"] = texts["b"], texts["a"]
         return self.prompt.messages(texts), cut
-
-    def _remind(self, messages: list[dict[str, str]]) -> list[dict[str, str]]:
-        """The same again would give the same at temperature 0. The answer is not shown: some servers take no empty one."""
-        last = messages[-1]
-        return [*messages[:-1], {**last, "content": f"{last['content']}\n\n{self.style.reminder}"}]

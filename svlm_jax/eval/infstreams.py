@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from svlm_jax.data.annotation import Word
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines, read, require, require_time, require_video
+from svlm_jax.json_lines import BadLines, read, require, require_time, require_video
 
 SECONDS = 100.0  # of a segment
 MIN_WORDS = 200  # of a segment that is judged

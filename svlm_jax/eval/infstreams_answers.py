@@ -21,9 +21,9 @@ from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance, spoken
 from svlm_jax.eval.infstreams import Segment
 from svlm_jax.eval.judging import Candidate
-from svlm_jax.eval.lines import BadLines, digest, read, require, require_time
 from svlm_jax.eval.run_directory import RUN, read_run
 from svlm_jax.files import local_path
+from svlm_jax.json_lines import BadLines, digest, read, require, require_time
 
 MERGED = "merged_result.jsonl"
 SHARDS = "result_*.jsonl"

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError
-from svlm_jax.eval import lines
 from svlm_jax.eval.commentator import Commentator, Finished, Job, job_seed
 from svlm_jax.eval.infstreams import START, Game, Segment, answer_name, answer_record, said_before
 from svlm_jax.files import parse_json
@@ -82,7 +82,7 @@ class Generation:
         self.stamps: dict[str, Any] = {}  # of the video of a row
         state = folder / STATE
         state.mkdir(exist_ok=True)
-        self.appender = lines.Appender(state / f"rows_{first}_of_{count}.jsonl")
+        self.appender = json_lines.Appender(state / f"rows_{first}_of_{count}.jsonl")
         for path in sorted(state.glob("rows_*.jsonl")):
             complete = path.read_bytes().rpartition(b"\n")[0]  # another process may be writing the last line
             for text in complete.splitlines():
@@ -118,7 +118,7 @@ class Generation:
         jobs = self.jobs[video]
         if jobs and all(job.key in self.rows for job in jobs):
             rows = [self.rows[job.key] for job in jobs]
-            lines.write(self._file(video), [_as_one(jobs, rows)] if self.a_line_a_game else rows)
+            json_lines.write(self._file(video), [_as_one(jobs, rows)] if self.a_line_a_game else rows)
 
     def _file(self, video: str) -> Path:
         return self.folder / answer_name(video)

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from svlm_jax.eval import lines, win_rate
+from svlm_jax import json_lines
+from svlm_jax.eval import win_rate
 from svlm_jax.eval.infstreams import Segment
 from svlm_jax.eval.infstreams_answers import SEAM, Answers
 from svlm_jax.eval.judging import Judgement, Pair, served
@@ -125,7 +126,7 @@ def write_scores(
         data: of what the scores are: hashes of files, settings of the two runs.
     """
     model = str(judge.get("model") or judge.get("judge") or "")
-    lines.write(folder / SEGMENTS, (segment_record(judgement, model) for judgement in judgements))
+    json_lines.write(folder / SEGMENTS, (segment_record(judgement, model) for judgement in judgements))
     score_values = scores(judgements, comparison)
     details = {**score_values, "judge": {**judge, **served(judgements)}, "skipped_because": comparison.reasons, "data": data}
     write_result(folder / RESULTS, result(judgements, comparison), details)

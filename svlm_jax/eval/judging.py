@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval import lines
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.workers import Workers
 from svlm_jax.files import local_path
+from svlm_jax.remote.workers import Workers
 
 Vote = Literal["A", "B", "tie", "invalid"]
 MAX_ANSWER = 500  # characters of a judge's answer that are stored beside its vote; a cache of a judge over HTTP has all
@@ -129,7 +129,7 @@ def judge_pairs(
     settings = json.loads(json.dumps(judge.settings()))
     digests = {pair.key: _digest(pair) for pair in pairs}
     errors: dict[str, str] = {}
-    with lines.Appender(path) as file:
+    with json_lines.Appender(path) as file:
         ballots = _read_ballots(file, settings, digests)
         questions = [Question(pair, swapped) for pair in pairs if not _rule(pair) for swapped in (False, True)]
         questions = [question for question in questions if (question.pair.key, question.order) not in ballots]
@@ -147,9 +147,9 @@ def judge_pairs(
 
         _ask(questions, judge, concurrency, store, progress)
     judgements = [_judgement(pair, ballots, errors.get(pair.key, NOT_ASKED)) for pair in pairs]
-    lines.write(path, _records(judgements, ballots, settings, digests))
+    json_lines.write(path, _records(judgements, ballots, settings, digests))
     left = [{"key": each.pair.key, "video": each.pair.video, "error": each.error} for each in unresolved(judgements)]
-    lines.write(unresolved_path(path), left)
+    json_lines.write(unresolved_path(path), left)
     return judgements
 
 
@@ -247,17 +247,19 @@ def _records(
                 yield _record(each.pair.key, order, ballot, each.rule, settings, digests[each.pair.key])
 
 
-def _read_ballots(file: lines.Appender, settings: dict[str, Any], digests: dict[str, str]) -> dict[tuple[str, str], Ballot]:
+def _read_ballots(
+    file: json_lines.Appender, settings: dict[str, Any], digests: dict[str, str]
+) -> dict[tuple[str, str], Ballot]:
     """Of the lines that are there, those of a judge, of these texts and of these settings. The first counts."""
     ballots: dict[tuple[str, str], Ballot] = {}
     for number, record in enumerate(file.existing(), 1):
         source = f"{file.path.name}:{number}"
         key, order, vote, answer, rule, digest = (
-            lines.require(record, name, str, source) for name in ("key", "order", "vote", "answer", "rule", "pair_sha256")
+            json_lines.require(record, name, str, source) for name in ("key", "order", "vote", "answer", "rule", "pair_sha256")
         )
         if order not in ORDERS or vote not in get_args(Vote):
             expected = "a ballot written by svlm evaluate"
             raise InputError(source, f"{order!r:.20}, {vote!r:.20}", expected, "move the file away")
         if not rule and record.get("judge") == settings and digests.get(key) == digest:
-            ballots.setdefault((key, order), Ballot(vote, answer, lines.require(record, "details", dict, source)))
+            ballots.setdefault((key, order), Ballot(vote, answer, json_lines.require(record, "details", dict, source)))
     return ballots

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines, is_below, read, require, require_time
 from svlm_jax.files import local_path
+from svlm_jax.json_lines import BadLines, is_below, read, require, require_time
 
 PREDICTIONS = "predictions.jsonl"
 PROMPT = "livesports_cc.txt"

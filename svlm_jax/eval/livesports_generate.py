@@ -14,9 +14,9 @@ from svlm_jax.eval.asking import Query, View, answering, ask_offline
 from svlm_jax.eval.collecting import collect
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.commentator import Clock, Commentator, Job, job_seed
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.livesports_cc import Event, fill_prompt, find_video, has_words, prediction_record
 from svlm_jax.eval.models import Answerer
+from svlm_jax.json_lines import BadLines
 
 OFFLINE_TOKENS = 512  # of a published offline caption, at most
 Outcome = tuple[Event, dict[str, Any] | InputError]  # of an event: its prediction, or why there is none

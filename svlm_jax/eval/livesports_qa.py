@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval import answers
 from svlm_jax.eval.asking import ANSWERS, Ask, Chooser, Prompt, Query, add_answer, answering, choosing
-from svlm_jax.eval.lines import BadLines, read, require
 from svlm_jax.eval.livesports_cc import fill_prompt, find_video, read_prompt
 from svlm_jax.eval.marks import Mark, accuracy, not_counted, summary, task_details
 from svlm_jax.eval.models import Answerer
 from svlm_jax.eval.result import Result
 from svlm_jax.files import local_path
+from svlm_jax.json_lines import BadLines, read, require
 from svlm_jax.media.container import declared_length
 
 PROMPT = "livesports_qa.txt"

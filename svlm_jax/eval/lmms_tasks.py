@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError
-from svlm_jax.eval import lines
 from svlm_jax.files import atomic_write, local_path, report_write_errors
 
 OFFICIAL = "lmms_eval.tasks.ovobench.utils"
@@ -44,7 +44,9 @@ lmms_eval_specific_kwargs:
 GROUP = "group: {name}\ntask: [{tasks}]\n"
 
 
-def write_tasks(items_path: str | Path, videos: str | Path, out: str | Path, name: str, bad: lines.BadLines) -> dict[str, int]:
+def write_tasks(
+    items_path: str | Path, videos: str | Path, out: str | Path, name: str, bad: json_lines.BadLines
+) -> dict[str, int]:
     """Write a folder for `--include_path`: a task NAME_CATEGORY for each category that has items, and the group NAME.
 
     Args:
@@ -82,7 +84,7 @@ def _write_task(out: Path, task: str, category: str, items: list[dict[str, Any]]
     forward = category == "forward"
     file = out.absolute() / f"{task}.jsonl"
     try:
-        lines.write(file, items)
+        json_lines.write(file, items)
     except ValueError:
         raise InputError("--items", "NaN or Infinity in an item", "JSON", "write null for it") from None
     text = TASK.format(

@@ -9,11 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval import answers, lines
+from svlm_jax.eval import answers
 from svlm_jax.eval.asking import ANSWERS, Query, add_answer, read_answers
-from svlm_jax.eval.templates import filled
 from svlm_jax.files import local_path, read_json
+from svlm_jax.remote.templates import filled
 
 BACKWARD = ("EPM", "ASI", "HLD")
 REALTIME = ("OCR", "ACR", "ATR", "STU", "FPD", "OJR")
@@ -72,7 +73,7 @@ class Item(NamedTuple):
     questions: tuple[Question, ...]
 
 
-def read_items(path: str | Path, bad: lines.BadLines, tasks: Sequence[str] = TASKS) -> list[Item]:
+def read_items(path: str | Path, bad: json_lines.BadLines, tasks: Sequence[str] = TASKS) -> list[Item]:
     """The items of some tasks, in the order of the file.
 
     Raises:
@@ -81,27 +82,27 @@ def read_items(path: str | Path, bad: lines.BadLines, tasks: Sequence[str] = TAS
     ids: set[int] = set()
 
     def parse(record: dict[str, Any], source: str) -> Item:
-        number = lines.require(record, "id", int, source)
+        number = json_lines.require(record, "id", int, source)
         if number in ids:
             raise InputError(f"{source} id", f"{number} a second time", "each id once", "leave one out")
         item = Item(record, _questions(record, number, source))
         ids.add(number)
         return item
 
-    items = [item for item in lines.read(path, EXPECTED, parse, bad) if item.questions[0].task in tasks]
+    items = [item for item in json_lines.read(path, EXPECTED, parse, bad) if item.questions[0].task in tasks]
     if not items:
         raise InputError(f"items {Path(path).name}", f"no item of {', '.join(tasks)}", EXPECTED, "choose other tasks")
     return items
 
 
 def _questions(record: dict[str, Any], number: int, source: str) -> tuple[Question, ...]:
-    task, video = lines.require(record, "task", str, source), lines.require_video(record, "video", source)
+    task, video = json_lines.require(record, "task", str, source), json_lines.require_video(record, "video", source)
     if task not in KINDS:
         raise InputError(f"{source} task", f"{task!r:.40}", f"one of {', '.join(TASKS)}", "mend the item, or leave it out")
     kind = KINDS[task]
     if kind == "choice":
         return (_choice(record, str(number), task, video, source),)
-    tests = lines.require(record, "test_info", list, source)
+    tests = json_lines.require(record, "test_info", list, source)
     if not tests:
         raise InputError(f"{source} test_info", "an empty list", "at least one question", "mend the item, or leave it out")
     questions = []
@@ -112,36 +113,36 @@ def _questions(record: dict[str, Any], number: int, source: str) -> tuple[Questi
         ground_truth: int | bool
         if kind == "count":
             ground_truth = _bounded(test, "count", test_source, MAX_COUNT)
-            fields = {"activity": lines.require(record, "activity", str, source)}
+            fields = {"activity": json_lines.require(record, "activity", str, source)}
         else:
             ground_truth = bool(_bounded(test, "type", test_source, 1))
             from_test = kind == "step"
             name = "step" if from_test else "question"
-            fields = {name: lines.require(test if from_test else record, name, str, test_source)}
+            fields = {name: json_lines.require(test if from_test else record, name, str, test_source)}
         questions.append(Question(f"{number}_{index}", task, video, _time(test, test_source), kind, ground_truth, fields))
     return tuple(questions)
 
 
 def _choice(record: dict[str, Any], key: str, task: str, video: str, source: str) -> Question:
-    options = lines.require(record, "options", list, source)
+    options = json_lines.require(record, "options", list, source)
     if not 2 <= len(options) <= len(answers.LETTERS) or not all(isinstance(option, str) for option in options):
         expected = f"2 to {len(answers.LETTERS)} texts"
         raise InputError(f"{source} options", f"{options!r:.60}", expected, "mend the item, or leave it out")
     ground_truth = answers.LETTERS[_bounded(record, "gt", source, len(options) - 1)]
     option_list = "\n".join(f"{letter}. {option}" for letter, option in zip(answers.LETTERS, options, strict=False))
-    fields = {"question": lines.require(record, "question", str, source), "options": option_list}
+    fields = {"question": json_lines.require(record, "question", str, source), "options": option_list}
     return Question(key, task, video, _time(record, source), "choice", ground_truth, fields, tuple(options))
 
 
 def _time(record: dict[str, Any], source: str) -> float:
-    time = lines.require(record, "realtime", float, source)
+    time = json_lines.require(record, "realtime", float, source)
     if time < 0:
         raise InputError(f"{source} realtime", time, "0 or more seconds", "mend the item, or leave it out")
     return float(time)
 
 
 def _bounded(record: dict[str, Any], key: str, source: str, maximum: int) -> int:
-    value = lines.require(record, key, int, source)
+    value = json_lines.require(record, key, int, source)
     if not 0 <= value <= maximum:
         raise InputError(f"{source} {key}", value, f"0 to {maximum}", "mend the item, or leave it out")
     return value
@@ -169,7 +170,7 @@ def published(items: Sequence[Item], replies: Mapping[str, str | None]) -> dict[
     return result
 
 
-def read_replies(path: str | Path, questions: Sequence[Question], bad: lines.BadLines) -> dict[str, str | None]:
+def read_replies(path: str | Path, questions: Sequence[Question], bad: json_lines.BadLines) -> dict[str, str | None]:
     """Replies by key: of a run of `svlm evaluate ovo generate` (its folder, or its answers), or of result files in the
     published shape (a file, or a folder of them, as those of one model may lie in several).
 
@@ -189,10 +190,10 @@ def read_replies(path: str | Path, questions: Sequence[Question], bad: lines.Bad
     return replies
 
 
-def _read_published(file: Path, keys: set[str], replies: dict[str, str | None], bad: lines.BadLines) -> None:
+def _read_published(file: Path, keys: set[str], replies: dict[str, str | None], bad: json_lines.BadLines) -> None:
     result = read_json(file, "answers in the shape of OVO-Bench")
     for category in CATEGORIES:
-        for index, entry in enumerate(lines.require(result, category, list, file.name, [])):
+        for index, entry in enumerate(json_lines.require(result, category, list, file.name, [])):
             source = f"{file.name} {category}[{index}]"
             try:
                 for key, response in _replies_of(entry, source):
@@ -204,7 +205,7 @@ def _read_published(file: Path, keys: set[str], replies: dict[str, str | None], 
 def _replies_of(entry: Any, source: str) -> list[tuple[str, str | None]]:
     if not isinstance(entry, dict):
         raise InputError(source, f"{entry!r:.40}", "an object", "mend the file")
-    number = lines.require(entry, "id", int, source)
+    number = json_lines.require(entry, "id", int, source)
     tests = entry.get("test_info")
     named = [(str(number), entry)] if tests is None else [(f"{number}_{index}", test) for index, test in enumerate(tests)]
     return [(key, _reply(holder, source)) for key, holder in named]
@@ -216,4 +217,4 @@ def _reply(holder: Any, source: str) -> str | None:
     response = holder.get("response")
     if isinstance(response, list) and len(response) == 1:  # some published files have each reply in a list of its own
         response = response[0]
-    return None if response is None else lines.require({"response": response}, "response", str, source)
+    return None if response is None else json_lines.require({"response": response}, "response", str, source)

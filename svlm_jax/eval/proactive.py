@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval import answers, lines
+from svlm_jax.eval import answers
 from svlm_jax.eval.asking import ANSWERS, Query, View, add_answer, in_order
 from svlm_jax.eval.commentator import Commentator, Job, job_seed
 from svlm_jax.eval.frames import FrameSet
@@ -20,8 +21,8 @@ from svlm_jax.eval.marks import Mark, accuracy
 from svlm_jax.eval.models import Answerer, Request
 from svlm_jax.eval.result import Metric, Result
 from svlm_jax.eval.streamingbench import read_each, read_tree, seconds, walk
-from svlm_jax.eval.templates import filled
 from svlm_jax.files import local_path
+from svlm_jax.remote.templates import filled
 
 PATIENCE = 4.0  # seconds after the expected moment at which polling, or the stream, ends
 TOLERANCE = 2.0  # seconds that the words may be early or late
@@ -44,7 +45,7 @@ class ProactiveQuestion(NamedTuple):
         return Query(self.key, self.task, self.video, self.request_time, self.due)
 
 
-def read_questions(path: str | Path, bad: lines.BadLines) -> tuple[list[Any], list[ProactiveQuestion]]:
+def read_questions(path: str | Path, bad: json_lines.BadLines) -> tuple[list[Any], list[ProactiveQuestion]]:
     """(the file's tree, its questions).
 
     Raises:
@@ -56,17 +57,20 @@ def read_questions(path: str | Path, bad: lines.BadLines) -> tuple[list[Any], li
 
 def _question(key: str, video: str, record: Record, source: str) -> ProactiveQuestion:
     request_time, due = (
-        seconds(lines.require(record, name, str, source), f"{source} {name}")
+        seconds(json_lines.require(record, name, str, source), f"{source} {name}")
         for name in ("time_stamp", "ground_truth_time_stamp")
     )
-    text, output = lines.require(record, "question", str, source), lines.require(record, "ground_truth_output", str, source)
+    text, output = (
+        json_lines.require(record, "question", str, source),
+        json_lines.require(record, "ground_truth_output", str, source),
+    )
     if due < request_time:
         raise InputError(
             f"{source} ground_truth_time_stamp", f"{due:g} s", f"{request_time:g} s or later", "mend it, or leave it out"
         )
     if not output.strip():
         raise InputError(f"{source} ground_truth_output", "no words", "what is to be said", "mend it, or leave it out")
-    return ProactiveQuestion(key, lines.require(record, "task_type", str, source), video, request_time, due, text, output)
+    return ProactiveQuestion(key, json_lines.require(record, "task_type", str, source), video, request_time, due, text, output)
 
 
 # Polled
@@ -228,7 +232,9 @@ def score(questions: Sequence[ProactiveQuestion], records: Mapping[str, Record],
 # Answers in files
 
 
-def read_records(path: str | Path, questions: Sequence[ProactiveQuestion], name: str, bad: lines.BadLines) -> dict[str, Record]:
+def read_records(
+    path: str | Path, questions: Sequence[ProactiveQuestion], name: str, bad: json_lines.BadLines
+) -> dict[str, Record]:
     """What was answered, by key: of a run's folder or its lines, or of a file in the published shape, of the model `name`.
 
     Raises:
@@ -238,10 +244,10 @@ def read_records(path: str | Path, questions: Sequence[ProactiveQuestion], name:
     by_key = {question.key: question for question in questions}
 
     def parse(record: Record, source: str) -> None:
-        add_answer(records, by_key, lines.require(record, "key", str, source), _checked(record, source), source)
+        add_answer(records, by_key, json_lines.require(record, "key", str, source), _checked(record, source), source)
 
     if path.is_dir() or path.suffix == ".jsonl":
-        lines.read(path / ANSWERS if path.is_dir() else path, "answers of svlm evaluate", parse, bad)
+        json_lines.read(path / ANSWERS if path.is_dir() else path, "answers of svlm evaluate", parse, bad)
         return records
     for index, _, record in walk(read_tree(path)):
         key, source = ".".join(map(str, index)), f"{path.name} question {'.'.join(map(str, index))}"
@@ -250,7 +256,7 @@ def read_records(path: str | Path, questions: Sequence[ProactiveQuestion], name:
         try:
             if key not in by_key:
                 raise InputError(source, "an answer", "one to a question of the items", "score with the items that were asked")
-            records[key] = _of_history(lines.require(record, name, dict, source), by_key[key], source)
+            records[key] = _of_history(json_lines.require(record, name, dict, source), by_key[key], source)
         except InputError as error:
             bad.add(error)
     if not records:
@@ -260,16 +266,16 @@ def read_records(path: str | Path, questions: Sequence[ProactiveQuestion], name:
 
 def _checked(record: Record, source: str) -> Record:
     if "utterances" in record:
-        for each in lines.require(record, "utterances", list, source):
+        for each in json_lines.require(record, "utterances", list, source):
             if not (isinstance(each, list) and [type(part) for part in each][2:] == [str] and None not in each):
                 raise InputError(f"{source} utterances", f"{each!r:.40}", "[start, end, text] each", "mend the line")
         return record
-    for each in lines.require(record, "polls", list, source):
+    for each in json_lines.require(record, "polls", list, source):
         if not isinstance(each, dict):
             raise InputError(f"{source} polls", f"{each!r:.40}", "objects", "mend the line")
-        lines.require(each, "time", float, source)
-        lines.require(each, "reply", str, source)
-        lines.require(each, "answer", str, source, "")
+        json_lines.require(each, "time", float, source)
+        json_lines.require(each, "reply", str, source)
+        json_lines.require(each, "answer", str, source, "")
     return record
 
 
@@ -298,12 +304,12 @@ def published_answer(question: ProactiveQuestion, record: Record, prompts: Mappi
 def _of_history(answer: Record, question: ProactiveQuestion, source: str) -> Record:
     """The polls of a published dialogue; a prompt that is the question alone asks what is to be said."""
     polls: list[Record] = []
-    history = lines.require(answer, "dialog_history", list, source)
+    history = json_lines.require(answer, "dialog_history", list, source)
     for prompt, reply in zip(history[::2], history[1::2], strict=False):
         if not isinstance(prompt, dict) or not isinstance(reply, dict):
             raise InputError(f"{source} dialog_history", "no objects", "messages", "mend the file")
-        time, content = lines.require(reply, "time", float, source), lines.require(reply, "content", str, source)
-        if lines.require(prompt, "content", str, source) == question.text and polls:
+        time, content = json_lines.require(reply, "time", float, source), json_lines.require(reply, "content", str, source)
+        if json_lines.require(prompt, "content", str, source) == question.text and polls:
             polls[-1]["answer"] = content
         else:
             polls.append({"time": time, "reply": content})

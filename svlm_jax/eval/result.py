@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval.lines import require, write_json
 from svlm_jax.eval.run_directory import versions
 from svlm_jax.files import local_path, read_json
+from svlm_jax.json_lines import require, write_json
 
 _REMEDY = "mend the file, or make it again"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval.lines import write_json
 from svlm_jax.files import local_path, read_json
+from svlm_jax.json_lines import write_json
 
 RUN = "run.json"
 PACKAGES = ("svlm-jax", "jax", "flax", "transformers")

@@ -13,11 +13,12 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval import answers, lines
+from svlm_jax.eval import answers
 from svlm_jax.eval.asking import Query, add_answer, read_answers
-from svlm_jax.eval.templates import filled
 from svlm_jax.files import atomic_write, local_path, parse_json_list, refuse_other_kinds_of_file, report_write_errors
+from svlm_jax.remote.templates import filled
 
 Subset = Literal["real", "omni", "sqa", "proactive"]
 EXPECTED = "questions of StreamingBench (questions_real.json, questions_sqa.json, ...)"
@@ -86,7 +87,7 @@ class Data(NamedTuple):
     questions: tuple[Question, ...]
 
 
-def read_questions(path: str | Path, bad: lines.BadLines) -> Data:
+def read_questions(path: str | Path, bad: json_lines.BadLines) -> Data:
     """The questions with options of a published file.
 
     Raises:
@@ -119,7 +120,7 @@ def is_proactive(tree: Sequence[Any]) -> bool:
 
 
 def read_each(
-    tree: Sequence[Any], name: str, parse: Callable[[str, str, dict[str, Any], str], Question_], bad: lines.BadLines
+    tree: Sequence[Any], name: str, parse: Callable[[str, str, dict[str, Any], str], Question_], bad: json_lines.BadLines
 ) -> list[Question_]:
     """What `parse` makes of each question, called with (key, video, question, its name for errors)."""
     parsed = []
@@ -128,7 +129,7 @@ def read_each(
         try:
             if not isinstance(entry, dict) or not isinstance(record, dict):
                 raise InputError(source, f"{record if isinstance(entry, dict) else entry!r:.40}", "an object", "mend it")
-            video = lines.require_video(entry, "video_path", source).removeprefix("./")
+            video = json_lines.require_video(entry, "video_path", source).removeprefix("./")
             parsed.append(parse(".".join(map(str, index)), video, record, source))
         except InputError as error:
             bad.add(error)
@@ -152,13 +153,13 @@ def walk(tree: Sequence[Any]) -> Iterator[tuple[tuple[int, ...], Any, Any]]:
 
 
 def _question(key: str, video: str, record: dict[str, Any], source: str) -> Question:
-    stamp = lines.require(record, "time_stamp", str, source)
-    options = _options(lines.require(record, "options", list, source), source)
-    answer = lines.require(record, "answer", str, source).strip()
+    stamp = json_lines.require(record, "time_stamp", str, source)
+    options = _options(json_lines.require(record, "options", list, source), source)
+    answer = json_lines.require(record, "answer", str, source).strip()
     if answer not in tuple(answers.LETTERS[: len(options)]):
         letters = answers.LETTERS[: len(options)]
         raise InputError(f"{source} answer", f"{answer!r:.40}", f"a letter of {letters}", "mend it, or leave it out")
-    task, text = lines.require(record, "task_type", str, source), lines.require(record, "question", str, source)
+    task, text = json_lines.require(record, "task_type", str, source), json_lines.require(record, "question", str, source)
     return Question(key, task, video, seconds(stamp, f"{source} time_stamp"), stamp, text, options, answer)
 
 
@@ -216,7 +217,7 @@ def published(tree: list[Any], name: str, answered: Mapping[str, Any]) -> list[A
     return result
 
 
-def read_replies(path: str | Path, keys: Collection[str], name: str, bad: lines.BadLines) -> dict[str, str | None]:
+def read_replies(path: str | Path, keys: Collection[str], name: str, bad: json_lines.BadLines) -> dict[str, str | None]:
     """Replies by key: of a run of `svlm evaluate streamingbench generate`, or of a file in the published shape, where they are
     those of the model `name`.
 
@@ -232,7 +233,7 @@ def read_replies(path: str | Path, keys: Collection[str], name: str, bad: lines.
             continue
         source = path.name + "".join(f"[{number}]" for number in index)
         try:
-            reply = None if question[name] is None else lines.require(question, name, str, source)
+            reply = None if question[name] is None else json_lines.require(question, name, str, source)
             add_answer(replies, keys, ".".join(map(str, index)), reply, source)
         except InputError as error:
             bad.add(error)

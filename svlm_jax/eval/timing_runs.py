@@ -12,13 +12,13 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval import lines
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.infstreams_answers import SEAM, Answers, GameAnswers, read_answers
-from svlm_jax.eval.lines import BadLines, require, require_time
 from svlm_jax.eval.truth import Truth, truth_of
 from svlm_jax.files import refuse_other_kinds_of_file
+from svlm_jax.json_lines import BadLines, require, require_time
 
 EXPECTED = "answers with items, predictions with pred, or captions with start, end and text"
 _REMEDY = "give the answers, predictions or captions of a model"
@@ -70,7 +70,7 @@ def _read(path: Path, truths: Mapping[str, Truth], bad: BadLines, faults: list[s
         faults += answers.faults
         return answers.name, answers.sha256, _of_answers(answers, truths, bad, faults)
     commentaries = _of_predictions(path, truths, bad) if kind == "pred" else _of_captions(path, truths, bad)
-    return path.stem, lines.digest(path), commentaries
+    return path.stem, json_lines.digest(path), commentaries
 
 
 def _kind(path: Path) -> str:
@@ -127,14 +127,14 @@ def _of_predictions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> d
         covered = before.covered | set(range(int(start), math.ceil(end)))
         commentaries[video] = Commentary((*before.utterances, *utterances), covered)
 
-    lines.read(path, "predictions for LiveSports-3K CC", parse, bad)
+    json_lines.read(path, "predictions for LiveSports-3K CC", parse, bad)
     return commentaries
 
 
 def _of_captions(path: Path, truths: Mapping[str, Truth], bad: BadLines) -> dict[str, Commentary]:
     """The file is named as its video is (FILM.jsonl for FILM.mp4), unless there is only one. Dropped chunks are silent."""
     truth = next(iter(truths.values())) if len(truths) == 1 else truth_of(_by_stem(truths), path.stem)
-    spoken = lines.read(path, "captions", lambda record, source: _utterance(record, source, "start", "end", "text"), bad)
+    spoken = json_lines.read(path, "captions", lambda record, source: _utterance(record, source, "start", "end", "text"), bad)
     covered = frozenset(second for each in spoken for second in range(int(each.start), math.ceil(each.end)))
     return {truth.video: Commentary(tuple(spoken), covered)}
 

@@ -23,10 +23,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NamedTuple
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval import lines
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines, require, require_time
+from svlm_jax.json_lines import BadLines, require, require_time
 
 EXPECTED = "a file of truth: a line for each video with its mentions"
 KINDS = ("event", "state")
@@ -76,13 +76,13 @@ def read_truth(path: str | Path, bad: BadLines | None = None) -> dict[str, Truth
             raise InputError(f"{source} video", f"{shortened(truth.video, 60)} again", "one line for each video", _REMEDY)
         truths[truth.video] = truth
 
-    lines.read(path, EXPECTED, parse, bad or BadLines())
+    json_lines.read(path, EXPECTED, parse, bad or BadLines())
     return truths
 
 
 def write_truth(path: str | Path, truths: Iterable[Truth]) -> None:
     """Write what `read_truth` reads, complete or not at all."""
-    lines.write(path, map(_record, truths))
+    json_lines.write(path, map(_record, truths))
 
 
 def truth_of(truths: Mapping[str, Truth], video: str) -> Truth:

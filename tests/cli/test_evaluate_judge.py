@@ -24,7 +24,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
-    monkeypatch.setattr("svlm_jax.eval.chat_client.BODY_PAUSE", 0.001)
+    monkeypatch.setattr("svlm_jax.remote.connection.BODY_PAUSE", 0.001)
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ import threading
 import numpy as np
 import pytest
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError
-from svlm_jax.eval import lines
 from svlm_jax.eval.asking import (
     Query,
     View,
@@ -95,7 +95,7 @@ def run(folder, videos, echo, queries=QUERIES, bad=None):
     def ask(done):
         return offline(videos, echo, [query for query in queries if query.key not in done])
 
-    return write_answers(folder, queries, ask, bad or lines.BadLines())
+    return write_answers(folder, queries, ask, bad or json_lines.BadLines())
 
 
 def test_a_killed_run_goes_on_and_leaves_the_same_file(videos, tmp_path):
@@ -119,7 +119,7 @@ def test_questions_that_fail_are_named_and_asked_again_by_the_next_run(videos, t
     with pytest.raises(InputError, match=r"question 4 .*none\.mp4"):
         run(tmp_path, videos, Echo(), queries)
     echo = Echo()
-    assert run(tmp_path, videos, echo, queries, lines.BadLines(1)).keys() == {"2", "6"}
+    assert run(tmp_path, videos, echo, queries, json_lines.BadLines(1)).keys() == {"2", "6"}
     assert echo.asked == []  # but for the one without a video
 
 
@@ -171,9 +171,9 @@ def test_online_what_was_not_asked_has_no_answer_and_says_why(videos):
 @pytest.mark.filterwarnings("ignore:left out")
 def test_answers_are_read_by_key(tmp_path):
     path = tmp_path / "answers.jsonl"
-    lines.write(
+    json_lines.write(
         path, [{"key": "a", "response": "B"}, {"key": "b", "response": None}, {"key": "a", "response": "C"}, {"key": "z"}]
     )
     with pytest.raises(InputError, match=r"answers\.jsonl:3.*a second one to question a"):
-        read_answers(path, ["a", "b"], lines.BadLines())
-    assert read_answers(tmp_path, ["a", "b"], lines.BadLines(2)) == {"a": "B", "b": None}
+        read_answers(path, ["a", "b"], json_lines.BadLines())
+    assert read_answers(tmp_path, ["a", "b"], json_lines.BadLines(2)) == {"a": "B", "b": None}

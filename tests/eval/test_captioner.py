@@ -10,12 +10,12 @@ from PIL import Image
 
 from svlm_jax.errors import InputError
 from svlm_jax.eval.captioner import QUERY, ChatCommentator, ChatModel, num_frames, segment_frames
-from svlm_jax.eval.chat_client import ChatClient
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.commentator import Job
 from svlm_jax.eval.frames import FrameSet
 from svlm_jax.eval.models import Request
 from svlm_jax.media.video import write_video
+from svlm_jax.remote.chat_client import ChatClient
 from tests.support.judge_server import BROKEN, CUT, MODEL, Fault, completion, failure, judge_server, prompt_text
 
 SECONDS = 12
@@ -25,7 +25,7 @@ SECONDS = 12
 def environment(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
-    monkeypatch.setattr("svlm_jax.eval.chat_client.BODY_PAUSE", 0.001)
+    monkeypatch.setattr("svlm_jax.remote.connection.BODY_PAUSE", 0.001)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ import sys
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval.chat_client import ChatClient
-from svlm_jax.eval.http_judge import MAX_CHARACTERS, STYLES, HttpJudge, Prompt, parse_commentary, parse_letter
+from svlm_jax.eval.http_judge import FIELDS, MAX_CHARACTERS, STYLES, HttpJudge, parse_commentary, parse_letter
 from svlm_jax.eval.judging import Candidate, Pair, judge_pairs, served, unresolved
+from svlm_jax.remote.chat_client import ChatClient
+from svlm_jax.remote.prompt import Prompt
 from tests.support.judge_server import (
     BROKEN,
     CUT,
@@ -44,7 +45,7 @@ def environment(monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
-    monkeypatch.setattr("svlm_jax.eval.chat_client.BODY_PAUSE", 0.001)
+    monkeypatch.setattr("svlm_jax.remote.connection.BODY_PAUSE", 0.001)
 
 
 def judge(server, style="infstreams", prompt=None, **options) -> HttpJudge:
@@ -307,7 +308,7 @@ def test_a_damaged_entry_of_the_cache_is_asked_for_again_and_mended(damage, tmp_
 def test_a_prompt_of_the_users_own_takes_the_place_of_ours(tmp_path):
     path = tmp_path / "prompt.txt"
     path.write_text("[system]\nBe strict.\n[user]\nTrue: {reference}\nOne: {a}\nTwo: {b}\n")
-    prompt = Prompt.read(path)
+    prompt = Prompt.read(path, FIELDS)
     tricky = PAIRS[0]._replace(a=Candidate("a {b} in braces"))
     with judge_server("B") as server:
         asking = judge(server, prompt=prompt)
@@ -323,4 +324,4 @@ def test_a_prompt_of_the_users_own_takes_the_place_of_ours(tmp_path):
 def test_a_prompt_without_a_place_for_both_candidates_is_refused(text, tmp_path):
     (tmp_path / "prompt.txt").write_text(text)
     with pytest.raises(InputError, match=r"expected a text with \{a\} and \{b\}"):
-        Prompt.read(tmp_path / "prompt.txt")
+        Prompt.read(tmp_path / "prompt.txt", FIELDS)

@@ -18,7 +18,7 @@ from svlm_jax.eval.infstreams import (
     said_before,
     segment_record,
 )
-from svlm_jax.eval.lines import BadLines, write
+from svlm_jax.json_lines import BadLines, write
 
 
 def games_file(folder: Path, *contents: list) -> Path:

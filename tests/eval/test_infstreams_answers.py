@@ -11,7 +11,7 @@ from svlm_jax.eval.infstreams import Game, Segment, answer_name, answer_record
 from svlm_jax.eval.infstreams_answers import Answers, read_answers
 from svlm_jax.eval.infstreams_generate import Generation, Protocol, game_jobs
 from svlm_jax.eval.judging import Candidate
-from svlm_jax.eval.lines import BadLines, write
+from svlm_jax.json_lines import BadLines, write
 from tests.support.commentators import FakeCommentator
 
 VIDEO = "soccer/final.mp4"

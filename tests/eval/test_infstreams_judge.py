@@ -19,8 +19,8 @@ from svlm_jax.eval.infstreams_judge import (
     write_scores,
 )
 from svlm_jax.eval.judging import Ballot, Candidate, Judgement, Pair, Vote
-from svlm_jax.eval.lines import write
 from svlm_jax.eval.result import read_result
+from svlm_jax.json_lines import write
 from tests.support.judge_server import KEY, MODEL, judge_server
 
 

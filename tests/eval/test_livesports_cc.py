@@ -6,7 +6,6 @@ import pytest
 
 from svlm_jax.errors import InputError
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.livesports_cc import (
     Prediction,
     default_prompt,
@@ -16,6 +15,7 @@ from svlm_jax.eval.livesports_cc import (
     read_events,
     read_predictions,
 )
+from svlm_jax.json_lines import BadLines
 
 EVENT = {
     "video_id": "AbC_1",

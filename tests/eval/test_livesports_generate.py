@@ -11,9 +11,9 @@ from svlm_jax.eval import asking
 from svlm_jax.eval.asking import View
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.frames import FrameSet
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.livesports_cc import Event, prediction_record
 from svlm_jax.eval.livesports_generate import STYLES, captioned, find_videos, join, predict, stream_jobs, streamed
+from svlm_jax.json_lines import BadLines
 from tests.support.commentators import FakeCommentator
 
 STREAMINGVLM, LIVECC = STYLES["streamingvlm"], STYLES["livecc"]

@@ -8,7 +8,6 @@ import pytest
 from svlm_jax.errors import InputError
 from svlm_jax.eval import livesports_qa
 from svlm_jax.eval.frames import FrameSet
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.livesports_qa import (
     by_reply,
     by_score,
@@ -20,6 +19,7 @@ from svlm_jax.eval.livesports_qa import (
     read_responses,
     score,
 )
+from svlm_jax.json_lines import BadLines
 
 OPTIONS = ["A. A red boat", "B. Blue", "C. A", "D. Nobody"]
 ITEM = {

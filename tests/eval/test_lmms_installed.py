@@ -17,7 +17,7 @@ import pytest
 import svlm_jax
 from svlm_jax.eval import ovo, ovo_score
 from svlm_jax.eval.frames import prefix
-from svlm_jax.eval.lines import BadLines
+from svlm_jax.json_lines import BadLines
 from svlm_jax.media.video import write_video
 from tests.support import ROOT
 

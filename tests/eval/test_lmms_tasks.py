@@ -9,8 +9,8 @@ import pytest
 
 from svlm_jax.cli.evaluate import lmms
 from svlm_jax.errors import InputError
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.lmms_tasks import ovo_messages, write_tasks
+from svlm_jax.json_lines import BadLines
 
 CHOICE = {"id": 1, "task": "OCR", "video": "a/b.mp4", "realtime": 6.2, "question": "Which?", "options": ["x", "y"], "gt": 1}
 COUNT = {"id": 2, "task": "REC", "video": "c.mp4", "activity": "jump"}

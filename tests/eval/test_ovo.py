@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError
-from svlm_jax.eval import lines, ovo, ovo_score
+from svlm_jax.eval import ovo, ovo_score
 from svlm_jax.eval.asking import Query
 
 CHOICE = {"question": "What is it?", "answer": "a kite", "options": ["a ball", "a kite", "a dog", "All"], "gt": 1}
@@ -50,7 +51,7 @@ REPLIES = {
 @pytest.fixture
 def items(tmp_path):
     (tmp_path / "ovo_bench_new.json").write_text(json.dumps(ITEMS))
-    return ovo.read_items(tmp_path / "ovo_bench_new.json", lines.BadLines())
+    return ovo.read_items(tmp_path / "ovo_bench_new.json", json_lines.BadLines())
 
 
 @pytest.fixture
@@ -105,7 +106,7 @@ def test_the_published_shape_is_written_and_read(items, questions, tmp_path):
     (tmp_path / "m").mkdir()
     for name, entries in shape.items():
         (tmp_path / "m" / f"{name}.json").write_text(json.dumps({name: entries}))
-    read = ovo.read_replies(tmp_path / "m", questions, lines.BadLines())
+    read = ovo.read_replies(tmp_path / "m", questions, json_lines.BadLines())
     assert read == {**dict.fromkeys((each.key for each in questions), None), **REPLIES}
 
 
@@ -114,8 +115,8 @@ def test_a_second_answer_is_named_and_does_not_count(questions, tmp_path):
     entry = {"id": 0, "response": "A"}
     (tmp_path / "r.json").write_text(json.dumps({"backward": [entry, {**entry, "response": ["B"]}, {**entry, "id": 99}]}))
     with pytest.raises(InputError, match=r"backward\[1\].*a second one to question 0"):
-        ovo.read_replies(tmp_path / "r.json", questions, lines.BadLines())
-    bad = lines.BadLines(2)
+        ovo.read_replies(tmp_path / "r.json", questions, json_lines.BadLines())
+    bad = json_lines.BadLines(2)
     assert ovo.read_replies(tmp_path / "r.json", questions, bad) == {"0": "A"}
     assert "question 99" in bad.errors[1]
 
@@ -142,13 +143,13 @@ def test_a_malformed_item_is_named_and_left_out_only_if_allowed(tmp_path, index,
     path = tmp_path / "items.json"
     path.write_text(json.dumps([{**item, **change} if place == index else item for place, item in enumerate(ITEMS)]))
     with pytest.raises(InputError, match=field):
-        ovo.read_items(path, lines.BadLines())
-    assert len(ovo.read_items(path, lines.BadLines(1))) == len(ITEMS) - 1
+        ovo.read_items(path, json_lines.BadLines())
+    assert len(ovo.read_items(path, json_lines.BadLines(1))) == len(ITEMS) - 1
 
 
 def test_tasks_are_chosen(tmp_path):
     path = tmp_path / "items.json"
     path.write_text(json.dumps(ITEMS))
-    assert {item.record["id"] for item in ovo.read_items(path, lines.BadLines(), ("EPM", "CRR"))} == {0, 1, 2, 8}
+    assert {item.record["id"] for item in ovo.read_items(path, json_lines.BadLines(), ("EPM", "CRR"))} == {0, 1, 2, 8}
     with pytest.raises(InputError, match="no item of STU"):
-        ovo.read_items(path, lines.BadLines(), ("STU",))
+        ovo.read_items(path, json_lines.BadLines(), ("STU",))

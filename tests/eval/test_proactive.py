@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError
-from svlm_jax.eval import lines, proactive
+from svlm_jax.eval import proactive
 from svlm_jax.eval.asking import View, write_answers
 from svlm_jax.eval.commentary import Utterance
 from svlm_jax.eval.commentator import Answer, Finished
@@ -29,7 +30,7 @@ def tree(*changes):
 
 def read(tmp_path, content, allowed=0):
     (tmp_path / "q.json").write_text(json.dumps(content))
-    return proactive.read_questions(tmp_path / "q.json", lines.BadLines(allowed))
+    return proactive.read_questions(tmp_path / "q.json", json_lines.BadLines(allowed))
 
 
 def test_questions_are_read(tmp_path):
@@ -171,8 +172,8 @@ def test_native_the_request_is_made_once_and_what_was_said_before_does_not_count
     assert (job.path, job.start, job.end, job.query) == (tmp_path / QUESTION.video, 15.0, 27.0, "say")
     assert job.questions == ((20.0, QUESTION.text),)
     assert [each[1] for each in record["utterances"]] == [20.0, 21.0, 22.0, 23.0, 24.0, 25.0, 26.0, 27.0]
-    write_answers(tmp_path, [query], lambda done: [(query, record)], lines.BadLines())
-    assert proactive.read_records(tmp_path, [QUESTION], "", lines.BadLines())["0.0"]["utterances"] == record["utterances"]
+    write_answers(tmp_path, [query], lambda done: [(query, record)], json_lines.BadLines())
+    assert proactive.read_records(tmp_path, [QUESTION], "", json_lines.BadLines())["0.0"]["utterances"] == record["utterances"]
 
 
 def test_native_nothing_is_requested_of_a_model_that_comments_by_itself(tmp_path):
@@ -216,7 +217,7 @@ def test_the_published_shape_is_counted_the_same(tmp_path, record):
     assert published_count(answer) == (values["time_correct_compat"], values["answer_correct_compat"])
     if "polls" in record:  # and is read again
         (tmp_path / "a.json").write_text(json.dumps(published(tree(), "m", {"0.0": answer})))
-        read_again = proactive.read_records(tmp_path / "a.json", [QUESTION], "m", lines.BadLines())
+        read_again = proactive.read_records(tmp_path / "a.json", [QUESTION], "m", json_lines.BadLines())
         assert outcome(QUESTION, read_again["0.0"], "official") == outcome(QUESTION, record, "official")
 
 
@@ -224,6 +225,6 @@ def test_the_published_shape_is_counted_the_same(tmp_path, record):
     "record", [{"polls": [7]}, {"polls": [{"time": 1}]}, {}, {"utterances": [[1, 2]]}, {"utterances": ["x"]}]
 )
 def test_malformed_answers_are_named(tmp_path, record):
-    lines.write(tmp_path / "answers.jsonl", [{"key": "0.0", **record}])
+    json_lines.write(tmp_path / "answers.jsonl", [{"key": "0.0", **record}])
     with pytest.raises(InputError, match=r"answers\.jsonl:1"):
-        proactive.read_records(tmp_path, [QUESTION], "", lines.BadLines())
+        proactive.read_records(tmp_path, [QUESTION], "", json_lines.BadLines())

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from svlm_jax import json_lines
 from svlm_jax.errors import InputError
-from svlm_jax.eval import lines
 from svlm_jax.eval import streamingbench as sb
 from svlm_jax.eval.asking import Query
 from svlm_jax.eval.streamingbench_score import score
@@ -37,7 +37,7 @@ REPLIES = {
 
 def read(tmp_path, tree, allowed=0):
     (tmp_path / "q.json").write_text(json.dumps(tree))
-    return sb.read_questions(tmp_path / "q.json", lines.BadLines(allowed))
+    return sb.read_questions(tmp_path / "q.json", json_lines.BadLines(allowed))
 
 
 def test_what_is_asked_and_when(tmp_path):
@@ -146,10 +146,10 @@ def test_the_published_shape_is_written_and_read(tmp_path):
     assert data.tree == REAL  # a copy
     (tmp_path / "answers.json").write_text(json.dumps(tree))
     keys = [each.key for each in data.questions]
-    assert sb.read_replies(tmp_path / "answers.json", keys, "m", lines.BadLines()) == REPLIES
+    assert sb.read_replies(tmp_path / "answers.json", keys, "m", json_lines.BadLines()) == REPLIES
     with pytest.raises(InputError, match="--model other"):
-        sb.read_replies(tmp_path / "answers.json", keys, "other", lines.BadLines())
+        sb.read_replies(tmp_path / "answers.json", keys, "other", json_lines.BadLines())
     with pytest.raises(InputError, match="one to question 2"):
-        sb.read_replies(tmp_path / "answers.json", keys[:2], "m", lines.BadLines(1))
-    lines.write(tmp_path / "answers.jsonl", [{"key": key, "response": reply} for key, reply in REPLIES.items()])
-    assert sb.read_replies(tmp_path / "answers.jsonl", keys, "", lines.BadLines()) == REPLIES
+        sb.read_replies(tmp_path / "answers.json", keys[:2], "m", json_lines.BadLines(1))
+    json_lines.write(tmp_path / "answers.jsonl", [{"key": key, "response": reply} for key, reply in REPLIES.items()])
+    assert sb.read_replies(tmp_path / "answers.jsonl", keys, "", json_lines.BadLines()) == REPLIES

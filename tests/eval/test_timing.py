@@ -4,10 +4,10 @@ import pytest
 
 from svlm_jax.errors import InputError
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.timing import Observations, count, observe, transcript
 from svlm_jax.eval.timing_metrics import details, fifths, metrics, series
 from svlm_jax.eval.truth import Mention, Truth, Value, read_truth, truth_of, write_truth
+from svlm_jax.json_lines import BadLines
 from svlm_jax.touchline.eval_sets.commentaries import BASELINES, truth
 from svlm_jax.touchline.eval_sets.games import Game
 from svlm_jax.touchline.film import HELD_OUT

@@ -6,8 +6,8 @@ import pytest
 
 from svlm_jax.errors import InputError
 from svlm_jax.eval.commentary import Utterance
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.timing_runs import read_run_files
+from svlm_jax.json_lines import BadLines
 from tests.eval.test_timing import FILM
 
 TRUTHS = {

@@ -32,6 +32,7 @@ class Fault(NamedTuple):
 
 Answer = str | Fault
 Respond = Callable[[dict[str, Any], int], Answer]
+Decode = Callable[[str, bytes], dict[str, Any]]  # of a request: its content type and its body
 
 
 def completion(text: str | None, model: str = f"{MODEL}-2026-11-28", **message: Any) -> str:
@@ -97,8 +98,8 @@ class _Http(ThreadingHTTPServer):
 class JudgeServer:
     """What it was asked, in order: `requests`. `headers` of each, by names in small letters."""
 
-    def __init__(self, respond: Respond) -> None:
-        self.respond = respond
+    def __init__(self, respond: Respond, decode: Decode = lambda _, body: json.loads(body)) -> None:
+        self.respond, self.decode = respond, decode
         self.requests: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self._times: Counter[str] = Counter()
@@ -108,13 +109,14 @@ class JudgeServer:
         self.url = f"http://127.0.0.1:{self._http.server_port}/v1"
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
-        answer = self.answer
+        answer, decode = self.answer, self.decode
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                answer(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                answer(self, decode(self.headers["Content-Type"], body))
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -153,9 +155,9 @@ def _send(handler: BaseHTTPRequestHandler, fault: Fault) -> None:
 
 
 @contextmanager
-def judge_server(respond: Respond | Answer) -> Iterator[JudgeServer]:
-    """A running server; an answer stands for a judge that always gives it."""
-    server = JudgeServer(respond if callable(respond) else lambda body, times: respond)
+def judge_server(respond: Respond | Answer, **options: Any) -> Iterator[JudgeServer]:
+    """A running server; an answer stands for a judge that always gives it. options: `decode`."""
+    server = JudgeServer(respond if callable(respond) else lambda body, times: respond, **options)
     thread = threading.Thread(target=server._http.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:

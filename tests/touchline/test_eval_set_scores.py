@@ -22,9 +22,9 @@ from svlm_jax.eval.exact_judge import ExactJudge
 from svlm_jax.eval.infstreams import cut, read_games
 from svlm_jax.eval.infstreams_answers import read_answers
 from svlm_jax.eval.judging import Judge, Pair
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.result import Result
 from svlm_jax.eval.truth import read_truth
+from svlm_jax.json_lines import BadLines
 from svlm_jax.touchline.eval_sets.games import Game
 from svlm_jax.touchline.eval_sets.writing import write_sets
 from svlm_jax.touchline.film import HELD_OUT

@@ -3,11 +3,7 @@
 Each benchmark is a module of this package with a `main`, which parses what follows its name.
 """
 
-import difflib
-import importlib
-import sys
-
-from svlm_jax.errors import InputError, shortened
+from svlm_jax.cli.subcommands import dispatch
 
 BENCHMARKS = {
     "infstreams": "Inf-Streams-Eval: commentary on whole games, judged pairwise (segments, generate, judge)",
@@ -22,22 +18,4 @@ BENCHMARKS = {
 
 
 def main() -> None:
-    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
-    if name in ("-h", "--help"):
-        print(usage())
-        return
-    if name not in BENCHMARKS:
-        near = difflib.get_close_matches(name, BENCHMARKS, 1)
-        expected = near[0] if near else f"one of {', '.join(BENCHMARKS)}"
-        raise InputError("svlm evaluate", shortened(name, 60), expected, "svlm evaluate --help lists them")
-    sys.argv = [f"svlm evaluate {name}", *sys.argv[2:]]
-    importlib.import_module(f"svlm_jax.cli.evaluate.{name}").main()
-
-
-def usage() -> str:
-    """What `svlm evaluate --help` prints."""
-    width = max(map(len, BENCHMARKS))
-    lines = [f"  {name:<{width}}  {text}" for name, text in BENCHMARKS.items()]
-    return "\n".join(
-        ["usage: svlm evaluate BENCHMARK ...", "", *lines, "", "svlm evaluate BENCHMARK --help lists its commands"]
-    )
+    dispatch("evaluate", "BENCHMARK", BENCHMARKS, "svlm evaluate BENCHMARK --help lists its commands")

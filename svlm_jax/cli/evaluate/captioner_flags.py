@@ -5,7 +5,8 @@ from pathlib import Path
 
 from svlm_jax.cli.flags import integer, number
 from svlm_jax.errors import InputError
-from svlm_jax.eval.chat_client import KEY_ENV, TIMEOUT, ChatClient
+from svlm_jax.remote.chat_client import ChatClient
+from svlm_jax.remote.connection import KEY_ENV, TIMEOUT
 
 CONCURRENCY = 8
 

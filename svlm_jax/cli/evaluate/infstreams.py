@@ -15,16 +15,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from svlm_jax import json_lines
 from svlm_jax.cli.evaluate import infstreams_generate
 from svlm_jax.cli.evaluate.judge_flags import UNRESOLVED, http_judge, judge_flags, judged
 from svlm_jax.cli.flags import Parser, integer, number
 from svlm_jax.errors import InputError
-from svlm_jax.eval import infstreams, infstreams_judge, lines
+from svlm_jax.eval import infstreams, infstreams_judge
 from svlm_jax.eval.infstreams_answers import Answers, read_answers
 from svlm_jax.eval.judging import Judge, unresolved
-from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.run_directory import open_run
 from svlm_jax.eval.table import percent
+from svlm_jax.json_lines import BadLines, digest
 
 
 def main() -> None:
@@ -80,7 +81,7 @@ def _segments(args: argparse.Namespace) -> None:
         raise InputError("--min-words", got, "what some piece has", "lower it, or raise --seconds")
     if args.out.exists() and args.out.samefile(args.games):
         raise InputError("--out", "the file of --games", "a new name", "choose another")
-    count = lines.write(args.out, map(infstreams.segment_record, segments))
+    count = json_lines.write(args.out, map(infstreams.segment_record, segments))
     left_out = f"{num_intervals - count} with fewer than {args.min_words} words"
     print(f"{len(games)} games, {num_intervals} pieces of {args.seconds:g} s: {count} segments, {left_out} -> {args.out}")
     if bad.errors:
@@ -119,7 +120,7 @@ def _judge(args: argparse.Namespace) -> None:
     clips = digest(args.clips)
     settings = {"model": comparison.label, "clips_sha256": clips, "judge": judge.settings()}
     folder = open_run(args.out, {"benchmark": "infstreams judge", **settings})
-    lines.write(folder / infstreams_judge.SKIPPED, map(infstreams_judge.skipped_record, comparison.skipped))
+    json_lines.write(folder / infstreams_judge.SKIPPED, map(infstreams_judge.skipped_record, comparison.skipped))
     (folder / infstreams_judge.RESULTS).unlink(missing_ok=True)  # of an earlier run, perhaps of other answers
     judgements = judged(comparison.pairs, judge, folder / "votes.jsonl", args.concurrency)
     if unresolved(judgements):

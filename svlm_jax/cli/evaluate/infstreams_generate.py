@@ -23,8 +23,8 @@ from svlm_jax.errors import InputError
 from svlm_jax.eval import infstreams_generate as generation
 from svlm_jax.eval.commentator import Commentator, Job
 from svlm_jax.eval.infstreams import START, Game, read_games, read_segments
-from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.run_directory import open_run
+from svlm_jax.json_lines import BadLines, digest
 
 MODES = {
     "infinite": "one stream a game, which lives with its own words",

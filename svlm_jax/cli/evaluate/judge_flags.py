@@ -8,9 +8,11 @@ from pathlib import Path
 from svlm_jax.cli.flags import integer, number
 from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
-from svlm_jax.eval.chat_client import KEY_ENV, TIMEOUT, ChatClient
-from svlm_jax.eval.http_judge import HttpJudge, Prompt
+from svlm_jax.eval.http_judge import FIELDS, HttpJudge
 from svlm_jax.eval.judging import Judge, Judgement, Pair, Question, judge_pairs, unresolved, unresolved_path
+from svlm_jax.remote.chat_client import ChatClient
+from svlm_jax.remote.connection import KEY_ENV, TIMEOUT
+from svlm_jax.remote.prompt import Prompt
 
 CONCURRENCY = 8
 UNRESOLVED = 1  # exit code
@@ -43,7 +45,7 @@ def http_judge(args: argparse.Namespace, style: str, out: Path) -> HttpJudge:
         if not value:
             raise InputError(flag, "nothing", "a judge: --judge-url URL --judge-model NAME", "name one")
     cache = args.cache or out / "cache"
-    prompt = Prompt.read(args.prompt_file) if args.prompt_file else None
+    prompt = Prompt.read(args.prompt_file, FIELDS) if args.prompt_file else None
     options = {"key_env": args.judge_key_env, "timeout": args.judge_timeout}
     return HttpJudge(ChatClient(args.judge_url, args.judge_model, cache=cache, **options), style, prompt)
 

@@ -15,18 +15,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from svlm_jax import json_lines
 from svlm_jax.cli.evaluate import livesports_generate, livesports_qa
 from svlm_jax.cli.evaluate.judge_flags import UNRESOLVED, http_judge, judge_flags, judged
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval import lines
 from svlm_jax.eval.judging import Judge, served
-from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.livesports_cc import PREDICTIONS, Event, Prediction, read_events, read_predictions
 from svlm_jax.eval.livesports_judge import compare, pairs, published_judgements
 from svlm_jax.eval.result import Result, write_result
 from svlm_jax.eval.run_directory import RUN, open_run, read_run
 from svlm_jax.eval.table import percent
+from svlm_jax.json_lines import BadLines, digest
 
 RESULTS = "results.json"
 
@@ -71,7 +71,7 @@ def _judge(args: argparse.Namespace) -> None:
     result, details = compare(events, judgements, " vs ".join(names))
     write_result(folder / RESULTS, result, {**details, "data": data, "judge": {**judge.settings(), **served(judgements)}})
     published = published_judgements(judgements, *names)
-    lines.write(folder / "{1}_{0}.jsonl".format(*names), published)
+    json_lines.write(folder / "{1}_{0}.jsonl".format(*names), published)
     print(_summary(result, details))
     print(f"-> {folder / RESULTS}", file=sys.stderr)
     if details["unresolved"]:

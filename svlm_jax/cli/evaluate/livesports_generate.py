@@ -14,10 +14,10 @@ from svlm_jax.cli.model_flags import load
 from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.asking import View
-from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.livesports_cc import PREDICTIONS, Event, default_prompt, read_events
 from svlm_jax.eval.livesports_generate import STYLES, Outcome, captioned, find_videos, predict, stream_jobs, streamed
 from svlm_jax.eval.run_directory import open_run
+from svlm_jax.json_lines import BadLines, digest
 
 MODES = {
     "stream": "as a stream, from the begin of the event on",

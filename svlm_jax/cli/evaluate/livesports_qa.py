@@ -14,7 +14,6 @@ from svlm_jax.cli.model_flags import model_flags
 from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
 from svlm_jax.eval.asking import ANSWERS, Query, View, ask_offline, write_answers
-from svlm_jax.eval.lines import BadLines, digest, write_json
 from svlm_jax.eval.livesports_qa import (
     Question,
     by_reply,
@@ -30,6 +29,7 @@ from svlm_jax.eval.livesports_qa import (
 from svlm_jax.eval.result import Result, write_result
 from svlm_jax.eval.run_directory import RUN, open_run, read_run
 from svlm_jax.eval.table import percent
+from svlm_jax.json_lines import BadLines, digest, write_json
 
 FRAMES = 480  # of the published script, at most
 RESULTS = "results.json"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.errors import InputError
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.lmms_tasks import write_tasks
+from svlm_jax.json_lines import BadLines
 
 
 def main() -> None:

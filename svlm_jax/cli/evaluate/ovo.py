@@ -24,9 +24,10 @@ from svlm_jax.cli.evaluate.question_flags import (
     score_flag,
 )
 from svlm_jax.cli.flags import Parser, number
-from svlm_jax.eval import ovo, ovo_score, templates
-from svlm_jax.eval.lines import BadLines, write_json
+from svlm_jax.eval import ovo, ovo_score
 from svlm_jax.eval.result import write_result
+from svlm_jax.json_lines import BadLines, write_json
+from svlm_jax.remote import templates
 
 ITEMS = "ovo_bench_new.json"
 

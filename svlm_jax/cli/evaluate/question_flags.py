@@ -21,13 +21,14 @@ from svlm_jax.cli.model_flags import load
 from svlm_jax.cli.progress import Progress
 from svlm_jax.cli.stream_flags import SAMPLING_FIELDS, STREAM_FIELDS
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.eval import asking, templates
+from svlm_jax.eval import asking
 from svlm_jax.eval.asking import Query, View
-from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.models import Answerer
 from svlm_jax.eval.result import Result
 from svlm_jax.eval.run_directory import RUN, open_run, read_run
 from svlm_jax.eval.table import cell
+from svlm_jax.json_lines import BadLines, digest
+from svlm_jax.remote import templates
 
 FRAMES = {"prefix": 64, "recent": 4}
 FPS = 2.0

@@ -31,11 +31,12 @@ from svlm_jax.cli.evaluate.question_flags import (
 )
 from svlm_jax.cli.flags import Parser, number
 from svlm_jax.errors import InputError
-from svlm_jax.eval import proactive, streamingbench, streamingbench_score, templates
+from svlm_jax.eval import proactive, streamingbench, streamingbench_score
 from svlm_jax.eval.asking import Query
-from svlm_jax.eval.lines import BadLines
 from svlm_jax.eval.result import write_result
 from svlm_jax.files import report_write_errors
+from svlm_jax.json_lines import BadLines
+from svlm_jax.remote import templates
 
 NATIVE = "native"  # a mode of proactive questions
 ITEMS = "questions_real.json, _sqa, _omni or _proactive, or the _stream form of one"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from svlm_jax.cli.flags import Parser
 from svlm_jax.eval import table
-from svlm_jax.eval.lines import write_json
 from svlm_jax.files import atomic_write, local_path, report_write_errors
+from svlm_jax.json_lines import write_json
 
 
 def main() -> None:

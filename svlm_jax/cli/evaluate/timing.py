@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from svlm_jax.cli.flags import Parser, integer, number
-from svlm_jax.eval.lines import BadLines, digest
 from svlm_jax.eval.result import Result, write_result
 from svlm_jax.eval.table import markdown
 from svlm_jax.eval.timing import TOLERANCE, count, observe
@@ -19,6 +18,7 @@ from svlm_jax.eval.timing_metrics import details, metrics, series
 from svlm_jax.eval.timing_runs import read_run_files
 from svlm_jax.eval.truth import read_truth
 from svlm_jax.files import local_path
+from svlm_jax.json_lines import BadLines, digest
 
 
 def main() -> None:

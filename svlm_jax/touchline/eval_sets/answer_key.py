@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.eval import livesports_qa, ovo, proactive, streamingbench
-from svlm_jax.eval.lines import BadLines
+from svlm_jax.json_lines import BadLines
 from svlm_jax.touchline.eval_sets.commentaries import utterances
 from svlm_jax.touchline.eval_sets.games import Game
 

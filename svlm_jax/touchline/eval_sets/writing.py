@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.eval import lines
+from svlm_jax import json_lines
 from svlm_jax.eval.truth import write_truth
 from svlm_jax.touchline.eval_sets import answer_key, commentaries, livesports_qa, ovo, streamingbench
 from svlm_jax.touchline.eval_sets.commentaries import BASELINES
@@ -35,9 +35,9 @@ def write_sets(folder: Path, games: Sequence[Game]) -> dict[str, int]:
         PROACTIVE: streamingbench.proactive(games),
     }
     for name, entries in lists.items():
-        lines.write_json(folder / name, entries)
+        json_lines.write_json(folder / name, entries)
     files = {GAMES: map(commentaries.games_line, games), **_commentaries(games), **_correct_answers(folder, games)}
-    counts = {name: lines.write(folder / name, records) for name, records in files.items()}
+    counts = {name: json_lines.write(folder / name, records) for name, records in files.items()}
     return {TRUTH: len(games)} | {name: len(entries) for name, entries in lists.items()} | counts
 
 

@@ -31,7 +31,7 @@ def read_templates(path: str | Path | None, defaults: Mapping[str, str], may_be_
     if path is None:
         return dict(defaults)
     file = local_path(path)
-    texts = read_json(file, f"prompts by name: {', '.join(defaults)}")
+    texts = read_json(file, f"prompts by name: {', '.join(defaults)}", is_handwritten=True)
     for name, text in texts.items():
         source = f"--prompt-file {shortened(file.name, 60)} {name:.40}"
         if name not in defaults or not isinstance(text, str):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval.templates import digest, filled, read_templates
+from svlm_jax.remote.templates import digest, filled, read_templates
 
 DEFAULTS = {"choice": "{question}\n{options}", "poll": "{question}?"}
 

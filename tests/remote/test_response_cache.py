@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval.response_cache import ResponseCache, canonical
+from svlm_jax.remote.response_cache import ResponseCache, canonical
 
 
 def test_the_same_request_has_one_form_whatever_the_order_of_its_keys():

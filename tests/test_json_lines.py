@@ -3,7 +3,7 @@
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval.lines import BadLines, read, require, require_time, require_video
+from svlm_jax.json_lines import BadLines, read, require, require_time, require_video
 
 
 def numbers(path, allowed=0):

@@ -9,7 +9,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path, PurePath
 from typing import IO, Any, TypeVar
 
@@ -24,6 +24,7 @@ from svlm_jax.files import (
 )
 
 MAX_SECONDS = 1e6  # of a video: eleven days
+_BLOCK = 1 << 20  # bytes
 
 Parsed = TypeVar("Parsed")
 
@@ -119,28 +120,36 @@ class Appender(AbstractContextManager["Appender"]):
         with report_write_errors(self.path):
             self.file = open(self.path, "ab+")  # noqa: SIM115 (closed by __exit__)
             _claim(self.file, self.path)
-            self.file.seek(0)
-            data = self.file.read()
-            complete = data.rfind(b"\n") + 1
-            if complete < len(data):
-                self.file.truncate(complete)
-        self._existing = data[:complete]
+            self._complete = _end_of_lines(self.file)
+            self.file.truncate(self._complete)
+
+    def lines(self) -> Iterator[tuple[int, bytes]]:
+        """(offset in bytes, line) of those that were there when the file was opened, read one at a time."""
+        offset = 0
+        with self.path.open("rb") as file:
+            while offset < self._complete:
+                line = file.readline()
+                yield offset, line
+                offset += len(line)
 
     def existing(self) -> Iterator[dict[str, Any]]:
-        """The lines that were there when the file was opened."""
-        for number, line in enumerate(self._existing.splitlines(), 1):
+        """The lines that were there when the file was opened, decoded."""
+        for number, (_, line) in enumerate(self.lines(), 1):
             if line.strip():
                 yield parse_json(line, f"{self.path.name}:{number}", "a line written here")
 
-    def add(self, record: dict[str, Any]) -> None:
-        """Write one line; it is on the disk when this returns."""
+    def add(self, record: dict[str, Any]) -> int:
+        """Write one line; it is on the disk when this returns. Returns its offset in bytes."""
         with report_write_errors(self.path):
+            offset = self.file.seek(0, os.SEEK_END)
             self.file.write(_line(record).encode("utf-8", "replace"))
             self.file.flush()
             os.fsync(self.file.fileno())
+        return offset
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        with suppress(OSError):  # of a line that could not be written, which `add` has said
+            self.file.close()
 
 
 def _claim(file: IO[bytes], path: Path) -> None:
@@ -155,6 +164,18 @@ def _claim(file: IO[bytes], path: Path) -> None:
         raise InputError(shortened(path), "a file that another run is writing", "one run at a time", "wait for it") from None
     except OSError:
         pass  # a file system without locks
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Offset behind the last end of a line; found from the end on, in a file that may be larger than the memory."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(end - _BLOCK, 0)
+        file.seek(start)
+        if newline := file.read(end - start).rfind(b"\n") + 1:
+            return start + newline
+        end = start
+    return 0
 
 
 def _line(record: dict[str, Any]) -> str:

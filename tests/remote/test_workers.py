@@ -2,7 +2,9 @@
 
 import threading
 
-from svlm_jax.eval.workers import Workers
+import pytest
+
+from svlm_jax.remote.workers import Workers, map_in_order
 
 
 def test_each_item_comes_once_with_what_was_made_of_it_or_its_error():
@@ -42,3 +44,45 @@ def test_stop_gives_what_is_done_and_begins_nothing_more():
     finally:
         hanging.set()
     assert len(begun) < 100
+
+
+def test_results_come_in_the_order_of_the_items_whichever_is_done_first():
+    second_done = threading.Event()
+
+    def work(number: int) -> int:
+        if number == 1:
+            second_done.set()
+        assert second_done.wait(60)
+        return 10 * number
+
+    assert map_in_order(work, [0, 1, 2, 3], 2) == [0, 10, 20, 30]
+    assert map_in_order(work, [], 2) == []
+
+
+def test_after_an_error_nothing_is_begun():
+    begun = []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        raise ValueError("no answer")
+
+    with pytest.raises(ValueError, match="no answer"):
+        map_in_order(work, range(50), 1)
+    assert begun == [0]
+
+
+def test_an_error_is_raised_when_what_is_under_way_is_done_and_can_have_been_stored():
+    begun, failing, done = threading.Event(), threading.Event(), []
+
+    def work(number: int) -> None:
+        if number == 0:
+            assert begun.wait(60)
+            failing.set()
+            raise ValueError("no answer")
+        begun.set()
+        assert failing.wait(60)
+        done.append(number)
+
+    with pytest.raises(ValueError, match="no answer"):
+        map_in_order(work, [0, 1], 2)
+    assert done == [1]
