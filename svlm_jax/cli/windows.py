@@ -2,6 +2,7 @@
 
     svlm windows match.jsonl --out train.jsonl                 # 24 s every 12 s; also writes train_seeks.jsonl
     svlm windows match.jsonl --out train.jsonl --stride 24     # no overlap
+    svlm windows match.jsonl --out train.jsonl --words-per-second 2    # only where enough is said: 48 words in 24 s
     svlm windows match.jsonl --out goals.jsonl --saying 'goal' # only those in whose words it is found
     svlm windows match.jsonl --out far.jsonl --saying 'goal' --apart 40    # and not in the 40 s before that
     svlm windows match.jsonl --out talk.jsonl --words-only     # told and not shown, to learn language from
@@ -22,12 +23,12 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from svlm_jax.cli.flags import Parser
+from svlm_jax.cli.flags import Parser, number
 from svlm_jax.cli.progress import Progress
-from svlm_jax.data.annotation import Annotation, parse, parse_line
+from svlm_jax.data.annotation import Annotation, parse_line
 from svlm_jax.data.frames import check_fps
 from svlm_jax.data.records import Records, seeks_path, write
-from svlm_jax.data.windows import check_windows, cut
+from svlm_jax.data.windows import check_windows, says_enough, slice_windows, to_record
 from svlm_jax.errors import InputError
 from svlm_jax.families import family_named
 from svlm_jax.files import local_path
@@ -59,7 +60,7 @@ class Windows:
         self.size = {"window": args.window, "stride": args.stride, "min_seconds": min(SHORTEST, args.window)}
         self.size |= {"as_streamed": args.as_streamed, "visible_seconds": args.visible_seconds}
         self.saying = _expression(args.saying)
-        self.seconds = self.spoken = self.matches = 0
+        self.seconds = self.spoken = self.matches = self.sparse = 0
 
     def __iter__(self) -> Iterator[list]:
         """Raises:
@@ -69,13 +70,15 @@ class Windows:
             try:
                 record = parse_line(line, "record")
                 record = replace(record, video=None) if self.args.words_only else record
-                windows = cut(record, **self.size, source="record")
+                windows = slice_windows(record, **self.size, source="record")
             except InputError as error:
                 self.bad_records(name, error)
                 continue
             late_mentions = self._late_mentions(record) if self.args.apart else []
-            for window in windows:
-                annotation = parse(window)
+            for annotation in windows:
+                if not says_enough(annotation, self.args.words_per_second):
+                    self.sparse += 1
+                    continue
                 if not self.saying.search(" ".join(word.text for word in annotation.words)):
                     continue
                 if self.args.apart and not any(annotation.start < time <= annotation.end for time in late_mentions):
@@ -85,7 +88,7 @@ class Windows:
                     continue
                 self.seconds += annotation.seconds
                 self.spoken += len({math.ceil(word.end) for word in annotation.words})
-                yield window
+                yield to_record(annotation)
         if self.bad_records.too_many:
             expected = f"at most {self.bad_records.max_count}"
             raise InputError("--max-bad", f"{self.bad_records.count} bad records", expected, "mend them or allow more")
@@ -107,6 +110,13 @@ def main() -> None:
     parser.add_argument("--tfds", type=Path, metavar="DIR", help="directory to make, of windows with their frames")
     parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24)")
     parser.add_argument("--stride", type=int, default=12, metavar="S", help="seconds from start to start (default 12)")
+    parser.add_argument(
+        "--words-per-second",
+        type=number(0),
+        default=0,
+        metavar="N",
+        help="only windows where so many are said (default: all)",
+    )
     parser.add_argument("--saying", default="", metavar="REGEX", help="only windows in whose words this is found")
     parser.add_argument(
         "--apart", type=float, default=0, metavar="S", help="only those in which it is, S or more seconds after the last"
@@ -177,7 +187,8 @@ def _cut(args: argparse.Namespace, out: Path, bad_records: BadRecords) -> None:
     windows = Windows(records, args, bad_records)
     count = write(out, windows)
     share, target = windows.spoken / windows.seconds, f" -> {args.out}" if args.out else ""
-    print(f"{len(records)} records, {count} windows, {windows.seconds} s, words in {share:.0%} of the seconds{target}")
+    sparse = f" ({windows.sparse} left out: fewer than {args.words_per_second:g} words/s)" if windows.sparse else ""
+    print(f"{len(records)} records, {count} windows{sparse}, {windows.seconds} s, words in {share:.0%} of the seconds{target}")
 
 
 def _prepare(args: argparse.Namespace, out: Path, bad_records: BadRecords) -> None:

@@ -8,12 +8,16 @@ its second. Words that end at or before a window's start are its previous text, 
 previous text is the original's: each word with a blank before it, the first one too, and nothing between. All of it: training
 shortens it by tokens. In a stream each reply moves into the previous-text turn with its answer and the newline before its
 words, silent ones too; `as_streamed` writes it so.
+
+A window is worth training on where enough is said in it: the paper (StreamingVLM, arXiv 2510.09608, section 2.3) keeps those
+with 2 words a second, 48 in 24 s. `says_enough` is that rule.
 """
 
 import math
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import accumulate
 
 from svlm_jax.data.annotation import REPLY_END, SLACK, Annotation, training_turns
 from svlm_jax.errors import InputError
@@ -29,7 +33,30 @@ def cut(
     visible_seconds: int = 0,
     source: str = "annotation",
 ) -> Iterator[list]:
-    """The windows of a video as records that `annotation.parse` reads, in order of time; silent ones too.
+    """The windows of `slice_windows` as records that `annotation.parse` reads."""
+    windows = slice_windows(
+        annotation,
+        window=window,
+        stride=stride,
+        min_seconds=min_seconds,
+        as_streamed=as_streamed,
+        visible_seconds=visible_seconds,
+        source=source,
+    )
+    return map(to_record, windows)
+
+
+def slice_windows(
+    annotation: Annotation,
+    *,
+    window: int = 24,
+    stride: int = 12,
+    min_seconds: float | int = 2.0,
+    as_streamed: bool = False,
+    visible_seconds: int = 0,
+    source: str = "annotation",
+) -> Iterator[Annotation]:
+    """The windows of a video in order of time; silent ones too.
 
     Fractional seconds at the start and the end of the video are in no window. Where full windows leave a remainder at the end,
     one more starts a stride after the last and ends with the video; unless the remainder is below `min_seconds`, which is left
@@ -56,14 +83,26 @@ def cut(
     if not bounds:
         got = f"{annotation.start:g} to {annotation.end:g} s"
         raise InputError(source, got, f"at least {min_seconds:g} whole seconds", "leave the record out")
+    slicer = _Slicer(annotation)
     if not as_streamed:
-        windows = (_slice(annotation, start, end) for start, end in bounds)
+        windows = (slicer(start, end) for start, end in bounds)
     else:
-        video = _slice(annotation, first, last)
+        video = slicer(first, last)
         replies = [video.previous, *(turn.reply.removesuffix(REPLY_END) for turn in training_turns(video, as_streamed=True))]
         # the first entry is the text before the video, so `start - first` replies precede a window
-        windows = (_slice(annotation, start, end, "".join(replies[: start - first + 1])) for start, end in bounds)
-    return (to_record(_hide_frames(window, visible_seconds)) for window in windows)
+        windows = (slicer(start, end, "".join(replies[: start - first + 1])) for start, end in bounds)
+    return (_hide_frames(window, visible_seconds) for window in windows)
+
+
+def word_count(annotation: Annotation) -> int:
+    """Words that replies of a window say: those that end in it, first instant excluded. An entry of blanks
+    is none, and one of several words counts as such."""
+    return sum(len(word.text.split()) for word in annotation.words if annotation.start < word.end <= annotation.end)
+
+
+def says_enough(annotation: Annotation, words_per_second: float) -> bool:
+    """Whether a window has that many words for each of its seconds: a last one that is shorter needs fewer."""
+    return word_count(annotation) >= words_per_second * (annotation.end - annotation.start) - SLACK
 
 
 def to_record(annotation: Annotation) -> list:
@@ -99,17 +138,24 @@ def _hide_frames(annotation: Annotation, visible_seconds: int) -> Annotation:
     return replace(annotation, hidden=max(annotation.seconds - visible_seconds, 0))
 
 
-def _slice(annotation: Annotation, start: int, end: int, previous: str | None = None) -> Annotation:
-    ends = [word.end for word in annotation.words]
-    # right: a word that ends exactly at a bound belongs to the window before it
-    first, last = bisect_right(ends, start), bisect_right(ends, end)
-    if previous is None:
-        previous = annotation.previous + "".join(f" {word.text.strip()}" for word in annotation.words[:first])
-    return replace(
-        annotation,
-        start=start,
-        end=end,
-        previous=previous,
-        words=annotation.words[first:last],
-        questions=tuple(question for question in annotation.questions if start < question.time <= end),
-    )
+class _Slicer:
+    """Cuts an annotation. Hours of video have hundreds of windows, each with all text before it: that is joined once."""
+
+    def __init__(self, annotation: Annotation) -> None:
+        self.annotation = annotation
+        self.ends = [word.end for word in annotation.words]
+        texts = [f" {word.text.strip()}" for word in annotation.words]
+        self.text = annotation.previous + "".join(texts)
+        self.lengths = list(accumulate(map(len, texts), initial=len(annotation.previous)))  # of the text before each word
+
+    def __call__(self, start: int, end: int, previous: str | None = None) -> Annotation:
+        # right: a word that ends exactly at a bound belongs to the window before it
+        first, last = bisect_right(self.ends, start), bisect_right(self.ends, end)
+        return replace(
+            self.annotation,
+            start=start,
+            end=end,
+            previous=self.text[: self.lengths[first]] if previous is None else previous,
+            words=self.annotation.words[first:last],
+            questions=tuple(question for question in self.annotation.questions if start < question.time <= end),
+        )

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from svlm_jax.families import config_json
 from svlm_jax.families.chat import opening
 from svlm_jax.media.processor import load_tokenizer
 from svlm_jax.pretrained import SHIPPED
-from tests.support import FIXTURES, ROOT
+from tests.support import FIXTURES, commands
 
 CONFIG = config_json.read(FIXTURES / "models" / "tiny")
 RECORDING = json.loads((FIXTURES / "sft" / "sft_24s.json").read_text())["annotation"]
@@ -196,9 +194,7 @@ def test_previous_text_and_own_words_are_all_that_was_said_up_to_the_end(entries
 
 
 def command(*args: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    line = [sys.executable, "-m", "launch.windows", *map(str, args)]
-    return subprocess.run(line, capture_output=True, text=True, env=env, cwd=cwd, check=False)
+    return commands.command("windows", *args, cwd=cwd)
 
 
 @pytest.fixture
@@ -244,6 +240,16 @@ def test_only_windows_in_which_something_is_said_long_after_it_was_said_before(l
     assert [(item.start, item.end) for item in written] == [(8, 16)]
 
 
+def test_only_windows_in_which_enough_is_said(long, tmp_path):
+    """A word a second up to second 30: all but the window from 48."""
+    options = ("--stride", 24, "--max-bad", 2, "--words-per-second", 0.25)
+    result = command("long.jsonl", "--out", "told.jsonl", *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("4 records, 2 windows (2 left out: fewer than 0.25 words/s), 48 s, ")
+    written = [parse(json.loads(record.line)) for record in Records([tmp_path / "told.jsonl"])]
+    assert [(item.start, item.end) for item in written] == [(0, 24), (24, 48)]
+
+
 def test_only_each_nth_window_is_kept(long, tmp_path):
     for name, step in (("all", 1), ("third", 3)):
         result = command(
@@ -272,6 +278,7 @@ REFUSED = {
     "fps": (["--tfds", "x", "--fps", 2.5], "error: fps: got 2.5, expected a whole number of frames a second"),
     "max-bad": (["--out", "x.jsonl", "--max-bad", -1], "error: --max-bad: got -1"),
     "every": (["--out", "x.jsonl", "--every", 0], "error: --every: got 0, expected 1 or more; 1 keeps all windows"),
+    "words a second": (["--out", "x.jsonl", "--words-per-second", -1], "error: --words-per-second: got -1, expected a number"),
     "apart": (["--out", "x.jsonl", "--apart", 40], "error: --apart: got 40, expected 0 or more seconds, with --saying"),
     "saying": (["--out", "x.jsonl", "--saying", "("], "error: --saying: got '(', expected a regular expression"),
     "suffix": (["--out", "x.json"], "error: annotations x.json: got the suffix '.json'"),
