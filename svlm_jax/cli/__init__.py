@@ -15,6 +15,7 @@ COMMANDS = {
     "convert": "a checkpoint from Hugging Face to Orbax, or back",
     "windows": "cut annotated videos into training windows",
     "train": "fine-tune on annotated windows of video",
+    "curate": "make training data of raw videos: words, repairs, edits, windows",
     "evaluate": "run and judge the benchmarks of streaming video",
     "replay": "replay a recording of the original code, and say what is equal",
     "world": "make films of the generated game, with annotations",

@@ -1,0 +1,1 @@
+"""A step over all videos of its input: resumed, sharded, merged."""
