@@ -1,0 +1,1 @@
+"""Transcripts mended: times, words, what nobody said."""
