@@ -1,0 +1,1 @@
+"""Sentences kept, corrected or deleted: by a language model, or by rules."""
