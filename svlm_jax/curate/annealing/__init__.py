@@ -1,0 +1,1 @@
+"""Clips of live commentary alone, for the last part of training."""

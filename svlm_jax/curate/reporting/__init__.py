@@ -1,0 +1,1 @@
+"""One page of what steps kept, changed and set aside."""
