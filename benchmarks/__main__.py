@@ -15,6 +15,7 @@
     python -m benchmarks drops                                      # how dropped chunks change a commentary
     python -m benchmarks silence                                    # talk and events against --silence; alerts
     python -m benchmarks findings                                   # the paper's findings on the generated game
+    python -m benchmarks curation [--train]                         # damaged transcripts curated, beside the truth
     python -m benchmarks serve --clients 50 --seconds 120           # the server: lost captions, latency of tokens, memory
     python -m benchmarks serve --attack --seconds 600                    # the same for one viewer among attackers
     python -m benchmarks device --list                              # what needs a GPU, in parts of at most four minutes
@@ -31,6 +32,7 @@ from pathlib import Path
 from benchmarks import (
     aot,
     convert,
+    curation,
     decode,
     device,
     drops,
@@ -75,6 +77,7 @@ BENCHMARKS = {  # command -> module with add_flags and bench, help
     "silence": (silence, "when the shipped model speaks, against the threshold of silence; alert mode"),
     "drops": (drops, "how dropped chunks change a commentary"),
     "teacher-forcing": (teacher_forcing, "how many replies of annotated windows a model predicts"),
+    "curation": (curation, "words of damaged transcripts, curated, beside the truth; models trained on them"),
     "findings": (findings, "the paper's findings on the generated game"),
 }
 

@@ -2,6 +2,7 @@
 
     svlm world --out films --seeds 0:8 --seconds 7200     # films/match_0.mp4 .. match_7.mp4, films/matches.jsonl
     svlm world --out one --seeds 1000000 --seconds 60 --fps 25 --size 960x640 --test
+    svlm world --out games --seeds 0:4 --subtitles rough  # games/match_0.vtt beside each film, games/glossary.json
 
 Then `svlm windows films/matches.jsonl --out train.jsonl`. Seeds from 1,000,000 on are for testing: --test films them.
 """
@@ -23,16 +24,20 @@ from svlm_jax.data import records
 from svlm_jax.data.annotation import Annotation
 from svlm_jax.data.windows import to_record
 from svlm_jax.errors import InputError
-from svlm_jax.files import local_path
+from svlm_jax.files import atomic_write, local_path
+from svlm_jax.json_lines import write_json
 from svlm_jax.touchline.commentary import QUESTIONS
+from svlm_jax.touchline.corrupt import MISHEARD
 from svlm_jax.touchline.film import HELD_OUT, annotate, play, write_film
 from svlm_jax.touchline.match import LEAD, Kind, Moment, Rules, World
 from svlm_jax.touchline.render import Renderer
+from svlm_jax.touchline.subtitles import rough_words, to_webvtt
 
 # Measured on one core.
 FRAME_MS, PIXEL_MS = 7.0, 7e-5  # milliseconds to draw and encode a frame: constant, and for each pixel
 PLAY_MS = 1.0  # milliseconds to play a second of a game without drawing
 PIXEL_BYTES = 0.07  # of a film
+GLOSSARY = "glossary.json"  # names and how --subtitles rough mishears them, for svlm curate edit
 
 
 class Filming(NamedTuple):
@@ -49,9 +54,13 @@ class Filming(NamedTuple):
     words_only: bool = False
     questions: float = 0.0
     ask: tuple[str, ...] = tuple(QUESTIONS)
+    subtitles: str = ""
 
     def path(self, seed: int) -> Path:
         return self.out / f"{self.rules}_{seed}.mp4"
+
+    def subtitles_path(self, seed: int) -> Path:
+        return self.path(seed).with_suffix(".vtt")
 
     def is_wanted(self, seed: int) -> bool:
         """Whether this film is to be drawn."""
@@ -74,6 +83,14 @@ def main() -> None:
         default=Rules.MATCH,
         help="practice: more goals; drill: goals only, one after another",
     )
+    parser.add_argument(
+        "--subtitles",
+        nargs="?",
+        const="exact",
+        default="",
+        choices=["exact", "rough"],
+        help="write NAME.vtt beside each film: what is said, or (rough) what a speech recogniser makes of it",
+    )
     parser.add_argument("--words-only", action="store_true", help="write the index only, no films")
     parser.add_argument("--keep", action="store_true", help="keep films that exist: continue after a stop")
     parser.add_argument("--test", action="store_true", help="allow held-out seeds (and only those)")
@@ -90,15 +107,20 @@ def main() -> None:
     index = args.out / args.index
     filming = Filming(
         args.out, args.seconds, _size(args.size), args.fps, args.jobs, args.rules, args.unseen, args.keep, args.words_only,
-        args.questions, tuple(args.ask),
+        args.questions, tuple(args.ask), args.subtitles,
     )  # fmt: skip
     films = [] if args.words_only or args.keep else [filming.path(seed) for seed in seeds]
-    for path in (index, records.seeks_path(index), *films):
+    glossary = args.out / GLOSSARY
+    subtitles = [filming.subtitles_path(seed) for seed in seeds] if args.subtitles and not args.keep else []
+    subtitles += [glossary] if args.subtitles == "rough" and not args.keep else []
+    for path in (index, records.seeks_path(index), *films, *subtitles):
         if path.exists():
             raise InputError(str(path), "something that exists already", "a new name", "remove it or choose another")
     args.out.mkdir(parents=True, exist_ok=True)
     print(plan(filming, seeds), file=sys.stderr, flush=True)
     annotations = make_films(filming, seeds)
+    if args.subtitles == "rough":
+        write_json(glossary, MISHEARD)
     records.write(index, (to_record(annotation) for annotation in annotations))
     size = sum(path.stat().st_size for path in map(filming.path, seeds) if path.exists())
     words = sum(len(annotation.words) for annotation in annotations)
@@ -188,7 +210,12 @@ def _make_film(seed: int, *, filming: Filming) -> Annotation:
 
         looks = {"size": filming.size, "unseen": filming.unseen, "rules": filming.rules}
         world = write_film(path, seed, seconds=filming.seconds, fps=filming.fps, progress=progress, **looks)
-    return annotate(world, path.name, filming.seconds, filming.questions, filming.ask)
+    annotation = annotate(world, path.name, filming.seconds, filming.questions, filming.ask)
+    if filming.subtitles:
+        words = annotation.words if filming.subtitles == "exact" else rough_words(annotation, seed)
+        with atomic_write(filming.subtitles_path(seed)) as draft:
+            draft.write_text(to_webvtt(words), encoding="utf-8")
+    return annotation
 
 
 def parse_seeds(text: str, test: bool) -> range:
