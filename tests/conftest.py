@@ -6,6 +6,7 @@ The environment is set before jax is imported. A given JAX_PLATFORMS or OMP_NUM_
 import atexit
 import os
 import shutil
+import ssl
 import tempfile
 from pathlib import Path
 
@@ -29,6 +30,7 @@ if XLA_FLAGS not in os.environ["XLA_FLAGS"]:
 import jax
 import jaxtyping
 import pytest
+from hypothesis import settings
 from jax._src import compiler
 
 from tests.support.models import write_shallow
@@ -39,6 +41,18 @@ jaxtyping.install_import_hook(
 )
 
 jax.config.update("jax_default_matmul_precision", "highest")
+
+# The same examples in every run: a change does not fail by chance. `pytest --hypothesis-profile=default` looks for others.
+settings.register_profile("suite", derandomize=True)
+settings.load_profile("suite")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_authorities():
+    """No test speaks TLS, and a client of the openai package reads all certificate authorities: 40 ms each time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl.SSLContext, "load_verify_locations", lambda *args, **options: None)
+        yield
 
 
 @pytest.fixture(scope="session")

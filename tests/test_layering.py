@@ -23,7 +23,14 @@ MAX_LINES = 400
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.errors", "pallas_kernels"),
     ("svlm_jax.files",),
-    ("svlm_jax.config", "svlm_jax.presets", "svlm_jax.compile_cache", "svlm_jax.cluster", "svlm_jax.topology"),
+    (
+        "svlm_jax.json_lines",
+        "svlm_jax.config",
+        "svlm_jax.presets",
+        "svlm_jax.compile_cache",
+        "svlm_jax.cluster",
+        "svlm_jax.topology",
+    ),
     ("svlm_jax.checkpoint.directory",),
     ("svlm_jax.spans svlm_jax.inputs",),
     (
@@ -41,12 +48,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "svlm_jax.media svlm_jax.data svlm_jax.replay.format",
     ),
     (
+        "svlm_jax.remote",
         "svlm_jax.train svlm_jax.replay.sample",
         "svlm_jax.stream svlm_jax.decode svlm_jax.replay.stream svlm_jax.replay",
     ),
     ("svlm_jax.settings",),
     ("svlm_jax.pretrained svlm_jax",),
-    ("svlm_jax.serve", "svlm_jax.eval"),
+    ("svlm_jax.serve", "svlm_jax.eval", "svlm_jax.curate"),
     ("svlm_jax.touchline",),  # the game: only commands, benchmarks and configs know of it
     ("configs",),
     ("svlm_jax.cli",),
@@ -57,6 +65,9 @@ PLACES = {name: (rank, group) for rank, layer in enumerate(LAYERS) for group in 
 
 HOST_SIDE = (
     "svlm_jax.files",
+    "svlm_jax.json_lines",
+    "svlm_jax.remote",
+    "svlm_jax.curate",
     "svlm_jax.config",
     "svlm_jax.presets",
     "svlm_jax.checkpoint.directory",
@@ -64,7 +75,10 @@ HOST_SIDE = (
     "svlm_jax.spans",
     "svlm_jax.inputs",
     "svlm_jax.data",
-    *(f"svlm_jax.touchline.{name}" for name in ("match", "render", "commentary", "film", "judge", "source")),
+    *(
+        f"svlm_jax.touchline.{name}"
+        for name in ("match", "render", "commentary", "corrupt", "film", "judge", "source", "subtitles")
+    ),
     *(
         f"svlm_jax.touchline.eval_sets.{name}"
         for name in ("games", "commentaries", "choices", "ovo", "streamingbench", "livesports_qa")
@@ -75,17 +89,12 @@ HOST_SIDE = (
             "answers",
             "lmms",
             "marks",
-            "templates",
-            "lines",
             "commentary",
             "intervals",
             "frames",
             "judging",
             "run_directory",
-            "response_cache",
-            "chat_client",
             "http_judge",
-            "workers",
             "result",
             "table",
             "truth",
@@ -127,6 +136,8 @@ LATE = {
     "starlette",
     "uvicorn",
     "openai",
+    "faster_whisper",
+    "whisperx",
 }
 KERNEL_IMPORTS = {"jax", "numpy", "pallas_kernels"} | sys.stdlib_module_names
 

@@ -22,12 +22,12 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.support.preload"])
 
 
-def command(module: str, *args: object, limit: int | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `python -m launch.MODULE ARGS` in the checkout; `limit` is the largest file it may write, in bytes (a full disk)."""
+def command(module: str, *args: object, limit: int | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run `python -m launch.MODULE ARGS` in `cwd`; `limit` is the largest file it may write, in bytes (a full disk)."""
     line = [f"launch.{module}", *map(str, args)]
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _CONTEXT.Process(target=_run, args=(line, dict(os.environ), limit, *streams))
+        process = _CONTEXT.Process(target=_run, args=(line, dict(os.environ), cwd, limit, *streams))
         process.start()
         process.join(HANG)
         if process.exitcode is None:
@@ -36,14 +36,15 @@ def command(module: str, *args: object, limit: int | None = None) -> subprocess.
         return subprocess.CompletedProcess(line, process.exitcode, *(path.read_text() for path in streams))
 
 
-def _run(line: list[str], environment: dict[str, str], limit: int | None, stdout: Path, stderr: Path) -> None:
+def _run(line: list[str], environment: dict[str, str], cwd: Path, limit: int | None, stdout: Path, stderr: Path) -> None:
     for descriptor, path in enumerate((Path(os.devnull), stdout, stderr)):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(opened, descriptor)
         os.close(opened)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir(ROOT)
+    os.chdir(cwd)
+    sys.path.insert(0, str(ROOT))  # where `launch` is, whatever the folder
     warnings.resetwarnings()
     warnings.simplefilter("ignore")
     if limit is not None:
