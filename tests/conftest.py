@@ -42,8 +42,9 @@ jaxtyping.install_import_hook(
 
 jax.config.update("jax_default_matmul_precision", "highest")
 
-# The same examples in every run: a change does not fail by chance. `pytest --hypothesis-profile=default` looks for others.
-settings.register_profile("suite", derandomize=True)
+# The same examples in every run, on machines of any speed: a change does not fail by chance. `pytest
+# --hypothesis-profile=default` looks for others.
+settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
 
 
