@@ -82,7 +82,7 @@ def map_in_order(work: Callable[[Item], Result], items: Sequence[Item], concurre
             return None
         try:
             return work(items[index])
-        except Exception as error:
+        except Exception as error:  # raised below, when what is under way is done
             failures.append(error)
             return None
 

@@ -38,10 +38,10 @@ def test_a_video_that_the_server_refuses_waits_and_is_asked_for_alone_by_the_sam
 
     with asr_server(respond) as server, pytest.raises(SystemExit, match="1"):
         transcribe(server)
-    told = capsys.readouterr()
-    assert "0.2 minutes of sound in 2 videos, 0.00 at 0.006 a minute" in told.err
-    assert "400: cannot be decoded" in told.err
-    assert KEY not in told.err + told.out
+    printed = capsys.readouterr()
+    assert "0.2 minutes of sound in 2 videos, 0.00 at 0.006 a minute" in printed.err
+    assert "400: cannot be decoded" in printed.err
+    assert KEY not in printed.err + printed.out
     assert not out.exists()
 
     with asr_server(transcribes(Ear(WORDS))) as server:

@@ -103,7 +103,7 @@ def test_the_shards_of_a_cluster_merge_to_what_one_process_makes(tmp_path, progr
             result = kubernetes(programs, task - 1, args, SHARDS="3", JOBS="1")
         assert result.returncode == 0, result.stderr
     merge(tmp_path / "g.jsonl")
-    whole = call([programs / "svlm", "curate", *line, tmp_path / "whole.jsonl"], programs)
-    assert whole.returncode == 0, whole.stderr
+    unsharded = call([programs / "svlm", "curate", *line, tmp_path / "whole.jsonl"], programs)
+    assert unsharded.returncode == 0, unsharded.stderr
     for name in ("jsonl", "set_aside.jsonl", "changes.jsonl", "report.json"):
         assert (tmp_path / f"g.{name}").read_bytes() == (tmp_path / f"whole.{name}").read_bytes()

@@ -35,7 +35,7 @@ def kill_at(number: int) -> None:
 
 
 def main(folder: Path) -> None:
-    whole: list[bytes] = []
+    uninterrupted: list[bytes] = []
     for number in count():
         for path in folder.iterdir():
             path.unlink()
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
         run(folder, "g.jsonl")
         write_input(folder / "words.jsonl", 4)
         run(folder, "whole.jsonl")
-        whole = whole or [*results(folder, "whole").values()]
+        uninterrupted = uninterrupted or [*results(folder, "whole").values()]
         if not (child := os.fork()):
             kill_at(number)
             run(folder, "g.jsonl")
@@ -52,7 +52,7 @@ def main(folder: Path) -> None:
         assert code in (0, -signal.SIGKILL), code
         done = run(folder, "g.jsonl")
         assert done.before >= 2, number
-        assert [*results(folder).values()] == whole, number
+        assert [*results(folder).values()] == uninterrupted, number
         if code == 0:
             assert done.before == 4
             print(number)

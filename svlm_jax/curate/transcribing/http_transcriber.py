@@ -122,7 +122,7 @@ class HttpTranscriber:
         def hear(chunk: Chunk) -> ChunkTranscription:
             try:
                 return self._hear(chunk, language)
-            except Exception:
+            except Exception:  # raised again: no further chunk is cut, nor paid for
                 failed.set()
                 raise
 

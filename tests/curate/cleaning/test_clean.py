@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from svlm_jax.cli import curate
 from svlm_jax.curate.cleaning.clean import CleanStep, Limits, clean
 from svlm_jax.curate.outcome import Outcome
 from svlm_jax.curate.transcript import NoSpeech, TimedWord, Transcript, parse, to_record
@@ -388,14 +387,3 @@ def test_whatever_comes_is_clean_the_first_time_and_training_takes_it(raw):
     annotation.parse(windows.to_record(annotation.Annotation("a.mp4", 0.0, 30.0, "", "", words)))
     if not any(change.after == "" or change.rule == "characters" for change in outcome.changes):
         assert letters(words) == letters(raw.words)  # no word is lost without a change that says so
-
-
-def test_the_command_cleans_a_file(tmp_path, monkeypatch):
-    good, bad = transcript((2.0, 1.6, "Goal!"), title="kept"), transcript((None, None, "Goal!"))
-    source = tmp_path / "words.jsonl"
-    source.write_text("".join(json.dumps(to_record(each)) + "\n" for each in (good, bad)))
-    monkeypatch.setattr("sys.argv", ["svlm curate", "clean", "--in", str(source), "--out", str(tmp_path / "clean.jsonl")])
-    curate.main()
-    lines = (tmp_path / "clean.jsonl").read_text().splitlines()
-    assert [json.loads(line)["content"] for line in lines] == [[[1.6, 2.0, "Goal!"]]]
-    assert json.loads((tmp_path / "clean.set_aside.jsonl").read_text())["reason"] == "no times of most words"

@@ -87,7 +87,7 @@ def test_a_run_that_is_done_has_nothing_to_do(tmp_path):
 
 def test_a_video_that_has_to_wait_keeps_the_result_back_and_is_asked_for_alone(tmp_path):
     write_input(tmp_path / "words.jsonl", 3, titles={1: "hard"})
-    whole = expected(tmp_path, Shout())
+    uninterrupted = expected(tmp_path, Shout())
     waiting = Shout(waits_for=tmp_path / "server")
     first = run(tmp_path, waiting)
     assert (first.report, first.left) == (None, 1)
@@ -96,7 +96,7 @@ def test_a_video_that_has_to_wait_keeps_the_result_back_and_is_asked_for_alone(t
     (tmp_path / "server").touch()
     second = run(tmp_path, waiting)
     assert (second.before, second.left) == (2, 0)
-    assert [*results(tmp_path).values()] == whole
+    assert [*results(tmp_path).values()] == uninterrupted
 
 
 def test_a_server_that_is_away_is_not_asked_for_ten_thousand_videos(tmp_path, monkeypatch):
@@ -109,11 +109,11 @@ def test_a_server_that_is_away_is_not_asked_for_ten_thousand_videos(tmp_path, mo
 @pytest.mark.parametrize("options", [{"jobs": 2}, {"jobs": 3, "waits": True}], ids=["processes", "threads"])
 def test_workers_give_the_same_files(tmp_path, options):
     write_input(tmp_path / "words.jsonl", 9)
-    whole = expected(tmp_path, Shout())
+    uninterrupted = expected(tmp_path, Shout())
     seen = []
     run(tmp_path, Shout(), progress=lambda done, total: seen.append((done, total)), **options)
     assert seen == [(i, 9) for i in range(1, 10)]
-    assert [*results(tmp_path).values()] == whole
+    assert [*results(tmp_path).values()] == uninterrupted
 
 
 def test_only_lines_that_are_new_are_done_when_the_input_changes(tmp_path):
@@ -122,10 +122,10 @@ def test_only_lines_that_are_new_are_done_when_the_input_changes(tmp_path):
     lines = read(tmp_path / "words.jsonl")
     lines[1]["content"][0][2] = "other"
     (tmp_path / "words.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [lines[6], *lines[1:5]]))
-    whole = expected(tmp_path, Shout())
+    uninterrupted = expected(tmp_path, Shout())
     done = run(tmp_path, Shout())
     assert (done.before, done.total) == (4, 5)
-    assert [*results(tmp_path).values()] == whole
+    assert [*results(tmp_path).values()] == uninterrupted
 
 
 def test_other_settings_do_all_anew(tmp_path):
@@ -230,7 +230,7 @@ def test_two_runs_that_write_the_same_files_are_one_too_many(tmp_path):
 
 def test_an_error_of_the_step_that_no_video_escapes_ends_the_run_and_what_is_done_stays(tmp_path, monkeypatch):
     write_input(tmp_path / "words.jsonl", 4)
-    whole = expected(tmp_path, Shout())
+    uninterrupted = expected(tmp_path, Shout())
     step = Shout()
     outcome = Shout.run
 
@@ -244,7 +244,7 @@ def test_an_error_of_the_step_that_no_video_escapes_ends_the_run_and_what_is_don
         run(tmp_path, step)
     monkeypatch.setattr(Shout, "run", outcome)
     assert run(tmp_path, step).before == 2
-    assert [*results(tmp_path).values()] == whole
+    assert [*results(tmp_path).values()] == uninterrupted
 
 
 def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path):
@@ -257,7 +257,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path):
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path):
     write_input(tmp_path / "words.jsonl", 4)
-    whole = expected(tmp_path, Shout())
+    uninterrupted = expected(tmp_path, Shout())
     _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))  # bytes of the largest file
     try:
@@ -268,13 +268,13 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(tmp_path
     assert list(results(tmp_path)) == ["g.partial.jsonl"]
     done = run(tmp_path, Shout())
     assert 0 < done.before < 4
-    assert [*results(tmp_path).values()] == whole
+    assert [*results(tmp_path).values()] == uninterrupted
 
 
 @pytest.mark.parametrize("number", range(4))
 def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, number):
     write_input(tmp_path / "words.jsonl", 3)
-    whole = expected(tmp_path, Shout())
+    uninterrupted = expected(tmp_path, Shout())
     replace, left = os.replace, iter(range(number))
 
     def full(*args) -> None:
@@ -287,7 +287,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, num
         run(tmp_path, Shout())
     monkeypatch.undo()
     assert run(tmp_path, Shout()).before == 3
-    assert [*results(tmp_path).values()] == whole
+    assert [*results(tmp_path).values()] == uninterrupted
 
 
 @pytest.mark.slow
@@ -296,7 +296,7 @@ def test_a_disk_that_is_full_at_the_end_loses_nothing(tmp_path, monkeypatch, num
 def test_a_command_that_is_interrupted_leaves_no_process_and_goes_on(tmp_path, ending, jobs):
     """In the middle of a video that never ends, others being done."""
     write_input(tmp_path / "words.jsonl", 8, titles={2: "endless"})
-    whole = expected(tmp_path, Shout())
+    uninterrupted = expected(tmp_path, Shout())
     line = [sys.executable, "-m", "tests.curate.step_command", "--in", tmp_path / "words.jsonl", "--out", tmp_path / "g.jsonl"]
     line += ["--jobs", str(jobs), "--begins", tmp_path / "begun"]
     with subprocess.Popen(line, cwd=ROOT, start_new_session=True) as process:
@@ -309,7 +309,7 @@ def test_a_command_that_is_interrupted_leaves_no_process_and_goes_on(tmp_path, e
     assert process.returncode == (130 if ending == signal.SIGINT else -ending)
     _wait_for(lambda: not _lives(process.pid))
     assert run(tmp_path, Shout()).before >= 2
-    assert [*results(tmp_path).values()] == whole
+    assert [*results(tmp_path).values()] == uninterrupted
 
 
 @pytest.mark.slow

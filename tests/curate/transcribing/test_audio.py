@@ -16,7 +16,7 @@ av = pytest.importorskip("av")
 SOUND, SPOKEN = say(["goal", "red", "blue"], [0.5, 2.0, 4.5], 6.0)
 
 
-def heard(path, **options) -> tuple[list[tuple[float, float]], list[str]]:
+def locate_sound(path, **options) -> tuple[list[tuple[float, float]], list[str]]:
     """Where it is loud, and what was noted."""
     notes: list[str] = []
     blocks = list(read_sound(path, on_note=lambda second, text: notes.append(text), **options))
@@ -26,7 +26,7 @@ def heard(path, **options) -> tuple[list[tuple[float, float]], list[str]]:
 
 def late_by(path, **options) -> float:
     """Seconds by which words are heard later than they were put into the track, at most."""
-    places, _ = heard(path, **options)
+    places, _ = locate_sound(path, **options)
     assert len(places) == len(SPOKEN)
     offsets = [start - spoken.start for (start, _), spoken in zip(places, SPOKEN, strict=True)]
     assert max(offsets) - min(offsets) < 0.03
@@ -61,7 +61,7 @@ def test_a_file_of_sound_alone_is_heard_too(tmp_path):
 
 def test_a_gap_in_a_track_is_silence_and_what_follows_keeps_its_time(tmp_path):
     path = sounding_film(tmp_path / "film.mkv", Track(SOUND, gap=(2.6, 4.2)), seconds=6)
-    places, notes = heard(path)
+    places, notes = locate_sound(path)
     assert [start for start, _ in places] == pytest.approx([0.5, 2.0, 4.5], abs=0.03)
     assert len(notes) == 1
     assert notes[0].startswith("no sound for 1.6")
@@ -70,22 +70,22 @@ def test_a_gap_in_a_track_is_silence_and_what_follows_keeps_its_time(tmp_path):
 def test_of_several_tracks_one_is_heard_and_it_is_told_which(tmp_path):
     silent, talking = Track(SOUND * 0, language="fra"), Track(SOUND, rate=22_050, layout="mono", language="eng")
     path = sounding_film(tmp_path / "film.mkv", silent, talking, seconds=6)
-    places, notes = heard(path)
+    places, notes = locate_sound(path)
     assert (places, notes) == ([], ["2 tracks of sound: 1 (fra) is heard, not 2 (eng)"])
     assert late_by(path, language="en") == pytest.approx(0.0, abs=0.03)
     assert late_by(path, track=2) == pytest.approx(0.0, abs=0.03)
     with pytest.raises(SetAside, match="no track 3 of sound: there are 2"):
-        heard(path, track=3)
+        locate_sound(path, track=3)
 
 
 def test_a_track_whose_sound_changes_its_kind_goes_on(tmp_path):
     """Broadcasts change from stereo to mono between programmes."""
-    whole = b""
+    content = b""
     for layout, rate in (("stereo", 44_100), ("mono", 32_000)):
         path = sounding_film(tmp_path / "part", Track(SOUND, rate=rate, layout=layout, codec="mp2"), seconds=6, form="mpegts")
-        whole += path.read_bytes()
-    path.write_bytes(whole)
-    places, notes = heard(path)
+        content += path.read_bytes()
+    path.write_bytes(content)
+    places, notes = locate_sound(path)
     assert [start for start, _ in places] == pytest.approx([0.5, 2.0, 4.5, 6.5, 8.0, 10.5], abs=0.1)
     assert any("time stamps jump back" in note for note in notes)
 
@@ -96,7 +96,7 @@ def test_damage_is_silence_and_what_follows_keeps_its_time(tmp_path):
     middle = len(data) // 2
     data[middle : middle + 188 * 20] = bytes(188 * 20)
     path.write_bytes(data)
-    places, _ = heard(path)
+    places, _ = locate_sound(path)
     assert places[0][0] == pytest.approx(0.5, abs=0.05)
     assert places[-1][0] == pytest.approx(4.5, abs=0.05)
 

@@ -48,8 +48,8 @@ def test_the_language_is_that_of_the_name_then_of_the_file_then_the_users(tmp_pa
     (tmp_path / "b.vtt").write_text("WEBVTT\nLanguage: en-GB\n\n00:01.000 --> 00:02.000\nGoal\n")
     (tmp_path / "c.srt").write_text(CUE.format("Goal"))
     languages = zip("abc", [None, "fr", "fr"], strict=True)
-    heard = [SubtitleTranscriber().words(tmp_path / f"{name}.mp4", given) for name, given in languages]
-    assert [each.language for each in heard] == ["de", "en", "fr"]
+    transcriptions = [SubtitleTranscriber().words(tmp_path / f"{name}.mp4", language) for name, language in languages]
+    assert [each.language for each in transcriptions] == ["de", "en", "fr"]
 
 
 def test_an_encoding_that_is_guessed_is_told_and_one_that_is_given_is_used(tmp_path):
@@ -57,8 +57,8 @@ def test_an_encoding_that_is_guessed_is_told_and_one_that_is_given_is_used(tmp_p
     guessed = SubtitleTranscriber().words(tmp_path / "a.mp4", None)
     assert guessed.words[0].text == "Ãîë"
     assert guessed.changes[0][:4] == ("encoding", 0.0, "a.srt is not UTF-8", "read as Windows-1252")
-    given = SubtitleTranscriber("cp1251").words(tmp_path / "a.mp4", None)
-    assert (given.words[0].text, given.changes) == ("Гол", ())
+    as_cyrillic = SubtitleTranscriber("cp1251").words(tmp_path / "a.mp4", None)
+    assert (as_cyrillic.words[0].text, as_cyrillic.changes) == ("Гол", ())
     with pytest.raises(SetAside, match="subtitles that are not ascii"):
         SubtitleTranscriber("ascii").words(tmp_path / "a.mp4", None)
     with pytest.raises(InputError, match="--encoding: got klingon"):

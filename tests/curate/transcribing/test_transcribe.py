@@ -34,14 +34,14 @@ def run(path, result):
 
 def test_a_transcript_has_what_is_known_of_the_video_and_what_was_heard(tmp_path):
     noise = NoSpeech(1.0, 1.5, 0.9)
-    heard = Transcription((GOAL,), "en", (noise,), 9.0, (Change("song", 1.0, "la", ""),), {"chunks": 2})
-    outcome = run(make_video(tmp_path / "a.mp4"), heard)
+    transcription = Transcription((GOAL,), "en", (noise,), 9.0, (Change("song", 1.0, "la", ""),), {"chunks": 2})
+    outcome = run(make_video(tmp_path / "a.mp4"), transcription)
     transcript = parse(outcome.lines[0], "line")
     assert (transcript.video, transcript.title, transcript.source) == ("league/a.mp4", "Reds - Blues", "league")
     assert (transcript.duration, transcript.language, transcript.asr) == (2.0, "en", "an engine")
     assert (transcript.words, transcript.no_speech, transcript.steps) == ((GOAL,), (noise,), ("transcribe",))
-    assert (outcome.changes, outcome.counts) == (heard.changes, {"chunks": 2})
-    assert Transcribe(Heard(heard)).settings == {"version": 1, "asr": "an engine", "model": "m"}
+    assert (outcome.changes, outcome.counts) == (transcription.changes, {"chunks": 2})
+    assert Transcribe(Heard(transcription)).settings == {"version": 1, "asr": "an engine", "model": "m"}
 
 
 @pytest.mark.parametrize(

@@ -124,11 +124,11 @@ def test_a_video_is_known_again_by_its_bytes_and_its_title(tmp_path):
 
 def test_durations(tmp_path):
     assert video_duration(make_video(tmp_path / "a.mp4", 6)) == pytest.approx(3.0)
-    whole = (tmp_path / "a.mp4").read_bytes()
+    content = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "page.mp4").write_text("<!doctype html>")
     with pytest.raises(SetAside, match="a file that cannot be read"):
         video_duration(tmp_path / "page.mp4")
-    (tmp_path / "cut.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(12) + b"\0\0\0\0mdat" + whole[:50])
+    (tmp_path / "cut.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(12) + b"\0\0\0\0mdat" + content[:50])
     with pytest.raises(SetAside, match="an MP4 without its index"):
         video_duration(tmp_path / "cut.mp4")
     with pytest.raises(SetAside, match="cannot be read"):

@@ -56,10 +56,10 @@ def calls(monkeypatch):
 
 
 def test_faster_whisper_hears_in_batches_and_its_words_lose_their_blank(sound, calls):
-    heard = WhisperTranscriber("faster-whisper", WhisperSettings("tiny", "cpu", "int8")).words(sound, None)
-    assert heard.words == (TimedWord(0.2, 0.5, "Goal!", 0.9),)
-    assert heard.no_speech == (NoSpeech(0.5, 1.0, 0.8),)  # and not where it is sure of its words
-    assert (heard.language, heard.duration) == ("en", 1.0)
+    transcription = WhisperTranscriber("faster-whisper", WhisperSettings("tiny", "cpu", "int8")).words(sound, None)
+    assert transcription.words == (TimedWord(0.2, 0.5, "Goal!", 0.9),)
+    assert transcription.no_speech == (NoSpeech(0.5, 1.0, 0.8),)  # and not where it is sure of its words
+    assert (transcription.language, transcription.duration) == ("en", 1.0)
     options = {"word_timestamps": True, "batch_size": 16}
     assert calls == [
         ("tiny", {"device": "cpu", "compute_type": "int8"}),
@@ -80,12 +80,12 @@ def test_what_was_heard_is_kept_for_the_same_sound_and_settings(sound, calls, tm
     first = words()
     copy = tmp_path / "copy.wav"
     copy.write_bytes(sound.read_bytes())
-    heard = len(calls)
+    num_calls = len(calls)
     assert words(copy) == words() == first
-    assert len(calls) == heard
+    assert len(calls) == num_calls
     words(language="de")
     words(model="tiny")
-    assert len(calls) > heard + 2
+    assert len(calls) > num_calls + 2
 
 
 def test_a_folder_of_the_same_name_may_be_another_model(tmp_path, calls):
@@ -133,8 +133,8 @@ def test_whisperx_aligns_and_what_it_cannot_spell_has_no_times(sound, monkeypatc
     monkeypatch.setitem(sys.modules, "ctranslate2", SimpleNamespace(get_cuda_device_count=lambda: 1))
     monkeypatch.setattr(whisper, "version", lambda package: "3.8.6")
     transcriber = WhisperTranscriber("whisperx", WhisperSettings())
-    heard = transcriber.words(sound, None)
-    assert heard.words == (TimedWord(0.25, 0.5, "Goal!", 0.75), TimedWord(None, None, "2-1"))
+    transcription = transcriber.words(sound, None)
+    assert transcription.words == (TimedWord(0.25, 0.5, "Goal!", 0.75), TimedWord(None, None, "2-1"))
     assert seen["model"] == (
         "large-v3-turbo", "cuda", {"compute_type": "default", "asr_options": {"suppress_numerals": True}},
     )  # fmt: skip

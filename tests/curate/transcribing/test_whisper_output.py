@@ -51,8 +51,8 @@ def test_silence_is_what_whisper_itself_takes_for_it():
 
 
 def test_language_and_duration():
-    heard = parse_output({"language": "english", "duration": "9.5", "words": []}, "a.json")
-    assert (heard.language, heard.duration, heard.words) == ("en", 9.5, ())
+    transcription = parse_output({"language": "english", "duration": "9.5", "words": []}, "a.json")
+    assert (transcription.language, transcription.duration, transcription.words) == ("en", 9.5, ())
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,13 @@ def test_our_own_lines_keep_probabilities_silence_and_language(tmp_path):
     record = {"video": "a.mp4", "duration": 9.0, "language": "de", "content": [[None, 1.5, "Tor"]]}
     record |= {"probabilities": [0.5], "no_speech": [[2, 3, 0.9]]}
     transcriber = WordsTranscriber(read_words_files([lines(tmp_path / "w.jsonl", record)], BadLines()))
-    heard = transcriber.words(tmp_path / "a.mp4", "en")
-    assert (heard.words, heard.language, heard.duration) == ((TimedWord(None, 1.5, "Tor", 0.5),), "de", 9.0)
-    assert heard.no_speech[0][:3] == (2.0, 3.0, 0.9)
+    transcription = transcriber.words(tmp_path / "a.mp4", "en")
+    assert (transcription.words, transcription.language, transcription.duration) == (
+        (TimedWord(None, 1.5, "Tor", 0.5),),
+        "de",
+        9.0,
+    )
+    assert transcription.no_speech[0][:3] == (2.0, 3.0, 0.9)
 
 
 def test_files_of_one_video_are_found_by_its_name(tmp_path):
