@@ -22,7 +22,7 @@ from svlm_jax.cli.curate.chat_flags import cost_flags, print_estimate
 from svlm_jax.cli.curate.editor_flags import editor_flags, make_editor
 from svlm_jax.cli.curate.step_flags import cache_folder, open_input, read_shard, run, step_flags
 from svlm_jax.cli.flags import Parser, integer
-from svlm_jax.curate.editing.edit import NAME, PAPER_SHARES, Context, EditStep, Times, ask, shares
+from svlm_jax.curate.editing.edit import NAME, NOT_READY, PAPER_SHARES, Context, EditStep, Times, ask, shares
 from svlm_jax.curate.editing.llm_editor import LlmEditor
 from svlm_jax.curate.running.run import Run
 from svlm_jax.curate.sentences import SEGMENT, Sentence
@@ -65,20 +65,24 @@ def _edit_by_model(args: argparse.Namespace, editor: LlmEditor) -> None:
 def _print_estimate(args: argparse.Namespace, editor: LlmEditor) -> None:
     """Of this shard, without a request; nothing is written."""
     lines = open_input(args)
-    videos = edited = 0
+    videos = edited = not_ready = 0
 
     def questions() -> Iterator[tuple[Context, tuple[Sentence, ...]]]:
-        nonlocal videos, edited
+        nonlocal videos, edited, not_ready
         for line in lines.of_shard(read_shard(args.shard)):
             transcript = parse(parse_json(lines.read(line), line.name, "a video with its words"), line.name)
             videos += 1
             if NAME in transcript.steps:
                 edited += 1
                 continue
-            yield from ((context, segment.sentences) for context, segment in ask(transcript, args.segment))
+            try:
+                yield from ((context, segment.sentences) for context, segment in ask(transcript, args.segment))
+            except InputError:
+                not_ready += 1
 
     estimate = editor.estimate(questions())
     before = f" ({edited} of them edited before)" if edited else ""
+    before += f" ({not_ready} of them {NOT_READY}: svlm curate clean first)" if not_ready else ""
     print_estimate(args, estimate, f"{videos} videos{before}", "of English at the paper's share of corrections")
 
 

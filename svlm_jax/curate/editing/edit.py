@@ -21,6 +21,7 @@ from svlm_jax.errors import InputError
 NAME = "edit"  # of the step
 VERSION = 1  # of the rules here, on which outcomes depend
 CONTEXT_SENTENCES = 3  # before a segment, that an editor may read
+NOT_READY = "not to be edited"  # a video
 PAPER_SHARES = {"kept": 0.4632, "edited": 0.3789, "deleted": 0.1579}
 STATES = {"keep": "kept", "edit": "edited", "delete": "deleted"}  # of a sentence, by the decision
 
@@ -90,12 +91,18 @@ class EditStep:
         }
 
     def run(self, transcript: Transcript) -> Outcome:
-        """Raises:
-        NotDone, InputError: those of the editor; InputError for a word without times, too.
+        """Set aside: words that `clean` has not seen to.
+
+        Raises:
+            NotDone, InputError: those of the editor.
         """
         if NAME in transcript.steps:
             return Outcome((to_record(transcript),), counts={"videos edited before": 1})
-        questions = list(ask(transcript, self.segment_seconds))
+        try:
+            questions = list(ask(transcript, self.segment_seconds))
+        except InputError as error:
+            change = Change(NOT_READY, None, f"{error.field}: {error.got}", "")
+            return Outcome(reason=f"{NOT_READY}, expected {error.expected}; {error.remedy}", changes=(change,))
         answers = list(self._map(lambda question: self.editor.edit(question[0], question[1].sentences), questions))
         words: list[TimedWord] = []
         changes: list[Change] = []

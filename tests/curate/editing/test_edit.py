@@ -1,6 +1,5 @@
 """What a decision does to words and their times, and that nothing is edited twice, lost, or left without a record."""
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -10,7 +9,6 @@ from svlm_jax.curate.transcript import TimedWord, Transcript, parse, to_record
 from svlm_jax.data.annotation import Annotation, Word
 from svlm_jax.data.annotation import parse as parse_annotation
 from svlm_jax.data.windows import to_record as window_record
-from svlm_jax.errors import InputError
 from tests.curate.test_sentences import said
 
 KEEP, DELETE = Decision("keep"), Decision("delete")
@@ -99,9 +97,10 @@ def test_a_video_of_which_nothing_is_left_is_set_aside_with_its_changes():
     assert EditStep(Scripted()).run(transcript([])).reason == "no words"
 
 
-def test_words_without_times_name_the_video_and_the_remedy():
-    with pytest.raises(InputError, match=r"game\.mp4 content\[0\].*svlm curate clean"):
-        EditStep(Scripted()).run(transcript([TimedWord(None, None, "Goal!")]))
+def test_a_video_with_words_without_times_is_set_aside_with_the_remedy():
+    outcome = EditStep(Scripted()).run(transcript([TimedWord(None, None, "Goal!")]))
+    assert outcome.lines == () and outcome.reason == "not to be edited, expected both times; clean first: svlm curate clean"
+    assert outcome.changes == (("not to be edited", None, "game.mp4 content[0]: 'Goal!' without times", ""),)
 
 
 def test_characters_of_a_script_without_blanks_are_words_of_their_own():
