@@ -15,7 +15,7 @@ import svlm_jax
 from svlm_jax import compile_cache
 from svlm_jax.cli import model_flags, run
 from svlm_jax.errors import InputError
-from tests.support import ROOT
+from tests.support import HANG, ROOT
 
 NAMES = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs", "jax_compilation_cache_max_size")
 PROGRAM = """
@@ -64,7 +64,7 @@ def test_several_processes_may_share_it(tmp_path):
         subprocess.Popen(line, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(3)
     ]
     for one in some:
-        out, told = one.communicate(timeout=120)
+        out, told = one.communicate(timeout=HANG)
         assert one.returncode == 0 and "41.0" in out and told == ""
 
 

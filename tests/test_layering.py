@@ -13,7 +13,7 @@ from typing import Literal
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import HANG, ROOT
 
 PACKAGES = ("svlm_jax", "pallas_kernels", "configs", "launch", "benchmarks")
 MAX_LINES = 400
@@ -309,7 +309,7 @@ def test_host_side_loads_without_jax():
     """The same claim as check_host_side, but of what happens: packages' __init__ and third parties included."""
     names = [n for n in read(source_tree()) if any(within(n, host) for host in HOST_SIDE)]
     code = f"import sys, {', '.join(names)}; print(*{{'jax', 'flax'}} & set(sys.modules))"
-    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=HANG)
     assert ran.returncode == 0, ran.stderr
     assert not ran.stdout.split(), f"importing {', '.join(names)} also loads {ran.stdout}"
 

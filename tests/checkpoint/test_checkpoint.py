@@ -19,6 +19,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
 from svlm_jax.model.parameters import shapes, stack, unstack
 from svlm_jax.sharding import make_mesh
+from tests.support import HANG
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +291,7 @@ def test_a_damaged_store_or_one_of_another_model_is_one_line(saved, tmp_path):
     for directory in directories:
         damaged(saved, directory, directory.name)
     command = [sys.executable, "-c", REFUSED, *map(str, directories)]
-    said = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout.splitlines()
+    said = subprocess.run(command, capture_output=True, text=True, timeout=HANG).stdout.splitlines()
     lines = dict(json.loads(line) for line in said if line.startswith("["))
     assert list(lines) == list(map(str, directories))
     for directory, message in lines.items():

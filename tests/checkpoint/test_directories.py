@@ -21,7 +21,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
 from svlm_jax.files import atomic_directory
 from svlm_jax.model.parameters import parameters, stack
-from tests.support import ROOT
+from tests.support import HANG, ROOT
 
 
 @pytest.fixture
@@ -160,7 +160,7 @@ def test_the_draft_of_a_killed_conversion_is_removed_by_the_next_and_one_at_work
     with drafting(tmp_path / "out") as dead, drafting(tmp_path / "out", "stay") as alive, drafting(tmp_path / "other") as apart:
         assert dead.stdout and alive.stdout and apart.stdout
         left, held, others = (Path(child.stdout.readline().strip()) for child in (dead, alive, apart))
-        assert dead.wait(60) == apart.wait(60) == -signal.SIGKILL
+        assert dead.wait(HANG) == apart.wait(HANG) == -signal.SIGKILL
         with atomic_directory(tmp_path / "out") as draft:
             assert not left.exists()  # unless the one that is alive removed it already
             assert held.is_dir() and (held / "half").is_file() and others.is_dir() and draft.is_dir()

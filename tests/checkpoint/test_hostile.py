@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.support import ROOT, hostile
+from tests.support import HANG, ROOT, hostile
 
 GB = 1 << 30
 # Runs a command, and says how it ended and how many bytes it took at most.
@@ -25,7 +25,7 @@ def outcomes(tiny_dir, processor_dir, tmp_path_factory) -> dict[str, dict]:
     """What was said of each directory, in one process that the loaded models do not share."""
     work = tmp_path_factory.mktemp("hostile")
     command = [sys.executable, "-m", "tests.support.hostile", str(tiny_dir), str(processor_dir), str(work)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=HANG)
     lines = [json.loads(line.removeprefix("CASE ")) for line in done.stdout.splitlines() if line.startswith("CASE ")]
     assert done.returncode == 0, done.stderr[-2000:]
     assert "panicked" not in done.stderr and "Traceback" not in done.stderr

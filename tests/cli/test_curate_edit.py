@@ -15,11 +15,10 @@ from svlm_jax.cli.curate import edit
 from svlm_jax.curate.transcript import Transcript, to_record
 from svlm_jax.errors import InputError
 from tests.curate.test_sentences import said
-from tests.support import ROOT
-from tests.support.judge_server import BROKEN, KEY, MODEL, failure, judge_server, prompt_text, slow, wait_until
+from tests.support import HANG, ROOT, wait_until
+from tests.support.judge_server import BROKEN, KEY, MODEL, failure, judge_server, prompt_text, slow
 
 RUN = "from svlm_jax.cli import main; main('curate')"
-HANG = 120.0  # seconds; no test that passes waits for them
 VIDEOS, SEGMENTS = 3, 4
 NUMBERED = re.compile(r"^\[(\d+)\] (.*)$", re.MULTILINE)
 
@@ -169,7 +168,7 @@ def test_flags_that_do_not_go_together_are_one_line(args, error, clean, monkeypa
 def kill_when(clean: Path, requests: int, server) -> None:
     """Start the command and kill it when it has asked so many times."""
     process = subprocess.Popen([sys.executable, "-c", RUN, "edit", *flags(clean, server)], env=dict(os.environ), cwd=ROOT)
-    wait_until(lambda: len(server.requests) >= requests or process.poll() is not None, HANG)
+    wait_until(lambda: len(server.requests) >= requests or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     process.wait(HANG)
 

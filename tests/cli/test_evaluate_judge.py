@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from svlm_jax.cli.evaluate import infstreams
-from tests.support import ROOT
-from tests.support.judge_server import BROKEN, KEY, MODEL, judge_server, prefers, prompt_text, slow, wait_until
+from tests.support import HANG, ROOT, wait_until
+from tests.support.judge_server import BROKEN, KEY, MODEL, judge_server, prefers, prompt_text, slow
 
 SEGMENTS = 8
 # Whoever runs the tests in the background of a script ignores SIGINT, and so would the command.
 RUN = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from svlm_jax.cli import main; main()"
-HANG = 120.0  # seconds; no test that passes waits for them
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ from svlm_jax.cli import run as entry
 from svlm_jax.errors import InputError
 from svlm_jax.media.video import write_video
 from svlm_jax.pretrained import SHIPPED, local_directory
-from tests.support import ROOT
+from tests.support import HANG, ROOT
 
 
 def command(module: str, *args: object, cwd: Path = ROOT, **changes: str) -> subprocess.CompletedProcess[str]:
@@ -241,7 +241,7 @@ def test_ctrl_c_ends_at_once_what_python_would_only_hear_of_later():
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert child.stdout is not None and child.stdout.readline() == "busy\n"
     child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=60)
+    _, told = child.communicate(timeout=HANG)
     assert (child.returncode, told) == (130, "\ninterrupted\n")
 
 

@@ -26,10 +26,9 @@ from svlm_jax.stream.runner import Runner
 from svlm_jax.stream.state_io import peek
 from svlm_jax.touchline.film import Film
 from tests.cli.test_commands import refusal
-from tests.support import ROOT
+from tests.support import HANG, ROOT
 from tests.support.commands import command
 
-HANG = 300  # seconds after which a test has hung; none waits for them
 SMALL = ("--vision-window", 3, "--text-rounds", 3, "--sink", 6, "--text-window", 6, "--query", "Commentate on this match")
 
 

@@ -10,7 +10,7 @@ from svlm_jax.cluster.coordination import Channel, PeerLost, is_peer_lost
 from svlm_jax.cluster.distributed import free_port
 from svlm_jax.errors import InputError
 from svlm_jax.train import checkpoints
-from tests.support import ROOT, XLA_FLAGS
+from tests.support import HANG, ROOT, XLA_FLAGS
 
 LOST_PEER = (
     "Gloo AllGather failed: [external/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:2",
@@ -114,7 +114,7 @@ def test_hosts_load_the_same_step_and_report_who_is_lost(tmp_path):
     both = [
         subprocess.Popen([sys.executable, "-m", "child"], env=common | {"SVLM_PROCESS_ID": str(n)}, **piped) for n in (0, 1)
     ]
-    outputs = [process.communicate(timeout=300)[0] for process in both]
+    outputs = [process.communicate(timeout=HANG)[0] for process in both]
     for rank, text in enumerate(outputs):
         assert f"loaded {rank}: 1 1" in text, text  # the newest that all could read
         assert f"again {rank}: 2" in text, text

@@ -19,10 +19,9 @@ import yaml
 from svlm_jax.cluster.distributed import ProcessLayout, local_devices, process_layout
 from svlm_jax.cluster.local import spawn
 from svlm_jax.errors import InputError
-from tests.support import ROOT, XLA_FLAGS
+from tests.support import HANG, ROOT, XLA_FLAGS
 
 RECIPES = ROOT / "launch" / "cluster"
-GONE = 90.0  # seconds in which all processes have ended, on a busy machine; left alone they live for longer
 
 JOINED = """import sys, time
 from svlm_jax.cluster import distributed
@@ -96,7 +95,7 @@ def read_until(process: subprocess.Popen, words: str, times: int) -> list[str]:
 def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Exit code and the rest of its output (`communicate` would lose what `readline` has read ahead)."""
     assert process.stdout is not None
-    late = threading.Timer(240, process.kill)
+    late = threading.Timer(HANG, process.kill)
     late.start()
     with process.stdout as lines:
         output = lines.read()
@@ -115,11 +114,10 @@ def test_two_processes_of_two_devices_agree_on_a_sum(tmp_path):
 def test_a_process_that_raises_ends_all_with_its_code_and_one_line(tmp_path):
     process = start(tmp_path, JOINED + RAISES, 2)
     before = "".join(read_until(process, "ready", 2))
-    started = time.monotonic()
     code, after = finish(process)
     output = before + after
     assert code == 2 and "error: data: got a wrong file, expected a right one; mend it" in output, output
-    assert "Traceback" not in output and time.monotonic() - started < GONE
+    assert "Traceback" not in output
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -149,7 +147,7 @@ def test_no_process_outlives_its_parent(tmp_path):
     assert len(children) == 2, lines
     process.kill()
     finish(process)
-    until = time.monotonic() + GONE
+    until = time.monotonic() + HANG
     while any(alive(child) for child in children):
         assert time.monotonic() < until, children
         time.sleep(0.05)

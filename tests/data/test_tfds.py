@@ -206,14 +206,17 @@ def test_bad_records_are_told_and_left_out(videos, tmp_path):
 
 
 def test_more_windows_than_a_file_holds_stay_in_order(videos, tmp_path, monkeypatch):
-    """One of the files has nothing but bad records."""
+    """One of the files has nothing but bad records. Nothing is left among the temporary files of the machine."""
     pytest.importorskip("tensorflow_datasets")
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     monkeypatch.setattr("svlm_jax.data.tfds.WINDOWS_A_FILE", 2)
     missing = window(0, 1, "no.mp4")
     records = lines(tmp_path, window(0, 1), window(1, 2), missing, missing, window(2, 3))
     assert prepare(records, tmp_path / "out", STREAM_FRAME, root=videos, max_bad=2).windows == 3
     assert [annotation.start for _, annotation, _ in TfdsDataset(tmp_path / "out")] == [0, 1, 2]
     assert WINDOWS_A_FILE > 2 and len(list((tmp_path / "out").glob("*array_record*"))) == 3
+    assert not any((tmp_path / "temporary").iterdir())
 
 
 def test_a_directory_appears_whole_or_not_at_all(videos, tmp_path):

@@ -10,6 +10,7 @@ from svlm_jax.eval.http_judge import FIELDS, MAX_CHARACTERS, STYLES, HttpJudge, 
 from svlm_jax.eval.judging import Candidate, Pair, judge_pairs, served, unresolved
 from svlm_jax.remote.chat_client import ChatClient
 from svlm_jax.remote.prompt import Prompt
+from tests.support import wait_until
 from tests.support.judge_server import (
     BROKEN,
     CUT,
@@ -28,7 +29,6 @@ from tests.support.judge_server import (
     prefers,
     prompt_text,
     slow,
-    wait_until,
 )
 
 

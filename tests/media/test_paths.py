@@ -14,6 +14,7 @@ from svlm_jax.media.paths import masked
 from svlm_jax.media.sources import FileSource, FolderSource, open_source
 from svlm_jax.media.video import read_video
 from tests.media.test_video import refused
+from tests.support import HANG
 from tests.support.films import RED, film, plain
 
 NAMES = [
@@ -116,7 +117,7 @@ def test_what_would_wait_for_ever_is_refused_and_never_opened(tmp_path, kind):
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(10)
+    thread.join(HANG)
     assert len(results) == 2 and all(kind.split(" with")[0] in result and "\n" not in result for result in results)
     if reader is not None:
         os.close(reader)

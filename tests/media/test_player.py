@@ -8,9 +8,9 @@ import pytest
 
 from svlm_jax.media.chunks import Source, Timing
 from svlm_jax.media.player import MAX_DELAY, PREFETCH, Player
+from tests.support import HANG
 
 FRAME = np.zeros((2, 2, 3), np.uint8)
-HANG = 60  # seconds after which a test has hung; none waits for them
 
 
 class Fake(Source):

@@ -11,9 +11,8 @@ from svlm_jax.media.player import Player
 from svlm_jax.media.push import PushSource
 from svlm_jax.media.sources import open_source
 from tests.media.test_video import refused
+from tests.support import HANG
 from tests.support.films import BLUE, GREEN, RED, colours, plain
-
-HANG = 60  # seconds after which a test has hung; none waits for them
 
 
 def pushed(*stamped, timing=Timing(), arrivals=None, **options):  # noqa: B008

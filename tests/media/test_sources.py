@@ -16,6 +16,7 @@ from svlm_jax.media.sources import SCHEMES, FileSource, FolderSource, open_sourc
 from svlm_jax.media.stream_source import StreamSource
 from svlm_jax.media.video import sample_video, write_video
 from tests.media.test_video import frame_numbers, grey, refused, write_stamped, write_tone
+from tests.support import HANG
 
 
 def chunks(source):
@@ -243,7 +244,7 @@ def test_a_live_source_ends_when_the_camera_goes_away_and_says_so(tmp_path):
     ready = threading.Event()
     camera = threading.Thread(target=live, args=(tmp_path / "v.ts", port, ready))
     camera.start()
-    assert ready.wait(120)
+    assert ready.wait(HANG)
     source = open_source(f"tcp://127.0.0.1:{port[0]}", fps=4, start=60)
     assert source.live and source.total is None
     got = chunks(source)

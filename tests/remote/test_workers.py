@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from svlm_jax.remote.workers import Workers, map_in_order
+from tests.support import HANG
 
 
 def test_each_item_comes_once_with_what_was_made_of_it_or_its_error():
@@ -21,7 +22,7 @@ def test_each_item_comes_once_with_what_was_made_of_it_or_its_error():
 
 def test_as_many_run_at_a_time_as_was_said():
     together = threading.Barrier(3)
-    assert len(dict(Workers(lambda _: together.wait(60.0), range(9), 3))) == 9  # fewer would break the barrier
+    assert len(dict(Workers(lambda _: together.wait(HANG), range(9), 3))) == 9  # fewer would break the barrier
     assert not together.broken
 
 
@@ -52,7 +53,7 @@ def test_results_come_in_the_order_of_the_items_whichever_is_done_first():
     def work(number: int) -> int:
         if number == 1:
             second_done.set()
-        assert second_done.wait(60)
+        assert second_done.wait(HANG)
         return 10 * number
 
     assert map_in_order(work, [0, 1, 2, 3], 2) == [0, 10, 20, 30]
@@ -76,11 +77,11 @@ def test_an_error_is_raised_when_what_is_under_way_is_done_and_can_have_been_sto
 
     def work(number: int) -> None:
         if number == 0:
-            assert begun.wait(60)
+            assert begun.wait(HANG)
             failing.set()
             raise ValueError("no answer")
         begun.set()
-        assert failing.wait(60)
+        assert failing.wait(HANG)
         done.append(number)
 
     with pytest.raises(ValueError, match="no answer"):

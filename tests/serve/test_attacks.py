@@ -23,6 +23,7 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.sources import images
 from svlm_jax.serve.sources.images import Box, decode_image
+from tests.support import HANG, wait_until
 from tests.support.serving import ServerThread, compiled, film, server, serving  # noqa: F401
 
 BOX = Box(168, 112)
@@ -254,7 +255,7 @@ def test_a_server_without_open_files_logs_one_line(server, capsys):
 
 
 def opened(server: ServerThread, data: bytes, path: str = "") -> socket.socket:
-    raw = socket.create_connection(server.address, timeout=20)
+    raw = socket.create_connection(server.address, timeout=HANG)
     raw.sendall(data)
     return raw
 
@@ -269,7 +270,7 @@ def upgraded(server: ServerThread) -> socket.socket:
 def dropped(raw: socket.socket, data: bytes = b"") -> bool:
     """Whether the server closes the connection; meanwhile these bytes are sent every 0.1 s."""
     raw.settimeout(0.1)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG
     while time.monotonic() < deadline:
         try:
             raw.sendall(data)
@@ -282,8 +283,15 @@ def dropped(raw: socket.socket, data: bytes = b"") -> bool:
     return False
 
 
+def advance(server: ServerThread, seconds: float) -> None:
+    """Set the clock by which connections are closed forward."""
+    connections = server.server.site.connections
+    ahead = connections.timer() - time.monotonic() + seconds
+    connections.timer = lambda: time.monotonic() + ahead
+
+
 def test_an_unfinished_request_is_dropped_and_others_are_served(compiled, film):
-    limits = Limits(request_timeout=0.8, max_viewers_per_address=8)
+    limits = Limits(max_viewers_per_address=8)
     with serving(compiled, film, limits=limits) as server, server.viewer() as viewer:
         viewer.receive("session.created")
         upgrade = f"GET /v1/realtime HTTP/1.1\r\nHost: localhost\r\n{UPGRADE}".encode()
@@ -292,6 +300,9 @@ def test_an_unfinished_request_is_dropped_and_others_are_served(compiled, film):
         raws = [opened(server, (HALF, upgrade, b"")[n % 3]) for n in range(100)]
         slow = [(opened(server, start), drip) for start, drip in ((HALF, b"a"), (post, b"b"), (idle, b""), (idle, b"G"))]
         assert server.get("/health")[0] == 200 and server.metric("svlm_connections") <= limits.max_connections_per_address
+        for raw, drip in slow:
+            raw.sendall(drip)  # it takes nothing off the wait
+        advance(server, limits.request_timeout)
         assert all(dropped(raw) for raw in raws) and all(dropped(raw, drip) for raw, drip in slow)
         assert server.metric('svlm_refused_total{reason="max_connections"}') > 0
         assert server.metric('svlm_refused_total{reason="timeout"}') > 0
@@ -334,9 +345,6 @@ def test_messages_wait_in_the_client_not_in_the_server(server):
     message = frame(TEXT, b'{"type": "svlm.stream.leave"}')
     raw.sendall(message * 2000)
     protocols = [protocol for protocol in list(server.server.uvicorn.server_state.connections) if hasattr(protocol, "unparsed")]
-    deadline = time.monotonic() + 10
-    while not any(protocol.unparsed for protocol in protocols) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert any(protocol.unparsed for protocol in protocols)
+    wait_until(lambda: any(protocol.unparsed for protocol in protocols))
     assert all(protocol.queue.qsize() <= PARSE_BYTES // len(message) + 2 for protocol in protocols)
     raw.close()

@@ -22,6 +22,7 @@ from svlm_jax.serve.sources.feed import FrameSink, OpenedFeed
 from svlm_jax.stream.events import Ended, SourceBack, SourceLost
 from svlm_jax.stream.stream_settings import StreamSettings
 from tests.media.test_reconnect import Clock, part
+from tests.support import HANG
 from tests.support.cameras import REFUSE, serving_camera
 from tests.support.fake_engine import FEED, fake_engine
 from tests.support.films import BLUE, GREEN, RED
@@ -86,7 +87,7 @@ def test_kept_sources_play_unwatched_and_begin_anew_when_they_end(tmp_path):
         hub.loop = asyncio.get_running_loop()
         sources = AlwaysOnSources(hub, [0, 1], policy=Reconnect(jitter=0.0), sleep=sleep)
         tasks = [asyncio.create_task(sources.run()), asyncio.create_task(hub.run_housekeeping())]
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(HANG):
             await enough.wait()
             while not any(item.title == "gate" and item.history for item in hub.broadcasts.values()):
                 await asyncio.sleep(0.01)
@@ -137,12 +138,12 @@ def test_a_stream_that_ends_while_its_camera_is_away_ends_at_once(tmp_path):
 
         def sleep(seconds: float) -> None:
             asleep.set()
-            assert source.stopping.wait(60)
+            assert source.stopping.wait(HANG)
 
         source.sleep = sleep
         engine.open("a", feed, StreamSettings())
-        assert asleep.wait(60)
+        assert asleep.wait(HANG)
         player = engine.playback.players["a"]
         engine.end("a", "enough")
-        player.thread.join(60)
+        player.thread.join(HANG)
         assert not player.thread.is_alive() and published.wait_for(Ended).reason == "enough"

@@ -25,6 +25,7 @@ from svlm_jax.serve.chat.media import MediaReader
 from svlm_jax.serve.chat.request import Media
 from svlm_jax.serve.json_fields import RequestError
 from svlm_jax.stream.stream_settings import StreamSettings
+from tests.support import HANG, wait_until
 from tests.support.chat_server import (  # noqa: F401
     HELLO,
     MODEL,
@@ -39,7 +40,6 @@ from tests.support.chat_server import (  # noqa: F401
     request_of,
     server,
     text,
-    wait_until,
 )
 from tests.support.fake_engine import ScriptedFeed
 
@@ -79,7 +79,7 @@ def test_a_streamed_reply_is_the_same_in_parts(client):
 
 def test_a_stream_ends_with_done(server):
     """Else clients that are not OpenAI's wait for ever."""
-    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    connection = http.client.HTTPConnection(*server.address, timeout=HANG)
     connection.request("POST", "/v1/chat/completions", json.dumps({**HELLO, "stream": True}))
     response = connection.getresponse()
     assert response.headers["content-type"].startswith("text/event-stream")
@@ -197,7 +197,7 @@ def test_more_requests_than_are_taken_wait_for_nothing(server):
     wait_until(generation.has_begun.is_set)
     streams += [client.chat.completions.create(**HELLO, stream=True)]
     # the third waits for memory: it has no status yet
-    third = http.client.HTTPConnection(*server.address, timeout=60)
+    third = http.client.HTTPConnection(*server.address, timeout=HANG)
     third.request("POST", "/v1/chat/completions", json.dumps(HELLO))
     wait_until(lambda: server.chat.by_address.total() == 3)
     with pytest.raises(openai.RateLimitError) as error:
@@ -216,7 +216,7 @@ def test_a_client_that_leaves_frees_what_it_had(server, is_streamed):
     generation, cancelled = server.generation, server.metrics.value("svlm_chat_requests_total", "cancelled")
     generation.has_begun.clear()
     generation.may_go_on.clear()
-    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    connection = http.client.HTTPConnection(*server.address, timeout=HANG)
     connection.request("POST", "/v1/chat/completions", json.dumps({**HELLO, "stream": is_streamed}))
     wait_until(generation.has_begun.is_set)
     assert generation.num_open == 1

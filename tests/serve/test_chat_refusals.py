@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from svlm_jax.serve.limits import Limits
+from tests.support import HANG, wait_until
 from tests.support.chat_server import (  # noqa: F401
     HELLO,
     TEXT,
@@ -22,7 +23,6 @@ from tests.support.chat_server import (  # noqa: F401
     request_of,
     server,
     text,
-    wait_until,
 )
 
 PIXEL = data_uri(picture(size=(8, 8)))
@@ -73,12 +73,12 @@ def test_what_cannot_be_done_is_openais_error(client, server, options, status, p
 def test_a_body_that_is_no_request_is_openais_error(server):
     too_long = b"[" * 100_000
     for body, status in ((b"", 400), (b"{", 400), (b"[]", 400), (b"\xff", 400), (too_long, 400), (b'{"model": NaN}', 400)):
-        connection = http.client.HTTPConnection(*server.address, timeout=60)
+        connection = http.client.HTTPConnection(*server.address, timeout=HANG)
         connection.request("POST", "/v1/chat/completions", body)
         response = connection.getresponse()
         assert response.status == status and json.loads(response.read())["error"]["type"] == "invalid_request_error"
         connection.close()
-    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    connection = http.client.HTTPConnection(*server.address, timeout=HANG)
     connection.request("POST", "/v1/chat/completions", headers={"Content-Length": str(10**12)})
     with connection.getresponse() as response:  # the server closes: nothing else closes the socket of a body that is not read
         assert response.status == 413
@@ -86,7 +86,7 @@ def test_a_body_that_is_no_request_is_openais_error(server):
 
 
 def test_a_page_of_another_site_asks_nothing(server):
-    connection = http.client.HTTPConnection(*server.address, timeout=60)
+    connection = http.client.HTTPConnection(*server.address, timeout=HANG)
     connection.request("POST", "/v1/chat/completions", json.dumps(HELLO), {"Origin": "https://evil.example"})
     response = connection.getresponse()
     assert response.status == 403 and json.loads(response.read())["error"]["code"] == "origin"

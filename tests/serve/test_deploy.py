@@ -12,10 +12,8 @@ import yaml
 
 from svlm_jax.cli.operation_flags import check_operation, operation_flags, start_webhooks
 from svlm_jax.errors import InputError
-from tests.serve.test_rest import IMAGE, until
-from tests.support import ROOT
-from tests.support.commands import HANG
-from tests.support.fake_engine import WAIT
+from tests.serve.test_rest import IMAGE
+from tests.support import HANG, ROOT, wait_until
 from tests.support.rest_client import SESSIONS, RestClient, rest_server
 from tests.support.serving import Client
 from tests.support.sticky_proxy import NAMED, proxied
@@ -43,7 +41,7 @@ def test_a_server_that_drains_finishes_what_runs_and_takes_nothing_new():
             assert client.frame(name, IMAGE, "?timestamp=1003.5&final=true")["ended"]
             assert [event["type"] for _, event in events] == ["svlm.caption", "svlm.stream.ended"]  # and the response ends
         assert viewer.close_reason()[0] == 1001  # nothing runs any more
-        server.thread.join(WAIT)
+        server.thread.join(HANG)
         assert not server.thread.is_alive()
 
 
@@ -54,7 +52,7 @@ def test_a_stream_is_found_behind_a_proxy_by_its_name():
         with proxied(replicas) as proxy:
             client = RestClient(proxy.http)
             one = client.create()
-            first.server.drain_seconds = WAIT
+            first.server.drain_seconds = HANG
             client.chunk(one, IMAGE, 0)
             first.server.drain()
             other = RestClient(proxy.http)
@@ -203,12 +201,12 @@ def test_two_commands_behind_a_proxy_and_one_of_them_is_replaced(tmp_path):
     }
     try:
         with proxied({name: ("127.0.0.1", port) for name, port in ports.items()}) as proxy:
-            until(lambda: all("cache slots" in (tmp_path / name).read_text() for name in ports), HANG)
+            wait_until(lambda: all("cache slots" in (tmp_path / name).read_text() for name in ports))
             client = RestClient(proxy.http)
             one = client.create(source={"type": "match", "seed": 5})
             with client.events(f"{SESSIONS}/{one}/events") as events:
                 commands["a"].terminate()
-                until(lambda: RestClient(f"http://127.0.0.1:{ports['a']}").call("GET", "/health")[1]["ready"] is False, HANG)
+                wait_until(lambda: RestClient(f"http://127.0.0.1:{ports['a']}").call("GET", "/health")[1]["ready"] is False)
                 other = RestClient(proxy.http)
                 two = other.create(source={"type": "match", "seed": 6})
                 assert one.startswith("a-") and two.startswith("b-")

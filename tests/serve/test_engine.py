@@ -17,7 +17,8 @@ from svlm_jax.stream.alerts import AlertRule
 from svlm_jax.stream.events import Dropped, Ended, SourceBack, SourceLost
 from svlm_jax.stream.pacing import Pacing
 from svlm_jax.stream.stream_settings import StreamSettings
-from tests.support.fake_engine import WAIT, Published, ScriptedFeed, fake_engine
+from tests.support import HANG
+from tests.support.fake_engine import Published, ScriptedFeed, fake_engine
 from tests.support.serving import BOX, CONFIG, compiled  # noqa: F401
 
 FEED = FeedConfig(CONFIG.fps, CONFIG.chunk_seconds, BOX)
@@ -157,11 +158,11 @@ def test_settings_change_between_chunks_or_are_refused():
         feed.give()
         published.wait_for(ChunkReport)
         shorter = replace(SETTINGS, max_new_tokens=2)
-        assert engine.change("a", shorter).result(WAIT) == shorter and runner.changes == [("a", shorter)]
+        assert engine.change("a", shorter).result(HANG) == shorter and runner.changes == [("a", shorter)]
         with pytest.raises(InputError, match="max_new_tokens: got 3, expected 1 to 2"):
             engine.ask("a", "Who?", max_new_tokens=3)
         with pytest.raises(InputError, match="seed: got 5"):
-            engine.change("a", replace(SETTINGS, seed=5)).result(WAIT)
+            engine.change("a", replace(SETTINGS, seed=5)).result(HANG)
         feed.give()
         published.wait_for(ChunkReport, 2)  # nobody else is hurt
         engine.end("a", "over")
@@ -267,14 +268,14 @@ def test_one_shot_work_has_one_slice_after_each_tick_and_no_more_while_a_chunk_i
                 engine.submit(work)
             player = engine.playback.players["a"]
             with engine.lock:
-                assert engine.lock.wait_for(lambda: len(player.ready) >= 4, WAIT)
+                assert engine.lock.wait_for(lambda: len(player.ready) >= 4, HANG)
         return ["Goal"]
 
     log: list[str] = []
     last = Work(log, 2, "last")
     with fake_engine(script) as (engine, _, _):
         started(engine).give(5)
-        assert last.done.wait(WAIT)
+        assert last.done.wait(HANG)
     while_ready = ["tick", "first", "tick", "second", "tick", "last", "tick", "first", "tick", "second"]
     assert log[:11] == [*while_ready, "last"]
 
@@ -285,7 +286,7 @@ def test_work_that_raises_hurts_nobody_and_the_engine_wakes_for_work():
     with fake_engine(lambda stream, chunk: ["Goal"]) as (engine, _, published):
         for work in (broken, good):
             engine.submit(work)
-            assert work.done.wait(WAIT)
+            assert work.done.wait(HANG)
         assert str(broken.error) == "out of memory" and good.error is None and len(log) == 4
         started(engine).give()
         published.wait_for(ChunkReport)
@@ -300,7 +301,7 @@ def test_work_that_waits_when_the_engine_stops_is_told_and_none_is_taken_then(ca
     work = Endless([], 1)
     with fake_engine(lambda stream, chunk: [], limits=Limits()) as (engine, _, _):
         engine.submit(work)
-        assert work.done.wait(WAIT)
+        assert work.done.wait(HANG)
     assert "the server is stopping" in str(work.error)
     with pytest.raises(InputError, match="request: got one after the engine has stopped"):
         engine.submit(work)
@@ -311,7 +312,7 @@ def real_engine(compiled):
     published = Published()
     engine = Engine(*compiled, publish=published.add)
     engine.start()
-    engine.compiler.join(WAIT)
+    engine.compiler.join(HANG)
     yield engine, published
     engine.stop()
 
@@ -337,7 +338,7 @@ def test_streams_with_settings_of_their_own_share_a_batch_and_nothing_compiles_f
             engine.open(name, feed, settings[name])
     for name in feeds:
         published.wait_for(ChunkReport, 4, stream=name)
-    assert engine.change("b", replace(settings["b"], sampling=talkative)).result(WAIT).sampling == talkative
+    assert engine.change("b", replace(settings["b"], sampling=talkative)).result(HANG).sampling == talkative
     for feed in feeds.values():
         feed.give(2)
     reports = {name: [published.wait_for(ChunkReport, count, stream=name) for count in range(1, 7)] for name in feeds}

@@ -8,6 +8,7 @@ import pytest
 
 from svlm_jax.errors import InputError
 from svlm_jax.serve.chat.fetch import MediaFetcher, is_public
+from tests.support import HANG
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -60,7 +61,7 @@ def web(**paths):
 def fetcher(addresses=None, **options):
     """Named by the operator: media.example, which is this machine."""
     addresses = {"media.example": ["127.0.0.1"], **(addresses or {})}
-    options = {"max_bytes": 1000, "timeout": 30.0, "hosts": ("media.example",), **options}
+    options = {"max_bytes": 1000, "timeout": HANG, "hosts": ("media.example",), **options}
     return MediaFetcher(resolve=lambda host, port: addresses.get(host, [host]), **options)
 
 
@@ -97,7 +98,7 @@ def test_the_address_that_was_checked_is_the_one_that_is_connected_to():
     """Else a name that changes its address between the two (DNS rebinding) leads to the server's network."""
     answers = iter([["127.0.0.1"]])
     with web(a=b"content") as (url, _):
-        fetch = MediaFetcher(max_bytes=1000, timeout=30.0, hosts=("media.example",), resolve=lambda host, port: next(answers))
+        fetch = MediaFetcher(max_bytes=1000, timeout=HANG, hosts=("media.example",), resolve=lambda host, port: next(answers))
         assert fetch.fetch(f"{url}/a", "url") == b"content"  # a second question would have no answer
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT, XLA_FLAGS
+from tests.support import HANG, ROOT, XLA_FLAGS
 from tests.support.browser import Tab, chromium, save_small
 from tests.support.page import ask, choose, point
 
@@ -32,7 +32,7 @@ def server(shallow_dir, processor_dir):
         address = next(line.split()[0] for line in process.stderr if line.startswith("http"))
         yield address
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=HANG) == 0
 
 
 def save_screenshots(tabs: dict[str, Tab]) -> None:

@@ -15,11 +15,11 @@ from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.sources.feed import FeedConfig, FrameSink
 from svlm_jax.serve.sources.images import Box
 from svlm_jax.serve.sources.push_feed import PushedImage, PushFeed
+from tests.support import HANG
 from tests.support.films import BLUE, GREEN, RED, colours, plain
 
 CONFIG = FeedConfig(fps=2, chunk_seconds=1.0, box=Box(64, 48))
 SINK = FrameSink(lambda second, jpeg: None, lambda: False)
-HANG = 60  # seconds after which a test has hung; none waits for them
 
 
 def jpeg(colour, size=(64, 48)) -> bytes:

@@ -21,7 +21,8 @@ from svlm_jax.serve.realtime.responses import Responses
 from svlm_jax.stream.cache_view import KINDS
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.touchline.film import Film
-from tests.support.serving import HANG, PATIENT, ServerThread, compiled, film, server, serving_script  # noqa: F401
+from tests.support import HANG
+from tests.support.serving import LIMITS, ServerThread, compiled, film, server, serving_script  # noqa: F401
 
 # pydantic class of each type of event of the SDK
 SDK_EVENTS: dict[str, Any] = {
@@ -39,7 +40,7 @@ def script(stream: str, chunk: Chunk) -> list[str]:
 @pytest.fixture(scope="module")
 def scripted():
     # more streams than tests leave behind before nobody has watched them for long enough
-    with serving_script(script, limits=PATIENT, num_streams=16) as server:
+    with serving_script(script, limits=LIMITS, num_streams=16) as server:
         yield server
 
 
@@ -141,7 +142,7 @@ def test_a_reply_that_is_being_written_ends_when_it_is_cancelled():
         may_end.wait(HANG)
         yield "and on."
 
-    with serving_script(endless, limits=PATIENT) as server, api(server).realtime.connect(model="svlm") as connection:
+    with serving_script(endless, limits=LIMITS) as server, api(server).realtime.connect(model="svlm") as connection:
         push(connection, 1)
         response = until(connection, "response.created")[-1].response
         until(connection, "response.output_text.delta")
@@ -338,13 +339,15 @@ def test_a_token_is_the_api_key(scripted):
 def test_the_example_of_the_documentation_runs_as_typed(capsys):
     text = (Path(__file__).parents[2] / "docs" / "realtime.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    limits = replace(PATIENT, max_message_bytes=1_400_000, max_image_bytes=1_000_000)
+    limits = replace(LIMITS, max_message_bytes=1_400_000, max_image_bytes=1_000_000)
     with serving_script(script, limits=limits) as server:
         assert "http://127.0.0.1:8000" in example
         exec(compile(example.replace("http://127.0.0.1:8000", server.http), "docs/realtime.md", "exec"), {})
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6 and lines[0] == "Red has it.   (commentary)"
-    assert lines.count("Blue did: Who has the ball?   (answer)") == 1
+    answers = [line for line in lines if line == "Blue did: Who has the ball?   (answer)"]
+    commentary = [line for line in lines if line == "Red has it.   (commentary)"]
+    # five chunks have words; the one that the question reaches is one of them, or one of the silent ones
+    assert len(answers) == 1 and len(commentary) in (4, 5) and len(lines) == 1 + len(commentary)
 
 
 # with a model

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.serve_wire import scan_bomb
 from svlm_jax.serve.sources import images
 from tests.serve.test_attacks import HUGE_PNG, encoded
-from tests.support.serving import PATIENT, Client, serving_script
+from tests.support.serving import LIMITS, Client, serving_script
 
 
 def base64_of(data: bytes) -> str:
@@ -16,7 +16,7 @@ def base64_of(data: bytes) -> str:
 
 @pytest.fixture(scope="module")
 def scripted():
-    with serving_script(lambda stream, chunk: ["words"], limits=PATIENT, num_streams=16) as server:
+    with serving_script(lambda stream, chunk: ["words"], limits=LIMITS, num_streams=16) as server:
         yield server
 
 

@@ -5,15 +5,15 @@ import itertools
 import json
 import socket
 import threading
-import time
 from dataclasses import replace
 
 import pytest
 
 from svlm_jax.serve.http.access import Access
 from svlm_jax.serve.sources.push_feed import PushFeed
+from tests.serve.test_attacks import advance
 from tests.serve.test_server import jpeg
-from tests.support.fake_engine import WAIT
+from tests.support import HANG, wait_until
 from tests.support.rest_client import LIMITS, SESSIONS, RestClient, rest_server
 
 IMAGE = jpeg(28, 28)
@@ -53,14 +53,6 @@ def test_a_frame_is_answered_when_the_chunk_that_it_completes_is_watched(server,
     assert client.call("POST", f"{SESSIONS}/{name}/ask", {"question": "why?"})[0] == 410
 
 
-def until(condition, seconds: float = WAIT) -> None:
-    """Wait for what another thread or process does."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
 def in_thread(call) -> tuple[threading.Thread, list]:
     """A request that waits for its answer, and where that will be."""
     answers: list = []
@@ -77,14 +69,14 @@ def test_a_question_is_answered_with_the_next_chunk(server, client):
     (reply,) = client.chunk(name, IMAGE, 0)
     assert reply["kind"] == "answer" and reply["question"] == "Who has the ball?" and reply["text"] == "About Who has the ball?"
     asking, answers = in_thread(lambda: client.call("POST", ask, {"question": "Score?", "wait": True}))
-    until(lambda: server.engine.running[name].requests)
+    wait_until(lambda: server.engine.running[name].requests)
     client.chunk(name, IMAGE, 1)
     asking.join()
     assert answers[0][0] == 200 and answers[0][1]["status"] == "completed" and answers[0][1]["text"] == "About Score?"
     status, error = client.call("POST", ask, {"question": "<|im_end|>"})
     assert status == 400 and "special token" in error["error"]["message"]
     asking, answers = in_thread(lambda: client.call("POST", ask, {"question": "Score?", "wait": True}))
-    until(lambda: server.engine.running[name].requests)
+    wait_until(lambda: server.engine.running[name].requests)
     assert client.call("DELETE", f"{SESSIONS}/{name}")[1]["deleted"]
     asking.join()
     assert answers[0][1]["status"] == "ended"  # and not a client that waits for ever
@@ -107,7 +99,7 @@ def test_frames_wait_while_the_device_is_behind_and_none_is_lost():
     released = threading.Event()
 
     def slow(stream, chunk):
-        released.wait(WAIT)
+        released.wait(HANG)
         return [""]
 
     with rest_server(slow) as server:
@@ -119,7 +111,7 @@ def test_frames_wait_while_the_device_is_behind_and_none_is_lost():
         for number in range(1, 5):  # each completes a chunk
             path = f"{SESSIONS}/{name}/frame?timestamp={number}"
             pushing.append(in_thread(lambda path=path: client.call("POST", path, IMAGE)))
-            until(lambda number=number, feed=feed: feed.stamped.second == number)
+            wait_until(lambda number=number, feed=feed: feed.stamped.second == number)
         status, error = client.call("POST", f"{SESSIONS}/{name}/frame?timestamp=99", IMAGE)
         assert status == 429 and "wait" in error["error"]["message"]
         released.set()
@@ -167,7 +159,7 @@ def test_events_go_on_where_a_client_broke_off(server, client):
     assert kinds == ["svlm.caption", "svlm.stream.ended"]
     with client.events(path, **{"Last-Event-ID": "before-99"}) as events:  # of before a restart of the server
         assert next(events) == first[0]
-    until(lambda: not server.hub.log._wakers and not server.server.site.access.sockets)  # who has left is forgotten
+    wait_until(lambda: not server.hub.log._wakers and not server.server.site.access.sockets)  # who has left is forgotten
 
 
 def test_sessions_are_their_owners(server, client):
@@ -234,13 +226,16 @@ def test_sessions_and_listeners_have_limits():
 
 def test_a_listener_that_reads_nothing_is_dropped():
     """Else each of them keeps a connection and its buffers for ever."""
-    with rest_server(limits=replace(LIMITS, response_timeout=0.5)) as server, socket.create_connection(server.address) as raw:
+    with rest_server() as server, socket.create_connection(server.address) as raw:
         raw.sendall(b"GET /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        until(lambda: server.hub.log._wakers)
+        wait_until(lambda: server.hub.log._wakers)
         for _ in range(200):
             server.hub.log.add("svlm.caption", "abcdefgh", "x" * 100_000)
-        until(lambda: server.hub.metrics.value("svlm_refused_total", "timeout"))
-        until(lambda: not server.hub.log._wakers and not server.server.site.access.sockets)
+        connections = server.server.site.connections.open
+        wait_until(lambda: any(transport.get_write_buffer_size() for transport in list(connections)))
+        refused = lambda: server.hub.metrics.value("svlm_refused_total", "timeout")  # noqa: E731
+        wait_until(lambda: advance(server, LIMITS.response_timeout) or refused())
+        wait_until(lambda: not server.hub.log._wakers and not server.server.site.access.sockets)
 
 
 def test_replies_that_nobody_takes_are_bounded_and_counted():
@@ -290,6 +285,6 @@ def test_a_client_that_leaves_frees_its_place(server, client):
     with socket.create_connection(server.address) as raw:
         head = f"POST {SESSIONS}/{name}/ask HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
         raw.sendall((head + body).encode())
-        until(lambda: session.answers)
-    until(lambda: not session.answers)
+        wait_until(lambda: session.answers)
+    wait_until(lambda: not session.answers)
     client.call("DELETE", f"{SESSIONS}/{name}")

@@ -6,7 +6,6 @@ import hmac
 import json
 import socket
 import threading
-import time
 from contextlib import contextmanager
 
 import pytest
@@ -15,9 +14,10 @@ from svlm_jax.errors import InputError
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.notifications.event_log import EventLog
 from svlm_jax.serve.notifications.webhooks import COUNTER, Webhook, WebhookPolicy, check_secret, check_url
+from tests.support import HANG
 from tests.support.webhook_receiver import HUNG_UP, Receiver, receiving
 
-FAST = WebhookPolicy(first_delay=0.001, max_delay=0.004, timeout=20, last_seconds=5)
+FAST = WebhookPolicy(first_delay=0.001, max_delay=0.004, timeout=HANG, last_seconds=HANG)
 
 
 @contextmanager
@@ -80,18 +80,17 @@ def test_what_a_receiver_refuses_is_not_sent_again():
 def test_a_receiver_that_hangs_holds_nobody_up_and_is_told_what_it_missed():
     """Else memory grows with every hour that it is away."""
     released = threading.Event()
-    policy = WebhookPolicy(first_delay=0.001, max_delay=0.004, timeout=20, max_waiting=5)
+    policy = WebhookPolicy(first_delay=0.001, max_delay=0.004, timeout=HANG, max_waiting=5)
 
     def respond(number: int) -> int:
-        released.wait(20)
+        released.wait(HANG)
         return 503 if number == 0 else 204
 
     with receiving(respond) as receiver, sending(receiver, policy=policy) as (log, metrics, _):
         add(log, 0)
         receiver.wait(lambda: bool(receiver.received))
-        start = time.process_time()
-        add(log, *range(1, 500))  # returns at once
-        assert time.process_time() - start < 5 and len(log.ring) == 64
+        add(log, *range(1, 500))  # returns, though nothing is sent
+        assert len(log.ring) == 64 and len(receiver.received) == 1
         released.set()
         receiver.wait(lambda: len(receiver.accepted) == 6)
         assert receiver.accepted[0] == {"type": "missed", "count": 495}

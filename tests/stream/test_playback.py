@@ -9,9 +9,8 @@ from svlm_jax.inputs import Clip
 from svlm_jax.media.chunks import Interruption, Lost, Returned, Source, Timing
 from svlm_jax.stream.events import SourceBack, SourceLost
 from svlm_jax.stream.playback import Playback
+from tests.support import HANG
 from tests.support.fake_engine import FakeProcessor
-
-HANG = 60.0  # seconds after which a test has hung
 
 
 class Scripted(Source):

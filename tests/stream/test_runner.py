@@ -18,9 +18,9 @@ from svlm_jax.stream.runner import VIDEO, Runner
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.stream_settings import StreamSettings
 from svlm_jax.stream.watch import watch
+from tests.support import HANG
 
 CONFIG = StreamConfig(vision_window=2, text_rounds=2, sink=6, text_window=6, max_new_tokens=6)
-HANG = 60  # seconds after which a test has hung; none waits for them
 TOO_LONG = "ж" * 300  # as a question
 
 

@@ -21,6 +21,7 @@ from svlm_jax.stream import state_io
 from svlm_jax.stream.session import Session
 from svlm_jax.stream.stream_settings import StreamSettings
 from tests.stream.test_state_file import refused
+from tests.support import HANG
 from tests.support.sessions import DRAWN, GREEDY, GRID, WINDOWS, Compiled, chunk, said
 
 
@@ -249,13 +250,13 @@ def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch
 
     def held(*args):
         going.set()
-        assert let.wait(60)
+        assert let.wait(HANG)
         write(*args)
 
     monkeypatch.setattr(state_format, "write", held)
     with writer:
         writer.save(state, {"next": 1.0}, first=lambda: order.append("first"))
-        assert going.wait(60) and writer.busy and writer.failure() is None and order == ["first"]
+        assert going.wait(HANG) and writer.busy and writer.failure() is None and order == ["first"]
         state, _ = made.step(state, [chunk(1)])  # its cache is donated meanwhile
         assert not (tmp_path / "a.state").exists()
         let.set()
@@ -288,7 +289,7 @@ def test_an_interrupt_calls_a_save_off_and_leaves_the_file_of_before(make, state
     monkeypatch.setattr(state_format, "_blocks", slow)
     with pytest.raises(KeyboardInterrupt), state_io.Writer(state_file, made) as writer:
         writer.save(made.join(made.init_state()), {})
-        assert begun.wait(60)
+        assert begun.wait(HANG)
         raise KeyboardInterrupt
     assert state_file.read_bytes() == before and os.listdir(state_file.parent) == ["a.state"]
 

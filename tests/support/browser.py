@@ -9,12 +9,15 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import urllib.request
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+
+from tests.support import HANG
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 FLAGS = (
@@ -51,7 +54,7 @@ class Tab(AbstractContextManager):
         message_id = next(self.ids)
         self.connection.send(json.dumps({"id": message_id, "method": method, "params": parameters}))
         while True:
-            response = json.loads(self.connection.recv(timeout=30))
+            response = json.loads(self.connection.recv(timeout=HANG))
             if response.get("id") == message_id:
                 assert "error" not in response, response
                 return response["result"]
@@ -70,7 +73,7 @@ class Tab(AbstractContextManager):
         assert "exceptionDetails" not in result, result["exceptionDetails"]
         return result["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 30.0) -> None:
+    def wait(self, script: str, seconds: float = HANG) -> None:
         """Until the expression is true."""
         deadline = time.monotonic() + seconds
         while not self.run(f"!!({script})"):
@@ -100,15 +103,18 @@ def save_small(png: bytes, path: Path, *, colours: int = 255) -> None:
 
 
 class Browser(AbstractContextManager):
-    """A process of Chromium with a profile in `folder`."""
+    """A process of Chromium with a profile in `folder`. What it leaves elsewhere, in the home and among temporary files, goes
+    with it: the path of its socket there may not be as long as that of `folder`."""
 
     def __init__(self, folder: Path) -> None:
         name = chromium()
         assert name is not None
         root = ("--no-sandbox",) if os.geteuid() == 0 else ()
         command = [name, *FLAGS, *root, f"--user-data-dir={folder}", "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        port_file, deadline = folder / "DevToolsActivePort", time.monotonic() + 60
+        self.home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        env = os.environ | dict.fromkeys(("HOME", "TMPDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), self.home.name)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+        port_file, deadline = folder / "DevToolsActivePort", time.monotonic() + HANG
         while not port_file.is_file() or not port_file.read_text().strip():
             assert self.process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
@@ -116,7 +122,7 @@ class Browser(AbstractContextManager):
 
     def open(self, url: str) -> Tab:
         request = urllib.request.Request(f"{self.address}/json/new?{quote(url)}", method="PUT")
-        with urllib.request.urlopen(request, timeout=30) as response:
+        with urllib.request.urlopen(request, timeout=HANG) as response:
             return Tab(json.load(response)["webSocketDebuggerUrl"])
 
     def __exit__(self, *_: object) -> None:
@@ -126,3 +132,4 @@ class Browser(AbstractContextManager):
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+        self.home.cleanup()

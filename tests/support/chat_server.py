@@ -4,7 +4,6 @@ or a real one."""
 import base64
 import io
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -25,12 +24,12 @@ from svlm_jax.serve.http.access import Access
 from svlm_jax.serve.hub import Hub
 from svlm_jax.serve.limits import Limits
 from svlm_jax.serve.metrics import Metrics
+from tests.support import HANG
 from tests.support.fake_engine import FEED, Script, fake_engine
 from tests.support.serving import ServerThread
 
 MODEL = "tiny"
 LIMITS = ChatLimits()
-HANG = 120.0  # seconds after which a test has hung
 
 
 class ScriptedGeneration:
@@ -112,13 +111,6 @@ def chat_server(
             if isinstance(generation, ScriptedGeneration):
                 generation.may_go_on.set()
             chat.close()
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + HANG
-    while not condition():
-        assert time.monotonic() < deadline, "a condition that never came"
-        time.sleep(0.005)
 
 
 TEXT = "Red passes. Blue shoots, and it is a goal."

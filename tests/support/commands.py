@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
+from tests.support import HANG, ROOT
 
-HANG = 600  # seconds after which a command has hung; none waits for them
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.support.preload"])
 

@@ -23,11 +23,11 @@ from svlm_jax.stream.runner import Runner
 from svlm_jax.stream.sequence import Chunk
 from svlm_jax.stream.session import Session, StreamState
 from svlm_jax.stream.stream_settings import StreamSettings
+from tests.support import HANG
 
 FAKE_CONFIG = StreamConfig(max_new_tokens=4, fps=2, chunk_seconds=1)
 FEED = FeedConfig(FAKE_CONFIG.fps, FAKE_CONFIG.chunk_seconds, Box(28, 28))
 CLIP = Clip(np.zeros((4, 1176), np.float32), (1, 2, 2), 1.0, video=True)
-WAIT = 60.0  # seconds after which a test has hung
 Script = Callable[[str, Chunk], Iterable[str]]  # stream, chunk -> the pieces of its reply, one a token; "" is silence
 
 
@@ -192,5 +192,5 @@ class Published(list):
             ]
 
         with self.changed:
-            assert self.changed.wait_for(lambda: len(found()) >= count, WAIT), f"no {kind.__name__} {fields}: {list(self)}"
+            assert self.changed.wait_for(lambda: len(found()) >= count, HANG), f"no {kind.__name__} {fields}: {list(self)}"
             return found()[count - 1]

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.support import HANG
+
 av = pytest.importorskip("av")
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -99,4 +101,4 @@ def camera(data: bytes, head: bytes = b"") -> Iterator[int]:
         thread.start()
         yield server.getsockname()[1]
         server.close()
-        thread.join(10)
+        thread.join(HANG)

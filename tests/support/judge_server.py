@@ -8,7 +8,6 @@ import json
 import re
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -167,11 +166,3 @@ def judge_server(respond: Respond | Answer, **options: Any) -> Iterator[JudgeSer
         server._http.shutdown()
         server._http.server_close()
         thread.join()
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 120.0) -> None:
-    """For what another process or thread does; fails where it never comes."""
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.01)

@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 from svlm_jax.serve.http.access import Access
 from svlm_jax.serve.limits import Limits
 from svlm_jax.stream.sequence import Chunk
+from tests.support import HANG
 from tests.support.fake_engine import Script
 from tests.support.serving import ServerThread, serving_script
 
-HANG = 120.0  # seconds after which a test has hung
 SESSIONS = "/v1/streaming/sessions"
-LIMITS = Limits(max_image_bytes=40_000, camera_timeout=60.0, unwatched_timeout=60.0, joins_per_second=1000.0)
+LIMITS = Limits(max_image_bytes=40_000, camera_timeout=HANG, unwatched_timeout=HANG, joins_per_second=1000.0)
 
 
 def commentary(stream: str, chunk: Chunk) -> list[str]:

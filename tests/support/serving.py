@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 
@@ -39,22 +38,21 @@ from svlm_jax.serve.sources.images import Box
 from svlm_jax.stream.session import Session
 from svlm_jax.touchline.film import Film
 from svlm_jax.touchline.source import SCHEMES, random_match
+from tests.support import HANG, wait_until
 from tests.support.fake_engine import FEED, Script, fake_engine
 
 BOX = Box(168, 112)
 CONFIG = StreamConfig(vision_window=3, text_rounds=3, sink=6, text_window=6, max_new_tokens=4, chunk_seconds=0.5, fps=4)
-HANG = 120.0  # seconds after which a test has hung; no test that passes waits for them
-# Timeouts are long compared with what a busy machine takes for the steps before them.
+# No timeout ends on its own what a busy machine is slow with: tests of timeouts advance them.
 LIMITS = Limits(
-    unwatched_timeout=6.0,
-    send_timeout=1.0,
-    camera_timeout=6.0,
+    unwatched_timeout=HANG,
+    send_timeout=HANG,
+    camera_timeout=HANG,
     max_message_bytes=60_000,
     max_image_bytes=40_000,
     max_invalid_messages=4,
     max_viewers_per_address=12,
 )
-PATIENT = replace(LIMITS, unwatched_timeout=HANG, camera_timeout=HANG)
 
 
 @lru_cache(1)
@@ -95,10 +93,7 @@ class ServerThread:
         self.thread.start()
 
     def wait_until_started(self) -> None:
-        deadline = time.monotonic() + HANG
-        while not self.server.uvicorn.started:
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        wait_until(lambda: self.server.uvicorn.started)
 
     def get(self, path: str, **headers: str) -> tuple[int, str, dict]:
         try:
@@ -124,7 +119,7 @@ class ServerThread:
 
     def stop(self) -> None:
         self.server.stop()
-        self.thread.join(timeout=20)
+        self.thread.join(timeout=HANG)
         assert not self.thread.is_alive()
 
 

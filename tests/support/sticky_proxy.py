@@ -9,6 +9,8 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from tests.support import HANG
+
 Address = tuple[str, int]
 NAMED = (
     re.compile(r"^/(?:v1/streaming/sessions|streams)/([a-z0-9-]+)-[a-z0-9]{8}(?:[/.?]|$)"),
@@ -67,7 +69,7 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 def _is_ready(address: Address) -> bool:
     try:
-        with urllib.request.urlopen(f"http://{address[0]}:{address[1]}/health/ready", timeout=60) as response:
+        with urllib.request.urlopen(f"http://{address[0]}:{address[1]}/health/ready", timeout=HANG) as response:
             return response.status == 200
     except OSError:  # HTTPError too
         return False

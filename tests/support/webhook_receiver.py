@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from tests.support import HANG
+
 HUNG_UP = 0  # in place of a status: the connection is closed without an answer
 Respond = Callable[[int], int]
 
@@ -60,7 +62,7 @@ class Receiver:
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}/services/T0/secret-path?key=secret-key"
 
-    def wait(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+    def wait(self, condition: Callable[[], bool], seconds: float = HANG) -> None:
         """Until a condition on what came holds."""
         with self.changed:
             assert self.changed.wait_for(condition, seconds), self.received

@@ -23,8 +23,7 @@ from svlm_jax.data.records import write as write_windows
 from svlm_jax.errors import InputError
 from svlm_jax.json_lines import Appender, BadLines
 from tests.curate.steps import Shout, Windows, results, write_input
-from tests.support import ROOT
-from tests.support.commands import HANG
+from tests.support import HANG, ROOT, wait_until
 
 
 def run(folder: Path, step, out: str = "g.jsonl", has_seeks: bool = False, **options) -> Run:
@@ -301,13 +300,13 @@ def test_a_command_that_is_interrupted_leaves_no_process_and_goes_on(tmp_path, e
     line += ["--jobs", str(jobs), "--begins", tmp_path / "begun"]
     with subprocess.Popen(line, cwd=ROOT, start_new_session=True) as process:
         try:
-            _wait_for(lambda: (tmp_path / "begun").exists() and _num_lines(tmp_path / "g.partial.jsonl") >= 2)
+            wait_until(lambda: (tmp_path / "begun").exists() and _num_lines(tmp_path / "g.partial.jsonl") >= 2)
             os.kill(process.pid, ending)
             process.wait(HANG)
         finally:
             process.kill()
     assert process.returncode == (130 if ending == signal.SIGINT else -ending)
-    _wait_for(lambda: not _lives(process.pid))
+    wait_until(lambda: not _lives(process.pid))
     assert run(tmp_path, Shout()).before >= 2
     assert [*results(tmp_path).values()] == uninterrupted
 
@@ -324,21 +323,12 @@ def test_a_command_that_is_killed_twenty_times_ends_with_the_same_bytes(tmp_path
     for _ in range(20):
         enough = _num_lines(partial) + die.randint(0, 5)
         with subprocess.Popen([*line, "--jobs", "2"], cwd=ROOT, start_new_session=True) as process:
-            _wait_for(lambda n=enough: _num_lines(partial) >= n or process.poll() is not None)
+            wait_until(lambda n=enough: _num_lines(partial) >= n or process.poll() is not None)
             process.kill()
         assert process.returncode in (0, -signal.SIGKILL)
-        _wait_for(lambda: not _lives(process.pid))
+        wait_until(lambda: not _lives(process.pid))
     subprocess.run(line, cwd=ROOT, check=True)
     assert results(tmp_path) == results(tmp_path / "whole")
-
-
-def _wait_for(condition) -> None:
-    import time
-
-    limit = time.monotonic() + HANG
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
 
 
 def _num_lines(path: Path) -> int:

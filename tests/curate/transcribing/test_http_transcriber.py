@@ -11,6 +11,7 @@ from svlm_jax.curate.transcribing.audio import encode
 from svlm_jax.curate.transcribing.http_transcriber import HttpTranscriber
 from svlm_jax.errors import InputError
 from svlm_jax.remote.transcription_client import TranscriptionClient
+from tests.support import HANG, wait_until
 from tests.support.asr_server import GRANULARITIES, RATE, asr_server, sound_of, transcribes
 from tests.support.films import film, plain
 from tests.support.judge_server import (
@@ -24,7 +25,6 @@ from tests.support.judge_server import (
     Fault,
     failure,
     slow,
-    wait_until,
 )
 from tests.support.speech import Ear, Track, espeak_voice, say, sounding_film
 
@@ -54,7 +54,7 @@ def video(tmp_path_factory):
     return path
 
 
-def transcriber(server, cache=None, *, timeout=60.0, retries=6, **options) -> HttpTranscriber:
+def transcriber(server, cache=None, *, timeout=HANG, retries=6, **options) -> HttpTranscriber:
     client = TranscriptionClient(server.url, MODEL, cache=cache, timeout=timeout, retries=retries)
     return HttpTranscriber(client, **{"max_seconds": 30.0, **options})
 
@@ -155,7 +155,7 @@ def test_what_is_under_way_when_another_chunk_fails_is_waited_for(video, tmp_pat
         if is_second(body):
             failed.set()
             return failure(400, "no")
-        assert failed.wait(60.0)
+        assert failed.wait(HANG)
         return transcribes(EAR)(body, times)
 
     with asr_server(respond) as server, pytest.raises(NotDone):
