@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.media.timestamps import FORWARD, FrameClock, Joiner
+from svlm_jax.media.timestamps import FORWARD, FrameClock, Joiner, Standstill
 
 if TYPE_CHECKING:
     import av
@@ -194,11 +194,13 @@ class Reader:
         self.joiner = Joiner(self.tick, frame_seconds, can_jump(container) or now is not None)
         origin = None if now else origin_of(container, stream)
         self.clock = FrameClock(self.tick, frame_seconds, origin, container.format.name in NO_PTS)
+        self.standstill = Standstill(self.tick)
+        self.has_stamps = not (now and container.format.name in RAW)  # else the arrival is what is known
         self.damage = Damage(on_note)
         self.codec = self._codec()
         self.codec.thread_type = threads
         self.read_error: Exception | None = None  # what ended reading before the end
-        self.gave_up = False  # whether it was that nothing could be decoded
+        self.gave_up = ""  # why no more is read of a live source
         self.arrival: float | None = None  # of the last packet of a live source
         self.newest_stamp = 0  # of the packets that went into the decoder
         self.audio_end = 0.0  # second, where the sound is read
@@ -263,7 +265,7 @@ class Reader:
                     self.damage.add(self.clock.seconds(self._stamp(packet)), type(error).__name__)
                 patience = self.patience * (1 if started else 3)  # a keyframe may be long in coming
                 if last_arrival is not None and (self.arrival or last_arrival) - last_arrival > patience:
-                    self.gave_up = True
+                    self.gave_up = f"nothing could be decoded for {self.patience:g} s"
                     return
                 continue
             for frame in decoded:
@@ -290,16 +292,22 @@ class Reader:
         failures = 0
         while self.read_error is None:
             try:
-                for packet in self.container.demux(self.stream, *self.audio):
+                # sound that goes on tells that the picture of a camera has stopped
+                streams = () if self.now else (self.stream, *self.audio)
+                for packet in self.container.demux(*streams):
                     if not packet.size and packet.dts is None:
                         continue
                     failures = 0
                     if packet.stream == self.stream:
                         self._join(packet)
                         yield packet
+                    elif self.now:
+                        self._wait_for_picture(self.now())
                     elif packet.pts is not None:
                         end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                         self.audio_end = max(self.audio_end, end - (self.container.start_time or 0) / 1e6)
+                    if self.gave_up:
+                        break
                 break
             except InvalidDataError as error:  # what follows may be readable
                 failures += 1
@@ -319,8 +327,8 @@ class Reader:
         return self.clock.second is not None and self.clock.seconds(self.newest_stamp) > self.clock.second + self.tick / 2
 
     def _join(self, packet: "av.Packet") -> None:
-        if self.now and self.container.format.name in RAW:
-            packet.pts = packet.dts = None  # made up from a rate; the arrival is what is known
+        if not self.has_stamps:
+            packet.pts = packet.dts = None
         self.arrival = self.now() if self.now else None
         jump = self.joiner(packet, self.arrival)
         self.newest_stamp = max(self.newest_stamp, self._stamp(packet) or 0)
@@ -328,6 +336,17 @@ class Reader:
             self.clock.first_dts = packet.dts
         if jump is not None:
             self.on_note(self.clock.seconds(jump.stamp if packet.pts is None else packet.pts), jump.note())
+        if self.arrival is not None and packet.dts is not None and (lag := self.standstill(packet.dts, self.arrival)):
+            self.has_stamps, packet.pts, packet.dts = False, None, None
+            self.clock.lag(lag)
+            text = f"its time stamps stand still for {lag:.1f} s: from here its pictures count when they come"
+            self.on_note(self.clock.second or 0.0, text)
+
+    def _wait_for_picture(self, now: float) -> None:
+        """Something else has come from a live source."""
+        self.arrival = now if self.arrival is None else self.arrival
+        if now - self.arrival > self.patience:
+            self.gave_up = f"no picture came for {self.patience:g} s, though other data did"
 
     def _near(self, target: float) -> Iterator["av.Packet | None"]:
         """`packets` from the last keyframe at or before `target` on; the stream is read up to there, and not decoded."""

@@ -8,15 +8,17 @@ Axes: H, W pixels.
 import errno
 import math
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.media.chunks import REMEDY, Source, Timing
-from svlm_jax.media.container import Reader, can_jump
+from svlm_jax.media.container import RAW, Reader, can_jump
 from svlm_jax.media.display import FrameContext, Orientation, display_size, orientation, to_rgb
 from svlm_jax.media.image import fit_inside, on_black
 from svlm_jax.media.video import SLACK
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 OPEN_TIMEOUT, READ_TIMEOUT = 15.0, 10.0  # seconds without an answer, and without a frame
+MISSING = 0.5  # seconds by which a picture may end before its source does, without a word
 
 
 class StreamSource(Source):
@@ -34,6 +37,7 @@ class StreamSource(Source):
     camera that goes away ends the source, and `ending` says why; no password is in it, nor in `name`.
 
     Attributes:
+        length: seconds of a source that is not live, as far as they are known.
         size: width and height of all frames; None before the first one, unless the caller has set it.
         first_arrival, last_arrival: of a live source, when its first frame and its newest packet came, by `clock`.
     """
@@ -57,9 +61,11 @@ class StreamSource(Source):
         except (FFmpegError, OSError, ValueError) as error:
             timed_out = time.monotonic() - started >= OPEN_TIMEOUT  # RTSP then calls the answer invalid
             reason = f"no answer in {OPEN_TIMEOUT:g} s" if timed_out else self._reason(error)
+            if isinstance(error, OSError) and error.errno == errno.EIO and not _is_known_host(address):
+                reason = "a host that is not known"
             raise InputError(name, reason, "a source that opens", self._remedy(address)) from None
         length = self.container.duration or 0
-        self.live = length <= 0 or container_format is not None
+        self.live = (length <= 0 and not _has_size(self.container)) or container_format is not None
         self.endless = self.live
         self.skip = 0.0 if self.live else float(self.start)  # of a live source, `start` only names its first second
         # not threads by frame, each of which would delay a frame, and lose it when the connection is cut
@@ -70,8 +76,9 @@ class StreamSource(Source):
             self.container.close()
             raise
         # of a transport stream the length is that of its clock, which may jump
-        is_known = not self.live and (not can_jump(self.container) or self.container.format.name == "hls")
-        self.total = self._chunks_in(length / 1e6 if is_known else None)
+        is_known = not self.live and length > 0 and (not can_jump(self.container) or self.container.format.name == "hls")
+        self.length = length / 1e6 if is_known else None
+        self.total = self._chunks_in(self.length)
 
     @property
     def last_arrival(self) -> float | None:
@@ -114,7 +121,7 @@ class StreamSource(Source):
             if image is None or second + 1 / self.fps >= due:  # one that no sample can fall on is never converted
                 image = self._picture(FrameContext(frame, previous, orientation=self._orientation(frame)))
             previous = frame
-        self.ending = self._ending()
+        self.ending = self._ending(end)
         self.reader.damage.report(end, is_last=True)
         if image is None:
             remedy = self._remedy(self.container.format.name)
@@ -137,12 +144,14 @@ class StreamSource(Source):
             self.last_orientation = frame.rotation, orientation(frame)
         return self.last_orientation[1]
 
-    def _ending(self) -> str:
+    def _ending(self, end: float) -> str:
         error = self.reader.read_error
         if self.reader.gave_up:
-            return f"nothing could be decoded for {READ_TIMEOUT:g} s"
+            return self.reader.gave_up
         # HTTP without a length has no other end than that of the connection, which FFmpeg takes for a failure
         is_end = isinstance(error, OSError) and error.errno == errno.EIO and self.live and self.address[:4].lower() == "http"
+        if error is None and self.length is not None and self.length - end > MISSING and not self.reader.joiner.num_jumps:
+            return f"its picture ends at {end:.1f} s of {self.length:.1f} s"  # segments of a playlist that are gone
         if error is None or is_end:
             return "the source has ended"
         return f"the source broke off: {self._reason(error)}"
@@ -151,3 +160,21 @@ class StreamSource(Source):
         self.container.close()
         # it refers to this source: FFmpeg's memory is free now, and not when the collector of cycles comes by
         vars(self).pop("reader", None)
+
+
+def _has_size(container: "InputContainer") -> bool:
+    """Whether it is a file of known size behind a server, which waits while it is read. Some cameras state the largest number
+    that they know."""
+    size = container.size
+    return container.format.name not in (*RAW, "hls", "dash") and size > 0 and (size & (size + 1)) != 0
+
+
+def _is_known_host(address: str) -> bool:
+    """FFmpeg calls a name that nobody knows an input/output error."""
+    try:
+        host = urlsplit(address).hostname
+        return not host or bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False
+    except ValueError:
+        return True

@@ -15,7 +15,11 @@ FORWARD = 10.0  # seconds that they may go forward where a jump can be something
 DISORDER = 1.0  # seconds by which frames may come in the wrong order and are still on the same clock
 REORDERED = 17  # frames that a decoder may delay, at most
 DEFAULT_FRAME_SECONDS = 0.04  # where no frame rate is known
+MAX_FRAME_SECONDS = 120.0  # a longer one is a guess from stamps that mean nothing
 AGREES = 2.0  # seconds by which a gap between live stamps may exceed the time that passed
+AGREES_AFTER_JUMP = 1.0  # where stamps have jumped before: two clocks that take turns must not add up
+STILL_SHARE = 0.1  # of the time that passed: live stamps that go on by less of it tell no time
+STILL_PACKETS = 5  # that must have come meanwhile
 
 
 class Jump(NamedTuple):
@@ -36,21 +40,25 @@ class Joiner:
 
     Back is always a jump: a recording after another, a camera that restarted. Forward is time that passed with one frame on
     screen (a slide, an edit list), unless it is more than `FORWARD` in a stream where that is not expected, and, live, the
-    packet did not take as long to arrive.
+    packet did not take as long to arrive. Live stamps that have jumped once are trusted no further than packets take to arrive,
+    or than the last two were apart.
     """
 
     def __init__(self, tick: float, frame_seconds: float, can_jump: bool) -> None:
         """tick: seconds. frame_seconds: of a frame, or 0: not known. can_jump: forward, without time passing (MPEG-TS,
         live)."""
         self.tick, self.can_jump = tick, can_jump
+        frame_seconds = frame_seconds if frame_seconds <= MAX_FRAME_SECONDS else 0.0
         self.frame_ticks = max(round((frame_seconds or DEFAULT_FRAME_SECONDS) / tick), 1)
         self.forward = max(FORWARD, 2 * frame_seconds)  # a frame a minute is no jump a minute
+        self.spacing = frame_seconds  # between the last two packets of one clock
         self.max_reorder = max(DISORDER / tick, REORDERED * self.frame_ticks)  # ticks between decoding and showing a frame
         self.last: int | None = None  # stamp before it was joined, as are all that are compared
         self.last_arrival: float | None = None
         self.offset = 0  # ticks from a stamp to the joined clock
         self.length = 0  # ticks of the last packet
         self.num_jumps = 0
+        self.unconfirmed = 0.0  # seconds that live stamps went forward beyond the time that passed
 
     def join(self, stamp: int, length: int = 0, arrival: float | None = None) -> Jump | None:
         """Advance to a stamp, whose position on the joined clock is then stamp + `offset`; the jump before it, if there is one.
@@ -63,14 +71,36 @@ class Joiner:
         if self.last is not None:
             gap = (stamp - self.last) * self.tick
             passed = arrival - self.last_arrival if arrival is not None and self.last_arrival is not None else None
-            # a gap that took as long to arrive is time that passed, however long
-            unexpected = self.can_jump and gap > self.forward and (passed is None or gap > passed + AGREES)
-            if gap < -BACK or unexpected:
-                self.offset += self.last + self.length - stamp
-                self.num_jumps += 1
-                jump = Jump(stamp + self.offset, gap)
+            if gap < -BACK or self._is_unexpected(gap, passed):
+                jump = self._jump(stamp, gap)
+            else:
+                excess = 0.0 if passed is None else gap - max(passed, self.length * self.tick)
+                self.unconfirmed = min(self.unconfirmed + max(excess, 0.0), DISORDER)
+                self.spacing = gap
         self.last, self.last_arrival, self.length = stamp, arrival, length or self.frame_ticks
         return jump
+
+    def _jump(self, stamp: int, gap: float) -> Jump | None:
+        """Join here. A little back that takes back what no time had confirmed is jitter, and none: else each would add up."""
+        repaid = min(-gap, self.unconfirmed) if -DISORDER < gap < 0 else 0.0
+        self.unconfirmed -= repaid
+        if -gap - repaid < BACK and gap < 0:
+            return None
+        assert self.last is not None
+        self.offset += self.last + self.length - stamp - round(repaid / self.tick)
+        self.num_jumps += 1
+        return Jump(stamp + self.offset, gap)
+
+    def _is_unexpected(self, gap: float, passed: float | None) -> bool:
+        """Whether stamps that go forward by so many seconds do so without as much time."""
+        if not self.can_jump:
+            return False
+        if passed is None:
+            return gap > self.forward
+        if self.num_jumps:
+            return gap > passed + AGREES_AFTER_JUMP and gap > min(2 * self.spacing, self.forward)
+        # a gap that took as long to arrive is time that passed, however long
+        return gap > passed + AGREES and gap > self.forward
 
     def __call__(self, packet: "av.Packet", arrival: float | None = None) -> Jump | None:
         """`join` of a packet's decoding time; moves its stamps to the joined clock."""
@@ -84,6 +114,24 @@ class Joiner:
         # alone go forward and back
         packet.pts = None if packet.pts is None else packet.pts + self.offset
         return jump
+
+
+class Standstill:
+    """Whether the stamps of a live source stand still while its packets come: a camera whose clock was never set."""
+
+    def __init__(self, tick: float) -> None:
+        self.tick, self.count = tick, 0
+        self.since: tuple[int, float] | None = None  # stamp and arrival
+
+    def __call__(self, stamp: int, arrival: float) -> float:
+        """Seconds that the stamps lack where they stand still, else 0. stamp: on the joined clock."""
+        self.since, self.count = self.since or (stamp, arrival), self.count + 1
+        passed, advanced = arrival - self.since[1], max(0.0, (stamp - self.since[0]) * self.tick)
+        if passed < FORWARD:
+            return 0.0
+        is_still = self.count > STILL_PACKETS and advanced < STILL_SHARE * passed
+        self.since, self.count = (stamp, arrival), 0
+        return passed - advanced if is_still else 0.0
 
 
 class FrameClock:
@@ -124,6 +172,11 @@ class FrameClock:
     def measure(self, first: "av.VideoFrame") -> None:
         """Learn the delay of the decoder from the stream's first frame."""
         self.delay = 0.0 if first.dts is None or self.first_dts is None else float(first.dts - self.first_dts)
+
+    def lag(self, seconds: float) -> None:
+        """So much time has passed of which the stamps say nothing: the newest frame stood for it."""
+        if self.second is not None:
+            self.second += seconds
 
     def seconds(self, stamp: float | None) -> float:
         """Second of a packet's stamp on the joined clock, 0 where that is not known."""

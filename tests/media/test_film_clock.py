@@ -295,6 +295,13 @@ def test_of_hls_variants_the_largest_is_watched_and_the_others_are_told(tmp_path
         assert "".join(colours(chunk.frames) for chunk in chunks) == "GGGG" and "3 video streams" in chunks[0].note
 
 
+def test_a_playlist_whose_last_segment_is_gone_says_where_it_ends(tmp_path):
+    hls(tmp_path, "a", RED, (64, 48))
+    (tmp_path / "a3.ts").unlink()
+    with serving(tmp_path) as url, open_source(f"{url}/a.m3u8") as source:
+        assert len(list(source)) == 3 and source.ending == "its picture ends at 3.0 s of 4.0 s"
+
+
 def test_an_hls_playlist_with_a_discontinuity_is_one_film(tmp_path):
     """Advertisements: each part has a clock of its own."""
     hls(tmp_path, "a", RED, (64, 48), 3)

@@ -84,6 +84,60 @@ def test_a_jump_that_when_it_came_does_not_confirm_is_no_time(tmp_path):
     assert len(chunks) == 4 and len(notes_of(chunks)) == 1
 
 
+class Restamped:
+    """A container whose packets have other stamps: FFmpeg writes none that stand still."""
+
+    def __init__(self, container, stamp):
+        self.container, self.stamp = container, stamp
+
+    def __getattr__(self, name):
+        return getattr(self.container, name)
+
+    def demux(self, *streams):
+        for number, packet in enumerate(self.container.demux(*streams)):
+            if packet.dts is not None:
+                packet.pts = packet.dts = self.stamp(number, packet.dts)
+            yield packet
+
+
+@pytest.mark.parametrize(
+    "stamp",
+    [lambda number, _: 9000, lambda number, _: 9000 + number, lambda number, _: 10**9 - 9000 * number],
+    ids=["constant", "a tick a picture", "backwards"],
+)
+def test_a_camera_whose_clock_was_never_set_goes_by_when_its_pictures_come(tmp_path, stamp):
+    """All of them are at one second by their stamps: nothing would be watched, for ever and without a word."""
+    pictures = [plain(RED)] * 150 + [plain(GREEN)] * 100
+    data = film(tmp_path / "v.ts", pictures, 10, form="mpegts", options={"g": "50", "bf": "0"}).read_bytes()
+    with camera(data) as port, open_source(f"tcp://127.0.0.1:{port}/live") as source:
+        assert isinstance(source, StreamSource)
+        ticks = itertools.count()
+        source.clock = lambda: next(ticks) * 0.1
+        setattr(source.reader, "container", Restamped(source.container, stamp))  # noqa: B010 (of another type)
+        chunks = list(source)
+    assert 25 <= len(chunks) <= 26 and [chunk.start for chunk in chunks] == list(range(len(chunks)))
+    assert 18 <= colours(np.concatenate([chunk.frames for chunk in chunks])).count("G") <= 22
+    assert any("its time stamps stand still" in note for note in notes_of(chunks))
+
+
+def test_a_picture_that_stops_while_the_sound_goes_on_is_lost(tmp_path):
+    """The connection lives, so no timeout of it would ever say that nobody sees anything."""
+    with av.open(str(tmp_path / "v.ts"), "w", format="mpegts") as container:
+        video = container.add_stream("libx264", rate=10, options={"g": "5", "bf": "0"})
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        audio = container.add_stream("aac", rate=8000, layout="mono")
+        for _ in range(30):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(plain(RED), format="rgb24")))
+        container.mux(video.encode())
+        for start in range(0, 40 * 8000, 1024):
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            silence.sample_rate, silence.pts = 8000, start
+            container.mux(audio.encode(silence))
+    chunks, source = watched((tmp_path / "v.ts").read_bytes())
+    assert colours(np.concatenate([chunk.frames for chunk in chunks])) == "R" * 6
+    assert source.ending == "no picture came for 10 s, though other data did"
+
+
 def test_live_damage_is_left_out_and_told_once(tmp_path):
     """A camera over a bad radio link is watched on, and its viewers are not told of every packet."""
     data = bytearray(recording(tmp_path, (RED, 4, 0), (GREEN, 4, 4)))
@@ -125,6 +179,33 @@ def test_an_http_source_that_simply_ends_has_ended_and_loses_no_picture(tmp_path
     chunks, source = watched(data, fps=10, head=head, scheme="http")
     assert source.ending == "the source has ended"
     assert len(chunks) == 3 and colours(chunks[-1].frames) == "R" * 8 + "GG" and not notes_of(chunks)
+
+
+def test_a_recording_that_a_server_cuts_short_is_told_and_is_no_camera(tmp_path):
+    """A transport stream has no length of its own, but its file has: none of it need be dropped, and the rest is missing."""
+    data = recording(tmp_path, (RED, 4, 0))
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\nContent-Length: {2 * len(data)}\r\n\r\n".encode()
+    with camera(data, head) as port, open_source(f"http://127.0.0.1:{port}/v.ts") as source:
+        chunks = list(source)
+    assert len(chunks) == 4 and not source.live and source.total is None
+    assert source.ending == "the source broke off: Input/output error"
+
+
+def test_a_camera_that_states_a_length_without_end_is_a_camera(tmp_path):
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\nContent-Length: {2**31 - 1}\r\n\r\n".encode()
+    chunks, source = watched(recording(tmp_path, (RED, 2, 0)), head=head, scheme="http")
+    assert len(chunks) == 2 and source.live
+
+
+def test_a_host_that_nobody_knows_is_said_so(monkeypatch):
+    """`Input/output error` is what FFmpeg says of a mistyped name."""
+
+    def unknown(*_):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(InputError, match="got a host that is not known"):
+        open_source("http://camera.invalid/live?token=s3cret")
 
 
 def test_a_connection_that_is_cut_in_mid_packet_gives_the_pictures_before(tmp_path):
