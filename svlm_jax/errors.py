@@ -38,7 +38,8 @@ def _plain(text: str) -> str:
 
 
 def shortened(text: object, size: int = 160) -> str:
-    """Text from outside in at most `size` characters: its start and its end, which of a path are the most telling."""
-    text = str(text)
+    """Text from outside in at most `size` characters: its start and its end, which of a path are the most telling. Bytes of a
+    name that are no UTF-8 come as they are escaped (\\udce9): a terminal, or a file of captions, could not take them."""
+    text = str(text).encode("utf-8", "backslashreplace").decode()
     end = (size - 3) // 2
     return text if len(text) <= size else f"{text[: size - 3 - end]}...{text[-end:]}"

@@ -13,6 +13,7 @@ from typing import Any
 from svlm_jax.cli.flags import MAX_SEED, Parser, integer, number
 from svlm_jax.cli.model_flags import knows_only_its_game, load, model_flags
 from svlm_jax.cli.progress import Progress, compiling, interruptible
+from svlm_jax.errors import shortened
 
 
 def main() -> None:
@@ -45,7 +46,7 @@ def main() -> None:
         text = vlm.caption_clip(clip, args.prompt, **options)
     print(text)
     seconds = time.monotonic() - started
-    print(f"[{args.source}: {t} x {h} x {w} patches, {seconds:.1f} s with compilation]")
+    print(f"[{shortened(args.source)}: {t} x {h} x {w} patches, {seconds:.1f} s with compilation]")
 
 
 def _clip(args: argparse.Namespace) -> Any:

@@ -5,6 +5,7 @@ can not is left out and noted. PyAV inside the functions that need it. Units: se
 from the sound where that comes first; of a live source from the first frame.
 """
 
+import errno
 import functools
 import re
 from collections.abc import Callable, Iterator
@@ -31,17 +32,27 @@ ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # FFmpeg's own decoders leave al
 NO_PTS = ("avi",)
 RAW = ("mjpeg", "mpjpeg", "jpeg_pipe", "h264", "hevc", "m4v", "mpegvideo")  # no time stamps at all
 MAX_FPS = 1000.0  # a guess above it is none
+STILL_CODECS = ("mjpeg", "png", "bmp", "webp")  # of the thumbnails that cameras put beside a film
 
 
 def open_file(path: Path) -> "InputContainer":
+    """Raises:
+    FFmpegError: no container that FFmpeg knows, or one with nothing in it.
+    """
     import av
+    from av.error import InvalidDataError
 
-    return av.open(f"file:{path}", metadata_errors="ignore")  # else what is before a colon is taken for a protocol
+    # else what is before a colon is taken for a protocol, and %d in the name of a picture for the numbers of others
+    container = av.open(f"file:{path}", options={"pattern_type": "none"}, metadata_errors="ignore")
+    if not container.streams:
+        container.close()
+        raise InvalidDataError(errno.EINVAL, "nothing in it", str(path))
+    return container
 
 
 def video_streams(container: "InputContainer", name: str) -> "Streams":
-    """The video streams that can be watched, best first: marked as default, then most pixels, then the highest bit rate. The
-    others are not read.
+    """The video streams that can be watched, best first: of more than one picture, marked as default, then most pixels, then
+    the highest bit rate. The others are not read.
 
     Raises:
         InputError: there is none.
@@ -56,10 +67,11 @@ def video_streams(container: "InputContainer", name: str) -> "Streams":
     if not usable:
         raise InputError(name, "a video codec that cannot be decoded", "one that FFmpeg knows", "convert it to H.264")
 
-    def rank(stream: "av.VideoStream") -> tuple[bool, int, int]:
+    def rank(stream: "av.VideoStream") -> tuple[bool, bool, int, int]:
         rate = stream.metadata.get("variant_bitrate", "")
         size = stream.codec_context.width * stream.codec_context.height
-        return bool(stream.disposition & Disposition.default), size, int(rate) if rate.isdigit() else 0
+        is_still = stream.frames == 1 and stream.codec_context.name in STILL_CODECS
+        return not is_still, bool(stream.disposition & Disposition.default), size, int(rate) if rate.isdigit() else 0
 
     best = tuple(sorted(usable, key=rank, reverse=True))
     for stream in streams:
@@ -73,6 +85,16 @@ def can_jump(container: "InputContainer") -> bool:
     from av.format import Flags
 
     return bool(Flags(container.format.flags) & Flags.ts_discont)
+
+
+def can_seek(container: "InputContainer") -> bool:
+    """Whether a seek lands where the stamps say. In streams without an index of their own (raw H.264, MJPEG, animations) the
+    stamps are counted from wherever reading begins, and in MPEG-PS those of the first pictures are guessed."""
+    from av.format import Flags
+
+    flags = Flags(container.format.flags)
+    is_raw = flags & Flags.no_timestamps or (flags & Flags.generic_index and not can_jump(container))
+    return not is_raw and container.format.name not in ("mpeg", "hls")
 
 
 def is_scannable(container: "InputContainer") -> bool:
@@ -133,26 +155,11 @@ def _scan(path: Path, *_: int) -> tuple[float | None, int]:
         return (reader.clock.seconds(end) or None), reader.joiner.num_jumps
 
 
-def lacks_index(path: Path) -> bool:
-    """Whether it is an MP4 or MOV whose index was never written: cameras and recorders write it at the end."""
-    with path.open("rb") as file:
-        file_size, offset, is_first = path.stat().st_size, 0, True
-        while offset + 8 <= file_size:  # box after box: 4 bytes of length, 4 of type
-            file.seek(offset)
-            head = file.read(16)
-            length, kind = int.from_bytes(head[:4], "big"), head[4:8]
-            if (is_first and kind not in (b"ftyp", b"wide", b"mdat")) or kind in (b"moov", b"moof"):
-                return False
-            length = int.from_bytes(head[8:16], "big") if length == 1 else length  # 1: 64 bits follow
-            offset, is_first = file_size if length < 8 else offset + length, False
-    return not is_first
-
-
 class Damage:
     """What could not be decoded, noted at once and then not more often than every `NOTE_INTERVAL` seconds."""
 
-    def __init__(self, on_note: OnNote) -> None:
-        self.on_note, self.count, self.reason, self.second = on_note, 0, "", 0.0
+    def __init__(self, on_note: OnNote, subject: str = "packet") -> None:
+        self.on_note, self.subject, self.count, self.reason, self.second = on_note, subject, 0, "", 0.0
         self.noted_at = float("-inf")  # second of the last note
 
     def add(self, second: float, reason: str) -> None:
@@ -161,7 +168,8 @@ class Damage:
     def report(self, second: float, is_last: bool = False) -> None:
         """Something can be decoded again at that second, or nothing more comes."""
         if self.count and (is_last or (second > self.second and second - self.noted_at >= NOTE_INTERVAL)):
-            subject = "a packet that can not be decoded is" if self.count == 1 else f"{self.count} damaged packets are"
+            one, more = f"a {self.subject} that can not be decoded is", f"{self.count} damaged {self.subject}s are"
+            subject = one if self.count == 1 else more
             self.on_note(self.second, f"{subject} left out ({self.reason})")
             self.noted_at, self.count = second, 0
 
@@ -236,11 +244,11 @@ class Reader:
             start = self.clock.origin or 0
             self.container.seek(int(start + target / self.tick), stream=self.stream)
         self._note_streams(target)
-        started = False
-        for frame in self._decode(self._near(target) if skim else self.packets(), target):
+        started, is_near = False, skim and self.clock.origin is not None  # else only frames that are decoded have seconds
+        for frame in self._decode(self._near(target) if is_near else self.packets(), target):
             second = self.clock(frame, self.arrival)
             if second is None:
-                if target > 0:
+                if target > 0 and not skim:
                     return  # no time stamps: after a seek nobody knows the second
                 second = self.clock.second = 0.0
                 self.clock.arrival, self.clock.length = self.arrival, self.clock.frame_seconds

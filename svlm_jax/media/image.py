@@ -91,7 +91,7 @@ def _readable_image(source: Path | Image.Image, field: str) -> np.ndarray:
     try:
         if isinstance(source, Image.Image):
             return _rgb(source, field)
-        with Image.open(source) as image:
+        with Image.open(source, formats=_formats()) as image:
             return _rgb(image, field)
     except InputError:
         raise
@@ -100,6 +100,12 @@ def _readable_image(source: Path | Image.Image, field: str) -> np.ndarray:
     except UNREADABLE as error:
         remedy = "open it in a viewer to check it and save it again as PNG or JPEG"
         raise InputError(field, f"{type(error).__name__} ({error})", "a readable image", remedy) from error
+
+
+def _formats() -> list[str]:
+    """What PIL can read by itself: for EPS, whatever the name of the file, it would run Ghostscript on it."""
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
 
 
 def _rgb(image: Image.Image, field: str) -> np.ndarray:

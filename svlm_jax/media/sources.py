@@ -18,7 +18,7 @@ import numpy as np
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.media.chunks import Source, Timing
-from svlm_jax.media.container import declared_length
+from svlm_jax.media.container import Damage, declared_length
 from svlm_jax.media.image import load_image
 from svlm_jax.media.paths import existing_file, existing_path, is_address, masked
 from svlm_jax.media.reconnect import Reconnect, open_reconnecting
@@ -45,7 +45,8 @@ class FileSource(Source):
 
 
 class FolderSource(Source):
-    """A folder of images in natural order (frame2 before frame10), taken `fps` a second; all of the size of the first."""
+    """A folder of images in natural order (frame2 before frame10), taken `fps` a second; all of the size of the first. For one
+    that cannot be read stands the one before it, at the beginning the one after it, and a note says so."""
 
     def __init__(self, path: Path, timing: Timing) -> None:
         super().__init__(f"folder {shortened(str(path))}", timing)
@@ -65,14 +66,31 @@ class FolderSource(Source):
         self.files = self.files[first:last]
 
     def frames(self) -> Iterator[np.ndarray]:
-        size = None
-        for file in self.files:
-            frame = load_image(file)
-            if size is not None and frame.shape[:2] != size:
-                got, expected = f"{frame.shape[1]}x{frame.shape[0]} px", f"{size[1]}x{size[0]} px, as the first has"
-                raise InputError(f"frame {shortened(str(file))}", got, expected, "make all frames of one size")
-            size = frame.shape[:2]
-            yield frame
+        last, num_unreadable, unreadable = None, 0, None
+        damage = Damage(lambda second, text: self.notes.append((second, text)), "picture")
+        for number, file in enumerate(self.files):
+            second = self.start + number / self.fps
+            try:
+                frame = load_image(file)
+            except InputError as error:
+                unreadable = unreadable or error
+                damage.add(second, f"{shortened(file.name, 60)}: {str(error.got).partition(' (')[0]}")
+                damage.report(second + SLACK)
+                if last is None:
+                    num_unreadable += 1
+                else:
+                    yield last
+                continue
+            if last is not None and frame.shape != last.shape:
+                got, expected = (f"{image.shape[1]}x{image.shape[0]} px" for image in (frame, last))
+                remedy = "make all frames of one size"
+                raise InputError(f"frame {shortened(str(file))}", got, f"{expected}, as the first has", remedy)
+            damage.report(second)
+            yield from [frame] * (1 if last is not None else 1 + num_unreadable)
+            last = frame
+        if last is None and unreadable is not None:
+            raise unreadable
+        damage.report(self.start + len(self.files) / self.fps, is_last=True)
 
 
 def _open_path(name: str, timing: Timing) -> Source:
@@ -170,4 +188,5 @@ def _check_open(source: Source, timing: Timing) -> Source:
 
 
 def _natural(name: str) -> list[Any]:
-    return [(int(part), "") if part.isdigit() else (-1, part.lower()) for part in re.split(r"(\d+)", name)]
+    parts = re.split(r"(\d+)", name)  # every other one is a number
+    return [(int(part), "") if place % 2 else (-1, part.lower()) for place, part in enumerate(parts)]

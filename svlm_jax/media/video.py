@@ -22,13 +22,13 @@ from svlm_jax.media.container import (
     OnNote,
     Reader,
     can_jump,
+    can_seek,
     declared_length,
-    is_scannable,
-    lacks_index,
     open_file,
     scan,
 )
 from svlm_jax.media.display import FrameContext, display_size, to_rgb
+from svlm_jax.media.mp4 import has_second_film, lacks_index
 from svlm_jax.media.paths import existing_file
 
 if TYPE_CHECKING:
@@ -172,14 +172,21 @@ def _decoded(path: Path, start: float | int, on_note: OnNote) -> Iterator[tuple[
     remedy = "play it to check it, and copy or convert it again"
     if lacks_index(path):
         reason, remedy = "an MP4 without its index", "the recording was not finished: repair it (untrunc), or record it again"
+    elif _is_playlist(path):
+        reason, remedy = "a playlist of what a file may not open", "give the address of the playlist, or of the video in it"
     raise InputError(f"video {shortened(str(path))}", reason, "a readable video", remedy)
+
+
+def _is_playlist(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(16).startswith((b"#EXTM3U", b"ffconcat", b"v=0", b"<?xml"))
 
 
 def _from_keyframe(path: Path, target: float | int, on_note: OnNote) -> Iterator[tuple[float, float, "av.VideoFrame"]]:
     """Decode from the keyframe at or before `target` seconds, as far as the container's index is right."""
     with open_file(path) as container:
         reader = Reader(container, f"video {shortened(str(path))}", on_note=on_note)
-        skim = target > 0 and can_jump(container) and (not is_scannable(container) or scan(path)[1] > 0)
+        skim = target > 0 and (not can_seek(container) or (can_jump(container) and scan(path)[1] > 0))
         try:
             yield from reader.frames(target, skim)
         except GeneratorExit:  # the caller has its frames
@@ -201,6 +208,8 @@ def _from_keyframe(path: Path, target: float | int, on_note: OnNote) -> Iterator
     else:
         for each in dict.fromkeys((first_reader, reader)):
             each.damage.report(end, is_last=True)
+    if has_second_film(path):
+        on_note(end, "another MP4 follows in the same file and is not watched: split them, or join them with FFmpeg")
 
 
 def _decode_rest(

@@ -16,6 +16,7 @@ import numpy as np
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.media.container import Reader, stream_end
 from svlm_jax.media.display import display_size, to_rgb
+from svlm_jax.media.mp4 import lacks_index
 from svlm_jax.media.video import SLACK, with_neighbours
 
 if TYPE_CHECKING:
@@ -60,7 +61,11 @@ def read_video_bytes(data: bytes, *, fps: float = 2.0, bounds: VideoBounds = Vid
             seconds = _length(container, data, bounds, deadline)
             fps = min(fps, bounds.max_frames / seconds)
             images = list(_sample(container, fps, bounds, deadline))
-    except FFmpegError as error:
+    except (FFmpegError, InputError) as error:
+        if lacks_index(io.BytesIO(data)):
+            raise _unreadable("an MP4 without its index: it is not whole") from None
+        if isinstance(error, InputError):
+            raise
         raise _unreadable(f"{type(error).__name__} ({error.strerror})") from None
     if not images:
         raise _unreadable("no frame that can be decoded")

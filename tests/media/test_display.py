@@ -44,6 +44,17 @@ def test_each_of_the_eight_orientations_is_shown_as_players_do(tmp_path, matrix)
         assert corners(next(iter(source)).frames[0]) == EIGHT[matrix]
 
 
+@pytest.mark.parametrize("tag", range(1, 9))
+def test_a_photo_that_is_named_as_a_film_is_upright(tmp_path, tag):
+    """FFmpeg hangs its EXIF on the frame, a kind of data that PyAV does not know: it was a traceback."""
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(CORNERS).save(tmp_path / "v.jpg", exif=exif, quality=95)
+    frames, _, _ = read_video(tmp_path / "v.jpg")
+    want = load_image(tmp_path / "v.jpg")
+    assert frames[0].shape == want.shape and corners(frames[0]) == corners(want)
+
+
 @pytest.mark.parametrize("angle, like", [(10, (1, 0, 0, 1)), (100, (0, 1, -1, 0)), (-80, (0, -1, 1, 0)), (170, (-1, 0, 0, -1))])
 def test_an_angle_that_is_no_quarter_goes_to_the_nearest(tmp_path, angle, like):
     c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))

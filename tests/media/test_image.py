@@ -155,3 +155,13 @@ def test_as_frames_refuses_no_images_other_sizes_and_single_images():
     refused(lambda: as_frames([grey(1)[0], grey(1, width=98)[0]]), "image 1", "98x64", "96x64", "one size")
     refused(lambda: as_frames("frame.png"), "str", "a list", "wrap a single image in a list")
     refused(lambda: as_frames(grey(1).astype(np.float32)), "float32", "uint8")
+
+
+def test_no_program_is_run_for_a_picture_whatever_it_is_called(tmp_path, monkeypatch):
+    """PIL hands PostScript to Ghostscript: a folder of somebody's pictures must not run it."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "photo.jpg").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n")
+    refused(lambda: load_image(tmp_path / "photo.jpg"), "photo.jpg", "a readable image")
+    assert not (tmp_path / "ran").exists()

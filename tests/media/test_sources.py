@@ -2,8 +2,10 @@
 
 import contextlib
 import http.server
+import os
 import socket
 import threading
+import warnings
 from functools import partial
 
 import numpy as np
@@ -199,8 +201,58 @@ def test_a_folder_that_is_not_all_of_one_kind_is_one_line(folder):
     refused(lambda: open_source(folder, start=3), "start", "less than 3 s")
     Image.new("RGB", (50, 50)).save(folder / "frame12.png")
     refused(lambda: chunks(open_source(folder)), "frame12.png", "50x50", "96x64")
-    (folder / "frame3.png").write_bytes(b"broken")
-    refused(lambda: chunks(open_source(folder)), "frame3.png")
+
+
+@pytest.mark.parametrize(
+    "broken, shown", [((9,), [0, 1, 2, 2, 10, 11]), ((0, 1), [2, 2, 2, 9, 10, 11]), ((11,), [0, 1, 2, 9, 10, 10])]
+)
+def test_a_picture_that_cannot_be_read_costs_itself_and_is_told(folder, broken, shown):
+    """One of a thousand ended the watching: those after it keep their seconds."""
+    for number in broken:
+        path = folder / f"frame{number}.png"
+        path.write_bytes(path.read_bytes()[:50])
+    with warnings.catch_warnings(record=True) as caught:  # of what is told after the last chunk
+        warnings.simplefilter("always")
+        got = chunks(open_source(folder))
+    assert frame_numbers(np.concatenate([c.frames for c in got])) == shown
+    notes = [c.note for c in got if c.note] + [str(each.message) for each in caught]
+    assert len(notes) == len(broken) and all("left out" in note for note in notes)
+    assert all(f"frame{number}.png" in note for number, note in zip(broken, notes, strict=True))
+    for path in folder.glob("*.png"):
+        path.write_bytes(b"")
+    refused(lambda: chunks(open_source(folder)), "frame0.png", "an empty file")
+
+
+def test_digits_of_any_script_in_names_of_frames_are_no_error(tmp_path):
+    for name in ("²5", "٣", "10", "x²", "2"):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{name}.png")
+    assert [path.stem for path in FolderSource(tmp_path, Timing()).files] == ["2", "٣", "10", "x²", "²5"]
+
+
+def test_a_name_that_is_a_pattern_elsewhere_is_one_file(film, tmp_path, monkeypatch):
+    """FFmpeg takes %d in the name of a picture for the numbers of others."""
+    monkeypatch.chdir(tmp_path)
+    for name, level in (("i%d.png", 8), ("i1.png", 200), ("a*.png", 8), ("a1.png", 200)):
+        Image.new("RGB", (32, 32), (level,) * 3).save(name)
+    for name in ("i%d.png", "a*.png"):
+        assert frame_numbers(np.concatenate([c.frames for c in chunks(open_source(name))])) == [0, 0]
+    for name in ("a%04d.mp4", "pipe:0", "concat:a|b", "data:video", "-x.mp4", "#1?.mp4", " 😀\n.mp4", os.fsdecode(b"\xe9.mp4")):
+        os.symlink(film, name)
+        with open_source(name) as source:
+            assert len(chunks(source)) == 3 and source.name.encode()  # a terminal can print it
+
+
+@pytest.mark.parametrize(
+    "text", ["#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\n{}\n#EXT-X-ENDLIST\n", "ffconcat version 1.0\nfile {}\n"]
+)
+def test_a_playlist_opens_no_address_and_says_what_to_do(tmp_path, text):
+    """A file that somebody sent would have the machine ask servers inside its network."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (tmp_path / "v.mp4").write_text(text.format(f"http://127.0.0.1:{server.getsockname()[1]}/a.ts"))
+        refused(lambda: chunks(open_source(tmp_path / "v.mp4")), "a playlist", "the address of the playlist")
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 # --- cameras and connections ---

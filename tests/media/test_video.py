@@ -9,6 +9,7 @@ import pytest
 
 from svlm_jax.errors import InputError
 from svlm_jax.media.video import read_video, sample_video, write_video
+from tests.support.films import film
 
 av = pytest.importorskip("av")
 
@@ -120,6 +121,21 @@ def test_seeking_gives_the_same_frames_as_decoding_from_the_start(tmp_path, suff
     first = round(start * 10)
     assert frame_numbers(frames) == [first, first + 1, first + 2]
     np.testing.assert_allclose(times, start + np.arange(3) / 10)
+
+
+@pytest.mark.parametrize(
+    "name, codec, form",
+    [("v.m2v", "mpeg2video", "mpeg2video"), ("v", "mjpeg", "mjpeg"), ("v", "apng", "apng"), ("v.mpg", "mpeg2video", None)],
+)
+@pytest.mark.parametrize("start", [0.04, 0.56, 1.16])
+def test_a_start_in_a_stream_without_an_index_is_counted_from_its_beginning(tmp_path, name, codec, form, start):
+    """Their stamps count from wherever reading begins: a seek to 0.56 s showed the pictures of 1.12 s."""
+    pix, options = {"mjpeg": "yuvj420p", "apng": "rgb24"}.get(codec, "yuv420p"), {"qmin": "1", "qmax": "1", "g": "7"}
+    options |= {"bf": "2"} if codec == "mpeg2video" else {}
+    path = film(tmp_path / name, list(grey(30)), 25, codec, pix, form=form, options=options)
+    first = round(start * 25)
+    assert frame_numbers(read_video(path, fps=25, start=start)[0]) == list(range(first, 30))
+    refused(lambda: read_video(path, start=1.2), "start: got 1.2 s", "less than 1.2 s")
 
 
 def test_seeking_does_not_decode_from_zero(tmp_path, monkeypatch):

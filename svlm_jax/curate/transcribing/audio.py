@@ -14,7 +14,8 @@ import numpy as np
 
 from svlm_jax.curate.outcome import SetAside
 from svlm_jax.json_lines import MAX_SECONDS
-from svlm_jax.media.container import FAILURES, Damage, OnNote, can_jump, lacks_index, open_file, origin_of
+from svlm_jax.media.container import FAILURES, Damage, OnNote, can_jump, open_file, origin_of
+from svlm_jax.media.mp4 import lacks_index
 from svlm_jax.media.paths import existing_file
 from svlm_jax.media.timestamps import Joiner
 

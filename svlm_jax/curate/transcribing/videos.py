@@ -21,7 +21,8 @@ from svlm_jax.curate.outcome import SetAside
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.files import local_path, refuse_other_kinds_of_file
 from svlm_jax.json_lines import BadLines, read
-from svlm_jax.media.container import is_scannable, lacks_index, open_file, scan, stream_end, video_streams
+from svlm_jax.media.container import is_scannable, open_file, scan, stream_end, video_streams
+from svlm_jax.media.mp4 import lacks_index
 from svlm_jax.media.paths import existing_path
 
 SUFFIXES = (
