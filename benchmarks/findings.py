@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.report import DOCS, record
+from svlm_jax.cli.flags import integer
 from svlm_jax.cli.model_flags import DEFAULT_MODEL
 from svlm_jax.cli.progress import Progress, span
 from svlm_jax.config import StreamConfig
@@ -364,7 +365,7 @@ def draw(series: dict[Variant, list[Tally]], path: Path) -> None:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
     parser.add_argument("--compare", nargs="*", default=[], metavar="NAME=DIR", help="models with other training")
-    parser.add_argument("--seconds", type=int, default=7200, help="of a stream (default 7200)")
-    parser.add_argument("--seeds", type=int, default=1, help="held-out games (default 1)")
+    parser.add_argument("--seconds", type=integer(1), default=7200, help="of a stream (default 7200)")
+    parser.add_argument("--seeds", type=integer(1), default=1, help="held-out games (default 1)")
     parser.add_argument("--only", default="", help=f"some, separated by commas, of {', '.join(GROUPS)} (default: all)")
     parser.add_argument("--scratch", type=Path, help="folder of the streams (default: runs/findings of the checkout)")

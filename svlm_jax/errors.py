@@ -1,6 +1,6 @@
 """The one error for bad input: field, got, expected, remedy, on one line. Commands print it and exit 2."""
 
-MAX_LINE = 299  # characters; longer text comes from outside (a file, a path, a library) and is cut
+MAX_LINE = 292  # characters, 299 after "error: "; text that comes from outside (a file, a path, a library) is cut
 MIN_PART = 40  # characters; no part is cut below that
 
 

@@ -46,6 +46,8 @@ def main(command=None):
         refuse(problem)
     sys.excepthook = hide_interrupt
     if command is None:
+        if sys.argv[1:2] == ["help"]:  # svlm help [COMMAND]
+            sys.argv[1:] = [*sys.argv[2:3], "--help"]
         command = sys.argv[1] if len(sys.argv) > 1 else "--help"
         if command in ("-h", "--help"):
             print(usage())

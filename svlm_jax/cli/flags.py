@@ -9,6 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from svlm_jax.errors import shortened
@@ -34,6 +35,7 @@ class Parser(argparse.ArgumentParser):
                 options["prog"] = f"python -m {spec.name.removesuffix('.__main__')}"
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(*args, **options)
+        self.register("type", Path, path)
 
     def error(self, message: str) -> NoReturn:
         words = self._explain(message).split()
@@ -61,6 +63,14 @@ class Parser(argparse.ArgumentParser):
 def short(text: str) -> str:
     """A value as it was typed, at most MAX_ECHO letters of it."""
     return shortened(text, MAX_ECHO)
+
+
+def path(text: str) -> Path:
+    """A flag's type, and what `type=Path` means: "" is no path, but what a shell makes of a variable that is not set. As a path
+    it would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("got nothing, expected a path")
+    return Path(text)
 
 
 def integer(minimum: int, maximum: int = MAX_INTEGER) -> Callable[[str], int]:

@@ -20,7 +20,7 @@ def model_flags(parser: argparse.ArgumentParser, dtype: bool = True) -> None:
         default=DEFAULT_MODEL,
         help=f"checkpoint directory (Hugging Face or Orbax), hub id, or the default: the shipped {DEFAULT_MODEL}",
     )
-    parser.add_argument("--processor", help="directory with tokenizer and processor files, if not in --model")
+    parser.add_argument("--processor", type=Path, help="directory with tokenizer and processor files, if not in --model")
     if dtype:
         parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of computation (default: the checkpoint's)")
     parser.add_argument(

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from svlm_jax.cli.flags import Parser
+from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.cli.model_flags import check_attention, compile_cache_flag, set_compile_cache
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
@@ -84,8 +84,8 @@ def main() -> None:
     first = Parser(description=__doc__, add_help=False, allow_abbrev=False)
     first.add_argument("--config", help="a name in configs/, or a Python file")
     compile_cache_flag(first)
-    first.add_argument("--nproc", type=int, default=1, help="processes on this machine (default 1)")
-    first.add_argument("--devices-each", type=int, help="virtual CPU devices of each process")
+    first.add_argument("--nproc", type=integer(1, 1024), default=1, help="processes on this machine (default 1)")
+    first.add_argument("--devices-each", type=integer(1, 1024), help="virtual CPU devices of each process")
     first.add_argument(
         "--dry-run",
         nargs="?",

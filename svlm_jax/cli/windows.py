@@ -23,7 +23,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
-from svlm_jax.cli.flags import Parser, number
+from svlm_jax.cli.flags import Parser, integer, number
 from svlm_jax.cli.progress import Progress
 from svlm_jax.data.annotation import Annotation, parse_line
 from svlm_jax.data.frames import check_fps
@@ -45,7 +45,7 @@ class BadRecords:
 
     @property
     def too_many(self) -> bool:
-        return self.count > self.max_count >= 0
+        return self.count > self.max_count
 
     def __call__(self, name: str, reason: object) -> None:
         self.count += 1
@@ -108,8 +108,8 @@ def main() -> None:
     parser.add_argument("sources", nargs="+", type=Path, metavar="LONG.jsonl", help="annotations, a video a line")
     parser.add_argument("--out", type=Path, metavar="TRAIN.jsonl", help="windows to write, and TRAIN_seeks.jsonl beside it")
     parser.add_argument("--tfds", type=Path, metavar="DIR", help="directory to make, of windows with their frames")
-    parser.add_argument("--window", type=int, default=24, metavar="S", help="seconds of a window (default 24)")
-    parser.add_argument("--stride", type=int, default=12, metavar="S", help="seconds from start to start (default 12)")
+    parser.add_argument("--window", type=integer(1), default=24, metavar="S", help="seconds of a window (default 24)")
+    parser.add_argument("--stride", type=integer(1), default=12, metavar="S", help="seconds from start to start (default 12)")
     parser.add_argument(
         "--words-per-second",
         type=number(0),
@@ -119,18 +119,18 @@ def main() -> None:
     )
     parser.add_argument("--saying", default="", metavar="REGEX", help="only windows in whose words this is found")
     parser.add_argument(
-        "--apart", type=float, default=0, metavar="S", help="only those in which it is, S or more seconds after the last"
+        "--apart", type=number(0), default=0, metavar="S", help="only those in which it is, S or more seconds after the last"
     )
-    parser.add_argument("--every", type=int, default=1, metavar="N", help="only each N-th of them (default 1: all)")
+    parser.add_argument("--every", type=integer(1), default=1, metavar="N", help="only each N-th of them (default 1: all)")
     parser.add_argument(
         "--as-streamed", action="store_true", help="previous text as streams have it: a line a second, with answers"
     )
     parser.add_argument(
-        "--visible-seconds", type=int, default=0, metavar="S", help="frames for their last S seconds only (default: all)"
+        "--visible-seconds", type=integer(0), default=0, metavar="S", help="frames for their last S seconds only (default: all)"
     )
     parser.add_argument("--words-only", action="store_true", help="turns without frames: the video is not shown")
-    parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="bad records that are left out (default 0)")
-    parser.add_argument("--fps", type=float, default=2.0, help="frames a second with --tfds (default 2)")
+    parser.add_argument("--max-bad", type=integer(0), default=0, metavar="N", help="bad records that are left out (default 0)")
+    parser.add_argument("--fps", type=number(1, 1000), default=2.0, help="frames a second with --tfds (default 2)")
     parser.add_argument("--family", default="qwen2.5-vl", metavar="NAME", help="to train, with --tfds (default qwen2.5-vl)")
     parser.add_argument("--root", type=Path, help="where relative paths of videos begin, with --tfds (default: here)")
     args = parser.parse_args()
@@ -154,12 +154,8 @@ def _check(args: argparse.Namespace) -> None:
     check_windows(args.window, args.stride, min(SHORTEST, args.window), args.visible_seconds)
     check_fps(args.fps)
     _expression(args.saying)
-    if args.apart < 0 or (args.apart and not args.saying):
-        raise InputError("--apart", f"{args.apart:g}", "0 or more seconds, with --saying", "say what is said so far apart")
-    if args.every < 1:
-        raise InputError("--every", args.every, "1 or more", "1 keeps all windows")
-    if args.max_bad < 0:
-        raise InputError("--max-bad", args.max_bad, "0 or more records", "0 allows none")
+    if args.apart and not args.saying:
+        raise InputError("--apart", f"{args.apart:g}", "--saying with it", "say what is said so far apart")
     family_named(args.family)
     if not args.out and not args.tfds:
         raise InputError("--out and --tfds", "neither", "one of them at least", "say what to make")

@@ -4,6 +4,7 @@ Every setting is an array over the batch, so streams with different settings sha
 Axes: B batch, T tokens, V vocabulary, k largest logits that are considered.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -34,10 +35,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, valid, expected in (
-            ("temperature", self.temperature >= 0, "0 (greedy) or more"),
-            ("top_k", self.top_k >= 0, "0 (all) or more"),
+            ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
+            ("top_k", 0 <= self.top_k < 2**31, "0 (all) or more, below 2**31"),
             ("top_p", 0 < self.top_p <= 1, "more than 0, at most 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "more than 0"),
+            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "more than 0"),
             ("silence_threshold", 0 <= (self.silence_threshold or 0) <= 1, "a probability, 0 to 1"),
             ("silence_threshold_step", abs(self.silence_threshold_step) <= 1, "-1 to 1"),
             ("silence", 0 <= (self.silence or 0) <= 1, "a probability, 0 to 1"),

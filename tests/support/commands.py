@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,19 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tests.support.preload"])
 
 
-def command(module: str, *args: object, limit: int | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run `python -m launch.MODULE ARGS` in `cwd`; `limit` is the largest file it may write, in bytes (a full disk)."""
+def command(
+    module: str,
+    *args: object,
+    limit: int | None = None,
+    cwd: Path = ROOT,
+    prepare: Callable[[], None] | None = None,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m launch.MODULE ARGS` in `cwd`; `limit` is the largest file it may write, in bytes (a full disk); `prepare`
+    is called first, in its process."""
     line = [f"launch.{module}", *map(str, args)]
     with tempfile.TemporaryDirectory() as folder:
         streams = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _CONTEXT.Process(target=_run, args=(line, dict(os.environ), cwd, limit, *streams))
+        process = _CONTEXT.Process(target=_run, args=(line, dict(os.environ), cwd, limit, *streams, prepare))
         process.start()
         process.join(HANG)
         if process.exitcode is None:
@@ -35,7 +43,15 @@ def command(module: str, *args: object, limit: int | None = None, cwd: Path = RO
         return subprocess.CompletedProcess(line, process.exitcode, *(path.read_text() for path in streams))
 
 
-def _run(line: list[str], environment: dict[str, str], cwd: Path, limit: int | None, stdout: Path, stderr: Path) -> None:
+def _run(
+    line: list[str],
+    environment: dict[str, str],
+    cwd: Path,
+    limit: int | None,
+    stdout: Path,
+    stderr: Path,
+    prepare: Callable[[], None] | None,
+) -> None:
     for descriptor, path in enumerate((Path(os.devnull), stdout, stderr)):
         opened = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         os.dup2(opened, descriptor)
@@ -50,5 +66,7 @@ def _run(line: list[str], environment: dict[str, str], cwd: Path, limit: int | N
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if prepare is not None:
+        prepare()
     sys.argv = line
     runpy.run_module(line[0], run_name="__main__", alter_sys=True)

@@ -58,9 +58,10 @@ def main() -> None:
             raise InputError("--dry-run", "without --judge-url", "a model that costs something", "rules cost nothing")
         _print_cost(args, step, judge)
         return
+    lines = open_input(args)
     if not is_model:
         print("judged by cues, which know no meaning; --judge-url asks a language model", file=sys.stderr)
-    done = run(args, step, has_seeks=True, waits=is_model)
+    done = run(args, step, lines, has_seeks=True, waits=is_model)
     _print_yield((done.report or {}).get("counts", {}))
 
 

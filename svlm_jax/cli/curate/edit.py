@@ -49,8 +49,9 @@ def main() -> None:
         return
     if args.dry_run:
         raise InputError("--dry-run", "without --editor-url", "a model that costs something", "rules cost nothing")
+    lines = open_input(args)
     print("edited by rules, which know names and adverts alone; --editor-url asks a language model", file=sys.stderr)
-    _print_shares(run(args, EditStep(editor, args.segment, args.edited_times)))
+    _print_shares(run(args, EditStep(editor, args.segment, args.edited_times), lines))
 
 
 def _edit_by_model(args: argparse.Namespace, editor: LlmEditor) -> None:

@@ -65,11 +65,13 @@ def read_shard(text: str) -> tuple[int, int]:
 
 def cache_folder(args: argparse.Namespace) -> Path:
     """Of --cache, else beside --out; shards share it."""
-    return args.cache or args.out.with_name(f"{args.out.stem}.cache")
+    out = step_files(args.out).out  # refuses what is no name of a file
+    return args.cache or out.with_name(f"{out.stem}.cache")
 
 
 def open_input(args: argparse.Namespace) -> InputLines:
-    """The lines of --in."""
+    """The lines of --in, when the names of what is made are looked at: to read them may take minutes."""
+    step_files(args.out, read_shard(args.shard))
     if same_file(args.input, args.out):
         raise InputError("--out", f"{shortened(args.out)}, the file of --in", "a file of its own", "choose another name")
     return InputLines.of_file(args.input)

@@ -22,6 +22,7 @@ from svlm_jax.cli.curate.step_flags import cache_folder, read_shard, run, step_f
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.curate.languages import is_language, language_code
 from svlm_jax.curate.running.input_lines import InputLines
+from svlm_jax.curate.running.step_files import step_files
 from svlm_jax.curate.transcribing import subtitle_files, whisper, words_files
 from svlm_jax.curate.transcribing.http_transcriber import HttpTranscriber
 from svlm_jax.curate.transcribing.transcribe import Transcribe, Transcriber
@@ -84,7 +85,7 @@ def _flags(parser: Parser) -> None:
 
 def _check(args: argparse.Namespace) -> None:
     """What can be said before any file is looked at."""
-    read_shard(args.shard)
+    step_files(args.out, read_shard(args.shard))
     subtitle_files.check_encoding(args.encoding)
     if args.language and not is_language(args.language) and language_code(args.language) in (None, args.language):
         raise InputError("--language", args.language, "a code of a language, as en", "leave it out where it is unknown")
