@@ -1,4 +1,6 @@
-"""The one error for bad input: field, got, expected, remedy, on one line. Commands print it and exit 2."""
+"""The one error for bad input: field, got, expected, remedy, on one line, without secrets. Commands print it and exit 2."""
+
+from svlm_jax.addresses import hide_secrets_in
 
 MAX_LINE = 292  # characters, 299 after "error: "; text that comes from outside (a file, a path, a library) is cut
 MIN_PART = 40  # characters; no part is cut below that
@@ -33,13 +35,13 @@ class InputError(ValueError):
 
 
 def _plain(text: str) -> str:
-    """On one line, without control characters."""
-    return "".join(char if char.isprintable() else "?" for char in " ".join(text.split()))
+    """On one line, without control characters, and without the password of an address: lines of stderr go into bug reports."""
+    return "".join(char if char.isprintable() else "?" for char in hide_secrets_in(" ".join(text.split())))
 
 
 def shortened(text: object, size: int = 160) -> str:
     """Text from outside in at most `size` characters: its start and its end, which of a path are the most telling. Bytes of a
     name that are no UTF-8 come as they are escaped (\\udce9): a terminal, or a file of captions, could not take them."""
-    text = str(text).encode("utf-8", "backslashreplace").decode()
-    end = (size - 3) // 2
+    text, end = str(text).encode("utf-8", "backslashreplace").decode(), (size - 3) // 2
+    text = text if len(text) <= size else hide_secrets_in(text)  # what is left of an address would not be known as one
     return text if len(text) <= size else f"{text[: size - 3 - end]}...{text[-end:]}"

@@ -21,7 +21,8 @@ MAX_LINES = 400
 # Bottom to top. A module imports from strictly lower layers and from its own group, the names on one string.
 # A name covers its submodules, unless the table names some of them ("svlm_jax", "svlm_jax.model").
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("svlm_jax.errors", "pallas_kernels"),
+    ("svlm_jax.addresses", "pallas_kernels"),
+    ("svlm_jax.errors",),
     ("svlm_jax.files",),
     (
         "svlm_jax.json_lines",

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from svlm_jax.addresses import hide_secrets_in
 from svlm_jax.errors import shortened
-from svlm_jax.media.paths import masked
 
 BAD_INPUT = 2  # exit code
 MAX_ECHO = 60  # characters of a bad value that are repeated in its error line
@@ -38,8 +38,7 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, path)
 
     def error(self, message: str) -> NoReturn:
-        words = self._explain(message).split()
-        line = " ".join(masked(word) if "://" in word else word for word in words)  # no password of a camera
+        line = " ".join(self._explain(hide_secrets_in(message)).split())  # no password of a camera
         print(f"error: {line}; {self.prog} --help lists the flags", file=sys.stderr)
         sys.exit(BAD_INPUT)
 
@@ -61,8 +60,8 @@ class Parser(argparse.ArgumentParser):
 
 
 def short(text: str) -> str:
-    """A value as it was typed, at most MAX_ECHO letters of it."""
-    return shortened(text, MAX_ECHO)
+    """A value as it was typed but for secrets, at most MAX_ECHO letters of it."""
+    return shortened(hide_secrets_in(text), MAX_ECHO)
 
 
 def path(text: str) -> Path:

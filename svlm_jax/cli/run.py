@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+from svlm_jax.addresses import hide_secrets_in
 from svlm_jax.cli.flags import BAD_INPUT
 from svlm_jax.errors import InputError
 
@@ -61,7 +62,7 @@ _warned: set[str] = set()
 
 def _warn(message: Any, *_: Any, **__: Any) -> None:
     """A warning is one line; that of a compiled program which cannot be kept, or read again, comes once."""
-    line = " ".join(str(message).split())
+    line = hide_secrets_in(" ".join(str(message).split()))
     if match := _CACHE_WARNING.match(line):
         if match[1] == "reading":
             from svlm_jax.compile_cache import forget

@@ -1,6 +1,6 @@
 """What a user's name of a video or image means, and how it is printed.
 
-Owns which file a name means, what is refused before anything is opened, and that no password of an address is ever printed.
+Owns which file a name means, and what is refused before anything is opened.
 Standard library only.
 """
 
@@ -11,13 +11,11 @@ import unicodedata
 from pathlib import Path
 from urllib.parse import unquote
 
+from svlm_jax.addresses import hide_secrets
 from svlm_jax.errors import InputError, shortened
 
-HIDDEN = "***"
 ADDRESS = re.compile(r"[a-z][a-z0-9+.\-]+://", re.IGNORECASE)
 _LOCAL = re.compile(r"file:(//(localhost)?(?=/))?", re.IGNORECASE)
-_SCHEME = re.compile(r"^([a-z][a-z0-9+.\-]+:/*)?(.*)$", re.IGNORECASE | re.DOTALL)
-_VALUE = re.compile(r"=[^&;/?#\s]*")
 _SPECIAL = ((stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket"), (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"))
 
 
@@ -28,18 +26,8 @@ def is_address(name: str) -> bool:
 
 
 def masked(name: str) -> str:
-    """An address, or a name that looks like one, as it may be printed: without user and password, and without the values of a
-    query or of `key=value` in its path, any of which may be a token. Hides too much rather than too little: a password may hold
-    "/" or "@".
-    """
-    scheme, rest = _SCHEME.fullmatch(name).groups()  # pyright: ignore[reportOptionalMemberAccess] (it matches all)
-    if not scheme and not re.match(r"[^/\s]+:[^/]*@", rest):
-        return shortened(name)
-    rest = f"{HIDDEN}@{rest.rpartition('@')[2]}" if "@" in rest else rest
-    rest = _VALUE.sub(f"={HIDDEN}", rest)
-    location, question_mark, query = rest.partition("?")
-    shown_query = question_mark + query if not query or "=" in query else f"?{HIDDEN}"
-    return shortened((scheme or "") + location + shown_query)
+    """An address, or a name that looks like one, as it may be printed: `addresses.hide_secrets`, on one short line."""
+    return shortened(hide_secrets(name))
 
 
 def existing_path(name: str | os.PathLike) -> Path | None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from svlm_jax.addresses import hide_secrets_in
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.media.paths import masked
 
@@ -99,9 +100,9 @@ class Connection:
         return RequestError(self.hide(f"{status}: {message or error.message}"))
 
     def hide(self, text: str) -> str:
-        """An error of a server on one line, short, and without the key."""
+        """An error of a server on one line, short, without the key and the secrets of addresses."""
         text = text.replace(self._key, "***") if self._key else text
-        return shortened(" ".join(text.split()), 200)
+        return shortened(hide_secrets_in(" ".join(text.split())), 200)
 
 
 def _is_address(url: str) -> bool:
