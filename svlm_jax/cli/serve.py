@@ -131,10 +131,7 @@ def _site(args: argparse.Namespace, vlm: Any, hub: Any, stack: ExitStack) -> Any
     access = Access(token=args.token, loopback=is_loopback(args.host), origins=args.origin)
     always_on = AlwaysOnSources(hub, range(len(args.source)) if args.keep else ())
     routes = [*ChatRoutes(chat, Path(args.model).name).routes(), *Rest(hub, access).routes()]
-    site = Site(hub, access, routes, tasks=[always_on.run])
-    if site.connections.max_connections < hub.limits.max_connections:
-        print(f"few open files: {site.connections.max_connections} connections at a time; raise ulimit -n", file=sys.stderr)
-    return site
+    return Site(hub, access, routes, tasks=[always_on.run])
 
 
 def _audience(args: argparse.Namespace) -> str:

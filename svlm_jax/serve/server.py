@@ -65,16 +65,19 @@ class Server:
         self.site, self.bound, self.stopping = site, bound, False
         self.drain_seconds, self.drain_end = drain_seconds, float("inf")
         self.log_limit = RateLimit(1 / 60, 1)
-        site.connections.max_connections = available_connections(site.hub.limits)
+        limits, available = site.hub.limits, available_connections(site.hub.limits)
+        site.connections.max_connections = available
+        if available < limits.max_connections:
+            print(f"few open files: {available} connections at a time; raise ulimit -n", file=sys.stderr, flush=True)
         http, websocket = protocols(site.connections, HEADERS)
         config = uvicorn.Config(
             site.application(),
             http=http,
             ws=websocket,
-            ws_ping_interval=site.hub.limits.ping_interval,
-            ws_ping_timeout=site.hub.limits.ping_interval,
+            ws_ping_interval=limits.ping_interval,
+            ws_ping_timeout=limits.ping_interval,
             backlog=ACCEPT_BATCH,
-            ws_max_size=site.hub.limits.max_message_bytes,
+            ws_max_size=limits.max_message_bytes,
             ws_per_message_deflate=False,  # costs memory for each socket, and JPEG does not get smaller
             log_level="critical",
             log_config=None,

@@ -17,6 +17,7 @@ from PIL import Image
 from benchmarks.serve_wire import PING, TEXT, frame, scan_bomb
 from svlm_jax.errors import InputError
 from svlm_jax.serve.http import connections
+from svlm_jax.serve.http.access import Access
 from svlm_jax.serve.http.connections import Connections, address_group, available_connections
 from svlm_jax.serve.http.protocols import PARSE_BYTES
 from svlm_jax.serve.limits import Limits
@@ -24,7 +25,7 @@ from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.sources import images
 from svlm_jax.serve.sources.images import Box, decode_image
 from tests.support import HANG, wait_until
-from tests.support.serving import ServerThread, compiled, film, server, serving  # noqa: F401
+from tests.support.serving import ServerThread, compiled, film, server, serving, serving_script  # noqa: F401
 
 BOX = Box(168, 112)
 HALF = b"GET / HTTP/1.1\r\nHost: localhost\r\nX-A: "
@@ -241,6 +242,23 @@ def test_the_limit_of_open_files_is_raised_or_reported(monkeypatch):
     rlimit["limit"] = (80, 80)
     with pytest.raises(InputError, match="ulimit -n"):
         available_connections(Limits(), used_files=50)
+
+
+def test_a_server_with_few_open_files_says_how_many_connections_it_takes(monkeypatch, capsys):
+    """Else nobody knows why the ninth viewer does not get in."""
+    monkeypatch.setattr("svlm_jax.serve.server.available_connections", lambda limits: 9)
+    with serving_script(lambda stream, chunk: ()) as server:
+        assert server.server.site.connections.max_connections == 9
+    assert "few open files: 9 connections at a time; raise ulimit -n" in capsys.readouterr().err
+
+
+def test_sockets_of_a_subscriber_count_together():
+    """Else whoever has a /64 of IPv6 addresses, as every home does, has no limit."""
+    access = Access()
+    assert access.add_socket("2001:db8::1", 2) and access.add_socket("2001:db8::2", 2)
+    assert not access.add_socket("2001:db8::3", 2) and access.add_socket("2001:db8:0:1::1", 2)
+    access.remove_socket("2001:db8::2")
+    assert access.add_socket("2001:db8::3", 2)
 
 
 def test_a_server_without_open_files_logs_one_line(server, capsys):

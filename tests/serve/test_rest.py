@@ -238,6 +238,14 @@ def test_a_listener_that_reads_nothing_is_dropped():
         wait_until(lambda: not server.hub.log._wakers and not server.server.site.access.sockets)
 
 
+def test_a_client_that_asks_for_the_head_of_events_gets_no_more():
+    """Else it waits for ever, and counts as a listener: programs that look whether an address exists do that."""
+    with rest_server() as server, socket.create_connection(server.address) as raw:
+        raw.sendall(b"HEAD /v1/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert raw.recv(15) == b"HTTP/1.1 200 OK"
+        wait_until(lambda: not server.server.site.access.sockets)
+
+
 def test_replies_that_nobody_takes_are_bounded_and_counted():
     with rest_server(limits=replace(LIMITS, max_kept_replies=3)) as server:
         client = RestClient(server.http)

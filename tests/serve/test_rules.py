@@ -35,14 +35,14 @@ def test_a_token_is_its_bytes():
     """Else a token with an accent works in the address bar and not in a script."""
     access = Access(token="sésame-öffne-dich")
     bearer = {"authorization": "Bearer " + "sésame-öffne-dich".encode().decode("latin-1")}  # as a server has header fields
-    assert access.has_token(bearer, {}, {}) and access.has_token({}, {}, {"token": "sésame-öffne-dich"})
-    assert access.has_token({}, {"svlm_token": access.cookie}, {})
+    assert access.has_token(bearer, {}) and access.has_token({}, {"token": "sésame-öffne-dich"})
+    assert access.has_token({"cookie": f"theme=dark; svlm_token={access.cookie}"}, {})
     for headers, query in (
         ({"authorization": "Bearer sésame"}, {}),
         ({}, {"token": "\udcff"}),
         ({"authorization": "Basic x"}, {}),
     ):
-        assert not access.has_token(headers, {}, query)
+        assert not access.has_token(headers, query)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Webhooks: events arrive in order and can be checked, a receiver that fails gets them later, and nobody waits for it."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -14,7 +15,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.serve.metrics import Metrics
 from svlm_jax.serve.notifications.event_log import EventLog
 from svlm_jax.serve.notifications.webhooks import COUNTER, Webhook, WebhookPolicy, check_secret, check_url
-from tests.support import HANG
+from tests.support import HANG, wait_until
 from tests.support.webhook_receiver import HUNG_UP, Receiver, receiving
 
 FAST = WebhookPolicy(first_delay=0.001, max_delay=0.004, timeout=HANG, last_seconds=HANG)
@@ -98,6 +99,41 @@ def test_a_receiver_that_hangs_holds_nobody_up_and_is_told_what_it_missed():
         assert metrics.value(COUNTER, "dropped") == 495
 
 
+@pytest.mark.parametrize(("start", "outcome"), [(b"HTTP/1.0 200 ", "retried"), (b"HTTP/1.0 200 OK\r\n\r\n", "delivered")])
+def test_a_receiver_that_answers_a_byte_at_a_time_is_not_waited_for(start, outcome):
+    """Else its thread waits for ever, and events are lost without a word."""
+    bound, released = socket.create_server(("127.0.0.1", 0)), threading.Event()
+
+    def trickle() -> None:
+        connection, _ = bound.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(start)
+            while not released.wait(0.01):
+                connection.sendall(b"x")
+
+    threading.Thread(target=trickle).start()
+    log, metrics = EventLog(), Metrics()
+    policy = WebhookPolicy(first_delay=0.001, max_delay=0.004, timeout=0.2, last_seconds=0.2)
+    webhook = Webhook(f"http://127.0.0.1:{bound.getsockname()[1]}/", log, metrics, policy=policy)
+    webhook.start()
+    add(log, 0)
+    wait_until(lambda: metrics.value(COUNTER, outcome))
+    log.close()
+    webhook.stop()
+    released.set()
+    bound.close()
+
+
+def test_a_receiver_that_asks_for_a_pause_in_other_digits_is_asked_again():
+    """Else a header field ends the thread, and no event is sent any more."""
+    with (
+        receiving(lambda number: 503 if number == 0 else 204, retry_after="\u00b2") as receiver,
+        sending(receiver) as (log, *_),
+    ):
+        add(log, 0)
+        receiver.wait(lambda: bool(receiver.accepted))
+
+
 def test_only_events_of_the_named_kinds_are_sent():
     with receiving() as receiver, sending(receiver, kinds=("alert",)) as (log, _, _webhook):
         add(log, 0)
@@ -127,7 +163,17 @@ def test_what_waits_when_the_server_stops_is_sent_or_told(capfd):
 
 @pytest.mark.parametrize(
     "url",
-    ["", "ftp://host/secret", "http:///secret", "http://[secret", "http://host:secret/", "http://host/sec ret", "host/secret"],
+    [
+        "",
+        "ftp://host/secret",
+        "http:///secret",
+        "http://[secret",
+        "http://host:secret/",
+        "http://host/sec ret",
+        "host/secret",
+        "http://a..b/secret",
+        "http://" + "a" * 70 + "/secret",
+    ],
 )
 def test_an_address_that_is_none_is_one_line_without_it(url):
     with pytest.raises(InputError, match=r"^--webhook: got ") as error:

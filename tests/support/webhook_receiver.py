@@ -27,7 +27,7 @@ class Received(NamedTuple):
 class Receiver:
     """`received`: the requests in order, also those that were answered with a failure. `accepted`: their events, once."""
 
-    def __init__(self, respond: Respond) -> None:
+    def __init__(self, respond: Respond, retry_after: str = "") -> None:
         self.received: list[Received] = []
         self.accepted: list[dict[str, Any]] = []
         self.changed = threading.Condition()
@@ -51,6 +51,8 @@ class Receiver:
                 if status != HUNG_UP:
                     self.send_response(status)
                     self.send_header("Content-Length", "0")
+                    if retry_after:
+                        self.send_header("Retry-After", retry_after)
                     self.end_headers()
                 else:
                     self.close_connection = True
@@ -69,8 +71,8 @@ class Receiver:
 
 
 @contextmanager
-def receiving(respond: Respond = lambda number: 204) -> Iterator[Receiver]:
-    receiver = Receiver(respond)
+def receiving(respond: Respond = lambda number: 204, retry_after: str = "") -> Iterator[Receiver]:
+    receiver = Receiver(respond, retry_after)
     thread = threading.Thread(target=receiver.http.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -4,12 +4,10 @@ Owns what one may cost before it is decoded. Never opens a file of this machine.
 pixels, vision tokens.
 """
 
-import io
 import re
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
 
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.inputs import Clip
@@ -21,12 +19,11 @@ from svlm_jax.serve.chat.limits import ChatLimits
 from svlm_jax.serve.chat.request import Media
 from svlm_jax.serve.json_fields import RequestError, decode_base64
 from svlm_jax.serve.limits import Limits
-from svlm_jax.serve.sources.images import FORMATS, read_header
+from svlm_jax.serve.sources.images import decoder, read_header, upright
 
 LOW_DETAIL_TOKENS = 256  # of an image with "detail": "low"
 DATA_URI = re.compile(r"data:[\w.+/-]*(?:;[\w.+=-]+)*;base64,", re.IGNORECASE)
 FPS = 2.0  # of a video, unless the request says otherwise
-EXIF = b"Exif\0\0"
 
 Fetch = Callable[[str, str], bytes]  # (URL, field) -> what is there
 
@@ -97,25 +94,5 @@ def read_image(data: bytes, limits: Limits) -> np.ndarray:
         InputError: as `sources.images.read_header` does; or the pixels cannot be decoded.
     """
     header = read_header(data, limits)
-    file = header.data[:2] + exif_segment(data) + header.data[2:]
-    try:
-        image = Image.open(io.BytesIO(file), formats=FORMATS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError("image", type(error).__name__, f"{', '.join(FORMATS)} that can be read", "send JPEG") from None
-    with image:
-        if image.size != (header.width, header.height):
-            raise InputError("image", "two sizes in one file", "one", "send JPEG")
-        return load_image(image)
-
-
-def exif_segment(data: bytes) -> bytes:
-    """The segment of a JPEG that says which way up it is; b"" if there is none. It is among the first segments."""
-    offset = 2
-    while data[:2] == b"\xff\xd8" and data[offset : offset + 1] == b"\xff" and 0xE0 <= data[offset + 1] <= 0xEF:
-        length = int.from_bytes(data[offset + 2 : offset + 4])
-        if length < 2:
-            break
-        if data[offset + 1] == 0xE1 and data[offset + 4 : offset + 10] == EXIF:
-            return data[offset : offset + 2 + length]
-        offset += 2 + length
-    return b""
+    with decoder(header) as image:
+        return np.asarray(upright(load_image(image), header))

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from svlm_jax.errors import InputError
+from svlm_jax.serve.http.connections import address_group
 
 COOKIE = "svlm_token"
 KEY_PROTOCOL = "openai-insecure-api-key."  # of a WebSocket
@@ -32,7 +33,7 @@ class Access:
         self.token, self.loopback = token, loopback
         self.origins = {origin.rstrip("/").lower() for origin in origins}
         self.hosts = LOOPBACK | {urlsplit(origin).hostname or "" for origin in self.origins}
-        self.sockets: Counter[str] = Counter()  # by client address
+        self.sockets: Counter[str] = Counter()  # by `address_group` of the client
 
     @property
     def cookie(self) -> str:
@@ -64,31 +65,34 @@ class Access:
         url = f"https://{headers.get('host', '').lower()}"
         return scheme in ("https", "wss") or forwarded_proto in ("https", "wss") or forwarded is not None or url in self.origins
 
-    def has_token(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
+    def has_token(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
         """Whether a request carries the token: as "Authorization: Bearer" in UTF-8, as the cookie, as ?token=, or as a browser
         with OpenAI's client sends it, which cannot set header fields: in the name of a subprotocol."""
         if not self.token:
             return True
         # every candidate is compared, also after a match: the time of the answer depends on no secret
         matches = [_equal(candidate, _bytes(self.token)) for candidate in _candidates(headers, query)]
-        return any([*matches, _equal(_bytes(cookies.get(COOKIE, "")), self.cookie.encode())])
+        matches += [_equal(_bytes(cookie), self.cookie.encode()) for cookie in _cookies(headers)]
+        return any(matches)
 
-    def has_credentials(self, headers: Mapping[str, str], cookies: Mapping[str, str], query: Mapping[str, str]) -> bool:
+    def has_credentials(self, headers: Mapping[str, str], query: Mapping[str, str]) -> bool:
         """Whether a request carries a token or a cookie at all, right or wrong: then it may be a guess."""
-        return bool(_candidates(headers, query)) or COOKIE in cookies
+        return bool(_candidates(headers, query) or _cookies(headers))
 
     def add_socket(self, address: str, max_sockets: int) -> bool:
         """Count one more socket of an address; False, and nothing counted, if it has `max_sockets` already."""
-        if self.sockets[address] >= max_sockets:
+        group = address_group(address)
+        if self.sockets[group] >= max_sockets:
             return False
-        self.sockets[address] += 1
+        self.sockets[group] += 1
         return True
 
     def remove_socket(self, address: str) -> None:
         """Undo `add_socket`."""
-        self.sockets[address] -= 1
-        if self.sockets[address] <= 0:
-            del self.sockets[address]
+        group = address_group(address)
+        self.sockets[group] -= 1
+        if self.sockets[group] <= 0:
+            del self.sockets[group]
 
 
 def check_token(token: str) -> str:
@@ -121,6 +125,13 @@ def _candidates(headers: Mapping[str, str], query: Mapping[str, str]) -> list[by
     names = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
     candidates += [_bytes(name.removeprefix(KEY_PROTOCOL)) for name in names if name.startswith(KEY_PROTOCOL)]
     return candidates + ([_bytes(query["token"])] if "token" in query else [])
+
+
+def _cookies(headers: Mapping[str, str]) -> list[str]:
+    """Values of this server's cookie. It is never quoted; the standard library, which takes off quotes, may need minutes for
+    the backslashes in one field (Python before 3.11.10 and 3.12.6)."""
+    pairs = (pair.partition("=") for pair in headers.get("cookie", "").split(";"))
+    return [value.strip() for name, _, value in pairs if name.strip() == COOKIE]
 
 
 def _bytes(text: str) -> bytes:

@@ -15,6 +15,8 @@ from svlm_jax.serve.rate_limit import RateLimit
 if TYPE_CHECKING:
     from uvicorn.protocols.http.h11_impl import H11Protocol as HttpBase
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol as WebSocketBase
+
+    from svlm_jax.serve.http.request_parser import RequestParser
 else:
     HttpBase = WebSocketBase = object  # `protocols` adds uvicorn's classes as second bases
 
@@ -25,13 +27,19 @@ MAX_FRAGMENTS = 128  # frames of one message
 
 
 class HttpProtocol(HttpBase):
-    """A connection whose requests must arrive, and whose responses must be read, before a deadline."""
+    """A connection whose requests must arrive, and whose responses must be read, before a deadline.
+
+    uvicorn parses all bytes that arrived, up to 256 kB. Here they wait in `unparsed`, and are parsed as far as that is cheap.
+    """
 
     open_connections: Connections  # not `connections`: uvicorn has an attribute of that name
     error_headers: Mapping[str, str]
+    new_parser: "type[RequestParser]"
+    conn: "RequestParser"
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.conn, self.unparsed = self.new_parser(), bytearray()
         self.open_connections.add(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -39,8 +47,17 @@ class HttpProtocol(HttpBase):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            super().data_received(data)
+        self.unparsed += data
+        self._parse()
+
+    def _parse(self) -> None:
+        """Parse to the end of a request: what follows it waits for its response. A socket is another protocol's."""
+        while self.unparsed and self.conn.is_ready:
+            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+                return
+            part = bytes(self.unparsed[: self.conn.part_size])
+            del self.unparsed[: len(part)]
+            super().data_received(part)
 
     def handle_events(self) -> None:
         super().handle_events()
@@ -54,15 +71,17 @@ class HttpProtocol(HttpBase):
         # before super: it goes on with the next pipelined request, which sets a deadline of its own
         self.open_connections.expect_request(self.transport)
         super().on_response_complete()
+        self._parse()
 
     def send_400_response(self, msg: str) -> None:
         import h11
 
+        self.open_connections.metrics.count("svlm_refused_total", label="bad_request")
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # in the middle of another response
             self.transport.abort()
             return
         fields = {"content-type": "text/plain; charset=utf-8", "connection": "close", **self.error_headers}
-        body = (msg + "\n").encode()
+        body = ((self.conn.refusal or msg) + "\n").encode()
         pairs = [*fields.items(), ("content-length", str(len(body)))]
         for event in (h11.Response(status_code=400, headers=pairs, reason=b"Bad Request"), h11.Data(data=body)):
             self.transport.write(self.conn.send(event) or b"")
@@ -181,8 +200,10 @@ def protocols(connections: Connections, error_headers: Mapping[str, str]) -> tup
     from uvicorn.protocols.http.h11_impl import H11Protocol
     from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+    from svlm_jax.serve.http.request_parser import RequestParser
+
     fields = {"open_connections": connections, "error_headers": error_headers}
     return (
-        type("BoundedHttp", (HttpProtocol, H11Protocol), fields),
+        type("BoundedHttp", (HttpProtocol, H11Protocol), {**fields, "new_parser": RequestParser}),
         type("BoundedWebSocket", (WebSocketProtocol, WebSocketsSansIOProtocol), fields),
     )

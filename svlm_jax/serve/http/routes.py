@@ -90,8 +90,8 @@ class Gate:
             return Refusal(421, "Host: expected localhost; name others with --origin", "host")
         if not access.allows_origin(headers.get("origin"), headers.get("host", "")):
             return Refusal(403, "Origin: a page of another site; name it with --origin", "origin")
-        if needs_token and not access.has_token(headers, connection.cookies, connection.query_params):
-            if access.has_credentials(headers, connection.cookies, connection.query_params):
+        if needs_token and not access.has_token(headers, connection.query_params):
+            if access.has_credentials(headers, connection.query_params):
                 await asyncio.sleep(self.limits.wrong_token_delay)
             return Refusal(401, "token: expected the one that the server was started with", "token")
         if starts_work and self.is_draining():

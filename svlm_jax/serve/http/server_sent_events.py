@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 KEEP_ALIVE_SECONDS = 15.0  # proxies close what is silent for 60 s
 COMMENT = ":\n\n"
+MEDIA_TYPE = "text/event-stream"
 HEADERS = {"X-Accel-Buffering": "no"}  # nginx would collect events and send them in batches
 
 
@@ -41,7 +42,7 @@ def event_response(
         keep_alive: seconds of silence after which a comment is sent.
         on_close: called once the response is over, however it ends.
     """
-    from starlette.responses import StreamingResponse
+    from starlette.responses import Response, StreamingResponse
 
     async def parts() -> AsyncGenerator[bytes, None]:
         async with aclosing(_with_comments(events, keep_alive)) as texts:
@@ -51,7 +52,10 @@ def event_response(
 
     async def respond(scope: Any, receive: Any, send: Any) -> None:
         try:
-            await StreamingResponse(parts(), headers=HEADERS, media_type="text/event-stream")(scope, receive, send)
+            if request.method == "HEAD":  # what is asked is whether there are any
+                await Response(headers=HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
+            else:
+                await StreamingResponse(parts(), headers=HEADERS, media_type=MEDIA_TYPE)(scope, receive, send)
         finally:  # not in `events`: a generator that has not started does not clean up
             on_close()
 

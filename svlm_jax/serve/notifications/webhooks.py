@@ -8,12 +8,14 @@ and query are secrets with many services. Units: seconds.
 
 import base64
 import binascii
+import contextlib
 import hashlib
 import hmac
 import http.client
 import json
 import random
-import ssl
+import re
+import socket
 import sys
 import threading
 import time
@@ -37,7 +39,7 @@ USER_AGENT = "svlm-webhook"
 class WebhookPolicy:
     """Attributes:
     first_delay, max_delay: before an event is sent again: doubled each time, with up to as much again at random.
-    timeout: to connect, and for each part of the answer.
+    timeout: for an attempt, from the connection to the end of the answer.
     max_waiting: events that wait for an address; of more the oldest are dropped.
     last_seconds: for what still waits when the server stops.
     """
@@ -59,6 +61,7 @@ def check_url(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         _ = parts.port  # a port that is no number
+        (parts.hostname or "").encode("idna")  # a name that cannot be looked up, such as "a..b"
     except ValueError:
         raise InputError("--webhook", "no address", "an http or https address", remedy) from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not url.isascii() or not url.isprintable() or " " in url:
@@ -113,6 +116,8 @@ class Webhook:
         self.position = log.next_number
         self.connection: http.client.HTTPConnection | None = None
         self.is_new = True  # the connection, at the last request
+        self.raw: socket.socket | None = None
+        self.is_late = False  # whether the time for the last request is over
         self.stopping = threading.Event()
         self.stop_time = float("inf")  # of `time.monotonic`
         self.line_limit = RateLimit(1 / 60, 3)  # lines on stderr
@@ -183,12 +188,17 @@ class Webhook:
 
     def _post(self, body: bytes, event_id: str) -> float | None:
         """One attempt. None: the event is done with, accepted or refused; otherwise the least seconds to wait."""
+        self.is_late, alarm = False, threading.Timer(self.policy.timeout, self._abort)
+        alarm.daemon = True
+        alarm.start()
         try:
             status, retry_after = self._request(body, self._headers(body, event_id))
-        except (OSError, http.client.HTTPException, ssl.SSLError) as error:
+        except (OSError, http.client.HTTPException, ValueError) as error:
             self._disconnect()
             self._tell(f"no answer ({type(error).__name__}); trying again")
             return 0.0
+        finally:
+            alarm.cancel()
         if 200 <= status < 300:
             self.metrics.count(COUNTER, label="delivered")
             return None
@@ -225,15 +235,27 @@ class Webhook:
         if not response.isclosed():
             self._disconnect()
         after = response.headers.get("Retry-After", "")
-        return response.status, float(after) if after.isdigit() and len(after) < 6 else 0.0
+        return response.status, float(after) if re.fullmatch("[0-9]{1,5}", after) else 0.0
 
     def _exchange(self, target: str, body: bytes, headers: Mapping[str, str]) -> http.client.HTTPResponse:
         parts, self.is_new = self.parts, self.connection is None
         if self.connection is None:
             kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
             self.connection = kind(parts.hostname or "", parts.port, timeout=self.policy.timeout)
+            self.connection.connect()
+            self.raw = self.connection.sock  # a connection gives it away once its last answer has begun
         self.connection.request("POST", target, body, dict(headers))
-        return self.connection.getresponse()
+        response = self.connection.getresponse()
+        if self.is_late:  # what was cut off may look like an answer
+            raise TimeoutError
+        return response
+
+    def _abort(self) -> None:
+        """End a request that another thread waits for: a receiver that sends a byte now and then meets every other timeout."""
+        self.is_late = True
+        if self.raw is not None:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self.raw, socket.SHUT_RDWR)
 
     def _disconnect(self) -> None:
         if self.connection is not None:
