@@ -23,6 +23,7 @@ from svlm_jax.spans import Kind, Part, Span, vision_span
 # Tokens of the header of the previous-text turn and of any other turn, and of a turn's footer: a mark, words, newline.
 PREVIOUS_HEAD, TURN_HEAD, TURN_END = 4, 3, 2
 _MARKUP = re.compile(r"<\|\w+\|>")
+_HALF = re.compile("[\ud800-\udfff]")
 _KINDS = {"system": Kind.SYSTEM, "previous text": Kind.PREVIOUS, "user": Kind.USER_TEXT, "assistant": Kind.REPLY}
 
 
@@ -78,7 +79,8 @@ def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, 
 
     Raises:
         ValueError: an unknown role.
-        InputError: a clip whose times are not known, in a family that tells them.
+        InputError: special tokens in a text, or in texts that stand next to each other; a clip whose times are not known, in a
+            family that tells them.
     """
     turns, chat = list(turns), family_of(config).chat
     if chat.system_prompt and (not turns or turns[0].role != "system"):
@@ -96,6 +98,7 @@ def encode(turns: Iterable[Turn], tokenizer: Tokenizer, config: ModelConfig, *, 
         if role not in _KINDS:
             raise ValueError(f"role: got {role!r}, expected one of {', '.join(_KINDS)}")
         text = chat.header(role)
+        plain("".join(item if isinstance(item, str) else "\n" for item in content), f"text of role {role}")
         for item in content:
             if isinstance(item, str):
                 text += item
@@ -201,8 +204,10 @@ def plain(text: str, field: str) -> str:
     """`text`, after a check that it holds no special tokens: the tokenizer would obey them, and pads would count as frames.
 
     Raises:
-        InputError: a special token.
+        InputError: a special token; half a character (of JSON, of a command line that is no UTF-8), which no tokenizer takes.
     """
+    if _HALF.search(text):
+        raise InputError(field, "half of a surrogate pair", "Unicode text", "remove it, or write it as UTF-8")
     if mark := _MARKUP.search(text):
         raise InputError(field, f"special token {mark[0]}", "plain text", "remove it")
     return text

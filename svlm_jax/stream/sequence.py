@@ -145,7 +145,7 @@ def _new_tokens(seq: StreamSequence, retained: tuple[Span, ...], chunk: Chunk, t
     is_first = seq.chunk == seq.window_start
     question, query = chunk.question, seq.settings.query if is_first else ""
     if seq.config.question_after_frames:
-        question, query = "", query + plain(question, "question")
+        question, query = "", plain(query + question, "question")
     turn = user_turn(
         chunk.start,
         chunk.end,

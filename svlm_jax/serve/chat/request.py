@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from svlm_jax.decode.sampling import Sampling
-from svlm_jax.errors import InputError
 from svlm_jax.families.chat import plain
 from svlm_jax.serve.json_fields import Fields, RequestError, decode_json
 
@@ -159,7 +158,7 @@ def _message(fields: Fields) -> Message:
             raise fields.error(name, "nothing", "leave it out: this server does not do it", code="unsupported_parameter")
     fields.close()
     if isinstance(content, str):
-        return Message(ROLES[role], (_text(content, fields.path_of("content")),))
+        return Message(ROLES[role], (plain(content, fields.path_of("content")),))
     if not isinstance(content, list) or len(content) > MAX_PARTS or not content:
         raise RequestError(fields.path_of("content"), type(content).__name__, f"text, or 1 to {MAX_PARTS} parts", "correct it")
     parts = tuple(_part(Fields(part, fields.path_of(f"content[{number}]"))) for number, part in enumerate(content))
@@ -177,7 +176,7 @@ def _part(fields: Fields) -> str | Media:
         fields.close()
         if not isinstance(text, str):
             raise fields.error("text", "text", "put it into quotes")
-        return _text(text, fields.path_of("text"))
+        return plain(text, fields.path_of("text"))
     if kind not in ("image_url", "video_url"):
         raise fields.error("type", "text, image_url or video_url", "send one of them", code="unsupported_value")
     fields.require(kind)
@@ -195,12 +194,3 @@ def _part(fields: Fields) -> str | Media:
         fps = source.number("fps", 0.01, MAX_FPS)
     source.close()
     return Media(url, source.path_of("url"), kind == "video_url", detail == "low", fps)
-
-
-def _text(text: str, field: str) -> str:
-    """A text that a tokenizer takes, and that cannot pass for markup of the conversation."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError(field, "half of a surrogate pair", "Unicode text", "remove it") from None
-    return plain(text, field)
