@@ -23,6 +23,7 @@ from svlm_jax.checkpoint import convert
 from svlm_jax.checkpoint.directory import ADAPTER, INDEX
 from svlm_jax.config import Attention, Dtype, ResizeOn, StreamConfig, Weights
 from svlm_jax.data.batch import collate
+from svlm_jax.decode.detokenize import whole_text
 from svlm_jax.decode.generate import generate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
 from svlm_jax.decode.score import score
@@ -194,7 +195,7 @@ class Pretrained:
         inputs = collate(samples, self.model.config.vision, side="left")
         options = {"max_new_tokens": max_new_tokens, "sampling": sampling or self.generation, "seed": seed}
         replies = generate(self.model, inputs, eos=self.eos_token_ids, **options)
-        return [Reply(self.tokenizer.decode(ids.tolist(), skip_special_tokens=True).strip(), len(ids)) for ids in replies]
+        return [Reply(whole_text(ids.tolist(), self.tokenizer).strip(), len(ids)) for ids in replies]
 
     def score(self, sample: Sample, options: Sequence[str], *, length_normalized: bool = False) -> np.ndarray:
         """Log-probability [n] float32 of each option as the beginning of the reply to a prompt (`processor.prompt`): the sum

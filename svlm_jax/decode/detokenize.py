@@ -19,7 +19,30 @@ def reply_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
 
 def raw_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     """The same with its blanks and newlines, which tell an answer from commentary."""
-    return tokenizer.decode(ids, skip_special_tokens=True).rstrip(PARTIAL).removesuffix(ELLIPSIS)
+    return whole_text(ids, tokenizer).removesuffix(ELLIPSIS)
+
+
+def whole_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """What ids decode to, without markup and without a partial character at the end."""
+    ids = list(ids)
+    text = tokenizer.decode(ids, skip_special_tokens=True)
+    if not text.endswith(PARTIAL):
+        return text
+    for stop in range(len(ids), 0, -1):
+        whole = tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        if not whole.endswith(PARTIAL):
+            break
+        if _is_written(ids[:stop], tokenizer):
+            return whole
+    return text.rstrip(PARTIAL)
+
+
+def _is_written(ids: list[int], tokenizer: Tokenizer) -> bool:
+    """Whether a text that ends with PARTIAL has that very character there, in one to three tokens of its own."""
+    return any(
+        tokenizer.encode(tokenizer.decode(ids[-count:], skip_special_tokens=True), add_special_tokens=False) == ids[-count:]
+        for count in (1, 2, 3)
+    )
 
 
 def split_reply(raw: str) -> tuple[str, str]:
@@ -39,7 +62,7 @@ class Detokenizer:
     def add(self, token: int) -> str:
         """The text that is certain since the last token: complete characters, and blanks and dots once words follow them."""
         self.ids.append(token)
-        text = self.tokenizer.decode(self.ids, skip_special_tokens=True).rstrip(PARTIAL)
+        text = whole_text(self.ids, self.tokenizer)
         for length in range(len(ELLIPSIS), 0, -1):  # this may become the end that is dropped
             if text.endswith(ELLIPSIS[:length]):
                 text = text[:-length]

@@ -59,3 +59,23 @@ def test_words_are_shown_as_soon_as_they_are_whole(tokenizer):
     ids = tokenizer.encode("The ball goes to the red goal", add_special_tokens=False)
     came = parts(tokenizer, ids)
     assert came[-1] == "" and sum(map(bool, came)) > len(ids) // 2
+
+
+def test_a_replacement_character_that_was_written_is_no_partial_one(tokenizer):
+    """A subtitle that was broken before it became training data has it, and so may a reply."""
+    for text, shown in {"a \ufffd": "a \ufffd", "\ufffd\ufffd ...": "\ufffd\ufffd", "x\ufffdy": "x\ufffdy"}.items():
+        ids = tokenizer.encode(text + "<|im_end|>", add_special_tokens=False)
+        assert "".join(parts(tokenizer, ids)) == reply_text(ids, tokenizer) == shown
+    flag = tokenizer.encode("🇪", add_special_tokens=False)
+    ids = tokenizer.encode("\ufffd", add_special_tokens=False)
+    assert reply_text(ids + flag[:-1], tokenizer) == "\ufffd" and reply_text(flag[:-1], tokenizer) == ""
+
+
+def test_bytes_in_any_order_come_as_the_text_of_the_reply(tokenizer):
+    """Of those that make the replacement character, an emoji, marks and the end that is dropped."""
+    ids = sorted({id for text in ("\ufffd", "🏆", "e\u0301", " ...", "a", "\u200d") for id in
+                  tokenizer.encode(text, add_special_tokens=False)})  # fmt: skip
+    rng = np.random.default_rng(1)
+    for _ in range(120):
+        drawn = rng.choice(ids, rng.integers(1, 13)).tolist()
+        assert "".join(parts(tokenizer, drawn)) == reply_text(drawn, tokenizer)

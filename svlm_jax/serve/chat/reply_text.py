@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Literal
 
-from svlm_jax.decode.detokenize import PARTIAL
+from svlm_jax.decode.detokenize import whole_text
 from svlm_jax.families.chat import Tokenizer
 
 FinishReason = Literal["", "stop", "length"]
@@ -39,7 +39,7 @@ class ReplyText:
 
     def _add(self, token: int) -> None:
         self.ids.append(token)
-        self.text = self.tokenizer.decode(self.ids, skip_special_tokens=True).rstrip(PARTIAL)
+        self.text = whole_text(self.ids, self.tokenizer)
         starts = [start for stop in self.stop if (start := self.text.find(stop)) >= 0]
         if starts:
             self.text, self.finish_reason = self.text[: min(starts)], "stop"
