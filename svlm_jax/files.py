@@ -130,8 +130,13 @@ def atomic_write(path: str | os.PathLike, *, sync: bool = False) -> Iterator[Pat
 
     Args:
         sync: return when the disk has the new file: after a loss of power there is the new file or the old one.
+
+    Raises:
+        InputError: a folder or a device of that name.
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():  # a rename would put a file in the place of a device
+        raise InputError(shortened(path), "a folder" if target.is_dir() else "no regular file", "a file", "choose another name")
     draft = draft_path(target)
     try:
         yield draft
@@ -200,8 +205,7 @@ def _locked_draft(target: Path) -> tuple[Path, int]:
     while True:
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
         lock = os.open(draft, os.O_RDONLY)
-        with suppress(OSError):  # a file system without locks: then no process takes the draft for abandoned either
-            _lock(lock)
+        try_lock(lock)  # without locks no process takes the draft for abandoned either
         if draft.is_dir():
             return draft, lock
         os.close(lock)  # between mkdtemp and flock another process took it for abandoned
@@ -217,10 +221,8 @@ def _remove_abandoned(target: Path) -> None:
         except OSError:
             continue
         try:
-            _lock(lock)
-            shutil.rmtree(draft, ignore_errors=True)
-        except OSError:  # a process is writing there, or the file system has no locks
-            pass
+            if try_lock(lock) is True:
+                shutil.rmtree(draft, ignore_errors=True)
         finally:
             os.close(lock)
 
@@ -235,10 +237,18 @@ def _remove(draft: Path) -> None:
     warnings.warn(f"could not remove {draft}", stacklevel=2)
 
 
-def _lock(descriptor: int) -> None:
-    import fcntl  # Windows has none, and imports this module all the same
+def try_lock(descriptor: int) -> bool | None:
+    """Lock an open file or folder until it is closed, or its process is gone, however that ends. False: somebody else has
+    locked it. None: there are no locks here, on this file system or on Windows."""
+    try:
+        import fcntl
 
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
 
 
 def _umask() -> int:

@@ -3,6 +3,7 @@ appears; a path with a colon in it is a path."""
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from svlm_jax.data import records, tfds
 from svlm_jax.errors import InputError
-from svlm_jax.files import atomic_directory, local_path, read_json
+from svlm_jax.files import atomic_directory, atomic_write, local_path, read_json
 from svlm_jax.stream.captions import Subtitles
 from svlm_jax.train.checkpoints import Checkpoints
 from svlm_jax.train.logs import MetricsWriter
@@ -86,3 +87,12 @@ def test_the_mark_that_windows_writes_before_a_file_is_no_part_of_it(tmp_path):
     assert read_json(path, "names", is_handwritten=True) == {"Reds": []}
     with pytest.raises(InputError, match="byte order mark"):
         read_json(path, "a file of a checkpoint, which other readers would refuse")
+
+
+def test_a_device_is_never_replaced_by_a_file(tmp_path):
+    """As root, `--out /dev/null` would put a file in the place of /dev/null."""
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(InputError, match="choose another name"), atomic_write(tmp_path / name):
+            raise AssertionError("nothing is written")
+    assert (tmp_path / "pipe").is_fifo() and [path.name for path in tmp_path.iterdir()] == ["pipe"]

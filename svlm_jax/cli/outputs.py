@@ -59,4 +59,7 @@ def open_captions(
         if mark is not None and not exists:
             say(f"captions {shortened(path)}: not there any more; begun anew, without what was said before")
         position = {"keep": mark["size"], "digest": mark["sha256"]} if mark is not None and exists else {}
-        yield flag, Subtitles(path, append=bool(args.resume), **position)
+        captions = Subtitles(path, append=bool(args.resume), **position)
+        if captions.rewritten and mark is not None:
+            say(f"captions {shortened(path)}: cues from after the state was saved are written again ({captions.rewritten})")
+        yield flag, captions

@@ -11,6 +11,7 @@ from threading import Thread, current_thread, main_thread
 
 LINE_EVERY = 5.0  # seconds between plain progress lines
 INTERRUPTED = 130  # exit code
+ENDING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # exit code: 128 more, as of a shell
 COMPILE_TIME = "seconds for a small model, a minute or more for one of billions of parameters"
 
 
@@ -29,7 +30,8 @@ def span(seconds: float) -> str:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Inside, Ctrl-C ends the process at once, with one line and exit code 130: Python hears of it only when the compiler, or
-    whatever else is under way outside Python, is done. Only where nothing is half written under its final name."""
+    whatever else is under way outside Python, is done. So do SIGTERM and SIGHUP where the process handles them. Only where
+    nothing is half written under its final name."""
     if current_thread() is not main_thread() or not callable(signal.getsignal(signal.SIGINT)):
         yield
         return
@@ -48,9 +50,9 @@ def interruptible() -> Iterator[None]:
 
 def _exit_on_sigint(read_fd: int) -> None:
     while number := os.read(read_fd, 1):
-        if number[0] == signal.SIGINT:
+        if number[0] in ENDING:
             os.write(2, b"\ninterrupted\n")
-            os._exit(INTERRUPTED)
+            os._exit(128 + number[0])
     os.close(read_fd)
 
 

@@ -85,7 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     text.add_argument("--tokens", action="store_true", help="show words as they come, not chunk by chunk")
     sampling_flags(text)
     speaking_flags(parser)
-    text.add_argument("--seed", type=integer(0, MAX_SEED), default=0, help="of what is drawn, unless greedy (default 0)")
+    text.add_argument("--seed", type=integer(0, MAX_SEED), help="of what is drawn, unless greedy (default 0)")
     retention_flags(parser)
     files = parser.add_argument_group("files")
     files.add_argument("--vtt", type=Path, help="captions as WebVTT")
@@ -99,8 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = make_parser().parse_args()
-    if args.resume and (args.query or args.previous_text):
-        raise InputError("--resume", "with --query or --previous-text", "a stream that has its own", "use --ask")
+    if args.resume and (args.query or args.previous_text or args.seed is not None):
+        raise InputError("--resume", "with --query, --previous-text or --seed", "a stream that has its own", "use --ask")
     if args.preset and not args.resume:
         args.query = args.query or PRESETS[args.preset].query
     check_outputs(args)
@@ -126,7 +126,7 @@ class StreamCommand:
         self.questions = Questions(args.ask, listens, self.screen.entered)
         self.is_asked = False  # whether the first words of the next reply answer a question
         self.stopping = stack.enter_context(Stopping(self.screen))
-        saved = state_io.peek(args.resume) if args.resume else {}
+        saved = state_io.peek(args.resume, config, sampling) if args.resume else {}
         self.questions.resume(saved.get("questions", {}))
         self.next = saved.get("next", 0.0) if args.start is None else args.start
         timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "duration": args.duration}
@@ -134,6 +134,9 @@ class StreamCommand:
         timing["first_chunk_seconds"] = None if args.resume else config.first_chunk_seconds
         reconnect = reconnect_policy(args.reconnect_seconds)._replace(must_open=not args.wait_for_source)
         self.source = open_source(args.source, start=self.next, schemes=SCHEMES, reconnect=reconnect, **timing)
+        before, now = saved.get("source", ""), self._source_identity()
+        if before and before != now:
+            self.screen.say(f"{args.resume} was saved while it watched {before}: it goes on with {now}")
         if args.save_state is not None:
             state_io.check(args.save_state)
         opened = open_captions(args, saved.get("captions", {}), self.screen.say)
@@ -176,6 +179,10 @@ class StreamCommand:
         dropped += f", {self.missed} missed while the source was lost" if self.missed else ""
         screen.say(f"watched {self.watched} chunks to {clock(self.next)}{dropped}")
 
+    def _source_identity(self) -> str:
+        """The same for the same source, however a path is spelled, and no password."""
+        return os.path.realpath(self.args.source) if os.path.exists(self.args.source) else self.source.name
+
     def _source_line(self) -> str:
         source, delay = self.source, self.args.max_delay
         speed = "live" if source.live else "at its own speed" if self.args.pace else "as fast as possible"
@@ -206,7 +213,7 @@ class StreamCommand:
                 self.runner.change(VIDEO, replace(self.runner.sequence(VIDEO).settings, **changes))
         else:
             speaking = {"pacing": pacing_of(args), "alert": alert_of(args)}
-            self.runner.join(VIDEO, StreamSettings(query=args.query, seed=args.seed, **speaking))
+            self.runner.join(VIDEO, StreamSettings(query=args.query, seed=args.seed or 0, **speaking))
         if args.save_state is not None:
             self.writer = self.stack.enter_context(state_io.Writer(args.save_state, self.runner.session))
         self.compile_seconds = time.monotonic() - started
@@ -316,7 +323,7 @@ class StreamCommand:
         """Begin to save; the stream goes on meanwhile."""
         assert self.writer is not None
         marks = {os.path.realpath(captions.path): captions.mark for captions in self.captions.values()}
-        extra = {"next": self.next, "captions": marks, "questions": self.questions.state()}
+        extra = {"next": self.next, "captions": marks, "questions": self.questions.state(), "source": self._source_identity()}
         # The captions go to the disk first: after a loss of power no state knows of cues that the disk does not have.
         self.runner.save(self.writer, extra, first=lambda: [captions.sync() for captions in self.captions.values()])
         self.saved = self.watched

@@ -9,6 +9,7 @@ import hashlib
 import html
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -18,8 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.files import try_lock
 
 OPENINGS = {".vtt": b"WEBVTT\n\n", ".srt": b"1\n", ".jsonl": b'{"start": '}  # how each file written here begins
+_STAMPS = rb"\d+:\d\d:\d\d%b\d{3} --> \d+:\d\d:\d\d%b\d{3}\n.+"
+CUES = {  # a cue of each, without what ends it
+    ".vtt": re.compile(_STAMPS % (rb"\.", rb"\."), re.DOTALL),
+    ".srt": re.compile(rb"\d+\n" + _STAMPS % (b",", b","), re.DOTALL),
+    ".jsonl": re.compile(rb'\{"start": .+\}'),
+}
 CONTROL = dict.fromkeys([*range(32), *range(127, 160)]) | {ord("\t"): " "}  # for str.translate: dropped, but for the tab
 BLANK = dict.fromkeys([*CONTROL, 0x2028, 0x2029], " ")
 QUESTION_PREFIX = "Q: "  # before the question in the cue of the reply to it
@@ -76,15 +84,21 @@ class Subtitles(AbstractContextManager["Subtitles"]):
             raise InputError(self.field, f"no folder {shortened(self.path.parent)}", "an existing folder", "make it first")
         if self.kind not in OPENINGS:
             raise InputError(self.field, f"the ending {self.kind!r}", "one of " + " ".join(OPENINGS), "rename it")
-        if os.path.lexists(self.path) and not append:
+        exists = os.path.lexists(self.path)
+        if exists and not append and not self._is_bare():
             raise InputError(self.field, "a file that exists", "a new name", "rename or remove it, or append to it")
-        self.new = not os.path.lexists(self.path)
+        self.new = not exists
         with self._write_errors():
             data = self._read_existing(keep, digest) if self.path.is_file() else b""
-            self.file = FileIO(path, "a", opener=lambda name, mode: os.open(name, mode | (0 if append else os.O_EXCL), 0o666))
+            exclusive = 0 if exists or append else os.O_EXCL
+            self.file = FileIO(path, "a", opener=lambda name, mode: os.open(name, mode | exclusive, 0o666))
+        if try_lock(self.file.fileno()) is False:
+            self.file.close()
+            raise InputError(self.field, "a file that another stream writes", "a file of its own", "choose another name")
         saved = data if keep is None else data[:keep]  # what follows will be written again
         cues = saved[: saved.rfind(self.ending) + len(self.ending)] if self.ending in saved else b""
         self.must_truncate, self.unfinished_bytes = len(cues) < len(data), len(saved) - len(cues)
+        self.rewritten = data[len(cues) :].count(self.ending)  # cues that were written after the mark
         self.size, self.number, self.cues = len(cues), cues.count(self.ending) + 1, 0
         self.hash = hashlib.sha256(cues)
         if not data:
@@ -169,10 +183,27 @@ class Subtitles(AbstractContextManager["Subtitles"]):
         data, opening = self.path.read_bytes(), OPENINGS[self.kind]
         if data[: len(opening)] != opening[: len(data)]:
             raise InputError(self.field, "a file of another kind", "one written here", "choose another name")
-        if digest is not None and (len(data) < (keep or 0) or hashlib.sha256(data[:keep]).hexdigest() != digest):
+        is_other = digest is not None and (len(data) < (keep or 0) or hashlib.sha256(data[:keep]).hexdigest() != digest)
+        if is_other or (digest is not None and not self._are_cues(data[keep:])):
             got = "a file that has been changed or cut since the stream was saved"
             raise InputError(self.field, got, "the captions as they were", "bring them back, or give a new name")
         return data
+
+    def _is_bare(self) -> bool:
+        """Whether an existing file holds nothing that could be lost: a run that was ended before its first cue leaves this."""
+        with self._write_errors():
+            return self.path.is_file() and self.path.stat().st_size < 9 and self.path.read_bytes() in (b"", b"WEBVTT\n\n")
+
+    def _are_cues(self, data: bytes) -> bool:
+        """Whether this is what a killed run leaves, and no user: cues, and the beginning of one (after a loss of power,
+        zeros)."""
+        *cues, unfinished = data.rstrip(b"\0").split(self.ending)
+        opening = OPENINGS[self.kind]
+        if self.kind == ".jsonl":
+            begins = opening.startswith(unfinished[: len(opening)])
+        else:
+            begins = not unfinished.split(b"\n")[0].strip(b"0123456789:.,-> ")
+        return begins and all(map(CUES[self.kind].fullmatch, cues))
 
     @contextmanager
     def _write_errors(self) -> Iterator[None]:

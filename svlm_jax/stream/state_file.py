@@ -10,8 +10,9 @@ import math
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from hashlib import sha256
+from io import BufferedWriter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.files import atomic_write, draft_path, report_write_errors
+from svlm_jax.files import atomic_write, draft_path, report_write_errors, try_lock
 
 VERSION = 4
 BEFORE = {"2": "streams had settings of their own", "3": "streams had windows of their own"}  # what a version lacks
@@ -63,42 +64,106 @@ def check(path: str | os.PathLike) -> None:
                 got, remedy = ("a folder", "name one in it") if is_folder else ("no regular file", "choose another name")
                 raise InputError(shortened(path), got, "a file", remedy)
             with target.open("rb+") as file:
+                _lock(file.fileno(), path)
                 head = file.read(HEAD_BYTES)
             if head.strip(b"\0") and b'"svlm_state"' not in head:  # a loss of power may leave zeros: nothing to lose there
                 raise InputError(
                     shortened(path), "a file of another kind", "a saved state or a new name", "choose another name"
                 )
         partial = draft_path(target)
-        partial.write_bytes(bytes(SEAL.stop))
-        partial.unlink()
+        with partial.open("ab") as draft:
+            _lock(draft.fileno(), path)
+            try:
+                draft.write(bytes(SEAL.stop))
+                draft.flush()
+            finally:
+                partial.unlink()
 
 
-def write(
-    path: str | os.PathLike,
-    metadata: Mapping[str, Any],
-    tensors: Mapping[str, np.ndarray],
-    should_continue: Callable[[], bool] = lambda: True,
+class StateFile(AbstractContextManager["StateFile"]):
+    """A file while one stream saves to it, again and again: another process that would is refused. What says so is a lock of
+    the system on the newest file of that name, gone with the process however it ends."""
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self.path, self.target, self._held = path, Path(os.path.realpath(path)), -1
+        self._hold()
+
+    def write(
+        self,
+        metadata: Mapping[str, Any],
+        tensors: Mapping[str, np.ndarray],
+        should_continue: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """Write the file and wait until the disk has it: after a loss of power there is the new one or the one of before.
+
+        Args:
+            metadata: JSON.
+            should_continue: called between blocks; writing stops, and leaves the file of before, when it is False.
+
+        Raises:
+            InputError: the file cannot be written, or another process writes it.
+            Stopped: as `should_continue` said.
+        """
+        self._hold()
+        with report_write_errors(self.path):
+            new = os.open(draft_path(self.target), os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                _lock(new, self.path)  # before anything of a draft that is not ours is touched
+                with atomic_write(self.path, sync=True) as draft, draft.open("wb") as file:
+                    _write_blocks(file, metadata, tensors, should_continue)
+            except BaseException:
+                os.close(new)
+                raise
+        self._release()
+        self._held = new  # with the file that has the name now
+
+    def _hold(self) -> None:
+        """Lock the file that has the name, unless it is ours."""
+        with report_write_errors(self.path), suppress(FileNotFoundError):
+            if self._held >= 0 and os.path.samestat(os.fstat(self._held), os.stat(self.target)):
+                return
+            descriptor = os.open(self.target, os.O_RDWR)
+            try:
+                _lock(descriptor, self.path)
+            except InputError:
+                os.close(descriptor)
+                raise
+            self._release()
+            self._held = descriptor
+
+    def _release(self) -> None:
+        if self._held >= 0:
+            os.close(self._held)
+        self._held = -1
+
+    def __exit__(self, *_: object) -> None:
+        self._release()
+
+
+def write(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """`StateFile.write`, once."""
+    with StateFile(path) as file:
+        file.write(metadata, tensors)
+
+
+def _lock(descriptor: int, path: str | os.PathLike) -> None:
+    if try_lock(descriptor) is False:
+        got, remedy = "a file that another stream saves to", "choose another name, or end that stream"
+        raise InputError(shortened(path), got, "a file of its own", remedy)
+
+
+def _write_blocks(
+    file: BufferedWriter, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray], should_continue: Callable[[], bool]
 ) -> None:
-    """Write the file and wait until the disk has it: after a loss of power there is the new one or the one of before.
-
-    Args:
-        metadata: JSON.
-        should_continue: called between blocks; writing stops, and leaves the file of before, when it is False.
-
-    Raises:
-        InputError: the file cannot be written.
-        Stopped: as `should_continue` said.
-    """
-    with report_write_errors(path), atomic_write(path, sync=True) as draft, draft.open("wb") as file:
-        digest = sha256()
-        for block in _blocks(metadata, tensors):
-            if not should_continue():
-                raise Stopped
-            digest.update(block)
-            file.write(block)
-        # The digits were zeros while their own checksum was computed.
-        file.seek(SEAL.start)
-        file.write(digest.hexdigest().encode())
+    digest = sha256()
+    for block in _blocks(metadata, tensors):
+        if not should_continue():
+            raise Stopped
+        digest.update(block)
+        file.write(block)
+    # The digits were zeros while their own checksum was computed.
+    file.seek(SEAL.start)
+    file.write(digest.hexdigest().encode())
 
 
 def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

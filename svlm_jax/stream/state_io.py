@@ -69,13 +69,17 @@ def snapshot(session: Session, state: StreamState, extra: dict[str, Any] | None 
     return Snapshot(metadata, state.streams, keys, values)
 
 
-def write(path: str | Path, state: Snapshot, should_continue: Callable[[], bool] = lambda: True) -> None:
+def write(path: str | Path, state: Snapshot) -> None:
     """Write a snapshot, completely or not at all, and wait until it is on the disk; in any thread.
 
     Raises:
         InputError: the file cannot be written.
-        Stopped: `should_continue` was False.
     """
+    with state_file.StateFile(path) as file:
+        file.write(state.metadata, _tensors(state))
+
+
+def _tensors(state: Snapshot) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     for b, seq in enumerate(state.streams):
         if seq is not None:
@@ -86,7 +90,7 @@ def write(path: str | Path, state: Snapshot, should_continue: Callable[[], bool]
             for b, seq in enumerate(state.streams):
                 if seq is not None:
                     tensors[f"{b}.{name}.{number}"] = array[b][:, seq.slots[: seq.cached]]
-    state_file.write(path, state.metadata, tensors, should_continue)
+    return tensors
 
 
 def save(path: str | Path, session: Session, state: StreamState, extra: dict[str, Any] | None = None) -> None:
@@ -105,8 +109,12 @@ class Writer(AbstractContextManager["Writer"]):
     """Saves the states of a session to one file, in a thread, so that the stream goes on; one at a time."""
 
     def __init__(self, path: str | Path, session: Session) -> None:
-        """Computes the checksum of the weights, once a session: this takes its time."""
-        self.path, self.session = path, session
+        """Computes the checksum of the weights, once a session: this takes its time.
+
+        Raises:
+            InputError: another process saves there.
+        """
+        self.file, self.session = state_file.StateFile(path), session
         self.thread: Thread | None = None
         self.error: Exception | None = None
         self.cancelled = False
@@ -144,26 +152,35 @@ class Writer(AbstractContextManager["Writer"]):
         """Waits for the last save; cancels it when the block was left by an interrupt."""
         self.cancelled = error is not None and not issubclass(error, Exception)
         self.wait()
+        self.file.__exit__()
 
     def _write(self, state: Snapshot, first: Callable[[], object]) -> None:
         try:
             first()
-            write(self.path, state, lambda: not self.cancelled)
+            self.file.write(state.metadata, _tensors(state), lambda: not self.cancelled)
         except state_file.Stopped:
             pass
         except Exception as error:  # for `failure`: a stream does not end because a disk is full
             self.error = error
 
 
-def peek(path: str | Path) -> dict[str, Any]:
+def peek(path: str | Path, config: StreamConfig | None = None, sampling: Sampling | None = None) -> dict[str, Any]:
     """The caller's own part of a saved state, all of which has been checked against its checksum.
 
+    Args:
+        config, sampling: with which it is to be resumed, to know before a model is loaded that `load` will refuse them.
+
     Raises:
-        InputError: no such file, a broken one, one of another version.
+        InputError: no such file, a broken one, one of another version; other settings.
     """
-    extra = state_file.read(path)[0].get("extra")
+    field, (metadata, _) = shortened(path), state_file.read(path)
+    extra, saved = metadata.get("extra"), metadata.get("settings")
     if not isinstance(extra, dict):
-        raise malformed(shortened(path), TypeError("no extra"))
+        raise malformed(field, TypeError("no extra"))
+    given = [asdict(part) for part in (config, sampling) if part is not None]
+    if given and isinstance(saved, dict):
+        current = json.loads(json.dumps({name: value for part in given for name, value in part.items()}))
+        _compare({name: saved[name] for name in current if name in saved}, current, field)
     return extra
 
 
@@ -219,8 +236,21 @@ def _compare(saved: dict[str, Any], current: dict[str, Any], source: str) -> Non
     saved = asdict(StreamConfig()) | asdict(Sampling()) | saved
     for name in {**saved, **current}:
         if saved.get(name) != current.get(name):
-            got, expected = f"{saved.get(name)!r:.60}", f"{current.get(name)!r:.60}, as the session has it"
-            raise InputError(f"{source} {name:.40}", got, expected, "resume with the settings it was saved with")
+            field, got, expected = _difference(name, saved.get(name), current.get(name))
+            remedy = "resume with the settings it was saved with"
+            raise InputError(f"{source} {field:.60}", f"{got:.60}", f"{expected:.60}, as the session has it", remedy)
+
+
+def _difference(name: str, saved: object, current: object) -> tuple[str, str, str]:
+    """(name, value saved, value now) of a setting, or of the first field of a model that differs."""
+    if name == "model":
+        for old, new in zip(str(saved).split(", "), str(current).split(", "), strict=False):
+            if old != new:
+                field, _, value = new.rpartition("=")
+                return f"model {field.rpartition('(')[2]}", old.rpartition("=")[2].strip("()'"), value.strip("()'")
+    if name == "weights":
+        return "weights", "those of another model", "those of this one"
+    return name, repr(saved), repr(current)
 
 
 def _check(streams: tuple[StreamSequence | None, ...], capacity: int, session: Session) -> None:

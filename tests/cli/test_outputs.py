@@ -1,16 +1,19 @@
 """The files that `svlm stream` writes: none over another, and captions go on where the saved stream stood, or not at all."""
 
 import json
+import sys
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from svlm_jax.cli.outputs import check_outputs, open_captions
-from svlm_jax.cli.stream import StreamCommand, make_parser
+from svlm_jax.cli.stream import StreamCommand, main, make_parser
 from svlm_jax.config import StreamConfig
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
+from svlm_jax.stream import state_file
 from svlm_jax.stream.captions import Subtitles
 
 
@@ -111,3 +114,27 @@ def test_a_run_that_fails_before_its_first_cue_cuts_nothing_off(resumed):
     with pytest.raises(InputError), resumed("--srt", "a.srt")["srt"]:
         raise InputError("state", "another model's", "this one's", "name it")
     assert Path("a.srt").read_bytes() == before
+
+
+def test_what_a_state_is_resumed_with_is_looked_at_before_the_model(tmp_path, monkeypatch, capsys):
+    """A minute of loading and compiling would be for nothing."""
+    monkeypatch.chdir(tmp_path)
+    saved = json.loads(json.dumps(asdict(StreamConfig()) | asdict(Sampling())))
+    state_file.write("a.state", {"extra": {"next": 5.0, "source": "match:4"}, "settings": saved}, {})
+
+    def begin(config: StreamConfig) -> str:
+        arguments = make_parser().parse_args(["match:5", "--resume", "a.state", "--model", "nothing"])
+        with pytest.raises(InputError) as error, ExitStack() as stack:
+            StreamCommand(arguments, config, Sampling(), stack)
+        return str(error.value)
+
+    assert begin(StreamConfig(mode="full")).startswith("a.state mode: got 'streaming', expected 'full'")
+    assert begin(StreamConfig()).startswith("model: got nothing")
+    assert "a.state was saved while it watched match:4: it goes on with match:5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--query", "--previous-text", "--seed"])
+def test_a_stream_that_is_resumed_has_its_own(flag, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["stream", "match:5", "--resume", "a.state", flag, "7"])
+    with pytest.raises(InputError, match="a stream that has its own"):
+        main()

@@ -392,3 +392,51 @@ def test_nothing_is_cut_off_by_a_run_that_fails_before_its_first_cue(path):
     with pytest.raises(RuntimeError), Subtitles(path, append=True, keep=20):
         raise RuntimeError("another model")
     assert path.read_bytes() == whole
+
+
+def test_another_process_that_writes_is_told(path):
+    before = written(path, "first")
+    with Subtitles(path, append=True) as captions:
+        captions.write(1, 2, "mine")
+        both = path.read_bytes()
+        with pytest.raises(InputError, match="another stream writes"):
+            Subtitles(path, append=True)
+        assert path.read_bytes() == both != before
+
+
+@pytest.mark.parametrize("mine", ["NOTE to myself", "Kick-off!\n\n", "{}\n", "9\n\n10\n\n"])
+def test_what_a_user_wrote_after_the_mark_is_never_cut_off(path, mine):
+    with Subtitles(path) as captions:
+        captions.write(0, 1, "one")
+        mark = captions.mark
+        captions.write(1, 2, "two")
+    changed = path.read_bytes() + mine.encode()
+    path.write_bytes(changed)
+    with pytest.raises(InputError, match="changed or cut"):
+        Subtitles(path, append=True, keep=mark["size"], digest=mark["sha256"])
+    assert path.read_bytes() == changed
+
+
+def test_what_a_killed_run_wrote_after_the_mark_is_written_again(path):
+    with Subtitles(path) as captions:
+        captions.write(0, 1, "one")
+        mark, kept = captions.mark, path.read_bytes()
+        captions.write(1, 2, "two 2:0 --> x\ny", question="?")
+        captions.write(2, 3, "three")
+    whole = path.read_bytes()
+    for after in [*range(len(kept), len(whole)), whole + b"\0" * 50]:
+        path.write_bytes(after if isinstance(after, bytes) else whole[:after])
+        with Subtitles(path, append=True, keep=mark["size"], digest=mark["sha256"]) as captions:
+            assert captions.rewritten == path.read_bytes()[len(kept) :].count(captions.ending)
+            captions.write(1, 2, "two 2:0 --> x\ny", question="?")
+            captions.write(2, 3, "three")
+        assert path.read_bytes() == whole
+
+
+def test_a_file_without_a_cue_is_no_obstacle(tmp_path):
+    """Ctrl-C while programs are compiled leaves it, and the same command is typed again."""
+    for name, content in {"a.vtt": b"WEBVTT\n\n", "b.vtt": b"", "a.srt": b"", "a.jsonl": b""}.items():
+        (tmp_path / name).write_bytes(content)
+        with Subtitles(tmp_path / name) as captions:
+            captions.write(0, 1, "one")
+        assert (tmp_path / name).read_text().count("one") == 1

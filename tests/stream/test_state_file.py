@@ -1,5 +1,6 @@
 """The bytes of a saved state: every one counts, and no accident leaves half of them under its name."""
 
+import fcntl
 import json
 import os
 import random
@@ -196,3 +197,36 @@ def test_a_disk_that_fills_up_in_the_middle_leaves_the_file_of_before(file):
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert "a file that cannot be written (File too large)" in line
         assert file.read_bytes() == before and os.listdir(file.parent) == ["a.state"]
+
+
+def test_of_two_streams_that_save_to_one_file_the_second_is_told(file, tmp_path):
+    """Else each renames away what the other writes, and what is resumed is a mixture of both."""
+    new = tmp_path / "new.state"
+    for path in (file, new):
+        with state_file.StateFile(path) as first:
+            first.write({"extra": {"next": 1.0}}, {})
+            for use in (state_file.StateFile, state_file.check):
+                assert "a file that another stream saves to" in refused(use, path)
+            first.write({"extra": {"next": 2.0}}, {})  # the lock goes with the name, not with the file of before
+            assert "a file that another stream saves to" in refused(state_file.write, path, {}, {})
+            assert peek(path) == {"next": 2.0}
+        state_file.write(path, {"extra": {"next": 3.0}}, {})
+        assert peek(path) == {"next": 3.0}
+    with state_file.StateFile(tmp_path / "b.state") as late:  # begun before there was a file to lock
+        state_file.write(tmp_path / "b.state", {"extra": {}}, {})
+        with state_file.StateFile(tmp_path / "b.state"):
+            assert "another stream" in refused(late.write, {}, {})
+    with (tmp_path / "c.state.partial").open("wb") as theirs:
+        fcntl.flock(theirs, fcntl.LOCK_EX)
+        theirs.write(b"half of a state")
+        theirs.flush()
+        assert "another stream" in refused(state_file.write, tmp_path / "c.state", {}, {})
+        assert (tmp_path / "c.state.partial").read_bytes() == b"half of a state"
+
+
+def test_what_a_killed_save_left_is_written_over_and_goes(file):
+    draft = file.with_name("a.state.partial")
+    for use in (state_file.check, lambda path: state_file.write(path, {"extra": {}}, {})):
+        draft.write_bytes(bytes(10**6))
+        use(file)
+        assert os.listdir(file.parent) == ["a.state"] and peek(file) in ({"next": 5.0}, {})

@@ -242,7 +242,7 @@ def test_the_weights_are_looked_at_once_a_session(make, tmp_path, monkeypatch):
 
 def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch):
     """What is written is the stream as it was when the save began, whatever it has said since."""
-    made, going, let, write = make(), threading.Event(), threading.Event(), state_format.write
+    made, going, let, write = make(), threading.Event(), threading.Event(), state_format.StateFile.write
     state = made.join(made.init_state(), settings=StreamSettings(seed=3))
     state, _ = made.step(state, [chunk(0)])
     state_io.save(tmp_path / "then.state", made, state, {"next": 1.0})
@@ -253,7 +253,7 @@ def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch
         assert let.wait(HANG)
         write(*args)
 
-    monkeypatch.setattr(state_format, "write", held)
+    monkeypatch.setattr(state_format.StateFile, "write", held)
     with writer:
         writer.save(state, {"next": 1.0}, first=lambda: order.append("first"))
         assert going.wait(HANG) and writer.busy and writer.failure() is None and order == ["first"]
