@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.media.timestamps import FORWARD, FrameClock, Joiner, Standstill
+from svlm_jax.media.timestamps import FORWARD, FrameClock, Joiner, Standstill, TrackJoiner
 
 if TYPE_CHECKING:
     import av
@@ -102,6 +102,11 @@ def is_scannable(container: "InputContainer") -> bool:
     return can_jump(container) and container.format.name != "hls"
 
 
+def joined_audio(container: "InputContainer", stream: "av.VideoStream") -> "tuple[av.AudioStream, ...]":
+    """The tracks of sound that are joined where the picture is: who reads one of them reads all, or joints would differ."""
+    return tuple(audio for audio in container.streams.audio if audio.time_base == stream.time_base)
+
+
 def origin_of(container: "InputContainer", stream: "av.VideoStream") -> float | None:
     """Stamp of second 0, in ticks; None where nothing is known before the first frame."""
     if container.start_time is None:
@@ -152,7 +157,7 @@ def _scan(path: Path, *_: int) -> tuple[float | None, int]:
         for packet in reader.packets():
             if packet is not None and packet.pts is not None:
                 end = max(end, packet.pts + (packet.duration or reader.joiner.frame_ticks))
-        return (reader.clock.seconds(end) or None), reader.joiner.num_jumps
+        return (reader.clock.seconds(end) or None), reader.tracks.num_jumps
 
 
 class Damage:
@@ -199,7 +204,9 @@ class Reader:
         self.tick = float(stream.time_base or 1)
         rate = float(stream.guessed_rate or 0)
         frame_seconds = 1 / rate if 0 < rate <= MAX_FPS else 0.0
-        self.joiner = Joiner(self.tick, frame_seconds, can_jump(container) or now is not None)
+        by_keyframes = now is None and container.format.name.startswith("matroska")
+        self.joiner = Joiner(self.tick, frame_seconds, can_jump(container) or now is not None, by_keyframes)
+        self.tracks = TrackJoiner(self.joiner.another)  # of a file
         origin = None if now else origin_of(container, stream)
         self.clock = FrameClock(self.tick, frame_seconds, origin, container.format.name in NO_PTS)
         self.standstill = Standstill(self.tick)
@@ -215,6 +222,7 @@ class Reader:
         self.end = stream_end(container, stream)
         # without an end of its own the video may end before the sound does, and nothing is missing
         self.audio = () if self.end or now or not container.duration else tuple(container.streams.audio)
+        self.audio = joined_audio(container, stream) if not now and is_scannable(container) else self.audio
 
     @property
     def declared_end(self) -> float | None:
@@ -311,6 +319,9 @@ class Reader:
                         yield packet
                     elif self.now:
                         self._wait_for_picture(self.now())
+                    elif is_scannable(self.container):
+                        if (jump := self.tracks(packet)) is not None:
+                            self.on_note(self.clock.seconds(jump.stamp), jump.note())
                     elif packet.pts is not None:
                         end = float((packet.pts + (packet.duration or 0)) * packet.time_base)
                         self.audio_end = max(self.audio_end, end - (self.container.start_time or 0) / 1e6)
@@ -338,7 +349,7 @@ class Reader:
         if not self.has_stamps:
             packet.pts = packet.dts = None
         self.arrival = self.now() if self.now else None
-        jump = self.joiner(packet, self.arrival)
+        jump = self.joiner(packet, self.arrival) if self.now else self.tracks(packet)
         self.newest_stamp = max(self.newest_stamp, self._stamp(packet) or 0)
         if self.clock.first_dts is None:
             self.clock.first_dts = packet.dts

@@ -5,6 +5,8 @@ order of decoding (`Joiner`), then frames, in the order of showing (`FrameClock`
 stream's time base, unless seconds are named.
 """
 
+from collections.abc import Callable
+from copy import copy
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -44,10 +46,15 @@ class Joiner:
     or than the last two were apart.
     """
 
-    def __init__(self, tick: float, frame_seconds: float, can_jump: bool) -> None:
-        """tick: seconds. frame_seconds: of a frame, or 0: not known. can_jump: forward, without time passing (MPEG-TS,
-        live)."""
-        self.tick, self.can_jump = tick, can_jump
+    def __init__(self, tick: float, frame_seconds: float, can_jump: bool, by_keyframes: bool = False) -> None:
+        """Args:
+        tick: seconds.
+        frame_seconds: of a frame, or 0: not known.
+        can_jump: forward, without time passing (MPEG-TS, live).
+        by_keyframes: the container has no decoding times (Matroska). Those that FFmpeg makes up are wrong behind a joint, but
+            a keyframe is shown after all that was decoded before it.
+        """
+        self.tick, self.can_jump, self.by_keyframes = tick, can_jump, by_keyframes
         frame_seconds = frame_seconds if frame_seconds <= MAX_FRAME_SECONDS else 0.0
         self.frame_ticks = max(round((frame_seconds or DEFAULT_FRAME_SECONDS) / tick), 1)
         self.forward = max(FORWARD, 2 * frame_seconds)  # a frame a minute is no jump a minute
@@ -59,6 +66,12 @@ class Joiner:
         self.length = 0  # ticks of the last packet
         self.num_jumps = 0
         self.unconfirmed = 0.0  # seconds that live stamps went forward beyond the time that passed
+
+    def another(self) -> "Joiner":
+        """Of another track with the same ticks, from its beginning."""
+        joiner = copy(self)
+        joiner.last, joiner.offset, joiner.length, joiner.num_jumps = None, 0, 0, 0
+        return joiner
 
     def join(self, stamp: int, length: int = 0, arrival: float | None = None) -> Jump | None:
         """Advance to a stamp, whose position on the joined clock is then stamp + `offset`; the jump before it, if there is one.
@@ -105,7 +118,10 @@ class Joiner:
     def __call__(self, packet: "av.Packet", arrival: float | None = None) -> Jump | None:
         """`join` of a packet's decoding time; moves its stamps to the joined clock."""
         stamp, jump = packet.dts, None
-        if stamp is not None:
+        if self.by_keyframes:
+            jump = self._join_keyframe(packet)
+            packet.dts = None if stamp is None else stamp + self.offset
+        elif stamp is not None:
             jump = self.join(stamp, packet.duration or 0, arrival)
             if self.can_jump and packet.pts is not None and abs(packet.pts - stamp) > self.max_reorder:
                 packet.pts = None  # from the other side of a jump, or damaged: the frame then follows the last one
@@ -114,6 +130,59 @@ class Joiner:
         # alone go forward and back
         packet.pts = None if packet.pts is None else packet.pts + self.offset
         return jump
+
+    def _join_keyframe(self, packet: "av.Packet") -> Jump | None:
+        stamp, jump = packet.pts, None
+        if stamp is None:
+            return None
+        if packet.is_keyframe and self.last is not None and stamp < self.last - BACK / self.tick:
+            jump = self._jump(stamp, (stamp - self.last) * self.tick)
+            self.last = stamp
+        if self.last is None or stamp >= self.last:
+            self.last, self.length = stamp, packet.duration or self.frame_ticks
+        return jump
+
+
+class TrackJoiner:
+    """Joins the tracks of a file at the same places: of recordings one behind the other, sound and picture stay together,
+    however much longer one of them is."""
+
+    def __init__(self, make: Callable[[], Joiner]) -> None:
+        """make: a joiner for one track; all have the same ticks."""
+        self.make, self.newest = make, 0
+        self.joiners: dict[int, Joiner] = {}  # by index of their tracks
+        self.picture: int | None = None  # index of its track
+        self.num_jumps = 0
+
+    def __call__(self, packet: "av.Packet") -> Jump | None:
+        """`Joiner` of the packet's track, from which other tracks follow: a jump is told once."""
+        joiner = self.joiners.get(packet.stream.index) or self.joiners.setdefault(packet.stream.index, self.make())
+        self.picture = packet.stream.index if packet.stream.type == "video" else self.picture
+        self._follow(joiner, packet.dts)
+        jump = joiner(packet)
+        if jump is None:
+            return None
+        # of the picture, FFmpeg holds the last packet back until the next one begins
+        parts = {index: 2 if index == self.picture else 1 for index in self.joiners if index != packet.stream.index}
+        others = ((self.joiners[index], count) for index, count in parts.items())
+        ends = (other.last + other.offset + count * other.length for other, count in others if other.last is not None)
+        end = max(ends, default=jump.stamp)
+        if (behind := end - jump.stamp) > 0:  # the others go on for longer
+            joiner.offset += behind
+            packet.dts = None if packet.dts is None else packet.dts + behind
+            packet.pts = None if packet.pts is None else packet.pts + behind
+        self.newest, self.num_jumps = joiner.offset, self.num_jumps + 1
+        return Jump(max(jump.stamp, end), jump.seconds)
+
+    def _follow(self, joiner: Joiner, stamp: int | None) -> None:
+        """Take a packet to be behind the joint that another track has come to, where it fits there and not before it: the last
+        packets of a track may come after the first ones of another."""
+        if stamp is None or joiner.last is None or joiner.offset == self.newest:
+            return
+        last = joiner.last + joiner.offset - self.newest  # as if it had been behind the joint
+        fits_before, fits_behind = (-BACK <= (stamp - each) * joiner.tick <= joiner.forward for each in (joiner.last, last))
+        if fits_behind and not fits_before:
+            joiner.last, joiner.offset = last, self.newest
 
 
 class Standstill:

@@ -45,6 +45,15 @@ def test_recordings_one_behind_the_other_are_watched_one_after_the_other(tmp_pat
     assert [bool(chunk.note) for chunk in chunks] == [False, False, False, True, False, False, True, False, False]
 
 
+@pytest.mark.parametrize("frames", [15, 40], ids=["one group", "several"])
+def test_matroska_recordings_one_behind_the_other_are_one_film(tmp_path, frames):
+    """FFmpeg makes up their decoding times, and behind the joint wrongly: each B-frame looked like a jump."""
+    data = [film(tmp_path / "part.mkv", [plain(colour)] * frames, 5).read_bytes() for colour in (RED, GREEN)]
+    (tmp_path / "v.mkv").write_bytes(b"".join(data))
+    letters, notes = watch(tmp_path / "v.mkv", fps=5)
+    assert letters == "R" * frames + "G" * frames and len(notes) == 1 and "what follows is joined" in notes[0]
+
+
 @pytest.mark.parametrize(
     "start, letters", [(0.5, "RRRRR" + "G" * 6 + "B" * 6), (3, "G" * 6 + "B" * 6), (5.5, "G" + "B" * 6), (8, "BB")]
 )

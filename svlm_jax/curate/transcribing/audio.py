@@ -13,11 +13,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from svlm_jax.curate.outcome import SetAside
+from svlm_jax.errors import InputError
 from svlm_jax.json_lines import MAX_SECONDS
-from svlm_jax.media.container import FAILURES, Damage, OnNote, can_jump, open_file, origin_of
+from svlm_jax.media.container import (
+    FAILURES,
+    Damage,
+    OnNote,
+    can_jump,
+    is_scannable,
+    joined_audio,
+    open_file,
+    origin_of,
+    video_streams,
+)
 from svlm_jax.media.mp4 import lacks_index
 from svlm_jax.media.paths import existing_file
-from svlm_jax.media.timestamps import Joiner
+from svlm_jax.media.timestamps import Joiner, TrackJoiner
 
 if TYPE_CHECKING:
     import av
@@ -103,7 +114,7 @@ def choose_track(
 
     best = min(usable, key=rank)
     for stream in container.streams:
-        if stream != best:
+        if stream != best and not is_scannable(container):  # where the picture jumps, the sound does
             stream.discard = Discard.all
     if len(streams) > 1:
         others = ", ".join(_title(streams, stream) for stream in streams if stream != best)
@@ -160,14 +171,17 @@ def _frames(
     from av.error import FFmpegError
 
     tick, codec = float(stream.time_base or 1), stream.codec_context
-    joiner, damage = Joiner(tick, 0.0, can_jump(container)), Damage(on_note)
+    damage, tracks, joiner = Damage(on_note), _joined_tracks(container, stream), Joiner(tick, 0.0, can_jump(container))
+    join = TrackJoiner(joiner.another) if tracks != (stream,) else joiner
     origin = origin_of(container, stream) or 0  # pyright: ignore[reportArgumentType] (what it reads, sound has too)
     second = 0.0
-    for packet in _packets(container, stream, on_note):
+    for packet in _packets(container, tracks, on_note):
         if packet is not None:
-            jump = joiner(packet)
+            jump = join(packet)
             if jump is not None:
                 on_note((jump.stamp - origin) * tick, jump.note())
+            if packet.stream != stream:
+                continue
         try:
             decoded = codec.decode(packet)
         except FFmpegError as error:
@@ -181,13 +195,23 @@ def _frames(
     damage.report(second, is_last=True)
 
 
-def _packets(container: "InputContainer", stream: "av.AudioStream", on_note: OnNote) -> Iterator["av.Packet | None"]:
-    """Those of a track, then None, which asks the decoder for what is still in it."""
+def _joined_tracks(container: "InputContainer", stream: "av.AudioStream") -> tuple[Any, ...]:
+    """The track, and those that are joined where it is: those that `media.container` reads with the picture."""
+    try:
+        picture = video_streams(container, "")[0] if is_scannable(container) else None
+    except InputError:  # sound alone
+        picture = None
+    audio = joined_audio(container, picture) if picture is not None else ()
+    return (picture, *audio) if stream in audio else (stream,)
+
+
+def _packets(container: "InputContainer", tracks: tuple[Any, ...], on_note: OnNote) -> Iterator["av.Packet | None"]:
+    """Those of some tracks, then None, which asks the decoder for what is still in it."""
     from av.error import FFmpegError, InvalidDataError
 
     for failures in range(FAILURES + 1):
         try:
-            for packet in container.demux(stream):
+            for packet in container.demux(*tracks):
                 if packet.size:
                     yield packet
             break

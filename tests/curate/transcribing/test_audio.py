@@ -8,6 +8,7 @@ import pytest
 from svlm_jax.curate.outcome import SetAside
 from svlm_jax.curate.transcribing.audio import RATE, encode, read_sound, sound_seconds
 from svlm_jax.errors import InputError
+from svlm_jax.media.video import sample_video
 from tests.support.films import film, plain
 from tests.support.speech import Track, onsets, say, sounding_film
 
@@ -88,6 +89,23 @@ def test_a_track_whose_sound_changes_its_kind_goes_on(tmp_path):
     places, notes = locate_sound(path)
     assert [start for start, _ in places] == pytest.approx([0.5, 2.0, 4.5, 6.5, 8.0, 10.5], abs=0.1)
     assert any("time stamps jump back" in note for note in notes)
+
+
+@pytest.mark.parametrize("seconds", [3, 6, 8])
+@pytest.mark.parametrize("form", ["mpegts", "mpeg"])
+def test_recordings_one_behind_the_other_are_joined_where_their_pictures_are(tmp_path, seconds, form):
+    """Whichever goes on for longer: joined each for itself, words would be told seconds beside what they are about."""
+    path = sounding_film(tmp_path / "film", Track(SOUND, codec="mp2"), seconds=seconds, form=form)
+    path.write_bytes(path.read_bytes() * 3)
+    picture: list[float] = []
+    for _ in sample_video(path, on_note=lambda second, text: picture.append(second) if "jump back" in text else None):
+        pass
+    sound: list[float] = []
+    for _ in read_sound(path, on_note=lambda second, text: sound.append(second) if "jump back" in text else None):
+        pass
+    part = max(seconds, 6)
+    assert sound == pytest.approx(picture) and sound == pytest.approx([part, 2 * part], abs=0.1)
+    assert [start for start, _ in locate_sound(path)[0]][::3] == pytest.approx([0.5, part + 0.5, 2 * part + 0.5], abs=0.15)
 
 
 def test_damage_is_silence_and_what_follows_keeps_its_time(tmp_path):
