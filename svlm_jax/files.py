@@ -31,6 +31,8 @@ _OTHER_KINDS = (  # first bytes, what that is, what to do
     (b"<!doctype html", "a web page", "download the file itself"),
     (b"<html", "a web page", "download the file itself"),
     (b"GGUF", "a GGUF file", "use the safetensors checkpoint that it was made from"),
+    (b"<?xml", "an XML page (an error of a server?)", "download the file itself"),
+    (b"\x1f\x8b\x08", "a gzip archive", "unpack it"),
     (b"PK\x03\x04", "a zip archive (as PyTorch pickles are)", "save the model as safetensors"),
     (b"\x80\x02\x8a\nl\xfc", "a PyTorch pickle, which can run code and is never read", "save the model as safetensors"),
 )

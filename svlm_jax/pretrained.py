@@ -30,7 +30,7 @@ from svlm_jax.decode.score import score
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.families import config_json
 from svlm_jax.families.chat import Tokenizer
-from svlm_jax.files import read_json
+from svlm_jax.files import read_json, refuse_other_kinds_of_file
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.media.processor import PROCESSOR_FILES, Processor
 from svlm_jax.media.sources import open_source
@@ -281,6 +281,8 @@ def local_directory(name: str | Path) -> Path:
     if text in SHIPPED:
         return SHIPPED[text]
     if text.strip() and os.path.exists(path):
+        if path.is_file():
+            refuse_other_kinds_of_file(path, "the directory of a model")
         remedy = f"name the one it lies in: {shortened(path.parent, 80)}"
         raise InputError("model", f"{shortened(text, 80)}, a file", "a directory", remedy)
     if not HUB_ID.fullmatch(text):
@@ -295,7 +297,6 @@ def _hub_snapshot(hub_id: str) -> Path:
     """The snapshot of a hub repository, downloaded if need be. Its settings come first: a model that cannot be used costs no
     download of weights."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         directory = Path(snapshot_download(hub_id, allow_patterns=list(SETTINGS)))
@@ -303,10 +304,15 @@ def _hub_snapshot(hub_id: str) -> Path:
             config = read_json(directory / "config.json", "a Hugging Face config.json")
             config_json.check_model_type(config, f"{hub_id} config.json")
             directory = Path(snapshot_download(hub_id, allow_patterns=[*SETTINGS, "*.safetensors"]))
-        return directory
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # of the hub's client, of its HTTP library (which of several differs by version), of the disk
         reason = shortened((str(error).strip() or type(error).__name__).splitlines()[0], 80)
         expected = f"a directory, a hub id that can be reached or a shipped model ({', '.join(SHIPPED)})"
         raise InputError(
             "model", f"{shortened(hub_id, 80)} ({reason})", expected, "check the name, or the connection"
         ) from None
+    if not any((directory / name).is_file() for name in ("config.json", ADAPTER)):
+        got = "a repository without config.json (of GGUF files?)"
+        raise InputError(hub_id, got, "one of a model in safetensors", "use the one that it was made from")
+    return directory

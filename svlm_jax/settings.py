@@ -18,6 +18,16 @@ from svlm_jax.presets import preset_of
 
 # Settings that change replies in transformers' generate and are not supported here, with the values that change nothing.
 _UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "begin_suppress_tokens": ([],),
+    "forced_bos_token_id": (),
+    "forced_eos_token_id": (),
+    "penalty_alpha": (0,),
+    "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,),
+    "stop_strings": ([],),
+    "watermarking_config": ({},),
+    "exponential_decay_length_penalty": (),
+    "top_h": (1,),
     "num_beams": (1,),
     "min_p": (0,),
     "typical_p": (1,),
@@ -113,9 +123,17 @@ def read_generation_config(directory: Path, config: ModelConfig) -> tuple[Sampli
         sampling = Sampling(top_k=top_k, suppressed=suppressed, **numbers)
     except InputError as error:
         raise error.within(path) from None
-    if "eos_token_id" not in settings:
-        return sampling, config.eos_token_ids
-    return sampling, _require_ids(path, "eos_token_id", settings["eos_token_id"])
+    eos = _require_ids(path, "eos_token_id", settings.get("eos_token_id", []))
+    _refuse_ids_of_another_model(path, "suppress_tokens", suppressed, config)
+    if eos and min(eos) >= config.text.vocab_size:  # no reply would end
+        _refuse_ids_of_another_model(path, "eos_token_id", eos, config)
+    return sampling, eos or config.eos_token_ids
+
+
+def _refuse_ids_of_another_model(path: Path, name: str, ids: tuple[int, ...], config: ModelConfig) -> None:
+    if max(ids, default=0) >= config.text.vocab_size:
+        expected = f"ids below vocab_size {config.text.vocab_size}"
+        raise InputError(f"{path} {name}", max(ids), expected, "use the model's own file")
 
 
 def _require_bool(path: Path, name: str, value: Any) -> bool:

@@ -15,17 +15,26 @@ ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
+# What download programs call a file until they have all of it.
+_UNFINISHED = re.compile(rf"({SINGLE}|{SHARD.pattern})\.(incomplete|part(ial)?|crdownload|aria2|download|tmp)")
 WEIGHTS = f"{SINGLE} or {INDEX}"
 _USE_SOURCE = "use the safetensors checkpoint that it was made from"
+_CONVERTED = "convert it to transformers' layout with the tools that wrote it"
 _AS_SAFETENSORS = "load it in transformers and save_pretrained it, which writes safetensors"
 # Models in another form: pattern of file names, what that is, what to do. The first match is reported.
 _FOREIGN = (
     (r".*\.gguf", "a GGUF file (quantised, of llama.cpp)", _USE_SOURCE),
     (r"global_step\d+|zero_to_fp32\.py|.*zero_pp_rank.*", "a DeepSpeed (ZeRO) checkpoint", "join it: zero_to_fp32.py . OUT"),
     (r"pytorch_model_fsdp.*|.*\.distcp", "an FSDP checkpoint in pieces", "join it: accelerate merge-weights"),
+    (r"model_world_size_\d+_rank_\d+\.pt", "an FSDP checkpoint of verl in pieces", "join it: python -m verl.model_merger"),
+    (r"mp_rank_\d+.*|iter_\d{7}|latest_checkpointed_iteration\.txt", "a Megatron checkpoint", _CONVERTED),
     (r"qmodel\.pt", "an HQQ (quantised) model", _USE_SOURCE),
     (r".*\.(bin|pth|pt|ckpt|pkl|pickle)", "PyTorch pickles, which can run code and are never read", _AS_SAFETENSORS),
-    (r".*\.(h5|msgpack|onnx|npz|engine|tflite)|openvino_model\.xml", "a model of another framework", _USE_SOURCE),
+    (
+        r".*\.(h5|msgpack|onnx|npz|engine|tflite|pdparams|mlpackage|mlmodelc)|openvino_model\.xml|Modelfile",
+        "a model of another framework",
+        _USE_SOURCE,
+    ),
 )
 _NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*)\.(bin|pth|pt|pkl)")
 
@@ -45,7 +54,8 @@ def refuse_other_kinds(directory: Path) -> None:
         matches = [name for name in names if re.fullmatch(pattern, name) and not _NO_WEIGHTS.fullmatch(name)]
         if matches:
             raise InputError(str(directory), f"{kind} ({matches[0][:60]})", f"safetensors: {WEIGHTS}", remedy)
-    if inside := [name for name in names if (directory / name / "config.json").is_file()]:
+    snapshots = [f"snapshots/{name}" for name in _names(directory / "snapshots")]  # of the hub's cache
+    if inside := [name for name in [*names, *snapshots] if (directory / name / "config.json").is_file()]:
         got = f"directories of checkpoints ({', '.join(inside[:2])})"
         raise InputError(str(directory), got, f"config.json and {WEIGHTS}", f"point to one: {inside[-1][:60]}")
 
@@ -69,12 +79,17 @@ def shard_names(directory: Path) -> list[str]:
     return names
 
 
-def unknown_weights(directory: Path) -> str:
-    """The `got` part of the error for a directory without weights."""
-    if SINGLE in _names(directory):
-        return f"{SINGLE}, which is no file (a directory, or a broken link)"
-    others = [name for name in _names(directory) if name.endswith(".safetensors")]
-    return f"no safetensors of that name ({', '.join(others[:2])})" if others else "no safetensors"
+def no_weights(directory: Path) -> InputError:
+    """The error for a directory without weights."""
+    names, remedy = _names(directory), "point to a checkpoint directory"
+    others = [name for name in names if name.endswith(".safetensors")]
+    if SINGLE in names:
+        got = f"{SINGLE}, which is no file (a directory, or a broken link)"
+    elif unfinished := [name for name in names if _UNFINISHED.fullmatch(name)]:
+        got, remedy = f"a download that did not end ({unfinished[0]})", "download it again"
+    else:
+        got = f"no safetensors of that name ({', '.join(others[:2])})" if others else "no safetensors"
+    return InputError(str(directory), got, WEIGHTS, remedy)
 
 
 def _refuse_adapter(directory: Path, names: list[str]) -> None:

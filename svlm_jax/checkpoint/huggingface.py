@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from svlm_jax import sharding
 from svlm_jax.checkpoint.directory import INDEX, SINGLE
+from svlm_jax.checkpoint.mismatch import refuse_other_names, refuse_other_weights
 from svlm_jax.checkpoint.tensor_files import TensorFiles
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
@@ -31,15 +32,6 @@ GENERATION = "generation_config.json"
 HEAD, EMBEDDING = "text.head.kernel", "text.embedding"  # parameters that are one where embeddings are tied
 # Buffers of old exports, which follow from the config.
 _IGNORED = re.compile(r".*rotary(_pos)?_emb\.inv_freq")
-FLOATS = ("float32", "bfloat16", "float16", "float64")  # the last two are read if the user chooses one of the first two
-# Names by which another kind of checkpoint is recognised: PEFT; AWQ, GPTQ, bitsandbytes, compressed-tensors, fp8, HQQ,
-# torchao, MLX; FSDP.
-_ADAPTED = re.compile(r"(^|\.)(base_model\.model|base_layer|lora_\w+|modules_to_save|original_module)(\.|$)")
-_PACKED = re.compile(
-    r"\.(qweight|qzeros|g_idx|scales?|biases|zeros?(_point)?|absmax|quant_(map|state)\S*|nested_\w+|SCB|W_q|meta|(weight|input|"
-    r"output|activation|act)_(scale|zero_point|packed|shape|g_idx|global_scale|bits|format)\w*|weight:_\w+)(\.|$)"
-)
-_FLATTENED = re.compile(r"(^|\.)(_flat_param|flat_param|_fsdp_wrapped_module)(\.|_|$)")
 
 
 class Row(NamedTuple):
@@ -115,15 +107,16 @@ def check(files: TensorFiles, table: list[Row], config: ModelConfig) -> None:
     """Compare names, types and shapes of the files with the model, before any tensor is read.
 
     Raises:
-        InputError: quantised weights, adapters that are not merged, what a sharded run leaves; or all other differences in one.
+        InputError: what they are instead (`checkpoint.mismatch`); or all other differences in one.
     """
     expected = {row.name: row.file_shape for row in table}
     names = {name for name in files.files if not _IGNORED.fullmatch(name)}
-    _refuse_other_weights(files, names)
+    refuse_other_weights(files, names)
     if config.tie_word_embeddings:
         names.discard(_file_name(config, HEAD))  # a copy of the embedding may be there (`_check_head`)
     missing = [name for name in expected if name not in names]
     unmatched = sorted(names - set(expected))
+    refuse_other_names(str(files.directory), {row.name: row.path for row in table}, missing, unmatched)
     shapes = [
         f"{name} {list(files.shape(name))}, model: {list(shape)}"
         for name, shape in expected.items()
@@ -134,7 +127,7 @@ def check(files: TensorFiles, table: list[Row], config: ModelConfig) -> None:
         count, remedy = len(missing) + len(unmatched) + len(shapes), OWN_CONFIG
         if missing == [_file_name(config, HEAD)]:
             remedy = "set tie_word_embeddings to true in config.json if its head is its embedding"
-        got = f"{count} wrong tensors: {', '.join(parts)}"
+        got = f"{count} wrong tensor{'s' if count > 1 else ''}: {', '.join(parts)}"
         raise InputError(str(files.directory), got, "the tensors of config.json", remedy)
 
 
@@ -160,23 +153,6 @@ def _check_head(files: TensorFiles, config: ModelConfig) -> None:
             "equal ones (tie_word_embeddings is true)",
             "set tie_word_embeddings to false in config.json",
         )
-
-
-def _refuse_other_weights(files: TensorFiles, names: set[str]) -> None:
-    """Refuse adapters, quantised weights and parts of a sharded run, by their names, types and shapes."""
-    directory, source = str(files.directory), "use the checkpoint that it was made from"
-    for name in sorted(names):
-        dtype, shape = files.dtype(name), files.shape(name)
-        if _ADAPTED.search(name):
-            got, remedy = f"LoRA adapters that are not merged ({name})", "merge them first (merge_and_unload)"
-            raise InputError(directory, got, "a complete model", remedy)
-        if _PACKED.search(name) or dtype not in FLOATS:
-            raise InputError(directory, f"quantised weights ({name}, {dtype})", f"tensors of {' or '.join(FLOATS[:2])}", source)
-        if _FLATTENED.search(name) or 0 in shape:
-            got = f"a shard of weights as ZeRO-3 or FSDP leaves it ({name} {list(shape)})"
-            raise InputError(
-                directory, got, "complete tensors", "gather them when saving, or join the pieces (zero_to_fp32.py)"
-            )
 
 
 def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, progress: Progress | None = None) -> Parameters:

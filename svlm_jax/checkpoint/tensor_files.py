@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from svlm_jax.checkpoint.directory import INDEX, SINGLE, WEIGHTS, refuse_other_kinds, shard_names, unknown_weights
+from svlm_jax.checkpoint.directory import INDEX, SINGLE, no_weights, refuse_other_kinds, shard_names
 from svlm_jax.errors import InputError
 from svlm_jax.files import parse_json, read_json, refuse_other_kinds_of_file
 
@@ -78,7 +78,7 @@ class TensorFiles:
         if shards := shard_names(self.directory):
             return shards
         refuse_other_kinds(self.directory)
-        raise InputError(str(self.directory), unknown_weights(self.directory), WEIGHTS, "point to a checkpoint directory")
+        raise no_weights(self.directory)
 
     def _all_tensors(self, headers: dict[str, dict[str, Tensor]]) -> list[Tensor]:
         """Every tensor of the index or, without one, of the headers."""
@@ -145,8 +145,8 @@ def read_header(path: Path) -> dict[str, Tensor]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if size < _LENGTH_BYTES or length > min(HEADER_BYTES, size - _LENGTH_BYTES):
-            got = f"a header of {length} bytes in a file of {size}" if size >= _LENGTH_BYTES else f"{size} bytes"
-            raise InputError(str(path), got, _COMPLETE, "download it again")
+            file.seek(0)
+            raise InputError(str(path), _other_content(file.read(_LENGTH_BYTES), length, size), _COMPLETE, "download it again")
         header = parse_json(file.read(length), str(path), f"the header of {_COMPLETE}")
     header.pop("__metadata__", None)
     tensors, extents = {}, []
@@ -164,6 +164,17 @@ def read_header(path: Path) -> dict[str, Tensor]:
         got = f"{size} bytes for tensors of {_LENGTH_BYTES + length + data_bytes}"
         raise InputError(str(path), got, f"{_COMPLETE}, not cut short", "download it again")
     return tensors
+
+
+def _other_content(start: bytes, length: int, size: int) -> str:
+    """What a file is that begins with no length of a header, by its first bytes."""
+    if size < _LENGTH_BYTES:
+        return f"{size} bytes"
+    if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in start):
+        return f"text that begins {start.decode('ascii')!r}"
+    if start[0] == 0x80 and start[1] <= 5:
+        return "a pickle, which can run code and is never read"
+    return f"a header of {length} bytes in a file of {size}"
 
 
 def _header_entry(name: str, entry: Any, path: Path) -> tuple[str, tuple[int, ...], int, int]:

@@ -176,6 +176,9 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     if not any((directory / name).is_file() for name in TOKENIZER):
         raise InputError(str(directory), "no tokenizer.json or vocab.json", "a tokenizer", "copy the tokenizer files there")
     for path in (directory / name for name in PROCESSOR_FILES):
+        if os.path.lexists(path) and not path.is_file():  # transformers would go on without it, and with another tokenizer
+            got = "no file (a directory, or a broken link)"
+            raise InputError(str(path), got, "a tokenizer or processor file", "download it, or remove it")
         if path.is_file():
             refuse_other_kinds_of_file(path, "a tokenizer or processor file")
             if path.stat().st_size > TOKENIZER_BYTES:

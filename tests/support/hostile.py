@@ -1,14 +1,12 @@
-"""Checkpoint directories that hold something else than a Qwen2.5-VL model, or hold it damaged: each made by code from the small
-model. `python -m tests.support.hostile MODEL PROCESSOR WORK` makes them one by one in WORK, tries to load and to convert each,
-and prints a JSON line for each: what was said, and by how much the memory of the process had to grow."""
+"""Checkpoint directories that hold something else than a model of a family, or hold it damaged: each made by code from a small
+model of any family. `foreign` has more; `hostile_runner` tries them."""
 
 import io
 import json
 import os
 import pickle
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +15,21 @@ import numpy as np
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 MARKER = "somebody ran code"  # a file that appears if code of a checkpoint is run
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 4978265728\n"
-CASES: dict[str, Callable[[Path], None]] = {}
+CASES: dict[str, Callable[[Path], Any]] = {}
+ROOT_KEYS = ("model_type", "vision_config", "text_config", "tie_word_embeddings", "torch_dtype", "image_token_id", "auto_map")
+ROOT_KEYS += ("quantization_config", "quantization", "compression_config")
 # What loads all the same: an odd directory is not yet a wrong one.
 LOADS = ("odd chat template", "code beside", "code of an unknown tokenizer", "merged adapter config left")
 LOADS += ("shards without index", "extra pickles beside", "vocab.json and merges.txt alone")
 
 
-def edited(file: str, path: str, value: Any) -> Callable[[Path], None]:
-    """A JSON file with the value at a dotted path replaced."""
+def edited(file: str, path: str, value: Any) -> Callable[[Path], Any]:
+    """A JSON file with the value at a dotted path replaced. A path of the flat config.json stands for its place in a nested
+    one."""
 
     def make(d: Path) -> None:
         content = json.loads((d / file).read_text()) if (d / file).is_file() else {}
-        *parents, leaf = path.split(".")
+        *parents, leaf = (_in_text_config(path) if file == "config.json" and "text_config" in content else path).split(".")
         node = content
         for parent in parents:
             node = node.setdefault(parent, {})
@@ -38,11 +39,19 @@ def edited(file: str, path: str, value: Any) -> Callable[[Path], None]:
     return make
 
 
-def written(file: str, content: bytes | str) -> Callable[[Path], None]:
+def _in_text_config(path: str) -> str:
+    first = path.partition(".")[0]
+    if first in ("rope_theta", "rope_scaling"):
+        place = "rope_parameters" if first == "rope_scaling" else "rope_parameters.rope_theta"
+        return f"text_config.{path.replace(first, place)}"
+    return path if first in ROOT_KEYS else f"text_config.{path}"
+
+
+def written(file: str, content: bytes | str) -> Callable[[Path], Any]:
     return lambda d: (d / file).write_bytes(content.encode() if isinstance(content, str) else content) and None
 
 
-def only(*names: str, config: bool = True) -> Callable[[Path], None]:
+def only(*names: str, config: bool = True) -> Callable[[Path], Any]:
     """Without safetensors, but with files (or folders: names that end in /) of these names."""
 
     def make(d: Path) -> None:
@@ -56,24 +65,42 @@ def only(*names: str, config: bool = True) -> Callable[[Path], None]:
     return make
 
 
-def tensors(change: Callable[[dict], Any]) -> Callable[[Path], None]:
+def tensors(change: Callable[[dict], Any]) -> Callable[[Path], Any]:
     def make(d: Path) -> None:
         from safetensors.numpy import load_file, save_file
 
-        held = load_file(d / SINGLE)
+        stored = load_file(d / SINGLE)
+        held = {_flat_name(name): value for name, value in stored.items()}
         change(held)
-        save_file(held, d / SINGLE, metadata={"format": "pt"})
+        save_file({_name_like(name, stored): value for name, value in held.items()}, d / SINGLE, metadata={"format": "pt"})
 
     return make
 
 
-def header(content: bytes, length: int | None = None, data: bytes = b"") -> Callable[[Path], None]:
+def _flat_name(name: str) -> str:
+    """The name of a tensor as Qwen2.5-VL has it, in which cases speak of them."""
+    for prefix, flat in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+        if name.startswith(prefix):
+            return flat + name.removeprefix(prefix)
+    return name
+
+
+def _name_like(name: str, stored: Collection[str]) -> str:
+    """The inverse of `_flat_name` in a file with these names."""
+    if any(other.startswith("model.language_model.") for other in stored):
+        for prefix, flat in (("model.language_model.", "model."), ("model.visual.", "visual.")):
+            if name.startswith(flat):
+                return prefix + name.removeprefix(flat)
+    return name
+
+
+def header(content: bytes, length: int | None = None, data: bytes = b"") -> Callable[[Path], Any]:
     """model.safetensors from the bytes of its header."""
     size = len(content) if length is None else length
     return written(SINGLE, size.to_bytes(8, "little") + content + data)
 
 
-def index(entries: Any) -> Callable[[Path], None]:
+def index(entries: Any) -> Callable[[Path], Any]:
     """The checkpoint in two shards, and an index that also says `entries`."""
 
     def make(d: Path) -> None:
@@ -88,17 +115,20 @@ def index(entries: Any) -> Callable[[Path], None]:
             weights |= dict.fromkeys(part, file)
         save_file(held, d.parent / "secret.safetensors")
         if entries is not None:
-            weights = weights | entries if isinstance(entries, dict) else entries
+            if isinstance(entries, dict):
+                weights |= {_name_like(name, names): file for name, file in entries.items()}
+            else:
+                weights = entries
             (d / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weights}))
 
     return make
 
 
-def both(*makes: Callable[[Path], None]) -> Callable[[Path], None]:
+def both(*makes: Callable[[Path], Any]) -> Callable[[Path], Any]:
     return lambda d: [make(d) for make in makes] and None
 
 
-def replaced(name: str, by: str) -> Callable[[Path], None]:
+def replaced(name: str, by: str) -> Callable[[Path], Any]:
     """A directory, a loop of links or a link to nothing in the place of a file."""
 
     def make(d: Path) -> None:
@@ -139,7 +169,7 @@ CASES["empty directory"] = lambda d: [path.unlink() for path in d.iterdir()] and
 for _path, _values in {
     "model_type": ["qwen2_vl", "qwen3_5", "qwen3_vl_moe", "qwen2", None, 5, ["qwen2_5_vl"], "\x1b[31mred\ud800", "x" * 5000],
     "hidden_size": [0, -64, 64.5, "64", None, [64], 10**30, True],
-    "num_hidden_layers": [10**7, 10**10, 0, -1, 3],
+    "num_hidden_layers": [10**7, 10**10, 0, -1, 7],
     "vocab_size": [10**12, 1, "448"],
     "rope_theta": [float("nan"), float("inf"), -1, "1e6"],
     "rms_norm_eps": [float("inf"), [1e-6]],
@@ -355,57 +385,3 @@ CASES["odd chat template"] = written("chat_template.jinja", "{{ ().__class__.__b
 CASES["merged adapter config left"] = edited("adapter_config.json", "base_model_name_or_path", "o/base")
 CASES["shards without index"] = index(None)
 CASES["extra pickles beside"] = both(written("training_args.bin", _pickle()), written("optimizer.pt", _pickle()))
-
-
-def said(action: Callable[[], Any]) -> str:
-    """What a user is told: the line, "" when it went well, a traceback's last line otherwise."""
-    import traceback
-
-    from svlm_jax.errors import InputError
-
-    try:
-        action()
-    except InputError as error:
-        return str(error)
-    except BaseException:
-        return "TRACEBACK " + traceback.format_exc()[-800:]
-    return ""
-
-
-def peak_memory() -> int:
-    """Most bytes this process has held. Not `ru_maxrss`, which begins with the peak of the process that started it."""
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
-def main(model: Path, processor: Path, work: Path) -> None:
-    import svlm_jax
-    from svlm_jax.cli import convert
-
-    def copy(place: Path) -> Path:
-        shutil.rmtree(place, ignore_errors=True)
-        for source in (processor, model):
-            shutil.copytree(source, place, dirs_exist_ok=True)
-        return place
-
-    def converted() -> None:
-        sys.argv = ["svlm convert", str(work / "d"), str(work / "out")]
-        convert.main()
-
-    os.chdir(work)
-    svlm_jax.from_pretrained(copy(work / "d"))
-    converted()
-    shutil.rmtree(work / "out")
-    before = peak_memory()
-    for name, make in CASES.items():
-        make(copy(work / "d"))
-        loaded, turned = said(lambda: svlm_jax.from_pretrained(work / "d")), said(converted)
-        shutil.rmtree(work / "out", ignore_errors=True)
-        peak = peak_memory()
-        line = {"name": name, "loaded": loaded, "converted": turned, "left": sorted(os.listdir(work))}
-        line |= {"peak": peak, "grown": peak - before}
-        print("CASE " + json.dumps(line), flush=True)
-
-
-if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
