@@ -4,6 +4,7 @@ Owns the limits on what is read, the refusal of other kinds of files and of addr
 what the files mean. Nothing here runs or unpickles anything. Sizes in bytes.
 """
 
+import atexit
 import codecs
 import glob
 import json
@@ -230,7 +231,10 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _remove(draft: Path) -> None:
-    """Remove what a failure left. Orbax's threads may still be writing there, so try until it stays away."""
+    """Remove what a failure left. Orbax's threads may still be writing there, and make it anew: try until it stays away, and
+    again when the process ends and they have."""
+    if draft.exists():
+        atexit.register(shutil.rmtree, draft, ignore_errors=True)
     for _ in range(REMOVE_TRIES):
         if not draft.exists():
             return

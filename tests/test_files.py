@@ -4,6 +4,7 @@ appears; a path with a colon in it is a path."""
 import importlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from svlm_jax.files import atomic_directory, atomic_write, local_path, read_json
 from svlm_jax.stream.captions import Subtitles
 from svlm_jax.train.checkpoints import Checkpoints
 from svlm_jax.train.logs import MetricsWriter
+from tests.support import ROOT
 
 ADDRESSES = ["gs://bucket/run", "gs:/bucket/run", "s3://b", "file:///x/y", "hf://a/b", "https://h/x", "r2:/b/c", "GS://b/c"]
 PATHS = ["runs/a", "/runs/a", "./gs:/b", "run:3", "match 12:30.vtt", "C:/runs", "a/b://c", "~/x", "10:30/run"]
@@ -96,3 +98,24 @@ def test_a_device_is_never_replaced_by_a_file(tmp_path):
         with pytest.raises(InputError, match="choose another name"), atomic_write(tmp_path / name):
             raise AssertionError("nothing is written")
     assert (tmp_path / "pipe").is_fifo() and [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+LATE = """
+import sys
+from svlm_jax.errors import InputError
+from svlm_jax.files import atomic_directory
+try:
+    with atomic_directory(sys.argv[1]) as draft:
+        raise OSError("No space left on device")
+except InputError:
+    assert not draft.exists()
+    (draft / "params").mkdir(parents=True)
+    print("made anew")
+"""
+
+
+def test_what_a_late_thread_writes_after_a_failure_is_gone_when_the_process_is(tmp_path):
+    """Orbax's threads go on after a write has failed, on a busy machine for seconds."""
+    done = subprocess.run([sys.executable, "-c", LATE, tmp_path / "out"], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "made anew\n", done.stderr
+    assert not list(tmp_path.iterdir())

@@ -4,6 +4,7 @@ The process forked from starts no backend and no thread. Tests of the start itse
 and those that signal a running command, start a new interpreter.
 """
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -69,4 +70,7 @@ def _run(
     if prepare is not None:
         prepare()
     sys.argv = line
-    runpy.run_module(line[0], run_name="__main__", alter_sys=True)
+    try:
+        runpy.run_module(line[0], run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # as an interpreter does that ends, and a forked process does not
