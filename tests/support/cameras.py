@@ -7,7 +7,10 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterator, Sequence
+
+from tests.support.films import slowly
 
 HTTP_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: video/mp2t\r\n\r\n"
 SDP = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=camera\r\nt=0 0\r\nm=video 0 RTP/AVP 33\r\na=control:track1\r\n"
@@ -20,8 +23,8 @@ STALL = b"stall"  # an answer's last part: the connection stays open, and nothin
 class Camera:
     """url: of the stream. num_connections: that it has answered."""
 
-    def __init__(self, answers: Sequence[bytes | None], scheme: str, udp: bool) -> None:
-        self.answers, self.scheme, self.udp = answers, scheme, udp
+    def __init__(self, answers: Sequence[bytes | None], scheme: str, udp: bool, seconds: float) -> None:
+        self.answers, self.scheme, self.udp, self.seconds = answers, scheme, udp, seconds
         self.server = socket.create_server(("127.0.0.1", 0))
         self.url = f"{scheme}://viewer:s3cret@127.0.0.1:{self.server.getsockname()[1]}/live"
         self.num_connections = 0
@@ -49,17 +52,18 @@ class Camera:
             self.stalled.append(connection)
         data = answer.removesuffix(STALL)
         if self.scheme == "rtsp":
-            _play_rtsp(connection, data, self.udp)
+            _play_rtsp(connection, data, self.udp, self.seconds)
             return
         connection.recv(4096)
-        connection.sendall(HTTP_HEAD + data)
+        connection.sendall(HTTP_HEAD)
+        slowly(connection.sendall, data, self.seconds)
 
 
 @contextlib.contextmanager
-def serving_camera(*answers: bytes | None, scheme: str = "http", udp: bool = False) -> Iterator[Camera]:
+def serving_camera(*answers: bytes | None, scheme: str = "http", udp: bool = False, seconds: float = 0.0) -> Iterator[Camera]:
     """A camera that gives these answers, one a connection, and then is gone. An answer is a transport stream, or anything. udp:
-    by RTSP, it has no other transport."""
-    camera = Camera(answers, scheme, udp)
+    by RTSP, it has no other transport. seconds: that an answer takes."""
+    camera = Camera(answers, scheme, udp, seconds)
     camera.thread.start()
     try:
         yield camera
@@ -72,7 +76,7 @@ def serving_camera(*answers: bytes | None, scheme: str = "http", udp: bool = Fal
             connection.close()
 
 
-def _play_rtsp(connection: socket.socket, data: bytes, udp: bool) -> None:
+def _play_rtsp(connection: socket.socket, data: bytes, udp: bool, seconds: float) -> None:
     """OPTIONS, DESCRIBE, SETUP and PLAY, as far as FFmpeg asks; then the stream in RTP packets."""
     buffer, port = b"", 0
     while True:
@@ -98,9 +102,10 @@ def _play_rtsp(connection: socket.socket, data: bytes, udp: bool) -> None:
         connection.sendall(head)
         if method == b"PLAY":
             break
-    size = TS_PACKET * PACKETS_EACH
+    size, start = TS_PACKET * PACKETS_EACH, time.monotonic()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
         for index in range(0, len(data), size):
+            time.sleep(max(0.0, start + seconds * index / len(data) - time.monotonic()))
             payload, sequence = data[index : index + size], index // size
             rtp = struct.pack(">BBHII", 0x80, 33, sequence % 65536, sequence * 3000 % 2**32, 1) + payload
             if udp:

@@ -4,7 +4,8 @@ import contextlib
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,18 @@ def turned(path: Path, matrix: tuple[float, ...]) -> Path:
     return path
 
 
+def slowly(send: Callable[[bytes], object], data: bytes, seconds: float, size: int = 188 * 7) -> None:
+    """Call `send` for all bytes, `size` at a time and spread over so many seconds; at once for 0."""
+    size, start = size if seconds else max(len(data), 1), time.monotonic()
+    for offset in range(0, len(data), size):
+        time.sleep(max(0.0, start + seconds * offset / len(data) - time.monotonic()))
+        send(data[offset : offset + size])
+
+
 @contextlib.contextmanager
-def camera(data: bytes, head: bytes = b"") -> Iterator[int]:
-    """The port of something that sends these bytes to one who asks, after `head`, and then closes the connection."""
+def camera(data: bytes, head: bytes = b"", seconds: float = 0.0) -> Iterator[int]:
+    """The port of something that sends these bytes to one who asks, after `head` and spread over so many seconds, and then
+    closes the connection."""
 
     def send() -> None:
         with contextlib.suppress(OSError):
@@ -94,7 +104,8 @@ def camera(data: bytes, head: bytes = b"") -> Iterator[int]:
             with connection:
                 if head:
                     connection.recv(4096)
-                connection.sendall(head + data)
+                connection.sendall(head)
+                slowly(connection.sendall, data, seconds)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=send)
