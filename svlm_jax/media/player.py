@@ -39,7 +39,7 @@ class Player(AbstractContextManager):
         prepare: called in the thread of the player.
         pace: play a file at its own speed; by default as fast as it is read.
         max_delay: seconds of video that may wait when played by the clock; one chunk always may.
-        on_dropped: called with the chunks that were dropped, in the thread of the reader.
+        on_dropped: called with the chunks that were dropped, without their frames, in the thread of the reader.
         clock: seconds, for tests.
         changed: notified when a chunk is ready or the source is over; several players may share one, to be polled together.
         chunks: of the source, where some were read before; `source` itself by default.
@@ -49,7 +49,7 @@ class Player(AbstractContextManager):
         self.pace = pace
         self.max_ready = max(1, int(max_delay / source.chunk_seconds + 1e-6))  # complete chunks
         self.ready: deque[tuple[Chunk, Any]] = deque()
-        self.dropped: list[Chunk] = []  # not reported yet
+        self.dropped: list[Chunk] = []  # not reported yet; without their frames
         self.changed = changed or threading.Condition()
         self.ended = self.stopped = False
         self.error: BaseException | None = None
@@ -123,7 +123,9 @@ class Player(AbstractContextManager):
                         return
                     self.ready.append(item)
                     if self.timed and len(self.ready) > self.max_ready:
-                        self.dropped.append(self.ready.popleft()[0])
+                        dropped, _ = self.ready.popleft()
+                        # minutes of them may wait to be reported, while programs are compiled
+                        self.dropped.append(dropped._replace(frames=dropped.frames[:0].copy()))
                     self.changed.notify_all()
         except BaseException as error:  # raised in the thread of the reader
             self.error = error

@@ -21,11 +21,12 @@ import numpy as np
 
 from svlm_jax.errors import InputError
 from svlm_jax.media.chunks import Source, Timing
-from svlm_jax.media.timestamps import Joiner
+from svlm_jax.media.timestamps import STILL_PACKETS, Joiner
 from svlm_jax.media.video import SLACK
 
 TICK = 1e-6  # seconds: stamps are compared as integers
 MAX_STAMP = 1e12  # seconds
+MAX_STANDSTILL = 10.0  # seconds in which stamps may stand still while frames come: nothing can be watched meanwhile
 MAX_FRAMES = 32  # that wait to be read; at 2 frames a second 16 s
 
 
@@ -74,6 +75,8 @@ class PushSource(Source):
         self.origin: int | None = None  # stamp of second 0
         self.second = 0.0  # of the newest frame on the joined clock; never goes back
         self.length = 0.0  # seconds that it stands for when no frame follows
+        self.advanced_at = 0.0  # when a frame last came whose second was a new one, by `clock`
+        self.num_still = 0  # frames since then
         self.last_sample = -1  # the newest one that a frame is on time for
         self.num_certain = 0  # samples that no later frame changes
         self.waiting: deque[Pushed] = deque()
@@ -92,7 +95,8 @@ class PushSource(Source):
             Whether the source is still open; a frame that comes later is ignored.
 
         Raises:
-            InputError: another shape, dtype or size; a stamp that is no number.
+            InputError: another shape, dtype or size; a stamp that is no number; stamps that have stood still, or gone back
+                little by little, for `MAX_STANDSTILL`.
         """
         arrival = self.clock()
         second = arrival if second is None else second
@@ -116,6 +120,7 @@ class PushSource(Source):
         self.origin = stamp if self.origin is None else self.origin
         # a little back is disorder: the frame then takes the position of the last one
         second = max(self.second, (stamp + self.joiner.offset - self.origin) * TICK)
+        self._check_advance(second, arrival)
         self.length, self.second = min(second - self.second, 1 / self.fps), second
         if jump is not None:
             self.pushed_notes.append((self.start + self.second, jump.note()))
@@ -130,6 +135,15 @@ class PushSource(Source):
         if len(self.waiting) > self.max_frames:
             self.waiting.popleft()
             self.num_dropped += 1
+
+    def _check_advance(self, second: float, arrival: float) -> None:
+        if second > self.second or not self.num_still:
+            self.advanced_at, self.num_still = arrival, 1
+            return
+        self.num_still += 1
+        if self.num_still > STILL_PACKETS and arrival - self.advanced_at > MAX_STANDSTILL:
+            got = f"no later one for {arrival - self.advanced_at:.0f} s"
+            raise InputError("second", got, "the time of each frame", "count it from anywhere, or leave it out")
 
     @property
     def has_room(self) -> bool:

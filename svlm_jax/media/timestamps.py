@@ -90,7 +90,9 @@ class Joiner:
                 excess = 0.0 if passed is None else gap - max(passed, self.length * self.tick)
                 self.unconfirmed = min(self.unconfirmed + max(excess, 0.0), DISORDER)
                 self.spacing = gap
-        self.last, self.last_arrival, self.length = stamp, arrival, length or self.frame_ticks
+        spacing = round(self.spacing / self.tick)  # frames may come faster than the rate that is known
+        self.length = length or (min(self.frame_ticks, spacing) if spacing > 0 else self.frame_ticks)
+        self.last, self.last_arrival = stamp, arrival
         return jump
 
     def _jump(self, stamp: int, gap: float) -> Jump | None:

@@ -1,4 +1,5 @@
-"""Live clocks over real connections, sent as fast as they show. `pytest -s -m slow` of this file prints the table. The same jumps without waiting: `test_timestamps.py`, `test_live.py`."""
+"""Live clocks over real connections, sent as fast as they show. `pytest -s -m slow` of this file prints the table. Without
+waiting: `test_timestamps.py`, `test_live.py`."""
 
 import itertools
 import socket
@@ -108,6 +109,7 @@ def test_a_live_playlist_with_advertisements_is_watched_for_all_it_showed(tmp_pa
         chunks = list(source)
         thread.join()
     letters = colours(np.concatenate([chunk.frames for chunk in chunks]))
-    print(f"\nHLS, three parts of 4 s: {len(chunks)} chunks, {letters}, {[chunk.note for chunk in chunks if chunk.note]}, {source.ending}")
+    notes = [chunk.note for chunk in chunks if chunk.note]
+    print(f"\nHLS, three parts of 4 s: {len(chunks)} chunks, {letters}, {notes}, {source.ending}")
     assert source.live and letters == "R" * 8 + "G" * 8 + "B" * 8
     assert sum("its time stamps jump" in chunk.note for chunk in chunks) == 2

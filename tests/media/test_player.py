@@ -103,6 +103,8 @@ def test_what_nobody_takes_for_long_is_said_too_and_takes_no_memory():
         player.start()
         assert source.exhausted.wait(HANG) and player.thread.join(HANG) is None
         assert len(player.ready) == MAX_DELAY
+        # of 1080p, a minute of compiling would otherwise hold 700 MB
+        assert not any(chunk.frames.size or chunk.frames.base is not None for chunk in player.dropped)
         rest = [player.poll()[0].number for _ in range(int(MAX_DELAY))]
         assert player.poll() is None and player.is_over
     assert rest == list(range(95, 100)) and [chunk.number for chunk in lost] == list(range(95))

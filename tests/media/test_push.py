@@ -1,11 +1,13 @@
 """Frames that a program pushes: what is sampled of stamps that are even, jump, stall, repeat or come too fast."""
 
+import itertools
 import threading
 import warnings
 
 import numpy as np
 import pytest
 
+from svlm_jax.errors import InputError
 from svlm_jax.media.chunks import Timing
 from svlm_jax.media.player import Player
 from svlm_jax.media.push import PushSource
@@ -73,6 +75,33 @@ def test_disorder_is_no_jump_and_repeated_stamps_take_no_room():
     for _ in range(1000):
         source.push(plain(RED), 5.0)
     assert len(source.waiting) <= 3 and not source.num_dropped
+
+
+@pytest.mark.parametrize("step", [0, -0.01], ids=["constant", "back little by little"])
+def test_stamps_that_stand_still_are_refused_and_those_that_go_on_again_are_taken(step):
+    """A client that stamps every frame with 0: all of them are at one second, and its stream would wait for ever."""
+    source = PushSource("camera", max_frames=1000, clock=itertools.count().__next__)
+    for number in range(10):
+        source.push(plain(RED), 5 + step * number)
+    with pytest.raises(InputError, match=r"second: got no later one for 1[0-9] s, expected the time of each frame"):
+        for number in range(10, 15):
+            source.push(plain(RED), 5 + step * number)
+    assert source.push(plain(RED), 6.0) and source.push(plain(RED), 6.5)
+
+
+def test_frames_that_come_slower_than_their_stamps_say_are_taken():
+    """A rendered film, or one of a fast camera: its stamps are its clock, however long each frame takes."""
+    samples, notes = pushed(*evenly(0.004, RED, 0, 1), arrivals=[5.0 * number for number in range(250)])
+    assert samples == "RR" and not notes
+
+
+@pytest.mark.parametrize("difference", [3, 8, 40, 86400])
+def test_clients_whose_two_clocks_take_turns_add_no_seconds(difference):
+    """Parts of a playlist that each count from elsewhere, sent as fast as they show."""
+    frames = [(RED, number / 4 + difference * (number // 4 % 2)) for number in range(160)]
+    samples, notes = pushed(*frames, arrivals=[number / 4 for number in range(160)])
+    assert 80 <= len(samples) <= 82 + 2 * (difference if difference < 10 else 0)
+    assert len(notes) >= 20  # of a chunk with two jumps both are in one
 
 
 def test_stamps_that_come_too_fast_are_bounded_and_the_drops_are_noted():
