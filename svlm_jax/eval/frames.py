@@ -63,6 +63,12 @@ def recent(path: str | Path, end: float, *, frames: int, fps: float = 2.0) -> Fr
 
 
 def end_within(path: str | Path, end: float) -> float:
-    """`end`, or the end of the video if that is sooner."""
+    """`end`, or the end of the video if that is sooner. Headers may say too little: what is behind their end is looked for."""
     declared = declared_length(existing_file(path, "video"))
-    return min(end, declared) if declared else end
+    if not declared or end <= declared:
+        return end
+    try:
+        behind = sample_video(path, SCAN_FPS, declared, end - declared, lambda second, text: None)
+        return min(end, max(second for second, _ in behind) + 1 / SCAN_FPS)
+    except InputError:  # nothing is
+        return declared

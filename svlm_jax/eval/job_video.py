@@ -14,9 +14,8 @@ import numpy as np
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.eval.commentator import Job
+from svlm_jax.eval.frames import end_within
 from svlm_jax.media.chunks import Chunk, Source
-from svlm_jax.media.container import declared_length
-from svlm_jax.media.paths import existing_file
 from svlm_jax.media.sources import open_source
 from svlm_jax.media.video import SLACK, sample_video
 
@@ -41,12 +40,12 @@ def probe_videos(jobs: Iterable[Job]) -> dict[str, VideoProbe]:
 
 def _probe(path: str, start: float, end: float) -> VideoProbe:
     try:
-        length = declared_length(existing_file(path, "video"))
+        length = end_within(path, end)
         _, frame = next(iter(sample_video(path, 1.0, start, 1.0, lambda second, text: None)))
     except InputError as error:
         return VideoProbe(None, error)
     height, width = frame.shape[:2]
-    if length is not None and length <= math.ceil(end) - 1:
+    if length <= math.ceil(end) - 1:
         got, expected = f"{length:.1f} s of video", f"{end:g} s, to the end of what is watched"
         return VideoProbe((height, width), InputError(f"video {shortened(path, 100)}", got, expected, "replace it"))
     return VideoProbe((height, width))

@@ -192,21 +192,21 @@ def _from_keyframe(path: Path, target: float | int, on_note: OnNote) -> Iterator
         except GeneratorExit:  # the caller has its frames
             reader.damage.report(0.0, is_last=True)
             raise
+        first_reader = reader
+        if reader.lost_last or (reader.clock.second is None and reader.damage.count):
+            reader = yield from _decode_rest(path, reader, skim, on_note)
         if reader.clock.second is None:
             return
-        first_reader = reader
-        if reader.lost_last:
-            reader = yield from _decode_rest(path, reader, skim, on_note)
-        last, length = reader.clock.second or 0.0, reader.clock.length
+        last, length = reader.clock.second, reader.clock.length
         end, declared_end = max(last + length, first_reader.audio_end), first_reader.declared_end
-    error = first_reader.read_error
+    readers, error = tuple(dict.fromkeys((first_reader, reader))), first_reader.read_error
     if error is not None:
         reason = f"{type(error).__name__} ({getattr(error, 'strerror', None) or error})"
         on_note(end, f"decoding stopped at {last:.3f} s: {reason}")
-    elif declared_end is not None and end < declared_end - CUT_SHORT:
+    elif declared_end is not None and max(end, *(each.damage.second for each in readers)) < declared_end - CUT_SHORT:
         on_note(end, f"ends at {end:.3f} s but its header says {declared_end:.3f} s: cut short?")
     else:
-        for each in dict.fromkeys((first_reader, reader)):
+        for each in readers:
             each.damage.report(end, is_last=True)
     if has_second_film(path):
         on_note(end, "another MP4 follows in the same file and is not watched: split them, or join them with FFmpeg")
@@ -217,7 +217,8 @@ def _decode_rest(
 ) -> Generator[tuple[float, float, "av.VideoFrame"], None, Reader]:
     """The frames after the last of `first_reader`, decoded in one thread; returns their reader, or the first if there are
     none."""
-    start = first_reader.clock.second or 0.0
+    shown = first_reader.clock.second
+    start = shown or 0.0
 
     def note_new(second: float, text: str) -> None:
         if second > max(start, first_reader.damage.second):
@@ -226,7 +227,7 @@ def _decode_rest(
     with open_file(path) as container:
         reader = Reader(container, f"video {path}", on_note=note_new, threads="SLICE")
         for second, length, frame in reader.frames(start, skim):
-            if second > start + SLACK:
+            if shown is None or second > shown + SLACK:
                 yield second, length, frame
     return first_reader if reader.clock.second is None else reader
 

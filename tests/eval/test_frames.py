@@ -1,11 +1,17 @@
 """Which frames a question is asked about: the newest is always among them, and none is from after the question."""
 
+import struct
+
 import numpy as np
 import pytest
 
 from svlm_jax.errors import InputError
-from svlm_jax.eval.frames import prefix, recent
+from svlm_jax.eval.commentator import Job
+from svlm_jax.eval.frames import end_within, prefix, recent
+from svlm_jax.eval.job_video import probe_videos
+from svlm_jax.media.container import declared_length
 from svlm_jax.media.video import write_video
+from tests.support.films import GREEN, RED, colours, film, plain
 
 SECONDS = 20
 
@@ -47,3 +53,17 @@ def test_recent_frames_are_the_newest_before_the_question(clip):
 def test_no_frames_are_refused(clip):
     with pytest.raises(InputError, match="frames: got 0"):
         prefix(clip, 3, max_frames=0)
+
+
+def test_a_header_that_says_too_little_hides_no_second(tmp_path):
+    """A recorder that was restarted: a question about second 4 was asked about the first second alone."""
+    path = film(tmp_path / "v.mkv", [plain(RED)] * 5 + [plain(GREEN)] * 20, 5)
+    data = bytearray(path.read_bytes())
+    tag = data.find(b"00:00:05")
+    data[tag : tag + 8], place = b"00:00:01", data.find(b"\x44\x89\x88") + 3
+    data[place : place + 8] = struct.pack(">d", 1000.0)  # milliseconds
+    path.write_bytes(data)
+    assert declared_length(path) == 1
+    assert colours(prefix(path, 4.0, max_frames=100).pixels) == "RRGGGGGG"
+    assert probe_videos([Job("v", path, 0, 4)])[str(path)].error is None
+    assert end_within(path, 60.0) == pytest.approx(5.0, abs=0.5)

@@ -173,6 +173,14 @@ def test_a_damaged_packet_costs_its_picture_and_no_other(tmp_path, name, codec, 
     assert 1 <= sum("left out" in note for note in all_notes) <= 2
 
 
+def test_one_picture_that_is_whole_is_watched(tmp_path):
+    """Decoding threads gave it up with those that follow it, and the file was called unreadable."""
+    path = damage(film(tmp_path / "v.mp4", [plain(RED)] * 30, 5), *range(1, 30))
+    letters, notes = watch(path)
+    assert letters[:1] == "R" and set(letters) == {"R"}
+    assert len(notes) == 1 and "damaged packets are left out" in notes[0]
+
+
 def test_damage_all_along_is_told_once_a_minute_and_not_once_a_packet(tmp_path):
     path = film(tmp_path / "v.avi", [plain(RED)] * 150, 1, "mjpeg", "yuvj420p")
     letters, notes = watch(damage(path, *range(1, 150, 2)))
