@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from benchmarks import serve_attack
+from benchmarks import serve_attack, serve_places
 from benchmarks.report import record
 from benchmarks.serve_clients import Client, Kind, film, losses, resident_bytes, start_streams, warm_up, websocket
 from benchmarks.serve_wire import JOIN, TEXT, Target, frame
@@ -282,10 +282,16 @@ async def load(url: str, process: int, args: argparse.Namespace) -> list[dict[st
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Writes docs/benchmarks/serve.json (--attack: serve_attack.json); exit code 1 if a client missed a caption."""
+    """Writes docs/benchmarks/serve.json (--attack: serve_attack.json, --places: serve_places.json); exit code 1 if a client
+    missed a caption."""
     if args.clients < 4 or args.seconds < 20:
         got = f"{args.clients} clients, {args.seconds} s"
         raise InputError("--clients, --seconds", got, "4 clients, 20 s or more", "raise them")
+    if args.places:
+        rows = serve_places.compare(args)
+        print(json.dumps(rows, indent=1))
+        record(f"{args.name}_places", description(args), rows, args.out)
+        return
     if args.attack:
         serve_attack.check(args.attack)
     flags = ["--model", args.model, "--port", 0, "--num-streams", args.num_streams]
@@ -321,10 +327,13 @@ def description(args: argparse.Namespace) -> str:
     """Of the entry in docs/benchmarks.md."""
     streams = f"{Path(args.model).name}, {args.num_streams} streams at 672x448"
     machine = "Server, clients and attackers share the cores of one machine."
+    if args.places:
+        return f"A step for one viewer of `svlm serve`, {Path(args.model).name}: with one place, and with the default number."
     if args.attack:
         return (
             f"`svlm serve` attacked on every route: {streams}, a viewer of one of them. {machine} Before the attacks the other "
-            "streams play matches; then attackers take their places, and start streams of their own."
+            "streams play matches. First 400 half-open connections, 30 who join again and again and 8 who send pings; then, "
+            "from 3/8 of the time on, all attackers, who take the places of the other streams."
         )
     return (
         f"`svlm serve` under load: {streams}, with settings of their own: matches, a camera over a socket, frames over HTTP. "
@@ -341,5 +350,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=integer(1), default=120, help=seconds)
     attack_help = f"one viewer among attackers instead: all, or some of {', '.join(serve_attack.ATTACKS)}"
     parser.add_argument("--attack", nargs="?", const="all", metavar="NAMES", help=attack_help)
+    parser.add_argument("--places", action="store_true", help="what free places cost one viewer instead")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="default: the shipped model")
     parser.add_argument("--name", default="serve", help="of the entry in docs/benchmarks (default serve)")

@@ -12,8 +12,9 @@ import time
 import urllib.request
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,13 @@ from benchmarks.serve_wire import Target, bomb
 from svlm_jax.cli.progress import Progress
 from svlm_jax.errors import InputError
 
-QUIET = 0.25  # of the time, before the attacks start
+QUIET, ALL = 0.25, 0.375  # of the time: before the first attacks start, and before all do
+FIRST = ("half_open", "joiner", "pinger")
 # How many of each at a time.
 SOCKET_ATTACKS = {"half_open": 400, "joiner": 30, "pinger": 8, "deaf_pinger": 4, "flood": 4, "fragments": 4, "silent": 4}
 SOCKET_ATTACKS |= {"deaf_page": 4, "deep_json": 4, "asker": 2, "thief": 4, "camera": 1, "stamps": 1}
 HTTP_ATTACKS = {"fetcher": 4, "deaf_fetcher": 4, "starter": 2, "poster": 4, "frames": 1, "listener": 8, "deaf_listener": 8}
-HTTP_ATTACKS |= {"chatter": 4, "chat_bomb": 2}
+HTTP_ATTACKS |= {"chatter": 4, "chat_bomb": 2, "parser_bomb": 2}
 ATTACKS = {**SOCKET_ATTACKS, **HTTP_ATTACKS}
 DISCONNECTED = (OSError, asyncio.IncompleteReadError, TimeoutError, ValueError, IndexError, ExceptionGroup)
 MATCH = (("match", {}),)
@@ -39,12 +41,12 @@ def _coroutine(name: str) -> Callable[[Target, str], Awaitable[None]]:
     return getattr(serve_attack_socket if name in SOCKET_ATTACKS else serve_attack_http, name)
 
 
-def start(target: Target, attacks: str) -> "list[asyncio.Task[None]]":
-    """attacks: names separated by commas, or "all"."""
+def start(target: Target, names: Iterable[str]) -> "list[asyncio.Task[None]]":
+    """names: of the attacks."""
     tasks = []
     for number, (name, count) in enumerate(ATTACKS.items()):
         address = f"127.0.0.{10 + number}" if number and sys.platform == "linux" else ""
-        if attacks == "all" or name in attacks.split(","):
+        if name in names:
             tasks += [asyncio.create_task(_repeat(target, name, address)) for _ in range(count)]
     return tasks
 
@@ -86,11 +88,16 @@ async def load(url: str, process: int, args: Namespace) -> list[dict[str, Any]]:
     tasks.append(asyncio.create_task(measure_health(url, deadline, delays)))
     memory: list[tuple[float, int]] = []
     attackers: list[asyncio.Task[None]] = []
+    names = set(ATTACKS if args.attack == "all" else args.attack.split(","))
+    stages = [(QUIET, names & set(FIRST)), (ALL, names - set(FIRST))] if args.attack == "all" else [(QUIET, names)]
+    starts: list[float] = []
     while (left := deadline - time.monotonic()) > 0:
-        if not attackers and left <= (1 - QUIET) * args.seconds:
-            for other in others:
-                await other.stop(url)
-            attack_start, attackers = time.monotonic(), start(target, args.attack)
+        if len(starts) < len(stages) and left <= (1 - stages[len(starts)][0]) * args.seconds:
+            if not starts:
+                for other in others:
+                    await other.stop(url)
+            attackers += start(target, stages[len(starts)][1])
+            starts.append(time.monotonic())
         memory.append((time.monotonic() - start_time, resident_bytes(process)))
         progress(round(args.seconds - left), args.seconds)
         await asyncio.sleep(min(1.0, left))
@@ -104,7 +111,7 @@ async def load(url: str, process: int, args: Namespace) -> list[dict[str, Any]]:
     await asyncio.wait_for(watching, 60)
     if was_ended:
         viewer.error = "an attacker has ended the stream"
-    return [summary(viewer, target, attack_start, memory, delays, args)]
+    return [summary(viewer, target, starts, memory, delays, args)]
 
 
 def check(attacks: str) -> None:
@@ -132,7 +139,7 @@ def refusal_ms() -> float:
 def summary(
     viewer: Client,
     target: Target,
-    attack_start: float,
+    starts: list[float],
     memory: list[tuple[float, int]],
     health: list[float],
     args: Namespace,
@@ -144,12 +151,13 @@ def summary(
         return float(np.median(nearby)) / 1e6
 
     start_time = target.deadline - args.seconds
-    quiet = [1000 * latency for when, latency in viewer.latencies if start_time <= when < attack_start]
-    attacked = [1000 * latency for when, latency in viewer.latencies if when >= attack_start]
+    times = [start_time, *starts, float("inf")]
+    stages = [[1000 * latency for when, latency in viewer.latencies if start <= when < end] for start, end in pairwise(times)]
 
-    def both(percent: int) -> str:
-        return f"{np.percentile(quiet, percent):.0f}/{np.percentile(attacked, percent):.0f}"
+    def each(percent: int) -> str:
+        return "/".join(f"{np.percentile(latencies, percent):.0f}" if latencies else "-" for latencies in stages)
 
+    parts = "quiet/joins and pings/all" if len(starts) > 1 else "quiet/attacked"
     lost = losses([viewer])
     for line in lost:
         print(line, file=sys.stderr)
@@ -166,8 +174,8 @@ def summary(
         "chunks": len(viewer.numbers),
         "missed a caption": len(lost),
         "chunks dropped": sum(chunks for _, chunks in viewer.drops),
-        "latency p50 quiet/attacked (ms)": both(50),
-        "latency p95 quiet/attacked (ms)": both(95),
+        f"latency p50 {parts} (ms)": each(50),
+        f"latency p95 {parts} (ms)": each(95),
         f"memory at {warm_time:.0f} s/end (MB)": f"{first:.0f}/{last:.0f} ({100 * (last / first - 1):+.1f} %)",
         "attacks started": dict(target.counts),
         "HTTP answers by status": dict(statuses),

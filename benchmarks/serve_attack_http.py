@@ -11,6 +11,7 @@ from benchmarks.serve_clients import SESSIONS
 from benchmarks.serve_wire import HEAD, Target, bomb, scan_bomb
 
 COMPLETIONS = "/v1/chat/completions"
+DISCONNECTED = (OSError, TimeoutError, ValueError, IndexError)
 MODEL = "touchline"
 
 
@@ -114,6 +115,42 @@ async def deaf_listener(target: Target, address: str) -> None:
         await asyncio.sleep(120.0)
     finally:
         writer.transport.abort()
+
+
+async def parser_bomb(target: Target, address: str) -> None:
+    """Requests that cost more to parse than to send: a cookie of backslashes, fields, chunks, "&" in an address, two lengths;
+    and an image with thousands of entries of EXIF."""
+    cookie = 'Cookie: a="' + "\\" * 15_000 + '"\r\n'
+    chunked = HEAD.format("POST", COMPLETIONS) + "Transfer-Encoding: chunked\r\n"
+    for text in (
+        HEAD.format("GET", "/metrics") + cookie + "Connection: close\r\n\r\n",
+        HEAD.format("GET", "/health") + "a:\r\n" * 50_000 + "\r\n",
+        HEAD.format("GET", "/health?" + "a&" * 20_000) + "\r\n",
+        chunked + "\r\n" + "1\r\na\r\n" * 40_000,
+        chunked + "Content-Length: 5\r\n\r\n0\r\n\r\n",
+        (HEAD.format("GET", "/health") + "\r\n") * 1000,
+    ):
+        reader, writer = await target.open(text.encode(), address)
+        try:
+            async with asyncio.timeout(10.0):
+                target.statuses["parser_bomb", int((await reader.readline()).split()[1])] += 1
+                await target.read(reader)
+        except DISCONNECTED:
+            target.statuses["parser_bomb", 0] += 1
+        finally:
+            writer.transport.abort()
+    url = {"url": data_uri(exif_bomb(), "image/jpeg")}
+    body = chat_body([{"type": "image_url", "image_url": url}] * 8, max_tokens=1)
+    await target.request("parser_bomb", address, "POST", COMPLETIONS, body)
+
+
+def exif_bomb(entries: int = 5000) -> bytes:
+    """A small JPEG with so many entries of EXIF, each of which has all of the segment as its value."""
+    image = scan_bomb(1, 64, 64)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, entries)
+    exif += b"".join(struct.pack("<HHII", 0x1000 + number, 7, 60_000, 8) for number in range(entries))
+    exif = exif[:65_533]
+    return image[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + image[2:]
 
 
 async def chatter(target: Target, address: str) -> None:

@@ -19,7 +19,7 @@ from svlm_jax.errors import InputError
 from svlm_jax.families.chat import Turn, encode
 from svlm_jax.media.processor import Processor
 from svlm_jax.media.video import write_video
-from svlm_jax.serve.chat.completions import bare
+from svlm_jax.serve.chat.completions import Chat, TooManyRequests, bare
 from svlm_jax.serve.chat.limits import ChatLimits
 from svlm_jax.serve.chat.media import MediaReader
 from svlm_jax.serve.chat.request import Media
@@ -209,6 +209,17 @@ def test_more_requests_than_are_taken_wait_for_nothing(server):
     assert json.loads(third.getresponse().read())["choices"][0]["message"]["content"] == TEXT
     third.close()
     wait_until(lambda: not server.chat.by_address and not generation.num_open)
+
+
+def test_bodies_that_wait_have_a_limit_in_all(server, processor):
+    """Else a few clients with large files take all of the memory while they wait for their turn."""
+    chat = Chat(server.generation, server.chat.media, server.engine.submit, ChatLimits(max_open_bytes=100), server.metrics)
+    with chat.admission("192.0.2.1", 150), pytest.raises(TooManyRequests, match="150 bytes"), chat.admission("192.0.2.2", 1):
+        pass
+    with chat.admission("192.0.2.1", 60), chat.admission("192.0.2.2", 40):  # the one before is over
+        assert chat.open_bytes == 100
+    assert not chat.open_bytes
+    chat.close()
 
 
 @pytest.mark.parametrize("is_streamed", [False, True], ids=["whole", "streamed"])

@@ -121,6 +121,7 @@ class Chat:
         self.generation, self.media, self.submit = generation, media, submit
         self.limits, self.metrics, self.default = limits, metrics, default
         self.by_address: Counter[str] = Counter()
+        self.open_bytes = 0  # of bodies
         self.running = asyncio.Semaphore(limits.max_running_requests)
         self.parser = ThreadPoolExecutor(1, "chat-parser")
         self.readers = ThreadPoolExecutor(READERS, "chat-reader")
@@ -140,8 +141,11 @@ class Chat:
             pool.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
-    def admission(self, address: str) -> Iterator[None]:
-        """One more request of an address, for as long as the context is open.
+    def admission(self, address: str, num_bytes: int) -> Iterator[None]:
+        """One more request of an address, for as long as the context is open: it is in memory until it is answered.
+
+        Args:
+            num_bytes: that its body has, or may have.
 
         Raises:
             TooManyRequests: it, or all together, have as many as they may.
@@ -151,10 +155,14 @@ class Chat:
             raise TooManyRequests(f"{limits.max_requests} requests are being answered or wait; come back later")
         if self.by_address[group] >= limits.max_requests_per_address:
             raise TooManyRequests(f"{limits.max_requests_per_address} requests of your address are open; wait for one")
+        if self.open_bytes and self.open_bytes + num_bytes > limits.max_open_bytes:
+            raise TooManyRequests(f"{self.open_bytes} bytes of requests are being answered or wait; come back later")
         self.by_address[group] += 1
+        self.open_bytes += num_bytes
         try:
             yield
         finally:
+            self.open_bytes -= num_bytes
             self.by_address[group] -= 1
             if not self.by_address[group]:
                 del self.by_address[group]

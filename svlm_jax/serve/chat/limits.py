@@ -12,6 +12,7 @@ from svlm_jax.errors import InputError
 class ChatLimits:
     """Attributes:
     max_requests, max_requests_per_address: at a time, those that wait included.
+    max_open_bytes: of the bodies of all of them.
     max_running_requests: whose media are decoded and that are in device memory; the others wait as they were sent.
     timeout: for one to be answered, from its last byte on.
     media_timeout: to fetch and decode the images and videos of one.
@@ -25,6 +26,7 @@ class ChatLimits:
 
     max_requests: int = 32
     max_requests_per_address: int = 8
+    max_open_bytes: int = 200_000_000
     max_running_requests: int = 2
     timeout: float = 300.0
     media_timeout: float = 20.0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from svlm_jax.serve.chat.completions import Chat, ComputeError, ReplyPart, TooManyRequests
 from svlm_jax.serve.chat.request import ChatRequest
-from svlm_jax.serve.http.routes import HttpError, HttpRoute, read_body, renew_deadline, respond_json
+from svlm_jax.serve.http.routes import HttpError, HttpRoute, body_length, read_body, renew_deadline, respond_json
 from svlm_jax.serve.http.server_sent_events import event_response, event_text
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class ChatRoutes:
         limits = self.chat.limits
         with ExitStack() as stack:
             try:
-                stack.enter_context(self.chat.admission(request.client.host if request.client else ""))
+                num_bytes = min(body_length(request, limits.max_body_bytes), limits.max_body_bytes)
+                stack.enter_context(self.chat.admission(request.client.host if request.client else "", num_bytes))
             except TooManyRequests as error:
                 self.chat.metrics.count("svlm_refused_total", label="max_chat_requests")
                 raise HttpError(429, str(error), code="rate_limit_exceeded", retry_after=5) from None

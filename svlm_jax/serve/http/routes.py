@@ -190,6 +190,12 @@ def api_error(error: HttpError) -> "Response":
     return respond_json({"error": fields}, error.status, headers)
 
 
+def body_length(request: "Request", default: int) -> int:
+    """Bytes of a body as its request says; `default` where it does not."""
+    length = request.headers.get("content-length", "")  # the parser has checked that it is digits
+    return int(length[:20]) if length else default
+
+
 async def read_body(request: "Request", max_bytes: int) -> bytes:
     """The body of a request, refused as soon as it is too large.
 
@@ -199,8 +205,7 @@ async def read_body(request: "Request", max_bytes: int) -> bytes:
     from starlette.requests import ClientDisconnect
 
     too_large = HttpError(413, f"body: expected at most {max_bytes} bytes; send less", code="too_large")
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length[:20]) > max_bytes:
+    if body_length(request, 0) > max_bytes:
         raise too_large
     body = bytearray()
     try:
