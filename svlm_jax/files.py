@@ -93,9 +93,9 @@ def parse_json(content: bytes, source: str, expected: str, remedy: str = _AGAIN)
     return _of_kind(_parse(content, source, expected, remedy), dict, source, expected, remedy)
 
 
-def parse_json_list(content: bytes, source: str, expected: str) -> list[Any]:
+def parse_json_list(content: bytes, source: str, expected: str, remedy: str = _AGAIN) -> list[Any]:
     """The list that UTF-8 JSON holds; errors as of `read_json`, in the name of `source`."""
-    return _of_kind(_parse(content, source, expected, _AGAIN), list, source, expected, _AGAIN)
+    return _of_kind(_parse(content, source, expected, remedy), list, source, expected, remedy)
 
 
 def _parse(content: bytes, source: str, expected: str, remedy: str) -> Any:

@@ -24,6 +24,8 @@ export JAX_COMPILATION_CACHE_DIR=$RUN_DIR/xla   # a job that starts again does n
 export XLA_FLAGS="--xla_gpu_enable_latency_hiding_scheduler=true \
   --xla_gpu_all_gather_combine_threshold_bytes=536870912 --xla_gpu_reduce_scatter_combine_threshold_bytes=536870912"
 
+rm -f "$RUN_DIR/preempted"  # of the last job: should this one not even start, it must not go back into the queue for ever
+
 # A process that fails ends the step; the others do not wait for it. Since Slurm 22.05 srun does not take the number of CPUs from
 # the job: without it each process would decode video on one.
 srun --kill-on-bad-exit=1 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" svlm train --config sft_stage1 --run-dir "$RUN_DIR" --data.paths "$DATA" \

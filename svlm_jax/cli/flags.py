@@ -11,9 +11,11 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 from svlm_jax.addresses import hide_secrets_in
-from svlm_jax.errors import shortened
+from svlm_jax.errors import InputError, shortened
+from svlm_jax.files import local_path
 
 BAD_INPUT = 2  # exit code
 MAX_ECHO = 60  # characters of a bad value that are repeated in its error line
@@ -66,10 +68,13 @@ def short(text: str) -> str:
 
 def path(text: str) -> Path:
     """A flag's type, and what `type=Path` means: "" is no path, but what a shell makes of a variable that is not set. As a path
-    it would be the current folder."""
+    it would be the current folder. "file:///a/b" is /a/b; of "gs://bucket/run" `Path` would make a folder called "gs:"."""
     if not text:
         raise argparse.ArgumentTypeError("got nothing, expected a path")
-    return Path(text)
+    try:
+        return local_path(unquote(text.removeprefix("file://")) if text.startswith("file:///") else text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(f"got {error.got}, expected {error.expected}; {error.remedy}") from None
 
 
 def integer(minimum: int, maximum: int = MAX_INTEGER) -> Callable[[str], int]:

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from svlm_jax.cli.progress import interruptible
 from svlm_jax.config import Attention, Weights
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 
 DEFAULT_MODEL = "touchline"  # what a command takes without --model
 MODEL_FOR_VIDEO = "Qwen/Qwen2.5-VL-3B-Instruct"
@@ -55,7 +56,7 @@ def set_compile_cache(args: argparse.Namespace) -> Path | None:
 
     if args.compile_cache == "":
         raise InputError("--compile-cache", "nothing", "a directory, or none", "leave the flag out")
-    return enable_compile_cache(args.compile_cache)
+    return enable_compile_cache(args.compile_cache and local_path(args.compile_cache, "--compile-cache"))
 
 
 def check_source(name: str, start: float | None = None, duration: float | None = None) -> None:

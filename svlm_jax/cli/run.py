@@ -16,8 +16,9 @@ from svlm_jax.errors import InputError
 
 INTERRUPTED, CLOSED = 130, 141  # exit codes of a shell for SIGINT and for SIGPIPE
 # What is wrong with a path or a disk and can be mended by the user. A broken disk (EIO) keeps its traceback.
-_PATH_ERRORS = "ENOENT ENOTDIR EISDIR EACCES EPERM EEXIST EROFS ENOSPC EDQUOT ENAMETOOLONG ELOOP"
+_PATH_ERRORS = "ENOENT ENOTDIR EISDIR EACCES EPERM EEXIST EROFS ENOSPC EDQUOT EFBIG ENAMETOOLONG ELOOP"
 _USER_ERRNOS = {getattr(errno, name) for name in _PATH_ERRORS.split() if hasattr(errno, name)}
+_FULL_DISK = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}  # a write that fails names no file
 _KERNEL = re.compile(r"(cudnn|mosaic_gpu\w*|tpu): ")  # how the message of a kernel begins that does not take a model
 
 
@@ -37,18 +38,25 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains at its end
         sys.exit(CLOSED)
-    except OSError as error:
-        if error.errno not in _USER_ERRNOS or (error.filename is None and error.errno != errno.ENOSPC):
+    except (OSError, NotImplementedError) as error:
+        if (refusal := user_error(error)) is None:
             raise
-        name = f"file {error.filename}" if error.filename is not None else "disk"
-        _refuse(InputError(name, (error.strerror or str(error)).lower(), "a usable path", "check it"))
-    except NotImplementedError as error:
-        if not _KERNEL.match(str(error)):
-            raise
-        _refuse(InputError("--attention", str(error), "a kernel for this model", "leave the flag out"))
+        _refuse(refusal)
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def user_error(error: Exception) -> InputError | None:
+    """What a user can mend of an error that is not ours: a path or a full disk, a kernel that does not take the model."""
+    if isinstance(error, OSError):
+        if error.errno not in _USER_ERRNOS or (error.filename is None and error.errno not in _FULL_DISK):
+            return None
+        name = f"file {error.filename}" if error.filename is not None else "disk"
+        return InputError(name, (error.strerror or str(error)).lower(), "a usable path", "check it")
+    if isinstance(error, NotImplementedError) and _KERNEL.match(str(error)):
+        return InputError("--attention", str(error), "a kernel for this model", "leave the flag out")
+    return None
 
 
 def _refuse(error: InputError) -> None:

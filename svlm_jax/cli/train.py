@@ -22,6 +22,7 @@ from typing import Any
 
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.cli.model_flags import check_attention, compile_cache_flag, set_compile_cache
+from svlm_jax.cli.run import user_error
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
 from svlm_jax.topology import MEMORY_FRACTION
@@ -138,6 +139,14 @@ class Screen:
         self.bar.update(int(step[1]) - self.bar.n)
 
 
+def _refusal(error: Exception) -> InputError | None:
+    """What a user can mend of an error that is not ours."""
+    if "RESOURCE_EXHAUSTED" in str(error):  # of XLA: the first of many lines says how much
+        got, remedy = f"too little ({str(error).splitlines()[0]})", "lower micro_batch_size, or see --dry-run for what fits"
+        return InputError("memory of a device", got, "room for a micro-step", remedy)
+    return user_error(error)
+
+
 def train(config: Any, command_args: argparse.Namespace) -> None:
     """The run on this process's share of the devices; `own`: flags of the command."""
     from svlm_jax.cluster import distributed
@@ -155,10 +164,10 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
     from svlm_jax.train.run import build_trainer
 
     chief, preempted_marker = jax.process_index() == 0, Path(config.run_dir) / "preempted"
-    if chief:
-        preempted_marker.unlink(missing_ok=True)
     log = Screen(chief)
     try:
+        if chief:
+            preempted_marker.unlink(missing_ok=True)
         check_attention(config.attention)
         cache_directory = set_compile_cache(command_args)
         trainer = build_trainer(
@@ -167,8 +176,9 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
         log(
             f"{jax.device_count()} x {jax.devices()[0].device_kind}, {trainer.total_steps} steps of {config.batch_size} samples"
         )
-        note = f" (kept in {cache_directory} for the next start)" if cache_directory else ""
-        log(f"compiling; the first step comes after that{note} ...")
+        if int(trainer.state.step) < trainer.total_steps:
+            note = f" (kept in {cache_directory} for the next start)" if cache_directory else ""
+            log(f"compiling; the first step comes after that{note} ...")
         trainer.run()
     except Preempted as request:
         log(f"asked to stop: {request}; start again and the run resumes")
@@ -176,5 +186,5 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
             preempted_marker.touch()
         distributed.leave(PREEMPTED)
     except Exception as error:
-        distributed.fail(error)
+        distributed.fail(_refusal(error) or error)
     log(f"done: svlm convert {config.run_dir} DIR exports it")

@@ -90,8 +90,12 @@ def _wait(processes: list[subprocess.Popen]) -> int:
     """The first exit code that is neither 0 nor 75, else the largest."""
     deadline, failed = None, 0
     while None in [process.poll() for process in processes]:
-        for process in processes:
+        for number, process in enumerate(processes):
             if not failed and process.returncode not in (None, 0, PREEMPTED):
+                if process.returncode < 0:  # it could not say anything itself
+                    name = signal.Signals(-process.returncode).name
+                    likely = " (mostly for want of memory)" if name == "SIGKILL" else ""
+                    print(f"error: process {number} was ended by {name}{likely}: all are ended", file=sys.stderr, flush=True)
                 failed, deadline = process.returncode, time.monotonic() + GRACE
                 _signal(processes, signal.SIGTERM)
         if deadline is not None and time.monotonic() > deadline:

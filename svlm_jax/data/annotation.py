@@ -9,7 +9,6 @@ first have a blank after the time text; the first turn has no query. The text be
 where a tokenizer has a token for two newlines (Qwen's has), the header's and the reply's become that one, without a label.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ from svlm_jax.families.chat import (
     question_text,
     user_turn,
 )
+from svlm_jax.files import parse_json_list
 from svlm_jax.inputs import Clip, Sample
 from svlm_jax.spans import Kind, Part, Span, total, truncate
 
@@ -102,11 +102,8 @@ class WindowTurn(NamedTuple):
 
 def parse_line(line: str | bytes, source: str) -> Annotation:
     """`parse` of one line of a JSONL file."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:  # broken JSON, or not UTF-8
-        raise InputError(source, f"broken JSON ({error})", "a JSON list on one line", "check the file and its seeks") from None
-    return parse(record, source)
+    content = line.encode(errors="surrogatepass") if isinstance(line, str) else line
+    return parse(parse_json_list(content, source, "a JSON list on one line", "check the file and its seeks"), source)
 
 
 def parse(record: Any, source: str = "annotation") -> Annotation:

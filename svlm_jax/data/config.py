@@ -3,7 +3,10 @@
 Knows nothing of arrays, devices or the contents of files. Units: lengths in tokens and patches, frame rate in frames a second.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from svlm_jax.errors import InputError
 
@@ -67,8 +70,22 @@ class DataConfig:
         for small, large in zip(self.buckets, self.buckets[1:], strict=False):
             if not (small.tokens < large.tokens and small.patches <= large.patches and small.labels <= large.labels):
                 raise InputError("buckets", f"{small} before {large}", "ascending sizes", "sort them")
-        for name, minimum in (("workers", 0), ("threads", 1), ("sink", 0), ("text_window", 0), ("learn_previous", 0)):
-            if getattr(self, name) < minimum:
-                raise InputError(name, getattr(self, name), f"{minimum} or more", "raise it")
+        bounds = dict.fromkeys(("workers", "sink", "text_window", "learn_previous"), (0, math.inf))
+        check_bounds(self, bounds | {"threads": (1, math.inf)})
+        if not self.fps >= 1 or self.fps % 1:
+            raise InputError("data.fps", self.fps, "a whole number of frames a second, 1 or more", "2 is usual")
         if not 0 <= self.max_bad_fraction <= 1:
             raise InputError("max_bad_fraction", self.max_bad_fraction, "a fraction, 0 to 1", "0.01 is usual")
+
+
+def check_bounds(settings: Any, bounds: Mapping[str, tuple[float, float]]) -> None:
+    """Refuse numbers that are out of bounds (lowest, highest), not finite, or none ("nan" compares false with all).
+
+    Raises:
+        InputError: the first of them.
+    """
+    for name, (lowest, highest) in bounds.items():
+        value = getattr(settings, name)
+        if not (lowest <= value <= highest and math.isfinite(value)):
+            expected = f"{lowest:g} or more" if highest == math.inf else f"{lowest:g} to {highest:g}"
+            raise InputError(name, value, expected, "lower it" if value > lowest else "raise it")

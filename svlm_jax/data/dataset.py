@@ -18,6 +18,7 @@ from svlm_jax.data.pipeline import Examples, Window
 from svlm_jax.data.records import Records
 from svlm_jax.data.tfds import TfdsDataset
 from svlm_jax.errors import InputError
+from svlm_jax.files import local_path
 from svlm_jax.inputs import Clip, Sample, patch_times
 from svlm_jax.media.pixels import preprocess
 from svlm_jax.media.processor import Processor
@@ -29,7 +30,7 @@ class JsonlWindows:
     """Windows from JSONL records and their video files."""
 
     def __init__(self, records: Records, fps: float | int, root: str) -> None:
-        self.records, self.fps, self.root = records, fps, Path(root) if root else None
+        self.records, self.fps, self.root = records, fps, local_path(root, "data.root") if root else None
 
     def __len__(self) -> int:
         return len(self.records)

@@ -7,6 +7,7 @@ without reading those before. Host side: numpy and grain, never jax (workers mus
 Axes: B samples of a batch (here: those of this host), T tokens, K labels of a sample, P patches.
 """
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -174,6 +175,11 @@ def micro_batches(examples: Examples, shard: HostShard, *, workers: int, threads
         # `zip` takes no example from the iterator beyond the last of a batch
         while batch := [example for _, example in zip(range(rows), iterator, strict=False)]:
             yield batch
+    except RuntimeError as error:
+        if not (match := re.search(r"[Ww]orker process .*exit code (-?\d+)", str(error))):
+            raise
+        got, remedy = f"a process that ended with {match[1]}", "lower data.workers or data.threads, start again"
+        raise InputError("data.workers", got, "all alive (-9 is killed, mostly for want of memory)", remedy) from error
     finally:
         if hasattr(iterator, "close"):
             iterator.close()

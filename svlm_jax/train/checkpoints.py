@@ -7,6 +7,8 @@ before. The state can be read into any mesh and number of hosts.
 """
 
 import contextlib
+import gc
+import itertools
 import json
 import warnings
 import zlib
@@ -25,6 +27,7 @@ from svlm_jax.train import checksums
 from svlm_jax.train.step import TrainState
 
 FOLDER = "checkpoints"
+DAMAGED = ".damaged"  # suffix of one that was passed over
 WRITE_TIMEOUT_SECONDS = 1800
 Result = TypeVar("Result")
 
@@ -36,7 +39,11 @@ class DamagedCheckpoint(Exception):
 class Checkpoints:
     """The checkpoints of a run."""
 
-    def __init__(self, run_dir: str | Path, *, keep_last: int, keep_every: int = 0) -> None:
+    def __init__(self, run_dir: str | Path, *, keep_last: int = 1, keep_every: int = 0, read_only: bool = False) -> None:
+        """Args:
+        keep_last, keep_every: which of them stay when another is saved.
+        read_only: nothing will be saved; a run may be saving there meanwhile.
+        """
         from orbax.checkpoint import v1 as ocp
 
         policies: list[Any] = [ocp.training.preservation_policies.LatestN(keep_last)]
@@ -52,9 +59,10 @@ class Checkpoints:
             str(self.directory),
             context=context,
             preservation_policy=cast(Any, ocp.training.preservation_policies.AnyPreservationPolicy(policies)),
-            cleanup_tmp_directories=True,
+            cleanup_tmp_directories=not read_only,  # what is half-written is another run's, or of a run that was killed
         )
         self._pending: Any = None
+        self.put_aside: list[str] = []  # new names of damaged ones that `load` passed over
 
     def steps(self) -> list[int]:
         """Those that are complete, newest first."""
@@ -90,7 +98,8 @@ class Checkpoints:
 
     def load(self, abstract: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest good state, into the shapes and shardings of `abstract` (ShapeDtypeStructs), and its meta; None when there
-        is no checkpoint. All hosts take the same step: one that only some can read is skipped.
+        is no checkpoint. All hosts take the same step: one that only some can read is skipped, and gets another name, so that
+        the run can save that step again and counts it as none of those to keep.
 
         Raises:
             InputError: there are checkpoints, and none can be read.
@@ -114,7 +123,16 @@ class Checkpoints:
             _compare_checksums(items["meta"], checksums.state_checksums(items["state"]))
             return items["state"], items["meta"]
 
-        return self._newest_readable(read, channel.all_gather(self.steps())[0])
+        steps = channel.all_gather(self.steps())[0]
+        if (found := self._newest_readable(read, steps)) is None:
+            return None
+        step, loaded = found
+        if damaged := steps[: steps.index(step)]:
+            if jax.process_index() == 0:
+                self.put_aside = [_put_aside(self.directory / str(number)) for number in damaged]
+            channel.all_gather(None)  # all see the directory without them
+            self._orbax.reload()
+        return loaded
 
     def load_trainable(self, shapes: Mapping[str, Any], *, ema: bool, dtype: np.dtype) -> dict[str, np.ndarray] | None:
         """Trainable parameters of the newest good checkpoint by path, on this host: read one by one and cast; nothing else of
@@ -140,21 +158,24 @@ class Checkpoints:
                 values[path] = value.astype(dtype, copy=False)
             return values
 
-        return self._newest_readable(read, self.steps())
+        found = self._newest_readable(read, self.steps())
+        return None if found is None else found[1]
 
-    def _newest_readable(self, read: Callable[[int], Result], steps: list[int]) -> Result | None:
-        """`read` of the newest step for which it succeeds."""
+    def _newest_readable(self, read: Callable[[int], Result], steps: list[int]) -> tuple[int, Result] | None:
+        """The newest step for which `read` succeeds, and what it gives."""
         causes = []
         # The same steps on all hosts: each of them must read, fail and go on alike.
         for step in steps:
             try:
-                return read(step)
+                return step, read(step)
             except PeerLost:
                 raise
             except Exception as error:
                 causes.append(f"step {step}: {cause(error)}")
                 path = self.directory / str(step)
                 warnings.warn(f"checkpoint {path} does not load ({cause(error)}): trying the one before", stacklevel=3)
+            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+                gc.collect()  # coroutines of Orbax that a failed read leaves, of each of which Python would warn
         if causes:
             got = "; ".join(causes[:2]) + (f"; and {len(causes) - 2} more" if len(causes) > 2 else "")
             raise InputError(str(self.directory), got, "a complete checkpoint of this run", "start another run_dir")
@@ -179,6 +200,17 @@ class Checkpoints:
             self.finish()
         with contextlib.suppress(Exception) if quiet else contextlib.nullcontext():
             self._orbax.close()
+
+
+def _put_aside(path: Path) -> str:
+    """Rename a damaged checkpoint to the first free one of NAME.damaged, NAME.damaged.2 ..., and return that."""
+    names = (f"{path.name}{DAMAGED}{f'.{number}' if number > 1 else ''}" for number in itertools.count(1))
+    name = next(name for name in names if not path.with_name(name).exists())
+    try:
+        path.rename(path.with_name(name))
+    except OSError as error:
+        raise _write_error(path, error) from error
+    return name
 
 
 def _seal(meta: dict[str, Any]) -> dict[str, Any]:

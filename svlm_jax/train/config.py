@@ -4,16 +4,20 @@ files.
 Units: batch sizes in samples, times in seconds.
 """
 
+import math
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
 
 from svlm_jax.config import Dtype, Remat
-from svlm_jax.data.config import DataConfig
+from svlm_jax.data.config import DataConfig, check_bounds
 from svlm_jax.errors import InputError
 
 Schedule = Literal["cosine", "constant"]
 OptimizerName = Literal["adamw", "muon"]
+MAX_STEPS = 10**8  # of a run; the rates of all of them are computed at its start
+MAX_SEED = 2**32 - 1
 Log = Callable[[str], None]  # is called with what happens in a run, a line at a time
 
 
@@ -55,9 +59,13 @@ class OptimizerConfig:
             raise InputError("schedule", repr(self.schedule), f"one of {', '.join(get_args(Schedule))}", "choose one")
         if self.name not in get_args(OptimizerName):
             raise InputError("optimizer name", repr(self.name), f"one of {', '.join(get_args(OptimizerName))}", "choose one")
-        for name in ("learning_rate", "weight_decay", "max_grad_norm", "warmup_ratio", "muon_rms"):
-            if getattr(self, name) < 0:
-                raise InputError(name, getattr(self, name), "0 or more", "raise it")
+        positive = dict.fromkeys(("learning_rate", "weight_decay", "max_grad_norm", "muon_rms"), (0, math.inf))
+        check_bounds(self, positive | {"warmup_ratio": (0, 1)})
+        for name in ("b1", "b2", "momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(name, getattr(self, name), "0 to below 1", "0.9 to 0.999 are usual")
+        if not 0 < self.eps < math.inf:  # with 0 a parameter without a gradient yet becomes 0 / 0
+            raise InputError("eps", self.eps, "a number above 0", "1e-8 is usual")
 
 
 @dataclass(frozen=True)
@@ -140,22 +148,38 @@ class TrainConfig:
     wandb: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "micro_batch_size", "save_every", "keep_last", "max_skipped_steps"):
-            if getattr(self, name) < 1:
-                raise InputError(name, getattr(self, name), "1 or more", "raise it")
+        counts = ("batch_size", "micro_batch_size", "save_every", "keep_last", "max_skipped_steps", "eval_batches")
+        bounds = dict.fromkeys(counts, (1, math.inf))
+        bounds |= dict.fromkeys(("keep_every", "eval_every", "hang_seconds", "lora_alpha"), (0, math.inf))
+        check_bounds(self, bounds | {"seed": (0, MAX_SEED)})
+        if min(self.profile) < 0:
+            raise InputError("profile", self.profile, "a first step and a number of steps", "(0, 0) traces none")
+        try:
+            re.compile(self.trainable)
+        except re.error as error:
+            got, expected = repr(self.trainable), f"a regular expression ({error})"
+            raise InputError("trainable", got, expected, r"text\..* is usual") from None
         if self.batch_size % self.micro_batch_size:  # all micro-steps have one static shape
             expected = f"a multiple of micro_batch_size = {self.micro_batch_size}"
             raise InputError("batch_size", self.batch_size, expected, "change one of them")
-        if self.steps < 0 or self.epochs <= 0:
-            raise InputError("steps and epochs", f"{self.steps} and {self.epochs:g}", "0 or more, and above 0", "set one")
+        if not (0 <= self.steps <= MAX_STEPS and 0 < self.epochs <= MAX_STEPS):
+            expected = f"0 or more, and above 0; at most {MAX_STEPS:.0e}"
+            raise InputError("steps and epochs", f"{self.steps} and {self.epochs:g}", expected, "set one")
         if not 0 <= self.ema_decay < 1:
             raise InputError("ema_decay", self.ema_decay, "0 (none) to below 1", "0.999 is usual")
         if self.lora_rank < 0:
             raise InputError("lora_rank", self.lora_rank, "0 (none) or more", "16 is usual")
 
     def total_steps(self, num_samples: int) -> int:
-        """Optimizer steps of a run over a set of that many samples."""
-        return self.steps or max(1, int(self.epochs * num_samples) // self.batch_size)
+        """Optimizer steps of a run over a set of that many samples.
+
+        Raises:
+            InputError: more than `MAX_STEPS`.
+        """
+        steps = self.steps or max(1, int(self.epochs * num_samples) // self.batch_size)
+        if steps > MAX_STEPS:
+            raise InputError("epochs", f"{self.epochs:g}, which are {steps} steps", f"at most {MAX_STEPS:.0e}", "set steps")
+        return steps
 
     @property
     def accumulation(self) -> int:

@@ -31,13 +31,15 @@ def check_across_hosts(fingerprint: dict[str, Any]) -> dict[str, Any]:
     return fingerprint
 
 
-def check_since_checkpoint(old: Mapping[str, Any] | None, new: Mapping[str, Any], *, allow_changed: bool, log: Log) -> None:
-    """Compare with the fingerprint in a checkpoint (None in those of versions without).
+def check_since_checkpoint(meta: Mapping[str, Any], new: Mapping[str, Any], *, allow_changed: bool, log: Log) -> None:
+    """Compare the fingerprints "data" and "eval_data" with those in the meta of a checkpoint, which older versions have not.
 
     Raises:
-        InputError: other data, and no `allow_changed`.
+        InputError: other training data, and no `allow_changed`.
     """
-    if old is None or not (changes := _changes(old, new)):
+    if meta.get("eval_data") and new["eval_data"] and (changes := _changes(meta["eval_data"], new["eval_data"])):
+        log(f"evaluation data changed since the checkpoint: {changes}; do not compare losses with those before")
+    if meta.get("data") is None or not (changes := _changes(meta["data"], new["data"])):
         return
     if not allow_changed:
         remedy = "restore them, start another run_dir, or resume with these: --data.allow-changed"

@@ -92,7 +92,7 @@ def _parameters(
     trainable = {path: leaf for path, leaf in shapes(model).items() if re.fullmatch(pattern, path)}
     # Adapters are added in float32, and the sum is cast.
     read_dtype = np.dtype(np.float32) if config.lora_rank else target_dtype
-    checkpoints = Checkpoints(run_dir, keep_last=config.keep_last)
+    checkpoints = Checkpoints(run_dir, read_only=True)
     try:
         parameters = checkpoints.load_trainable(trainable, ema=ema, dtype=read_dtype)
     finally:

@@ -7,7 +7,7 @@ from svlm_jax.config import ModelConfig, Remat, TextConfig, VisionConfig
 
 # Dense bfloat16 FLOP/s of a device, by a part of jax's device_kind (vendors' data sheets). The first match counts.
 PEAK_FLOPS = {"H100 PCIe": 756.5e12, "H100 NVL": 835.5e12, "H100": 989.5e12, "H200": 989.5e12, "A100": 312e12}
-PEAK_FLOPS |= {"v4": 275e12, "v5p": 459e12, "v5 lite": 197e12, "v5e": 197e12, "v6": 918e12}
+PEAK_FLOPS |= {"v4 lite": 138e12, "v4": 275e12, "v5 lite": 197e12, "v5e": 197e12, "v5": 459e12, "v6": 918e12}  # "TPU v5": v5p
 
 
 def peak_flops(device_kind: str) -> float | None:

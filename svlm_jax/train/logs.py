@@ -5,11 +5,14 @@ metrics are described in docs/training.md.
 """
 
 import json
+import math
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from svlm_jax.errors import InputError
-from svlm_jax.files import atomic_write, local_path
+from svlm_jax.files import atomic_write, local_path, report_write_errors
 
 FILE = "metrics.jsonl"
 
@@ -26,14 +29,18 @@ class MetricsWriter:
         """
         self.path = local_path(run_dir, "run_dir") / FILE
         _drop_after(self.path, step)
-        self.file = self.path.open("a")
+        with report_write_errors(self.path):
+            self.file = self.path.open("a")
         self.tensorboard = _tensorboard(Path(run_dir) / "tensorboard", step) if tensorboard else None
         self.wandb = _wandb(Path(run_dir), wandb, config) if wandb else None
 
     def write(self, metrics: dict[str, Any]) -> None:
         """One line; "step" is in it."""
-        self.file.write(json.dumps(metrics) + "\n")
-        self.file.flush()  # a run that is killed has all its lines
+        # JSON has no NaN, and most readers end at one.
+        finite = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in metrics.items()}
+        with report_write_errors(self.path):
+            self.file.write(json.dumps(finite) + "\n")
+            self.file.flush()  # a run that is killed has all its lines
         scalars = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
         if self.tensorboard is not None:
             for name, value in scalars.items():
@@ -42,7 +49,8 @@ class MetricsWriter:
             self.wandb.log(scalars, step=metrics["step"])
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # of a line that could not be written, which `write` has said
+            self.file.close()
         if self.tensorboard is not None:
             self.tensorboard.close()
         if self.wandb is not None:
@@ -50,23 +58,27 @@ class MetricsWriter:
 
 
 def read_metrics(run_dir: str | Path) -> list[dict[str, Any]]:
-    """The lines of a run."""
-    return [json.loads(line) for line in (Path(run_dir) / FILE).read_text().splitlines()]
+    """The lines of a run, of one under way too."""
+    return [line for _, line in _lines(Path(run_dir) / FILE)]
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(line, what it says) of those that are whole: of the last one a run that was killed, or is writing, may have left a part,
+    and a machine without power a block of zeros."""
+    for text in path.read_bytes().splitlines():
+        with suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield text, line
 
 
 def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    lines = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                lines.append(line)
-        except (ValueError, KeyError):  # the last line of a run that was killed while it wrote
-            continue
+    kept = [text for text, line in _lines(path) if line["step"] <= step]
     # Atomic: a crash between two writes would lose the metrics of the whole run.
-    with atomic_write(path) as draft:
-        draft.write_text("".join(f"{line}\n" for line in lines))
+    with report_write_errors(path), atomic_write(path) as draft:
+        draft.write_bytes(b"".join(text + b"\n" for text in kept))
 
 
 def _tensorboard(directory: Path, step: int) -> Any:

@@ -21,13 +21,15 @@ import jax
 
 from svlm_jax.data.pipeline import BadSampleCounter, Examples, HostShard, ShuffledIndex
 from svlm_jax.errors import InputError
+from svlm_jax.files import report_write_errors
 from svlm_jax.model.parameters import Parameters
-from svlm_jax.train import dataset_check
+from svlm_jax.train import dataset_check, model_check
 from svlm_jax.train.checkpoints import Checkpoints
 from svlm_jax.train.config import Log, TrainConfig
 from svlm_jax.train.logs import MetricsWriter
 from svlm_jax.train.optimizer import learning_rates
 from svlm_jax.train.prefetch import BatchPrefetcher, host_rows
+from svlm_jax.train.run_lock import RunLock
 from svlm_jax.train.step import GradAccumulator, StepMetrics, TrainState, TrainStep
 from svlm_jax.train.throughput import StepStats, Workload
 
@@ -63,12 +65,16 @@ class Trainer:
         *,
         log: Log = lambda line: None,
         should_stop: Callable[[int], bool] = lambda micro_step: False,
+        model_fingerprint: str = "",
+        lock: RunLock | None = None,
     ) -> None:
         """Args:
         trainable: initial ones (donated), for a run without a checkpoint.
         data: the training set and the evaluation set.
         log: called with what happens, a line at a time.
         should_stop: called before each micro-step, with its number: whether to save and end the run (on all hosts alike).
+        model_fingerprint: of the initial model (`model_check`).
+        lock: of the run's directory, closed at the end of the run.
         """
         self.config, self.step, self.frozen, self.log, self.should_stop = config, step, frozen, log, should_stop
         self.train_set, self.eval_set = data
@@ -80,7 +86,9 @@ class Trainer:
         self.logged_eval_errors: dict[str, str] = {}  # by sample id: an evaluation logs each once a run, not each time
         self.eval_bad_samples = 0
         # Before the checkpoint is loaded: hosts with other data would agree on a state and not on the samples after it.
-        self.fingerprint = dataset_check.check_across_hosts(self.train_set.fingerprint())
+        self.fingerprints = {"data": dataset_check.check_across_hosts(self.train_set.fingerprint()), "model": model_fingerprint}
+        self.fingerprints["eval_data"] = None if self.eval_set is None else self.eval_set.fingerprint()
+        self.lock = lock
         self.checkpoints = Checkpoints(config.run_dir, keep_last=config.keep_last, keep_every=config.keep_every)
         loaded = self.checkpoints.load(step.abstract_state)
         if loaded is None:
@@ -88,9 +96,14 @@ class Trainer:
         else:
             self.state, meta = loaded
             self.samples = int(meta["samples"])
-            allow_changed = config.data.allow_changed
-            dataset_check.check_since_checkpoint(meta.get("data"), self.fingerprint, allow_changed=allow_changed, log=log)
-            log(f"resumes after step {int(self.state.step)} of {self.total_steps}, {self.samples} samples")
+            model_check.check_since_checkpoint(meta, config.model, model_fingerprint)
+            dataset_check.check_since_checkpoint(meta, self.fingerprints, allow_changed=config.data.allow_changed, log=log)
+            for name in self.checkpoints.put_aside:
+                log(f"the damaged checkpoint is {self.checkpoints.directory / name} now: remove it when you like")
+            step_number = int(self.state.step)
+            log(f"resumes after step {step_number} of {self.total_steps}, {self.samples} samples")
+            if step_number >= self.total_steps:
+                log(f"nothing is left to do: the run has {step_number} steps, and {self.total_steps} are asked for")
         self.watchdog, self.micro_step, self.tracing = Watchdog(0), 0, False
 
     def run(self) -> TrainState:
@@ -115,6 +128,8 @@ class Trainer:
             if writer is not None:
                 writer.close()
             self.checkpoints.close(quiet=sys.exc_info()[0] is not None)
+            if self.lock is not None:
+                self.lock.close()
         return self.state
 
     def _run(self, first: int, batches: BatchPrefetcher, writer: MetricsWriter | None) -> None:
@@ -191,7 +206,7 @@ class Trainer:
 
     def _report_skipped(self, pending: PendingStep, skipped_in_a_row: int) -> None:
         path = Path(self.config.run_dir) / f"not_finite_{jax.process_index()}.jsonl"
-        with path.open("a") as file:
+        with report_write_errors(path), path.open("a") as file:
             file.write(json.dumps({"step": pending.number, "ids": pending.stats.ids}) + "\n")
         self.log(f"step {pending.number}: gradients are not finite, the step was skipped (samples in {path})")
         if skipped_in_a_row >= self.config.max_skipped_steps:
@@ -202,7 +217,7 @@ class Trainer:
     def _save(self, wait: bool) -> None:
         if step := int(self.state.step):  # step 0 is the initial model
             config = json.dumps(asdict(self.config))
-            meta = {"samples": self.samples, "step": step, "config": config, "data": self.fingerprint}
+            meta = {"samples": self.samples, "step": step, "config": config, **self.fingerprints}
             self.checkpoints.save(step, self.state, meta, wait=wait)
 
     def _evaluate_and_report(self, number: int, writer: MetricsWriter | None) -> None:
