@@ -262,3 +262,13 @@ def test_what_ffmpeg_holds_for_a_connection_is_free_when_it_is_lost(tmp_path):
                 assert [part() for part in parts] == [None, None]
             finally:
                 gc.enable()
+
+
+def test_what_happens_within_a_connection_is_told_while_it_lasts(tmp_path):
+    """Not when it is lost, hours later."""
+    data = part(tmp_path, RED, seconds=3) + part(tmp_path, GREEN, shift=DAY, seconds=4)
+    with serving_camera(data) as camera:
+        source, _, _ = opened(camera)
+        with source:
+            chunks = list(itertools.islice(source, 6))
+    assert [second for second, chunk in enumerate(chunks) if "what follows is joined" in chunk.note] == [3]
