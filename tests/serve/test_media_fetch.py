@@ -109,6 +109,12 @@ def test_a_host_with_a_private_address_is_refused_as_one_that_does_not_exist(add
     assert line.startswith("url: got evil.example, no public host, expected an http or https URL of a public host")
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "2130706433", "0x7f.1", "localhost.", "[::ffff:7f00:1]"])
+def test_other_spellings_of_this_machine_and_names_that_cannot_be_are_no_public_hosts(host):
+    url = f"http://{host}/"
+    assert "no public host" in refusal(MediaFetcher(max_bytes=1000, timeout=30.0), url)
+
+
 def test_redirects_are_checked_and_counted():
     with web(first="/second", second=b"content", inside="http://10.0.0.1/a", loop="/loop", file="file:///etc/passwd") as (
         url,

@@ -92,7 +92,7 @@ class MediaFetcher:
             raise InputError(field, shortened(masked(url), 80), expected, remedy) from None
         try:
             addresses = self.resolve(host, port)
-        except OSError:
+        except (OSError, UnicodeError):  # the latter: a label of 64 letters, or of none
             addresses = []  # no such name: told as a private one is
         if not addresses or (host not in self.hosts and not all(is_public(address) for address in addresses)):
             # the same line whatever is there: it must not tell what the server's network looks like
