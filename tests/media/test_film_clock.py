@@ -210,11 +210,12 @@ def test_decoding_threads_lose_nothing_behind_damage_near_the_end(tmp_path, monk
 # --- lengths ---
 
 
-def test_a_matroska_file_that_is_cut_off_says_so(tmp_path):
+@pytest.mark.parametrize("tag", [b"DURATION", b"DURABLE_"], ids=["of the stream", "of the file alone"])
+def test_a_matroska_file_that_is_cut_off_says_so(tmp_path, tag):
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 255, (48, 64, 3), dtype=np.uint8) for _ in range(24)]
     path = film(tmp_path / "v.mkv", pictures, 2, options={"g": "4"})
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    path.write_bytes(path.read_bytes().replace(b"DURATION", tag)[: path.stat().st_size // 3])
     with pytest.warns(UserWarning, match=r"ends at [0-9.]+ s but its header says 12.000 s: cut short") as caught:
         frames, _, _ = read_video(path)
     assert len(caught) == 1 and 4 <= len(frames) <= 12 and declared_length(path) == 12
