@@ -139,7 +139,7 @@ class Screen:
         self.bar.update(int(step[1]) - self.bar.n)
 
 
-def _refusal(error: Exception) -> InputError | None:
+def refusal_of(error: Exception) -> InputError | None:
     """What a user can mend of an error that is not ours."""
     if "RESOURCE_EXHAUSTED" in str(error):  # of XLA: the first of many lines says how much
         got, remedy = f"too little ({str(error).splitlines()[0]})", "lower micro_batch_size, or see --dry-run for what fits"
@@ -186,5 +186,5 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
             preempted_marker.touch()
         distributed.leave(PREEMPTED)
     except Exception as error:
-        distributed.fail(_refusal(error) or error)
+        distributed.fail(refusal_of(error) or error)
     log(f"done: svlm convert {config.run_dir} DIR exports it")

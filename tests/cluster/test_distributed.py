@@ -184,6 +184,22 @@ def test_the_slurm_job_asks_for_what_its_processes_need():
     assert "-eq 75" in text and 'scontrol requeue "$SLURM_JOB_ID"' in text
 
 
+@pytest.mark.parametrize(
+    ("code", "saves", "is_queued"), [(75, False, True), (143, True, True), (2, False, False), (0, False, False)]
+)
+def test_a_slurm_job_is_queued_again_when_it_saved_and_not_for_what_another_left(code, saves, is_queued, tmp_path):
+    """A job that cannot even start, with the mark of the one before in its folder, went back into the queue for ever."""
+    (tmp_path / "preempted").touch()
+    programs = {"srun": f"{'touch $RUN_DIR/preempted; ' if saves else ''}exit {code}", "scontrol": 'echo "scontrol $@"'}
+    for name, text in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUN_DIR": str(tmp_path), "SLURM_JOB_ID": "77"}
+    done = subprocess.run(["bash", RECIPES / "slurm.sh"], env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert (done.stdout == "scontrol requeue 77\n") == is_queued, done.stdout
+
+
 def test_the_slurm_step_has_the_cpus_of_the_job():
     """srun takes them from nobody since Slurm 22.05; a process then decodes video on one."""
     text = (RECIPES / "slurm.sh").read_text()

@@ -320,10 +320,16 @@ def test_a_bad_record_is_one_line_that_names_the_key(record, reason):
     assert reason in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("line", ["[", "", b"\xff\xfe", "[1,2] x"])
+@pytest.mark.parametrize("line", ["[", "", b"\xff\xfe", "[1,2] x", '["\\ud800"]', '["\ud800"]'])
 def test_a_broken_line_is_named(line):
     with pytest.raises(InputError, match=r"a\.jsonl:7: got broken JSON"):
         parse_line(line, "a.jsonl:7")
+
+
+def test_a_line_that_is_nested_too_deeply_is_one_bad_record():
+    """As any other: it ended a run with a traceback."""
+    with pytest.raises(InputError, match=r"a\.jsonl:7: got JSON that is nested too deeply"):
+        parse_line(b"[" * 200_000, "a.jsonl:7")
 
 
 junk = st.recursive(

@@ -53,3 +53,44 @@ def test_every_new_name_is_a_setting():
     assert set(RENAMED.values()) <= names and not set(RENAMED) & names - {"batch"}
     with pytest.raises(InputError, match="x foo: got an unknown setting"):
         check_names("x", TrainConfig, ["foo"])
+
+
+NAN, INFINITE = float("nan"), float("inf")
+WRONG = {
+    TrainConfig: {
+        "epochs": (NAN, INFINITE, 0, 1e300),
+        "steps": (-1, 10**12),
+        "seed": (-1, 2**40),
+        "eval_batches": (0,),
+        "eval_every": (-1,),
+        "keep_every": (-1,),
+        "hang_seconds": (-1, NAN),
+        "lora_alpha": (NAN, -1),
+        "profile": ((-1, 5),),
+        "trainable": ("(", "["),
+    },
+    OptimizerConfig: {
+        "learning_rate": (NAN, INFINITE, -1),
+        "weight_decay": (NAN,),
+        "max_grad_norm": (NAN,),
+        "warmup_ratio": (5, NAN),
+        "b1": (1.0, NAN, -0.1),
+        "b2": (2,),
+        "momentum": (5,),
+        "eps": (0, -1, NAN),
+    },
+    DataConfig: {"fps": (NAN, INFINITE, 0.5, 0, -2), "workers": (-1,), "max_bad_fraction": (NAN,)},
+}
+CASES = [(kind, name, value) for kind, wrong in WRONG.items() for name, values in wrong.items() for value in values]
+
+
+@pytest.mark.parametrize(("kind", "name", "value"), CASES)
+def test_a_setting_out_of_bounds_is_refused_before_anything_is_loaded(kind, name, value):
+    """Some ended a run hours later: an evaluation of no batch, a rate that is no number, a watchdog that never waits."""
+    with pytest.raises(InputError, match=name):
+        kind(**{name: value})
+
+
+def test_a_run_of_more_steps_than_can_be_is_refused():
+    with pytest.raises(InputError, match=r"epochs: got .*, which are"):
+        TrainConfig(epochs=1e8).total_steps(10**6)

@@ -129,3 +129,19 @@ def test_too_many_bad_samples_stop_the_run():
         bad.add([wrong] * 3)
     with pytest.raises(InputError, match=r"at most 0\.00%"):
         BadSampleCounter(0.0, log_lines.append).add([good, wrong])
+
+
+class Killed:
+    """A worker process of grain that the system has killed, as grain tells it."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, number: int) -> Example:
+        raise RuntimeError("Worker process was terminated unexpectedly with exit code -9. Search the logs above.")
+
+
+def test_a_worker_that_was_killed_is_told_in_one_line():
+    shard = HostShard(ShuffledIndex(8, 0), [0, 1], 2, 0, 4)
+    with pytest.raises(InputError, match=r"data\.workers: got a process that ended with -9, expected all alive"):
+        next(micro_batches(Killed(), shard, workers=0, threads=1))  # pyright: ignore[reportArgumentType]

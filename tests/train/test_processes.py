@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+from svlm_jax.cli.train import refusal_of
 from svlm_jax.cluster.distributed import ProcessLayout, process_layout
 from svlm_jax.cluster.local import spawn
 from svlm_jax.errors import InputError
@@ -158,6 +159,34 @@ def test_a_process_that_fails_ends_the_others(tmp_path):
     child.write_text("\n".join([*lines, f"open({str(tmp_path / 'left alone')!r}, 'w')"]))
     assert spawn(2, ["child"], environ=os.environ | {"PYTHONPATH": str(tmp_path)}) == 3
     assert not (tmp_path / "left alone").exists()
+
+
+def test_a_process_that_is_killed_is_told_for_it_cannot_say_it(tmp_path, capfd):
+    (tmp_path / "killed.py").write_text(
+        "import os, time\nif os.environ['SVLM_PROCESS_ID'] == '1': os.kill(os.getpid(), 9)\ntime.sleep(9)\n"
+    )
+    assert spawn(2, ["killed"], environ=os.environ | {"PYTHONPATH": str(tmp_path)}) == 137
+    assert "error: process 1 was ended by SIGKILL (mostly for want of memory): all are ended" in capfd.readouterr().err
+
+
+XLA = "RESOURCE_EXHAUSTED: Out of memory while trying to allocate 90.2GiB.\nmore\nlines"
+REFUSED = {
+    "memory": (
+        RuntimeError(XLA),
+        "memory of a device: got too little (RESOURCE_EXHAUSTED: Out of memory while trying to alloc",
+    ),
+    "a full disk": (OSError(28, "No space left on device"), "disk: got no space left on device"),
+    "a limit on files": (OSError(27, "File too large"), "disk: got file too large"),
+    "a path": (NotADirectoryError(20, "Not a directory", "/x/run"), "file /x/run: got not a directory"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_a_user_can_mend_is_one_line_in_a_run_too(name):
+    error, words = REFUSED[name]
+    refusal = refusal_of(error)
+    assert str(refusal).startswith(words) and "\n" not in str(refusal)
+    assert refusal_of(OSError(5, "Input/output error")) is None and refusal_of(ValueError("a bug")) is None
 
 
 ENVIRONMENTS = {
