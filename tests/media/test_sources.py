@@ -265,9 +265,11 @@ def serving(directory):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:  # a test that fails must not keep pytest from ending
+            server.shutdown()
+            thread.join()
 
 
 def test_a_file_over_http_is_watched_like_a_file(film, capfd):
