@@ -113,6 +113,7 @@ def run_row(name: str, run: StreamRun, timings: np.ndarray) -> dict[str, Any]:
     last = timings[-max(1, len(timings) // 5) :]
     total, tokens = float(np.median(last["total"])), last["tokens"][-1]
     stages, first_token, peak_bytes = run.stages(), run.time_to_first_token(), device_memory("peak_bytes_in_use")
+    by_token = run.token_by_token()
     alone = sum(ms for stage, ms in stages.items() if not stage.endswith(DISPATCH))
     row = {
         "run": name,
@@ -120,6 +121,7 @@ def run_row(name: str, run: StreamRun, timings: np.ndarray) -> dict[str, Any]:
         "ms/chunk": round(total, 1),
         "ms/token": round(total / tokens / run.num_streams, 2),
         "time to first token (ms)": round(first_token, 1),
+        "token by token (x)": round(by_token, 2),
         "real time x streams": round(1000 * run.config.chunk_seconds * run.num_streams / total, 2),
         "first chunk (s)": round(run.first_chunk.seconds, 1),
         "programs compiled": run.first_chunk.compiled,

@@ -135,6 +135,18 @@ class StreamRun:
             delays.append(1000 * (token_times[0] - started))
         return float(np.median(delays[1:]))  # the first one compiles
 
+    def token_by_token(self) -> float:
+        """What a chunk takes whose tokens are told one by one, over one whose reply comes at once: medians of the next chunks,
+        which alternate."""
+        ms: dict[bool, list[float]] = {False: [], True: []}
+        for number, (frames, _) in zip(range(4 * MEASURED_CHUNKS + 2), self.watch(), strict=False):
+            options = {"on_token": lambda delta: None} if number % 2 else {}
+            started = time.perf_counter()
+            self.tick(frames, **options)
+            if number > 1:  # which may compile
+                ms[bool(options)].append(1000 * (time.perf_counter() - started))
+        return float(np.median(ms[True]) / np.median(ms[False]))
+
     def profile(self) -> tuple[Profile, int]:
         """What the device did in the next chunks, and how many these were."""
         frames = [frames for _, (frames, _) in zip(range(MEASURED_CHUNKS), self.watch(), strict=False)]

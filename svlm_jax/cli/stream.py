@@ -128,6 +128,8 @@ class StreamCommand:
         self.stopping = stack.enter_context(Stopping(self.screen))
         saved = state_io.peek(args.resume, config, sampling) if args.resume else {}
         self.questions.resume(saved.get("questions", {}))
+        rules = bool(args.resume)  # of a state that does not say: its stream may have any
+        self.programs = {"choices": rules, "silence_rule": rules} | saved.get("programs", {})
         self.next = saved.get("next", 0.0) if args.start is None else args.start
         timing = {"fps": config.fps, "chunk_seconds": config.chunk_seconds, "duration": args.duration}
         # A stream that is resumed has had its first chunk.
@@ -203,8 +205,9 @@ class StreamCommand:
             args.query, self.config, TurnTokenizer.of(vlm.tokenizer, vlm.model.config)
         )  # before the compiler takes its time
         options = {"sampling": self.sampling, "previous": args.previous_text, "tokens": args.tokens}
-        # A stream that is resumed may have rules of its own.
-        options |= {"choices": bool(args.alert or args.resume), "silence_rule": self.sampling.silence_rule or bool(args.resume)}
+        # A stream that is resumed goes on with the programs that it had: to the last bit, and out of the compilation cache.
+        options |= {"choices": bool(args.alert) or self.programs["choices"]}
+        options |= {"silence_rule": self.sampling.silence_rule or self.programs["silence_rule"]}
         with compiling() as progress:
             self.runner = Runner.compiled(vlm.model, vlm.tokenizer, self.config, clip, progress=progress, **options)
         if args.resume:
@@ -323,7 +326,9 @@ class StreamCommand:
         """Begin to save; the stream goes on meanwhile."""
         assert self.writer is not None
         marks = {os.path.realpath(captions.path): captions.mark for captions in self.captions.values()}
+        session = self.runner.session
         extra = {"next": self.next, "captions": marks, "questions": self.questions.state(), "source": self._source_identity()}
+        extra["programs"] = {"choices": session.choices, "silence_rule": session.silence_rule}
         # The captions go to the disk first: after a loss of power no state knows of cues that the disk does not have.
         self.runner.save(self.writer, extra, first=lambda: [captions.sync() for captions in self.captions.values()])
         self.saved = self.watched
