@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from svlm_jax.decode.sampling import Sampling
 from svlm_jax.errors import InputError
 from svlm_jax.eval.frames import FrameSet
+from svlm_jax.families.chat import plain
 from svlm_jax.pretrained import Pretrained
 
 
@@ -54,7 +55,7 @@ class LocalModel:
         if len(options) < 2:
             raise InputError("options", len(options), "2 or more", "mend the item, or leave it out")
         end = self.vlm.tokenizer.decode([self.vlm.eos_token_ids[0]], skip_special_tokens=False) if ended else ""
-        log_probs = self.vlm.score(self._prompt(request), [option + end for option in options])
+        log_probs = self.vlm.score(self._prompt(request), [plain(option, "option") + end for option in options])
         return int(log_probs.argmax()), [float(each) for each in log_probs]
 
     def _prompt(self, request: Request) -> Any:
