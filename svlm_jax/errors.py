@@ -2,7 +2,7 @@
 
 from svlm_jax.addresses import hide_secrets_in
 
-MAX_LINE = 292  # characters, 299 after "error: "; text that comes from outside (a file, a path, a library) is cut
+MAX_LINE = 291  # characters, 299 with "error: " and the newline; text from outside (a path, a library) is cut
 MIN_PART = 40  # characters; no part is cut below that
 
 

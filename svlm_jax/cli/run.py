@@ -38,7 +38,7 @@ def run(main: Callable[[], None]) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains at its end
         sys.exit(CLOSED)
-    except (OSError, NotImplementedError) as error:
+    except (OSError, RuntimeError, AssertionError) as error:
         if (refusal := user_error(error)) is None:
             raise
         _refuse(refusal)
@@ -48,7 +48,8 @@ def run(main: Callable[[], None]) -> None:
 
 
 def user_error(error: Exception) -> InputError | None:
-    """What a user can mend of an error that is not ours: a path or a full disk, a kernel that does not take the model."""
+    """What a user can mend of an error that is not ours: a path or a full disk, a kernel that does not take the model,
+    a device that is not there."""
     if isinstance(error, OSError):
         if error.errno not in _USER_ERRNOS or (error.filename is None and error.errno not in _FULL_DISK):
             return None
@@ -56,7 +57,18 @@ def user_error(error: Exception) -> InputError | None:
         return InputError(name, (error.strerror or str(error)).lower(), "a usable path", "check it")
     if isinstance(error, NotImplementedError) and _KERNEL.match(str(error)):
         return InputError("--attention", str(error), "a kernel for this model", "leave the flag out")
+    if _finds_no_device(error):
+        got = f"{os.environ.get('JAX_PLATFORMS', 'nothing')} ({str(error).partition(' (set JAX')[0] or 'no such device here'})"
+        return InputError("JAX_PLATFORMS", got, "a device that is there, or cpu", "unset it: jax takes what it finds")
     return None
+
+
+def _finds_no_device(error: BaseException) -> bool:
+    """Whether it was raised where jax starts the devices that JAX_PLATFORMS names."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__") == "jax._src.xla_bridge"
 
 
 def _refuse(error: InputError) -> None:

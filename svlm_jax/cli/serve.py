@@ -58,8 +58,8 @@ def main() -> None:
 
     bound = listen(args.host, args.port)
     hub = _hub(args, config, sampling)
-    for line in sorted({knows_only_its_game(args.model, source) for source in args.source} - {""}):
-        print(line, file=sys.stderr)
+    if warning := knows_only_its_game(args.model, "what clients send"):
+        print(warning, file=sys.stderr)
     vlm = load(args, progress=Progress("load"))
     print(settings_line(config, sampling), file=sys.stderr)
     start = time.monotonic()

@@ -85,6 +85,8 @@ def _write_task(out: Path, task: str, category: str, items: list[dict[str, Any]]
     file = out.absolute() / f"{task}.jsonl"
     try:
         json_lines.write(file, items)
+    except InputError:
+        raise
     except ValueError:
         raise InputError("--items", "NaN or Infinity in an item", "JSON", "write null for it") from None
     text = TASK.format(

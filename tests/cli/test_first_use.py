@@ -74,6 +74,8 @@ def refused(monkeypatch, capsys):
         (["--fps", "3"], "--fps: got 3 fps"),
         (["--top-p", "0"], "--top-p: got 0"),
         (["--compile-cache", ""], "--compile-cache: got nothing"),
+        (["--vtt", "x" * 5000], "file xxx"),
+        (["--save-state", ""], "--save-state: got nothing, expected a path"),
     ],
     ids=lambda value: "_".join(value)[:30] if isinstance(value, list) else "",
 )
@@ -130,6 +132,14 @@ def test_what_caption_cannot_read_is_told_before_the_weights_are_loaded(
 @pytest.mark.parametrize("kernel", ["mosaic_gpu", "mosaic_gpu_pingpong", "cudnn", "tpu"])
 def test_kernels_of_another_device_are_refused_in_one_line(refused, kernel):
     assert f"--attention: got {kernel} on a CPU" in refused("stream", "match:5", "--attention", kernel)
+
+
+def test_devices_that_are_not_there_are_one_line():
+    """Else: a traceback of jax for a variable that was set in another terminal."""
+    code = "import sys, jax\nfrom svlm_jax.cli.run import run\nrun(lambda: jax.device_put(1.0))"
+    line = [sys.executable, "-c", code]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cuda"}
+    assert "JAX_PLATFORMS: got cuda (" in refusal(subprocess.run(line, capture_output=True, text=True, env=env, cwd=ROOT))
 
 
 def test_kernels_that_do_not_take_a_model_are_one_line(refused, monkeypatch):

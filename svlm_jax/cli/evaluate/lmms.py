@@ -13,6 +13,8 @@ from svlm_jax.errors import InputError
 from svlm_jax.eval.lmms_tasks import write_tasks
 from svlm_jax.json_lines import BadLines
 
+MAX_NAME = 100  # letters: files are called so
+
 
 def main() -> None:
     parser = Parser(description=__doc__)
@@ -22,8 +24,8 @@ def main() -> None:
     parser.add_argument("--name", default="local_ovo", help="of the group of tasks (default local_ovo)")
     parser.add_argument("--bad", type=integer(0), default=0, metavar="N", help="malformed items that may be left out")
     args = parser.parse_args()
-    if not args.name.isidentifier():
-        raise InputError("--name", f"{args.name!r:.60}", "letters, digits and _", "choose another")
+    if not args.name.isidentifier() or len(args.name) > MAX_NAME:
+        raise InputError("--name", f"{args.name!r:.60}", f"letters, digits and _, at most {MAX_NAME}", "choose another")
     counts = write_tasks(args.items, args.videos, args.out, args.name, BadLines(args.bad))
     for task, count in counts.items():
         print(f"{args.out / task}.yaml: {count} items")
