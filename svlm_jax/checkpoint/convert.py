@@ -27,13 +27,13 @@ def check(directory: str | Path, config: ModelConfig) -> list[str]:
     """Compare a directory of either form with its config before any tensor is read.
 
     Returns:
-        The types in which its tensors are stored; empty for the Orbax form, whose config.json says it.
+        The types in which its tensors are stored.
 
     Raises:
-        InputError: as of `huggingface.TensorFiles` and `huggingface.check`.
+        InputError: as of `orbax.check`, or of `huggingface.TensorFiles` and `huggingface.check`.
     """
     if orbax.is_store(directory):
-        return []
+        return orbax.check(directory, config)
     files = huggingface.open_files(directory, config)
     huggingface.check(files, huggingface.rows(config), config)
     return sorted({files.dtype(name) for name in files.files})
@@ -74,7 +74,7 @@ def convert(
     """
     config = config_json.read(source, dtype)
     stored = check(source, config)
-    if dtype is None and stored not in ([], [config.param_dtype]):
+    if dtype is None and stored != [config.param_dtype]:
         expected = f"{config.param_dtype} alone, as its config.json says"
         raise InputError(str(source), f"tensors of {', '.join(stored)}", expected, "choose with --dtype")
     stacked = to == "orbax" or orbax.is_store(source)  # an export to Hugging Face reads layers out of stacks

@@ -20,11 +20,14 @@ _UNFINISHED = re.compile(rf"({SINGLE}|{SHARD.pattern})\.(incomplete|part(ial)?|c
 WEIGHTS = f"{SINGLE} or {INDEX}"
 _USE_SOURCE = "use the safetensors checkpoint that it was made from"
 _CONVERTED = "convert it to transformers' layout with the tools that wrote it"
+_ABOVE = "name the directory above it; of a training run: svlm convert RUN_DIR OUT"
 _AS_SAFETENSORS = "load it in transformers and save_pretrained it, which writes safetensors"
 # Models in another form: pattern of file names, what that is, what to do. The first match is reported.
 _FOREIGN = (
     (r".*\.gguf", "a GGUF file (quantised, of llama.cpp)", _USE_SOURCE),
     (r"global_step\d+|zero_to_fp32\.py|.*zero_pp_rank.*", "a DeepSpeed (ZeRO) checkpoint", "join it: zero_to_fp32.py . OUT"),
+    (r".*\.orbax-checkpoint-tmp.*", "an Orbax checkpoint that was not written to its end", "write or copy it again"),
+    (r"_CHECKPOINT_METADATA|manifest\.ocdbt", "the inside of an Orbax checkpoint", _ABOVE),
     (r"pytorch_model_fsdp.*|.*\.distcp", "an FSDP checkpoint in pieces", "join it: accelerate merge-weights"),
     (r"model_world_size_\d+_rank_\d+\.pt", "an FSDP checkpoint of verl in pieces", "join it: python -m verl.model_merger"),
     (r"mp_rank_\d+.*|iter_\d{7}|latest_checkpointed_iteration\.txt", "a Megatron checkpoint", _CONVERTED),

@@ -80,7 +80,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
         for path, leaf in stored.items()
         if only in (None, path)
     }
-    _check(directory, structs)
+    _check(directory, stored)
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     values: Parameters = {}
@@ -99,12 +99,20 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
     return result
 
 
-def _check(directory: Path, structs: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-    """Compare the stored shapes with the model's before memory is allocated for them.
+def check(directory: str | Path, config: ModelConfig) -> list[str]:
+    """Compare the stored parameters with the config before any is read.
+
+    Returns:
+        The types in which they are stored.
 
     Raises:
-        InputError: files that are missing or damaged, or the parameters of another model.
+        InputError: a damaged checkpoint, or the checkpoint of another model.
     """
+    return _check(Path(directory).absolute(), shapes(replace(config, scan_layers=True)))
+
+
+def _check(directory: Path, structs: Mapping[str, jax.ShapeDtypeStruct]) -> list[str]:
+    """`check` with the shapes of all stacked parameters."""
     from orbax.checkpoint import v1 as ocp
 
     absl = logging.getLogger("absl")
@@ -118,13 +126,15 @@ def _check(directory: Path, structs: Mapping[str, jax.ShapeDtypeStruct]) -> None
         absl.setLevel(level)
     if not isinstance(tree, Mapping):
         raise _incomplete(directory)
-    shapes = {path: tuple(getattr(leaf, "shape", ())) for path, leaf in _flatten(tree).items()}
+    stored, remedy = _flatten(tree), "use the config.json that came with it"
+    stored_shapes = {path: tuple(getattr(leaf, "shape", ())) for path, leaf in stored.items()}
     for path, leaf in structs.items():
-        if shapes.get(path) != leaf.shape:
-            got = f"{path} {list(shapes[path])}" if path in shapes else f"no {path}"
-            raise InputError(
-                str(directory), got, f"{list(leaf.shape)}, as its config.json says", "use the config.json that came with it"
-            )
+        if stored_shapes.get(path) != leaf.shape:
+            got = f"{path} {list(stored_shapes[path])}" if path in stored else f"no {path}"
+            raise InputError(str(directory), got, f"{list(leaf.shape)}, as its config.json says", remedy)
+    if unmatched := sorted(stored.keys() - structs.keys()):  # a deeper model, or one with a head of its own
+        raise InputError(str(directory), f"{unmatched[0]} too", "the parameters that its config.json says", remedy)
+    return sorted({str(leaf.dtype) for leaf in stored.values()})
 
 
 def _incomplete(directory: Path) -> InputError:

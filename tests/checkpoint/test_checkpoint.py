@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from svlm_jax.checkpoint import huggingface, orbax
+from svlm_jax.checkpoint import convert, huggingface, orbax
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
 from svlm_jax.model.parameters import shapes, stack, unstack
@@ -301,6 +301,23 @@ def test_a_damaged_store_or_one_of_another_model_is_one_line(saved, tmp_path):
             assert "[4, 128, 64], expected [4, 256, 64], as its config.json says" in message
         else:
             assert message.startswith(f"{directory}/params: got a copy that is incomplete or damaged")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "surplus"),
+    [("tie_word_embeddings", True, "text.head.kernel"), ("vision_config", {"depth": 2}, "vision.blocks.2")],
+)
+def test_a_store_with_more_parameters_than_its_config_is_refused(saved, key, value, surplus):
+    """It would run without its own head, or without its last blocks, and talk nonsense in silence."""
+    raw = json.loads((saved / "config.json").read_text())
+    raw[key] = raw[key] | value | {"fullatt_block_indexes": [1]} if isinstance(value, dict) else value
+    with pytest.raises(InputError, match=rf"got {surplus}\S* too, .*use the config.json that came with it"):
+        orbax.check(saved, config_json.parse(raw))
+
+
+def test_the_types_of_a_store_are_known_before_it_is_read(config, saved):
+    """A config.json that says another one would cast without a word."""
+    assert convert.check(saved, config.compute("bfloat16")) == ["float32"]
 
 
 def test_a_store_in_another_precision_is_cast(config, values, saved):

@@ -199,6 +199,31 @@ def test_a_name_that_can_be_no_model_is_told_without_asking_the_hub(name, parts,
     assert line.startswith("model: got ") and all(part in line for part in parts)
 
 
+def test_a_file_in_the_place_of_a_directory_is_named_as_what_it_is(tmp_path):
+    (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF" + bytes(16))
+    assert "GGUF" in refusal(pretrained.local_directory, tmp_path / "model-Q4_K_M.gguf")
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("proxy"), TimeoutError(), ConnectionError("no route")])
+def test_whatever_the_client_of_the_hub_raises_is_one_line(monkeypatch, failure):
+    import huggingface_hub
+
+    def download(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    line = refusal(pretrained.local_directory, "Qwen/Qwen2.5-VL-3B-Instruct")
+    assert "check the name, or the connection" in line
+
+
+def test_a_repository_of_another_form_is_named_before_its_files_are_downloaded(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, **__: str(tmp_path))
+    line = refusal(pretrained.local_directory, "owner/Qwen2.5-VL-7B-Instruct-GGUF")
+    assert "a repository without config.json" in line
+
+
 def test_of_a_hub_model_that_can_not_be_used_only_settings_are_downloaded(monkeypatch, tmp_path):
     """A quantised 72B is 40 GB of download before "quantised" is said."""
     import huggingface_hub

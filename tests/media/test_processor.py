@@ -12,12 +12,14 @@ import pytest
 from svlm_jax.config import StreamConfig
 from svlm_jax.data.batch import collate
 from svlm_jax.decode.sampling import COMMENTARY, Sampling
-from svlm_jax.families import config_json, preset
+from svlm_jax.errors import InputError
+from svlm_jax.families import FAMILIES, config_json, preset
 from svlm_jax.inputs import PATCH_BUCKETS, TOKEN_BUCKETS, patch_times
 from svlm_jax.media.pixels import CLIP_MEAN, CLIP_STD, PixelConfig, smart_resize
 from svlm_jax.media.processor import Processor, frame_bounds, frame_share
 from svlm_jax.media.video import write_video
 from svlm_jax.settings import read_generation_config, read_streaming_config
+from tests.support.families import tiny_config
 from tests.support.pixels import STREAM_FRAME
 
 VISION = preset("qwen2.5-vl-7b").vision
@@ -256,12 +258,54 @@ def test_a_minute_of_720p_fits_a_bucket():
         ({"repetition_penalty": 1.05, "temperature": 0.7, "top_p": 0.8}, Sampling(0.0, 50, 0.8, 1.05), (435,)),
         ({"do_sample": True}, Sampling(1.0, 50, 1.0, 1.0), (435,)),
         ({"suppress_tokens": [3, 4], "temperature": None, "eos_token_id": 7}, Sampling(suppressed=(3, 4)), (7,)),
+        ({"do_sample": True, "temperature": 1e-6, "foo": float("nan")}, Sampling(1e-6, 50, 1.0, 1.0), (435,)),
+        ({"eos_token_id": [151645, 435]}, Sampling(), (151645, 435)),
+        ({"eos_token_id": []}, Sampling(), (435,)),
     ],
 )
 def test_generation_config_json_means_what_it_means_to_transformers(tmp_path, tiny_dir, content, sampling, eos):
     if content is not None:
         (tmp_path / "generation_config.json").write_text(json.dumps(content))
     assert read_generation_config(tmp_path, config_json.read(tiny_dir)) == (sampling, eos)
+
+
+@pytest.mark.parametrize("content", [{"eos_token_id": [151645, 151643]}, {"suppress_tokens": [3, 448]}])
+def test_a_generation_config_json_of_another_vocabulary_is_refused(tmp_path, tiny_dir, content):
+    """No reply would ever end: the ids that end one do not exist."""
+    (tmp_path / "generation_config.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="below vocab_size 448"):
+        read_generation_config(tmp_path, config_json.read(tiny_dir))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "patch", "image", "video"),
+    [
+        ("qwen2_vl", 14, (3136, LARGE), (3136, LARGE)),
+        ("qwen3_vl", 16, (65536, 16_777_216), (4096, 25_165_824)),
+    ],
+)
+@pytest.mark.parametrize("nested", [False, True])
+def test_what_transformers_writes_for_videos_leaves_the_stream_of_every_family(
+    processor_dir, tmp_path, model_type, patch, image, video, nested
+):
+    """720p is 720 tokens a frame in training, whichever version saved the model."""
+    for path in processor_dir.iterdir():
+        if "preprocessor" not in path.name:
+            shutil.copy(path, tmp_path)
+    family = FAMILIES[model_type]
+    vision = next(iter(family.presets.values())).vision
+    own = {"patch_size": patch, "image_mean": vision.image_mean, "image_std": vision.image_std}
+    files = [pixels(*bounds, nested=True) | own for bounds in (image, video)]
+    if nested:
+        content = dict(zip(("image_processor", "video_processor"), files, strict=True))
+        (tmp_path / "processor_config.json").write_text(json.dumps(content))
+    else:
+        for name, content in zip(("preprocessor_config.json", "video_preprocessor_config.json"), files, strict=True):
+            (tmp_path / name).write_text(json.dumps(content))
+    processor = Processor.from_directory(tmp_path, tiny_config(family))
+    rows, columns = smart_resize(720, 1280, processor.video_config)
+    assert rows * columns // (2 * patch) ** 2 == 720
+    assert (processor.image_config.min_pixels, processor.image_config.max_pixels) == image
 
 
 def test_settings_of_generation_config_json_that_are_not_supported_are_a_warning(tmp_path, tiny_dir):
