@@ -110,6 +110,10 @@ def camera(data: bytes, head: bytes = b"", seconds: float = 0.0) -> Iterator[int
     with socket.create_server(("127.0.0.1", 0)) as server:
         thread = threading.Thread(target=send)
         thread.start()
-        yield server.getsockname()[1]
-        server.close()
-        thread.join(HANG)
+        try:
+            yield server.getsockname()[1]
+        finally:
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)  # wakes `accept`
+            server.close()
+            thread.join(HANG)
