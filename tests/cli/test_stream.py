@@ -265,7 +265,7 @@ def test_a_full_disk_is_one_line_and_leaves_complete_cues(film, model_flags, tmp
 
 
 def test_bad_input_is_one_line_and_makes_no_file(film, model_flags, tmp_path):
-    (tmp_path / "there.vtt").write_text("WEBVTT\n\n")
+    (tmp_path / "there.vtt").write_text("WEBVTT\n\n00:00:00.000 --> 00:00:01.000\nmine\n\n")
     new = ("--jsonl", tmp_path / "new.jsonl")
     cases = {
         ("--fps", 3, *new): "fps: got 3 fps in chunks of 1 s",
