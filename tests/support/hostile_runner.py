@@ -25,6 +25,7 @@ _NOT_WITH = {
     "vision_config.fullatt_block_indexes": ("qwen2_vl", "qwen3_vl"),
     "vision_config.window_size": ("qwen2_vl", "qwen3_vl"),
     "patch_size = 16": ("qwen3_vl",),
+    "both key layouts": ("qwen3_vl",),  # it has one
     "vision_config.out_hidden_size": ("qwen2_vl",),
     "model_type = 'qwen2_vl'": ("qwen2_vl", "qwen3_vl"),
 }
