@@ -26,7 +26,7 @@ from svlm_jax.stream.stream_settings import StreamSettings
 from tests.support.families import tiny_checkpoint
 
 DRAWN = Sampling(temperature=1.5, top_k=0, repetition_penalty=1.05)
-WINDOWS = {"vision_window": 3, "text_rounds": 3, "sink": 6, "text_window": 6, "max_new_tokens": 6}
+WINDOWS: dict[str, Any] = {"vision_window": 3, "text_rounds": 3, "sink": 6, "text_window": 6, "max_new_tokens": 6}
 LIVE = StreamSettings(query="Commentate", seed=3)
 SCHEMA = {"type": "object", "properties": {"team": {"type": "string"}}}
 ALERT = AlertRule("Is it red?", yes=("a", "b"), no=("c", "d"), confirm=1, threshold=0.5, schema=SCHEMA)
@@ -67,7 +67,8 @@ def session(model, kind: str) -> Session:
     config = StreamConfig(**settings)
     grid = (config.chunk_frames // 2, 4, 6)
     options = {"sampling": sampling, "num_streams": len(streams) + 1, "choices": kind == "alert", "max_top_k": sampling.top_k}
-    return Session(*model, config, grid, **options)
+    network, tokenizer = model
+    return Session(network, tokenizer, config, grid, **options)
 
 
 def chunk(number: int, stream: str, config: StreamConfig, vision) -> Chunk:
@@ -99,7 +100,7 @@ def told(events: list[Event], second: float) -> list[Any]:
     return [
         ([getattr(event, name) for name in shown], event.tokens.tolist()) if isinstance(event, Caption) else event
         for event in events
-        if event.start >= second
+        if isinstance(event, Caption | Alert) and event.start >= second
     ]
 
 
