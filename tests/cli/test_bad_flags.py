@@ -4,7 +4,6 @@ import argparse
 import io
 import os
 from contextlib import redirect_stderr
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,11 +11,7 @@ from PIL import Image
 
 from tests.support import hostile_flags
 from tests.support.commands import command
-
-
-@cache
-def parsers() -> dict[str, argparse.ArgumentParser]:
-    return dict(hostile_flags.parsers())
+from tests.support.hostile_flags import parsers
 
 
 def accepted(action: argparse.Action, text: str) -> bool:

@@ -138,8 +138,8 @@ def test_devices_that_are_not_there_are_one_line():
     """Else: a traceback of jax for a variable that was set in another terminal."""
     code = "import sys, jax\nfrom svlm_jax.cli.run import run\nrun(lambda: jax.device_put(1.0))"
     line = [sys.executable, "-c", code]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cuda"}
-    assert "JAX_PLATFORMS: got cuda (" in refusal(subprocess.run(line, capture_output=True, text=True, env=env, cwd=ROOT))
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "rocm"}
+    assert "JAX_PLATFORMS: got rocm (" in refusal(subprocess.run(line, capture_output=True, text=True, env=env, cwd=ROOT))
 
 
 def test_kernels_that_do_not_take_a_model_are_one_line(refused, monkeypatch):

@@ -3,7 +3,8 @@
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,10 +29,7 @@ VALUES = (
     ".",
 )
 REACHED = 99  # exit code of a command that would have begun to work
-# Commands, and those of several parts with their parts and verbs.
-COMMANDS = ("stream", "serve", "caption", "demo", "convert", "windows", "train", "replay", "world", "scratch", "tiny")
-CURATE = tuple(f"curate.{step}" for step in ("transcribe", "clean", "edit", "windows", "anneal", "report", "merge"))
-EVALUATE = ("infstreams", "livesports", "ovo", "streamingbench", "timing", "game", "lmms", "table")
+CLI = ROOT / "svlm_jax" / "cli"
 
 
 class _Parsing(Exception):
@@ -55,21 +53,19 @@ def parser_of(main: Callable[[], Any], program: str) -> argparse.ArgumentParser:
     return found[0]
 
 
-def parsers() -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """(name as it is typed, parser) of every command and of every verb; benchmarks too."""
-    for module in (*COMMANDS, *CURATE, *(f"evaluate.{name}" for name in EVALUATE)):
-        name = module.replace(".", " ")
-        parser = parser_of(importlib.import_module(f"svlm_jax.cli.{module}").main, f"svlm {name}")
-        yield from _with_verbs(name, parser)
+@cache
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """The parser of every command and of every verb, by the name as it is typed; those of benchmarks too."""
     from benchmarks.__main__ import parser as benchmark_parser
 
-    yield from _with_verbs("benchmarks", benchmark_parser())
-
-
-def _with_verbs(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    yield name, parser
-    for verb, verb_parser in verbs(parser).items():
-        yield f"{name} {verb}", verb_parser
+    commands = {"benchmarks": benchmark_parser()}
+    for path in sorted(CLI.rglob("*.py")):
+        if path.name not in ("__init__.py", "run.py") and "\ndef main(" in path.read_text():
+            parts = path.relative_to(CLI).with_suffix("").parts
+            name = " ".join(parts)
+            commands[name] = parser_of(importlib.import_module(f"svlm_jax.cli.{'.'.join(parts)}").main, f"svlm {name}")
+    of_verbs = {f"{name} {verb}": part for name, parser in commands.items() for verb, part in verbs(parser).items()}
+    return commands | of_verbs
 
 
 def verbs(parser: argparse.ArgumentParser) -> dict[str, Any]:
