@@ -243,14 +243,22 @@ def _remove(draft: Path) -> None:
     warnings.warn(f"could not remove {draft}", stacklevel=2)
 
 
-def try_lock(descriptor: int) -> bool | None:
-    """Lock an open file or folder until it is closed, or its process is gone, however that ends. False: somebody else has
-    locked it. None: there are no locks here, on this file system or on Windows."""
+def try_lock(descriptor: int, *, of_process: bool = False) -> bool | None:
+    """Lock an open file or folder until it is closed, or its process is gone, however that ends.
+
+    Args:
+        of_process: the lock is that of the process, which may lock the file again, and not of the open file; network disks
+            know this kind. Of files that are open for writing.
+
+    Returns:
+        False: somebody else has locked it. None: there are no locks here, on this file system or on Windows.
+    """
     try:
         import fcntl
 
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock = fcntl.lockf if of_process else fcntl.flock
+        lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX leaves the choice of the two to the system
         return False
     except (ImportError, OSError):
         return None

@@ -21,6 +21,7 @@ from svlm_jax.files import (
     parse_json_list,
     refuse_other_kinds_of_file,
     report_write_errors,
+    try_lock,
 )
 
 MAX_SECONDS = 1e6  # of a video: eleven days
@@ -155,15 +156,9 @@ class Appender(AbstractContextManager["Appender"]):
 def _claim(file: IO[bytes], path: Path) -> None:
     """Two runs that write the same file would do the same work twice, and one would lose its lines. The claim ends with the
     process, killed or not."""
-    import fcntl  # Windows has none, and imports this module all the same
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if try_lock(file.fileno()) is False:
         file.close()
-        raise InputError(shortened(path), "a file that another run is writing", "one run at a time", "wait for it") from None
-    except OSError:
-        pass  # a file system without locks
+        raise InputError(shortened(path), "a file that another run is writing", "one run at a time", "wait for it")
 
 
 def _end_of_lines(file: IO[bytes]) -> int:

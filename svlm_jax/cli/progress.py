@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from threading import Thread, current_thread, main_thread
 
 LINE_EVERY = 5.0  # seconds between plain progress lines
-INTERRUPTED = 130  # exit code
 ENDING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # exit code: 128 more, as of a shell
 COMPILE_TIME = "seconds for a small model, a minute or more for one of billions of parameters"
 

@@ -29,11 +29,11 @@ def whole_text(ids: Sequence[int], tokenizer: Tokenizer) -> str:
     if not text.endswith(PARTIAL):
         return text
     for stop in range(len(ids), 0, -1):
-        whole = tokenizer.decode(ids[:stop], skip_special_tokens=True)
-        if not whole.endswith(PARTIAL):
+        start = tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        if not start.endswith(PARTIAL):
             break
         if _is_written(ids[:stop], tokenizer):
-            return whole
+            return start
     return text.rstrip(PARTIAL)
 
 

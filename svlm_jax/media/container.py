@@ -173,8 +173,9 @@ class Damage:
     def report(self, second: float, is_last: bool = False) -> None:
         """Something can be decoded again at that second, or nothing more comes."""
         if self.count and (is_last or (second > self.second and second - self.noted_at >= NOTE_INTERVAL)):
-            one, more = f"a {self.subject} that can not be decoded is", f"{self.count} damaged {self.subject}s are"
-            subject = one if self.count == 1 else more
+            subject = f"{self.count} damaged {self.subject}s are"
+            if self.count == 1:
+                subject = f"a {self.subject} that can not be decoded is"
             self.on_note(self.second, f"{subject} left out ({self.reason})")
             self.noted_at, self.count = second, 0
 

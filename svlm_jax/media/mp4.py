@@ -25,9 +25,9 @@ def lacks_index(source: Path | BinaryIO) -> bool:
     if isinstance(source, Path):
         with source.open("rb") as file:
             return lacks_index(file)
-    found = list(boxes(source))
-    has_index = any(kind == b"moof" or (kind == b"moov" and is_whole) for kind, is_whole in found)
-    return bool(found) and found[0][0] in FIRST and not has_index
+    kinds = list(boxes(source))
+    has_index = any(kind == b"moof" or (kind == b"moov" and is_whole) for kind, is_whole in kinds)
+    return bool(kinds) and kinds[0][0] in FIRST and not has_index
 
 
 def has_second_film(path: Path) -> bool:

@@ -189,4 +189,4 @@ def _check_open(source: Source, timing: Timing) -> Source:
 
 def _natural(name: str) -> list[Any]:
     parts = re.split(r"(\d+)", name)  # every other one is a number
-    return [(int(part), "") if place % 2 else (-1, part.lower()) for place, part in enumerate(parts)]
+    return [(int(part), "") if index % 2 else (-1, part.lower()) for index, part in enumerate(parts)]

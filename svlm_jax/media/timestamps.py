@@ -149,23 +149,24 @@ class TrackJoiner:
     """Joins the tracks of a file at the same places: of recordings one behind the other, sound and picture stay together,
     however much longer one of them is."""
 
-    def __init__(self, make: Callable[[], Joiner]) -> None:
-        """make: a joiner for one track; all have the same ticks."""
-        self.make, self.newest = make, 0
+    def __init__(self, new_joiner: Callable[[], Joiner]) -> None:
+        """new_joiner: called for each track; all have the same ticks."""
+        self.new_joiner, self.newest = new_joiner, 0
         self.joiners: dict[int, Joiner] = {}  # by index of their tracks
         self.picture: int | None = None  # index of its track
         self.num_jumps = 0
 
     def __call__(self, packet: "av.Packet") -> Jump | None:
         """`Joiner` of the packet's track, from which other tracks follow: a jump is told once."""
-        joiner = self.joiners.get(packet.stream.index) or self.joiners.setdefault(packet.stream.index, self.make())
-        self.picture = packet.stream.index if packet.stream.type == "video" else self.picture
+        track = packet.stream.index
+        joiner = self.joiners.get(track) or self.joiners.setdefault(track, self.new_joiner())
+        self.picture = track if packet.stream.type == "video" else self.picture
         self._follow(joiner, packet.dts)
         jump = joiner(packet)
         if jump is None:
             return None
         # of the picture, FFmpeg holds the last packet back until the next one begins
-        parts = {index: 2 if index == self.picture else 1 for index in self.joiners if index != packet.stream.index}
+        parts = {index: 2 if index == self.picture else 1 for index in self.joiners if index != track}
         others = ((self.joiners[index], count) for index, count in parts.items())
         ends = (other.last + other.offset + count * other.length for other, count in others if other.last is not None)
         end = max(ends, default=jump.stamp)

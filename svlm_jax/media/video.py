@@ -217,8 +217,8 @@ def _decode_rest(
 ) -> Generator[tuple[float, float, "av.VideoFrame"], None, Reader]:
     """The frames after the last of `first_reader`, decoded in one thread; returns their reader, or the first if there are
     none."""
-    shown = first_reader.clock.second
-    start = shown or 0.0
+    newest = first_reader.clock.second
+    start = newest or 0.0
 
     def note_new(second: float, text: str) -> None:
         if second > max(start, first_reader.damage.second):
@@ -227,7 +227,7 @@ def _decode_rest(
     with open_file(path) as container:
         reader = Reader(container, f"video {path}", on_note=note_new, threads="SLICE")
         for second, length, frame in reader.frames(start, skim):
-            if shown is None or second > shown + SLACK:
+            if newest is None or second > newest + SLACK:
                 yield second, length, frame
     return first_reader if reader.clock.second is None else reader
 

@@ -85,8 +85,8 @@ class StateFile(AbstractContextManager["StateFile"]):
     the system on the newest file of that name, gone with the process however it ends."""
 
     def __init__(self, path: str | os.PathLike) -> None:
-        self.path, self.target, self._held = path, Path(os.path.realpath(path)), -1
-        self._hold()
+        self.path, self.target, self._locked = path, Path(os.path.realpath(path)), -1
+        self._lock_target()
 
     def write(
         self,
@@ -104,7 +104,7 @@ class StateFile(AbstractContextManager["StateFile"]):
             InputError: the file cannot be written, or another process writes it.
             Stopped: as `should_continue` said.
         """
-        self._hold()
+        self._lock_target()
         with report_write_errors(self.path):
             new = os.open(draft_path(self.target), os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -114,13 +114,13 @@ class StateFile(AbstractContextManager["StateFile"]):
             except BaseException:
                 os.close(new)
                 raise
-        self._release()
-        self._held = new  # with the file that has the name now
+        self.close()
+        self._locked = new  # with the file that has the name now
 
-    def _hold(self) -> None:
+    def _lock_target(self) -> None:
         """Lock the file that has the name, unless it is ours."""
         with report_write_errors(self.path), suppress(FileNotFoundError):
-            if self._held >= 0 and os.path.samestat(os.fstat(self._held), os.stat(self.target)):
+            if self._locked >= 0 and os.path.samestat(os.fstat(self._locked), os.stat(self.target)):
                 return
             descriptor = os.open(self.target, os.O_RDWR)
             try:
@@ -128,16 +128,17 @@ class StateFile(AbstractContextManager["StateFile"]):
             except InputError:
                 os.close(descriptor)
                 raise
-            self._release()
-            self._held = descriptor
+            self.close()
+            self._locked = descriptor
 
-    def _release(self) -> None:
-        if self._held >= 0:
-            os.close(self._held)
-        self._held = -1
+    def close(self) -> None:
+        """Other streams may save there."""
+        if self._locked >= 0:
+            os.close(self._locked)
+        self._locked = -1
 
     def __exit__(self, *_: object) -> None:
-        self._release()
+        self.close()
 
 
 def write(path: str | os.PathLike, metadata: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:

@@ -152,7 +152,7 @@ class Writer(AbstractContextManager["Writer"]):
         """Waits for the last save; cancels it when the block was left by an interrupt."""
         self.cancelled = error is not None and not issubclass(error, Exception)
         self.wait()
-        self.file.__exit__()
+        self.file.close()
 
     def _write(self, state: Snapshot, first: Callable[[], object]) -> None:
         try:
@@ -177,9 +177,9 @@ def peek(path: str | Path, config: StreamConfig | None = None, sampling: Samplin
     extra, saved = metadata.get("extra"), metadata.get("settings")
     if not isinstance(extra, dict):
         raise malformed(field, TypeError("no extra"))
-    given = [asdict(part) for part in (config, sampling) if part is not None]
-    if given and isinstance(saved, dict):
-        current = json.loads(json.dumps({name: value for part in given for name, value in part.items()}))
+    parts = [asdict(part) for part in (config, sampling) if part is not None]
+    if parts and isinstance(saved, dict):
+        current = json.loads(json.dumps({name: value for part in parts for name, value in part.items()}))
         _compare({name: saved[name] for name in current if name in saved}, current, field)
     return extra
 

@@ -124,9 +124,9 @@ class Checkpoints:
             return items["state"], items["meta"]
 
         steps = channel.all_gather(self.steps())[0]
-        if (found := self._newest_readable(read, steps)) is None:
+        if (newest := self._newest_readable(read, steps)) is None:
             return None
-        step, loaded = found
+        step, loaded = newest
         if damaged := steps[: steps.index(step)]:
             if jax.process_index() == 0:
                 self.put_aside = [_put_aside(self.directory / str(number)) for number in damaged]
@@ -158,8 +158,8 @@ class Checkpoints:
                 values[path] = value.astype(dtype, copy=False)
             return values
 
-        found = self._newest_readable(read, self.steps())
-        return None if found is None else found[1]
+        newest = self._newest_readable(read, self.steps())
+        return None if newest is None else newest[1]
 
     def _newest_readable(self, read: Callable[[int], Result], steps: list[int]) -> tuple[int, Result] | None:
         """The newest step for which `read` succeeds, and what it gives."""

@@ -75,10 +75,10 @@ def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
-    kept = [text for text, line in _lines(path) if line["step"] <= step]
+    lines = [text for text, line in _lines(path) if line["step"] <= step]
     # Atomic: a crash between two writes would lose the metrics of the whole run.
     with report_write_errors(path), atomic_write(path) as draft:
-        draft.write_bytes(b"".join(text + b"\n" for text in kept))
+        draft.write_bytes(b"".join(text + b"\n" for text in lines))
 
 
 def _tensorboard(directory: Path, step: int) -> Any:

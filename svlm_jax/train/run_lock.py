@@ -1,6 +1,5 @@
 """One run at a time in a run's directory: two would write over each other's metrics and delete each other's checkpoints."""
 
-import errno
 import os
 import weakref
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import jax
 
 from svlm_jax.errors import InputError
-from svlm_jax.files import report_write_errors
+from svlm_jax.files import report_write_errors, try_lock
 
 LOCK = "lock"
 
@@ -24,19 +23,11 @@ class RunLock:
         self.close = lambda: None
         if jax.process_index() != 0:
             return
-        try:
-            import fcntl
-        except ImportError:
-            return
         path = Path(run_dir) / LOCK
         with report_write_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         self.close = weakref.finalize(self, os.close, descriptor)
-        try:
-            # Of the process and not of the open file, as `flock` would be: network disks know this kind.
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                got, expected = f"{run_dir}, where a run is under way", "one run at a time"
-                raise InputError("run_dir", got, expected, "wait for it, or end it") from None
+        if try_lock(descriptor, of_process=True) is False:
+            got, expected = f"{run_dir}, where a run is under way", "one run at a time"
+            raise InputError("run_dir", got, expected, "wait for it, or end it")

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from svlm_jax.cli.flags import MAX_SEED, integer, number
 from svlm_jax.cli.model_flags import load, model_flags
-from svlm_jax.cli.progress import INTERRUPTED, Progress, compiling, span
+from svlm_jax.cli.progress import Progress, compiling, span
+from svlm_jax.cli.run import INTERRUPTED
 from svlm_jax.cli.stream_flags import (
     frame_flags,
     preset_flag,

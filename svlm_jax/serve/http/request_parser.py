@@ -17,10 +17,10 @@ CHUNK_ALLOWANCE, MIN_CHUNK_BYTES = 512, 256  # chunks of a body that may be tiny
 
 
 class RequestParser(h11.Connection):
-    """The parser of one connection. refusal: why a request was refused here; "": it was not.
+    """The parser of one connection. Its `next_event` raises h11.RemoteProtocolError: no HTTP, or a request out of bounds.
 
-    Raises (`next_event`):
-        h11.RemoteProtocolError: no HTTP, or a request that is out of bounds.
+    Attributes:
+        refusal: why a request was refused here; "": it was not.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class RequestParser(h11.Connection):
     def next_event(self) -> Any:
         event = super().next_event()
         if isinstance(event, h11.Request):
-            self._begin(event)
+            self._check_head(event)
         elif isinstance(event, h11.Data):
             self.num_chunks += event.chunk_start
             self.num_bytes += len(event.data)
@@ -56,7 +56,7 @@ class RequestParser(h11.Connection):
             self._refuse(f"more than {MAX_HEAD_LINES} lines before its body")
         return event
 
-    def _begin(self, request: h11.Request) -> None:
+    def _check_head(self, request: h11.Request) -> None:
         fields = dict(request.headers)
         self.num_lines = self.num_chunks = self.num_bytes = 0
         self.length = int(fields.get(b"content-length", b"0"))
@@ -68,6 +68,6 @@ class RequestParser(h11.Connection):
             # a proxy that believes the other one would take the rest of the body for a request (request smuggling)
             self._refuse("two lengths of its body")
 
-    def _refuse(self, what: str) -> None:
-        self.refusal = f"request: {what}"
+    def _refuse(self, reason: str) -> None:
+        self.refusal = f"request: {reason}"
         raise h11.RemoteProtocolError(self.refusal)

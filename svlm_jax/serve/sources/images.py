@@ -168,14 +168,16 @@ def exif_orientation(exif: bytes) -> int:
     """1 to 8, of the TIFF in a segment or chunk of EXIF; 1 where it says nothing. One entry is read and none is loaded: a
     library that loads all of them may take seconds."""
     tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    byte_order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if byte_order is None:
+        return 1
     try:
-        start = struct.unpack_from(f"{order}I", tiff, 4)[0]
-        for index in range(min(struct.unpack_from(f"{order}H", tiff, start)[0], MAX_EXIF_ENTRIES)):
-            tag, kind, _, value = struct.unpack_from(f"{order}HHIH", tiff, start + 2 + 12 * index)
+        start = struct.unpack_from(f"{byte_order}I", tiff, 4)[0]
+        for index in range(min(struct.unpack_from(f"{byte_order}H", tiff, start)[0], MAX_EXIF_ENTRIES)):
+            tag, kind, _, value = struct.unpack_from(f"{byte_order}HHIH", tiff, start + 2 + 12 * index)
             if (tag, kind) == (ORIENTATION, SHORT):
                 return value if 1 <= value <= 8 else 1
-    except struct.error:  # it ends early, or is none
+    except struct.error:  # it ends early
         pass
     return 1
 
