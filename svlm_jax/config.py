@@ -8,8 +8,9 @@ stream: windows in chunks, sink, text_window and replies in tokens.
 
 import json
 import math
-from dataclasses import dataclass, field, replace
-from typing import Literal, Self, get_args
+from dataclasses import dataclass, field, fields, replace
+from types import UnionType
+from typing import Any, Literal, Self, get_args
 
 from svlm_jax.errors import InputError
 
@@ -296,6 +297,7 @@ class StreamConfig:
         return self.mode == "window" or (self.mode != "full" and (self.sink is not None or not self.previous_text_turn))
 
     def __post_init__(self) -> None:
+        check_types(self)
         choices = {"mode": get_args(Mode), "rope_positions": get_args(RopePositions)}
         choices |= {"moved_reply_kv": get_args(MovedReplyKV), "mrope_axes": (1, 3)}
         choices |= {"mrope_turns": get_args(MropeTurns), "cut_reply": get_args(CutReply)}
@@ -323,6 +325,25 @@ class StreamConfig:
             if not (0 < frames < 10_000 and frames == round(frames) and round(frames) % 2 == 0):
                 got = f"{self.fps:g} fps in chunks of {seconds:g} s"
                 raise InputError(name, got, "an even number of frames a chunk", "2 fps and 1 s are usual")
+
+
+def check_types(settings: Any, prefix: str = "") -> None:
+    """Every number and bool of a dataclass of settings is one. Choices, tuples and objects are checked by their owner.
+
+    Raises:
+        InputError: a value of another type, as "3" of a command line for 3; a bool is no number here.
+    """
+    for item in fields(settings):
+        types = get_args(item.type) if isinstance(item.type, UnionType) else (item.type,)
+        if not {int, float, bool}.intersection(types):
+            continue
+        if float in types:
+            types = (*types, int)
+        value = getattr(settings, item.name)
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            expected = "true or false" if bool in types else "a number" if float in types else "a whole number"
+            expected += " or None" if type(None) in types else ""
+            raise InputError(prefix + item.name, f"{value!r} ({type(value).__name__})", expected, "change its type")
 
 
 def _check_divides(name: str, value: int, by_name: str, by: int) -> None:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int, Int32, Key
 
+from svlm_jax.config import check_types
 from svlm_jax.decode.top_k import top_k, without_sort
 from svlm_jax.errors import InputError
 
@@ -34,6 +35,7 @@ class Sampling:
     silence: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, "sampling ")
         for name, valid, expected in (
             ("temperature", 0 <= self.temperature < math.inf, "0 (greedy) or more"),
             ("top_k", 0 <= self.top_k < 2**31, "0 (all) or more, below 2**31"),

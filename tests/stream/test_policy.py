@@ -229,6 +229,10 @@ def test_replies_cut_short_lose_their_last_word():
         ({"text_window": 0}, r"^sink and text_window: got 512 and 0, "),
         ({"fps": 3}, r"^fps: got 3 fps in chunks of 1 s, expected an even number of frames a chunk; "),
         ({"fps": 2.5}, r"^fps: got 2.5 fps"),
+        ({"fps": "2"}, r"^fps: got '2' \(str\), expected a number; "),
+        ({"vision_window": True}, r"^vision_window: got True \(bool\), expected a whole number; "),
+        ({"sink": 1.5}, r"^sink: got 1.5 \(float\), expected a whole number or None; "),
+        ({"previous_text_turn": 1}, r"^previous_text_turn: got 1 \(int\), expected true or false; "),
     ],
 )
 def test_settings_that_make_no_stream_are_one_line(wrong, line):
