@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,16 @@ HEAD_BYTES = 512  # enough to recognise another kind of file
 PARTIAL = ".partial"  # suffix of what is being written
 _AGAIN = "download the file again"
 REMOVE_TRIES = 100  # 0.1 s apart
-_OTHER_KINDS = (  # first bytes, what that is, what to do
+_PLACEHOLDERS = (  # first bytes, what that is, what to do
     (b"version https://git-lfs", "a Git LFS pointer", "download the file itself (git lfs pull)"),
     (b"# xet version", "a Xet pointer", "download the file itself"),
     (b"<!doctype html", "a web page", "download the file itself"),
     (b"<html", "a web page", "download the file itself"),
-    (b"GGUF", "a GGUF file", "use the safetensors checkpoint that it was made from"),
     (b"<?xml", "an XML page (an error of a server?)", "download the file itself"),
+)
+_OTHER_KINDS = (
+    *_PLACEHOLDERS,
+    (b"GGUF", "a GGUF file", "use the safetensors checkpoint that it was made from"),
     (b"\x1f\x8b\x08", "a gzip archive", "unpack it"),
     (b"PK\x03\x04", "a zip archive (as PyTorch pickles are)", "save the model as safetensors"),
     (b"\x80\x02\x8a\nl\xfc", "a PyTorch pickle, which can run code and is never read", "save the model as safetensors"),
@@ -56,9 +59,19 @@ def refuse_other_kinds_of_file(path: Path, expected: str) -> None:
         raise InputError(str(path), f"an unreadable file ({error})", expected, "check its path and permissions") from None
     if not head:
         raise InputError(str(path), "an empty file", expected, "download it again")
-    for start, kind, remedy in _OTHER_KINDS:
-        if head.lstrip()[: len(start)].lower() == start.lower():
-            raise InputError(str(path), kind, expected, remedy)
+    if found := _kind(head, _OTHER_KINDS):
+        raise InputError(str(path), found[0], expected, found[1])
+
+
+def placeholder(path: Path) -> tuple[str, str] | None:
+    """(What it is, what to do) of a file in the place of one that was not downloaded: a pointer to it, or a web page."""
+    with path.open("rb") as file:
+        return _kind(file.read(HEAD_BYTES), _PLACEHOLDERS)
+
+
+def _kind(head: bytes, kinds: Sequence[tuple[bytes, str, str]]) -> tuple[str, str] | None:
+    matches = (rest for start, *rest in kinds if head.lstrip()[: len(start)].lower() == start.lower())
+    return next(((kind, remedy) for kind, remedy in matches), None)
 
 
 def read_json(path: Path, expected: str, limit: int = JSON_BYTES, *, is_handwritten: bool = False) -> dict[str, Any]:

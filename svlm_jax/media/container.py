@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.media.mp4 import cut_fragment
 from svlm_jax.media.timestamps import FORWARD, FrameClock, Joiner, Standstill, TrackJoiner
 
 if TYPE_CHECKING:
@@ -43,7 +44,10 @@ def open_file(path: Path) -> "InputContainer":
     from av.error import InvalidDataError
 
     # else what is before a colon is taken for a protocol, and %d in the name of a picture for the numbers of others
-    container = av.open(f"file:{path}", options={"pattern_type": "none"}, metadata_errors="ignore")
+    address = f"file:{path}"
+    if (end := cut_fragment(path)) is not None:
+        address = f"subfile,,start,0,end,{end},,:{address}"
+    container = av.open(address, options={"pattern_type": "none"}, metadata_errors="ignore")
     if not container.streams:
         container.close()
         raise InvalidDataError(errno.EINVAL, "nothing in it", str(path))

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from svlm_jax.errors import InputError, shortened
+from svlm_jax.files import placeholder
 from svlm_jax.media.paths import existing_file
 
 PATCH = 14  # pixels on a side of a patch; a smaller image is enlarged before the model sees it
@@ -98,8 +99,10 @@ def _readable_image(source: Path | Image.Image, field: str) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise InputError(field, error, "a smaller image", "scale it down first") from error
     except UNREADABLE as error:
-        remedy = "open it in a viewer to check it and save it again as PNG or JPEG"
-        raise InputError(field, f"{type(error).__name__} ({error})", "a readable image", remedy) from error
+        got, remedy = f"{type(error).__name__} ({error})", "open it in a viewer to check it and save it again as PNG or JPEG"
+        if isinstance(source, Path) and (found := placeholder(source)):
+            got, remedy = found
+        raise InputError(field, got, "a readable image", remedy) from error
 
 
 def _formats() -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.files import atomic_write
+from svlm_jax.files import atomic_write, placeholder
 from svlm_jax.media.container import (
     MAX_FPS,
     OnNote,
@@ -28,7 +28,7 @@ from svlm_jax.media.container import (
     scan,
 )
 from svlm_jax.media.display import FrameContext, display_size, to_rgb
-from svlm_jax.media.mp4 import has_second_film, lacks_index
+from svlm_jax.media.mp4 import cut_fragment, has_second_film, lacks_index
 from svlm_jax.media.paths import existing_file
 
 if TYPE_CHECKING:
@@ -174,6 +174,8 @@ def _decoded(path: Path, start: float | int, on_note: OnNote) -> Iterator[tuple[
         reason, remedy = "an MP4 without its index", "the recording was not finished: repair it (untrunc), or record it again"
     elif _is_playlist(path):
         reason, remedy = "a playlist of what a file may not open", "give the address of the playlist, or of the video in it"
+    elif found := placeholder(path):
+        reason, remedy = found
     raise InputError(f"video {shortened(str(path))}", reason, "a readable video", remedy)
 
 
@@ -208,6 +210,8 @@ def _from_keyframe(path: Path, target: float | int, on_note: OnNote) -> Iterator
     else:
         for each in readers:
             each.damage.report(end, is_last=True)
+    if cut_fragment(path) is not None:
+        on_note(end, f"ends at {end:.3f} s, within the index of its next fragment: cut short?")
     if has_second_film(path):
         on_note(end, "another MP4 follows in the same file and is not watched: split them, or join them with FFmpeg")
 

@@ -16,7 +16,7 @@ import numpy as np
 from svlm_jax.errors import InputError, shortened
 from svlm_jax.media.container import Reader, stream_end
 from svlm_jax.media.display import display_size, to_rgb
-from svlm_jax.media.mp4 import lacks_index
+from svlm_jax.media.mp4 import cut_fragment, lacks_index
 from svlm_jax.media.video import SLACK, with_neighbours
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def _open(data: bytes) -> "InputContainer":
     import av
 
     options = {"enable_drefs": "0", "protocol_whitelist": "none"}  # nothing but these bytes is read
+    data = data[: cut_fragment(io.BytesIO(data))]
     return av.open(io.BytesIO(data), "r", format=container_format(data), options=options, metadata_errors="ignore")
 
 

@@ -4,11 +4,11 @@ import warnings
 
 import pytest
 
-from svlm_jax.media.mp4 import has_second_film, lacks_index
+from svlm_jax.media.mp4 import boxes, has_second_film, lacks_index
 from svlm_jax.media.video import read_video
 from svlm_jax.media.video_bytes import read_video_bytes
 from tests.media.test_video import refused
-from tests.support.films import GREEN, RED, colours, film, plain
+from tests.support.films import BLUE, GREEN, RED, colours, film, plain
 
 
 @pytest.mark.parametrize("share", [0.05, 0.6])
@@ -32,3 +32,18 @@ def test_a_second_film_in_one_file_is_told(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         read_video(tmp_path / "v.mp4", duration=1)  # whoever stops before it has lost nothing
+
+
+def test_fragments_before_one_that_is_cut_off_are_watched(tmp_path):
+    """A recorder that lost its power while it wrote the index of a fragment: FFmpeg opened nothing of the file."""
+    pictures = [plain(colour) for colour in (RED, GREEN, BLUE) for _ in range(5)]
+    fragments = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+    path = film(tmp_path / "v.mp4", pictures, options={"g": "5", "bf": "0"}, form_options=fragments)
+    data = path.read_bytes()
+    with path.open("rb") as file:
+        last = [box.start for box in boxes(file) if box.kind == b"moof"][-1]
+    for length in range(8, int.from_bytes(data[last : last + 4], "big"), 23):
+        path.write_bytes(data[: last + length])
+        with pytest.warns(UserWarning, match=r"ends at 2\.000 s, within the index of its next fragment"):
+            assert colours(read_video(path)[0]) == "RRGG"
+    assert len(read_video_bytes(path.read_bytes()).frames) == 4

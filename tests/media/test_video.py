@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.errors import InputError
+from svlm_jax.media.image import load_image
 from svlm_jax.media.video import read_video, sample_video, write_video
 from tests.support.films import film
 
@@ -341,3 +342,16 @@ def test_frames_that_cannot_be_written_are_refused(tmp_path):
     refused(lambda: write_video(tmp_path / "v.mkv", grey(2), 2), ".mp4", "rename it")
     refused(lambda: write_video(tmp_path / "no" / "v.mp4", grey(2), 2), "existing folder", "make the folder")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "content, kind",
+    [
+        ("<!DOCTYPE html><title>Sign in</title>", "a web page"),
+        ("version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+    ],
+)
+def test_what_was_downloaded_in_the_place_of_a_video_is_named(tmp_path, content, kind):
+    (tmp_path / "v.mp4").write_text(content + 600 * " ")
+    refused(lambda: read_video(tmp_path / "v.mp4"), "v.mp4: got " + kind, "a readable video", "download the file itself")
+    refused(lambda: load_image(tmp_path / "v.mp4"), "v.mp4: got " + kind, "a readable image", "download the file itself")

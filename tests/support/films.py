@@ -28,9 +28,10 @@ def plain(colour: tuple[int, ...], size: tuple[int, int] = (64, 48)) -> np.ndarr
 def film(
     path: Path, pictures: Sequence[np.ndarray], fps: Any = 5, codec: str = "libx264", pix: str = "yuv420p", **more: Any
 ) -> Path:
-    """Encode pictures. more: `options` of the codec, `form` of the container, `shift`: seconds added to every time stamp."""
+    """Encode pictures. more: `options` of the codec, `form` and `form_options` of the container, `shift`: seconds added to
+    every time stamp."""
     shift = more.get("shift", 0)
-    with av.open(str(path), "w", format=more.get("form")) as container:
+    with av.open(str(path), "w", format=more.get("form"), options=more.get("form_options", {})) as container:
         stream = container.add_stream(codec, rate=fps, options=more.get("options", {}))
         stream.height, stream.width, stream.pix_fmt = *pictures[0].shape[:2], pix
         stream.metadata.update(more.get("metadata", {}))
