@@ -321,7 +321,6 @@ def test_a_section_that_is_no_object_is_refused(value):
     [
         ("rope_scaling", {"type": "yarn", "factor": 4.0, "mrope_section": [16, 24, 24]}, ["rope type", "'yarn'"]),
         ("rope_scaling", {"rope_type": "linear", "mrope_section": [16, 24, 24]}, ["rope type", "'linear'"]),
-        ("use_sliding_window", True, ["use_sliding_window"]),
         ("hidden_act", "gelu", ["text hidden_act", "'gelu'"]),
         ("vision_config.hidden_act", "gelu", ["vision hidden_act", "'gelu'"]),
         ("torch_dtype", "float16", ["dtype", "'float16'", "bfloat16"]),
@@ -330,6 +329,14 @@ def test_a_section_that_is_no_object_is_refused(value):
 def test_a_variant_that_would_be_computed_differently_is_refused(path, value, parts):
     message = refusal(edited(PUBLISHED, path, value))
     assert all(part in message for part in parts)
+
+
+@pytest.mark.parametrize("first", [27, None, GONE])
+def test_windows_of_text_are_refused_only_where_a_layer_has_one(first):
+    """transformers gives windows to layers from `max_window_layers` on: with 28 of 28 all attend to everything."""
+    windows = edited(PUBLISHED, "use_sliding_window", True)
+    assert config_json.parse(windows).text == config_json.parse(PUBLISHED).text
+    assert "use_sliding_window" in refusal(edited(windows, "max_window_layers", first))
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,7 @@ def refuse_other_kinds(directory: Path) -> None:
         matches = [name for name in names if re.fullmatch(pattern, name) and not _NO_WEIGHTS.fullmatch(name)]
         if matches:
             raise InputError(str(directory), f"{kind} ({matches[0][:60]})", f"safetensors: {WEIGHTS}", remedy)
+    names.sort(key=lambda name: [int(part) if part.isdecimal() else -1 for part in re.split(r"(\d+)", name)])  # newest last
     snapshots = [f"snapshots/{name}" for name in _names(directory / "snapshots")]  # of the hub's cache
     if inside := [name for name in [*names, *snapshots] if (directory / name / "config.json").is_file()]:
         got = f"directories of checkpoints ({', '.join(inside[:2])})"

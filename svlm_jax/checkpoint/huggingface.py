@@ -151,7 +151,7 @@ def _check_head(files: TensorFiles, config: ModelConfig) -> None:
             f"{files.directory} {head}",
             "a matrix that differs from the embeddings",
             "equal ones (tie_word_embeddings is true)",
-            "set tie_word_embeddings to false in config.json",
+            "set tie_word_embeddings to false in config.json, in its text_config too",
         )
 
 

@@ -66,6 +66,9 @@ class TensorFiles:
         if index.exists() or index.is_symlink():
             self._weights = _weight_map(index)
             names = sorted(set(self._weights.values()))
+            if single.is_file() and not any((self.directory / name).exists() for name in names):
+                self._weights = None  # the index of an earlier save into the same directory, whose shards are gone
+                return [SINGLE]
             if single.is_file() and names != [SINGLE]:
                 got = f"{SINGLE} and {INDEX}, which names other files"
                 raise InputError(str(self.directory), got, "one of the two", "remove the one that is out of date")

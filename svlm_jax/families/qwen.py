@@ -124,12 +124,21 @@ def _check_text_variant(text: Section, rope: Mapping[str, Any], interleaved: boo
     layer_types = {str(kind) for kind in layers} if isinstance(layers, list) else {str(layers)}
     settings = {
         "text hidden_act": (text.get("hidden_act", "silu"), "silu"),
-        "text use_sliding_window": (bool(text.get("use_sliding_window", False)), False),
+        "text use_sliding_window": (_slides(text), False),
         "text rope type": (min(rope_types, default="mrope"), "mrope"),
         "text mrope_interleaved": (rope.get("mrope_interleaved", interleaved), interleaved),
         "text layer_types": (min(layer_types - {"full_attention"}, default="full_attention"), "full_attention"),
     }
     check_variant(settings, source)
+
+
+def _slides(text: Section) -> bool:
+    """Whether a layer attends to a window of the text. Where the file lists no `layer_types`, transformers gives one to those
+    from `max_window_layers` on."""
+    if not text.get("use_sliding_window") or text.get("layer_types") or text.get("sliding_window", 0) is None:
+        return False
+    first, count = text.get("max_window_layers"), text.get("num_hidden_layers")
+    return not (isinstance(first, int) and isinstance(count, int) and first >= count)
 
 
 # --- weights ---

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 import svlm_jax
 from svlm_jax import pretrained
 from svlm_jax.checkpoint import convert, huggingface, orbax
+from svlm_jax.checkpoint.directory import refuse_other_kinds
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
 from svlm_jax.files import atomic_directory
@@ -104,6 +105,22 @@ def test_shards_whose_index_was_not_downloaded_load(copy, tiny_dir):
     config = config_json.read(tiny_dir)
     got, want = huggingface.load(copy, config), huggingface.load(tiny_dir, config)
     assert got.keys() == want.keys() and all(np.array_equal(got[path], want[path]) for path in want)
+
+
+def test_the_index_of_an_earlier_save_is_no_obstacle(copy, tiny_dir):
+    """Saved again into the same directory, in one file: transformers takes that. Where shards are there too, the user says."""
+    config, index = config_json.read(tiny_dir), {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
+    (copy / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert huggingface.open_files(copy, config).files.keys() == huggingface.open_files(tiny_dir, config).files.keys()
+    (copy / "model-00001-of-00002.safetensors").write_bytes(b"older")
+    assert "out of date" in refusal(huggingface.open_files, copy, config)
+
+
+def test_of_a_directory_of_checkpoints_the_newest_is_named(tmp_path):
+    for step in (500, 1000):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "config.json").write_text("{}")
+    assert "point to one: checkpoint-1000" in refusal(refuse_other_kinds, tmp_path)
 
 
 def test_a_shard_that_is_missing_is_named_before_tensors_are_read(copy, tiny_dir):

@@ -239,7 +239,6 @@ for _path, _values in {
     "vocab_size": [_BIG, 100],
     "rms_norm_eps": [-1, "1e-6", float("nan")],
     "max_position_embeddings": ["32768", -1],
-    "use_sliding_window": [True],
     "hidden_act": ["gelu", None, 5],
     "rope_scaling": [{"rope_type": "linear", "factor": 2.0, "mrope_section": [2, 3, 3]}, 5, {"mrope_section": [-1, 4, 5]}],
     "vision_config.num_heads": [3, 0, "2"],
