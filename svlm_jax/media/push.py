@@ -102,7 +102,7 @@ class PushSource(Source):
         second = arrival if second is None else second
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or not frame.size:
             raise InputError("frame", f"{frame.dtype} {list(frame.shape)}", "uint8 [H, W, 3]", "convert it first")
-        if not abs(second) < MAX_STAMP:
+        if not isinstance(second, float | int | np.number) or not abs(second) < MAX_STAMP:
             raise InputError("second", second, f"a number of seconds below {MAX_STAMP:g}", "leave it out: the time of the call")
         with self.changed:
             if self.finished:

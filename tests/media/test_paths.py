@@ -150,6 +150,9 @@ def test_a_folder_of_hidden_files_alone_has_no_images(tmp_path):
         ("https://host/a/b.m3u8?x=1&y=2", "https://host/a/b.m3u8?x=***&y=***"),
         ("RTSP://U:P@host/x", "RTSP://***@host/x"),
         ("films/2024-05-01T10:30:12.mp4", "films/2024-05-01T10:30:12.mp4"),
+        ("rtsp//u:p@host/x", "***@host/x"),  # mistyped
+        ("//u:p@host/x", "***@host/x"),
+        ("films/10:30 me@home.mp4", "films/10:30 me@home.mp4"),
         ("srt://host:9000?passphrase=abc", "srt://host:9000?passphrase=***"),
     ],
 )

@@ -191,8 +191,8 @@ def test_a_wrong_frame_is_one_line_to_who_pushes_it():
     refused(lambda: source.push(plain((1, 2, 3, 4)), 1.0), "frame: got uint8 [48, 64, 4]", "uint8 [H, W, 3]")
     refused(lambda: source.push(plain(RED).astype(np.float32), 1.0), "float32")
     refused(lambda: source.push(plain(RED, (32, 32)), 1.0), "32x32 px", "64x48 px")
-    for second in (float("nan"), float("inf"), 1e13):
-        refused(lambda second=second: source.push(plain(RED), second), "second: got", "a number of seconds")
+    for second in (float("nan"), float("inf"), 1e13, "1"):
+        refused(lambda second=second: source.push(plain(RED), second), "second: got", "a number of seconds")  # pyright: ignore
     refused(lambda: PushSource("camera", max_frames=0), "max_frames: got 0")
     refused(lambda: PushSource("camera", Timing(fps=0)), "fps: got 0")
 
