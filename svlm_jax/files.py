@@ -213,7 +213,9 @@ def atomic_directory(target: str | Path) -> Iterator[Path]:
             _remove(draft)
     except OSError as error:
         remedy = "free some or choose another place"
-        raise InputError(str(target), f"a failed write ({error})", "room on a writable disk", remedy) from error
+        raise InputError(
+            str(target), f"a failed write ({error.strerror or error})", "room on a writable disk", remedy
+        ) from error
 
 
 def _locked_draft(target: Path) -> tuple[Path, int]:

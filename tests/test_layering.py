@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "svlm_jax.compile_cache",
         "svlm_jax.cluster",
         "svlm_jax.topology",
+        "svlm_jax.processes",
     ),
     ("svlm_jax.checkpoint.directory",),
     ("svlm_jax.spans svlm_jax.inputs",),
@@ -68,6 +69,7 @@ PLACES = {name: (rank, group) for rank, layer in enumerate(LAYERS) for group in 
 HOST_SIDE = (
     "svlm_jax.files",
     "svlm_jax.json_lines",
+    "svlm_jax.processes",
     "svlm_jax.remote",
     "svlm_jax.curate",
     "svlm_jax.config",

@@ -24,8 +24,9 @@ from svlm_jax.data import records
 from svlm_jax.data.annotation import Annotation
 from svlm_jax.data.windows import to_record
 from svlm_jax.errors import InputError
-from svlm_jax.files import atomic_write, local_path
+from svlm_jax.files import atomic_write, draft_path, local_path, report_write_errors
 from svlm_jax.json_lines import write_json
+from svlm_jax.processes import end_with_parent
 from svlm_jax.touchline.commentary import QUESTIONS
 from svlm_jax.touchline.corrupt import MISHEARD
 from svlm_jax.touchline.film import HELD_OUT, annotate, play, write_film
@@ -149,24 +150,29 @@ def make_films(filming: Filming, seeds: range) -> list[Annotation]:
     progress = Progress("draw" if any(map(filming.is_wanted, seeds)) else "write", "seconds of film")
     previous_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the children inherit it: Ctrl-C ends the parent alone
     try:
-        pool = context.Pool(min(filming.jobs, len(seeds)), _share_counter, (seconds_done,))
+        pool = context.Pool(min(filming.jobs, len(seeds)), _start_worker, (seconds_done,))
     finally:
         signal.signal(signal.SIGINT, previous_handler)
-    with pool:
-        results = pool.imap(partial(_make_film, filming=filming), seeds)
-        while len(annotations) < len(seeds):
-            with suppress(multiprocessing.TimeoutError):
-                annotations.append(results.next(timeout=1))
-            progress(max(min(seconds_done.value, total - 1), len(annotations) * filming.seconds), total)
+    try:
+        with pool:
+            results = pool.imap(partial(_make_film, filming=filming), seeds)
+            while len(annotations) < len(seeds):
+                with suppress(multiprocessing.TimeoutError):
+                    annotations.append(results.next(timeout=1))
+                progress(max(min(seconds_done.value, total - 1), len(annotations) * filming.seconds), total)
+    finally:
+        for seed in seeds:  # of children that were ended in the middle of a film
+            draft_path(filming.path(seed)).unlink(missing_ok=True)
     return annotations
 
 
 _seconds_done: Any = None  # in a child: the shared counter of seconds that all children have drawn
 
 
-def _share_counter(counter: Any) -> None:
+def _start_worker(counter: Any) -> None:
     global _seconds_done
     _seconds_done = counter
+    end_with_parent()
 
 
 def _add_seconds(seconds: int) -> None:
@@ -190,7 +196,8 @@ def sheet(path: Path, size: tuple[int, int], seed: int = 3) -> None:
     pictures += [np.zeros_like(pictures[0])] * (-len(pictures) % 5)
     bands = [np.concatenate(pictures[start : start + 5], axis=1) for start in range(0, len(pictures), 5)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate(bands)).save(path, optimize=True)
+    with report_write_errors(path), atomic_write(path) as draft:
+        Image.fromarray(np.concatenate(bands)).save(draft, format="PNG", optimize=True)
     print(f"{len(pictures)} scenes -> {path}")
 
 

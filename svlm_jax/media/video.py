@@ -241,10 +241,8 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
     with a keyframe to seek to every `KEYFRAME_SECONDS`.
 
     Raises:
-        InputError: no frames, wrong dtype or shape, odd sides (yuv420p halves them), fps, folder, not `.mp4`.
+        InputError: no frames, wrong dtype or shape, odd sides (yuv420p halves them), fps, folder, not `.mp4`; a full disk.
     """
-    import av
-
     path = Path(path)
     check_clock(fps, 0.0, None)
     if path.suffix.lower() != ".mp4" or not path.parent.is_dir():
@@ -253,14 +251,28 @@ def write_video(path: str | os.PathLike, frames: Iterable[np.ndarray], fps: floa
     first = next(rest, None)
     if first is None:
         raise InputError("frames", "none", "uint8 [F, H, W, 3], F >= 1", "give at least one")
-    height, width = _even_size(first)
+    with atomic_write(path) as draft:
+        name = f"file:{draft}"
+        try:
+            _encode(name, itertools.chain([first], rest), _even_size(first), fps)
+        except OSError as error:
+            if error.filename != name:  # of whoever gives the frames
+                raise
+            got = f"a file that cannot be written ({str(error.strerror).lower()})"
+            raise InputError(shortened(path), got, "a place with room", "choose another") from None
+
+
+def _encode(name: str, frames: Iterable[np.ndarray], size: tuple[int, int], fps: float | int) -> None:
+    import av
+
+    height, width = size
     faststart = {"movflags": "faststart"}  # the index goes in front, so that a server without ranges can play the file
-    with atomic_write(path) as draft, av.open(f"file:{draft}", "w", format="mp4", options=faststart) as container:
+    with av.open(name, "w", format="mp4", options=faststart) as container:
         codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.gop_size = max(1, round(KEYFRAME_SECONDS * fps))
-        for frame in itertools.chain([first], rest):
+        for frame in frames:
             if _even_size(frame) != (height, width):
                 raise InputError("frames", f"{frame.shape[1]}x{frame.shape[0]} px", f"{width}x{height}", "use one size")
             encoded = stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"))

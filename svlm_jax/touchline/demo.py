@@ -12,6 +12,7 @@ import numpy as np
 
 from svlm_jax.config import ResizeOn, StreamConfig
 from svlm_jax.decode.detokenize import split_reply
+from svlm_jax.files import atomic_write, report_write_errors
 from svlm_jax.inputs import Clip
 from svlm_jax.stream.events import Caption
 from svlm_jax.touchline.commentary import QUESTIONS, words
@@ -106,7 +107,8 @@ def draw(comparison: Comparison, path: Path) -> None:
         canvas.text((left + 12, top + height + 5), text, (255, 255, 255), font)
         label = f"{second} s" if text == truth else f"{second} s; in truth: {truth or 'silence'}"
         canvas.text((left + 12, top + height + 33), label, (130, 200, 140) if text == truth else (240, 120, 110), small)
-    sheet.save(path)
+    with report_write_errors(path), atomic_write(path) as draft:
+        sheet.save(draft, format="PNG")
 
 
 def varied_seconds(commentary: dict[int, str], count: int) -> list[int]:

@@ -5,6 +5,8 @@ one of the family with these sizes. Units: pixels of a frame.
 """
 
 import json
+import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +38,7 @@ STREAMING = {
 }
 VOCAB_SIZE = 640  # max tokens, markup included
 PAD_MARKS = ("<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+_RUST_OSERROR = re.compile(r"\(os error (\d+)\)")
 _PADS = ("bos_token_id", "pad_token_id")
 # Qwen's pattern, except that the time text of a turn is few tokens, and the two numbers of a score are different tokens, " 2"
 # and "-1": the model need not learn from their order which team's goals they count.
@@ -149,7 +152,12 @@ def _tokenizer(directory: Path, corpus: Iterator[str], family: Family) -> tuple[
         additional_special_tokens=list(markup[1:]),
         clean_up_tokenization_spaces=False,
     )
-    wrapped.save_pretrained(directory)
+    try:
+        wrapped.save_pretrained(directory)
+    except Exception as error:  # of tokenizers, which is written in Rust: a bare Exception, also for a full disk
+        if (code := _RUST_OSERROR.search(str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1]))) from None
     vocabulary = wrapped.get_vocab()
     return {name: vocabulary[name] for name in markup}, len(vocabulary)
 

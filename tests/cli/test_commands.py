@@ -17,7 +17,7 @@ from benchmarks import report as bench
 from svlm_jax.cli.convert import parse_size
 from svlm_jax.errors import InputError
 from svlm_jax.media.video import write_video
-from tests.support import ROOT, XLA_FLAGS
+from tests.support import ROOT, XLA_FLAGS, wait_until
 from tests.support.commands import command
 
 
@@ -132,6 +132,31 @@ def test_a_path_that_the_system_refuses_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     line = refusal(command("world", "--out", tmp_path / "file" / "films", "--seeds", "0:1", "--seconds", "10"))
     assert line.startswith(f"error: file {tmp_path / 'file' / 'films'}: got not a directory, expected ")
+
+
+def test_a_picture_for_which_the_disk_has_no_room_is_none(tmp_path):
+    result = command("world", "--sheet", "--out", tmp_path, "--size", "56x56", limit=1000)
+    assert refusal(result).startswith(f"error: {tmp_path / 'world.png'}: got a file that cannot be written (File too large)")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_films_are_drawn_by_nobody_once_the_command_has_been_killed(tmp_path):
+    """Else: processes that nobody sees draw on for minutes."""
+    line = [sys.executable, "-m", "launch.world", "--out", tmp_path, "--seeds", "0:4", "--seconds", "7200"]
+    with subprocess.Popen(line, cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL) as child:
+        wait_until(lambda: list(tmp_path.glob("*.partial")))
+        child.terminate()
+    wait_until(lambda: not is_alive(child.pid))
+
+
+def is_alive(group: int) -> bool:
+    """Whether a process group has a process left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_caption_reads_an_image_and_a_video_from_an_exported_checkpoint(tmp_path, converted):

@@ -2,7 +2,9 @@
 
 import re
 import warnings
+from contextlib import nullcontext
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -308,6 +310,15 @@ def test_a_whole_video_gives_no_warning(tmp_path):
 
 
 # --- writing ---
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk here that is always full")
+def test_a_film_for_which_the_disk_has_no_room_is_told_by_its_own_name(tmp_path, monkeypatch):
+    """Else: "file file:/films/match_3.mp4.partial", which nobody has named."""
+    path = tmp_path / "v.mp4"
+    monkeypatch.setattr("svlm_jax.media.video.atomic_write", lambda path: nullcontext(Path("/dev/full")))
+    refused(lambda: write_video(path, grey(4), 2), str(path), "cannot be written (no space left", "choose another")
+    assert not path.exists()
 
 
 def test_written_frames_are_read_back_and_no_partial_file_stays(tmp_path):

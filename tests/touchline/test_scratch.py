@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from svlm_jax.data.annotation import Annotation, Word
+from svlm_jax.errors import InputError
 from svlm_jax.families import FAMILIES, config_json, family_named
 from svlm_jax.media.processor import Processor
 from svlm_jax.touchline.scratch import scratch
@@ -30,6 +31,16 @@ def test_it_is_read_as_it_was_written(made):
     assert clip.grid == (1, 8, 12) and clip.patches.dtype == np.uint8  # 6 x 4 tokens
     assert processor.image(FILM[0]).grid == (1, 8, 12)
     assert processor.video(np.repeat(FILM, 20, axis=0)).grid == (20, 8, 12)  # of many frames each is as large
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise Exception("No space left on device (os error 28)")  # as tokenizers says it
+
+    monkeypatch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", fail)
+    with pytest.raises(InputError, match=r"a failed write \(No space left on device\)"):
+        scratch(tmp_path / "made", [Annotation(None, 0, 2, "Tell", "", WORDS)])
+    assert not list(tmp_path.iterdir())
 
 
 def test_transformers_reads_it(made):

@@ -5,7 +5,6 @@ ends. Does not know files. Host side, never jax.
 """
 
 import multiprocessing
-import os
 import pickle
 import signal
 import traceback
@@ -13,8 +12,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from multiprocessing.connection import wait as wait_for_processes
-from threading import Thread
 from typing import Any, NamedTuple
 
 from svlm_jax.curate.outcome import NotDone, Outcome, Step
@@ -22,6 +19,7 @@ from svlm_jax.curate.running.input_lines import InputLines, Line
 from svlm_jax.curate.running.step_files import STATUS_KEPT, STATUS_SET_ASIDE, Row
 from svlm_jax.errors import InputError
 from svlm_jax.files import parse_json
+from svlm_jax.processes import end_with_parent
 from svlm_jax.remote.workers import Workers
 
 Parse = Callable[[dict[str, Any], str], Any]
@@ -117,13 +115,7 @@ def _start_worker(step: Step, parse: Parse) -> None:
     global _worker
     _worker = step, parse
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    if (parent := multiprocessing.parent_process()) is not None:
-        wait_for_processes([parent.sentinel])
-        os._exit(1)
+    end_with_parent()
 
 
 def _result_here(line: Line, data: bytes) -> Result | Failure:
