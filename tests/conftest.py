@@ -48,6 +48,16 @@ settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile("suite")
 
 
+def pytest_configure(config):
+    """What Orbax leaves of a read that failed may be collected, and its threads may find their event loop closed, in any test
+    that comes later."""
+    for filter in (
+        "ignore:coroutine 'PyTreeHandler:RuntimeWarning",
+        r"ignore:Exception ignored in. None[\s\S]*Event loop is closed:pytest.PytestUnraisableExceptionWarning",
+    ):
+        config.addinivalue_line("filterwarnings", filter)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_authorities():
     """No test speaks TLS, and a client of the openai package reads all certificate authorities: 40 ms each time."""

@@ -7,7 +7,6 @@ before. The state can be read into any mesh and number of hosts.
 """
 
 import contextlib
-import gc
 import itertools
 import json
 import warnings
@@ -174,8 +173,8 @@ class Checkpoints:
                 causes.append(f"step {step}: {cause(error)}")
                 path = self.directory / str(step)
                 warnings.warn(f"checkpoint {path} does not load ({cause(error)}): trying the one before", stacklevel=3)
-            with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-                gc.collect()  # coroutines of Orbax that a failed read leaves, of each of which Python would warn
+            # Coroutines of Orbax that a failed read leaves: Python warns of each, whenever it is collected.
+            warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler", RuntimeWarning)
         if causes:
             got = "; ".join(causes[:2]) + (f"; and {len(causes) - 2} more" if len(causes) > 2 else "")
             raise InputError(str(self.directory), got, "a complete checkpoint of this run", "start another run_dir")

@@ -69,8 +69,6 @@ def flip(checkpoint: Path) -> None:
     path.write_bytes(data)
 
 
-# Orbax's, of a read that failed; its tasks end when they are collected.
-@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(("harm", "words"), [(cut_short, "a file is damaged or cut short"), (flip, "bits of .* are not what")])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(harm, words, config, train):
     config = replace(config, steps=2, save_every=1)
