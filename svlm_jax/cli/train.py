@@ -7,7 +7,7 @@
 
 --config is a Python file with a `config` in it, a name in configs/ of a checkout, or touchline_stage1 to 6. A run whose
 directory has checkpoints resumes from the newest. On a cluster start the same command on every host (docs/cluster.md). Exit
-codes: 0 done, 75 asked to stop and saved (start again), 70 hung, 2 bad input, 1 error.
+codes: 0 done, 75 asked to stop and saved (start again), 130 interrupted, 70 hung, 2 bad input, 1 error.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from typing import Any
 
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.cli.model_flags import check_attention, compile_cache_flag, set_compile_cache
+from svlm_jax.cli.progress import interruptible
 from svlm_jax.cli.run import user_error
 from svlm_jax.errors import InputError
 from svlm_jax.files import local_path
@@ -111,21 +112,28 @@ def main() -> None:
     if command_args.dry_run:
         from svlm_jax.train.dry_run import report
 
-        report(config, command_args.dry_run)
+        with interruptible():
+            report(config, command_args.dry_run)
         return
     train(config, command_args)
 
 
 class Screen:
-    """What a run says, on stderr: on a terminal steps move a bar, elsewhere each is a line."""
+    """What a run says, on stderr: on a terminal steps move a bar, elsewhere each is a line.
+
+    Attributes:
+        before_steps: left at the first step.
+    """
 
     def __init__(self, chief: bool) -> None:
-        self.chief, self.bar = chief, None
+        self.chief, self.bar, self.before_steps = chief, None, contextlib.ExitStack()
 
     def __call__(self, line: str) -> None:
+        step = re.match(r"step (\d+)/(\d+): (.*)", line)
+        if step is not None:
+            self.before_steps.close()
         if not self.chief:  # all hosts are told of all
             return
-        step = re.match(r"step (\d+)/(\d+): (.*)", line)
         if not sys.stderr.isatty():
             print(line, file=sys.stderr, flush=True)
             return
@@ -179,7 +187,9 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
         if int(trainer.state.step) < trainer.total_steps:
             note = f" (kept in {cache_directory} for the next start)" if cache_directory else ""
             log(f"compiling; the first step comes after that{note} ...")
-        trainer.run()
+        with log.before_steps as compiling:  # later a checkpoint may be under way, which Ctrl-C waits for
+            compiling.enter_context(interruptible())
+            trainer.run()
     except Preempted as request:
         log(f"asked to stop: {request}; start again and the run resumes")
         if chief:

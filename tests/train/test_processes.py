@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from svlm_jax.cli.train import refusal_of
+from svlm_jax.cli.train import Screen, refusal_of
 from svlm_jax.cluster.distributed import ProcessLayout, process_layout
 from svlm_jax.cluster.local import spawn
 from svlm_jax.errors import InputError
@@ -234,3 +234,31 @@ def test_addresses_and_devices_of_environments():
 def test_half_an_environment_is_refused(environ, words):
     with pytest.raises(InputError, match=words):
         process_layout(environ)
+
+
+def test_at_the_first_step_ctrl_c_is_that_of_python_again():
+    """Else: it would end the process in the middle of a checkpoint."""
+    ended = []
+    screen = Screen(chief=False)
+    screen.before_steps.callback(ended.append, "compiling")
+    screen("compiling; the first step comes after that ...")
+    assert not ended
+    screen("step 1/2: loss 5.0")
+    assert ended
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_first_step_compiles_ends_the_run_at_once(tmp_path):
+    """Else: nothing happens for minutes, until XLA is done."""
+    code = (
+        "import ctypes, types\nfrom svlm_jax.cli import run, train\nfrom svlm_jax.train import run as training\n"
+        "def compiles():\n print('busy', flush=True)\n while True: ctypes.CDLL(None).sleep(600)\n"
+        "trainer = types.SimpleNamespace(total_steps=1, state=types.SimpleNamespace(step=0), run=compiles)\n"
+        "training.build_trainer = lambda *_, **__: trainer\nrun.run(train.main)\n"
+    )
+    line = [sys.executable, "-c", code, "--config", "sft_smoke", "--run-dir", str(tmp_path), "--model", str(tmp_path)]
+    child = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None and child.stdout.readline() == "busy\n"
+    child.send_signal(signal.SIGINT)
+    _, told = child.communicate(timeout=HANG)
+    assert child.returncode == 130 and told.endswith("\ninterrupted\n"), told
