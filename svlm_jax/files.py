@@ -59,8 +59,8 @@ def refuse_other_kinds_of_file(path: Path, expected: str) -> None:
         raise InputError(str(path), f"an unreadable file ({error})", expected, "check its path and permissions") from None
     if not head:
         raise InputError(str(path), "an empty file", expected, "download it again")
-    if found := _kind(head, _OTHER_KINDS):
-        raise InputError(str(path), found[0], expected, found[1])
+    if kind := _kind(head, _OTHER_KINDS):
+        raise InputError(str(path), kind[0], expected, kind[1])
 
 
 def placeholder(path: Path) -> tuple[str, str] | None:

@@ -100,8 +100,8 @@ def _readable_image(source: Path | Image.Image, field: str) -> np.ndarray:
         raise InputError(field, error, "a smaller image", "scale it down first") from error
     except UNREADABLE as error:
         got, remedy = f"{type(error).__name__} ({error})", "open it in a viewer to check it and save it again as PNG or JPEG"
-        if isinstance(source, Path) and (found := placeholder(source)):
-            got, remedy = found
+        if isinstance(source, Path) and (kind := placeholder(source)):
+            got, remedy = kind
         raise InputError(field, got, "a readable image", remedy) from error
 
 

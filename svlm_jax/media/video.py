@@ -174,8 +174,8 @@ def _decoded(path: Path, start: float | int, on_note: OnNote) -> Iterator[tuple[
         reason, remedy = "an MP4 without its index", "the recording was not finished: repair it (untrunc), or record it again"
     elif _is_playlist(path):
         reason, remedy = "a playlist of what a file may not open", "give the address of the playlist, or of the video in it"
-    elif found := placeholder(path):
-        reason, remedy = found
+    elif kind := placeholder(path):
+        reason, remedy = kind
     raise InputError(f"video {shortened(str(path))}", reason, "a readable video", remedy)
 
 
