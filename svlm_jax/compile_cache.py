@@ -64,6 +64,13 @@ def cache_directory() -> Path | None:
     return Path(path) if path else None
 
 
+def where_kept() -> Path | None:
+    """The directory in which programs that are compiled from now on will be found again; None where none are kept. One that
+    the environment names may be read alone: an image with programs that were compiled before."""
+    directory = cache_directory()
+    return directory if directory is not None and os.access(directory, os.W_OK) else None
+
+
 def default_directory() -> Path:
     """$XDG_CACHE_HOME/svlm_jax/compiled/PROCESSOR, under ~/.cache where the variable is not set.
 

@@ -131,6 +131,13 @@ def test_what_jax_was_told_already_stands(tmp_path, monkeypatch):
     assert jax.config.jax_compilation_cache_max_size == compile_cache.MAX_BYTES
 
 
+def test_nothing_is_said_to_be_kept_where_nothing_can_be_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(compile_cache, "cache_directory", lambda: tmp_path)
+    assert compile_cache.where_kept() == tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+    assert compile_cache.where_kept() is None
+
+
 def test_a_relative_cache_home_is_ignored_and_processors_do_not_share(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setattr(Path, "home", lambda: tmp_path)

@@ -59,9 +59,9 @@ def _exit_on_sigint(read_fd: int) -> None:
 def compiling(description: str = "") -> Iterator[Callable[[int, int], None]]:
     """Say that programs are compiled, and where they are kept; inside, Ctrl-C ends the process at once. Gives what to call with
     (programs compiled so far, all of them), by whoever compiles several side by side."""
-    from svlm_jax.compile_cache import cache_directory
+    from svlm_jax.compile_cache import where_kept
 
-    note = f" (kept in {directory}: the next start is quicker)" if (directory := cache_directory()) else ""
+    note = f" (kept in {directory}: the next start is quicker)" if (directory := where_kept()) else ""
     print(f"compiling{' ' if description else ''}{description}{note} ...", file=sys.stderr, flush=True)
     progress = Progress("compiled", "programs")
 

@@ -167,6 +167,7 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
     import jax
     from jax.experimental import multihost_utils
 
+    from svlm_jax.compile_cache import where_kept
     from svlm_jax.pretrained import local_directory
     from svlm_jax.train.loop import Preempted
     from svlm_jax.train.run import build_trainer
@@ -177,7 +178,7 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
         if chief:
             preempted_marker.unlink(missing_ok=True)
         check_attention(config.attention)
-        cache_directory = set_compile_cache(command_args)
+        set_compile_cache(command_args)
         trainer = build_trainer(
             config, local_directory(config.model), log=log, should_stop=multihost_utils.reached_preemption_sync_point
         )
@@ -185,7 +186,7 @@ def train(config: Any, command_args: argparse.Namespace) -> None:
             f"{jax.device_count()} x {jax.devices()[0].device_kind}, {trainer.total_steps} steps of {config.batch_size} samples"
         )
         if int(trainer.state.step) < trainer.total_steps:
-            note = f" (kept in {cache_directory} for the next start)" if cache_directory else ""
+            note = f" (kept in {directory} for the next start)" if (directory := where_kept()) else ""
             log(f"compiling; the first step comes after that{note} ...")
         with log.before_steps as compiling:  # later a checkpoint may be under way, which Ctrl-C waits for
             compiling.enter_context(interruptible())
