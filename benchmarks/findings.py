@@ -177,9 +177,6 @@ def check_flags(args: argparse.Namespace) -> dict[str, str]:
     """Name -> directory of the models of --compare; InputError for a bad flag."""
     if unknown := set(filter(None, args.only.split(","))) - set(GROUPS):
         raise InputError("--only", ", ".join(sorted(unknown)), f"some of {', '.join(GROUPS)}", "separate them by commas")
-    for flag, value in (("--seconds", args.seconds), ("--seeds", args.seeds)):
-        if value < 1:
-            raise InputError(flag, value, "1 or more", "leave the flag out")
     if invalid := [name for name in args.compare if not all(name.partition("="))]:
         raise InputError("--compare", invalid[0], "NAME=DIR", "for example 'no SFT=touchline-base'")
     return dict(name.split("=", 1) for name in args.compare)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks import findings
+from svlm_jax.cli.flags import Parser
 from svlm_jax.config import StreamConfig
 from svlm_jax.errors import InputError
 from svlm_jax.touchline import commentary
@@ -87,12 +88,19 @@ def test_measures_are_plotted(true_stream, tmp_path):
     assert (tmp_path / "findings.svg").read_text().count('<g id="axes_') == 3 * len(findings.PLOTTED)
 
 
-@pytest.mark.parametrize(
-    "flags", (["--seconds", "0"], ["--seeds", "0"], ["--compare", "bad"], ["--compare", "=DIR"], ["--only", "x"])
-)
+@pytest.mark.parametrize("flags", (["--compare", "bad"], ["--compare", "=DIR"], ["--only", "x"]))
 def test_bad_flags_are_one_line_before_anything_is_loaded(flags, tmp_path):
     parser = argparse.ArgumentParser()
     findings.add_flags(parser)
     with pytest.raises(InputError, match=f"^{flags[0]}: got "):
         findings.bench(parser.parse_args(["--scratch", str(tmp_path / "scratch"), *flags]))
     assert not (tmp_path / "scratch").exists()
+
+
+@pytest.mark.parametrize("flags", (["--seconds", "0"], ["--seeds", "0"]))
+def test_a_number_out_of_bounds_is_refused_by_its_flag(flags, capsys):
+    parser = Parser()
+    findings.add_flags(parser)
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(flags)
+    assert end.value.code == 2 and f"{flags[0]}: got 0, expected 1 or more" in capsys.readouterr().err

@@ -215,7 +215,7 @@ def test_a_recording_that_cannot_be_written_leaves_nothing(models, copied, tmp_p
     with pytest.raises(InputError, match=r"new\.json: got a file that cannot be written"):
         stream.record(stream.read(path), target, vlm.model, vlm.tokenizer, STREAM_FRAME, "tiny")
     (tmp_path / "new.json").mkdir()
-    with pytest.raises(InputError, match=r"cannot be written"):
+    with pytest.raises(InputError, match=r"new\.json: got a folder, expected a file; "):
         stream.record(stream.read(path), tmp_path / "new.json", vlm.model, vlm.tokenizer, STREAM_FRAME, "tiny")
     assert not list(tmp_path.glob("*partial*"))
 

@@ -5,7 +5,7 @@ import base64
 import io
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 
@@ -76,9 +76,12 @@ class ChatServer:
     def __init__(self, thread: ServerThread, generation: Any, chat: Chat) -> None:
         self.thread, self.generation, self.chat, self.metrics = thread, generation, chat, chat.metrics
         self.engine, self.address = thread.engine, thread.address
+        self.clients = ExitStack()
 
     def client(self, token: str = "none", **options: Any) -> OpenAI:
-        return OpenAI(base_url=f"{self.thread.http}/v1", api_key=token, max_retries=0, timeout=HANG, **options)
+        """Closed with the server: a stream that breaks leaves its connection open."""
+        options |= {"base_url": f"{self.thread.http}/v1", "api_key": token}
+        return self.clients.enter_context(OpenAI(max_retries=0, timeout=HANG, **options))
 
 
 @contextmanager
@@ -105,7 +108,9 @@ def chat_server(
         thread = ServerThread(engine, hub, Access(token=token), ChatRoutes(chat, MODEL).routes())
         try:
             thread.wait_until_started()
-            yield ChatServer(thread, generation, chat)
+            server = ChatServer(thread, generation, chat)
+            with server.clients:
+                yield server
         finally:
             thread.stop()
             if isinstance(generation, ScriptedGeneration):

@@ -145,12 +145,12 @@ def _decision(item: Mapping[str, Any], text: str) -> Decision | str:
         return "empty correction"
     if not MIN_RATIO <= len(split_words(corrected)) / max(len(split_words(text)), 1) <= MAX_RATIO:
         return "correction too short or too long"
+    if any(is_no_text(char) or unicodedata.category(char) in ("Cn", "Co") for char in corrected):
+        return "control characters in the correction"
     try:
         plain(corrected, "correction")
     except InputError:
         return "special tokens in the correction"
-    if any(is_no_text(char) or unicodedata.category(char) in ("Cn", "Co") for char in corrected):
-        return "control characters in the correction"
     if not _MARKUP.isdisjoint(corrected) and _MARKUP.intersection(corrected) - set(text):
         return "markup in the correction"
     return Decision("edit", corrected) if corrected != text else Decision("keep")
