@@ -334,7 +334,7 @@ def check_types(settings: Any, prefix: str = "") -> None:
         InputError: a value of another type, as "3" of a command line for 3; a bool is no number here.
     """
     for item in fields(settings):
-        types = get_args(item.type) if isinstance(item.type, UnionType) else (item.type,)
+        types: tuple[Any, ...] = get_args(item.type) if isinstance(item.type, UnionType) else (item.type,)
         if not {int, float, bool}.intersection(types):
             continue
         if float in types:
