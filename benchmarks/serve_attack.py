@@ -144,7 +144,8 @@ def summary(
     health: list[float],
     args: Namespace,
 ) -> dict[str, Any]:
-    warm_time = args.seconds * (QUIET + 0.2 * (1 - QUIET)) if args.seconds < 300 else 120  # after the first allocations
+    begin = ALL if args.attack == "all" else QUIET
+    warm_time = args.seconds * (begin + 0.2 * (1 - begin))  # after what the attackers make the server allocate at first
 
     def megabytes(second: float) -> float:
         nearby = [size for when, size in memory if abs(when - second) < 5]
