@@ -144,8 +144,8 @@ def summary(
     health: list[float],
     args: Namespace,
 ) -> dict[str, Any]:
-    begin = ALL if args.attack == "all" else QUIET
-    warm_time = args.seconds * (begin + 0.2 * (1 - begin))  # after what the attackers make the server allocate at first
+    all_share = ALL if args.attack == "all" else QUIET
+    warm_time = args.seconds * (all_share + 0.2 * (1 - all_share))  # after what the attackers make the server allocate at first
 
     def megabytes(second: float) -> float:
         nearby = [size for when, size in memory if abs(when - second) < 5]
