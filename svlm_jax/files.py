@@ -222,11 +222,13 @@ def _locked_draft(target: Path) -> tuple[Path, int]:
     """A new directory next to `target`, and the descriptor that locks it for as long as this process lives."""
     while True:
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
-        lock = os.open(draft, os.O_RDONLY)
-        try_lock(lock)  # without locks no process takes the draft for abandoned either
-        if draft.is_dir():
-            return draft, lock
-        os.close(lock)  # between mkdtemp and flock another process took it for abandoned
+        # Until it is locked, another process may take it for abandoned: it is gone, about to be removed (locked by that process)
+        # or removed under the lock; take a new one. Without locks nothing is taken for abandoned.
+        with suppress(FileNotFoundError):
+            lock = os.open(draft, os.O_RDONLY)
+            if try_lock(lock) is not False and draft.is_dir():
+                return draft, lock
+            os.close(lock)
 
 
 def _remove_abandoned(target: Path) -> None:

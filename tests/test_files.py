@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from svlm_jax import files
 from svlm_jax.data import records, tfds
 from svlm_jax.errors import InputError
 from svlm_jax.files import atomic_directory, atomic_write, local_path, read_json
@@ -120,3 +121,36 @@ def test_what_a_late_thread_writes_after_a_failure_is_gone_when_the_process_is(t
     done = subprocess.run([sys.executable, "-c", LATE, tmp_path / "out"], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout == "made anew\n", done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moment", ["before it is opened", "before it is locked", "while it is being removed"])
+def test_a_draft_that_is_taken_for_abandoned_before_its_lock_is_made_anew(moment, tmp_path, monkeypatch):
+    """Two conversions to one name that start together: the one cleans up while the other has made its draft and not locked it."""
+    taken, others = [], []
+    make, lock = files.tempfile.mkdtemp, files.try_lock
+
+    def make_then_lose(**where):
+        draft = make(**where)
+        if not taken:
+            taken.append(Path(draft))
+            if moment == "before it is opened":
+                files._remove_abandoned(tmp_path / "out")
+        return draft
+
+    def lose_then_lock(descriptor):
+        if not others and moment != "before it is opened":
+            others.append(os.open(taken[0], os.O_RDONLY))
+            assert lock(others[0]) is True  # as the cleaning process holds it
+            if moment == "before it is locked":
+                taken[0].rmdir()
+                os.close(others[0])
+        return lock(descriptor)
+
+    monkeypatch.setattr(files.tempfile, "mkdtemp", make_then_lose)
+    monkeypatch.setattr(files, "try_lock", lose_then_lock)
+    with atomic_directory(tmp_path / "out") as draft:
+        assert draft.is_dir() and draft != taken[0]
+        if moment == "while it is being removed":
+            taken[0].rmdir()
+            os.close(others[0])
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
