@@ -222,8 +222,8 @@ def _locked_draft(target: Path) -> tuple[Path, int]:
     """A new directory next to `target`, and the descriptor that locks it for as long as this process lives."""
     while True:
         draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=PARTIAL, dir=target.parent))
-        # Until it is locked, another process may take it for abandoned: it is gone, about to be removed (locked by that process)
-        # or removed under the lock; take a new one. Without locks nothing is taken for abandoned.
+        # Until it is locked, another process may take it for abandoned. Then it is gone, or locked by that process, which is
+        # about to remove it, or gone since: make a new one. Where there are no locks, none is taken for abandoned.
         with suppress(FileNotFoundError):
             lock = os.open(draft, os.O_RDONLY)
             if try_lock(lock) is not False and draft.is_dir():

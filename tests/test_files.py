@@ -125,7 +125,7 @@ def test_what_a_late_thread_writes_after_a_failure_is_gone_when_the_process_is(t
 
 @pytest.mark.parametrize("moment", ["before it is opened", "before it is locked", "while it is being removed"])
 def test_a_draft_that_is_taken_for_abandoned_before_its_lock_is_made_anew(moment, tmp_path, monkeypatch):
-    """Two conversions to one name that start together: the one cleans up while the other has made its draft and not locked it."""
+    """Two conversions to one name that start together: one cleans up when the other has made its draft and not locked it."""
     taken, others = [], []
     make, lock = files.tempfile.mkdtemp, files.try_lock
 

@@ -5,16 +5,19 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from typing import Any, NoReturn
 
 from svlm_jax.addresses import hide_secrets_in
 from svlm_jax.cli.flags import BAD_INPUT
 from svlm_jax.errors import InputError
 
-INTERRUPTED, CLOSED = 130, 141  # exit codes of a shell for SIGINT and for SIGPIPE
+INTERRUPTED, CLOSED, TERMINATED = 130, 141, 143  # exit codes of a shell for SIGINT, SIGPIPE and SIGTERM
 # What is wrong with a path or a disk and can be mended by the user. A broken disk (EIO) keeps its traceback.
 _PATH_ERRORS = "ENOENT ENOTDIR EISDIR EACCES EPERM EEXIST EROFS ENOSPC EDQUOT EFBIG ENAMETOOLONG ELOOP"
 _USER_ERRNOS = {getattr(errno, name) for name in _PATH_ERRORS.split() if hasattr(errno, name)}
@@ -24,14 +27,15 @@ _KERNEL = re.compile(r"(cudnn|mosaic_gpu\w*|tpu): ")  # how the message of a ker
 
 def run(main: Callable[[], None]) -> None:
     """Run a command; InputError, and a path that can not be used, become one line on stderr and exit code 2, warnings one line
-    each, Ctrl-C one line and exit code 130; a reader that has gone (`| head`) ends it without a word."""
+    each, Ctrl-C and SIGTERM one line and exit code 130 or 143; a reader that has gone (`| head`) ends it without a word."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs whole tracebacks of what we say in one line
     warnings.showwarning = _warn
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that has no such letter
     try:
-        main()
+        with _sigterm_unwinds():
+            main()
         sys.stdout.flush()
     except InputError as error:
         _refuse(error)
@@ -42,9 +46,32 @@ def run(main: Callable[[], None]) -> None:
         if (refusal := user_error(error)) is None:
             raise
         _refuse(refusal)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("\ninterrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(TERMINATED if isinstance(interrupt, _Terminated) else INTERRUPTED)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM."""
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """Inside, SIGTERM ends a command as Ctrl-C does: what it had begun to write is removed, which may be many gigabytes. A
+    second one ends it at once. Commands that save and stop, or drain, set handlers of their own."""
+
+    def unwind(*_: object) -> NoReturn:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        raise _Terminated
+
+    is_ours = current_thread() is main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if is_ours:
+        signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        if is_ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def user_error(error: Exception) -> InputError | None:

@@ -241,6 +241,21 @@ def test_interrupted_a_command_says_so_in_one_line():
     assert end.value.code == 130
 
 
+def test_sigterm_ends_a_command_as_ctrl_c_does_and_leaves_no_draft(tmp_path):
+    """What a container or a scheduler sends: a half written copy of 72B would stay on the disk until the next conversion."""
+    code = (
+        "import sys, time\nfrom svlm_jax.cli.run import run\nfrom svlm_jax.files import atomic_directory\n"
+        "def main():\n with atomic_directory(sys.argv[1]):\n  print('at work', flush=True)\n  while True: time.sleep(600)\n"
+        "run(main)"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "out"]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert child.stdout is not None and child.stdout.readline() == "at work\n"
+    child.send_signal(signal.SIGTERM)
+    _, told = child.communicate(timeout=HANG)
+    assert (child.returncode, told) == (143, "\ninterrupted\n") and not list(tmp_path.iterdir())
+
+
 def test_ctrl_c_ends_at_once_what_python_would_only_hear_of_later():
     """Else: Ctrl-C while a large model is compiled does nothing for minutes."""
     code = (
