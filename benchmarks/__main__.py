@@ -17,7 +17,7 @@
     python -m benchmarks findings                                   # the paper's findings on the generated game
     python -m benchmarks curation [--train]                         # damaged transcripts curated, beside the truth
     python -m benchmarks serve --clients 50 --seconds 120           # the server: lost captions, latency of tokens, memory
-    python -m benchmarks serve --attack --seconds 600                    # the same for one viewer among attackers
+    python -m benchmarks serve --attack --seconds 960               # the same for one viewer among attackers
     python -m benchmarks device --list                              # what needs a GPU, in parts of at most four minutes
     python -m benchmarks table                                      # docs/benchmarks.md from docs/benchmarks/*.json
     python -m benchmarks timeline                                   # the picture of docs/performance.md
