@@ -84,7 +84,7 @@ def _train(args: argparse.Namespace) -> str:
 
 def _serve(args: argparse.Namespace) -> str:
     if args.places:
-        return f"one viewer on four servers, one after the other: {_about(args.seconds + 160)}"
+        return f"a viewer on each of two servers: {_about(args.seconds + 60)}"
     if args.attack:
         return f"a viewer among attackers, {args.num_streams} streams: {_about(args.seconds + 60)}"
     return f"{args.clients} clients of {args.num_streams} streams: {_about(1.5 * args.seconds + 100)}"

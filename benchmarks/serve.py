@@ -328,7 +328,10 @@ def description(args: argparse.Namespace) -> str:
     streams = f"{Path(args.model).name}, {args.num_streams} streams at 672x448"
     machine = "Server, clients and attackers share the cores of one machine."
     if args.places:
-        return f"A step for one viewer of `svlm serve`, {Path(args.model).name}: with one place, and with the default number."
+        return (
+            f"A step for one viewer of `svlm serve`, {Path(args.model).name}: with one place, and with the default number. Two "
+            "servers side by side, the same chunks of one match, compared chunk by chunk."
+        )
     if args.attack:
         return (
             f"`svlm serve` attacked on every route: {streams}, a viewer of one of them. {machine} Before the attacks the other "

@@ -36,7 +36,7 @@ class Client:
     kind: "page" is told of every chunk, "api" of replies alone, as OpenAI's clients are; "sse" and "rest" as these routes do.
     key: of the stream's owner, as whom it watches. first: number of the first entry that it must get. numbers: of all entries,
     of a page. captions: number -> words. times: number -> when. latencies: (when, seconds from the chunk's last frame to its
-    reply, as the server says). drops: (when, chunks). steps: milliseconds of each step, all stages.
+    reply, as the server says). drops: (when, chunks). steps: number -> milliseconds of its step, all stages.
     """
 
     kind: Kind
@@ -48,7 +48,7 @@ class Client:
     times: dict[int, float] = field(default_factory=dict)
     latencies: list[tuple[float, float]] = field(default_factory=list)
     drops: list[tuple[float, int]] = field(default_factory=list)
-    steps: list[float] = field(default_factory=list)
+    steps: dict[int, float] = field(default_factory=dict)
     num_frames: int = 0
     num_bytes: int = 0
     has_ended: bool = False
@@ -84,7 +84,7 @@ class Client:
         if event["type"] == "svlm.chunk.done":
             self.caption(event["number"], event["text"])
             self.latencies.append((now, event["latency_seconds"]))
-            self.steps.append(sum(event["stage_ms"].values()))
+            self.steps[event["number"]] = sum(event["stage_ms"].values())
         if event["type"] == "svlm.chunk.dropped":
             self.drops.append((now, event["chunks"]))
 
