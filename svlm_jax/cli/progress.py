@@ -29,25 +29,28 @@ def span(seconds: float) -> str:
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Inside, Ctrl-C ends the process at once, with one line and exit code 130: Python hears of it only when the compiler, or
-    whatever else is under way outside Python, is done. So do SIGTERM and SIGHUP where the process handles them. Only where
-    nothing is half written under its final name."""
-    if current_thread() is not main_thread() or not callable(signal.getsignal(signal.SIGINT)):
+    whatever else is under way outside Python, is done. So do SIGTERM and SIGHUP, with codes of theirs, where Python handles
+    them. Only where nothing is half written under its final name."""
+    handlers = {number: handler for number in ENDING if callable(handler := signal.getsignal(number))}
+    if current_thread() is not main_thread() or not handlers:
         yield
         return
     read_fd, write_fd = os.pipe()
     os.set_blocking(write_fd, False)
     previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-    previous_handler = signal.signal(signal.SIGINT, lambda *_: None)  # the thread alone acts
-    Thread(target=_exit_on_sigint, args=(read_fd,), daemon=True).start()
+    for number in handlers:
+        signal.signal(number, lambda *_: None)  # the thread alone acts
+    Thread(target=_exit_on_signal, args=(read_fd,), daemon=True).start()
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous_handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         signal.set_wakeup_fd(previous_fd)
         os.close(write_fd)  # which ends the thread
 
 
-def _exit_on_sigint(read_fd: int) -> None:
+def _exit_on_signal(read_fd: int) -> None:
     while number := os.read(read_fd, 1):
         if number[0] in ENDING:
             os.write(2, b"\ninterrupted\n")

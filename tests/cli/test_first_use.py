@@ -256,18 +256,21 @@ def test_sigterm_ends_a_command_as_ctrl_c_does_and_leaves_no_draft(tmp_path):
     assert (child.returncode, told) == (143, "\ninterrupted\n") and not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_ends_at_once_what_python_would_only_hear_of_later():
-    """Else: Ctrl-C while a large model is compiled does nothing for minutes."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_at_once_what_python_would_only_hear_of_later(number):
+    """Else: Ctrl-C while a large model is compiled does nothing for minutes. SIGTERM is that of a job in the background of a
+    script, which ignores SIGINT."""
     code = (
         "import ctypes, signal, sys\nfrom svlm_jax.cli.progress import interruptible\n"
-        "signal.signal(signal.SIGINT, lambda *_: None)\n"  # as launch.stream, which ends after the chunk
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        f"signal.signal({number:d}, lambda *_: None)\n"  # as svlm stream, which ends after the chunk
         "with interruptible():\n print('busy', flush=True)\n sleep = ctypes.CDLL(None).sleep\n while True: sleep(600)\n"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert child.stdout is not None and child.stdout.readline() == "busy\n"
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     _, told = child.communicate(timeout=HANG)
-    assert (child.returncode, told) == (130, "\ninterrupted\n")
+    assert (child.returncode, told) == (128 + number, "\ninterrupted\n")
 
 
 def test_what_is_interruptible_leaves_the_handlers_of_others_as_they_were():
