@@ -5,13 +5,12 @@ svlm caption match.mp4 --model DIR --prompt "Who has the ball?" --start 60 --dur
 """
 
 import argparse
-import sys
 import time
 from dataclasses import replace
 from typing import Any
 
 from svlm_jax.cli.flags import MAX_SEED, Parser, integer, number
-from svlm_jax.cli.model_flags import knows_only_its_game, load, model_flags
+from svlm_jax.cli.model_flags import load, model_flags
 from svlm_jax.cli.progress import Progress, compiling, interruptible
 from svlm_jax.errors import shortened
 
@@ -35,9 +34,7 @@ def main() -> None:
     args = parser.parse_args()
 
     clip = _clip(args)
-    if warning := knows_only_its_game(args.model, args.source):
-        print(warning, file=sys.stderr)
-    vlm = load(args, progress=Progress("load"))
+    vlm = load(args, args.source, progress=Progress("load"))
     overrides = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "repetition_penalty") if name in args}
     sampling = replace(vlm.generation, **overrides)
     t, h, w = clip.grid

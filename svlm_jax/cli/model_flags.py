@@ -1,6 +1,7 @@
 """Which model a command loads and how it is computed, what is checked before that, and where compiled programs are kept."""
 
 import argparse
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, get_args
@@ -106,10 +107,17 @@ def knows_only_its_game(model: str, source: str) -> str:
     )
 
 
-def load(args: argparse.Namespace, **options: Any) -> Any:
-    """The model that the flags of `model_flags` name (a `Pretrained`)."""
+def load(args: argparse.Namespace, source: str | None = None, **options: Any) -> Any:
+    """The model that the flags of `model_flags` name (a `Pretrained`).
+
+    Args:
+        source: what it will watch; a shipped model that knows nothing of it says so on stderr.
+        options: of `from_pretrained`.
+    """
     from svlm_jax.pretrained import from_pretrained
 
+    if source is not None and (warning := knows_only_its_game(args.model, source)):
+        print(warning, file=sys.stderr, flush=True)
     with interruptible():
         set_compile_cache(args)
         check_attention(args.attention)

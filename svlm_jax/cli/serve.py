@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.cli.chat_flags import start_chat
-from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load
+from svlm_jax.cli.model_flags import check_source, load
 from svlm_jax.cli.operation_flags import check_operation, start_webhooks
 from svlm_jax.cli.progress import Progress, compiling
 from svlm_jax.cli.serve_flags import check_access, check_keep, is_loopback, limits_of, picture_size, serve_parser
@@ -58,9 +58,7 @@ def main() -> None:
 
     bound = listen(args.host, args.port)
     hub = _hub(args, config, sampling)
-    if warning := knows_only_its_game(args.model, "what clients send"):
-        print(warning, file=sys.stderr)
-    vlm = load(args, progress=Progress("load"))
+    vlm = load(args, "what clients send", progress=Progress("load"))
     print(settings_line(config, sampling), file=sys.stderr)
     start = time.monotonic()
     engine = _engine(args, vlm, hub, config, sampling)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from svlm_jax.cli.flags import MAX_SEED, Parser, integer, number
-from svlm_jax.cli.model_flags import check_source, knows_only_its_game, load, model_flags
+from svlm_jax.cli.model_flags import check_source, load, model_flags
 from svlm_jax.cli.outputs import check_outputs, open_captions
 from svlm_jax.cli.progress import Progress, compiling
 from svlm_jax.cli.screen import Questions, Screen, Stopping, clock, stdin_has_input
@@ -146,9 +146,7 @@ class StreamCommand:
         self.writer: state_io.Writer | None = None
         self.consistent = True  # state and captions are of the same chunks
         mesh = make_mesh(tensor=args.tensor) if args.tensor > 1 else None
-        if warning := knows_only_its_game(args.model, args.source):
-            self.screen.say(warning)
-        self.vlm = load(args, mesh=mesh, progress=Progress("load"))
+        self.vlm = load(args, args.source, mesh=mesh, progress=Progress("load"))
         self.screen.say(settings_line(config, sampling))
         self.watched = self.dropped = self.missed = self.saved = 0  # chunks
 

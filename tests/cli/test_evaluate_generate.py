@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from svlm_jax import pretrained
 from svlm_jax.cli.evaluate import infstreams, infstreams_generate
 from svlm_jax.cli.evaluate.commentator_flags import stopping
 from svlm_jax.errors import InputError
@@ -66,6 +67,16 @@ def test_a_missing_video_is_named_before_a_model_is_loaded(generate):
     with pytest.raises(InputError, match=r"gone\.mp4"):
         generate(*BOTH, "--mode", "infinite")
     assert not Path("run").exists()
+
+
+def test_the_shipped_model_says_what_it_knows_before_it_watches_a_benchmark(set_up, capsys):
+    """Else: a benchmark of films is answered with a generated game, and a score comes out."""
+    set_up.setattr(pretrained, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    set_up.setattr(sys, "argv", ["svlm evaluate infstreams", "generate", "--videos", ".", "--out", "run", "--mode", "infinite"])
+    sys.argv += map(str, ONE)
+    with pytest.raises(pytest.fail.Exception, match="loaded"):
+        infstreams.main()
+    assert "touchline knows only the generated game" in capsys.readouterr().err
 
 
 def test_an_allowed_one_costs_the_others_nothing_and_has_a_row_that_says_why(generate, capsys):

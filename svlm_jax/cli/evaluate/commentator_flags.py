@@ -119,7 +119,7 @@ def make_commentator(
     config = replace(config, **stream)
     if recent_frames is not None:
         recent_config(config, recent_frames)  # raises for a wrong number before the model is loaded
-    vlm = load(args, progress=Progress("load"))
+    vlm = load(args, "the videos", progress=Progress("load"))
     commentator = StreamCommentator(
         vlm,
         args.model,

@@ -153,4 +153,4 @@ def answerer_of(args: argparse.Namespace, client: Any) -> Any:
     from svlm_jax.eval.captioner import ChatModel
     from svlm_jax.eval.models import LocalModel
 
-    return ChatModel(client) if client else LocalModel(load(args, progress=Progress("load")), args.model)
+    return ChatModel(client) if client else LocalModel(load(args, "the videos", progress=Progress("load")), args.model)

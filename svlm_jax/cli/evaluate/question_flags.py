@@ -144,7 +144,7 @@ def _answerer(args: argparse.Namespace) -> Answerer:
         return ChatModel(client)
     from svlm_jax.eval.models import LocalModel
 
-    vlm = load(args, progress=Progress("load"))
+    vlm = load(args, "the videos", progress=Progress("load"))
     overrides = {name: getattr(args, name) for name in SAMPLING_FIELDS if name in args}
     sampling = replace(vlm.generation, **{"temperature": 0.0, **overrides})
     return LocalModel(vlm, args.model, sampling=sampling, seed=args.seed)
