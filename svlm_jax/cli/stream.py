@@ -332,8 +332,8 @@ class StreamCommand:
         self.saved = self.watched
 
     def _save_now_and_then(self) -> None:
-        """Save when it is time, unless the last save is still being written: then at the next chunk."""
-        if self.writer is None or self.writer.busy:
+        """Save when it is time; if an earlier save is still being written, after it, whether another chunk comes or not."""
+        if self.writer is None:
             return
         if error := self.writer.failure():
             self.screen.say(f"state not saved, tried again later: {error}")

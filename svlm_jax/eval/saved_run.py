@@ -47,8 +47,8 @@ class SavedRun(AbstractContextManager["SavedRun"]):
             yield Watching.of_record(by_key[key], chunks(by_key[key]), records[key])
 
     def save_now_and_then(self, watching: Mapping[str, Watching]) -> None:
-        """Save when it is time, unless the last save is still being written. A failure is reported, and tried again."""
-        if self.writer is None or self.writer.busy:
+        """Save when it is time. A failure is reported, and tried again."""
+        if self.writer is None:
             return
         if error := self.writer.failure():
             warnings.warn(f"streams not saved, tried again later: {error}", stacklevel=2)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -106,7 +106,8 @@ def save(path: str | Path, session: Session, state: StreamState, extra: dict[str
 
 
 class Writer(AbstractContextManager["Writer"]):
-    """Saves the states of a session to one file, in a thread, so that the stream goes on; one at a time."""
+    """Saves the states of a session to one file, in a thread, so that the stream goes on. A state that is saved while another
+    is being written is written after it, unless a newer one has come by then. That takes one more copy of the cache."""
 
     def __init__(self, path: str | Path, session: Session) -> None:
         """Computes the checksum of the weights, once a session: this takes its time.
@@ -117,34 +118,34 @@ class Writer(AbstractContextManager["Writer"]):
         self.file, self.session = state_file.StateFile(path), session
         self.thread: Thread | None = None
         self.error: Exception | None = None
-        self.cancelled = False
+        self.cancelled = self.busy = False  # busy: something is being written
+        self._waiting: tuple[Snapshot, Callable[[], object]] | None = None
+        self._lock = Lock()  # of `busy` and `_waiting`
         settings(session)
 
-    @property
-    def busy(self) -> bool:
-        """Whether the last save is still being written."""
-        return self.thread is not None and self.thread.is_alive()
-
     def save(self, state: StreamState, extra: dict[str, Any], first: Callable[[], object] = lambda: None) -> None:
-        """Save the state as it is now; waits for a save before it, not for this one.
+        """Save the state as it is now; waits for nothing.
 
         Args:
             first: done in the thread before the file takes its name (what it refers to goes to the disk before it).
         """
-        self.wait()
-        self.error = None
-        self.thread = Thread(target=self._write, args=(snapshot(self.session, state, extra), first), name="save", daemon=True)
-        self.thread.start()
+        saved = snapshot(self.session, state, extra)
+        with self._lock:
+            self._waiting = saved, first
+            if not self.busy:
+                self.busy = True
+                self.thread = Thread(target=self._write_all, name="save", daemon=True)
+                self.thread.start()
 
     def failure(self) -> Exception | None:
-        """Why the last save has failed, returned once; None while it is being written, and when it has not failed."""
+        """Why the last save has failed, returned once; None while one is being written, and when it has not failed."""
         if self.busy:
             return None
         error, self.error = self.error, None
         return error
 
     def wait(self) -> None:
-        """Until the last save has ended."""
+        """Until all that was saved is written."""
         if self.thread is not None:
             self.thread.join()
 
@@ -154,7 +155,17 @@ class Writer(AbstractContextManager["Writer"]):
         self.wait()
         self.file.close()
 
+    def _write_all(self) -> None:
+        while True:
+            with self._lock:
+                waiting, self._waiting = self._waiting, None
+                if waiting is None or self.cancelled:
+                    self.busy = False
+                    return
+            self._write(*waiting)
+
     def _write(self, state: Snapshot, first: Callable[[], object]) -> None:
+        self.error = None
         try:
             first()
             self.file.write(state.metadata, _tensors(state), lambda: not self.cancelled)

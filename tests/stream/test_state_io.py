@@ -263,6 +263,32 @@ def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch
     assert not writer.busy and (tmp_path / "a.state").read_bytes() == (tmp_path / "then.state").read_bytes()
 
 
+def test_of_what_is_saved_on_a_slow_disk_the_newest_is_written_even_if_nothing_comes_after_it(make, tmp_path, monkeypatch):
+    """Else: where a camera goes away, the file stays as old as the last save that the disk was quick enough for."""
+    made, going, let, write = make(), threading.Event(), threading.Event(), state_format.StateFile.write
+    written = []
+
+    def held(file, metadata, *args):
+        going.set()
+        assert let.wait(HANG)
+        written.append(metadata["extra"]["next"])
+        write(file, metadata, *args)
+
+    monkeypatch.setattr(state_format.StateFile, "write", held)
+    state = made.join(made.init_state())
+    with state_io.Writer(tmp_path / "a.state", made) as writer:
+        writer.save(state, {"next": 1.0})
+        assert going.wait(HANG)
+        for second in (2.0, 3.0, 4.0):
+            state, _ = made.step(state, [chunk(int(second))])
+            writer.save(state, {"next": second})
+        let.set()
+        writer.wait()
+        assert not writer.busy and written == [1.0, 4.0] and state_io.peek(tmp_path / "a.state")["next"] == 4.0
+        state_io.save(tmp_path / "now.state", made, state, {"next": 4.0})
+    assert (tmp_path / "a.state").read_bytes() == (tmp_path / "now.state").read_bytes()
+
+
 def test_a_save_that_fails_in_its_thread_is_told_once_and_the_next_succeeds(make, tmp_path):
     made = make()
     writer = state_io.Writer(tmp_path / "gone" / "a.state", made)
