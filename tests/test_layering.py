@@ -45,8 +45,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("svlm_jax.model.parameters",),
     ("svlm_jax.model.transforms",),
     (
-        "svlm_jax.checkpoint.huggingface svlm_jax.checkpoint.mismatch svlm_jax.checkpoint.orbax "
-        "svlm_jax.checkpoint.tensor_files "
+        "svlm_jax.checkpoint.abandoned_reads svlm_jax.checkpoint.huggingface svlm_jax.checkpoint.mismatch "
+        "svlm_jax.checkpoint.orbax svlm_jax.checkpoint.tensor_files "
         "svlm_jax.checkpoint.convert svlm_jax.checkpoint",
         "svlm_jax.media svlm_jax.data svlm_jax.replay.format",
     ),

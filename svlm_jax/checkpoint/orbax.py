@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from svlm_jax import sharding
+from svlm_jax.checkpoint.abandoned_reads import silence_abandoned_reads
 from svlm_jax.config import ModelConfig
 from svlm_jax.errors import InputError
 from svlm_jax.families import config_json
@@ -68,6 +69,7 @@ def load(directory: str | Path, config: ModelConfig, mesh: Mesh | None = None, o
     """
     from orbax.checkpoint import v1 as ocp
 
+    silence_abandoned_reads()
     directory = Path(directory).absolute()
     stored = shapes(replace(config, scan_layers=True))
     if mesh is None:
@@ -115,6 +117,7 @@ def _check(directory: Path, structs: Mapping[str, jax.ShapeDtypeStruct]) -> list
     """`check` with the shapes of all stacked parameters."""
     from orbax.checkpoint import v1 as ocp
 
+    silence_abandoned_reads()
     absl = logging.getLogger("absl")
     level = absl.level
     absl.setLevel(logging.CRITICAL)  # Orbax logs pages of tensorstore's messages; the error here is one line

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, cast
 import jax
 import numpy as np
 
+from svlm_jax.checkpoint.abandoned_reads import silence_abandoned_reads
 from svlm_jax.checkpoint.orbax import cause
 from svlm_jax.cluster.coordination import Channel, PeerLost, is_peer_lost
 from svlm_jax.errors import InputError
@@ -173,8 +174,6 @@ class Checkpoints:
                 causes.append(f"step {step}: {cause(error)}")
                 path = self.directory / str(step)
                 warnings.warn(f"checkpoint {path} does not load ({cause(error)}): trying the one before", stacklevel=3)
-            # Coroutines of Orbax that a failed read leaves: Python warns of each, whenever it is collected.
-            warnings.filterwarnings("ignore", "coroutine 'PyTreeHandler", RuntimeWarning)
         if causes:
             got = "; ".join(causes[:2]) + (f"; and {len(causes) - 2} more" if len(causes) > 2 else "")
             raise InputError(str(self.directory), got, "a complete checkpoint of this run", "start another run_dir")
@@ -184,6 +183,7 @@ class Checkpoints:
         """Parts of a checkpoint, read by this process without the others."""
         from orbax.checkpoint import v1 as ocp
 
+        silence_abandoned_reads()
         context, process = ocp.Context(), jax.process_index()
         context.pytree.loading.partial_load = set(abstract) == {"state"}
         # Orbax's barriers would be over all processes: this one is its own primary host, with barriers of its own name.

@@ -1,19 +1,24 @@
 """Claims about checkpoints of runs: a damaged one costs the steps since the one before, once; a reader disturbs no run."""
 
+import logging
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from svlm_jax.checkpoint import abandoned_reads
 from svlm_jax.errors import InputError
 from svlm_jax.train.checkpoints import FOLDER, Checkpoints
 from svlm_jax.train.step import TrainState
-from tests.support import wait_until
+from tests.support import ROOT, wait_until
 
 
 def state(step: int) -> TrainState:
@@ -42,6 +47,10 @@ def load(run: Path, keep_last: int = 3) -> tuple[Checkpoints, int]:
     return checkpoints, int(loaded[0].step)
 
 
+def coroutine(file: str) -> SimpleNamespace:
+    return SimpleNamespace(cr_code=SimpleNamespace(co_filename=file))
+
+
 def damage(run: Path) -> None:
     for path in (run / FOLDER / "2").rglob("*"):
         if path.is_file() and path.name == "manifest.ocdbt":
@@ -61,6 +70,47 @@ def test_a_step_that_was_damaged_is_saved_again_and_takes_nobody_s_place(run):
     with pytest.raises(InputError, match=r"step 2: .*; step 1: .*expected a complete checkpoint"):
         Checkpoints(run, keep_last=1).load(ABSTRACT)
     assert sorted(path.name for path in (run / FOLDER).iterdir()) == ["1", "2", "2.damaged"]  # nothing is renamed for nothing
+
+
+def test_a_damaged_checkpoint_is_a_line_and_nothing_else_whenever_python_collects_what_is_left_of_the_read(run, tmp_path):
+    """Else: of each read that Orbax had begun a traceback and pages of tensorstore's messages, some minutes later."""
+    code = (
+        "import gc, logging, sys\nfrom svlm_jax.train.checkpoints import Checkpoints\n"
+        "from tests.train.test_checkpoints import ABSTRACT\n"
+        "logging.getLogger('absl').setLevel(logging.CRITICAL)\n"  # as commands do
+        "for copy in sys.argv[1:]:\n"
+        " checkpoints = Checkpoints(copy)\n print(int(checkpoints.load(ABSTRACT)[0].step))\n"
+        " checkpoints.close()\n gc.collect()\n"
+    )
+    rng, copies = random.Random(0), []
+    for file in sorted((run / FOLDER / "2").rglob("*")):
+        if file.is_file() and (file.name == "manifest.ocdbt" or file.parent.name == "d"):
+            copies.append(tmp_path / f"copy{len(copies)}")
+            shutil.copytree(run / FOLDER, copies[-1] / FOLDER)
+            (copies[-1] / file.relative_to(run)).write_bytes(rng.randbytes(file.stat().st_size))
+    done = subprocess.run([sys.executable, "-c", code, *copies], capture_output=True, text=True, cwd=ROOT)
+    told = [line for line in done.stderr.splitlines() if not line.startswith("  ")]  # without the line of Python's warning
+    assert done.returncode == 0 and len(told) == done.stdout.count("1") >= 4, done.stderr
+    assert all("does not load (" in line and "trying the one before" in line for line in told), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("event", "is_told"),
+    [
+        (SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed")), False),
+        (SimpleNamespace(object=None, exc_value=RuntimeError("another")), True),
+        (SimpleNamespace(object=coroutine("x/orbax/checkpoint/y.py"), exc_value=Exception("...")), False),
+        (SimpleNamespace(object=coroutine("svlm_jax/serve/server.py"), exc_value=RuntimeError("Event loop is closed")), True),
+    ],
+)
+def test_what_others_leave_behind_is_told_as_before(event, is_told, monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    monkeypatch.setattr(abandoned_reads, "_is_silent", False)
+    monkeypatch.setattr(logging.getLogger("asyncio"), "addFilter", lambda keep: None)
+    abandoned_reads.silence_abandoned_reads()
+    sys.unraisablehook(event)
+    assert told == [event] * is_told
 
 
 def test_an_export_leaves_what_a_run_is_writing(run):
