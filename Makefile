@@ -37,7 +37,7 @@ lint: .venv/test.stamp ## ruff, ruff format, pyright
 	$(BIN)/pre-commit run --all-files
 
 slow: .venv/test.stamp ## the slow tests only
-	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -n 2 --dist worksteal -m slow
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(BIN)/pytest -n 2 --dist worksteal -m "slow and not gpu"
 
 clean: ## remove .venv, caches and build products
 	rm -rf .venv .venv-latest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -70,7 +70,7 @@ def _sigterm_unwinds() -> Iterator[None]:
     try:
         yield
     finally:
-        if is_ours:
+        if is_ours and signal.getsignal(signal.SIGTERM) is unwind:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

@@ -5,10 +5,12 @@ Owns which variables are read, and their precedence: the first set that is compl
 """
 
 import os
+import signal
 import socket
 import sys
 import traceback
 from collections.abc import Mapping
+from threading import current_thread, main_thread
 from typing import NamedTuple, NoReturn
 
 from svlm_jax.errors import InputError
@@ -126,6 +128,9 @@ def initialize(layout: ProcessLayout | None = None, environ: Mapping[str, str] =
 
     layout = layout or process_layout(environ)
     sys.excepthook = lambda kind, error, trace: fail(error)
+    if current_thread() is main_thread():
+        # SIGTERM is jax's from here on, whose handler is none of Python: what Python knew of would be put in its place again.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Device files are counted, and their names ignored: in a container nvidia3 may be the only one.
     num_gpus = sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev")) if os.path.isdir("/dev") else 0
     is_local = layout.coordinator is not None and layout.coordinator.startswith("127.0.0.1:")

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -122,7 +123,10 @@ def test_a_process_that_raises_ends_all_with_its_code_and_one_line(tmp_path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_asked_to_stop_all_processes_stop_at_the_same_step_with_75(tmp_path, processes):
-    process = start(tmp_path, JOINED + STOPS, processes)
+    # As a command runs: with a handler of its own before, and a part that a signal ends at once, as the compiler's is.
+    text = JOINED + "from svlm_jax.cli.progress import interruptible\nwith interruptible():\n    pass\n" + STOPS
+    text = "from svlm_jax.cli.run import run\ndef main():\n" + textwrap.indent(text, "    ") + "\nrun(main)\n"
+    process = start(tmp_path, text, processes)
     read_until(process, "ready", processes)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)

@@ -251,7 +251,8 @@ def test_at_the_first_step_ctrl_c_is_that_of_python_again():
 def test_ctrl_c_while_the_first_step_compiles_ends_the_run_at_once(tmp_path):
     """Else: nothing happens for minutes, until XLA is done."""
     code = (
-        "import ctypes, types\nfrom svlm_jax.cli import run, train\nfrom svlm_jax.train import run as training\n"
+        "import ctypes, signal, types\nfrom svlm_jax.cli import run, train\nfrom svlm_jax.train import run as training\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a script's background ignores it
         "def compiles():\n print('busy', flush=True)\n while True: ctypes.CDLL(None).sleep(600)\n"
         "trainer = types.SimpleNamespace(total_steps=1, state=types.SimpleNamespace(step=0), run=compiles)\n"
         "training.build_trainer = lambda *_, **__: trainer\nrun.run(train.main)\n"
