@@ -22,6 +22,7 @@ from typing import Any
 from svlm_jax.errors import InputError, shortened
 
 JSON_BYTES = 1 << 24  # of a settings file or an index; the largest in use have some 100 kB
+TEXT_BYTES = 1 << 20  # of a prompt or of patterns
 HEAD_BYTES = 512  # enough to recognise another kind of file
 PARTIAL = ".partial"  # suffix of what is being written
 _AGAIN = "download the file again"
@@ -99,6 +100,32 @@ def read_json(path: Path, expected: str, limit: int = JSON_BYTES, *, is_handwrit
     if content.startswith(codecs.BOM_UTF8) and not is_handwritten:
         raise InputError(str(path), "a byte order mark before the JSON", expected, _AGAIN)
     return parse_json(content, str(path), expected)
+
+
+def read_text(path: str | Path, field: str, expected: str) -> str:
+    """A text that somebody wrote, from a file or a pipe: UTF-8, with or without a byte order mark, with any ends of lines.
+
+    Args:
+        field: what errors call it, a flag for example.
+        expected: what the text should be, for errors.
+
+    Raises:
+        InputError: no such file, no UTF-8, or more than `TEXT_BYTES`, of which no more is read: a device may have no end.
+    """
+    path = local_path(path, field)
+    name = shortened(path, 100)
+    try:
+        with path.open("rb") as file:
+            content = file.read(TEXT_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(field, f"{name} ({reason})", expected, "check the path") from None
+    if len(content) > TEXT_BYTES:
+        raise InputError(field, f"{name}, which has more than {TEXT_BYTES} bytes", expected, "check what the file is")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise InputError(field, f"{name}, which is not UTF-8", expected, "save it as UTF-8") from None
 
 
 def parse_json(content: bytes, source: str, expected: str, remedy: str = _AGAIN) -> dict[str, Any]:

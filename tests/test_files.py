@@ -85,6 +85,27 @@ def test_commands_refuse_an_address_at_once(name, tmp_path, monkeypatch, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["one.jsonl"]
 
 
+def test_a_text_without_an_end_is_refused_before_it_fills_the_memory(tmp_path):
+    """`--patterns /dev/zero` took all the memory of the machine."""
+    (tmp_path / "long").write_bytes(b"x" * (files.TEXT_BYTES + 1))
+    for path in ("/dev/zero", tmp_path / "long"):
+        with pytest.raises(InputError, match=r"--prompt: got .*, which has more than 1048576 bytes, expected a text"):
+            files.read_text(path, "--prompt", "a text")
+    (tmp_path / "latin").write_bytes(b"caf\xe9")
+    with pytest.raises(InputError, match="which is not UTF-8, expected a text; save it as UTF-8"):
+        files.read_text(tmp_path / "latin", "--prompt", "a text")
+    for path, reason in ((tmp_path / "none", "No such file"), (tmp_path, "Is a directory"), ("a\0b", "null byte")):
+        with pytest.raises(InputError, match=f"--prompt: got .*{reason}"):
+            files.read_text(path, "--prompt", "a text")
+    (tmp_path / "windows").write_bytes("\ufeffone\r\ntwö".encode())
+    assert files.read_text(tmp_path / "windows", "--prompt", "a text") == "one\ntwö"
+    reader, writer = os.pipe()
+    os.write(writer, b"from a pipe")
+    os.close(writer)
+    assert files.read_text(f"/dev/fd/{reader}", "--prompt", "a text") == "from a pipe"  # as a shell's <(...)
+    os.close(reader)
+
+
 def test_the_mark_that_windows_writes_before_a_file_is_no_part_of_it(tmp_path):
     path = tmp_path / "names.json"
     path.write_bytes(b'\xef\xbb\xbf{"Reds": []}')

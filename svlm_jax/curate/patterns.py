@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.files import local_path
+from svlm_jax.files import read_text
 
 _EXPECTED = "lists of regular expressions by kind, as TOML: kind = ['...', '...']"
 
@@ -43,13 +43,11 @@ class Patterns:
         Raises:
             InputError: no such file, another form, or no regular expression.
         """
-        file = local_path(path, flag)
-        field = f"{flag} {shortened(file.name, 60)}"
+        field = f"{flag} {shortened(Path(path).name, 60)}"
+        text = read_text(path, flag, _EXPECTED)
         try:
-            by_kind = tomllib.loads(file.read_text(encoding="utf-8-sig"))
-        except OSError as error:
-            raise InputError(flag, f"{shortened(file)} ({error.strerror})", _EXPECTED, "check the path") from None
-        except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, or nested too deeply
+            by_kind = tomllib.loads(text)
+        except (ValueError, RecursionError) as error:  # no TOML, or nested too deeply
             raise InputError(field, str(error), _EXPECTED, "check the file") from None
         if kinds and set(by_kind) != set(kinds):
             raise InputError(field, ", ".join(by_kind) or "nothing", f"the kinds {', '.join(kinds)}", "correct it")

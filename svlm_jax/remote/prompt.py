@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from svlm_jax.errors import InputError, shortened
-from svlm_jax.files import local_path, refuse_other_kinds_of_file
+from svlm_jax.files import local_path, read_text, refuse_other_kinds_of_file
 from svlm_jax.remote.templates import filled
 
 _SECTION = re.compile(r"^\[(system|user)\]\s*$", re.MULTILINE)
@@ -38,10 +38,7 @@ class Prompt(NamedTuple):
         if not path.is_file():
             raise InputError(flag, shortened(path), expected, "check the path")
         refuse_other_kinds_of_file(path, expected)
-        try:
-            parts = _SECTION.split(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
-        except UnicodeDecodeError:
-            raise InputError(flag, f"{shortened(path, 100)}, which is not UTF-8", expected, "save it as UTF-8") from None
+        parts = _SECTION.split(read_text(path, flag, expected))
         sections = dict(zip(parts[1::2], parts[2::2], strict=True)) if len(parts) > 1 else {"user": parts[0]}
         user = sections.get("user", "").strip()
         if missing := [field for field in required if f"{{{field}}}" not in user]:

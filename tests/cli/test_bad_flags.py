@@ -117,6 +117,7 @@ def fault_of(code: int | None, stderr: str, left: list[str]) -> str:
     if code not in (0, 1, 2, hostile_flags.REACHED) or "Traceback" in stderr:
         return f"exit code {code}"
     lines = stderr.splitlines()
-    if code == 2 and (len(lines) != 1 or not lines[0].startswith("error: ") or len(lines[0]) >= 300):
+    # a line that says what is about to be done may come before what is wrong in the data
+    if code == 2 and (len(lines) not in (1, 2) or not lines[-1].startswith("error: ") or len(lines[-1]) >= 300):
         return f"{len(lines)} lines"
     return f"left {left}" if code == 2 and left != ["a file.txt", "folder"] else ""

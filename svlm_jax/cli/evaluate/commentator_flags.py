@@ -26,6 +26,7 @@ from svlm_jax.cli.stream_flags import (
     stream_settings,
 )
 from svlm_jax.errors import InputError
+from svlm_jax.files import read_text
 from svlm_jax.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -81,10 +82,7 @@ def query_of(args: argparse.Namespace) -> str:
     if args.query is not None and args.query_file is not None:
         raise InputError("--query-file", "with --query", "one of the two", "leave one out")
     if args.query_file is not None:
-        try:
-            return args.query_file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError("--query-file", f"{args.query_file} ({error!s:.60})", "a text file", "check its path") from None
+        return read_text(args.query_file, "--query-file", "a text file").strip()
     if args.query is not None:
         return args.query
     if args.preset:

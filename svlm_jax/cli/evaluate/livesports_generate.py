@@ -12,11 +12,12 @@ from svlm_jax.cli.evaluate.commentator_flags import RECENT_FRAMES, commentator_f
 from svlm_jax.cli.flags import Parser, integer
 from svlm_jax.cli.model_flags import load
 from svlm_jax.cli.progress import Progress
-from svlm_jax.errors import InputError, shortened
+from svlm_jax.errors import InputError
 from svlm_jax.eval.asking import View
 from svlm_jax.eval.livesports_cc import PREDICTIONS, Event, default_prompt, read_events
 from svlm_jax.eval.livesports_generate import STYLES, Outcome, captioned, find_videos, predict, stream_jobs, streamed
 from svlm_jax.eval.run_directory import open_run
+from svlm_jax.files import read_text
 from svlm_jax.json_lines import BadLines, digest
 
 MODES = {
@@ -83,11 +84,7 @@ def prompt_file(args: argparse.Namespace) -> str | None:
     """
     if args.prompt_file is None:
         return None
-    try:
-        text = args.prompt_file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        got = f"{shortened(args.prompt_file, 80)} ({error!s:.60})"
-        raise InputError("--prompt-file", got, "a text file", "check its path") from None
+    text = read_text(args.prompt_file, "--prompt-file", "a text file")
     if not text.strip():
         raise InputError("--prompt-file", "an empty file", "a text", "check its path")
     return text
