@@ -93,6 +93,8 @@ def compare(args: Namespace) -> list[dict[str, Any]]:
         servers = {name: stack.enter_context(server(places, args.model)) for name, places in (("1", 1), ("default", None))}
         steps = asyncio.run(steps_of(servers, args.seconds))
     both = sorted(steps["1"].keys() & steps["default"].keys())
+    if not both:
+        raise InputError("chunks", "none that both servers watched", "the same ones", "see whether they drop chunks")
     rows: list[dict[str, Any]] = [
         {"places": name, "chunks of both": len(both), "step p50 (ms)": round(float(np.median([times[n] for n in both])), 1)}
         for name, times in steps.items()

@@ -123,7 +123,7 @@ def read_text(path: str | Path, field: str, expected: str) -> str:
     if len(content) > TEXT_BYTES:
         raise InputError(field, f"{name}, which has more than {TEXT_BYTES} bytes", expected, "check what the file is")
     try:
-        return content.decode("utf-8-sig").replace("\r\n", "\n")
+        return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError:
         raise InputError(field, f"{name}, which is not UTF-8", expected, "save it as UTF-8") from None
 

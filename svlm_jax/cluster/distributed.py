@@ -129,7 +129,8 @@ def initialize(layout: ProcessLayout | None = None, environ: Mapping[str, str] =
     layout = layout or process_layout(environ)
     sys.excepthook = lambda kind, error, trace: fail(error)
     if current_thread() is main_thread():
-        # SIGTERM is jax's from here on, whose handler is none of Python: what Python knew of would be put in its place again.
+        # jax notices SIGTERM from here on, by a handler that Python does not know of: whoever sets another for a while and then
+        # restores what Python knows (`cli.progress.interruptible`) would remove it.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     # Device files are counted, and their names ignored: in a container nvidia3 may be the only one.
     num_gpus = sum(name.removeprefix("nvidia").isdigit() for name in os.listdir("/dev")) if os.path.isdir("/dev") else 0

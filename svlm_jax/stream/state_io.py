@@ -138,9 +138,8 @@ class Writer(AbstractContextManager["Writer"]):
                 self.thread.start()
 
     def failure(self) -> Exception | None:
-        """Why the last save has failed, returned once; None while one is being written, and when it has not failed."""
-        if self.busy:
-            return None
+        """Why the last state that was to be written was not, returned once; None when it was. Also while the next one is being
+        written: on a slow disk one always is."""
         error, self.error = self.error, None
         return error
 
@@ -165,10 +164,10 @@ class Writer(AbstractContextManager["Writer"]):
             self._write(*waiting)
 
     def _write(self, state: Snapshot, first: Callable[[], object]) -> None:
-        self.error = None
         try:
             first()
             self.file.write(state.metadata, _tensors(state), lambda: not self.cancelled)
+            self.error = None
         except state_file.Stopped:
             pass
         except Exception as error:  # for `failure`: a stream does not end because a disk is full

@@ -112,12 +112,15 @@ def test_no_value_of_any_flag_ends_in_a_traceback_a_hang_or_a_file(name, data, t
     assert wrong == []
 
 
+# What is about to be done with the data, before what is wrong in them.
+PLANS = ("edited by rules, ", "judged by cues, ")
+
+
 def fault_of(code: int | None, stderr: str, left: list[str]) -> str:
     """What is wrong with how a command ended; "" if nothing is."""
     if code not in (0, 1, 2, hostile_flags.REACHED) or "Traceback" in stderr:
         return f"exit code {code}"
-    lines = stderr.splitlines()
-    # a line that says what is about to be done may come before what is wrong in the data
-    if code == 2 and (len(lines) not in (1, 2) or not lines[-1].startswith("error: ") or len(lines[-1]) >= 300):
+    lines = [line for line in stderr.splitlines() if not line.startswith(PLANS)]
+    if code == 2 and (len(lines) != 1 or not lines[0].startswith("error: ") or len(lines[0]) >= 300):
         return f"{len(lines)} lines"
     return f"left {left}" if code == 2 and left != ["a file.txt", "folder"] else ""

@@ -252,8 +252,8 @@ def test_sigterm_ends_a_command_as_ctrl_c_does_and_leaves_no_draft(tmp_path):
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert child.stdout is not None and child.stdout.readline() == "at work\n"
     child.send_signal(signal.SIGTERM)
-    _, told = child.communicate(timeout=HANG)
-    assert (child.returncode, told) == (143, "\ninterrupted\n") and not list(tmp_path.iterdir())
+    _, stderr = child.communicate(timeout=HANG)
+    assert (child.returncode, stderr) == (143, "\ninterrupted\n") and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -269,8 +269,8 @@ def test_a_signal_ends_at_once_what_python_would_only_hear_of_later(number):
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert child.stdout is not None and child.stdout.readline() == "busy\n"
     child.send_signal(number)
-    _, told = child.communicate(timeout=HANG)
-    assert (child.returncode, told) == (128 + number, "\ninterrupted\n")
+    _, stderr = child.communicate(timeout=HANG)
+    assert (child.returncode, stderr) == (128 + number, "\ninterrupted\n")
 
 
 def test_what_is_interruptible_leaves_the_handlers_of_others_as_they_were():

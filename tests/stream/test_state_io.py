@@ -265,28 +265,50 @@ def test_a_stream_goes_on_while_its_state_is_written(make, tmp_path, monkeypatch
 
 def test_of_what_is_saved_on_a_slow_disk_the_newest_is_written_even_if_nothing_comes_after_it(make, tmp_path, monkeypatch):
     """Else: where a camera goes away, the file stays as old as the last save that the disk was quick enough for."""
-    made, going, let, write = make(), threading.Event(), threading.Event(), state_format.StateFile.write
+    session, writing, release, write = make(), threading.Event(), threading.Event(), state_format.StateFile.write
     written = []
 
-    def held(file, metadata, *args):
-        going.set()
-        assert let.wait(HANG)
+    def slow_write(file, metadata, *args):
+        writing.set()
+        assert release.wait(HANG)
         written.append(metadata["extra"]["next"])
         write(file, metadata, *args)
 
-    monkeypatch.setattr(state_format.StateFile, "write", held)
-    state = made.join(made.init_state())
-    with state_io.Writer(tmp_path / "a.state", made) as writer:
+    monkeypatch.setattr(state_format.StateFile, "write", slow_write)
+    state = session.join(session.init_state())
+    with state_io.Writer(tmp_path / "a.state", session) as writer:
         writer.save(state, {"next": 1.0})
-        assert going.wait(HANG)
+        assert writing.wait(HANG)
         for second in (2.0, 3.0, 4.0):
-            state, _ = made.step(state, [chunk(int(second))])
+            state, _ = session.step(state, [chunk(int(second))])
             writer.save(state, {"next": second})
-        let.set()
+        release.set()
         writer.wait()
         assert not writer.busy and written == [1.0, 4.0] and state_io.peek(tmp_path / "a.state")["next"] == 4.0
-        state_io.save(tmp_path / "now.state", made, state, {"next": 4.0})
+        state_io.save(tmp_path / "now.state", session, state, {"next": 4.0})
     assert (tmp_path / "a.state").read_bytes() == (tmp_path / "now.state").read_bytes()
+
+
+def test_a_failure_is_reported_while_the_next_state_is_being_written(make, tmp_path, monkeypatch):
+    """Else: on a slow disk that is full, where one always is, nobody hears of it."""
+    session, writing, release, calls = make(), threading.Event(), threading.Event(), []
+
+    def write(*_):
+        calls.append(None)
+        if len(calls) == 1:
+            raise OSError("full")
+        writing.set()
+        assert release.wait(HANG)
+
+    monkeypatch.setattr(state_format.StateFile, "write", write)
+    state = session.join(session.init_state())
+    with state_io.Writer(tmp_path / "a.state", session) as writer:
+        writer.save(state, {})
+        writer.wait()
+        writer.save(state, {})
+        assert writing.wait(HANG) and writer.busy and str(writer.failure()) == "full" and writer.failure() is None
+        release.set()
+    assert writer.failure() is None
 
 
 def test_a_save_that_fails_in_its_thread_is_told_once_and_the_next_succeeds(make, tmp_path):

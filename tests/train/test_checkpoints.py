@@ -89,13 +89,13 @@ def test_a_damaged_checkpoint_is_a_line_and_nothing_else_whenever_python_collect
             shutil.copytree(run / FOLDER, copies[-1] / FOLDER)
             (copies[-1] / file.relative_to(run)).write_bytes(rng.randbytes(file.stat().st_size))
     done = subprocess.run([sys.executable, "-c", code, *copies], capture_output=True, text=True, cwd=ROOT)
-    told = [line for line in done.stderr.splitlines() if not line.startswith("  ")]  # without the line of Python's warning
-    assert done.returncode == 0 and len(told) == done.stdout.count("1") >= 4, done.stderr
-    assert all("does not load (" in line and "trying the one before" in line for line in told), done.stderr
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("  ")]  # those are of the code that warns
+    assert done.returncode == 0 and len(lines) == done.stdout.count("1") >= 4, done.stderr
+    assert all("does not load (" in line and "trying the one before" in line for line in lines), done.stderr
 
 
 @pytest.mark.parametrize(
-    ("event", "is_told"),
+    ("event", "is_printed"),
     [
         (SimpleNamespace(object=None, exc_value=RuntimeError("Event loop is closed")), False),
         (SimpleNamespace(object=None, exc_value=RuntimeError("another")), True),
@@ -103,14 +103,14 @@ def test_a_damaged_checkpoint_is_a_line_and_nothing_else_whenever_python_collect
         (SimpleNamespace(object=coroutine("svlm_jax/serve/server.py"), exc_value=RuntimeError("Event loop is closed")), True),
     ],
 )
-def test_what_others_leave_behind_is_told_as_before(event, is_told, monkeypatch):
-    told = []
-    monkeypatch.setattr(sys, "unraisablehook", told.append)
+def test_what_others_leave_behind_is_printed_as_before(event, is_printed, monkeypatch):
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
     monkeypatch.setattr(abandoned_reads, "_is_silent", False)
     monkeypatch.setattr(logging.getLogger("asyncio"), "addFilter", lambda keep: None)
     abandoned_reads.silence_abandoned_reads()
     sys.unraisablehook(event)
-    assert told == [event] * is_told
+    assert printed == [event] * is_printed
 
 
 def test_an_export_leaves_what_a_run_is_writing(run):
